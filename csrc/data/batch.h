@@ -1,0 +1,45 @@
+// The value that moves from a source to an objective. Nothing in it points back at the source.
+#pragma once
+#include <torch/types.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace isentrope::data {
+
+// B sequences padded on the right to T. Position t of target, old_logprob and advantage speaks of the token that
+// follows tokens[:, t], as the logits of position t do.
+struct Batch {
+  torch::Tensor tokens;       // [B, T] int64
+  torch::Tensor target;       // [B, T] int64; −100 where nothing is learnt (prompt, padding)
+  torch::Tensor old_logprob;  // [B, T] float, 0 where target is −100; policy batches only
+  torch::Tensor advantage;    // [B, T] float, 0 where target is −100; policy batches only
+
+  int64_t size() const { return tokens.size(0); }
+  Batch to(torch::Device device) const {
+    auto move = [&](const torch::Tensor& x) { return x.defined() ? x.to(device) : x; };
+    return {move(tokens), move(target), move(old_logprob), move(advantage)};
+  }
+};
+
+inline constexpr int64_t kIgnore = -100;  // torch's own value for "no target here"
+
+// What one step of the trainer consumes: a batch for each optimiser update. SFT makes one update a step; a policy may make
+// several from one set of rollouts. stats: what the source saw while it made them (reward/mean, length/mean, …).
+struct StepData {
+  std::vector<Batch> updates;
+  std::map<std::string, double> stats;
+};
+
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+  virtual StepData next(int64_t step) = 0;
+  // All that a resumed run needs beside the step, by name; restore() takes what state() gave.
+  virtual std::map<std::string, torch::Tensor> state() const { return {}; }
+  virtual void restore(const std::map<std::string, torch::Tensor>&) {}
+};
+
+}  // namespace isentrope::data

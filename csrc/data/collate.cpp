@@ -1,0 +1,75 @@
+#include "csrc/data/collate.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace isentrope::data {
+namespace {
+
+struct Sequence {
+  std::vector<int64_t> ids;
+  int64_t prompt;  // tokens of it that are prompt
+};
+
+std::string described(size_t index, const Example& example) {
+  return "example " + std::to_string(index) + " (prompt \"" + example.prompt + "\")";
+}
+
+Sequence encode(size_t index, const Example& example, const Tokenizer& tokenizer) {
+  if (example.completion.empty())
+    throw std::invalid_argument(described(index, example) + " has no completion to learn");
+  Sequence sequence{tokenizer.encode(example.prompt), 0};
+  sequence.prompt = static_cast<int64_t>(sequence.ids.size());
+  if (sequence.prompt == 0) throw std::invalid_argument(described(index, example) + " has an empty prompt");
+  for (const int64_t id : tokenizer.encode(example.completion)) sequence.ids.push_back(id);
+  if (sequence.ids.back() != tokenizer.eos_id()) sequence.ids.push_back(tokenizer.eos_id());
+  return sequence;
+}
+
+}  // namespace
+
+Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, int64_t context,
+              const std::string& overlong) {
+  if (overlong != "error" && overlong != "drop" && overlong != "truncate")
+    throw std::invalid_argument("overlong is \"" + overlong + "\"; it can be error, drop, truncate");
+  if (examples.empty()) throw std::invalid_argument("collate: no examples");
+  std::vector<Sequence> sequences;
+  int64_t longest = 0;
+  for (size_t i = 0; i < examples.size(); ++i) {
+    Sequence sequence = encode(i, examples[i], tokenizer);
+    const auto length = static_cast<int64_t>(sequence.ids.size());
+    if (length > context) {
+      if (overlong == "drop") continue;
+      if (overlong == "error" || sequence.prompt >= context)
+        throw std::invalid_argument(
+            described(i, examples[i]) + " has " + std::to_string(length) + " tokens (" +
+            std::to_string(sequence.prompt) + " of prompt), the context holds " + std::to_string(context) +
+            "; raise model.context, shorten it, or set data.overlong to drop or truncate");
+      sequence.ids.resize(static_cast<size_t>(context));
+    }
+    const auto kept = static_cast<int64_t>(sequence.ids.size());
+    longest = std::max(longest, kept);
+    sequences.push_back(std::move(sequence));
+  }
+  if (sequences.empty())
+    throw std::invalid_argument("collate: all " + std::to_string(examples.size()) +
+                                " examples are longer than the context (" + std::to_string(context) +
+                                " tokens); raise model.context");
+
+  const auto rows = static_cast<int64_t>(sequences.size());
+  Batch batch;
+  batch.tokens = torch::full({rows, longest - 1}, tokenizer.pad_id(), torch::kInt64);
+  batch.target = torch::full({rows, longest - 1}, kIgnore, torch::kInt64);
+  int64_t* tokens = batch.tokens.data_ptr<int64_t>();  // [B, T]
+  int64_t* target = batch.target.data_ptr<int64_t>();  // [B, T]
+  for (const Sequence& sequence : sequences) {
+    const auto last = static_cast<int64_t>(sequence.ids.size()) - 1;
+    std::copy_n(sequence.ids.begin(), last, tokens);
+    std::copy(sequence.ids.begin() + sequence.prompt, sequence.ids.end(), target + sequence.prompt - 1);
+    tokens += longest - 1;
+    target += longest - 1;
+  }
+  return batch;
+}
+
+}  // namespace isentrope::data

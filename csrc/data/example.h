@@ -1,0 +1,29 @@
+// What every data set is made of, and how it is read: examples, in an order fixed by (seed, epoch).
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace isentrope::data {
+
+struct Example {
+  std::string prompt;
+  std::string completion;  // what SFT learns; empty where there is none
+  std::string answer;      // what verifiable rewards compare with; empty where there is none
+};
+
+// Which part of a data set: training never sees the prompts of the two others. Settings are tuned on validation,
+// results are reported on test.
+enum class Split { train, validation, test };
+
+class ExampleSource {
+ public:
+  virtual ~ExampleSource() = default;
+  // Examples first … first + count − 1 of the endless stream (a finite set starts its next epoch, newly shuffled).
+  // A pure function of (source, first, count): the only state of a reader is the number of examples it has taken.
+  virtual std::vector<Example> take(int64_t first, int64_t count) const = 0;
+  // Examples in one epoch; 0: the stream has no end.
+  virtual int64_t size() const { return 0; }
+};
+
+}  // namespace isentrope::data

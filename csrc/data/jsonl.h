@@ -1,0 +1,59 @@
+// Examples from a file with one JSON object a line: {"prompt": "2+2=", "completion": "4.", "answer": "4"}.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "csrc/data/example.h"
+#include "csrc/field.h"
+
+namespace isentrope::data {
+
+struct JsonlConfig {
+  std::string path = "";
+  std::string validation_path = "";
+  std::string test_path = "";
+  double validation_fraction = 0.05;
+  double test_fraction = 0.05;
+  std::string prompt_key = "prompt";
+  std::string completion_key = "completion";
+  std::string answer_key = "answer";
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("path", path, "File of the training examples.");
+    v("validation_path", validation_path, "File of the validation examples; empty to take a share of path.");
+    v("test_path", test_path, "File of the test examples; empty to take a share of path.");
+    v("validation_fraction", validation_fraction,
+      "Share of path held out for validation where validation_path is empty; a hash of the prompt chooses.",
+      between(0, 1));
+    v("test_fraction", test_fraction, "The same for test.", between(0, 1));
+    v("prompt_key", prompt_key, "Key of the prompt, a string; required in each object.");
+    v("completion_key", completion_key,
+      "Key of the completion, a string; may be missing where there is an answer.");
+    v("answer_key", answer_key,
+      "Key of the answer that rewards compare with, a string or an integer; may be missing.");
+  }
+  std::string problem() const;
+};
+
+// The whole file is read and checked at once and kept in memory.
+// Training: each epoch is a permutation of the split, fixed by (seed, epoch). Validation and test: the order
+// of the file. To share a stream among W ranks with n examples each a step, rank r takes (step · W + r) · n …
+// + n − 1: the union is what one rank with W · n would take.
+class Jsonl : public ExampleSource {
+ public:
+  // Throws std::invalid_argument for a config with a problem() and std::runtime_error with file:line for a
+  // file that is missing, empty or malformed, or has nothing for the split.
+  Jsonl(const JsonlConfig& config, uint64_t seed, Split split);
+
+  std::vector<Example> take(int64_t first, int64_t count) const override;
+  int64_t size() const override { return static_cast<int64_t>(examples_.size()); }
+
+ private:
+  uint64_t seed_;
+  Split split_;
+  std::vector<Example> examples_;
+};
+
+}  // namespace isentrope::data

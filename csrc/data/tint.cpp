@@ -1,0 +1,263 @@
+#include "csrc/data/tint.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <set>
+#include <stdexcept>
+#include <unordered_set>
+#include <utility>
+
+#include "csrc/data/split.h"
+#include "csrc/data/tint_trace.h"
+
+namespace isentrope::data {
+namespace {
+
+// One prompt in 16 for validation, one in 16 for test: signed sums of five terms have 974 000 prompts, those
+// of three 3000, so that even there each list has some 190.
+constexpr double kHeldOutShare = 1.0 / 16;
+// A prompt space is taken to be used up when this many draws in a row gave nothing new.
+constexpr int kVainDraws = 2000;
+constexpr int64_t kTermsDraw = -1;  // index of the stream that chooses the number of terms
+
+bool has_list(const TintConfig& config) { return config.task == "sort" || config.task == "median"; }
+bool has_terms(const TintConfig& config) { return has_list(config) || config.task == "signed_sum"; }
+
+int64_t draw_number(const TintConfig& config, Stream& stream) {
+  if (config.sampling == "magnitude") {
+    const auto span = static_cast<uint64_t>(config.high - config.low) + 1;
+    if (span <= 0xFFFFFFFFull) return config.low + stream.below(static_cast<uint32_t>(span));
+    const uint64_t mask =
+        ~0ull >> __builtin_clzll(span);  // as many bits as span has; what is too large is drawn again
+    for (;;) {
+      const uint64_t high = stream.bits();
+      const uint64_t value = ((high << 32) | stream.bits()) & mask;
+      if (value < span) return config.low + static_cast<int64_t>(value);
+    }
+  }
+  const int64_t digits =
+      config.digits.min + stream.below(static_cast<uint32_t>(config.digits.max - config.digits.min + 1));
+  int64_t value = 1 + stream.below(9);
+  for (int64_t i = 1; i < digits; ++i) value = 10 * value + stream.below(10);
+  return value;
+}
+
+Split split_of_prompt(const std::string& prompt) { return split_of(prompt, kHeldOutShare, kHeldOutShare); }
+
+// The next problem of the stream that belongs to the split.
+TintProblem draw_from_split(const TintConfig& config, int64_t terms, Split split, Stream& stream) {
+  for (int i = 0; i < kVainDraws; ++i) {
+    TintProblem problem = draw_problem(config, terms, stream);
+    if (split_of_prompt(problem.prompt) == split) return problem;
+  }
+  throw std::invalid_argument("tint: " + config.task +
+                              " has so few different prompts that none is left for training; " +
+                              "give it more terms or larger numbers");
+}
+
+Trace run(const TintConfig& config, const TintProblem& problem, const SignedSumSteps& steps, Faults& faults) {
+  return config.task == "signed_sum" ? run_signed_sum(problem.values, steps, faults)
+                                     : run_program(config, problem.values, faults);
+}
+
+// noise: null for a clean sample. The order of a signed sum is drawn from stream, so that noise does not
+// change it.
+TintSample make_sample(const TintConfig& config, const TintProblem& problem, Stream& stream, Stream* noise) {
+  const SignedSumSteps steps =
+      config.task == "signed_sum" ? draw_steps(problem.values, config.merge, stream) : SignedSumSteps{};
+  Faults none(nullptr, 0);
+  Trace trace = run(config, problem, steps, none);
+  TintSample sample{.prompt = problem.prompt, .answer_true = trace.answer};
+  std::string written = trace.answer;
+  if (noise != nullptr && config.noise != "none" && noise->uniform() < config.contamination) {
+    sample.noised = true;
+    if (config.noise == "dynamic") {
+      Faults faults(noise, config.intensity);
+      trace = run(config, problem, steps, faults);
+      if (config.label == "propagated") written = trace.answer;
+    } else {
+      add_static_noise(config, *noise, trace);
+      written = trace.answer;
+    }
+  }
+  sample.answer_trace = trace.answer;
+  sample.n_errors = trace.n_errors;
+  sample.first_error_line = trace.first_error_line;
+  sample.completion = (config.cot ? trace.text() : "") + "A" + written + ".";
+  return sample;
+}
+
+// Up to config.held_out different prompts, the numbers of terms in turn.
+std::vector<Example> held_out_list(const TintConfig& config, Split split) {
+  std::vector<Example> list;
+  std::unordered_set<std::string> seen;
+  const size_t lengths = has_terms(config) ? config.terms.size() : 1;
+  std::vector<Stream>
+      streams;  // one a number of terms: its prompts are the same whichever others are in the list
+  for (size_t i = 0; i < lengths; ++i)
+    streams.emplace_back(0, Purpose::evaluation, static_cast<uint64_t>(split),
+                         static_cast<uint64_t>(config.terms[i]));
+  std::vector<bool> used_up(lengths, false);
+  size_t left = lengths;
+  for (size_t turn = 0; left > 0 && static_cast<int64_t>(list.size()) < config.held_out;
+       turn = (turn + 1) % lengths) {
+    if (used_up[turn]) continue;
+    bool found = false;
+    for (int i = 0; i < kVainDraws && !found; ++i) {
+      const TintProblem problem = draw_problem(config, config.terms[turn], streams[turn]);
+      if (split_of_prompt(problem.prompt) != split || !seen.insert(problem.prompt).second) continue;
+      const TintSample sample = make_sample(config, problem, streams[turn], nullptr);
+      list.push_back({sample.prompt, sample.completion, sample.answer_true});
+      found = true;
+    }
+    if (found) continue;
+    used_up[turn] = true;
+    --left;
+  }
+  return list;
+}
+
+}  // namespace
+
+TintProblem draw_problem(const TintConfig& config, int64_t terms, Stream& stream) {
+  if (config.task == "signed_sum") return draw_signed_sum(terms, stream);
+  TintProblem problem;
+  const int64_t count = has_list(config) ? terms : 2;
+  for (int64_t i = 0; i < count; ++i) problem.values.push_back(draw_number(config, stream));
+  auto& values = problem.values;
+  if (config.task == "sub" && values[0] < values[1]) std::swap(values[0], values[1]);
+  if (has_list(config)) {
+    problem.prompt = config.task.substr(0, 1) + join(values) + "=";
+  } else {
+    const char sign = config.task == "add" ? '+' : config.task == "sub" ? '-' : '*';
+    problem.prompt = std::to_string(values[0]) + sign + std::to_string(values[1]) + "=";
+  }
+  return problem;
+}
+
+std::string TintConfig::problem() const {
+  const auto named = [](const std::string& key, const std::string& value,
+                        std::initializer_list<const char*> names) {
+    std::string known;
+    for (const char* name : names) {
+      if (value == name) return std::string();
+      known += (known.empty() ? "" : ", ") + std::string(name);
+    }
+    return key + " is \"" + value + "\"; it can be " + known;
+  };
+  for (const std::string& wrong :
+       {named("task", task, {"signed_sum", "add", "sub", "mul", "median", "sort"}),
+        named("sampling", sampling, {"magnitude", "length"}),
+        named("algorithm", algorithm, {"selection", "insertion"}), named("even", even, {"lower", "mean"}),
+        named("label", label, {"true", "propagated"}),
+        named("noise", noise, {"none", "static_char", "static_int", "static_line", "dynamic"})})
+    if (!wrong.empty()) return wrong;
+  if (terms.empty()) return "terms is empty; give at least one number of terms, for example [5]";
+  for (const int64_t count : terms)
+    if (count < 1 || count > 26) return "terms holds " + std::to_string(count) + "; each is in 1 … 26";
+  using Share = std::pair<const char*, double>;
+  for (const auto& [key, value] :
+       {Share{"merge", merge}, Share{"contamination", contamination}, Share{"intensity", intensity}})
+    if (!(value >= 0 && value <= 1))
+      return std::string(key) + " is " + std::to_string(value) + "; it is in 0 … 1";
+  if (held_out < 1) return "held_out is " + std::to_string(held_out) + "; it is at least 1";
+  if (task == "signed_sum") return "";
+  if (sampling == "magnitude") {
+    if (low < 0 || low > high)
+      return "low (" + std::to_string(low) + ") must be in 0 … high (" + std::to_string(high) + ")";
+    if (high > (task == "mul" ? 99'999'999 : 999'999'999'999'999))
+      return "high (" + std::to_string(high) + ") has more than " +
+             (task == "mul" ? "8 digits" : "15 digits") + " for " + task;
+  } else {
+    if (digits.min < 1 || digits.min > digits.max)
+      return "digits.min (" + std::to_string(digits.min) + ") must be in 1 … digits.max (" +
+             std::to_string(digits.max) + ")";
+    if (digits.max > (task == "mul" ? 8 : 15))
+      return "digits.max (" + std::to_string(digits.max) + ") is more than " + (task == "mul" ? "8" : "15") +
+             " for " + task;
+  }
+  if (cot && !show.line_no && !show.code && !show.vars && !show.delta)
+    return "cot is on, but show hides every part of a line; set one of line_no, code, vars, delta, or cot: "
+           "false";
+  return "";
+}
+
+std::string tint_alphabet(const TintConfig& config) {
+  std::set<char> extra;
+  const auto add = [&extra](const std::string& text) {
+    for (const char c : text)
+      if (c < '0' || c > '9') extra.insert(c);
+  };
+  add("=A");
+  if (config.task == "signed_sum") {
+    add("+-");
+    if (config.cot) add(":");
+    for (int64_t i = 0; i < *std::max_element(config.terms.begin(), config.terms.end()); ++i)
+      add(std::string(1, static_cast<char>('a' + i)));
+  } else {
+    add(has_list(config)       ? config.task.substr(0, 1) + ","
+        : config.task == "add" ? "+"
+        : config.task == "sub" ? "-"
+                               : "*");
+    if (config.cot) {
+      const TintShow& show = config.show;
+      const bool list = has_list(config), selection = config.algorithm == "selection";
+      std::string variables = list ? (selection ? "mtx" : "tx") : config.task == "mul" ? "pr" : "cds";
+      if (config.task == "median") variables += "r";
+      if (show.vars) variables += list ? (selection ? "ij" : "j") : "abi";
+      if (show.vars && config.task == "median") variables += "k";
+      add("\n");
+      if (show.line_no) add("L");
+      if (show.code) add(program_text(config));
+      if (show.vars && variables.size() > 1) add(";");
+      if (show.vars || show.delta) add(variables + "=");
+      if (show.line_no + show.code + show.vars + show.delta > 1) add(" ");
+    }
+  }
+  return "0123456789" + std::string(extra.begin(), extra.end()) + ".";
+}
+
+Tint::Tint(const TintConfig& config, uint64_t seed, Split split) : config_(config), seed_(seed) {
+  if (const std::string wrong = config.problem(); !wrong.empty())
+    throw std::invalid_argument("tint: " + wrong);
+  if (split == Split::train) return;
+  held_out_ = held_out_list(config, split);
+  if (held_out_.empty())
+    throw std::invalid_argument("tint: " + config.task +
+                                " has so few different prompts that none belongs to the " +
+                                (split == Split::validation ? "validation" : "test") +
+                                " split; give it more terms or larger numbers");
+}
+
+int64_t Tint::terms_of(int64_t first) const {
+  Stream stream(seed_, Purpose::example, static_cast<uint64_t>(kTermsDraw), static_cast<uint64_t>(first));
+  return config_.terms[stream.below(static_cast<uint32_t>(config_.terms.size()))];
+}
+
+TintSample Tint::sample(int64_t index, int64_t terms) const {
+  const auto i = static_cast<uint64_t>(index), k = static_cast<uint64_t>(terms);
+  Stream stream(seed_, Purpose::example, static_cast<uint64_t>(Split::train), i, k);
+  Stream noise(seed_, Purpose::noise, static_cast<uint64_t>(Split::train), i, k);
+  return make_sample(config_, draw_from_split(config_, terms, Split::train, stream), stream, &noise);
+}
+
+std::vector<Example> Tint::take(int64_t first, int64_t count) const {
+  if (first < 0 || count < 0)
+    throw std::invalid_argument("tint: take(" + std::to_string(first) + ", " + std::to_string(count) +
+                                ") is negative");
+  std::vector<Example> examples;
+  examples.reserve(static_cast<size_t>(count));
+  const int64_t terms = terms_of(first);
+  for (int64_t i = first; i < first + count; ++i) {
+    if (held_out_.empty()) {
+      TintSample sample = this->sample(i, terms);
+      examples.push_back(
+          {std::move(sample.prompt), std::move(sample.completion), std::move(sample.answer_true)});
+    } else {
+      examples.push_back(held_out_[static_cast<size_t>(i) % held_out_.size()]);
+    }
+  }
+  return examples;
+}
+
+}  // namespace isentrope::data

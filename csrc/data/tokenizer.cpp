@@ -1,0 +1,187 @@
+#include "csrc/data/tokenizer.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+namespace isentrope::data {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kPad = "<pad>";
+
+// "'x' (U+0078)"
+std::string named(const std::string& character) {
+  const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<unsigned char>(character[i])); };
+  uint32_t code = byte(0);
+  if (character.size() > 1) code &= 0xFFu >> (character.size() + 1);
+  for (size_t i = 1; i < character.size(); ++i) code = (code << 6) | (byte(i) & 0x3F);
+  char number[16];
+  std::snprintf(number, sizeof number, "U+%04X", code);
+  return code < 0x20 ? std::string(number) : "'" + character + "' (" + number + ")";
+}
+
+void write(const std::string& path, const Json& json) {
+  std::ofstream file(path, std::ios::binary);
+  file << json.dump(2, ' ', false) << '\n';
+  file.close();
+  if (!file) throw std::runtime_error("tokenizer: cannot write " + path + ": " + std::strerror(errno));
+}
+
+Json read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error("tokenizer: cannot read " + path + ": " + std::strerror(errno));
+  try {
+    return Json::parse(file);
+  } catch (const Json::exception& error) {
+    throw std::runtime_error("tokenizer: " + path + " is not JSON: " + error.what());
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> code_points(std::string_view text) {
+  std::vector<std::string> points;
+  for (size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const size_t size = lead < 0x80                   ? 1
+                        : lead >= 0xC2 && lead < 0xE0 ? 2
+                        : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                      : 0;
+    bool good = size > 0 && i + size <= text.size();
+    for (size_t j = 1; good && j < size; ++j) good = (static_cast<unsigned char>(text[i + j]) & 0xC0) == 0x80;
+    if (!good) throw std::invalid_argument("text is not UTF-8 at byte " + std::to_string(i));
+    points.emplace_back(text.substr(i, size));
+    i += size;
+  }
+  return points;
+}
+
+std::string TokenizerConfig::problem() const {
+  std::vector<std::string> points;
+  std::unordered_map<std::string, size_t> seen;
+  try {
+    points = code_points(characters);
+    if (!eos.empty() && code_points(eos).size() != 1)
+      return "eos is \"" + eos + "\"; it is one character, or empty";
+  } catch (const std::invalid_argument& error) {
+    return std::string("characters or eos: ") + error.what();
+  }
+  if (points.empty())
+    return "characters is empty; list every character of the data, the end of sequence last";
+  for (size_t i = 0; i < points.size(); ++i) {
+    const auto [place, fresh] = seen.emplace(points[i], i + 1);
+    if (!fresh)
+      return "characters holds " + named(points[i]) + " at places " + std::to_string(place->second) +
+             " and " + std::to_string(i + 1) + "; each stands once";
+  }
+  if (!eos.empty() && !seen.count(eos))
+    return "eos " + named(eos) + " is not among characters \"" + characters + "\"";
+  return "";
+}
+
+Tokenizer::Tokenizer(const TokenizerConfig& config) : characters_(config.characters) {
+  if (const std::string wrong = config.problem(); !wrong.empty())
+    throw std::invalid_argument("tokenizer: " + wrong);
+  tokens_ = code_points(characters_);
+  tokens_.insert(tokens_.begin(), kPad);
+  for (size_t id = 1; id < tokens_.size(); ++id) ids_[tokens_[id]] = static_cast<int64_t>(id);
+  eos_id_ = config.eos.empty() ? size() - 1 : ids_.at(config.eos);
+}
+
+std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
+  const std::vector<std::string> points = code_points(text);
+  std::vector<int64_t> ids;
+  ids.reserve(points.size());
+  for (size_t i = 0; i < points.size(); ++i) {
+    const auto place = ids_.find(points[i]);
+    if (place == ids_.end())
+      throw std::invalid_argument("tokenizer: character " + named(points[i]) + " at place " +
+                                  std::to_string(i + 1) + " of \"" + std::string(text) +
+                                  "\" is not in the alphabet \"" + characters_ +
+                                  "\"; add it to tokenizer.characters");
+    ids.push_back(place->second);
+  }
+  return ids;
+}
+
+std::string Tokenizer::decode(const std::vector<int64_t>& ids) const {
+  std::string text;
+  for (const int64_t id : ids) {
+    if (id < 0 || id >= size())
+      throw std::invalid_argument("tokenizer: id " + std::to_string(id) + " is outside 0 … " +
+                                  std::to_string(size() - 1));
+    if (id != pad_id()) text += tokens_[static_cast<size_t>(id)];
+  }
+  return text;
+}
+
+// A byte-pair model with no pair to merge leaves every character alone; the decoder "Fuse" puts them together
+// without spaces. Padding is an added token, for the model would cut its name into characters.
+void Tokenizer::save(const std::string& folder) const {
+  Json vocabulary = Json::object(), added = Json::array();
+  for (size_t id = 0; id < tokens_.size(); ++id) vocabulary[tokens_[id]] = id;
+  for (const int64_t id : {pad_id(), eos_id_})
+    added.push_back({{"id", id},
+                     {"content", tokens_[static_cast<size_t>(id)]},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
+  write(folder + "/tokenizer.json", {{"version", "1.0"},
+                                     {"truncation", nullptr},
+                                     {"padding", nullptr},
+                                     {"added_tokens", added},
+                                     {"normalizer", nullptr},
+                                     {"pre_tokenizer", nullptr},
+                                     {"post_processor", nullptr},
+                                     {"decoder", {{"type", "Fuse"}}},
+                                     {"model",
+                                      {{"type", "BPE"},
+                                       {"dropout", nullptr},
+                                       {"unk_token", nullptr},
+                                       {"continuing_subword_prefix", nullptr},
+                                       {"end_of_word_suffix", nullptr},
+                                       {"fuse_unk", false},
+                                       {"byte_fallback", false},
+                                       {"vocab", vocabulary},
+                                       {"merges", Json::array()}}}});
+  const std::string pad = kPad;
+  write(folder + "/tokenizer_config.json", {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                                            {"pad_token", pad},
+                                            {"eos_token", eos()},
+                                            {"clean_up_tokenization_spaces", false},
+                                            {"model_input_names", {"input_ids", "attention_mask"}},
+                                            {"padding_side", "left"}});
+  write(folder + "/special_tokens_map.json", {{"pad_token", pad}, {"eos_token", eos()}});
+}
+
+Tokenizer Tokenizer::load(const std::string& folder) {
+  const std::string path = folder + "/tokenizer.json", config_path = folder + "/tokenizer_config.json";
+  const Json json = read(path), settings = read(config_path);
+  TokenizerConfig config{.characters = ""};
+  try {
+    const Json& vocabulary = json.at("model").at("vocab");
+    std::vector<std::string> tokens(vocabulary.size());
+    for (const auto& [token, id] : vocabulary.items()) tokens.at(id.get<size_t>()) = token;
+    if (tokens.empty() || tokens[0] != kPad) throw std::runtime_error("id 0 is not <pad>");
+    for (size_t id = 1; id < tokens.size(); ++id) {
+      if (code_points(tokens[id]).size() != 1)
+        throw std::runtime_error("id " + std::to_string(id) + " (\"" + tokens[id] +
+                                 "\") is not one character");
+      config.characters += tokens[id];
+    }
+    config.eos = settings.at("eos_token").get<std::string>();
+    return Tokenizer(config);
+  } catch (const std::exception& error) {
+    throw std::runtime_error("tokenizer: " + path + " and " + config_path +
+                             " are not a character tokenizer: " + error.what());
+  }
+}
+
+}  // namespace isentrope::data

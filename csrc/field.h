@@ -1,0 +1,42 @@
+// How a configuration struct declares its keys. Standard library only; every owner of a configuration includes it.
+//
+//   struct ScheduleConfig {
+//     std::string kind = "constant";
+//     int64_t warmup = 0;
+//     template <class Visitor>
+//     void visit(Visitor& v) {
+//       v("kind", kind, "Shape of the learning rate after warm-up.", one_of({"constant", "cosine"}));
+//       v("warmup", warmup, "Steps of linear rise from 0.", at_least(0));
+//     }
+//     std::string problem() const;   // optional: what is wrong between keys, "" if nothing is
+//   };
+//
+// A visitor is called once a key, in the order of declaration, with (name, member, help[, allowed]). Members may be
+// bool, int64_t, double, std::string, std::vector of those, std::optional of those, another such struct,
+// std::optional of a struct (absent unless its key is written) and std::vector of structs.
+// The visitors (parse, print, explain, validate) live in csrc/train/config.cpp, the only user of yaml-cpp.
+#pragma once
+#include <initializer_list>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace isentrope {
+
+// The values a key may take: numbers in [min, max] (min itself excluded where above), or one of some names.
+// For a list, each element. An empty Allowed admits everything of the type.
+struct Allowed {
+  double min = -std::numeric_limits<double>::infinity();
+  double max = std::numeric_limits<double>::infinity();
+  bool above = false;
+  std::vector<std::string> names = {};
+};
+
+inline Allowed at_least(double min) { return {.min = min}; }
+inline Allowed above(double min) { return {.min = min, .above = true}; }
+inline Allowed between(double min, double max) { return {.min = min, .max = max}; }
+inline Allowed one_of(std::initializer_list<const char*> names) {
+  return {.names = std::vector<std::string>(names.begin(), names.end())};
+}
+
+}  // namespace isentrope

@@ -1,0 +1,29 @@
+#include "csrc/model/cpu_kernels.h"
+#include "csrc/ops/cpu_dispatch.h"
+
+namespace isentrope::model {
+
+#define ISENTROPE_DECLARE(isa)                   \
+  namespace isa {                                \
+  const CpuKernels<float>& float_kernels();      \
+  const CpuKernels<double>& double_kernels();    \
+  }
+ISENTROPE_DECLARE(DEFAULT)
+ISENTROPE_DECLARE(AVX2)
+ISENTROPE_DECLARE(AVX512)
+#undef ISENTROPE_DECLARE
+
+template <>
+const CpuKernels<float>& cpu_kernels<float>() {
+  return ops::pick(DEFAULT::float_kernels, AVX2::float_kernels, AVX512::float_kernels)();
+}
+
+template <>
+const CpuKernels<double>& cpu_kernels<double>() {
+  return ops::pick(DEFAULT::double_kernels, AVX2::double_kernels, AVX512::double_kernels)();
+}
+
+// Two transposed operands and two blocks of scores, rows rounded up to the widest vector.
+int64_t attention_scratch(int64_t T, int64_t D) { return (2 * D + 2 * kQueryBlock) * ((T + 15) / 16 * 16); }
+
+}  // namespace isentrope::model

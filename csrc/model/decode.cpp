@@ -1,0 +1,134 @@
+#include "csrc/model/decode.h"
+
+#include <cmath>
+#include <vector>
+
+#include "csrc/model/cpu_kernels.h"
+#include "csrc/model/kv_cache.h"
+
+namespace isentrope::model {
+namespace {
+
+using torch::Tensor;
+
+struct PackedLayer {
+  Tensor input_norm, qkv, o, post_norm, gate_up, down;  // norms [C]; projections in panels (CpuKernels::pack)
+};
+
+class PackedModel : public DecodeModel {
+ public:
+  explicit PackedModel(const Decoder& decoder)
+      : config(decoder->config()), embedding(copy(decoder->embedding())), final_norm(copy(decoder->final_norm())),
+        head(packed(decoder->head())), cosine(decoder->cosine().to(torch::kFloat32)),
+        sine(decoder->sine().to(torch::kFloat32)) {
+    for (const LayerWeights& layer : decoder->layers())
+      layers.push_back({copy(layer.input_norm), packed(layer.qkv), packed(layer.o), copy(layer.post_norm),
+                        packed(layer.gate_up), packed(layer.down)});
+  }
+
+  std::unique_ptr<DecodeSession> session(int64_t slots, int64_t rows) const override;
+  int64_t preferred_rows() const override { return 24; }
+  bool parallel() const override { return true; }
+
+  const CpuKernels<float>& kernels = cpu_kernels<float>();
+  DecoderConfig config;
+  Tensor embedding, final_norm, head, cosine, sine;
+  std::vector<PackedLayer> layers;
+
+ private:
+  static Tensor copy(const Tensor& weight) { return weight.detach().clone().contiguous(); }
+  Tensor packed(const Tensor& weight) const {
+    const Tensor plain = weight.detach().contiguous();
+    const int64_t N = plain.size(0), K = plain.size(1);
+    Tensor out = torch::empty({packed_size(K, N, kernels.panel)}, plain.options());
+    kernels.pack(K, N, plain.data_ptr<float>(), 1, K, out.data_ptr<float>());
+    return out;
+  }
+};
+
+class PackedSession : public DecodeSession {
+ public:
+  PackedSession(const PackedModel& model, int64_t slots, int64_t rows)
+      : model_(model),
+        cache_(slots, model.config.layers, model.config.kv_heads, model.config.head_size(), model.config.context),
+        x_(buffer(rows, model.config.width)),
+        normed_(buffer(rows, model.config.width)),
+        qkv_(buffer(rows, (model.config.heads + 2 * model.config.kv_heads) * model.config.head_size())),
+        attended_(buffer(rows, model.config.width)),
+        gate_up_(buffer(rows, 2 * model.config.mlp)),
+        inner_(buffer(rows, model.config.mlp)),
+        logits_(buffer(rows, model.config.vocabulary)),
+        scores_(torch::empty({model.config.context + kKeyBlock}, torch::kFloat32)) {}
+
+  Logits step(std::span<const DecodeRow> rows, int64_t logits_from) override {
+    const DecoderConfig& c = model_.config;
+    const int64_t n = rows.size(), C = c.width, M = c.mlp;
+    for (int64_t i = 0; i < n; ++i)
+      std::copy_n(model_.embedding.data_ptr<float>() + rows[i].token * C, C, row(x_, i));
+    for (int64_t l = 0; l < c.layers; ++l) {
+      const PackedLayer& layer = model_.layers[l];
+      norm(n, x_, layer.input_norm, normed_);
+      multiply(n, qkv_rows(), C, normed_, layer.qkv, qkv_, false);
+      attend(rows, l);
+      multiply(n, C, C, attended_, layer.o, x_, true);
+      norm(n, x_, layer.post_norm, normed_);
+      multiply(n, 2 * M, C, normed_, layer.gate_up, gate_up_, false);
+      model_.kernels.swiglu(n, M, row(gate_up_, 0), row(inner_, 0));
+      multiply(n, C, M, inner_, layer.down, x_, true);
+    }
+    const Tensor last = x_.slice(0, logits_from), last_normed = normed_.slice(0, logits_from);
+    norm(n - logits_from, last, model_.final_norm, last_normed);
+    multiply(n - logits_from, c.vocabulary, C, last_normed, model_.head, logits_, false);
+    return {row(logits_, 0), logits_.size(1)};
+  }
+
+  void copy(int64_t from, int64_t to, int64_t count) override { cache_.copy(from, to, count); }
+
+ private:
+  static Tensor buffer(int64_t rows, int64_t width) { return torch::empty({rows, width}, torch::kFloat32); }
+  static float* row(const Tensor& x, int64_t i) { return x.data_ptr<float>() + i * x.size(1); }
+  int64_t qkv_rows() const { return (model_.config.heads + 2 * model_.config.kv_heads) * model_.config.head_size(); }
+
+  void norm(int64_t n, const Tensor& x, const Tensor& weight, const Tensor& y) const {
+    model_.kernels.rms_norm(n, model_.config.width, model_.config.norm_eps, x.data_ptr<float>(), nullptr,
+                            weight.data_ptr<float>(), nullptr, y.data_ptr<float>(), nullptr);
+  }
+  // y [n, N] (+)= x [n, K] · weightᵀ
+  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y, bool add) const {
+    model_.kernels.packed_product(n, N, K, x.data_ptr<float>(), K, 1, weight.data_ptr<float>(), y.data_ptr<float>(), N,
+                                  add);
+  }
+
+  void attend(std::span<const DecodeRow> rows, int64_t layer) {
+    const DecoderConfig& c = model_.config;
+    const int64_t H = c.heads, G = c.kv_heads, D = c.head_size();
+    const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(D)));
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const auto [token, position, slot] = rows[i];
+      float* qkv = row(qkv_, i);
+      model_.kernels.rotate(H + G, D, qkv, D, qkv, D, model_.cosine.data_ptr<float>() + position * (D / 2),
+                            model_.sine.data_ptr<float>() + position * (D / 2), 1);
+      cache_.put(slot, layer, position, qkv + H * D, qkv + (H + G) * D);
+      model_.kernels.cached_attention(position + 1, H, G, D, scale, qkv, cache_.keys(slot, layer),
+                                      cache_.values(slot, layer), row(attended_, i), scores_.data_ptr<float>());
+    }
+  }
+
+  const PackedModel& model_;
+  KvCache cache_;
+  Tensor x_, normed_, qkv_, attended_, gate_up_, inner_, logits_, scores_;
+};
+
+std::unique_ptr<DecodeSession> PackedModel::session(int64_t slots, int64_t rows) const {
+  return std::make_unique<PackedSession>(*this, slots, rows);
+}
+
+}  // namespace
+
+std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder) {
+  const Tensor& weight = decoder->embedding();
+  if (weight.is_cpu() && weight.scalar_type() == torch::kFloat32) return std::make_unique<PackedModel>(decoder);
+  return make_aten_decode_model(decoder);
+}
+
+}  // namespace isentrope::model

@@ -1,0 +1,49 @@
+// One-token steps of a decoder with a KV cache: the arithmetic of rollouts.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "csrc/model/decoder.h"
+
+namespace isentrope::model {
+
+// A token to be fed, its place in its sequence, and the slot of the cache that holds the positions before it.
+struct DecodeRow {
+  int64_t token, position, slot;
+};
+
+struct Logits {
+  const float* data;  // [rows, ld]: the first V of each row; until the next step
+  int64_t ld;
+  const float* row(int64_t i) const { return data + i * ld; }
+};
+
+// A cache of some slots and the memory to step it; used by one thread at a time.
+class DecodeSession {
+ public:
+  virtual ~DecodeSession() = default;
+  // Feeds rows and gives the logits that follow rows logits_from … (earlier rows of a prompt need none). Rows of the
+  // same slot stand in the order of their positions, and may be many: a prompt is fed so.
+  virtual Logits step(std::span<const DecodeRow> rows, int64_t logits_from) = 0;
+  // Slot `to` gets positions 0 … count − 1 of slot `from`: how a group shares its prompt.
+  virtual void copy(int64_t from, int64_t to, int64_t count) = 0;
+};
+
+// A decoder made ready to decode: weights are packed once, and shared by the sessions. Good until the weights change.
+class DecodeModel {
+ public:
+  virtual ~DecodeModel() = default;
+  // rows: most rows of one step.
+  virtual std::unique_ptr<DecodeSession> session(int64_t slots, int64_t rows) const = 0;
+  // Rows that one step is best given, and whether sessions may run side by side, one a thread.
+  virtual int64_t preferred_rows() const = 0;
+  virtual bool parallel() const = 0;
+};
+
+// float on the CPU: own kernels, where a row's logits do not depend, bit for bit, on the rows it is stepped with or on
+// threads. Other types and devices: plain ATen, the slow and obvious form, which is also the judge of the fast one.
+std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder);
+std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder);
+
+}  // namespace isentrope::model

@@ -1,0 +1,102 @@
+// The decoder's one-token step in plain ATen, for any type and device.
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "csrc/model/decode.h"
+#include "csrc/model/layers.h"
+
+namespace isentrope::model {
+namespace {
+
+using torch::Tensor;
+using torch::indexing::None;
+using torch::indexing::Slice;
+
+class AtenSession : public DecodeSession {
+ public:
+  AtenSession(const Decoder& decoder, int64_t slots) : decoder_(decoder) {
+    const DecoderConfig& c = decoder_->config();
+    const auto options = decoder_->embedding().options().requires_grad(false);
+    for (int64_t l = 0; l < c.layers; ++l) {
+      keys_.push_back(torch::zeros({slots, c.context, c.kv_heads, c.head_size()}, options));
+      values_.push_back(torch::zeros_like(keys_.back()));
+    }
+  }
+
+  Logits step(std::span<const DecodeRow> rows, int64_t logits_from) override {
+    torch::NoGradGuard no_grad;
+    const DecoderConfig& c = decoder_->config();
+    const auto options = decoder_->embedding().options();
+    const int64_t n = rows.size(), H = c.heads, G = c.kv_heads, D = c.head_size();
+    Tensor columns = torch::empty({3, n}, torch::kInt64);
+    for (int64_t i = 0; i < n; ++i) {
+      columns[0][i] = rows[i].token;
+      columns[1][i] = rows[i].position;
+      columns[2][i] = rows[i].slot;
+    }
+    columns = columns.to(options.device());
+    const Tensor position = columns[1], slot = columns[2];
+    const Tensor hidden_keys = torch::arange(c.context, position.options()) > position.unsqueeze(1);  // [n, S]
+    const Tensor cosine = decoder_->cosine().to(options).index({position}).unsqueeze(1);            // [n, 1, D/2]
+    const Tensor sine = decoder_->sine().to(options).index({position}).unsqueeze(1);
+    auto turn = [&](const Tensor& x) {  // [n, heads, D]
+      const auto half = x.chunk(2, -1);
+      return torch::cat({half[0] * cosine - half[1] * sine, half[1] * cosine + half[0] * sine}, -1);
+    };
+    Tensor x = torch::embedding(decoder_->embedding(), columns[0]), delta, normed;
+    for (int64_t l = 0; l < c.layers; ++l) {
+      const LayerWeights& layer = decoder_->layers()[l];
+      std::tie(x, normed) = add_rms_norm(x, delta, layer.input_norm, c.norm_eps);
+      const auto qkv = torch::linear(normed, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
+      keys_[l].index_put_({slot, position}, turn(qkv[1]));
+      values_[l].index_put_({slot, position}, qkv[2]);
+      const Tensor q = turn(qkv[0]).view({n, G, H / G, D});
+      Tensor scores = torch::einsum("ngrd,nsgd->ngrs", {q, keys_[l].index({slot})}) / std::sqrt(static_cast<double>(D));
+      scores.masked_fill_(hidden_keys.index({Slice(), None, None}), -INFINITY);
+      delta = torch::einsum("ngrs,nsgd->ngrd", {scores.softmax(-1), values_[l].index({slot})});
+      delta = torch::linear(delta.reshape({n, c.width}), layer.o);
+      std::tie(x, normed) = add_rms_norm(x, delta, layer.post_norm, c.norm_eps);
+      delta = torch::linear(swiglu(torch::linear(normed, layer.gate_up)), layer.down);
+    }
+    normed = std::get<1>(add_rms_norm(x, delta, decoder_->final_norm(), c.norm_eps)).slice(0, logits_from);
+    logits_ = torch::linear(normed, decoder_->head()).to(torch::kCPU, torch::kFloat32).contiguous();
+    return {logits_.data_ptr<float>(), logits_.size(1)};
+  }
+
+  void copy(int64_t from, int64_t to, int64_t count) override {
+    for (const std::vector<Tensor>* planes : {&keys_, &values_})
+      for (const Tensor& plane : *planes) plane[to].slice(0, 0, count).copy_(plane[from].slice(0, 0, count));
+  }
+
+ private:
+  Decoder decoder_;
+  std::vector<Tensor> keys_, values_;  // a layer: [slots, context, G, D]
+  Tensor logits_;
+};
+
+class AtenModel : public DecodeModel {
+ public:
+  explicit AtenModel(const Decoder& decoder) : decoder_(decoder) {}
+  std::unique_ptr<DecodeSession> session(int64_t slots, int64_t) const override {
+    return std::make_unique<AtenSession>(decoder_, slots);
+  }
+  // The more rows, the better a device is used; but attention gathers the whole slot of each: 2^26 elements at most.
+  int64_t preferred_rows() const override {
+    const DecoderConfig& c = decoder_->config();
+    return std::clamp<int64_t>((int64_t{1} << 26) / (c.context * c.kv_heads * c.head_size()), 8, 256);
+  }
+  bool parallel() const override { return false; }
+
+ private:
+  Decoder decoder_;
+};
+
+}  // namespace
+
+std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder) {
+  return std::make_unique<AtenModel>(decoder);
+}
+
+}  // namespace isentrope::model

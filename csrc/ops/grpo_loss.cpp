@@ -1,0 +1,632 @@
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "csrc/ops/check.h"
+#include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/entries.h"
+#include "csrc/ops/grpo_loss_cpu.h"
+#include "csrc/ops/ops.h"
+
+namespace isentrope::ops {
+namespace {
+
+using namespace kernels;
+
+constexpr const char* kLoss = "grpo_loss";
+constexpr const char* kBackward = "grpo_loss_backward";
+constexpr const char* kSelect = "grpo_select";
+
+// ---- checks and names
+// -----------------------------------------------------------------------------------------------
+
+// The type all is computed in: double for double log-probabilities, else float.
+at::ScalarType compute_type(const Tensor& logprob) {
+  return logprob.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+DType dtype_of(at::ScalarType type) { return type == at::kDouble ? DType::kDouble : DType::kFloat; }
+
+void check_logprob(const char* op, const Tensor& logprob) {
+  check_dtype(op, "logprob", logprob, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
+  OP_CHECK(op, logprob.dim() == 2, "logprob has shape ", logprob.sym_sizes(), "; wanted [B, T]");
+}
+
+void check_like_logprob(const char* op, const char* name, const Tensor& x, const Tensor& logprob) {
+  check_shape(op, name, x, logprob.sym_sizes(), "[B, T], as logprob");
+  check_device(op, name, x, "logprob", logprob);
+}
+
+void check_values(const char* op, const char* name, const Tensor& x, const Tensor& logprob) {
+  check_dtype(op, name, x, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
+  check_like_logprob(op, name, x, logprob);
+}
+
+double checked(const char* op, const char* name, double value, double least) {
+  OP_CHECK(op, std::isfinite(value) && value >= least, name, " is ", value, "; wanted a number of at least ",
+           least);
+  return value;
+}
+
+// The position of name among names; an error that lists them where it is not there.
+template <size_t kCount>
+size_t index_of(const char* op, const char* argument, c10::string_view name,
+                const char* const (&names)[kCount]) {
+  std::string list;
+  for (size_t i = 0; i < kCount; ++i) {
+    if (name == names[i]) return i;
+    list += (i == 0 ? "" : ", ") + std::string(names[i]);
+  }
+  OP_CHECK(op, false, argument, " is \"", std::string(name), "\"; wanted one of ", list);
+}
+
+constexpr const char* kModes[] = {"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg"};
+constexpr const char* kAggregates[] = {"token-mean", "seq-mean-token-sum", "seq-mean-token-mean",
+                                       "seq-mean-token-sum-norm"};
+constexpr const char* kRefKls[] = {"k1", "k2", "k3", "k1+", "k3+"};
+constexpr const char* kChoices[] = {"clip_cov", "kl_cov", "random_clip_cov", "random_kl_cov"};
+enum Mode { kClip, kClipHigher, kClipCov, kKlCov, kGspo, kCispo, kGpg };
+
+// DAPO's upper clip (arXiv 2503.14476), the default of clip_higher.
+constexpr double kClipHigherUpper = 0.28;
+
+GrpoLossRule rule_of(const GrpoLossArguments& a) {
+  GrpoLossRule rule;
+  const auto mode = static_cast<Mode>(index_of(kLoss, "mode", a.mode, kModes));
+  const bool selects = mode == kClipCov || mode == kKlCov;
+  OP_CHECK(kLoss, selects == a.selected.has_value(), "mode is ", std::string(a.mode), ", and selected is ",
+           selects ? "missing; wanted the tokens that grpo_select(logprob, old_logprob, advantage, mask, "
+                     "mode=..., seed=...) chooses"
+                   : "given, which only clip_cov and kl_cov use; wanted None");
+  rule.lower = 1.0 - checked(kLoss, "clip_low", a.clip_low, 0.0);
+  rule.upper = 1.0 + checked(kLoss, "clip_high",
+                             a.clip_high.value_or(mode == kClipHigher ? kClipHigherUpper : a.clip_low), 0.0);
+  rule.dual_clip = std::numeric_limits<double>::infinity();
+  if (a.dual_clip.has_value()) {
+    OP_CHECK(kLoss, mode == kClip || mode == kClipHigher, "dual_clip is given with mode ",
+             std::string(a.mode), "; it belongs to clip and clip_higher, wanted None");
+    OP_CHECK(kLoss, std::isfinite(*a.dual_clip) && *a.dual_clip > 1, "dual_clip is ", *a.dual_clip,
+             "; wanted above 1, or None");
+    rule.dual_clip = *a.dual_clip;
+  }
+  const double kl_coef = checked(kLoss, "kl_coef", a.kl_coef, 0.0);
+  if (mode == kClipCov) rule.drop = 1;
+  if (mode == kKlCov) rule.penalty = kl_coef;
+  if (mode == kKlCov || mode == kGpg) {
+    rule.lower = 0;
+    rule.upper = std::numeric_limits<double>::infinity();
+  }
+  rule.form = mode == kGspo    ? GrpoForm::kSequenceRatio
+              : mode == kCispo ? GrpoForm::kClippedWeight
+              : mode == kGpg   ? GrpoForm::kUnitWeight
+                               : GrpoForm::kTokenRatio;
+  rule.ref_kl = static_cast<GrpoKl>(index_of(kLoss, "ref_kl", a.ref_kl, kRefKls));
+  rule.ref_kl_coef = checked(kLoss, "ref_kl_coef", a.ref_kl_coef, 0.0);
+  rule.entropy_coef = checked(kLoss, "entropy_coef", a.entropy_coef, std::numeric_limits<double>::lowest());
+  rule.aggregate = static_cast<GrpoAggregate>(index_of(kLoss, "aggregate", a.aggregate, kAggregates));
+  OP_CHECK(kLoss, rule.ref_kl_coef == 0 || a.ref_logprob, "ref_kl_coef is ", rule.ref_kl_coef,
+           ", and ref_logprob is missing; wanted the log-probabilities of the reference policy");
+  OP_CHECK(kLoss, rule.entropy_coef == 0 || a.entropy, "entropy_coef is ", rule.entropy_coef,
+           ", and entropy is missing; wanted the entropy that token_entropy gives");
+  return rule;
+}
+
+GrpoLossRule check_arguments(const GrpoLossArguments& a) {
+  check_logprob(kLoss, a.logprob);
+  check_values(kLoss, "old_logprob", a.old_logprob, a.logprob);
+  check_values(kLoss, "advantage", a.advantage, a.logprob);
+  check_like_logprob(kLoss, "mask", a.mask, a.logprob);
+  if (a.ref_logprob) check_values(kLoss, "ref_logprob", *a.ref_logprob, a.logprob);
+  if (a.entropy) check_values(kLoss, "entropy", *a.entropy, a.logprob);
+  if (a.selected) {
+    check_dtype(kLoss, "selected", *a.selected, {at::kBool});
+    check_like_logprob(kLoss, "selected", *a.selected, a.logprob);
+  }
+  if (a.normalizer) {
+    OP_CHECK(kLoss, a.normalizer->sym_numel() == 1, "normalizer has shape ", a.normalizer->sym_sizes(),
+             "; wanted one number");
+    check_device(kLoss, "normalizer", *a.normalizer, "logprob", a.logprob);
+  }
+  return rule_of(a);
+}
+
+Tensor as(const Tensor& x, at::ScalarType type) { return x.to(type).contiguous(); }
+Tensor as(const OptionalTensor& x, at::ScalarType type) { return x ? as(*x, type) : Tensor(); }
+const void* data(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
+
+GrpoLossOutputs empty_outputs(const Tensor& logprob, bool keep_slope) {
+  const auto options =
+      logprob.options().dtype(compute_type(logprob)).memory_format(at::MemoryFormat::Contiguous);
+  const auto shape = logprob.sym_sizes();
+  return {at::empty({}, options), at::empty_symint(shape, options),
+          at::empty({kGrpoStats}, options.dtype(at::kFloat)),
+          keep_slope ? at::empty_symint(shape, options) : at::empty({0}, options),
+          at::empty_symint({shape[0]}, options)};
+}
+
+// ---- the CPU's launchers: segments over torch's threads
+// ---------------------------------------------------------------
+
+// Segments a thread takes at least: about 16k tokens, some microseconds of work.
+int64_t segment_grain(int64_t length) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, std::min(length, kGrpoSegment)));
+}
+
+// First pass: the sums of each sequence, and what they make together.
+GrpoCentre centre_of(const GrpoLossForward& p, std::vector<GrpoMoments<double>>& sequences) {
+  static const auto moments = ISENTROPE_PICK(grpo_moments);
+  const int64_t segments = grpo_segments(p.length);
+  std::vector<GrpoMoments<double>> partial(p.batch * segments);
+  at::parallel_for(0, p.batch * segments, segment_grain(p.length),
+                   [&](int64_t begin, int64_t end) { moments(p, begin, end, partial.data()); });
+  sequences.assign(p.batch, GrpoMoments<double>{});
+  GrpoMoments<double> all{};
+  GrpoCentre centre;
+  for (int64_t row = 0; row < p.batch; ++row) {
+    for (int64_t s = 0; s < segments; ++s)
+      sequences[row] = grpo_add(sequences[row], partial[row * segments + s]);
+    all = grpo_add(all, sequences[row]);
+    centre.sequences += sequences[row].tokens > 0;
+  }
+  const double share = all.tokens > 0 ? 1.0 / all.tokens : 0.0;
+  centre.tokens = all.tokens;
+  centre.advantage = all.advantage * share;
+  centre.logprob = all.logprob * share;
+  centre.entropy = all.entropy * share;
+  return centre;
+}
+
+template <class T>
+void forward_as(const GrpoLossForward& p) {
+  static const auto forward = ISENTROPE_PICK(grpo_loss_forward);
+  std::vector<GrpoMoments<double>> sequences;
+  const GrpoCentre centre = centre_of(p, sequences);
+  std::vector<double> log_ratio(p.batch);
+  for (int64_t row = 0; row < p.batch; ++row)
+    log_ratio[row] = sequences[row].tokens > 0 ? sequences[row].log_ratio / sequences[row].tokens : 0.0;
+  const int64_t segments = grpo_segments(p.length);
+  std::vector<GrpoTerms<double>> partial(p.batch * segments);
+  at::parallel_for(0, p.batch * segments, segment_grain(p.length), [&](int64_t begin, int64_t end) {
+    forward(p, centre, log_ratio.data(), begin, end, partial.data());
+  });
+  GrpoTerms<double> sums;
+  for (int k = 0; k < kGrpoTerms; ++k) sums.term[k] = grpo_neutral(k);
+  double loss = 0;
+  for (int64_t row = 0; row < p.batch; ++row) {
+    const double weight = grpo_weight(p.rule.aggregate, centre, sequences[row].tokens, p.length,
+                                      static_cast<const T*>(p.normalizer));
+    static_cast<T*>(p.weight)[row] = static_cast<T>(weight);
+    for (int64_t s = row * segments; s < (row + 1) * segments; ++s) {
+      if (weight != 0) loss += weight * partial[s].term[kSumLoss];
+      for (int k = 0; k < kGrpoTerms; ++k) sums.term[k] = grpo_merge(k, sums.term[k], partial[s].term[k]);
+    }
+  }
+  *static_cast<T*>(p.loss) = static_cast<T>(loss);
+  grpo_statistics(centre, sums, p.stats);
+}
+
+void forward_on_cpu(const GrpoLossForward& p) {
+  p.dtype == DType::kDouble ? forward_as<double>(p) : forward_as<float>(p);
+}
+
+void backward_on_cpu(const GrpoLossBackward& p) {
+  static const auto backward = ISENTROPE_PICK(grpo_loss_backward);
+  at::parallel_for(0, p.batch * grpo_segments(p.length), segment_grain(p.length),
+                   [&](int64_t begin, int64_t end) { backward(p, begin, end); });
+}
+
+// The n-th smallest (n ≥ 1) of keys [count]. A histogram of the leading bits leaves few keys to order.
+uint64_t nth_key(const uint64_t* keys, int64_t count, int64_t n) {
+  constexpr int kShift = 52, kBins = 4096;
+  constexpr int64_t kChunk = 65536;
+  const int64_t chunks = (count + kChunk - 1) / kChunk;
+  std::vector<int64_t> histogram(chunks * kBins);  // [chunks, bins]
+  auto for_chunks = [&](auto&& function) {
+    at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) function(c, c * kChunk, std::min(count, (c + 1) * kChunk));
+    });
+  };
+  for_chunks([&](int64_t c, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) ++histogram[c * kBins + (keys[i] >> kShift)];
+  });
+  std::vector<int64_t> start(chunks + 1);
+  uint64_t bin = 0;
+  for (int64_t below = 0;; ++bin, below += start[chunks]) {
+    for (int64_t c = 0; c < chunks; ++c) start[c + 1] = start[c] + histogram[c * kBins + bin];
+    if (below + start[chunks] >= n) {
+      n -= below;
+      break;
+    }
+  }
+  std::vector<uint64_t> bucket(start[chunks]);
+  for_chunks([&](int64_t c, int64_t begin, int64_t end) {
+    int64_t next = start[c];
+    if (next == start[c + 1]) return;
+    for (int64_t i = begin; i < end; ++i)
+      if (keys[i] >> kShift == bin) bucket[next++] = keys[i];
+  });
+  std::nth_element(bucket.begin(), bucket.begin() + (n - 1), bucket.end());
+  return bucket[n - 1];
+}
+
+void select_on_cpu(const GrpoSelect& p) {
+  static const auto select_keys = ISENTROPE_PICK(grpo_select_keys);
+  GrpoLossForward first;
+  first.dtype = p.dtype;
+  first.batch = p.batch;
+  first.length = p.length;
+  first.logprob = p.logprob;
+  first.advantage = p.advantage;
+  first.mask = p.mask;
+  std::vector<GrpoMoments<double>> sequences;
+  const GrpoCentre centre = centre_of(first, sequences);
+  const int64_t tokens = p.batch * p.length, segments = p.batch * grpo_segments(p.length);
+  const std::unique_ptr<uint64_t[]> keys(new uint64_t[tokens]);  // [B, T], not cleared: all are written
+  std::vector<int64_t> partial(segments);
+  at::parallel_for(0, segments, segment_grain(p.length), [&](int64_t begin, int64_t end) {
+    select_keys(p, centre, begin, end, keys.get(), partial.data());
+  });
+  int64_t available = 0;
+  for (int64_t s : partial) available += s;
+  const int64_t count =
+      selection_count(p.fraction, p.minimum, static_cast<int64_t>(centre.tokens), available);
+  if (count == 0) {
+    std::fill_n(p.selected, tokens, false);
+    return;
+  }
+  const uint64_t last = nth_key(keys.get(), tokens, count);
+  at::parallel_for(0, tokens, 65536, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) p.selected[i] = keys[i] <= last;
+  });
+}
+
+}  // namespace
+
+// ---- grpo_select
+// ----------------------------------------------------------------------------------------------------
+
+namespace {
+
+GrpoSelect select_parameters(const GrpoSelectArguments& a) {
+  check_logprob(kSelect, a.logprob);
+  check_values(kSelect, "old_logprob", a.old_logprob, a.logprob);
+  check_values(kSelect, "advantage", a.advantage, a.logprob);
+  check_like_logprob(kSelect, "mask", a.mask, a.logprob);
+  GrpoSelect p;
+  p.choice = static_cast<GrpoChoice>(index_of(kSelect, "mode", a.mode, kChoices));
+  p.seed = static_cast<uint64_t>(a.seed);
+  OP_CHECK(kSelect, a.select_fraction > 0 && a.select_fraction <= 1, "select_fraction is ", a.select_fraction,
+           "; wanted above 0 and at most 1");
+  OP_CHECK(kSelect, a.cov_lower < a.cov_upper, "cov_lower is ", a.cov_lower, " and cov_upper ", a.cov_upper,
+           "; wanted the lower one below the upper");
+  OP_CHECK(kSelect, a.minimum >= 0, "minimum is ", a.minimum, "; wanted at least 0");
+  p.fraction = a.select_fraction;
+  p.minimum = a.minimum;
+  p.cov_lower = a.cov_lower;
+  p.cov_upper = a.cov_upper;
+  p.lower = 1.0 - checked(kSelect, "clip_low", a.clip_low, 0.0);
+  p.upper = 1.0 + checked(kSelect, "clip_high", a.clip_high.value_or(a.clip_low), 0.0);
+  return p;
+}
+
+Tensor empty_selection(const Tensor& logprob) {
+  return at::empty_symint(logprob.sym_sizes(),
+                          logprob.options().dtype(at::kBool).memory_format(at::MemoryFormat::Contiguous));
+}
+
+}  // namespace
+
+Tensor grpo_select_run(const GrpoSelectArguments& a, void (*launch)(const GrpoSelect&), bool with_workspace) {
+  const at::NoGradGuard constant;
+  GrpoSelect p = select_parameters(a);
+  const at::ScalarType type = compute_type(a.logprob);
+  OP_CHECK(kSelect, a.logprob.numel() < int64_t{0xffffffff}, "logprob has ", a.logprob.numel(),
+           " tokens; wanted fewer than 2^32 - 1");
+  const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type),
+               advantage = as(a.advantage, type), mask = as(a.mask, at::kBool),
+               selected = empty_selection(a.logprob);
+  p.dtype = dtype_of(type);
+  p.batch = logprob.size(0);
+  p.length = logprob.size(1);
+  p.logprob = data(logprob);
+  p.old_logprob = data(old_logprob);
+  p.advantage = data(advantage);
+  p.mask = mask.const_data_ptr<bool>();
+  p.selected = selected.mutable_data_ptr<bool>();
+  Tensor workspace;
+  if (with_workspace) {
+    workspace = at::empty({static_cast<int64_t>(grpo_select_workspace(p.batch, p.length))},
+                          logprob.options().dtype(at::kByte));
+    p.workspace = workspace.mutable_data_ptr();
+  }
+  if (selected.numel() > 0) launch(p);
+  return selected;
+}
+
+Tensor grpo_select_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                       const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
+                       double cov_lower, double cov_upper, double clip_low, std::optional<double> clip_high,
+                       int64_t minimum) {
+  return grpo_select_run({logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower,
+                          cov_upper, clip_low, clip_high, minimum},
+                         select_on_cpu, false);
+}
+
+Tensor grpo_select_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                        const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
+                        double cov_lower, double cov_upper, double clip_low, std::optional<double> clip_high,
+                        int64_t minimum) {
+  select_parameters({logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper,
+                     clip_low, clip_high, minimum});
+  return empty_selection(logprob);
+}
+
+Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                   const Tensor& mask, const GrpoSelectOptions& o) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("isentrope::grpo_select", "")
+                             .typed<decltype(grpo_select_cpu)>();
+  return op.call(logprob, old_logprob, advantage, mask, o.mode, o.seed, o.select_fraction, o.cov_lower,
+                 o.cov_upper, o.clip_low, o.clip_high, o.minimum);
+}
+
+// ---- grpo_loss
+// ------------------------------------------------------------------------------------------------------
+
+GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const GrpoLossForward&),
+                              bool with_workspace) {
+  GrpoLossForward p;
+  p.rule = check_arguments(a);
+  const at::ScalarType type = compute_type(a.logprob);
+  const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type),
+               advantage = as(a.advantage, type), mask = as(a.mask, at::kBool),
+               selected = as(a.selected, at::kBool), ref_logprob = as(a.ref_logprob, type),
+               entropy = as(a.entropy, type), normalizer = as(a.normalizer, type);
+  const auto outputs = empty_outputs(a.logprob, a.keep_slope);
+  const auto& [loss, token_loss, stats, slope, weight] = outputs;
+  p.dtype = dtype_of(type);
+  p.batch = logprob.size(0);
+  p.length = logprob.size(1);
+  p.logprob = data(logprob);
+  p.old_logprob = data(old_logprob);
+  p.advantage = data(advantage);
+  p.mask = mask.const_data_ptr<bool>();
+  p.selected = static_cast<const bool*>(data(selected));
+  p.ref_logprob = data(ref_logprob);
+  p.entropy = data(entropy);
+  p.normalizer = data(normalizer);
+  p.loss = loss.mutable_data_ptr();
+  p.token_loss = token_loss.mutable_data_ptr();
+  p.stats = stats.mutable_data_ptr<float>();
+  p.slope = a.keep_slope ? slope.mutable_data_ptr() : nullptr;
+  p.weight = weight.mutable_data_ptr();
+  Tensor workspace;
+  if (with_workspace) {
+    workspace = at::empty({static_cast<int64_t>(grpo_loss_workspace(p.batch, p.length))},
+                          logprob.options().dtype(at::kByte));
+    p.workspace = workspace.mutable_data_ptr();
+  }
+  launch(p);
+  return outputs;
+}
+
+GrpoLossOutputs grpo_loss_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                              const Tensor& mask, const OptionalTensor& selected,
+                              const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
+                              const OptionalTensor& normalizer, c10::string_view mode,
+                              c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
+                              std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
+                              double ref_kl_coef, double entropy_coef, bool keep_slope) {
+  return grpo_loss_run(
+      {logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode, aggregate,
+       clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef, keep_slope},
+      forward_on_cpu, false);
+}
+
+GrpoLossOutputs grpo_loss_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                               const Tensor& mask, const OptionalTensor& selected,
+                               const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
+                               const OptionalTensor& normalizer, c10::string_view mode,
+                               c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
+                               std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
+                               double ref_kl_coef, double entropy_coef, bool keep_slope) {
+  check_arguments({logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode,
+                   aggregate, clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef,
+                   keep_slope});
+  return empty_outputs(logprob, keep_slope);
+}
+
+// ---- backward
+// -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void check_backward(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss, const Tensor& slope,
+                    const Tensor& weight, const Tensor& mask) {
+  check_dtype(kBackward, "slope", slope, {at::kFloat, at::kDouble});
+  OP_CHECK(kBackward, slope.dim() == 2, "slope has shape ", slope.sym_sizes(), "; wanted [B, T]");
+  check_dtype(kBackward, "weight", weight, {slope.scalar_type()});
+  check_shape(kBackward, "weight", weight, {slope.sym_size(0)}, "[B]");
+  check_shape(kBackward, "mask", mask, slope.sym_sizes(), "[B, T], as slope");
+  check_device(kBackward, "mask", mask, "slope", slope);
+  check_device(kBackward, "weight", weight, "slope", slope);
+  if (dloss) {
+    OP_CHECK(kBackward, dloss->sym_numel() == 1, "dloss has shape ", dloss->sym_sizes(),
+             "; wanted one number");
+    check_device(kBackward, "dloss", *dloss, "slope", slope);
+  }
+  if (dtoken_loss) {
+    check_shape(kBackward, "dtoken_loss", *dtoken_loss, slope.sym_sizes(), "[B, T], as slope");
+    check_device(kBackward, "dtoken_loss", *dtoken_loss, "slope", slope);
+  }
+}
+
+std::tuple<Tensor, Tensor> empty_gradients(const Tensor& slope, bool of_entropy) {
+  const auto options = slope.options().memory_format(at::MemoryFormat::Contiguous);
+  return {at::empty_symint(slope.sym_sizes(), options),
+          of_entropy ? at::empty_symint(slope.sym_sizes(), options) : at::empty({0}, options)};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss_in,
+                                                  const OptionalTensor& dtoken_loss_in,
+                                                  const Tensor& slope_in, const Tensor& weight_in,
+                                                  const Tensor& mask_in, double entropy_coef, bool of_entropy,
+                                                  void (*launch)(const GrpoLossBackward&)) {
+  check_backward(dloss_in, dtoken_loss_in, slope_in, weight_in, mask_in);
+  const at::ScalarType type = slope_in.scalar_type();
+  const Tensor slope = slope_in.contiguous(), weight = weight_in.contiguous(), mask = as(mask_in, at::kBool),
+               dloss = as(dloss_in, type), dtoken_loss = as(dtoken_loss_in, type);
+  const auto gradients = empty_gradients(slope, of_entropy);
+  const auto& [dlogprob, dentropy] = gradients;
+  GrpoLossBackward p;
+  p.dtype = dtype_of(type);
+  p.batch = slope.size(0);
+  p.length = slope.size(1);
+  p.entropy_coef = entropy_coef;
+  p.dloss = data(dloss);
+  p.dtoken_loss = data(dtoken_loss);
+  p.slope = data(slope);
+  p.weight = data(weight);
+  p.mask = mask.const_data_ptr<bool>();
+  p.dlogprob = dlogprob.mutable_data_ptr();
+  p.dentropy = of_entropy ? dentropy.mutable_data_ptr() : nullptr;
+  if (slope.numel() > 0) launch(p);
+  return gradients;
+}
+
+std::tuple<Tensor, Tensor> grpo_loss_backward_cpu(const OptionalTensor& dloss,
+                                                  const OptionalTensor& dtoken_loss, const Tensor& slope,
+                                                  const Tensor& weight, const Tensor& mask,
+                                                  double entropy_coef, bool of_entropy) {
+  return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy,
+                                backward_on_cpu);
+}
+
+std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss,
+                                                   const OptionalTensor& dtoken_loss, const Tensor& slope,
+                                                   const Tensor& weight, const Tensor& mask, double,
+                                                   bool of_entropy) {
+  check_backward(dloss, dtoken_loss, slope, weight, mask);
+  return empty_gradients(slope, of_entropy);
+}
+
+// ---- autograd
+// -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+GrpoLossOutputs call_forward(const GrpoLossArguments& a, bool keep_slope) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("isentrope::grpo_loss", "")
+                             .typed<decltype(grpo_loss_cpu)>();
+  return op.call(a.logprob, a.old_logprob, a.advantage, a.mask, a.selected, a.ref_logprob, a.entropy,
+                 a.normalizer, a.mode, a.aggregate, a.clip_low, a.clip_high, a.dual_clip, a.kl_coef, a.ref_kl,
+                 a.ref_kl_coef, a.entropy_coef, keep_slope);
+}
+
+// Gradients of logprob and entropy; everything else is a constant.
+struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& logprob, const OptionalTensor& entropy,
+                               const GrpoLossArguments& arguments) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    auto [loss, token_loss, stats, slope, weight] = call_forward(arguments, true);
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({slope, weight, arguments.mask});
+    ctx->mark_non_differentiable({stats, slope, weight});
+    ctx->saved_data["entropy_coef"] = arguments.entropy_coef;
+    ctx->saved_data["of_entropy"] = entropy && entropy->requires_grad() && arguments.entropy_coef != 0;
+    ctx->saved_data["logprob_type"] = static_cast<int64_t>(logprob.scalar_type());
+    ctx->saved_data["entropy_type"] = static_cast<int64_t>((entropy ? *entropy : logprob).scalar_type());
+    return {loss, token_loss, stats, slope, weight};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list d) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("isentrope::grpo_loss_backward", "")
+                               .typed<decltype(grpo_loss_backward_cpu)>();
+    variable_list gradients(3);
+    if (!d[0].defined() && !d[1].defined()) return gradients;
+    const auto saved = ctx->get_saved_variables();
+    const bool of_entropy = ctx->saved_data["of_entropy"].toBool();
+    auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
+    auto type = [&](const char* name) { return static_cast<at::ScalarType>(ctx->saved_data[name].toInt()); };
+    auto [dlogprob, dentropy] = op.call(optional(d[0]), optional(d[1]), saved[0], saved[1], saved[2],
+                                        ctx->saved_data["entropy_coef"].toDouble(), of_entropy);
+    gradients[0] = dlogprob.to(type("logprob_type"));
+    if (of_entropy) gradients[1] = dentropy.to(type("entropy_type"));
+    return gradients;
+  }
+};
+
+}  // namespace
+
+GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                                   const Tensor& mask, const OptionalTensor& selected,
+                                   const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
+                                   const OptionalTensor& normalizer, c10::string_view mode,
+                                   c10::string_view aggregate, double clip_low,
+                                   std::optional<double> clip_high, std::optional<double> dual_clip,
+                                   double kl_coef, c10::string_view ref_kl, double ref_kl_coef,
+                                   double entropy_coef, bool keep_slope) {
+  const GrpoLossArguments arguments{logprob,   old_logprob, advantage, mask,        selected,     ref_logprob,
+                                    entropy,   normalizer,  mode,      aggregate,   clip_low,     clip_high,
+                                    dual_clip, kl_coef,     ref_kl,    ref_kl_coef, entropy_coef, keep_slope};
+  const bool differentiable = logprob.requires_grad() || (entropy && entropy->requires_grad());
+  if (!differentiable || !at::GradMode::is_enabled()) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(arguments, keep_slope);
+  }
+  const auto out = GrpoLossFunction::apply(logprob, entropy, arguments);
+  return {out[0], out[1], out[2], out[3], out[4]};
+}
+
+GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                   const Tensor& mask, const GrpoLossOptions& o) {
+  auto [loss, token_loss, stats, slope, weight] = call_forward(
+      {logprob, old_logprob, advantage, mask, o.selected, o.ref_logprob, o.entropy, o.normalizer, o.mode,
+       o.aggregate, o.clip_low, o.clip_high, o.dual_clip, o.kl_coef, o.ref_kl, o.ref_kl_coef, o.entropy_coef},
+      false);
+  return {loss, token_loss, stats};
+}
+
+// ---- statistics
+// -----------------------------------------------------------------------------------------------------
+
+std::vector<std::string> grpo_stat_names() { return {std::begin(kGrpoStatNames), std::end(kGrpoStatNames)}; }
+
+Tensor grpo_combine_stats(const Tensor& stats) {
+  OP_CHECK("grpo_combine_stats", stats.dim() == 2 && stats.size(1) == kGrpoStats, "stats has shape ",
+           stats.sizes(), "; wanted [calls, ", static_cast<int>(kGrpoStats), "]");
+  const Tensor s = stats.to(at::kDouble), tokens = s.select(1, kTokens);
+  const Tensor share = (tokens / tokens.sum().clamp_min(1)).unsqueeze(1);
+  Tensor combined = (s * share).sum(0);
+  auto about_means = [&](int mean, int other_mean, const Tensor& moment) {
+    return ((moment + s.select(1, mean) * s.select(1, other_mean)) * share.squeeze(1)).sum() -
+           combined[mean] * combined[other_mean];
+  };
+  // Moments about the means of each call become moments about the means of all.
+  const Tensor variance = about_means(kEntropyMean, kEntropyMean, s.select(1, kEntropyStd).square());
+  const Tensor covariance = about_means(kAdvantageMean, kLogprobMean, s.select(1, kCovMean));
+  const Tensor none = at::full({}, -std::numeric_limits<double>::infinity(), s.options());
+  const Tensor largest = at::where(tokens.unsqueeze(1) > 0, s, none).amax(0);
+  combined[kTokens].copy_(tokens.sum());
+  combined[kSequences].copy_(s.select(1, kSequences).sum());
+  combined[kEntropyStd].copy_(variance.clamp_min(0).sqrt());
+  combined[kCovMean].copy_(covariance);
+  for (int k : {kRatioMax, kCovMax})
+    combined[k].copy_(at::where(combined[kTokens] > 0, largest[k], combined[k]));
+  return combined.to(at::kFloat);
+}
+
+}  // namespace isentrope::ops

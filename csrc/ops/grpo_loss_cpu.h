@@ -1,0 +1,31 @@
+// What the CPU backend of grpo_select and grpo_loss offers its caller: work cut into segments of a sequence, once for
+// every instruction set.
+#pragma once
+#include <cstdint>
+
+#include "kernels/grpo_loss.h"
+
+namespace isentrope::ops {
+
+// The work on segments [begin, end) of the B * grpo_segments(T), counted sequence by sequence; partial [B * segments].
+//   grpo_moments         the sums of the first pass; entropy may be null; log_ratio is summed for gspo
+//   grpo_loss_forward    token losses and slopes, and the sums of the second pass; sequence [B] is the mean d (gspo), or null
+//   grpo_loss_backward   both gradients
+//   grpo_select_keys     keys [B, T] (kNoKey where the token may not be chosen), and how many may be chosen, for the
+//                        count rule of the choice: available [B * segments]
+#define ISENTROPE_DECLARE(ISA)                                                                                       \
+  namespace ISA {                                                                                                    \
+  void grpo_moments(const kernels::GrpoLossForward& p, int64_t begin, int64_t end,                                   \
+                    kernels::GrpoMoments<double>* partial);                                                          \
+  void grpo_loss_forward(const kernels::GrpoLossForward& p, const kernels::GrpoCentre& centre, const double* sequence, \
+                         int64_t begin, int64_t end, kernels::GrpoTerms<double>* partial);                           \
+  void grpo_loss_backward(const kernels::GrpoLossBackward& p, int64_t begin, int64_t end);                           \
+  void grpo_select_keys(const kernels::GrpoSelect& p, const kernels::GrpoCentre& centre, int64_t begin, int64_t end, \
+                        uint64_t* keys, int64_t* available);                                                         \
+  }
+ISENTROPE_DECLARE(DEFAULT)
+ISENTROPE_DECLARE(AVX2)
+ISENTROPE_DECLARE(AVX512)
+#undef ISENTROPE_DECLARE
+
+}  // namespace isentrope::ops

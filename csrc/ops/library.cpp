@@ -1,0 +1,75 @@
+// Every schema of isentrope, with its CPU, Meta and Autograd entry. CUDA entries: library_cuda.cpp.
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include "csrc/ops/entries.h"
+#include "csrc/ops/ops.h"
+
+TORCH_LIBRARY(isentrope, m) {
+  // ---- token_entropy
+  m.def(
+      "token_entropy(Tensor logits, Tensor target, *, float temperature=1.0, int ignore_index=-100, bool moments=False, "
+      "bool inplace_backward=False) -> (Tensor logprob, Tensor entropy, Tensor lse, Tensor anchor, Tensor log_sum, "
+      "Tensor sum_p2, Tensor sum_p2_logp)");
+  m.def(
+      "token_entropy_backward(Tensor logits, Tensor target, Tensor entropy, Tensor anchor, Tensor log_sum, "
+      "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, int ignore_index=-100) -> Tensor");
+  m.def(
+      "token_entropy_backward_(Tensor(a!) logits, Tensor target, Tensor entropy, Tensor anchor, Tensor log_sum, "
+      "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, int ignore_index=-100) -> ()");
+
+  // ---- grpo_select
+  m.def(
+      "grpo_select(Tensor logprob, Tensor old_logprob, Tensor advantage, Tensor mask, *, str mode, int seed, "
+      "float select_fraction=0.0002, float cov_lower=1.0, float cov_upper=5.0, float clip_low=0.2, "
+      "float? clip_high=None, int minimum=1) -> Tensor");
+
+  // ---- grpo_loss
+  m.def(
+      "grpo_loss(Tensor logprob, Tensor old_logprob, Tensor advantage, Tensor mask, *, Tensor? selected=None, "
+      "Tensor? ref_logprob=None, Tensor? entropy=None, Tensor? normalizer=None, str mode=\"clip\", "
+      "str aggregate=\"token-mean\", float clip_low=0.2, float? clip_high=None, float? dual_clip=None, "
+      "float kl_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool keep_slope=False) "
+      "-> (Tensor loss, Tensor token_loss, Tensor stats, Tensor slope, Tensor weight)");
+  m.def(
+      "grpo_loss_backward(Tensor? dloss, Tensor? dtoken_loss, Tensor slope, Tensor weight, Tensor mask, "
+      "float entropy_coef, bool of_entropy) -> (Tensor dlogprob, Tensor dentropy)");
+  m.def("grpo_stat_names() -> str[]", isentrope::ops::grpo_stat_names);
+  m.def("grpo_combine_stats(Tensor stats) -> Tensor", isentrope::ops::grpo_combine_stats);
+}
+
+TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
+  using namespace isentrope::ops;
+  m.impl("token_entropy", token_entropy_cpu);
+  m.impl("token_entropy_backward", token_entropy_backward_cpu);
+  m.impl("token_entropy_backward_", token_entropy_backward_inplace_cpu);
+  m.impl("grpo_select", grpo_select_cpu);
+  m.impl("grpo_loss", grpo_loss_cpu);
+  m.impl("grpo_loss_backward", grpo_loss_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
+  using namespace isentrope::ops;
+  m.impl("token_entropy", token_entropy_meta);
+  m.impl("token_entropy_backward", token_entropy_backward_meta);
+  m.impl("token_entropy_backward_", token_entropy_backward_inplace_meta);
+  m.impl("grpo_select", grpo_select_meta);
+  m.impl("grpo_loss", grpo_loss_meta);
+  m.impl("grpo_loss_backward", grpo_loss_backward_meta);
+}
+
+// The backward ops have no gradient of their own: a second derivative is refused by name.
+TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
+  using namespace isentrope::ops;
+  m.impl("token_entropy", token_entropy_autograd);
+  m.impl("token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
+  m.impl("grpo_select", torch::CppFunction::makeFallthrough());  // a choice: no gradient
+  m.impl("grpo_loss", grpo_loss_autograd);
+  m.impl("grpo_loss_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+// Counts the write, so that autograd notices who still needs what was overwritten.
+TORCH_LIBRARY_IMPL(isentrope, ADInplaceOrView, m) {
+  m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
+}

@@ -1,0 +1,97 @@
+// The CUDA entries: the checks and allocations of <op>.cpp with the launchers of kernels/. No CUDA header is needed.
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/library.h>
+
+#include "csrc/ops/entries.h"
+
+namespace isentrope::ops {
+namespace {
+
+// The current stream of the current device (entries hold a guard of their tensors' device), as a cudaStream_t.
+void* current_stream() {
+  const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+  return cuda.getStream(cuda.getDevice()).native_handle();
+}
+
+// ---- token_entropy
+TokenEntropyOutputs token_entropy_cuda(const Tensor& logits, const Tensor& target, double temperature,
+                                       int64_t ignore_index, bool moments, bool) {
+  const c10::DeviceGuard guard(logits.device());
+  return token_entropy_run(logits, target, temperature, ignore_index, moments, [](const auto& p) {
+    kernels::token_entropy_forward_cuda(p, current_stream());
+  });
+}
+
+void launch_token_entropy_backward(const kernels::TokenEntropyBackward& p) {
+  kernels::token_entropy_backward_cuda(p, current_stream());
+}
+
+Tensor token_entropy_backward_cuda(const Tensor& logits, const Tensor& target, const Tensor& entropy,
+                                   const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
+                                   const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
+                                   int64_t ignore_index) {
+  const c10::DeviceGuard guard(logits.device());
+  Tensor dlogits = at::empty(logits.sizes(), logits.options());
+  token_entropy_backward_run(dlogits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
+                             ignore_index, launch_token_entropy_backward);
+  return dlogits;
+}
+
+void token_entropy_backward_inplace_cuda(const Tensor& logits, const Tensor& target, const Tensor& entropy,
+                                         const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
+                                         const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
+                                         int64_t ignore_index) {
+  const c10::DeviceGuard guard(logits.device());
+  token_entropy_backward_run(logits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
+                             ignore_index, launch_token_entropy_backward);
+}
+
+// ---- grpo_select
+Tensor grpo_select_cuda(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                        const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
+                        double cov_lower, double cov_upper, double clip_low, std::optional<double> clip_high,
+                        int64_t minimum) {
+  const c10::DeviceGuard guard(logprob.device());
+  return grpo_select_run(
+      {logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper, clip_low,
+       clip_high, minimum},
+      [](const auto& p) { kernels::grpo_select_cuda(p, current_stream()); }, true);
+}
+
+// ---- grpo_loss
+GrpoLossOutputs grpo_loss_cuda(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                               const Tensor& mask, const OptionalTensor& selected,
+                               const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
+                               const OptionalTensor& normalizer, c10::string_view mode,
+                               c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
+                               std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
+                               double ref_kl_coef, double entropy_coef, bool keep_slope) {
+  const c10::DeviceGuard guard(logprob.device());
+  return grpo_loss_run(
+      {logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode, aggregate,
+       clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef, keep_slope},
+      [](const auto& p) { kernels::grpo_loss_forward_cuda(p, current_stream()); }, true);
+}
+
+std::tuple<Tensor, Tensor> grpo_loss_backward_cuda(const OptionalTensor& dloss,
+                                                   const OptionalTensor& dtoken_loss, const Tensor& slope,
+                                                   const Tensor& weight, const Tensor& mask,
+                                                   double entropy_coef, bool of_entropy) {
+  const c10::DeviceGuard guard(slope.device());
+  return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy,
+                                [](const auto& p) { kernels::grpo_loss_backward_cuda(p, current_stream()); });
+}
+
+}  // namespace
+}  // namespace isentrope::ops
+
+TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
+  using namespace isentrope::ops;
+  m.impl("token_entropy", token_entropy_cuda);
+  m.impl("token_entropy_backward", token_entropy_backward_cuda);
+  m.impl("token_entropy_backward_", token_entropy_backward_inplace_cuda);
+  m.impl("grpo_select", grpo_select_cuda);
+  m.impl("grpo_loss", grpo_loss_cuda);
+  m.impl("grpo_loss_backward", grpo_loss_backward_cuda);
+}

@@ -1,0 +1,75 @@
+// Every op of isentrope as a C++ function, one screen. All that the model and the trainer see of csrc/ops.
+// Each is differentiable through the dispatcher (CPU and CUDA); mathematics and promises: kernels/<op>.h.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace isentrope::ops {
+
+using at::Tensor;
+
+// ---- token_entropy ---------------------------------------------------------------------------------------------
+struct TokenEntropy {
+  Tensor logprob;      // [N] or [B, T], like target; float, or double for double logits, like all that follow
+  Tensor entropy;      // same shape, nats
+  Tensor lse;          // same shape
+  Tensor sum_p2;       // same shape; undefined without moments; no gradient
+  Tensor sum_p2_logp;  // same shape; undefined without moments; no gradient
+};
+// logits [N, V] or [B, T, V], target [N] or [B, T] int64. Rows whose target is ignore_index give 0 everywhere and are
+// not read. inplace_backward: the backward pass writes the gradient over the logits, which must not be needed after.
+TokenEntropy token_entropy(const Tensor& logits, const Tensor& target, double temperature = 1.0,
+                           int64_t ignore_index = -100, bool moments = false, bool inplace_backward = false);
+
+// ---- grpo_select -----------------------------------------------------------------------------------------------
+struct GrpoSelectOptions {
+  std::string mode = "clip_cov";  // clip_cov, kl_cov, random_clip_cov, random_kl_cov
+  int64_t seed = 0;
+  double select_fraction = 2e-4;
+  double cov_lower = 1.0, cov_upper = 5.0;  // clip_cov
+  double clip_low = 0.2;
+  std::optional<double> clip_high;  // default: clip_low
+  int64_t minimum = 1;              // tokens chosen even where the fraction is of less
+};
+// logprob, old_logprob, advantage [B, T], mask [B, T] (≠ 0: the token counts) → [B, T] bool: the tokens that clip_cov
+// and kl_cov treat apart. Covariances are centred and ranked over all tokens given: hand over a whole update for the
+// global choice, a micro-batch for the local one. Constant; reproducible from seed, order of sequences and T.
+Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                   const GrpoSelectOptions& options);
+
+// ---- grpo_loss -------------------------------------------------------------------------------------------------
+struct GrpoLossOptions {
+  std::string mode = "clip";             // clip, clip_higher, clip_cov, kl_cov, gspo, cispo, gpg
+  std::string aggregate = "token-mean";  // or seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm
+  double clip_low = 0.2;
+  std::optional<double> clip_high;  // default: clip_low; 0.28 for clip_higher
+  std::optional<double> dual_clip;  // clip and clip_higher; above 1
+  double kl_coef = 1.0;             // kl_cov
+  std::string ref_kl = "k3";        // k1, k2, k3, k1+, k3+
+  double ref_kl_coef = 0.0;
+  double entropy_coef = 0.0;
+  std::optional<Tensor> selected;     // [B, T] bool, of grpo_select; clip_cov and kl_cov
+  std::optional<Tensor> ref_logprob;  // [B, T]; without a ref_kl_coef for the statistics alone, like entropy
+  std::optional<Tensor> entropy;      // [B, T]
+  // One number: tokens (token-mean), sequences with tokens (seq-mean-token-*), or the constant divisor instead of T
+  // (seq-mean-token-sum-norm) of a whole step, so that the losses of its micro-batches add up to that of the whole.
+  std::optional<Tensor> normalizer;
+};
+struct GrpoLoss {
+  Tensor loss;        // [] float, or double for double logprob
+  Tensor token_loss;  // [B, T] same type, before aggregation; 0 outside the mask
+  Tensor stats;       // [grpo_stat_names().size()] float; no gradient
+};
+// Gradients of loss and token_loss by logprob and entropy; old_logprob, advantage and ref_logprob are constants.
+GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                   const GrpoLossOptions& options);
+// The names of stats, in order: "tokens", "sequences", "entropy/mean", "ratio/max", "clip/frac", "cov/mean", …
+std::vector<std::string> grpo_stat_names();
+// stats [calls, names] of the micro-batches of a step → [names], as of one call. (cov/max, and what depends on a
+// selection, are about each micro-batch's own means and choice.) No host synchronisation.
+Tensor grpo_combine_stats(const Tensor& stats);
+
+}  // namespace isentrope::ops

@@ -1,0 +1,308 @@
+#include <ATen/ATen.h>
+#include <ATen/FunctionalTensorWrapper.h>
+#include <ATen/MemoryOverlap.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+
+#include "csrc/ops/check.h"
+#include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/entries.h"
+#include "csrc/ops/ops.h"
+#include "csrc/ops/token_entropy_cpu.h"
+
+namespace isentrope::ops {
+namespace {
+
+using kernels::DType;
+using kernels::LogitRows;
+using kernels::TokenEntropyBackward;
+using kernels::TokenEntropyForward;
+
+constexpr const char* kOp = "token_entropy";
+
+void check_arguments(const Tensor& logits, const Tensor& target, double temperature) {
+  check_dtype(kOp, "logits", logits, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
+  check_dtype(kOp, "target", target, {at::kLong});
+  OP_CHECK(kOp, logits.dim() == 2 || logits.dim() == 3, "logits has ", logits.dim(), " dimensions; wanted [N, V] or [B, T, V]");
+  check_shape(kOp, "target", target, logits.sym_sizes().slice(0, logits.dim() - 1), "logits without its last dimension");
+  OP_CHECK(kOp, logits.sym_size(-1) >= 1, "logits has a vocabulary of 0; wanted at least 1");
+  check_device(kOp, "target", target, "logits", logits);
+  OP_CHECK(kOp, std::isfinite(temperature) && temperature > 0, "temperature is ", temperature, "; wanted above 0");
+}
+
+DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return DType::kFloat;
+    case at::kBFloat16: return DType::kBFloat16;
+    case at::kHalf: return DType::kHalf;
+    case at::kDouble: return DType::kDouble;
+    default: TORCH_CHECK_TYPE(false, "isentrope::token_entropy: logits has dtype ", x.scalar_type());
+  }
+}
+
+at::ScalarType statistic_type(const Tensor& logits) { return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+// x [N, V] or [B, T, V] with any strides but 1 in the last dimension.
+LogitRows layout_of(const Tensor& x) {
+  LogitRows rows;
+  rows.vocab = x.size(-1);
+  rows.rows = x.numel() / rows.vocab;
+  rows.group_rows = x.dim() == 3 ? std::max<int64_t>(x.size(1), 1) : std::max<int64_t>(x.size(0), 1);
+  rows.group_stride = x.dim() == 3 ? x.stride(0) : 0;
+  rows.row_stride = x.stride(-2);
+  return rows;
+}
+
+// The copy is made only where the vocabulary is not contiguous.
+Tensor with_contiguous_vocab(const Tensor& x) { return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous(); }
+
+// An incoming gradient as the kernels take it: [N] in the statistics' type, or undefined.
+Tensor row_gradient(const OptionalTensor& gradient, const char* name, const Tensor& target, at::ScalarType type) {
+  if (!gradient || !gradient->defined()) return {};
+  check_shape("token_entropy_backward", name, *gradient, target.sym_sizes(), "as target");
+  check_device("token_entropy_backward", name, *gradient, "target", target);
+  return gradient->to(type).contiguous();
+}
+
+const void* data_or_null(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
+
+// A target that is neither a class nor ignore_index is an error that names its row.
+void check_targets(const Tensor& target, int64_t vocab, int64_t ignore_index) {
+  const int64_t* y = target.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < target.numel(); ++n)
+    if (y[n] != ignore_index && (y[n] < 0 || y[n] >= vocab))
+      TORCH_CHECK_INDEX(false, "isentrope::token_entropy: target[", n, "] (counted row by row) is ", y[n],
+                        "; wanted 0 to ", vocab - 1, " or ignore_index, which is ", ignore_index);
+}
+
+TokenEntropyOutputs empty_outputs(const Tensor& logits, const Tensor& target, bool moments) {
+  const auto options = logits.options().dtype(statistic_type(logits));
+  auto rows = [&] { return at::empty_symint(target.sym_sizes(), options); };
+  auto optional_rows = [&] { return moments ? rows() : at::empty({0}, options); };
+  Tensor logprob = rows(), entropy = rows(), lse = rows(), anchor = rows(), log_sum = rows();
+  return {logprob, entropy, lse, anchor, log_sum, optional_rows(), optional_rows()};
+}
+
+// ---- the CPU's launchers: units of work over torch's threads --------------------------------------------------------
+
+void forward_on_cpu(const TokenEntropyForward& p) {
+  const int64_t rows = p.layout.rows, chunks = token_entropy_chunks(p.layout.vocab);
+  const int64_t grain = token_entropy_grain(p.layout.vocab);
+  std::vector<TokenEntropySums> sums(rows * chunks);
+  at::parallel_for(0, rows * chunks, grain, [&](int64_t begin, int64_t end) {
+    ISENTROPE_PICK(token_entropy_forward_chunks)(p, begin, end, sums.data());
+  });
+  at::parallel_for(0, rows, std::max<int64_t>(grain, 64), [&](int64_t begin, int64_t end) {
+    ISENTROPE_PICK(token_entropy_finish)(p, begin, end, sums.data());
+  });
+}
+
+void backward_on_cpu(const TokenEntropyBackward& p) {
+  at::parallel_for(0, p.layout.rows * token_entropy_chunks(p.layout.vocab), token_entropy_grain(p.layout.vocab),
+                   [&](int64_t begin, int64_t end) { ISENTROPE_PICK(token_entropy_backward_chunks)(p, begin, end); });
+}
+
+}  // namespace
+
+TokenEntropyOutputs token_entropy_run(const Tensor& logits_in, const Tensor& target_in, double temperature,
+                                      int64_t ignore_index, bool moments, void (*launch)(const TokenEntropyForward&)) {
+  check_arguments(logits_in, target_in, temperature);
+  const Tensor logits = with_contiguous_vocab(logits_in), target = target_in.contiguous();
+  auto outputs = empty_outputs(logits, target, moments);
+  auto& [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] = outputs;
+  if (target.numel() == 0) return outputs;
+  TokenEntropyForward p;
+  p.dtype = dtype_of(logits);
+  p.layout = layout_of(logits);
+  p.logits = logits.const_data_ptr();
+  p.target = target.const_data_ptr<int64_t>();
+  p.ignore_index = ignore_index;
+  p.temperature = temperature;
+  p.logprob = logprob.mutable_data_ptr();
+  p.entropy = entropy.mutable_data_ptr();
+  p.lse = lse.mutable_data_ptr();
+  p.anchor = anchor.mutable_data_ptr();
+  p.log_sum = log_sum.mutable_data_ptr();
+  p.sum_p2 = moments ? sum_p2.mutable_data_ptr() : nullptr;
+  p.sum_p2_logp = moments ? sum_p2_logp.mutable_data_ptr() : nullptr;
+  launch(p);
+  return outputs;
+}
+
+TokenEntropyOutputs token_entropy_cpu(const Tensor& logits, const Tensor& target, double temperature,
+                                      int64_t ignore_index, bool moments, bool) {
+  check_arguments(logits, target, temperature);
+  check_targets(target.contiguous(), logits.size(-1), ignore_index);
+  return token_entropy_run(logits, target, temperature, ignore_index, moments, forward_on_cpu);
+}
+
+TokenEntropyOutputs token_entropy_meta(const Tensor& logits, const Tensor& target, double temperature, int64_t, bool moments,
+                                       bool) {
+  check_arguments(logits, target, temperature);
+  return empty_outputs(logits, target, moments);
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits_in, const Tensor& target_in,
+                                const Tensor& entropy, const Tensor& anchor, const Tensor& log_sum,
+                                const OptionalTensor& dlogprob, const OptionalTensor& dentropy,
+                                const OptionalTensor& dlse, double temperature, int64_t ignore_index,
+                                void (*launch)(const TokenEntropyBackward&)) {
+  check_arguments(logits_in, target_in, temperature);
+  const Tensor target = target_in.contiguous();
+  if (target.numel() == 0) return;
+  const bool inplace = dlogits.is_same(logits_in);
+  const Tensor logits = with_contiguous_vocab(logits_in);
+  // Where the vocabulary of logits is strided, "in place" means through a contiguous copy.
+  const Tensor written = inplace ? logits : dlogits;
+  const at::ScalarType type = statistic_type(logits);
+  auto statistic = [&](const Tensor& x, const char* name) {
+    check_shape("token_entropy_backward", name, x, target.sym_sizes(), "as target");
+    check_dtype("token_entropy_backward", name, x, {type});
+    check_device("token_entropy_backward", name, x, "target", target);
+    return x.contiguous();
+  };
+  const Tensor H = statistic(entropy, "entropy"), m = statistic(anchor, "anchor"), l = statistic(log_sum, "log_sum");
+  const Tensor dlp = row_gradient(dlogprob, "dlogprob", target, type), dH = row_gradient(dentropy, "dentropy", target, type),
+               dz = row_gradient(dlse, "dlse", target, type);
+  TokenEntropyBackward p;
+  p.dtype = dtype_of(logits);
+  p.layout = layout_of(logits);
+  p.dlogits_layout = layout_of(written);
+  p.logits = logits.const_data_ptr();
+  p.target = target.const_data_ptr<int64_t>();
+  p.ignore_index = ignore_index;
+  p.temperature = temperature;
+  p.entropy = H.const_data_ptr();
+  p.anchor = m.const_data_ptr();
+  p.log_sum = l.const_data_ptr();
+  p.dlogprob = data_or_null(dlp);
+  p.dentropy = data_or_null(dH);
+  p.dlse = data_or_null(dz);
+  p.dlogits = written.mutable_data_ptr();
+  launch(p);
+  if (!written.is_same(dlogits)) dlogits.copy_(written);
+}
+
+Tensor token_entropy_backward_cpu(const Tensor& logits, const Tensor& target, const Tensor& entropy,
+                                  const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
+                                  const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
+                                  int64_t ignore_index) {
+  Tensor dlogits = at::empty(logits.sizes(), logits.options());
+  token_entropy_backward_run(dlogits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
+                             ignore_index, backward_on_cpu);
+  return dlogits;
+}
+
+void token_entropy_backward_inplace_cpu(const Tensor& logits, const Tensor& target, const Tensor& entropy,
+                                        const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
+                                        const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
+                                        int64_t ignore_index) {
+  token_entropy_backward_run(logits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
+                             ignore_index, backward_on_cpu);
+}
+
+Tensor token_entropy_backward_meta(const Tensor& logits, const Tensor& target, const Tensor&, const Tensor&, const Tensor&,
+                                   const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double temperature,
+                                   int64_t) {
+  check_arguments(logits, target, temperature);
+  return at::empty_symint(logits.sym_sizes(), logits.options());
+}
+
+void token_entropy_backward_inplace_meta(const Tensor& logits, const Tensor& target, const Tensor&, const Tensor&,
+                                         const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                         double temperature, int64_t) {
+  check_arguments(logits, target, temperature);
+}
+
+// ---- autograd -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+TokenEntropyOutputs call_forward(const Tensor& logits, const Tensor& target, double temperature, int64_t ignore_index,
+                                 bool moments, bool inplace_backward) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("isentrope::token_entropy", "")
+                             .typed<decltype(token_entropy_cpu)>();
+  return op.call(logits, target, temperature, ignore_index, moments, inplace_backward);
+}
+
+// While a graph is being traced (torch.compile, fake tensors) the functional op is recorded.
+bool traced(const Tensor& x) {
+  return at::functionalization::impl::isFunctionalTensor(x) || x.key_set().has(c10::DispatchKey::Python);
+}
+
+struct TokenEntropyFunction : torch::autograd::Function<TokenEntropyFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target, double temperature,
+                               int64_t ignore_index, bool moments, bool inplace_backward) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
+        call_forward(logits, target, temperature, ignore_index, moments, inplace_backward);
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({logits, target, entropy, anchor, log_sum});
+    ctx->mark_non_differentiable({anchor, log_sum, sum_p2, sum_p2_logp});
+    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    ctx->saved_data["inplace"] = inplace_backward && !traced(logits);
+    return {logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list d) {
+    static const auto functional = c10::Dispatcher::singleton()
+                                       .findSchemaOrThrow("isentrope::token_entropy_backward", "")
+                                       .typed<decltype(token_entropy_backward_cpu)>();
+    static const auto inplace = c10::Dispatcher::singleton()
+                                    .findSchemaOrThrow("isentrope::token_entropy_backward_", "")
+                                    .typed<decltype(token_entropy_backward_inplace_cpu)>();
+    variable_list dlogits(6);
+    if (!d[0].defined() && !d[1].defined() && !d[2].defined()) return dlogits;
+    const auto saved = ctx->get_saved_variables();
+    const double temperature = ctx->saved_data["temperature"].toDouble();
+    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
+    auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
+    auto call = [&](const auto& op, const Tensor& logits) {
+      return op.call(logits, saved[1], saved[2], saved[3], saved[4], optional(d[0]), optional(d[1]), optional(d[2]),
+                     temperature, ignore_index);
+    };
+    if (!ctx->saved_data["inplace"].toBool()) {
+      dlogits[0] = call(functional, saved[0]);
+    } else {
+      // detach() shares memory and version counter: the write is counted, and a second use is refused.
+      dlogits[0] = saved[0].detach();
+      call(inplace, dlogits[0]);
+    }
+    return dlogits;
+  }
+};
+
+}  // namespace
+
+TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& target, double temperature,
+                                           int64_t ignore_index, bool moments, bool inplace_backward) {
+  if (inplace_backward && !traced(logits) && logits.requires_grad() && at::GradMode::is_enabled()) {
+    OP_CHECK(kOp, !logits.is_leaf(),
+             "inplace_backward overwrites logits, which is a leaf; wanted the result of a computation, or inplace_backward=false");
+    OP_CHECK(kOp, at::has_internal_overlap(logits) == at::MemOverlap::No,
+             "inplace_backward overwrites logits, whose rows share memory (strides ", logits.strides(),
+             "); wanted logits.contiguous(), or inplace_backward=false");
+  }
+  const auto out = TokenEntropyFunction::apply(logits, target, temperature, ignore_index, moments, inplace_backward);
+  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
+}
+
+TokenEntropy token_entropy(const Tensor& logits, const Tensor& target, double temperature, int64_t ignore_index,
+                           bool moments, bool inplace_backward) {
+  auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
+      call_forward(logits, target, temperature, ignore_index, moments, inplace_backward);
+  if (!moments) sum_p2 = sum_p2_logp = Tensor();
+  return {logprob, entropy, lse, sum_p2, sum_p2_logp};
+}
+
+}  // namespace isentrope::ops

@@ -1,0 +1,183 @@
+#include "csrc/rl/reward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <regex>
+#include <set>
+#include <stdexcept>
+#include <string_view>
+
+namespace isentrope::rl {
+namespace {
+
+using data::Example;
+using Texts = std::vector<std::string>;
+
+const std::set<std::string> kBuiltIn = {"exact", "answer", "format", "length"};
+
+struct Cut {
+  std::string text;
+  bool stopped;
+};
+
+Cut cut(const std::string& completion, const std::string& stop) {
+  const size_t place = completion.find(stop);
+  return {completion.substr(0, place), place != std::string::npos};
+}
+
+bool ends_in(const std::string& text, const std::string& tail) {
+  return text.size() >= tail.size() && text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
+}
+
+// "+007" → "7", " -0" → "0": equal integers give equal strings, whatever their length. Nothing if it is none.
+std::optional<std::string> integer(std::string text) {
+  const char* blank = " \t\r\n";
+  text.erase(0, text.find_first_not_of(blank));
+  text.erase(text.find_last_not_of(blank) + 1);
+  const bool minus = !text.empty() && text[0] == '-';
+  if (minus || (!text.empty() && text[0] == '+')) text.erase(0, 1);
+  if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos) return std::nullopt;
+  text.erase(0, std::min(text.find_first_not_of('0'), text.size() - 1));
+  return minus && text != "0" ? "-" + text : text;
+}
+
+std::regex compiled(const RewardConfig& config) {
+  return std::regex(config.pattern, std::regex::ECMAScript | std::regex::optimize);
+}
+
+double exact(const std::string& completion, const Example& example, const std::string& stop) {
+  const Cut mine = cut(completion, stop);
+  const std::string& wanted = example.completion.empty() ? example.answer : example.completion;
+  return mine.stopped && mine.text == cut(wanted, stop).text;
+}
+
+double tint_answer(const std::string& completion, const Example& example, const std::string& stop) {
+  const Cut mine = cut(completion, stop);
+  return mine.stopped && ends_in(mine.text, "A" + example.answer);
+}
+
+double matched_answer(const std::string& completion, const Example& example, const std::string& stop,
+                      const std::regex& pattern) {
+  const auto wanted = integer(example.answer);
+  if (!wanted)
+    throw std::runtime_error("reward answer: the example's answer \"" + example.answer + "\" (prompt \"" +
+                             example.prompt + "\") is not an integer");
+  const Cut mine = cut(completion, stop);
+  if (!mine.stopped) return 0;
+  std::optional<std::string> last;
+  for (std::sregex_iterator match(mine.text.begin(), mine.text.end(), pattern), end; match != end; ++match)
+    last = (*match)[1].str();
+  return last && integer(*last) == wanted;
+}
+
+double shortness(const std::string& text, const RewardConfig& config) {
+  // Characters are counted, not bytes: those that continue a UTF-8 character are left out.
+  const auto length = std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
+  const double left =
+      static_cast<double>(config.limit - length) / static_cast<double>(config.limit - config.target);
+  return std::clamp(left, 0.0, 1.0);
+}
+
+// A score of single completions as a function of a batch.
+template <class Score>
+RewardFunction each(Score score) {
+  return [score](const Texts&, const Texts& completions, const std::vector<Example>& examples) {
+    std::vector<double> scores;
+    for (size_t i = 0; i < completions.size(); ++i) scores.push_back(score(completions[i], examples[i]));
+    return scores;
+  };
+}
+
+RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
+  if (config.kind == "exact")
+    return each([=](const std::string& c, const Example& e) { return exact(c, e, stop); });
+  if (config.kind == "length")
+    return each([=](const std::string& c, const Example&) { return shortness(cut(c, stop).text, config); });
+  if (config.pattern.empty())
+    return each([=](const std::string& c, const Example& e) { return tint_answer(c, e, stop); });
+  const auto pattern = std::make_shared<const std::regex>(compiled(config));
+  if (config.kind == "format")
+    return each([=](const std::string& c, const Example&) {
+      return std::regex_match(cut(c, stop).text, *pattern) ? 1.0 : 0.0;
+    });
+  return each([=](const std::string& c, const Example& e) { return matched_answer(c, e, stop, *pattern); });
+}
+
+}  // namespace
+
+std::string RewardConfig::problem() const {
+  if (kind.empty()) return "kind is empty; it is exact, answer, format, length, or a function's name";
+  if (!std::isfinite(weight)) return kind + ": weight is not finite";
+  if (kind == "format" && pattern.empty())
+    return "format: pattern is empty; give the regular expression to match";
+  if (kind == "length" && !(target >= 0 && limit > target))
+    return "length: limit (" + std::to_string(limit) + ") must be above target (" + std::to_string(target) +
+           ")";
+  if (!pattern.empty() && (kind == "format" || kind == "answer")) {
+    try {
+      if (const auto groups = compiled(*this).mark_count(); kind == "answer" && groups < 1)
+        return "answer: pattern \"" + pattern + "\" has no group; put the integer in ( )";
+    } catch (const std::regex_error& error) {
+      return kind + ": pattern \"" + pattern + "\" is not a regular expression: " + error.what();
+    }
+  }
+  return "";
+}
+
+RewardSum::RewardSum(const std::vector<RewardConfig>& configs, const std::string& stop,
+                     const std::map<std::string, RewardFunction>& custom) {
+  if (configs.empty()) throw std::invalid_argument("reward: none is given; add for example {kind: answer}");
+  if (stop.empty()) throw std::invalid_argument("reward: the stop text is empty");
+  std::string known;
+  for (const auto& kind : kBuiltIn) known += (known.empty() ? "" : ", ") + kind;
+  for (const auto& [name, function] : custom) {
+    if (kBuiltIn.count(name))
+      throw std::invalid_argument("reward: the function \"" + name + "\" has the name of a built-in");
+    if (!function) throw std::invalid_argument("reward: the function \"" + name + "\" is empty");
+    known += ", " + name;
+  }
+  std::set<std::string> names;
+  for (const RewardConfig& config : configs) {
+    if (const std::string wrong = config.problem(); !wrong.empty())
+      throw std::invalid_argument("reward: " + wrong);
+    const auto function = custom.find(config.kind);
+    if (function == custom.end() && !kBuiltIn.count(config.kind))
+      throw std::invalid_argument("reward: no kind \"" + config.kind + "\"; there are " + known +
+                                  ". A function of your own is given as Trainer(config, rewards={\"" +
+                                  config.kind + "\": f})");
+    if (!names.insert(config.metric()).second)
+      throw std::invalid_argument("reward: two are called " + config.metric() + "; give one of them a name");
+    parts_.push_back({config, function == custom.end() ? built_in(config, stop) : function->second});
+  }
+}
+
+Rewards RewardSum::operator()(const Texts& prompts, const Texts& completions,
+                              const std::vector<Example>& examples) const {
+  const size_t count = completions.size();
+  if (prompts.size() != count || examples.size() != count)
+    throw std::invalid_argument("reward: " + std::to_string(prompts.size()) + " prompts and " +
+                                std::to_string(examples.size()) + " examples for " + std::to_string(count) +
+                                " completions");
+  Rewards rewards{std::vector<double>(count, 0.0), {}};
+  for (const Part& part : parts_) {
+    const std::vector<double> scores = part.score(prompts, completions, examples);
+    const std::string name = part.config.metric();
+    if (scores.size() != count)
+      throw std::runtime_error(name + ": returned " + std::to_string(scores.size()) + " scores for " +
+                               std::to_string(count) + " completions");
+    double sum = 0;
+    for (size_t i = 0; i < count; ++i) {
+      if (!std::isfinite(scores[i]))
+        throw std::runtime_error(name + ": score " + std::to_string(i) + " is " + std::to_string(scores[i]) +
+                                 " for the prompt \"" + prompts[i] + "\"; scores must be finite");
+      rewards.total[i] += part.config.weight * scores[i];
+      sum += scores[i];
+    }
+    rewards.stats[name] = count == 0 ? 0 : sum / static_cast<double>(count);
+  }
+  return rewards;
+}
+
+}  // namespace isentrope::rl

@@ -1,0 +1,80 @@
+// Verifiable rewards: a score for each completion, by name, combined by weights.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "csrc/data/example.h"
+#include "csrc/field.h"
+
+namespace isentrope::rl {
+
+// "Text" below is a completion up to its first stop character, which is left out.
+//
+//   exact    1 if the text is the example's completion (its answer where it has no completion), else 0
+//   answer   without pattern: 1 if the text ends in "A" + the example's answer, else 0
+//            with pattern: 1 if group 1 of its last match in the text is the same integer as the example's
+//            answer, else 0
+//            ("007", " 7" and "+7" are the integer 7; any number of digits)
+//   format   1 if pattern matches the whole text, else 0
+//   length   1 up to `target` characters of text, then falling in a straight line to 0 at `limit`
+//   else     the custom function of that name
+//
+// exact and answer score 0 where the completion has no stop character: it was cut before its end.
+struct RewardConfig {
+  std::string kind = "answer";
+  double weight = 1.0;
+  std::string name = "";
+  std::string pattern = "";
+  int64_t target = 0;
+  int64_t limit = 0;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("kind", kind, "exact, answer, format, length, or the name of a function given to the trainer.");
+    v("weight", weight, "Factor of the score in the sum; negative for a penalty.");
+    v("name", name, "Name in metrics, reward/<name>; empty for the kind.");
+    v("pattern", pattern,
+      "ECMAScript regular expression. format: the whole text; answer: group 1 is the integer.");
+    v("target", target, "length: characters up to which the score is 1.", at_least(0));
+    v("limit", limit, "length: characters from which on the score is 0.", at_least(0));
+  }
+  std::string problem() const;
+  std::string metric() const { return "reward/" + (name.empty() ? kind : name); }
+};
+
+// Scores of a batch: prompts[i] was completed by completions[i] (as decoded, the stop character included
+// where it was drawn), and examples[i] is what the prompt came from. Returns one finite score a completion.
+using RewardFunction = std::function<std::vector<double>(const std::vector<std::string>& prompts,
+                                                         const std::vector<std::string>& completions,
+                                                         const std::vector<data::Example>& examples)>;
+
+struct Rewards {
+  std::vector<double> total;            // weighted sum, one a completion
+  std::map<std::string, double> stats;  // reward/<name>: mean score of each reward, not weighted
+};
+
+class RewardSum {
+ public:
+  // stop: the tokenizer's end of sequence. Throws std::invalid_argument for no reward at all, a config with a
+  // problem(), a kind that is neither built in nor in custom (names those there are), a custom function with
+  // a built-in's name, and two rewards of one metric name.
+  RewardSum(const std::vector<RewardConfig>& configs, const std::string& stop,
+            const std::map<std::string, RewardFunction>& custom = {});
+
+  // Throws std::runtime_error where a reward returns another count of scores than completions, or one that is
+  // not finite (names the reward, the index, the value and the prompt).
+  Rewards operator()(const std::vector<std::string>& prompts, const std::vector<std::string>& completions,
+                     const std::vector<data::Example>& examples) const;
+
+ private:
+  struct Part {
+    RewardConfig config;
+    RewardFunction score;
+  };
+  std::vector<Part> parts_;
+};
+
+}  // namespace isentrope::rl

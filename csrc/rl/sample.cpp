@@ -1,0 +1,67 @@
+#include "csrc/rl/sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+
+#include "csrc/model/cpu_kernels.h"
+
+namespace isentrope::rl {
+
+Sampler::Sampler(const SamplingConfig& config, int64_t vocabulary)
+    : config_(config), weight_(vocabulary), ranking_(vocabulary) {
+  if (config_.top_k <= 0 || config_.top_k > vocabulary) config_.top_k = vocabulary;
+}
+
+Draw Sampler::draw(const float* logits, double uniform) {
+  const int64_t V = weight_.size();
+  const float scale = config_.temperature > 0 ? static_cast<float>(1 / config_.temperature) : 1.0f;
+  float maximum, total, entropy;
+  model::cpu_kernels<float>().softmax(V, scale, logits, weight_.data(), &maximum, &total, &entropy);
+  if (!std::isfinite(maximum) || !std::isfinite(total))
+    throw std::runtime_error("rollout: the logits hold NaN or +infinity, or are all −infinity; the model's weights are not finite");
+  int64_t token = V;
+  if (config_.temperature == 0) {
+    token = std::max_element(weight_.begin(), weight_.end()) - weight_.begin();
+  } else if (config_.top_k < V || config_.top_p < 1) {
+    token = truncated(uniform, total);
+  } else {
+    double passed = 0;
+    const double goal = uniform * total;
+    for (int64_t n = 0; n < V && passed <= goal; ++n)
+      if (weight_[n] > 0) {
+        passed += weight_[n];
+        token = n;
+      }
+  }
+  return {token, logits[token] * scale - maximum - std::log(total), entropy};
+}
+
+int64_t Sampler::truncated(double uniform, float total) {
+  auto less_likely = [&](int32_t a, int32_t b) {
+    return weight_[a] != weight_[b] ? weight_[a] < weight_[b] : a > b;
+  };
+  std::iota(ranking_.begin(), ranking_.end(), 0);
+  std::make_heap(ranking_.begin(), ranking_.end(), less_likely);
+  // The heap gives up its likeliest one after the other, to the back of the vector.
+  auto rest = ranking_.end();
+  int64_t kept = 0;
+  double mass = 0, enough = config_.top_k < static_cast<int64_t>(weight_.size()) ? INFINITY : config_.top_p * total;
+  do {
+    std::pop_heap(ranking_.begin(), rest, less_likely);
+    mass += weight_[*--rest];
+  } while (++kept < config_.top_k && mass < enough);
+  auto rank = [&](int64_t i) { return ranking_[ranking_.size() - 1 - i]; };
+  if (std::isinf(enough) && config_.top_p < 1) {
+    enough = config_.top_p * mass;
+    mass = weight_[rank(0)];
+    for (kept = 1; mass < enough; ++kept) mass += weight_[rank(kept)];
+  }
+  double passed = 0;
+  int64_t i = 0;
+  while (i + 1 < kept && (passed += weight_[rank(i)]) <= uniform * mass) ++i;
+  return rank(i);
+}
+
+}  // namespace isentrope::rl

@@ -1,0 +1,139 @@
+#include "csrc/train/commands.h"
+
+#include <ATen/Version.h>
+#include <torch/cuda.h>
+#include <torch/version.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "csrc/rl/rollout.h"
+#include "csrc/train/durable_file.h"
+#include "csrc/train/trainer.h"
+
+namespace isentrope::train {
+namespace {
+
+std::atomic<bool> interrupted = false;
+
+// The first signal asks the trainer to stop after its step; a second one ends the process as usual.
+void ask_to_stop(int number) {
+  interrupted = true;
+  std::signal(number, SIG_DFL);
+}
+
+std::string resolve(const std::string& path) {
+  if (std::filesystem::exists(path + "/DONE")) return path;
+  if (const auto latest = find_latest(path)) return *latest;
+  throw std::runtime_error(path + ": neither a complete checkpoint nor the folder of a run that has one");
+}
+
+model::Decoder load_model(const std::string& checkpoint) {
+  model::Decoder decoder(read_model_config(checkpoint), 0);
+  load_weights(checkpoint, decoder);
+  return decoder;
+}
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += " " + word;
+  return text;
+}
+
+nlohmann::ordered_json to_json(const std::string& phase, const std::string& split, const Evaluation& e) {
+  return {{"phase", phase}, {"split", split}, {"greedy", e.greedy}, {"sampled", e.sampled},
+          {"pass_k", e.pass_k}, {"k", e.k}, {"entropy", e.entropy}, {"length", e.length}};
+}
+
+void print_results(const std::vector<std::pair<std::string, Evaluation>>& results) {
+  if (results.empty()) return;
+  std::printf("\n%-14s %8s %8s %8s %12s %8s\n", "after phase", "greedy", "sampled",
+              ("pass@" + std::to_string(results.front().second.k)).c_str(), "entropy/nats", "tokens");
+  for (const auto& [phase, e] : results)
+    std::printf("%-14s %8.3f %8.3f %8.3f %12.3f %8.1f\n", phase.c_str(), e.greedy, e.sampled, e.pass_k, e.entropy, e.length);
+}
+
+}  // namespace
+
+int train_command(const std::string& config, const std::vector<std::string>& overrides, bool resume, bool quiet) {
+  Trainer trainer(read_config(config, overrides), resume);
+  Console console(quiet);
+  interrupted = false;
+  std::signal(SIGINT, ask_to_stop);
+  std::signal(SIGTERM, ask_to_stop);
+  const std::string again = "isentrope train " + config + joined(overrides) + " --resume";
+
+  while (!trainer.finished()) {
+    const PhaseConfig& phase = trainer.config().phases[trainer.phase()];
+    console.begin_phase(phase.name, phase.steps, trainer.steps_done());
+    for (const size_t current = trainer.phase(); !trainer.finished() && trainer.phase() == current && !interrupted;)
+      for (const Record& record : trainer.advance()) console.step(record);
+    console.end_phase();
+    if (interrupted && !trainer.finished()) {
+      const std::string checkpoint = trainer.save();
+      console.print(checkpoint.empty() ? "Stopped before the first step." : "Stopped. Checkpoint: " + checkpoint);
+      console.print("Resume:  " + again);
+      return 130;
+    }
+  }
+
+  nlohmann::ordered_json summary = nlohmann::ordered_json::array();
+  for (const auto& [phase, result] : trainer.results()) summary.push_back(to_json(phase, "test", result));
+  write_durably(trainer.config().run.dir + "/summary.json", summary.dump(2) + "\n");
+  if (!quiet) {
+    print_results(trainer.results());
+    const std::string checkpoint = *find_latest(trainer.config().run.dir);
+    std::printf("\nCheckpoint  %s\n", checkpoint.c_str());
+    std::printf("Resume      %s phases.%s.steps=N\n", again.c_str(), trainer.config().phases.back().name.c_str());
+    std::printf("Sample      isentrope sample %s --prompt '...'\n", checkpoint.c_str());
+    std::printf("Python      transformers.AutoModelForCausalLM.from_pretrained('%s')\n", checkpoint.c_str());
+  }
+  return 0;
+}
+
+int config_command(const std::string& config, const std::vector<std::string>& overrides, bool explain) {
+  const std::string text = explain ? explain_config() : print_config_with_origins(config, overrides);
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  return 0;
+}
+
+int sample_command(const std::string& path, const SampleOptions& options) {
+  const std::string checkpoint = resolve(path);
+  const model::Decoder decoder = load_model(checkpoint);
+  const data::Tokenizer tokenizer = data::Tokenizer::load(checkpoint);
+  std::vector<std::vector<int64_t>> prompts;
+  for (const std::string& prompt : options.prompts) prompts.push_back(tokenizer.encode(prompt));
+  const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
+  for (const auto& completion :
+       rl::rollout(decoder, prompts, options.samples, sampling, {tokenizer.eos_id()}, {.seed = options.seed}))
+    std::printf("%s%s%s\n", options.prompts[completion.prompt].c_str(), tokenizer.decode(completion.tokens).c_str(),
+                completion.stopped ? "" : "  [cut at the length limit]");
+  return 0;
+}
+
+int evaluate_command(const std::string& path, const std::string& file, const std::vector<std::string>& overrides,
+                     const std::string& split) {
+  const std::string checkpoint = resolve(path);
+  const TrainConfig config = read_config(file, overrides);
+  const PhaseConfig& phase = config.phases.back();
+  const data::Tokenizer tokenizer = data::Tokenizer::load(checkpoint);
+  const HeldOut held_out =
+      held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
+  const Evaluation result = held_out.evaluate(load_model(checkpoint), config.test);
+  std::printf("%s\n", to_json(phase.name, split, result).dump().c_str());
+  return 0;
+}
+
+int version_command() {
+  std::printf("isentrope %s\n", ISENTROPE_VERSION);
+  std::printf("torch %s\n", TORCH_VERSION);
+  std::printf("CPU instruction set: %s\n", at::get_cpu_capability().c_str());
+  std::printf("build: %s\n", ISENTROPE_BUILD_SUMMARY);
+  std::printf("CUDA devices: %zu\n", static_cast<size_t>(torch::cuda::device_count()));
+  return 0;
+}
+
+}  // namespace isentrope::train

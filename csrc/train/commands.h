@@ -1,0 +1,33 @@
+// The commands of the tool `isentrope`. Each returns the exit code of the process and throws what went wrong.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace isentrope::train {
+
+// Trains to the end, or until SIGINT or SIGTERM: then the step is finished, a checkpoint written, and 130 returned.
+int train_command(const std::string& config, const std::vector<std::string>& overrides, bool resume, bool quiet);
+
+// Prints the resolved configuration with the origin of each value; explain: every key there is instead.
+int config_command(const std::string& config, const std::vector<std::string>& overrides, bool explain);
+
+struct SampleOptions {
+  std::vector<std::string> prompts;
+  int64_t samples = 1;
+  double temperature = 1.0;
+  int64_t top_k = 0;
+  double top_p = 1.0;
+  int64_t max_new_tokens = 0;
+  uint64_t seed = 1;
+};
+// checkpoint, here and below: a checkpoint's folder, or a run's folder for its newest.
+int sample_command(const std::string& checkpoint, const SampleOptions& options);
+
+// Accuracy of a checkpoint on the data of the configuration's last phase; split: validation or test.
+int evaluate_command(const std::string& checkpoint, const std::string& config, const std::vector<std::string>& overrides,
+                     const std::string& split);
+
+int version_command();
+
+}  // namespace isentrope::train

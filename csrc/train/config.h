@@ -1,0 +1,121 @@
+// The configuration of a run: one YAML file, every key declared by the struct that owns it (csrc/field.h).
+//
+// read_config parses the file, applies key.path=value overrides, and validates. Every error is a ConfigError that names
+// file, line, dotted path, what came and what was wanted; an unknown key also names the nearest valid one.
+#pragma once
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "csrc/data/source.h"
+#include "csrc/data/tokenizer.h"
+#include "csrc/field.h"
+#include "csrc/model/decoder.h"
+#include "csrc/rl/reward.h"
+#include "csrc/rl/rollout_source.h"
+#include "csrc/train/evaluation.h"
+#include "csrc/train/objective.h"
+#include "csrc/train/optimizer.h"
+#include "csrc/train/schedule.h"
+
+namespace isentrope::train {
+
+struct RunConfig {
+  std::string dir = "runs/run";
+  int64_t seed = 1;
+  int64_t threads = 0;
+  std::string device = "auto";
+  std::string start;
+  int64_t checkpoint_every = 200;
+  int64_t keep = 2;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("dir", dir, "Folder of the run: metrics.jsonl, checkpoints, the resolved configuration.");
+    v("seed", seed, "Fixes every random draw of the run.", at_least(0));
+    v("threads", threads, "CPU threads; 0 for as many as the process may use.", at_least(0));
+    v("device", device, "Where the model lives: auto takes a GPU where there is one.", one_of({"auto", "cpu", "cuda"}));
+    v("start", start, "Checkpoint to start from: its weights are taken, and the phases up to its own are skipped.");
+    v("checkpoint_every", checkpoint_every, "Steps between checkpoints; 0 for the ends of phases alone.", at_least(0));
+    v("keep", keep, "Checkpoints kept within a phase; those at the ends of phases always stay.", at_least(1));
+  }
+};
+
+struct StopConfig {
+  std::optional<double> sampled;
+  std::optional<double> greedy;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("sampled", sampled, "Least sampled accuracy at which the phase may end.", between(0, 1));
+    v("greedy", greedy, "Least greedy accuracy at which the phase may end.", between(0, 1));
+  }
+};
+
+struct PhaseConfig {
+  std::string name;
+  ObjectiveConfig objective;
+  data::DataConfig data;
+  BatchConfig batch;
+  OptimizerConfig optimizer;
+  ScheduleConfig schedule;
+  int64_t steps = 100;
+  std::optional<rl::RolloutConfig> rollout;
+  std::vector<rl::RewardConfig> reward;
+  EvaluationConfig evaluation;
+  std::optional<StopConfig> stop;
+
+  std::string problem() const;  // keys that do not go together: a grpo phase without rollout or reward, …
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("name", name, "Name of the phase, unique in the run; it names its checkpoints and its metrics.");
+    v("objective", objective, "What is minimised.");
+    v("data", data, "Where prompts and completions come from.");
+    v("batch", batch, "How many sequences an update takes, and how they are cut into micro-batches.");
+    v("optimizer", optimizer, "The update rule.");
+    v("schedule", schedule, "The learning rate over the steps of the phase.");
+    v("steps", steps, "Steps of the phase; a grpo step is one batch of rollouts with all its updates.", at_least(1));
+    v("rollout", rollout, "How completions are drawn; grpo phases only.");
+    v("reward", reward, "Rewards, added up by their weights; grpo phases only.");
+    v("evaluation", evaluation, "Accuracy on held-out prompts.");
+    v("stop", stop, "End the phase when an evaluation reaches all these values.");
+  }
+};
+
+struct TrainConfig {
+  RunConfig run;
+  model::DecoderConfig model;
+  data::TokenizerConfig tokenizer;
+  std::vector<PhaseConfig> phases;
+  EvaluationConfig test;
+
+  std::string problem() const;  // no phase, two phases of one name, …
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("run", run, "The run itself.");
+    v("model", model, "The decoder.");
+    v("tokenizer", tokenizer, "Text to tokens.");
+    v("phases", phases, "Phases, in the order in which they run.");
+    v("test", test, "Accuracy on the test prompts of the last phase's data, measured at the end of every phase.");
+  }
+};
+
+struct ConfigError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// overrides: "key.path=value", list elements by index or by name: "phases.0.steps=10", "phases.sft.steps=10".
+TrainConfig read_config(const std::string& file, const std::vector<std::string>& overrides = {});
+
+// The whole resolved configuration as YAML; read_config reads it back to the same values. With origins, each line ends
+// in a comment that says where its value came from: default, FILE:LINE, or command line.
+std::string print_config(const TrainConfig& config);
+std::string print_config_with_origins(const std::string& file, const std::vector<std::string>& overrides);
+
+// Every key with type, default, range and meaning.
+std::string explain_config();
+
+}  // namespace isentrope::train

@@ -1,0 +1,52 @@
+// What the keys of a run must be together: the rules of RunConfig, PhaseConfig and TrainConfig.
+#include <algorithm>
+#include <cctype>
+
+#include "csrc/train/config.h"
+
+namespace isentrope::train {
+
+std::string PhaseConfig::problem() const {
+  const bool plain = std::all_of(name.begin(), name.end(),
+                                 [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
+  if (name.empty()) return "the phase has no name; write name: " + objective.kind;
+  if (!plain) return "name: '" + name + "' names folders; use letters, digits, _ and - alone";
+
+  if (objective.kind == "grpo") {
+    if (!rollout) return "a grpo phase needs a rollout section (rollout: {} takes the defaults)";
+    if (reward.empty()) return "a grpo phase needs a reward, such as reward: [{kind: answer}]";
+  } else {
+    if (rollout) return "rollout belongs to grpo phases, and objective.kind is " + objective.kind;
+    if (!reward.empty()) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
+  }
+  if (stop && !stop->sampled && !stop->greedy) return "stop: name at least one of sampled, greedy";
+  if (stop && evaluation.every == 0)
+    return "stop: it is looked at after evaluations, and evaluation.every is 0; give evaluation.every the "
+           "steps between";
+  return "";
+}
+
+std::string TrainConfig::problem() const {
+  if (phases.empty()) return "phases: there is none; a run needs at least one";
+  for (size_t i = 0; i < phases.size(); ++i) {
+    const PhaseConfig& phase = phases[i];
+    const std::string path = "phases." + std::to_string(i);
+    for (size_t j = 0; j < i; ++j)
+      if (phases[j].name == phase.name)
+        return path + ".name: '" + phase.name + "' is the name of phases." + std::to_string(j) +
+               " too; checkpoints and metrics need one name a phase";
+    if (i == 0 && phase.objective.kind == "grpo" && run.start.empty())
+      return path +
+             ": a grpo phase improves a model that was trained before; put an sft phase before it, or name a "
+             "checkpoint in run.start";
+    if (phase.rollout && phase.rollout->sampling.max_new_tokens >= model.context)
+      return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
+             " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";
+    if (phase.evaluation.max_new_tokens >= model.context)
+      return path + ".evaluation.max_new_tokens: " + std::to_string(phase.evaluation.max_new_tokens) +
+             " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";
+  }
+  return "";
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,32 @@
+// Files that are either whole or not there: written beside their place (.tmp), brought to disk, renamed.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace isentrope::train {
+
+// Every failure throws std::runtime_error naming the file and the reason; where the disk is full, also the
+// bytes needed and those free. Until commit() returns, what stood under the name stays; a writer that is not
+// committed leaves nothing.
+class DurableFile {
+ public:
+  DurableFile(const std::string& file, int64_t bytes);  // bytes: the size it will have, for errors
+  ~DurableFile();
+  DurableFile(const DurableFile&) = delete;
+  DurableFile& operator=(const DurableFile&) = delete;
+  void write(const void* data /* [bytes] */, int64_t bytes);
+  void commit();
+
+ private:
+  [[noreturn]] void fail(const char* what) const;
+  std::string file_, temporary_;
+  int64_t bytes_;
+  int fd_;
+};
+
+void write_durably(const std::string& file, std::string_view content);
+std::string read_whole(const std::string& file);
+void sync_folder(const std::string& dir);  // makes renames within dir survive a loss of power
+
+}  // namespace isentrope::train

@@ -1,0 +1,91 @@
+#include "csrc/train/evaluation.h"
+
+#include <algorithm>
+
+namespace isentrope::train {
+namespace {
+
+struct Answers {
+  std::vector<double> right;  // [prompts · samples], 1 or 0
+  double entropy = 0;         // mean over tokens
+  double length = 0;          // mean over completions
+};
+
+Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer, const std::vector<data::Example>& examples,
+               const rl::RewardSum& score, const rl::SamplingConfig& sampling, int64_t samples) {
+  std::vector<std::vector<int64_t>> prompts;
+  for (const data::Example& example : examples) prompts.push_back(tokenizer.encode(example.prompt));
+  const auto completions =
+      rl::rollout(model, prompts, samples, sampling, {tokenizer.eos_id()}, {.evaluation = true});
+
+  Answers answers;
+  std::vector<std::string> prompt_text, text;
+  std::vector<data::Example> example_of;
+  double tokens = 0;
+  for (const rl::Completion& completion : completions) {
+    example_of.push_back(examples[completion.prompt]);
+    prompt_text.push_back(example_of.back().prompt);
+    text.push_back(tokenizer.decode(completion.tokens));
+    tokens += static_cast<double>(completion.tokens.size());
+    for (float H : completion.entropy) answers.entropy += H;
+  }
+  for (double s : score(prompt_text, text, example_of).total) answers.right.push_back(s >= 0.5);
+  answers.entropy /= std::max(tokens, 1.0);
+  answers.length = tokens / static_cast<double>(std::max<size_t>(completions.size(), 1));
+  return answers;
+}
+
+double mean(const std::vector<double>& x) {
+  double sum = 0;
+  for (double value : x) sum += value;
+  return x.empty() ? 0.0 : sum / static_cast<double>(x.size());
+}
+
+data::DataConfig largest(data::DataConfig config) {
+  if (config.tint) config.tint->terms = {*std::max_element(config.tint->terms.begin(), config.tint->terms.end())};
+  return config;
+}
+
+std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewards) {
+  rl::RewardConfig first = rewards.empty() ? rl::RewardConfig{.kind = "exact"} : rewards.front();
+  first.weight = 1;
+  return {first};
+}
+
+}  // namespace
+
+HeldOut::HeldOut(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
+                 const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
+                 data::Split split, int64_t max_new_tokens)
+    : tokenizer_(tokenizer),
+      source_(data::make_source(largest(data), /*seed=*/0, split)),
+      score_(first_of(rewards), tokenizer.eos(), custom),
+      max_new_tokens_(max_new_tokens) {}
+
+Evaluation HeldOut::evaluate(const model::Decoder& model, const EvaluationConfig& config) const {
+  // A list that is shorter than asked for is used whole, once.
+  auto prompts = [&](int64_t count) { return source_->take(0, std::min(count, source_->size())); };
+  rl::SamplingConfig sampling;
+  sampling.max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : max_new_tokens_;
+
+  sampling.temperature = 0;
+  const Answers greedy = answer(model, tokenizer_, prompts(config.prompts), score_, sampling, 1);
+  sampling.temperature = config.temperature;
+  const auto sampled_prompts = prompts(config.sampled_prompts);
+  const int64_t k = config.samples;
+  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, k);
+
+  double solved = 0;
+  for (size_t p = 0; p < sampled_prompts.size(); ++p) {
+    const auto first = sampled.right.begin() + p * k;
+    solved += *std::max_element(first, first + k);
+  }
+  return {.greedy = mean(greedy.right),
+          .sampled = mean(sampled.right),
+          .pass_k = solved / static_cast<double>(std::max<size_t>(sampled_prompts.size(), 1)),
+          .k = k,
+          .entropy = sampled.entropy,
+          .length = sampled.length};
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,240 @@
+#include "csrc/train/metrics.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string_view>
+
+#include "csrc/train/durable_file.h"
+
+namespace isentrope::train {
+namespace {
+
+constexpr std::array<std::string_view, 25> kOrder{
+    "loss",        "reward/mean",  "reward/std",  "entropy/mean", "entropy/std",  "kl/k1",
+    "kl/k2",       "kl/k3",        "ratio/max",   "clip/frac",    "cov/mean",     "cov/max",
+    "select/frac", "grad_norm",    "lr",          "length/mean",  "tokens_per_s", "rollout_tokens_per_s",
+    "eval/greedy", "eval/sampled", "eval/pass@k", "eval/k",       "eval/entropy", "eval/length",
+    "time_s"};
+
+// The shortest text that reads back to the same double.
+std::string number(double value) {
+  if (!std::isfinite(value)) return "null";
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof(text), value).ptr};
+}
+
+std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+
+double value_of(const Record& record, const char* key) {
+  const auto found = record.values.find(key);
+  return found == record.values.end() ? std::nan("") : found->second;
+}
+
+std::string duration(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  char text[48];
+  if (s >= 3600)
+    std::snprintf(text, sizeof(text), "%ldh %02ldm", static_cast<long>(s / 3600),
+                  static_cast<long>(s / 60 % 60));
+  else if (s >= 60)
+    std::snprintf(text, sizeof(text), "%ldm %02lds", static_cast<long>(s / 60), static_cast<long>(s % 60));
+  else
+    std::snprintf(text, sizeof(text), "%lds", static_cast<long>(s));
+  return text;
+}
+
+}  // namespace
+
+std::string to_json(const Record& record) {
+  std::string line = "{\"phase\": " + quoted(record.phase) + ", \"step\": " + std::to_string(record.step);
+  auto add = [&](std::string_view key, double value) {
+    line += ", " + quoted(std::string(key)) + ": " + number(value);
+  };
+  for (const std::string_view key : kOrder) {
+    if (key == "eval/greedy" && !record.split.empty()) line += ", \"eval/split\": " + quoted(record.split);
+    const auto found = record.values.find(std::string(key));
+    if (found != record.values.end()) add(key, found->second);
+  }
+  for (const auto& [key, value] : record.values)
+    if (std::find(kOrder.begin(), kOrder.end(), key) == kOrder.end()) add(key, value);
+  return line + "}";
+}
+
+void keep_metrics_until(const std::string& file, const std::vector<std::string>& phases, int64_t phase,
+                        int64_t step) {
+  if (!std::filesystem::exists(file)) return;
+  const std::string text = read_whole(file);
+  std::string kept;
+  size_t number = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = text.find('\n', begin);
+    ++number;
+    if (end == std::string::npos) break;  // torn: the process was killed while it wrote
+    const auto line = nlohmann::json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
+                                            text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    if (!line.is_object() || !line.contains("phase") || !line["phase"].is_string() ||
+        !line.contains("step") || !line["step"].is_number_integer())
+      throw std::runtime_error(file + ":" + std::to_string(number) +
+                               ": not a line of metrics; mend the line or move the file away");
+    const auto at = std::find(phases.begin(), phases.end(), line["phase"].get<std::string>());
+    const int64_t index =
+        at - phases.begin();  // a phase that is no longer in the configuration counts as to come
+    if (index < phase || (index == phase && line["step"].get<int64_t>() <= step))
+      kept.append(text, begin, end - begin + 1);
+    begin = end + 1;
+  }
+  if (kept.size() != text.size()) write_durably(file, kept);
+}
+
+// ---- Metrics
+// -------------------------------------------------------------------------------------------------------
+
+Metrics::Metrics(const std::string& file) : file_(file) {
+  fd_ = ::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (fd_ < 0) throw std::runtime_error(file + ": cannot be opened: " + std::strerror(errno));
+}
+
+Metrics::~Metrics() { ::close(fd_); }
+
+void Metrics::write(const Record& record) {
+  const std::string line = to_json(record) + "\n";
+  std::string_view rest = line;
+  while (!rest.empty()) {
+    const ssize_t written = ::write(fd_, rest.data(), rest.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) throw std::runtime_error(file_ + ": cannot be written: " + std::strerror(errno));
+    rest.remove_prefix(static_cast<size_t>(written));
+  }
+}
+
+// ---- Console
+// -------------------------------------------------------------------------------------------------------
+
+Console::Console(bool quiet, std::FILE* out, double interval)
+    : quiet_(quiet), terminal_(::isatty(::fileno(out))), out_(out), interval_(interval) {
+  // A terminal that cannot move its cursor gets lines.
+  const char* term = std::getenv("TERM");
+  if (!term || std::string_view(term) == "dumb") terminal_ = false;
+}
+
+Console::~Console() { clear(); }
+
+void Console::begin_phase(const std::string& name, int64_t steps, int64_t done) {
+  name_ = name;
+  steps_ = steps;
+  first_ = done;
+  last_ = {name, done, {}, ""};
+  begun_ = shown_ = Clock::now();
+  in_phase_ = true;
+  if (terminal_) draw();
+}
+
+void Console::step(const Record& record) {
+  last_ = record;
+  const double wait = terminal_ ? 0.1 : interval_;
+  if (std::chrono::duration<double>(Clock::now() - shown_).count() < wait) return;
+  shown_ = Clock::now();
+  if (terminal_)
+    draw();
+  else if (!quiet_)
+    std::fprintf(out_, "%s\n", line(false).c_str()), std::fflush(out_);
+}
+
+void Console::end_phase() {
+  if (!in_phase_) return;
+  clear();
+  in_phase_ = false;
+  if (!quiet_) std::fprintf(out_, "%s\n", line(false).c_str()), std::fflush(out_);
+}
+
+void Console::print(const std::string& text) {
+  if (quiet_) return;
+  clear();
+  std::fprintf(out_, "%s\n", text.c_str());
+  std::fflush(out_);
+  if (terminal_ && in_phase_) draw();
+}
+
+void Console::warn(const std::string& text) {
+  clear();
+  std::fprintf(stderr, "warning: %s\n", text.c_str());
+  if (terminal_ && in_phase_) draw();
+}
+
+// "grpo   12/100  reward 0.412  entropy 0.731  21.4k tokens/s  1m 20s left", with a bar before the figures on
+// a terminal.
+std::string Console::line(bool bar) const {
+  char text[96];
+  const int digits = static_cast<int>(std::to_string(steps_).size());
+  std::snprintf(text, sizeof(text), " %*lld/%lld", digits, static_cast<long long>(last_.step),
+                static_cast<long long>(steps_));
+  std::string line = name_ + text;
+  if (bar) {
+    constexpr int kCells = 24;
+    const int full = steps_ > 0 ? static_cast<int>(kCells * std::min(last_.step, steps_) / steps_) : 0;
+    line += " ";
+    for (int i = 0; i < kCells; ++i) line += i < full ? "━" : "─";
+  }
+  auto add = [&](const char* format, double value) {
+    if (std::isnan(value)) return;
+    std::snprintf(text, sizeof(text), format, value);
+    line += text;
+  };
+  const double reward = value_of(last_, "reward/mean"), speed = value_of(last_, "tokens_per_s");
+  add("  reward %.3f", reward);
+  if (std::isnan(reward)) add("  loss %.4f", value_of(last_, "loss"));
+  add("  entropy %.3f", value_of(last_, "entropy/mean"));
+  if (speed >= 1e6)
+    add("  %.1fM tokens/s", speed / 1e6);
+  else if (speed >= 1e3)
+    add("  %.1fk tokens/s", speed / 1e3);
+  else
+    add("  %.0f tokens/s", speed);
+
+  const int64_t done = last_.step - first_;
+  const double elapsed = std::chrono::duration<double>(Clock::now() - begun_).count();
+  if (!in_phase_)
+    line += "  in " + duration(elapsed);
+  else if (done > 0)
+    line += "  " +
+            duration(elapsed / static_cast<double>(done) *
+                     static_cast<double>(std::max<int64_t>(steps_ - last_.step, 0))) +
+            " left";
+  return line;
+}
+
+void Console::clear() {
+  if (!drawn_) return;
+  std::fputs("\r\033[2K", out_);
+  std::fflush(out_);
+  drawn_ = false;
+}
+
+void Console::draw() {
+  if (quiet_) return;
+  struct winsize window {};
+  const bool known = ::ioctl(::fileno(out_), TIOCGWINSZ, &window) == 0 && window.ws_col > 0;
+  constexpr size_t kBarCells = 25;  // the bar's cells are one column and three bytes each
+  // A line wider than the window would wrap and could not be cleared: leave the bar out, then cut.
+  std::string text = line(true);
+  if (known && text.size() - 2 * (kBarCells - 1) >= window.ws_col) {
+    text = line(false);
+    if (text.size() >= window.ws_col) text.resize(window.ws_col - 1);
+  }
+  std::fprintf(out_, "\r\033[2K%s", text.c_str());
+  std::fflush(out_);
+  drawn_ = true;
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,92 @@
+// What a run tells: one JSON object a line in metrics.jsonl, and the console.
+//
+// A line speaks of one step of a phase or of one evaluation. Keys, in this order; those that do not apply are
+// left out, a value that is not finite is null:
+//
+//   phase, step            the step's number counts from 1; an evaluation at step n is of the weights after n
+//   steps loss                   as minimised, mean over the step's updates reward/mean, reward/std of the
+//   step's completions entropy/mean, entropy/std         of the policy at the tokens that are learnt, nats
+//   kl/k1, kl/k2, kl/k3    estimators of KL(policy ‖ reference) where there is a reference, else KL(policy ‖
+//   old policy) ratio/max              largest policy / old policy clip/frac              share of tokens
+//   whose gradient the clipping removes cov/mean, cov/max      covariance of log-probability and advantage,
+//   over the tokens select/frac            share of tokens that the loss picks (clip_cov, kl_cov, random)
+//   grad_norm              before clipping
+//   lr                     learning rate
+//   length/mean            of the completions, tokens
+//   tokens_per_s           tokens learnt and drawn, prompts included, per second of the step
+//   rollout_tokens_per_s   tokens drawn per second of the rollouts
+//   eval/split             validation or test; evaluations alone, as all that follows
+//   eval/greedy, eval/sampled, eval/pass@k, eval/k   shares of right answers; k samples a prompt
+//   eval/entropy, eval/length         of the samples: nats a token, tokens
+//   time_s                 seconds since the run began or was resumed
+//
+// Any other name is written after these, in alphabetical order. All but tokens_per_s, rollout_tokens_per_s
+// and time_s repeat themselves when a run is repeated or resumed.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace isentrope::train {
+
+struct Record {
+  std::string phase;
+  int64_t step = 0;
+  std::map<std::string, double> values;
+  std::string split;  // eval/split; empty for a step of training
+};
+
+// The record as one line of JSON, without its end of line. Numbers read back to the same double.
+std::string to_json(const Record& record);
+
+// Removes every line that a run standing after step `step` of phase `phases[phase]` has still to write, and a
+// torn last line. The file is rewritten beside and renamed. A file that is not there is left so.
+void keep_metrics_until(const std::string& file, const std::vector<std::string>& phases, int64_t phase,
+                        int64_t step);
+
+class Metrics {
+ public:
+  explicit Metrics(const std::string& file);  // appends
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+  // One write a record: a killed process leaves whole lines, but for the last at most.
+  void write(const Record& record);
+
+ private:
+  std::string file_;
+  int fd_ = -1;
+};
+
+// What a person sees. On a terminal: a bar that is redrawn at most ten times a second. Elsewhere: a line
+// every `interval` seconds and at the end of a phase. quiet: warnings alone.
+class Console {
+ public:
+  explicit Console(bool quiet = false, std::FILE* out = stdout, double interval = 10.0);
+  ~Console();
+  void begin_phase(const std::string& name, int64_t steps, int64_t done = 0);
+  void step(const Record& record);      // shows step, reward or loss, entropy, tokens/s and the time left
+  void end_phase();                     // leaves the last line standing
+  void print(const std::string& text);  // a line of its own; the bar is cleared before and drawn again after
+  void warn(const std::string& text);   // likewise, to stderr, quiet or not
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string line(bool bar) const;
+  void clear();
+  void draw();
+
+  bool quiet_, terminal_;
+  std::FILE* out_;
+  double interval_;
+  std::string name_;
+  int64_t steps_ = 0, first_ = 0;
+  Record last_;
+  bool drawn_ = false, in_phase_ = false;
+  Clock::time_point begun_, shown_;
+};
+
+}  // namespace isentrope::train

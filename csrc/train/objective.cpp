@@ -1,0 +1,185 @@
+#include "csrc/train/objective.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "csrc/ops/ops.h"
+
+namespace isentrope::train {
+namespace {
+
+using data::Batch;
+using torch::Tensor;
+
+// Rows of an update that are computed together: as many as fit the token budget, at least one.
+std::vector<Batch> split(const Batch& update, int64_t micro_tokens) {
+  const int64_t B = update.tokens.size(0), T = update.tokens.size(1);
+  const int64_t rows = micro_tokens > 0 ? std::clamp<int64_t>(micro_tokens / std::max<int64_t>(T, 1), 1, B) : B;
+  std::vector<Batch> parts;
+  for (int64_t b = 0; b < B; b += rows) {
+    auto part = [&](const Tensor& x) { return x.defined() ? x.slice(0, b, std::min(b + rows, B)) : x; };
+    parts.push_back({part(update.tokens), part(update.target), part(update.old_logprob), part(update.advantage)});
+  }
+  return parts;
+}
+
+double mean(double sum, double count) { return count > 0 ? sum / count : 0.0; }
+
+// Mean cross-entropy of the completions' tokens.
+class Sft : public Objective {
+ public:
+  explicit Sft(const BatchConfig& batch) : batch_(batch) {}
+
+  std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t) override {
+    const double tokens = (update.target != data::kIgnore).sum().item<double>();
+    double loss_sum = 0, entropy_sum = 0, entropy_squares = 0;
+    for (const Batch& micro : split(update, batch_.micro_tokens)) {
+      const auto out = ops::token_entropy(model->forward(micro.tokens), micro.target);
+      const Tensor loss = -out.logprob.sum() / std::max(tokens, 1.0);
+      loss.backward();
+      // Ignored rows have entropy 0 and leave the sums alone.
+      const Tensor entropy = out.entropy.detach();
+      loss_sum += loss.item<double>();
+      entropy_sum += entropy.sum().item<double>();
+      entropy_squares += entropy.square().sum().item<double>();
+    }
+    const double H = mean(entropy_sum, tokens);
+    return {{"loss", loss_sum},
+            {"entropy/mean", H},
+            {"entropy/std", std::sqrt(std::max(mean(entropy_squares, tokens) - H * H, 0.0))}};
+  }
+
+ private:
+  BatchConfig batch_;
+};
+
+// A policy loss on rollouts.
+class Grpo : public Objective {
+ public:
+  Grpo(const ObjectiveConfig& config, const BatchConfig& batch, double temperature, std::optional<model::Decoder> reference)
+      : config_(config), batch_(batch), temperature_(temperature), reference_(std::move(reference)) {
+    selects_ = config.loss == "clip_cov" || config.loss == "kl_cov" || config.loss == "random";
+    mode_ = config.loss == "random" ? config.random_like : config.loss;
+    selection_ = config.loss == "random" ? "random_" + config.random_like : config.loss;
+  }
+
+  std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t seed) override {
+    const Tensor mask = update.target != data::kIgnore;
+    const std::vector<Batch> micros = split(update, batch_.micro_tokens);
+    const Tensor normalizer = normalizer_of(mask);
+
+    Tensor selected;  // [B, T]; over the whole update, which takes a pass of its own where that is cut
+    if (selects_ && config_.scope == "global" && micros.size() > 1) {
+      torch::NoGradGuard no_grad;
+      std::vector<Tensor> parts;
+      for (const Batch& micro : micros) parts.push_back(tokens_of(model, micro).logprob);
+      selected = select(torch::cat(parts), update, seed);
+    }
+
+    double loss = 0;
+    std::vector<Tensor> stats;
+    int64_t row = 0;
+    for (size_t m = 0; m < micros.size(); ++m) {
+      const Batch& micro = micros[m];
+      const auto policy = tokens_of(model, micro);
+      Tensor picked;
+      if (selected.defined()) picked = selected.slice(0, row, row + micro.size());
+      else if (selects_) picked = select(policy.logprob.detach(), micro, seed + m);
+      const auto out = loss_of(policy, micro, picked, normalizer);
+      out.loss.backward();
+      loss += out.loss.item<double>();
+      stats.push_back(out.stats);
+      row += micro.size();
+    }
+    return values_of(loss, stats);
+  }
+
+ private:
+  std::map<std::string, double> values_of(double loss, const std::vector<Tensor>& micro_stats) const {
+    const Tensor stats = ops::grpo_combine_stats(torch::stack(micro_stats)).to(torch::kCPU);
+    const auto names = ops::grpo_stat_names();
+    std::map<std::string, double> values = {{"loss", loss}};
+    for (size_t i = 0; i < names.size(); ++i)
+      if (reference_ || !names[i].starts_with("ref_kl/")) values[names[i]] = stats.const_data_ptr<float>()[i];
+    return values;
+  }
+
+  ops::TokenEntropy tokens_of(model::Decoder& model, const Batch& batch) const {
+    return ops::token_entropy(model->forward(batch.tokens), batch.target, temperature_);
+  }
+
+  // What the sums of token losses are divided by, counted over the whole update.
+  Tensor normalizer_of(const Tensor& mask) const {
+    const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat32).clamp_min(1); };
+    if (config_.aggregate == "token-mean") return count(mask);
+    if (config_.aggregate == "seq-mean-token-sum-norm")
+      return torch::full({}, config_.norm_length > 0 ? config_.norm_length : mask.size(1),
+                         torch::TensorOptions().dtype(torch::kFloat32).device(mask.device()));
+    return count(mask.any(1));
+  }
+
+  Tensor select(const Tensor& logprob, const Batch& batch, uint64_t seed) const {
+    return ops::grpo_select(logprob, batch.old_logprob, batch.advantage, batch.target != data::kIgnore,
+                            {.mode = selection_,
+                             .seed = static_cast<int64_t>(seed),
+                             .select_fraction = config_.select_fraction,
+                             .cov_lower = config_.cov_lower,
+                             .cov_upper = config_.cov_upper,
+                             .clip_low = config_.clip_low,
+                             .clip_high = clip_high(),
+                             .minimum = 1});
+  }
+
+  ops::GrpoLoss loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Tensor& selected,
+                        const Tensor& normalizer) const {
+    std::optional<Tensor> reference;
+    if (reference_) {
+      torch::NoGradGuard no_grad;
+      model::Decoder frozen = *reference_;
+      reference = tokens_of(frozen, batch).logprob;
+    }
+    ops::GrpoLossOptions options;
+    options.mode = mode_;
+    options.aggregate = config_.aggregate;
+    options.clip_low = config_.clip_low;
+    options.clip_high = clip_high();
+    if (config_.dual_clip > 0) options.dual_clip = config_.dual_clip;
+    options.kl_coef = config_.kl_coef;
+    options.ref_kl = config_.ref_kl;
+    options.ref_kl_coef = config_.ref_kl_coef;
+    options.entropy_coef = config_.entropy_coef;
+    if (selected.defined()) options.selected = selected;
+    options.ref_logprob = reference;
+    // Entropy that only statistics want carries no gradient memory.
+    options.entropy = config_.entropy_coef > 0 ? policy.entropy : policy.entropy.detach();
+    options.normalizer = normalizer;
+    return ops::grpo_loss(policy.logprob, batch.old_logprob, batch.advantage, batch.target != data::kIgnore, options);
+  }
+
+  double clip_high() const { return config_.clip_high.value_or(config_.loss == "clip_higher" ? 0.28 : config_.clip_low); }
+
+  ObjectiveConfig config_;
+  BatchConfig batch_;
+  double temperature_;
+  std::optional<model::Decoder> reference_;
+  bool selects_;
+  std::string mode_, selection_;
+};
+
+}  // namespace
+
+std::string ObjectiveConfig::problem() const {
+  if (dual_clip != 0 && dual_clip <= 1) return "dual_clip: " + std::to_string(dual_clip) + "; wanted above 1, or 0 for none";
+  if (cov_lower >= cov_upper) return "cov_lower: must lie below cov_upper";
+  if (select_fraction == 0) return "select_fraction: 0 picks nothing; wanted above 0";
+  return "";
+}
+
+std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, double temperature,
+                                          std::optional<model::Decoder> reference) {
+  if (config.kind == "sft") return std::make_unique<Sft>(batch);
+  return std::make_unique<Grpo>(config, batch, temperature, std::move(reference));
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,89 @@
+// What is minimised: model and batch in, a loss with its statistics out.
+#pragma once
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "csrc/data/batch.h"
+#include "csrc/field.h"
+#include "csrc/model/decoder.h"
+
+namespace isentrope::train {
+
+struct BatchConfig {
+  int64_t sequences = 32;
+  int64_t micro_tokens = 0;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("sequences", sequences, "Sequences of an update; a grpo update takes prompts · samples / updates of them.", at_least(1));
+    v("micro_tokens", micro_tokens,
+      "Most tokens, padding included, of one forward and backward pass; gradients add up over them. 0: all at once.",
+      at_least(0));
+  }
+};
+
+struct ObjectiveConfig {
+  std::string kind = "sft";
+  std::string loss = "clip";
+  std::string aggregate = "token-mean";
+  double clip_low = 0.2;
+  std::optional<double> clip_high;
+  double dual_clip = 0.0;
+  double select_fraction = 2e-4;
+  double cov_lower = 1.0;
+  double cov_upper = 5.0;
+  double kl_coef = 1.0;
+  int64_t norm_length = 0;
+  std::string random_like = "clip_cov";
+  std::string scope = "global";
+  std::string ref_kl = "k3";
+  double ref_kl_coef = 0.0;
+  double entropy_coef = 0.0;
+
+  std::string problem() const;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("kind", kind, "sft: cross-entropy of completions; grpo: a policy loss on rollouts.", one_of({"sft", "grpo"}));
+    v("loss", loss, "Policy loss (kernels/grpo_loss.h).",
+      one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg", "random"}));
+    v("aggregate", aggregate, "How token losses become one number.",
+      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"}));
+    v("norm_length", norm_length,
+      "Divisor of seq-mean-token-sum-norm (Dr. GRPO: the length limit); 0 for the padded length of the update.", at_least(0));
+    v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped.", at_least(0));
+    v("clip_high", clip_high, "Ratios over 1 + clip_high are clipped; default clip_low, 0.28 for clip_higher.", at_least(0));
+    v("dual_clip", dual_clip, "Bound c of the loss at negative advantage (clip, clip_higher); 0 for none, else above 1.",
+      at_least(0));
+    v("select_fraction", select_fraction, "Share of tokens that clip_cov, kl_cov or random picks.", between(0, 1));
+    v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
+    v("cov_upper", cov_upper, "and below this.");
+    v("kl_coef", kl_coef, "kl_cov: weight of |log ratio| on the picked tokens.", at_least(0));
+    v("random_like", random_like, "random: which rule it is the control of.", one_of({"clip_cov", "kl_cov"}));
+    v("scope", scope, "Over what covariances are centred and ranked: all of an update, or each micro-batch.",
+      one_of({"global", "micro"}));
+    v("ref_kl", ref_kl, "Estimator of the divergence from the reference model.", one_of({"k1", "k2", "k3", "k1+", "k3+"}));
+    v("ref_kl_coef", ref_kl_coef, "Weight of that divergence; the reference is the model at the start of the phase.",
+      at_least(0));
+    v("entropy_coef", entropy_coef, "Weight of the entropy bonus.", at_least(0));
+  }
+};
+
+
+class Objective {
+ public:
+  virtual ~Objective() = default;
+  // Backpropagates the loss of a whole update, one micro-batch after the other, and returns its statistics: "loss" and
+  // the names that csrc/train/metrics.h documents. The gradient is that of the loss over the whole update, however it
+  // is cut. seed fixes the draws of this update.
+  virtual std::map<std::string, double> backward(model::Decoder& model, const data::Batch& update, uint64_t seed) = 0;
+};
+
+// temperature: of the rollouts, so that log-probabilities speak of the policy that drew them.
+// reference: the model that ref_kl_coef measures the divergence from; needed where that is above 0.
+std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, double temperature = 1.0,
+                                          std::optional<model::Decoder> reference = std::nullopt);
+
+}  // namespace isentrope::train

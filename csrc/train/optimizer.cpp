@@ -1,0 +1,151 @@
+#include "csrc/train/optimizer.h"
+
+#include <ATen/Parallel.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <sstream>
+#include <stdexcept>
+
+namespace isentrope::train {
+namespace {
+
+using torch::Tensor;
+
+// What one fused update takes: tensors that share a decay.
+struct Group {
+  std::vector<Tensor> parameters, grads, first, second, steps;
+};
+
+std::string shape_of(const Tensor& tensor) {
+  std::ostringstream out;
+  out << tensor.sizes();
+  return out.str();
+}
+
+// Σ x² of a tensor on the CPU, in pieces of fixed size that are added up in their order: torch's own
+// reduction is cut by the number of threads, and its last bits change with it.
+double sum_of_squares(const Tensor& tensor) {
+  const Tensor x = tensor.to(torch::kFloat32).contiguous();
+  const float* data = x.const_data_ptr<float>();
+  constexpr int64_t kPiece = 4096,
+                    kLanes = 16;  // a lane adds 256 squares in float before the sum goes on in double
+  const int64_t size = x.numel(), pieces = (size + kPiece - 1) / kPiece;
+  std::vector<double> sums(pieces);
+  at::parallel_for(0, pieces, /*grain_size=*/8, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t first = piece * kPiece, last = std::min(first + kPiece, size);
+      float lanes[kLanes] = {};
+      int64_t i = first;
+      for (; i + kLanes <= last; i += kLanes)
+        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += data[i + lane] * data[i + lane];
+      for (int64_t lane = 0; i < last; ++i, ++lane) lanes[lane] += data[i] * data[i];
+      for (const float lane : lanes) sums[piece] += lane;
+    }
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+double global_norm(const std::vector<Tensor>& grads) {
+  if (!grads[0].is_cpu())
+    return torch::stack(at::_foreach_norm(grads)).to(torch::kFloat64).norm().item<double>();
+  double squares = 0;
+  for (const Tensor& grad : grads) squares += sum_of_squares(grad);
+  return std::sqrt(squares);
+}
+
+}  // namespace
+
+std::string OptimizerConfig::problem() const {
+  if (betas.size() != 2) return "betas: " + std::to_string(betas.size()) + " values; AdamW has two moments";
+  for (double beta : betas)
+    if (beta >= 1.0) return "betas: a decay of 1 never forgets; it must be below 1";
+  return "";
+}
+
+Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, Tensor>> parameters)
+    : config_(config) {
+  for (auto& [name, parameter] : parameters) {
+    names_.push_back(name);
+    parameters_.push_back(parameter);
+    first_.push_back(torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach());
+    second_.push_back(torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach());
+    steps_.push_back(torch::zeros({}, parameter.options().dtype(torch::kFloat32).requires_grad(false)));
+  }
+}
+
+void Optimizer::zero_grad() {
+  for (Tensor& parameter : parameters_) parameter.mutable_grad() = Tensor();
+}
+
+double Optimizer::step(double lr) {
+  torch::NoGradGuard no_grad;
+  std::vector<Tensor> grads;
+  Group groups[2];  // groups[0]: norms and biases, without decay; groups[1]: matrices
+  std::vector<size_t> present;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const Tensor& grad = parameters_[i].grad();
+    if (!grad.defined()) continue;
+    present.push_back(i);
+    grads.push_back(grad);
+    Group& group = groups[parameters_[i].dim() >= 2];
+    group.parameters.push_back(parameters_[i]);
+    group.grads.push_back(grad);
+    group.first.push_back(first_[i]);
+    group.second.push_back(second_[i]);
+    group.steps.push_back(steps_[i]);
+  }
+  if (present.empty()) return 0.0;
+
+  const double norm = global_norm(grads);
+  if (!std::isfinite(norm)) {
+    for (size_t i = 0; i < present.size(); ++i)
+      if (!torch::isfinite(grads[i]).all().item<bool>())
+        throw NonFinite("the gradient of " + names_[present[i]] + " " + shape_of(grads[i]) +
+                        " is not finite; no weight was changed");
+    throw NonFinite("the norm of the gradients overflows though each is finite; no weight was changed");
+  }
+  if (config_.max_grad_norm > 0 && norm > config_.max_grad_norm)
+    at::_foreach_mul_(grads, config_.max_grad_norm / norm);
+
+  for (int decayed = 0; decayed < 2; ++decayed) {
+    Group& group = groups[decayed];
+    if (group.parameters.empty()) continue;
+    at::_foreach_add_(group.steps, 1);
+    at::_fused_adamw_(group.parameters, group.grads, group.first, group.second, /*max_exp_avg_sqs=*/{},
+                      group.steps, lr, config_.betas[0], config_.betas[1],
+                      decayed ? config_.weight_decay : 0.0, config_.eps,
+                      /*amsgrad=*/false, /*maximize=*/false);
+  }
+  return norm;
+}
+
+std::map<std::string, Tensor> Optimizer::state() const {
+  std::map<std::string, Tensor> state;
+  for (size_t i = 0; i < names_.size(); ++i) {
+    state["first." + names_[i]] = first_[i];
+    state["second." + names_[i]] = second_[i];
+    state["step." + names_[i]] = steps_[i];
+  }
+  return state;
+}
+
+void Optimizer::restore(const std::map<std::string, Tensor>& state) {
+  torch::NoGradGuard no_grad;
+  const auto own = this->state();
+  for (const auto& [name, tensor] : own) {
+    const auto found = state.find(name);
+    if (found == state.end()) throw std::runtime_error("optimiser state lacks '" + name + "'");
+    if (found->second.sizes() != tensor.sizes())
+      throw std::runtime_error("optimiser state '" + name + "' has shape " + shape_of(found->second) +
+                               ", and this model wants " + shape_of(tensor));
+  }
+  for (const auto& [name, tensor] : state)
+    if (!own.count(name))
+      throw std::runtime_error("optimiser state holds '" + name + "', which this model does not have");
+  for (const auto& [name, tensor] : own) tensor.copy_(state.at(name));
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,59 @@
+// AdamW (Loshchilov and Hutter, ICLR 2019) with decoupled decay on matrices alone, and clipping by the global norm.
+#pragma once
+#include <torch/types.h>
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "csrc/field.h"
+
+namespace isentrope::train {
+
+struct OptimizerConfig {
+  std::string kind = "adamw";
+  double lr = 1e-3;
+  std::vector<double> betas = {0.9, 0.999};
+  double eps = 1e-8;
+  double weight_decay = 0.01;
+  double max_grad_norm = 1.0;
+
+  std::string problem() const;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("kind", kind, "Update rule.", one_of({"adamw"}));
+    v("lr", lr, "Peak learning rate.", above(0));
+    v("betas", betas, "Decay of the two moments.", between(0, 1));
+    v("eps", eps, "Added to the root of the second moment.", above(0));
+    v("weight_decay", weight_decay, "Decoupled decay of matrices; norms and biases have none.", at_least(0));
+    v("max_grad_norm", max_grad_norm, "Gradients are scaled down to this norm; 0 for no clipping.", at_least(0));
+  }
+};
+
+class Optimizer {
+ public:
+  // parameters: (name, tensor); names are kept for state() and for errors.
+  Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, torch::Tensor>> parameters);
+
+  void zero_grad();
+  // Clips, then updates with learning rate lr; returns the gradient norm before clipping. A norm that is not finite
+  // throws NonFinite naming the first bad gradient, before any weight has changed.
+  double step(double lr);
+
+  // Moments and step count by name, for checkpoints; restore() takes what state() gave and names what differs.
+  std::map<std::string, torch::Tensor> state() const;
+  void restore(const std::map<std::string, torch::Tensor>& state);
+
+ private:
+  OptimizerConfig config_;
+  std::vector<std::string> names_;
+  std::vector<torch::Tensor> parameters_, first_, second_, steps_;
+};
+
+struct NonFinite : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace isentrope::train

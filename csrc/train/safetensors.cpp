@@ -1,0 +1,163 @@
+#include "csrc/train/safetensors.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "csrc/train/durable_file.h"
+
+namespace isentrope::train {
+namespace {
+
+using nlohmann::json;
+using torch::Tensor;
+
+struct Dtype {
+  const char* name;
+  torch::ScalarType type;
+};
+constexpr std::array<Dtype, 8> kDtypes{{{"F64", torch::kFloat64},
+                                        {"F32", torch::kFloat32},
+                                        {"BF16", torch::kBFloat16},
+                                        {"F16", torch::kFloat16},
+                                        {"I64", torch::kInt64},
+                                        {"I32", torch::kInt32},
+                                        {"U8", torch::kUInt8},
+                                        {"BOOL", torch::kBool}}};
+
+// The format's own limit: a longer header is taken for a file of another kind.
+constexpr uint64_t kLargestHeader = 100'000'000;
+
+const char* dtype_name(const std::string& name, torch::ScalarType type) {
+  for (const Dtype& dtype : kDtypes)
+    if (dtype.type == type) return dtype.name;
+  throw std::invalid_argument("tensor '" + name + "' has dtype " + torch::toString(type) +
+                              "; safetensors files here hold F64, F32, BF16, F16, I64, I32, U8 and BOOL");
+}
+
+[[noreturn]] void broken(const std::string& file, const std::string& why) {
+  throw std::runtime_error(file + ": " + why);
+}
+
+// What the header says of one tensor, checked against the bytes there are.
+struct Entry {
+  torch::ScalarType type;
+  std::vector<int64_t> shape;
+  uint64_t begin, end;
+};
+
+Entry read_entry(const std::string& file, const std::string& name, const json& value) {
+  Entry entry;
+  std::string dtype;
+  try {
+    dtype = value.at("dtype").get<std::string>();
+    entry.shape = value.at("shape").get<std::vector<int64_t>>();
+    entry.begin = value.at("data_offsets").at(0).get<uint64_t>();
+    entry.end = value.at("data_offsets").at(1).get<uint64_t>();
+  } catch (const json::exception& error) {
+    broken(file, "header of tensor '" + name + "': " + error.what());
+  }
+  const auto known =
+      std::find_if(kDtypes.begin(), kDtypes.end(), [&](const Dtype& d) { return dtype == d.name; });
+  if (known == kDtypes.end())
+    broken(file, "tensor '" + name + "' has dtype " + dtype + ", which is not read here");
+  entry.type = known->type;
+
+  uint64_t bytes = torch::elementSize(entry.type);
+  for (int64_t size : entry.shape) {
+    if (size < 0 || (size > 0 && bytes > std::numeric_limits<int64_t>::max() / static_cast<uint64_t>(size)))
+      broken(file, "tensor '" + name + "' has an impossible shape");
+    bytes *= static_cast<uint64_t>(size);
+  }
+  if (entry.end < entry.begin || entry.end - entry.begin != bytes)
+    broken(file, "tensor '" + name + "' has " +
+                     std::to_string(static_cast<int64_t>(entry.end - entry.begin)) +
+                     " bytes, and its shape wants " + std::to_string(bytes));
+  return entry;
+}
+
+}  // namespace
+
+void write_safetensors(const std::string& file, const NamedTensors& tensors) {
+  // Wider elements first, so that every tensor is aligned to its elements without gaps; then by name.
+  NamedTensors sorted = tensors;
+  std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) {
+    const auto width_a = a.second.element_size(), width_b = b.second.element_size();
+    return width_a != width_b ? width_a > width_b : a.first < b.first;
+  });
+
+  json header = {{"__metadata__", {{"format", "pt"}}}};  // `transformers` asks for this entry
+  uint64_t offset = 0;
+  for (const auto& [name, tensor] : sorted) {
+    if (header.contains(name)) throw std::invalid_argument("two tensors are named '" + name + "'");
+    const uint64_t end = offset + tensor.nbytes();
+    header[name] = {{"dtype", dtype_name(name, tensor.scalar_type())},
+                    {"shape", tensor.sizes().vec()},
+                    {"data_offsets", {offset, end}}};
+    offset = end;
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
+
+  const uint64_t length = text.size();  // little endian, as every platform of torch
+  DurableFile out(file, static_cast<int64_t>(sizeof(length) + length + offset));
+  out.write(&length, sizeof(length));
+  out.write(text.data(), static_cast<int64_t>(length));
+  for (const auto& [name, tensor] : sorted) {
+    const Tensor bytes = tensor.detach().to(torch::kCPU).contiguous();
+    out.write(bytes.data_ptr(), static_cast<int64_t>(bytes.nbytes()));
+  }
+  out.commit();
+}
+
+std::map<std::string, Tensor> read_safetensors(const std::string& file) {
+  std::ifstream in(file, std::ios::binary);
+  if (!in) broken(file, std::string("cannot be read: ") + std::strerror(errno));
+  std::error_code error;
+  const uint64_t size = std::filesystem::file_size(file, error);
+  if (error) broken(file, "cannot be read: " + error.message());
+
+  uint64_t length = 0;
+  auto truncated = [&](uint64_t expected) {
+    broken(file, "truncated: expected " + std::to_string(expected) + " bytes, found " + std::to_string(size));
+  };
+  if (size < sizeof(length)) truncated(sizeof(length));
+  in.read(reinterpret_cast<char*>(&length), sizeof(length));
+  if (length > kLargestHeader)
+    broken(file, "not a safetensors file (header length " + std::to_string(length) + ")");
+  const uint64_t data = sizeof(length) + length;
+  if (size < data) truncated(data);
+  std::string text(length, ' ');
+  in.read(text.data(), static_cast<std::streamsize>(length));
+  const json header = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!header.is_object()) broken(file, "not a safetensors file (its header is not a JSON object)");
+
+  std::map<std::string, Entry> entries;
+  uint64_t end = 0;
+  for (const auto& [name, value] : header.items()) {
+    if (name == "__metadata__") continue;
+    end = std::max(end, entries.emplace(name, read_entry(file, name, value)).first->second.end);
+  }
+  if (size < data + end) truncated(data + end);
+  if (size > data + end)
+    broken(file, "expected " + std::to_string(data + end) + " bytes, found " + std::to_string(size));
+
+  std::map<std::string, Tensor> tensors;
+  for (const auto& [name, entry] : entries) {
+    Tensor tensor = torch::empty(entry.shape, torch::TensorOptions().dtype(entry.type));
+    in.seekg(static_cast<std::streamoff>(data + entry.begin));
+    in.read(static_cast<char*>(tensor.data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
+    if (!in) broken(file, "tensor '" + name + "' cannot be read: " + std::strerror(errno));
+    tensors.emplace(name, std::move(tensor));
+  }
+  return tensors;
+}
+
+}  // namespace isentrope::train

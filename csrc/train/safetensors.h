@@ -1,0 +1,24 @@
+// The safetensors format (https://huggingface.co/docs/safetensors): 8 bytes of header length, a JSON header
+// that gives each tensor's dtype, shape and place, then the bytes of the tensors without gaps.
+#pragma once
+#include <torch/types.h>
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace isentrope::train {
+
+using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
+
+// Tensors of any shape, stride and device; float64, float32, bfloat16, float16, int64, int32, uint8, bool.
+// Two tensors of one name or another dtype throw std::invalid_argument; for failures of writing see
+// durable_file.h.
+void write_safetensors(const std::string& file, const NamedTensors& tensors);
+
+// All tensors, on the CPU. std::runtime_error names the file and what is wrong with it: truncated (bytes
+// expected and found), not a safetensors file, a dtype unknown, a tensor whose bytes do not fit its shape.
+std::map<std::string, torch::Tensor> read_safetensors(const std::string& file);
+
+}  // namespace isentrope::train

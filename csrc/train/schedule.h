@@ -1,0 +1,27 @@
+// The learning rate at a step, as a share of its peak.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "csrc/field.h"
+
+namespace isentrope::train {
+
+struct ScheduleConfig {
+  std::string kind = "constant";
+  int64_t warmup = 0;
+  double floor = 0.0;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("kind", kind, "Shape after warm-up.", one_of({"constant", "linear", "cosine"}));
+    v("warmup", warmup, "Steps of linear rise.", at_least(0));
+    v("floor", floor, "Share of the peak that is left at the last step (linear, cosine).", between(0, 1));
+  }
+};
+
+// step counts from 0; steps is the length of the phase.
+//   warm-up: (step + 1)/warmup;   cosine: floor + (1 − floor)·½(1 + cos(π·progress)), progress = (step − warmup)/(steps − warmup).
+double learning_rate_share(const ScheduleConfig& config, int64_t step, int64_t steps);
+
+}  // namespace isentrope::train

@@ -1,0 +1,270 @@
+#include "csrc/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "csrc/data/random.h"
+#include "csrc/data/sft_source.h"
+#include "csrc/train/durable_file.h"
+
+namespace isentrope::train {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+uint64_t derived_seed(uint64_t seed, data::Purpose purpose, uint64_t a, uint64_t b = 0, uint64_t c = 0) {
+  data::Stream stream(seed, purpose, a, b, c);
+  const uint64_t high = stream.bits();
+  return high << 32 | stream.bits();
+}
+
+std::string first_non_finite(const model::Decoder& model) {
+  for (const auto& [name, weight] : model->named_weights())
+    if (!torch::isfinite(weight).all().item<bool>()) return "weight " + name;
+  for (const auto& parameter : model->named_parameters())
+    if (parameter.value().grad().defined() && !torch::isfinite(parameter.value().grad()).all().item<bool>())
+      return "gradient of " + parameter.key();
+  return "the loss itself";
+}
+
+// Names under which a checkpoint keeps what the trainer needs beside model, optimiser and source.
+const std::string kResult = "result/", kReference = "reference/";
+
+torch::Tensor pack(const Evaluation& e) {
+  return torch::tensor({e.greedy, e.sampled, e.pass_k, static_cast<double>(e.k), e.entropy, e.length}, torch::kFloat64);
+}
+
+Evaluation unpack(const torch::Tensor& x) {
+  const auto v = x.accessor<double, 1>();
+  return {v[0], v[1], v[2], static_cast<int64_t>(v[3]), v[4], v[5]};
+}
+
+}  // namespace
+
+HeldOut held_out_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
+                    data::Split split, const std::map<std::string, rl::RewardFunction>& rewards) {
+  const PhaseConfig& last = config.phases.back();
+  const PhaseConfig& answers = phase.rollout ? phase : last;
+  return HeldOut(phase.data, answers.reward, rewards, tokenizer, split,
+                 answers.rollout ? answers.rollout->sampling.max_new_tokens : 0);
+}
+
+struct Trainer::Phase {
+  const PhaseConfig& config;
+  std::unique_ptr<data::BatchSource> source;
+  std::unique_ptr<Objective> objective;
+  Optimizer optimizer;
+  HeldOut validation, test;
+  std::optional<model::Decoder> reference;
+};
+
+Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards)
+    : config_(std::move(config)),
+      folder_(config_.run.dir, resume),
+      tokenizer_(config_.tokenizer),
+      model_(nullptr),
+      rewards_(rewards) {
+  if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
+  config_.model.vocabulary = tokenizer_.size();
+  model_ = model::Decoder(config_.model, derived_seed(config_.run.seed, data::Purpose::initialisation, 0));
+
+  std::vector<std::string> names;
+  for (const PhaseConfig& phase : config_.phases) names.push_back(phase.name);
+  const auto latest = resume ? find_latest(folder_.dir()) : std::nullopt;
+  const std::string from = latest.value_or(config_.run.start);
+  std::optional<CheckpointState> state;
+  if (!from.empty()) {
+    state = load_checkpoint_state(from);
+    const auto at = std::find(names.begin(), names.end(), state->phase_name);
+    if (at == names.end())
+      throw std::runtime_error(from + " stands in phase '" + state->phase_name + "', which this configuration does not have");
+    load_weights(from, model_);
+    phase_ = at - names.begin();
+    step_ = state->step;
+    if (state->phase_finished || !latest) ++phase_, step_ = 0;
+    for (const auto& [name, x] : state->extra)
+      if (name.starts_with(kResult)) results_.push_back({name.substr(kResult.size()), unpack(x)});
+    last_checkpoint_ = from;
+  }
+  const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
+  model_->to(cuda ? torch::kCUDA : torch::kCPU);
+
+  keep_metrics_until(folder_.metrics(), names, static_cast<int64_t>(phase_), step_);
+  metrics_ = std::make_unique<Metrics>(folder_.metrics());
+  write_durably(folder_.config(), print_config(config_));
+  if (!finished()) open_phase(state && !state->phase_finished && latest ? &*state : nullptr);
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::open_phase(const CheckpointState* state) {
+  const PhaseConfig& phase = config_.phases[phase_];
+  const uint64_t data_seed = derived_seed(config_.run.seed, data::Purpose::example, phase_);
+  std::shared_ptr<const data::ExampleSource> examples = data::make_source(phase.data, data_seed, data::Split::train);
+
+  std::unique_ptr<data::BatchSource> source;
+  if (phase.objective.kind == "sft")
+    source = std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, config_.model.context,
+                                               phase.data.overlong);
+  else
+    source = std::make_unique<rl::RolloutSource>(*phase.rollout, model_, tokenizer_, examples,
+                                                 rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
+                                                 derived_seed(config_.run.seed, data::Purpose::rollout, phase_));
+
+  std::optional<model::Decoder> reference;
+  if (phase.objective.ref_kl_coef > 0) {
+    torch::NoGradGuard no_grad;
+    reference = model::Decoder(config_.model, 0);
+    (*reference)->to(model_->embedding().device());
+    const auto weights = model_->named_weights();
+    const auto copies = (*reference)->named_weights();
+    for (size_t i = 0; i < weights.size(); ++i)  // in the middle of a phase: as it was at the phase's start
+      copies[i].second.copy_(state ? state->extra.at(kReference + weights[i].first) : weights[i].second);
+  }
+
+  std::vector<std::pair<std::string, torch::Tensor>> parameters;
+  for (const auto& parameter : model_->named_parameters()) parameters.push_back({parameter.key(), parameter.value()});
+  open_ = std::make_unique<Phase>(Phase{
+      .config = phase,
+      .source = std::move(source),
+      .objective = make_objective(phase.objective, phase.batch, phase.rollout ? phase.rollout->sampling.temperature : 1.0,
+                                  reference),
+      .optimizer = Optimizer(phase.optimizer, parameters),
+      .validation = held_out_of(config_, phase, tokenizer_, data::Split::validation, rewards_),
+      .test = held_out_of(config_, config_.phases.back(), tokenizer_, data::Split::test, rewards_),
+      .reference = reference});
+  if (state) {
+    open_->optimizer.restore(state->optimizer);
+    open_->source->restore(state->source);
+  }
+}
+
+// One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights.
+Record Trainer::step() {
+  const Clock::time_point start = Clock::now();
+  const PhaseConfig& phase = open_->config;
+  const double lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps);
+  data::StepData data = open_->source->next(step_);
+  const double source_seconds = seconds_since(start);
+
+  std::map<std::string, double> values = std::move(data.stats);
+  double tokens = 0;
+  const double share = 1.0 / static_cast<double>(data.updates.size());
+  for (size_t u = 0; u < data.updates.size(); ++u) {
+    const data::Batch update = data.updates[u].to(model_->embedding().device());
+    open_->optimizer.zero_grad();
+    const uint64_t seed = derived_seed(config_.run.seed, data::Purpose::selection, phase_, step_, u);
+    auto stats = open_->objective->backward(model_, update, seed);
+    if (!std::isfinite(stats["loss"])) fail("the loss is not finite; first bad tensor: " + first_non_finite(model_));
+    stats["grad_norm"] = open_->optimizer.step(lr);
+
+    for (const auto& [name, value] : stats) {
+      const bool largest = name.ends_with("/max");
+      if (u == 0) values[name] = largest ? value : share * value;  // in place of what the source said of it
+      else if (largest) values[name] = std::max(values[name], value);
+      else values[name] += share * value;
+    }
+    tokens += (update.tokens != tokenizer_.pad_id()).sum().item<double>();
+  }
+  values["lr"] = lr;
+  const double generated = values.contains("generated") ? values["generated"] : 0;
+  if (generated > 0) values["rollout_tokens_per_s"] = generated / source_seconds;
+  values["tokens_per_s"] = tokens / seconds_since(start);
+  values["time_s"] = seconds_since(begun_);
+  return {phase.name, step_ + 1, std::move(values), ""};
+}
+
+std::vector<Record> Trainer::advance() {
+  if (finished()) return {};
+  const PhaseConfig& phase = open_->config;
+  std::vector<Record> records;
+  try {
+    records.push_back(step());
+  } catch (const NonFinite& error) {
+    fail(error.what());
+  }
+  ++step_;
+
+  bool ended = step_ >= phase.steps;
+  const EvaluationConfig& evaluation = phase.evaluation;
+  if (evaluation.every > 0 && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
+    const Evaluation result = open_->validation.evaluate(model_, evaluation);
+    records.push_back(evaluated("validation", result));
+    ended = ended || reached(result);
+  }
+  if (ended) {
+    const Evaluation result = open_->test.evaluate(model_, config_.test);
+    records.push_back(evaluated("test", result));
+    results_.push_back({phase.name, result});
+  }
+  for (const Record& record : records) metrics_->write(record);
+
+  if (ended) {
+    open_->optimizer.zero_grad();
+    checkpoint(true);
+    open_.reset();
+    ++phase_;
+    step_ = 0;
+    if (!finished()) open_phase(nullptr);
+  } else if (config_.run.checkpoint_every > 0 && step_ % config_.run.checkpoint_every == 0) {
+    checkpoint(false);
+  }
+  return records;
+}
+
+std::string Trainer::save() {
+  if (!finished() && step_ > 0) checkpoint(false);
+  return last_checkpoint_;
+}
+
+void Trainer::checkpoint(bool phase_finished) {
+  CheckpointState state;
+  state.phase = static_cast<int64_t>(phase_);
+  state.phase_name = open_->config.name;
+  state.phase_finished = phase_finished;
+  state.step = step_;
+  state.seed = static_cast<uint64_t>(config_.run.seed);
+  for (const auto& [name, result] : results_) state.extra[kResult + name] = pack(result);
+  if (!phase_finished) {
+    state.optimizer = open_->optimizer.state();
+    state.source = open_->source->state();
+    if (open_->reference)
+      for (const auto& [name, weight] : (*open_->reference)->named_weights()) state.extra[kReference + name] = weight;
+  }
+  const std::string dir = checkpoint_dir(folder_.dir(), state.phase_name, step_);
+  if (dir == last_checkpoint_ && !phase_finished) return;
+  save_checkpoint(dir, state, model_, tokenizer_, config_);
+  prune_checkpoints(folder_.dir(), config_.run.keep);
+  last_checkpoint_ = dir;
+}
+
+bool Trainer::reached(const Evaluation& evaluation) const {
+  const auto& stop = open_->config.stop;
+  return stop && evaluation.sampled >= stop->sampled.value_or(0) && evaluation.greedy >= stop->greedy.value_or(0);
+}
+
+Record Trainer::evaluated(const std::string& split, const Evaluation& e) const {
+  return {open_->config.name,
+          step_,
+          {{"eval/greedy", e.greedy},
+           {"eval/sampled", e.sampled},
+           {"eval/pass@k", e.pass_k},
+           {"eval/k", static_cast<double>(e.k)},
+           {"eval/entropy", e.entropy},
+           {"eval/length", e.length},
+           {"time_s", seconds_since(begun_)}},
+          split};
+}
+
+void Trainer::fail(const std::string& what) const {
+  throw std::runtime_error("phase " + open_->config.name + ", step " + std::to_string(step_ + 1) + ": " + what +
+                           ". No weight was changed by this update. " +
+                           (last_checkpoint_.empty() ? "There is no checkpoint yet."
+                                                     : "The last good checkpoint is " + last_checkpoint_ + "."));
+}
+
+}  // namespace isentrope::train

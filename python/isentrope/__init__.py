@@ -1,0 +1,19 @@
+"""Isentrope: torch ops and a trainer that keep the entropy of transformers.
+
+isentrope.token_entropy, isentrope.grpo_select and isentrope.grpo_loss are differentiable ops for CPU and CUDA;
+isentrope.reference has their mathematics in plain torch; isentrope.Trainer runs a YAML configuration.
+"""
+
+from isentrope import reference
+from isentrope.ops import *  # noqa: F403
+from isentrope.ops import __all__ as _ops
+
+__all__ = [*_ops, "Trainer", "reference"]
+
+
+def __getattr__(name: str):
+    if name == "Trainer":  # the trainer's libraries are loaded by those who train
+        from isentrope.trainer import Trainer
+
+        return Trainer
+    raise AttributeError(f"module 'isentrope' has no attribute {name!r}")

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Checks which room of the tree may include which, one way only:
+
+    kernels/gpu → kernels/<op> → csrc/ops → csrc/model → csrc/rl → csrc/train → csrc/python, csrc/main.cpp
+
+    scripts/check_layers.py [ROOT]      prints one line a finding, file:line first; exit code 1 where there are any
+
+Beside that order: csrc/data is a leaf that rl and train use; kernels/ knows no torch, and nothing else knows .cuh or a
+launch; yaml-cpp and c10d have one user each; project files are included by their path from the root.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+# Room → rooms and files it may include beside itself. The longest prefix that fits a path is its room.
+ROOMS = {
+    "kernels/gpu/": ["kernels/simt/"],  # the portability layer is where the host machine takes the GPU's place
+    "kernels/simt/": ["kernels/gpu/"],
+    "kernels/": ["kernels/gpu/", "kernels/simt/"],
+    "csrc/field.h": [],
+    "csrc/data/": ["csrc/field.h", "kernels/gpu/philox.h"],
+    "csrc/ops/": ["kernels/"],
+    "csrc/model/": ["csrc/ops/", "csrc/field.h"],
+    "csrc/rl/": ["csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h"],
+    "csrc/train/": ["csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h"],
+    "csrc/python/": ["csrc/train/", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h"],
+    "csrc/main.cpp": ["csrc/train/", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h"],
+    "tests/kernels/": ["kernels/"],
+    "tests/csrc/": ["csrc/", "kernels/"],
+    "scripts/": ["csrc/", "kernels/"],
+}
+# What is included → the only places that may.
+RESERVED = [
+    (re.compile(r"(torch|ATen|c10|caffe2)/"), ("csrc/", "tests/csrc/", "scripts/"), "kernels/ and its tests know no torch"),
+    (re.compile(r"yaml-cpp/"), ("csrc/train/config.cpp",), "yaml-cpp is read in csrc/train/config.cpp alone"),
+    (re.compile(r"torch/csrc/distributed/|gloo/"), ("csrc/train/distributed.cpp",),
+     "c10d and Gloo are used in csrc/train/distributed.cpp alone"),
+    (re.compile(r".*\.cuh$"), ("kernels/",), ".cuh files stay in kernels/"),
+]
+SOURCES = {".h", ".hpp", ".cuh", ".cpp", ".cc", ".cu"}
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
+PROJECT = re.compile(r"(kernels|csrc|tests)/")
+# Strings and comments go before launches are looked for; a block comment keeps its line breaks.
+NOT_CODE = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+
+
+def room_of(path):
+    return max((room for room in ROOMS if path.startswith(room)), key=len, default=None)
+
+
+def check_include(root, path, room, quote, name):
+    """Yields what is wrong with one include of the file at path (both relative to root)."""
+    for pattern, places, why in RESERVED:
+        if pattern.match(name) and not path.startswith(places):
+            yield f"{why}: {name}"
+    if ".." in name.split("/"):
+        yield f"included by a path that goes up, wanted the path from the root: {name}"
+    elif quote == '"' and not (root / name).exists():
+        yield f"no such file, seen from the root: {name}"
+    elif PROJECT.match(name):
+        target = room_of(name)
+        if target != room and not any(name.startswith(allowed) for allowed in ROOMS[room]):
+            yield f"{room} may not include {name}; it may include {', '.join(ROOMS[room]) or 'no other room'}"
+
+
+def check_file(root, path):
+    """Yields (line, finding) for the source file at path, relative to root."""
+    room = room_of(path)
+    if room is None:
+        yield 1, f"belongs to no room of scripts/check_layers.py; there are {', '.join(ROOMS)}"
+        return
+    text = (root / path).read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        found = INCLUDE.match(line)
+        if found:
+            for finding in check_include(root, path, room, *found.groups()):
+                yield number, finding
+    if not path.startswith("kernels/"):
+        if path.endswith((".cu", ".cuh")):
+            yield 1, "CUDA sources stay in kernels/"
+        code = NOT_CODE.sub(lambda m: "\n" * m.group().count("\n"), text)
+        for number, line in enumerate(code.splitlines(), 1):
+            if "<<<" in line:
+                yield number, "launches (<<< >>>) stay in kernels/"
+
+
+def check_tree(root):
+    """Returns ["file:line: finding", …] for every source under the rooms of root, and how many files were read."""
+    paths = sorted(p.relative_to(root).as_posix() for top in ("kernels", "csrc", "tests", "scripts")
+                   for p in (root / top).rglob("*") if p.suffix in SOURCES)
+    return [f"{path}:{line}: {finding}" for path in paths for line, finding in check_file(root, path)], len(paths)
+
+
+if __name__ == "__main__":
+    tree = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent).resolve()
+    findings, files = check_tree(tree)
+    if not files:
+        sys.exit(f"no sources under {tree}")
+    print("\n".join(findings) if findings else f"layers: {files} files in order")
+    sys.exit(1 if findings else 0)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Runs every test, on a machine that may have nothing yet: makes the environment, builds, tests.
+#
+#   ./scripts/test.sh            C++ tests (ctest), the same under the address and undefined-behaviour sanitizers,
+#                                then the Python tests (pytest)
+#   ./scripts/test.sh --quick    without the sanitizers
+#   ./scripts/test.sh --asan     the sanitizers alone
+#
+# Every runner runs, also after another has failed; the exit code is 0 only where all passed and each ran something.
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+plain=1 sanitized=1
+case ${1:-} in
+  "") ;;
+  --quick) sanitized=0 ;;
+  --asan) plain=0 ;;
+  *) fail "test.sh knows no \"$1\"" "It takes --quick, --asan or nothing." ;;
+esac
+
+failed=()
+# run NAME COMMAND …
+run() {
+  local name=$1 start=$SECONDS
+  shift
+  say "" "== $name"
+  "$@" || failed+=("$name")
+  say "$(printf '== %s: %d s' "$name" $((SECONDS - start)))"
+}
+
+cd "$ROOT"
+setup test
+[ $sanitized = 0 ] || build asan test
+[ $plain = 0 ] || { build release test && install_package; }
+[ $sanitized = 0 ] || run "C++ tests with sanitizers" ctest --preset asan
+if [ $plain = 1 ]; then
+  run "C++ tests" ctest --preset release
+  ISENTROPE_BUILD=$ROOT/build/release run "Python tests" "$PYTHON" -m pytest tests/python
+fi
+[ ${#failed[@]} -eq 0 ] || fail "failed: $(printf '%s; ' "${failed[@]}")"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Trains from a configuration, on a machine that may have nothing yet: makes the environment, builds, trains.
+#
+#   ./scripts/train.sh CONFIG [key.path=value …] [--resume]
+#
+# All arguments go to `isentrope train`. What is there already is used: the second call starts training within seconds.
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+[ $# -gt 0 ] || fail "no configuration given" "./scripts/train.sh configs/quickstart.yaml"
+setup run
+build release run python_package
+install_package
+exec "$ROOT/build/release/bin/isentrope" train "$@"

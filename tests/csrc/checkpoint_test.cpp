@@ -1,0 +1,388 @@
+// Safetensors files and checkpoint folders: round trips, and every way in which one can be broken.
+#include "csrc/train/checkpoint.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "csrc/train/durable_file.h"
+#include "csrc/train/safetensors.h"
+
+namespace isentrope::train {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using torch::Tensor;
+
+class Files : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
+    dir_ = (fs::temp_directory_path() /
+            ("isentrope_checkpoint_" + std::to_string(::getpid()) + "_" + info->name()))
+               .string();
+    fs::create_directories(dir_);
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+
+  // The message with which f fails, the test's folder left out.
+  template <class F>
+  std::string error(F f) {
+    try {
+      f();
+    } catch (const std::exception& error) {
+      std::string message = error.what();
+      for (size_t at; (at = message.find(dir_ + "/")) != std::string::npos;)
+        message.erase(at, dir_.size() + 1);
+      return message;
+    }
+    return "no error";
+  }
+  std::string dir_;
+};
+using SafetensorsTest = Files;
+using CheckpointTest = Files;
+
+// Runs f in a child process that may write files of at most `bytes`, as on a disk that fills up; returns what
+// it threw.
+template <class F>
+std::string with_file_limit(rlim_t bytes, F f) {
+  int channel[2];
+  if (::pipe(channel) != 0) return "no pipe";
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const struct rlimit limit { bytes, bytes };
+    ::signal(SIGXFSZ, SIG_IGN);  // so that write() fails with EFBIG
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    std::string message = "no error";
+    try {
+      f();
+    } catch (const std::exception& error) {
+      message = error.what();
+    }
+    (void)!::write(channel[1], message.data(), message.size());
+    ::_exit(0);
+  }
+  ::close(channel[1]);
+  std::string message(4096, '\0');
+  message.resize(
+      static_cast<size_t>(std::max<ssize_t>(::read(channel[0], message.data(), message.size()), 0)));
+  ::close(channel[0]);
+  ::waitpid(child, nullptr, 0);
+  return message;
+}
+
+std::vector<std::string> names_in(const std::string& dir) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(dir)) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+TEST_F(SafetensorsTest, EveryDtypeAndShapeReadsBack) {
+  NamedTensors tensors{{"f32", torch::randn({31, 33})},
+                       {"transposed", torch::randn({3, 97}).t()},
+                       {"bf16", torch::randn({7}).to(torch::kBFloat16)},
+                       {"f16", torch::randn({1, 1, 1}).to(torch::kHalf)},
+                       {"f64", torch::randn({2, 3}, torch::kFloat64)},
+                       {"i64", torch::arange(5)},
+                       {"i32", torch::arange(5, torch::kInt32)},
+                       {"u8", torch::arange(3, torch::kUInt8)},
+                       {"bool", torch::tensor({true, false, true})},
+                       {"scalar \"é\"", torch::tensor(2.5)},
+                       {"empty", torch::empty({0, 4})}};
+  write_safetensors(dir_ + "/x", tensors);
+  const auto read = read_safetensors(dir_ + "/x");
+  ASSERT_EQ(read.size(), tensors.size());
+  for (const auto& [name, tensor] : tensors) {
+    EXPECT_EQ(read.at(name).scalar_type(), tensor.scalar_type()) << name;
+    EXPECT_TRUE(torch::equal(read.at(name), tensor)) << name;
+  }
+  EXPECT_EQ(names_in(dir_), std::vector<std::string>{"x"});
+}
+
+TEST_F(SafetensorsTest, HeaderIsSortedAlignedAndWithoutGaps) {
+  write_safetensors(dir_ + "/x",
+                    {{"b", torch::zeros({3}, torch::kUInt8)}, {"a", torch::zeros({3}, torch::kInt64)}});
+  const std::string bytes = read_whole(dir_ + "/x");
+  uint64_t length;
+  std::memcpy(&length, bytes.data(), 8);
+  EXPECT_EQ(length % 8, 0u);
+  EXPECT_EQ(bytes.size(), 8 + length + 27);
+  const auto header = nlohmann::ordered_json::parse(bytes.substr(8, length));
+  EXPECT_EQ(header.begin().key(), "__metadata__");
+  EXPECT_EQ(header["__metadata__"]["format"], "pt");
+  EXPECT_EQ(header["a"]["data_offsets"].dump(), "[0,24]");
+  EXPECT_EQ(header["b"]["data_offsets"].dump(), "[24,27]");
+  EXPECT_EQ(std::next(header.begin()).key(), "a");
+}
+
+TEST_F(SafetensorsTest, RefusesWhatItCannotWrite) {
+  EXPECT_TRUE(error([&] {
+                write_safetensors(dir_ + "/x", {{"c", torch::zeros({2}, torch::kComplexFloat)}});
+              }).starts_with("tensor 'c' has dtype ComplexFloat"));
+  EXPECT_EQ(error([&] {
+              write_safetensors(dir_ + "/x", {{"a", torch::zeros({2})}, {"a", torch::zeros({2})}});
+            }),
+            "two tensors are named 'a'");
+  EXPECT_EQ(error([&] { write_safetensors(dir_ + "/absent/x", {}); }),
+            "absent/x.tmp: cannot be opened for writing: No such file or directory");
+  EXPECT_TRUE(names_in(dir_).empty());
+}
+
+TEST_F(SafetensorsTest, TruncatedFilesSayHowMuchIsMissing) {
+  const std::string file = dir_ + "/x";
+  write_safetensors(file, {{"a", torch::zeros({10})}});
+  const auto size = fs::file_size(file);
+  for (const uintmax_t left : {size - 1, size - 40}) {
+    fs::resize_file(file, left);
+    EXPECT_EQ(error([&] { read_safetensors(file); }),
+              "x: truncated: expected " + std::to_string(size) + " bytes, found " + std::to_string(left));
+  }
+  fs::resize_file(file, size - 41);
+  EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected " + std::to_string(size - 40) +
+                                                        " bytes, found " + std::to_string(size - 41));
+  fs::resize_file(file, 3);
+  EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected 8 bytes, found 3");
+  fs::resize_file(file, 0);
+  EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected 8 bytes, found 0");
+  EXPECT_EQ(error([&] { read_safetensors(dir_ + "/absent"); }),
+            "absent: cannot be read: No such file or directory");
+}
+
+TEST_F(SafetensorsTest, BrokenHeaders) {
+  auto message = [&](std::string header, size_t data_bytes) {
+    const uint64_t length = header.size();
+    std::ofstream out(dir_ + "/x", std::ios::binary);
+    out.write(reinterpret_cast<const char*>(&length), 8);
+    out << header << std::string(data_bytes, '\0');
+    out.close();
+    return error([&] { read_safetensors(dir_ + "/x"); });
+  };
+  EXPECT_EQ(message("[1]", 0), "x: not a safetensors file (its header is not a JSON object)");
+  EXPECT_EQ(message("{", 0), "x: not a safetensors file (its header is not a JSON object)");
+  EXPECT_TRUE(message(R"({"a":{"dtype":"F32"}})", 0).starts_with("x: header of tensor 'a': "));
+  EXPECT_EQ(message(R"({"a":{"dtype":"F8","shape":[1],"data_offsets":[0,1]}})", 1),
+            "x: tensor 'a' has dtype F8, which is not read here");
+  EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", 4),
+            "x: tensor 'a' has 4 bytes, and its shape wants 8");
+  EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4),
+            "x: tensor 'a' has an impossible shape");
+  EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}})", 4),
+            "x: tensor 'a' has an impossible shape");
+  EXPECT_TRUE(
+      message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5).starts_with("x: expected "));
+  std::ofstream(dir_ + "/x") << "this is no such file at all";
+  EXPECT_TRUE(
+      error([&] { read_safetensors(dir_ + "/x"); }).starts_with("x: not a safetensors file (header length "));
+}
+
+TEST_F(SafetensorsTest, AFullDiskLeavesTheOldFileAndNoOther) {
+  const std::string file = dir_ + "/x";
+  write_safetensors(file, {{"a", torch::ones({4})}});
+  const Tensor large = torch::zeros({100'000});
+  const std::string message = with_file_limit(50'000, [&] { write_safetensors(file, {{"a", large}}); });
+  EXPECT_NE(message.find("x.tmp: cannot be written: File too large (4000"), std::string::npos) << message;
+  EXPECT_NE(message.find(" bytes needed, "), std::string::npos) << message;
+  EXPECT_NE(message.find(" free"), std::string::npos) << message;
+  EXPECT_EQ(names_in(dir_), std::vector<std::string>{"x"});
+  EXPECT_TRUE(torch::equal(read_safetensors(file).at("a"), torch::ones({4})));
+}
+
+// ---- checkpoints
+// ---------------------------------------------------------------------------------------------------
+
+struct Run {
+  TrainConfig config;
+  data::Tokenizer tokenizer{config.tokenizer};
+  model::Decoder decoder{nullptr};
+
+  explicit Run(uint64_t seed = 1, bool tied = false, int64_t layers = 2) {
+    config.model.width = 24;
+    config.model.heads = 3;
+    config.model.kv_heads = 1;
+    config.model.mlp = 33;
+    config.model.context = 31;
+    config.model.layers = layers;
+    config.model.tied_head = tied;
+    config.model.rope_base = 5000;
+    config.model.vocabulary = tokenizer.size();
+    PhaseConfig phase;
+    phase.name = "sft";
+    config.phases = {phase};
+    decoder = model::Decoder(config.model, seed);
+  }
+  void save(const std::string& dir, const CheckpointState& state) const {
+    save_checkpoint(dir, state, decoder, tokenizer, config);
+  }
+};
+
+CheckpointState state_at(int64_t phase, const std::string& name, int64_t step, bool finished = false) {
+  CheckpointState state;
+  state.phase = phase;
+  state.phase_name = name;
+  state.phase_finished = finished;
+  state.step = step;
+  state.seed = std::numeric_limits<uint64_t>::max();
+  return state;
+}
+
+bool same_weights(const model::Decoder& a, const model::Decoder& b) {
+  const auto wa = a->named_weights(), wb = b->named_weights();
+  if (wa.size() != wb.size()) return false;
+  for (size_t i = 0; i < wa.size(); ++i)
+    if (wa[i].first != wb[i].first || !torch::equal(wa[i].second, wb[i].second)) return false;
+  return true;
+}
+
+TEST_F(CheckpointTest, SavedAndLoaded) {
+  for (const bool tied : {false, true}) {
+    const Run run(1, tied);
+    CheckpointState state = state_at(1, "grpo", 200);
+    state.optimizer = {{"first.model.norm.weight", torch::randn({24})}};
+    state.source = {{"taken", torch::tensor(int64_t{77})}};
+    state.extra = {{"reference/a", torch::randn({2, 2})}};
+    const std::string dir = checkpoint_dir(dir_, "grpo", 200);
+    EXPECT_EQ(dir, dir_ + "/checkpoints/grpo-000200");
+    run.save(dir, state);
+
+    const CheckpointState read = load_checkpoint_state(dir);
+    EXPECT_EQ(read.phase, 1);
+    EXPECT_EQ(read.phase_name, "grpo");
+    EXPECT_FALSE(read.phase_finished);
+    EXPECT_EQ(read.step, 200);
+    EXPECT_EQ(read.seed, state.seed);
+    EXPECT_TRUE(torch::equal(read.optimizer.at("first.model.norm.weight"), state.optimizer.begin()->second));
+    EXPECT_EQ(read.source.at("taken").item<int64_t>(), 77);
+    EXPECT_TRUE(torch::equal(read.extra.at("reference/a"), state.extra.begin()->second));
+
+    const model::DecoderConfig config = read_model_config(dir);
+    EXPECT_EQ(config.kv_heads, 1);
+    EXPECT_EQ(config.rope_base, 5000);
+    EXPECT_EQ(config.tied_head, tied);
+    EXPECT_EQ(config.vocabulary, run.tokenizer.size());
+    model::Decoder decoder(config, 2);
+    EXPECT_FALSE(same_weights(decoder, run.decoder));
+    load_weights(dir, decoder);
+    EXPECT_TRUE(same_weights(decoder, run.decoder));
+    const Tensor tokens = torch::arange(20).reshape({2, 10}) % run.tokenizer.size();
+    EXPECT_TRUE(torch::equal(decoder->forward(tokens), model::Decoder(run.decoder)->forward(tokens)));
+    EXPECT_EQ(print_config(read_config(dir + "/config.yaml")), print_config(run.config));
+    fs::remove_all(dir_ + "/checkpoints");
+  }
+}
+
+TEST_F(CheckpointTest, AnotherModelIsNamedByWhatDiffers) {
+  const Run run;
+  run.save(dir_ + "/c", state_at(0, "sft", 1));
+  Run deeper(1, false, 3), tied(1, true);
+  EXPECT_TRUE(error([&] {
+                load_weights(dir_ + "/c", deeper.decoder);
+              }).starts_with("c/model.safetensors: weights of another model: model.layers.2."));
+  EXPECT_TRUE(error([&] { load_weights(dir_ + "/c", tied.decoder); })
+                  .ends_with("lm_head.weight [" + std::to_string(run.tokenizer.size()) +
+                             ", 24] has no place in this model"));
+  Run wider;
+  wider.config.model.mlp = 34;
+  wider.decoder = model::Decoder(wider.config.model, 3);
+  const std::string message = error([&] { load_weights(dir_ + "/c", wider.decoder); });
+  EXPECT_NE(message.find("mlp.gate_proj.weight is [33, 24], wanted [34, 24]"), std::string::npos) << message;
+  EXPECT_TRUE(message.ends_with("and 1 more")) << message;
+}
+
+TEST_F(CheckpointTest, OnlyCompleteFoldersAreUsed) {
+  const Run run;
+  const std::string dir = dir_ + "/checkpoints/sft-000001";
+  EXPECT_EQ(find_latest(dir_), std::nullopt);
+  run.save(dir, state_at(0, "sft", 1));
+  EXPECT_EQ(find_latest(dir_), dir);
+  fs::copy(dir, dir_ + "/checkpoints/sft-000002.tmp");  // a trainer that was killed before the rename
+  fs::copy(dir, dir_ + "/checkpoints/sft-000003");
+  fs::remove(dir_ + "/checkpoints/sft-000003/DONE");
+  fs::create_directories(dir_ + "/checkpoints/sft-000004");
+  EXPECT_EQ(find_latest(dir_), dir);
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir_ + "/checkpoints/sft-000003"); }),
+            "checkpoints/sft-000003: not a complete checkpoint (it has no file DONE); take another one");
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir_ + "/none"); }),
+            "none: there is no such checkpoint folder");
+  prune_checkpoints(dir_, 1);
+  EXPECT_EQ(names_in(dir_ + "/checkpoints"), std::vector<std::string>{"sft-000001"});
+}
+
+TEST_F(CheckpointTest, LatestIsByPhaseAndStepNotByTimeOrName) {
+  const Run run;
+  run.save(checkpoint_dir(dir_, "b", 5), state_at(1, "b", 5));
+  run.save(checkpoint_dir(dir_, "z", 900), state_at(0, "z", 900, true));
+  run.save(checkpoint_dir(dir_, "b", 10), state_at(1, "b", 10));
+  run.save(checkpoint_dir(dir_, "b", 9), state_at(1, "b", 9));
+  EXPECT_EQ(find_latest(dir_), checkpoint_dir(dir_, "b", 10));
+}
+
+TEST_F(CheckpointTest, PruneKeepsTheNewestAndTheEndsOfPhases) {
+  const Run run;
+  for (int64_t step : {1, 2, 3}) run.save(checkpoint_dir(dir_, "a", step), state_at(0, "a", step, step == 1));
+  for (int64_t step : {1, 2, 3, 4}) run.save(checkpoint_dir(dir_, "b", step), state_at(1, "b", step));
+  prune_checkpoints(dir_, 2);
+  EXPECT_EQ(names_in(dir_ + "/checkpoints"),
+            (std::vector<std::string>{"a-000001", "a-000002", "a-000003", "b-000003", "b-000004"}));
+  prune_checkpoints(dir_ + "/no run", 2);
+}
+
+TEST_F(CheckpointTest, OverwritesACheckpointOfTheSameStep) {
+  const Run first(1), second(2);
+  const std::string dir = checkpoint_dir(dir_, "sft", 7);
+  first.save(dir, state_at(0, "sft", 7));
+  second.save(dir, state_at(0, "sft", 7, true));
+  EXPECT_TRUE(load_checkpoint_state(dir).phase_finished);
+  model::Decoder decoder(read_model_config(dir), 3);
+  load_weights(dir, decoder);
+  EXPECT_TRUE(same_weights(decoder, second.decoder));
+  EXPECT_EQ(names_in(dir_ + "/checkpoints"), std::vector<std::string>{"sft-000007"});
+}
+
+TEST_F(CheckpointTest, AFullDiskLeavesTheLastOne) {
+  const Run run;
+  const std::string dir = checkpoint_dir(dir_, "sft", 7);
+  run.save(dir, state_at(0, "sft", 7));
+  CheckpointState next = state_at(0, "sft", 8);
+  next.optimizer["first"] = torch::zeros({100'000});  // more than the weights, so that the failure comes late
+  const std::string message =
+      with_file_limit(100'000, [&] { run.save(checkpoint_dir(dir_, "sft", 8), next); });
+  EXPECT_NE(message.find("trainer.safetensors.tmp: cannot be written"), std::string::npos) << message;
+  EXPECT_EQ(names_in(dir_ + "/checkpoints"), std::vector<std::string>{"sft-000007"});
+  EXPECT_EQ(find_latest(dir_), dir);
+}
+
+TEST_F(CheckpointTest, DamagedFilesAreNamed) {
+  const Run run;
+  const std::string dir = dir_ + "/c";
+  run.save(dir, state_at(0, "sft", 1));
+  model::Decoder decoder(run.config.model, 2);
+  fs::resize_file(dir + "/model.safetensors", fs::file_size(dir + "/model.safetensors") - 1);
+  EXPECT_TRUE(
+      error([&] { load_weights(dir, decoder); }).starts_with("c/model.safetensors: truncated: expected "));
+  json trainer = json::parse(read_whole(dir + "/trainer.json"));
+  trainer["format"] = 2;
+  std::ofstream(dir + "/trainer.json") << trainer;
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }),
+            "c/trainer.json: format 2, and this version reads format 1");
+  std::ofstream(dir + "/trainer.json") << "{\"format\": 1}";
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }),
+            "c/trainer.json: 'phase' is missing or of another type");
+  std::ofstream(dir + "/trainer.json") << "{";
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }),
+            "c/trainer.json: not a JSON object; the file is damaged");
+  std::ofstream(dir + "/config.json") << "{\"model_type\": \"gpt2\"}";
+  EXPECT_EQ(error([&] { read_model_config(dir); }), "c/config.json: model_type is 'gpt2'; wanted 'llama'");
+}
+
+}  // namespace
+}  // namespace isentrope::train

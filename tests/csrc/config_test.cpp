@@ -1,0 +1,291 @@
+// Reading, overriding, checking and printing configurations.
+#include "csrc/train/config.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "csrc/train/config_fields.h"
+
+namespace isentrope::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+class ConfigTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
+    dir_ =
+        fs::temp_directory_path() / ("isentrope_config_" + std::to_string(::getpid()) + "_" + info->name());
+    fs::create_directories(dir_);
+    file_ = dir_ / "run.yaml";
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+
+  void write(const std::string& text) { std::ofstream(file_) << text; }
+  TrainConfig read(const std::string& text, const std::vector<std::string>& overrides = {}) {
+    write(text);
+    return read_config(file_, overrides);
+  }
+  // The message of the error, with the folder of the file left out.
+  std::string error(const std::string& text, const std::vector<std::string>& overrides = {}) {
+    try {
+      read(text, overrides);
+    } catch (const ConfigError& error) {
+      std::string message = error.what();
+      if (const size_t at = message.find(dir_.string() + "/"); at != std::string::npos)
+        message.erase(at, dir_.string().size() + 1);
+      return message;
+    }
+    return "no error";
+  }
+
+  fs::path dir_;
+  std::string file_;
+};
+
+const char* const kGood = R"(run: {dir: runs/x, seed: 1e3}
+model:
+  width: 64
+  heads: 4
+phases:
+  - name: sft
+    data: {tint: {task: signed_sum, terms: [3, 4, 5]}}
+    optimizer: {lr: 4.0e-3, betas: [0.9, 0.98]}
+    steps: 2600
+    evaluation: {every: 50}
+    stop: {sampled: 0.28}
+  - name: grpo
+    objective: {kind: grpo, loss: kl_cov}
+    data: {tint: {task: signed_sum, terms: [5]}}
+    rollout: {prompts: 32, samples: 8, max_new_tokens: 34, updates: 4}
+    reward: [{kind: answer, weight: 1.5}]
+)";
+
+// kGood with one piece of text in the place of another.
+std::string with(const std::string& old_text, const std::string& new_text) {
+  std::string text = kGood;
+  const size_t at = text.find(old_text);
+  if (at == std::string::npos) throw std::logic_error("not in kGood: " + old_text);
+  return text.replace(at, old_text.size(), new_text);
+}
+
+TEST_F(ConfigTest, ReadsValuesAndLeavesDefaults) {
+  const TrainConfig config = read(kGood);
+  EXPECT_EQ(config.run.dir, "runs/x");
+  EXPECT_EQ(config.run.seed, 1000);
+  EXPECT_EQ(config.run.keep, RunConfig{}.keep);
+  ASSERT_EQ(config.phases.size(), 2u);
+  EXPECT_EQ(config.phases[0].optimizer.lr, 4.0e-3);
+  EXPECT_EQ(config.phases[0].optimizer.betas, (std::vector<double>{0.9, 0.98}));
+  EXPECT_EQ(config.phases[0].data.tint->terms, (std::vector<int64_t>{3, 4, 5}));
+  EXPECT_EQ(config.phases[0].stop->sampled, 0.28);
+  EXPECT_FALSE(config.phases[0].stop->greedy.has_value());
+  EXPECT_FALSE(config.phases[0].rollout.has_value());
+  EXPECT_EQ(config.phases[1].rollout->sampling.max_new_tokens, 34);
+  EXPECT_EQ(config.phases[1].reward.at(0).weight, 1.5);
+}
+
+TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
+  TrainConfig config =
+      read(kGood, {"run.dir=\"a \\\"b\\\": #c\\\\\\n\"", "run.start=\"true\"", "model.norm_eps=1e-6",
+                   "phases.grpo.objective.clip_high=0.1", "tokenizer.characters=\"0 1'+:\\u00e9.\"",
+                   "phases.1.optimizer.eps=3.0000000000000004e-9"});
+  const std::string printed = print_config(config);
+  write(printed);
+  const TrainConfig again = read_config(file_);
+  EXPECT_EQ(print_config(again), printed);
+  EXPECT_EQ(again.run.dir, "a \"b\": #c\\\n");
+  EXPECT_EQ(again.run.start, "true");
+  EXPECT_EQ(again.tokenizer.characters, "0 1'+:é.");
+  EXPECT_EQ(again.phases[1].optimizer.eps, 3.0000000000000004e-9);
+  EXPECT_EQ(again.phases[1].objective.clip_high, 0.1);
+  EXPECT_EQ(again.phases[0].objective.clip_high, std::nullopt);
+}
+
+TEST_F(ConfigTest, OriginsNameFileLineCommandLineAndDefault) {
+  write(kGood);
+  const std::string text = print_config_with_origins(file_, {"phases.sft.steps=7", "run.keep=3"});
+  auto origin = [&](const std::string& key) {
+    const size_t at = text.find(key), hash = text.find("# ", at);
+    std::string found = text.substr(hash + 2, text.find('\n', hash) - hash - 2);
+    return found.substr(found.rfind('/') + 1);
+  };
+  EXPECT_EQ(origin("  dir: runs/x"), "run.yaml:1");
+  EXPECT_EQ(origin("  keep: 3"), "command line");
+  EXPECT_EQ(origin("  threads: 0"), "default");
+  EXPECT_EQ(origin("    steps: 7"), "command line");
+  EXPECT_EQ(origin("      loss: kl_cov"), "run.yaml:13");
+  EXPECT_EQ(origin("        weight: 1.5"), "run.yaml:16");
+  write(text);  // origins are comments
+  EXPECT_EQ(print_config(read_config(file_)),
+            print_config(read(kGood, {"phases.sft.steps=7", "run.keep=3"})));
+}
+
+TEST_F(ConfigTest, OverridesReachListElementsByIndexAndName) {
+  const TrainConfig config =
+      read(kGood, {"phases.0.steps=10", "phases.grpo.steps=20", "phases.sft.data.tint.terms=[2,2]",
+                   "phases.grpo.schedule={kind: linear, warmup: 3}", "run.dir=a=b",
+                   "phases.grpo.reward.0.kind=exact"});
+  EXPECT_EQ(config.phases[0].steps, 10);
+  EXPECT_EQ(config.phases[1].steps, 20);
+  EXPECT_EQ(config.phases[0].data.tint->terms, (std::vector<int64_t>{2, 2}));
+  EXPECT_EQ(config.phases[1].schedule.kind, "linear");
+  EXPECT_EQ(config.phases[1].schedule.warmup, 3);
+  EXPECT_EQ(config.phases[1].reward[0].kind, "exact");
+  EXPECT_EQ(config.run.dir, "a=b");
+}
+
+TEST_F(ConfigTest, OverrideOfAnAnchorLeavesItsOtherUses) {
+  std::string text = with("optimizer: {lr: 4.0e-3, betas: [0.9, 0.98]}", "optimizer: &o {lr: 4.0e-3}");
+  text.insert(text.find("    rollout:"), "    optimizer: *o\n");
+  const TrainConfig config = read(text, {"phases.grpo.optimizer.lr=1e-4"});
+  EXPECT_EQ(config.phases[0].optimizer.lr, 4.0e-3);
+  EXPECT_EQ(config.phases[1].optimizer.lr, 1e-4);
+}
+
+TEST_F(ConfigTest, OverrideErrors) {
+  EXPECT_EQ(error(kGood, {"steps"}), "command line: 'steps': wanted key.path=value, such as run.seed=2");
+  EXPECT_EQ(error(kGood, {"phases.rl.steps=1"}),
+            "command line: 'phases.rl.steps=1': phases has no element 'rl'; it has 2, named sft, grpo");
+  EXPECT_EQ(error(kGood, {"phases.2.steps=1"}),
+            "command line: 'phases.2.steps=1': phases has no element '2'; it has 2, named sft, grpo");
+  EXPECT_EQ(error(kGood, {"run.dir.x=1"}), "command line: 'run.dir.x=1': run.dir is a value and has no keys");
+  EXPECT_EQ(error(kGood, {"run..x=1"}), "command line: 'run..x=1': an empty name between dots");
+  EXPECT_EQ(error(kGood, {"phases.sft.steps=many"}),
+            "command line: phases.0.steps: wanted an integer, got 'many'");
+  EXPECT_EQ(error(kGood, {"run.sed=1"}), "command line: run.sed: unknown key; did you mean 'seed'?");
+  EXPECT_TRUE(
+      error(kGood, {"run.seed=[1"}).starts_with("command line: 'run.seed=[1': the value is not valid YAML"));
+}
+
+TEST_F(ConfigTest, UnknownKeyNamesPlaceAndNearestName) {
+  EXPECT_EQ(error(with("loss: kl_cov", "los: kl_cov")),
+            "run.yaml:13: phases.1.objective.los: unknown key; did you mean 'loss'?");
+  EXPECT_EQ(error(with("model:", "modle:")), "run.yaml:2: modle: unknown key; did you mean 'model'?");
+  EXPECT_EQ(error(with("  width: 64", "  zzzzzzzz: 64")).substr(0, 77),
+            "run.yaml:3: model.zzzzzzzz: unknown key; the keys here are layers, width, head");
+}
+
+TEST_F(ConfigTest, WrongTypes) {
+  EXPECT_EQ(error(with("steps: 2600", "steps: 2.5")),
+            "run.yaml:9: phases.0.steps: wanted an integer, got '2.5'");
+  EXPECT_EQ(error(with("steps: 2600", "steps: \"2600\"")),
+            "run.yaml:9: phases.0.steps: wanted an integer, got the quoted text '2600'");
+  EXPECT_EQ(error(with("steps: 2600", "steps:")),
+            "run.yaml:9: phases.0.steps: wanted an integer, got nothing");
+  EXPECT_EQ(error(with("steps: 2600", "steps: [1]")),
+            "run.yaml:9: phases.0.steps: wanted an integer, got a list");
+  EXPECT_EQ(error(with("steps: 2600", "steps: 1e30")),
+            "run.yaml:9: phases.0.steps: wanted an integer, got '1e30'");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: fast")),
+            "run.yaml:8: phases.0.optimizer.lr: wanted a number, got 'fast'");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: .nan")),
+            "run.yaml:8: phases.0.optimizer.lr: wanted a number, got '.nan'");
+  EXPECT_EQ(error(with("[0.9, 0.98]", "0.9")),
+            "run.yaml:8: phases.0.optimizer.betas: wanted a list of numbers, got '0.9'");
+  EXPECT_EQ(error(with("[0.9, 0.98]", "[0.9, x]")),
+            "run.yaml:8: phases.0.optimizer.betas.1: wanted a number, got 'x'");
+  EXPECT_EQ(error(with("stop: {sampled: 0.28}", "stop: 3")),
+            "run.yaml:11: phases.0.stop: wanted a section of keys, got '3'");
+  EXPECT_EQ(error(with("task: signed_sum", "cot: yes")),
+            "run.yaml:7: phases.0.data.tint.cot: wanted true or false, got 'yes'");
+  EXPECT_EQ(error("- a\n- b\n"), "run.yaml: wanted a section of keys, got a list");
+}
+
+TEST_F(ConfigTest, ValuesOutOfRange) {
+  EXPECT_EQ(error(with("steps: 2600", "steps: 0")),
+            "run.yaml:9: phases.0.steps: 0 is out of range; wanted at least 1");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: 0")),
+            "run.yaml:8: phases.0.optimizer.lr: 0 is out of range; wanted above 0");
+  EXPECT_EQ(error(with("sampled: 0.28", "sampled: 28")),
+            "run.yaml:11: phases.0.stop.sampled: 28 is out of range; wanted 0 to 1");
+  EXPECT_EQ(error(with("kind: grpo", "kind: gpro")),
+            "run.yaml:13: phases.1.objective.kind: 'gpro' is not one of sft, grpo");
+}
+
+TEST_F(ConfigTest, BrokenFiles) {
+  EXPECT_EQ(error(with("steps: 2600", "steps: 2600\n    steps: 1")),
+            "run.yaml:10: phases.0.steps: written twice, first at " + file_ + ":9");
+  EXPECT_TRUE(error("run: {dir: a\nmodel: [").starts_with("run.yaml:2: not valid YAML"))
+      << error("run: {dir: a\nmodel: [");
+  EXPECT_EQ(error(""), "run.yaml: phases: there is none; a run needs at least one");
+  EXPECT_THROW(
+      {
+        try {
+          read_config((dir_ / "absent.yaml").string());
+        } catch (const ConfigError& error) {
+          EXPECT_TRUE(
+              std::string(error.what()).ends_with("absent.yaml: cannot be read: No such file or directory"));
+          throw;
+        }
+      },
+      ConfigError);
+  EXPECT_THROW(read_config(dir_.string()), ConfigError);
+}
+
+TEST_F(ConfigTest, KeysThatDoNotGoTogether) {
+  EXPECT_EQ(error(with("name: grpo", "name: sft")),
+            "run.yaml:5: phases.1.name: 'sft' is the name of phases.0 too; checkpoints and metrics need one "
+            "name a phase");
+  EXPECT_EQ(error(with("    reward: [{kind: answer, weight: 1.5}]\n", "")),
+            "run.yaml:12: phases.1: a grpo phase needs a reward, such as reward: [{kind: answer}]");
+  EXPECT_EQ(error(with("    rollout: {prompts: 32, samples: 8, max_new_tokens: 34, updates: 4}\n", "")),
+            "run.yaml:12: phases.1: a grpo phase needs a rollout section (rollout: {} takes the defaults)");
+  EXPECT_EQ(error(with("steps: 2600", "steps: 2600\n    rollout: {}")),
+            "run.yaml:6: phases.0: rollout belongs to grpo phases, and objective.kind is sft");
+  EXPECT_TRUE(
+      error(with("updates: 4", "updates: 5")).starts_with("run.yaml:15: phases.1.rollout: updates: "));
+  EXPECT_TRUE(error(with("    evaluation: {every: 50}\n", "")).starts_with("run.yaml:6: phases.0: stop: "));
+  EXPECT_TRUE(error(with("max_new_tokens: 34", "max_new_tokens: 64"))
+                  .starts_with("run.yaml:5: phases.1.rollout.max_new_tokens: 64 "));
+  EXPECT_TRUE(error(with("betas: [0.9, 0.98]", "betas: [0.9]"))
+                  .starts_with("run.yaml:8: phases.0.optimizer: betas: 1 values"));
+  EXPECT_TRUE(
+      error(with("name: sft", "name: a/b")).starts_with("run.yaml:6: phases.0: name: 'a/b' names folders"));
+  EXPECT_TRUE(error(with("heads: 4", "heads: 5")).starts_with("run.yaml:2: model: "));
+}
+
+TEST_F(ConfigTest, PolicyPhaseFirstWantsAStart) {
+  std::string text = kGood;
+  const size_t sft = text.find("  - name: sft");
+  text.erase(sft, text.find("  - name: grpo") - sft);
+  EXPECT_TRUE(error(text).starts_with("run.yaml:5: phases.0: a grpo phase improves")) << error(text);
+  EXPECT_EQ(error(text, {"run.start=runs/y"}), "no error");
+}
+
+TEST_F(ConfigTest, DefaultsLieInTheirRanges) {
+  TrainConfig config = read(kGood);
+  config.phases[0].data.jsonl.reset();
+  write(print_config(config));  // every default is written out and so is checked on reading
+  EXPECT_NO_THROW(read_config(file_));
+}
+
+TEST(Explain, EveryKeyWithTypeDefaultRangeAndMeaning) {
+  const std::string text = explain_config();
+  for (const char* part :
+       {"run: The run itself.", "phases[].rollout: ", "phases[].reward[]: ", "phases[].data.tint.digits: ",
+        "an integer, default 200, at least 0", "a list of numbers, default [0.9, 0.999], 0 to 1",
+        "a number, default none, 0 to 1", "one of constant, linear, cosine", "(Absent unless written.)"})
+    EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+}
+
+TEST(ConfigText, ScalarsReadBack) {
+  EXPECT_EQ(to_text(1.0), "1.0");
+  EXPECT_EQ(to_text(1e-6), "1.0e-06");
+  EXPECT_EQ(to_text(1.5e-7), "1.5e-07");
+  EXPECT_EQ(to_text(HUGE_VAL), ".inf");
+  EXPECT_EQ(to_text(std::string("runs/quick-start_1.b")), "runs/quick-start_1.b");
+  EXPECT_EQ(to_text(std::string("Yes")), "\"Yes\"");
+  EXPECT_EQ(to_text(std::string("1a")), "\"1a\"");
+  EXPECT_EQ(to_text(std::string()), "\"\"");
+  EXPECT_EQ(range(between(0, 1)), "0 to 1");
+  EXPECT_EQ(range(above(0)), "above 0");
+  EXPECT_EQ(range({}), "");
+}
+
+}  // namespace
+}  // namespace isentrope::train

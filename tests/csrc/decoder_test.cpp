@@ -1,0 +1,251 @@
+// The decoder against the same mathematics in plain ATen, judged in double.
+#include "csrc/model/decoder.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+#include "csrc/model/attention.h"
+#include "csrc/model/layers.h"
+
+namespace isentrope::model {
+namespace {
+
+using torch::Tensor;
+
+DecoderConfig small(int64_t heads, int64_t kv_heads, int64_t head_size, bool tied = false) {
+  DecoderConfig config;
+  config.layers = 2;
+  config.width = heads * head_size;
+  config.heads = heads;
+  config.kv_heads = kv_heads;
+  config.mlp = 37;
+  config.context = 97;
+  config.tied_head = tied;
+  config.vocabulary = 29;
+  return config;
+}
+
+Tensor some_tokens(int64_t B, int64_t T, int64_t V) {
+  return (torch::arange(B * T, torch::kInt64) * 7919 % 104729 % V).view({B, T});
+}
+
+// Deterministic values in (−1, 1) of any shape.
+Tensor wave(at::IntArrayRef sizes, double pace) {
+  int64_t n = 1;
+  for (const int64_t size : sizes) n *= size;
+  return torch::sin(torch::arange(n, torch::kFloat64) * pace + 0.3).view(sizes);
+}
+
+// Weights away from their symmetric start, so that every gradient has work to do.
+Decoder make(const DecoderConfig& config) {
+  Decoder decoder(config, 3);
+  torch::NoGradGuard no_grad;
+  for (Tensor& p : decoder->parameters())
+    if (p.dim() == 1) p.add_(wave(p.sizes(), 1.7).to(torch::kFloat32) * 0.3);
+  return decoder;
+}
+
+Tensor plain_norm(const Tensor& x, const Tensor& weight, double eps) {
+  return x * torch::rsqrt(x.square().mean(-1, true) + eps) * weight;
+}
+
+Tensor plain_turn(const Tensor& x, const Tensor& cosine, const Tensor& sine) {  // [B, heads, T, D]
+  const auto half = x.chunk(2, -1);
+  return torch::cat({half[0] * cosine - half[1] * sine, half[1] * cosine + half[0] * sine}, -1);
+}
+
+Tensor plain_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
+  const int64_t group = q.size(1) / k.size(1), T = q.size(2);
+  Tensor scores = q.matmul(k.repeat_interleave(group, 1).transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3)));
+  scores = scores.masked_fill(torch::ones({T, T}, torch::kBool).triu(1), -INFINITY);
+  return scores.softmax(-1).matmul(v.repeat_interleave(group, 1));
+}
+
+// The decoder from its Hugging Face weights, one plain operation after the other.
+Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
+  const DecoderConfig& c = decoder->config();
+  std::map<std::string, Tensor> w;
+  for (const auto& [name, weight] : decoder->named_weights()) w[name] = weight;
+  const int64_t B = tokens.size(0), T = tokens.size(1), D = c.head_size();
+  const auto options = decoder->embedding().options();
+  const Tensor angle = torch::outer(torch::arange(T, torch::kFloat64),
+                                    torch::pow(c.rope_base, torch::arange(0, D, 2, torch::kFloat64) / -double(D)));
+  const Tensor cosine = angle.cos().to(options), sine = angle.sin().to(options);
+  Tensor x = w["model.embed_tokens.weight"].index({tokens});
+  for (int64_t i = 0; i < c.layers; ++i) {
+    const std::string at = "model.layers." + std::to_string(i) + ".";
+    auto project = [&](const Tensor& y, const char* name) { return y.matmul(w.at(at + name + ".weight").t()); };
+    auto split = [&](const Tensor& y, int64_t heads) { return y.view({B, T, heads, D}).transpose(1, 2); };
+    Tensor y = plain_norm(x, w.at(at + "input_layernorm.weight"), c.norm_eps);
+    const Tensor q = plain_turn(split(project(y, "self_attn.q_proj"), c.heads), cosine, sine);
+    const Tensor k = plain_turn(split(project(y, "self_attn.k_proj"), c.kv_heads), cosine, sine);
+    const Tensor v = split(project(y, "self_attn.v_proj"), c.kv_heads);
+    x = x + project(plain_attention(q, k, v).transpose(1, 2).reshape({B, T, c.width}), "self_attn.o_proj");
+    y = plain_norm(x, w.at(at + "post_attention_layernorm.weight"), c.norm_eps);
+    x = x + project(torch::silu(project(y, "mlp.gate_proj")) * project(y, "mlp.up_proj"), "mlp.down_proj");
+  }
+  x = plain_norm(x, w.at("model.norm.weight"), c.norm_eps);
+  return x.matmul(w.at(c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight").t());
+}
+
+// Logits, then the gradient of every parameter for a fixed gradient of the logits.
+using Values = std::map<std::string, Tensor>;
+Values run(Decoder& decoder, const Tensor& tokens, bool plain) {
+  decoder->zero_grad(true);
+  const Tensor logits = plain ? plain_logits(decoder, tokens) : decoder(tokens);
+  logits.backward(wave(logits.sizes(), 2.3).to(logits.options()));
+  Values out{{"logits", logits.detach().to(torch::kFloat64)}};
+  for (const auto& p : decoder->named_parameters()) out[p.key()] = p.value().grad().to(torch::kFloat64).clone();
+  return out;
+}
+
+double error(const Tensor& x, const Tensor& truth) { return (x.to(torch::kFloat64) - truth).norm().item<double>(); }
+
+struct Shape {
+  int64_t B, T, heads, kv_heads, head_size;
+  bool tied;
+};
+class DecoderShapes : public testing::TestWithParam<Shape> {};
+
+TEST_P(DecoderShapes, LogitsAndGradientsAreAsExactAsPlainOnes) {
+  const auto [B, T, heads, kv_heads, head_size, tied] = GetParam();
+  Decoder decoder = make(small(heads, kv_heads, head_size, tied));
+  const Tensor tokens = some_tokens(B, T, 29);
+  const Values ours = run(decoder, tokens, false), plain = run(decoder, tokens, true);
+  decoder->to(torch::kFloat64);
+  const Values truth = run(decoder, tokens, true), ours_double = run(decoder, tokens, false);
+  ASSERT_EQ(ours.size(), truth.size());
+  for (const auto& [name, expected] : truth) {
+    // A value that is exact in float (the gradient of a row of one key) still passes within one rounding.
+    const double floor = expected.norm().item<double>() * std::numeric_limits<float>::epsilon();
+    const double allowed = 2 * std::max(error(plain.at(name), expected), floor);
+    EXPECT_LE(error(ours.at(name), expected), allowed) << name;
+    // Double keeps 29 bits more; the plain result in double has an error of its own.
+    EXPECT_LE(error(ours_double.at(name), expected), 2 * allowed * 0x1p-29) << name << " in double";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Odd, DecoderShapes,
+                         testing::Values(Shape{1, 1, 1, 1, 2, false}, Shape{3, 31, 4, 4, 16, false},
+                                         Shape{2, 33, 6, 2, 6, true}, Shape{1, 97, 5, 1, 24, false},
+                                         Shape{5, 50, 4, 2, 32, true}, Shape{131, 2, 3, 3, 10, false}));
+
+TEST(Decoder, GradientOfAttentionTakesAnyStrides) {
+  Tensor q = wave({2, 7, 4, 6}, 1.1).transpose(1, 2), k = wave({2, 2, 6, 7}, 0.7).transpose(2, 3);
+  Tensor v = wave({2, 2, 7, 6}, 1.9), dout = wave({2, 4, 6, 7}, 0.9).transpose(2, 3);
+  std::vector<std::vector<Tensor>> gradients;
+  for (const bool plain : {false, true}) {
+    const std::vector<Tensor> in{q.clone().requires_grad_(), k.clone().requires_grad_(), v.clone().requires_grad_()};
+    const Tensor out = plain ? plain_attention(in[0], in[1], in[2]) : causal_attention(in[0], in[1], in[2]);
+    gradients.push_back(torch::autograd::grad({out}, in, {dout}));
+    gradients.back().push_back(out.detach());
+  }
+  for (int i = 0; i < 4; ++i)
+    EXPECT_LE(error(gradients[0][i], gradients[1][i]), 64 * 0x1p-52 * gradients[1][i].norm().item<double>()) << i;
+}
+
+TEST(Decoder, LargeScoresStayFinite) {
+  const Tensor q = (wave({1, 1, 33, 16}, 1.1) * 300).to(torch::kFloat32), v = wave({1, 1, 33, 16}, 0.7).to(torch::kFloat32);
+  const Tensor truth = plain_attention(q.to(torch::kFloat64), q.to(torch::kFloat64), v.to(torch::kFloat64));
+  EXPECT_LE(error(causal_attention(q, q, v), truth), 2 * error(plain_attention(q, q, v), truth));
+}
+
+TEST(Decoder, LaterTokensChangeNothingBefore) {
+  Decoder decoder = make(small(4, 2, 16));
+  torch::NoGradGuard no_grad;
+  const Tensor tokens = some_tokens(3, 40, 29), before = decoder(tokens);
+  tokens.slice(1, 17).fill_(5);
+  const Tensor after = decoder(tokens);
+  EXPECT_TRUE(torch::equal(before.slice(1, 0, 17), after.slice(1, 0, 17)));
+  EXPECT_FALSE(torch::equal(before.slice(1, 17), after.slice(1, 17)));
+}
+
+TEST(Decoder, BitsDoNotDependOnThreads) {
+  Decoder decoder = make(small(4, 4, 16));
+  const Tensor tokens = some_tokens(33, 50, 29);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const Values one = run(decoder, tokens, false);
+  for (const int count : {2, 3}) {
+    at::set_num_threads(count);
+    const Values many = run(decoder, tokens, false);
+    for (const auto& [name, value] : one) EXPECT_TRUE(torch::equal(value, many.at(name))) << name << ", threads " << count;
+  }
+  at::set_num_threads(threads);
+}
+
+TEST(Decoder, NamedWeightsAreViewsWithHuggingFaceNames) {
+  Decoder decoder = make(small(4, 2, 16));
+  const auto weights = decoder->named_weights();
+  ASSERT_EQ(weights.size(), 1u + 2 * 9 + 2);
+  EXPECT_EQ(weights[0].first, "model.embed_tokens.weight");
+  EXPECT_EQ(weights[3].first, "model.layers.0.self_attn.k_proj.weight");
+  EXPECT_EQ(weights[3].second.sizes(), (std::vector<int64_t>{32, 64}));
+  EXPECT_EQ(weights.back().first, "lm_head.weight");
+  torch::NoGradGuard no_grad;
+  const Tensor tokens = some_tokens(1, 5, 29), before = decoder(tokens);
+  for (const auto& [name, weight] : weights) {
+    const Tensor kept = weight.clone();
+    weight.mul_(1.5);
+    EXPECT_FALSE(torch::equal(before, decoder(tokens))) << name;
+    weight.copy_(kept);
+  }
+  EXPECT_EQ(make(small(4, 2, 16, true))->named_weights().size(), weights.size() - 1);
+}
+
+TEST(Decoder, WeightsAreDrawnFromTheSeed) {
+  DecoderConfig config = small(4, 4, 16);
+  config.mlp = 192;
+  const Decoder a(config, 7), b(config, 7), c(config, 8);
+  const auto first = a->named_weights(), same = b->named_weights(), other = c->named_weights();
+  for (size_t i = 0; i < first.size(); ++i) {
+    const auto& [name, weight] = first[i];
+    EXPECT_TRUE(torch::equal(weight, same[i].second)) << name;
+    if (weight.dim() == 1) continue;
+    EXPECT_FALSE(torch::equal(weight, other[i].second)) << name;
+    const bool residual = name.find("o_proj") != name.npos || name.find("down") != name.npos;
+    const bool vocabulary = name.find("embed") != name.npos || name.find("head") != name.npos;
+    const double wanted = vocabulary ? 0.02 : (residual ? 0.5 : 1.0) / std::sqrt(static_cast<double>(weight.size(1)));
+    // The standard deviation of a sample of n normals is off by 1 in √(2n); 4.5 of these are met once in 10⁵.
+    EXPECT_NEAR(weight.std().item<double>() / wanted, 1, 4.5 / std::sqrt(2.0 * weight.numel())) << name;
+    EXPECT_NEAR(weight.mean().item<double>() / wanted, 0, 4.5 / std::sqrt(1.0 * weight.numel())) << name;
+  }
+}
+
+std::string message(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const std::exception& e) {
+    return e.what();
+  }
+  return "nothing was thrown";
+}
+
+TEST(Decoder, ErrorsNameWhatIsWrong) {
+  Decoder decoder = make(small(4, 2, 16));
+  auto contains = [&](const std::function<void()>& f, const std::string& text) {
+    const std::string said = message(f);
+    EXPECT_NE(said.find(text), said.npos) << said;
+  };
+  contains([&] { decoder(some_tokens(1, 98, 29)); }, "sequences of 98 tokens, but model.context is 97");
+  contains([&] { decoder(some_tokens(1, 5, 30) + 20); }, "outside 0 … 28");
+  contains([&] { decoder(torch::zeros({2, 3})); }, "wanted [B, T] int64");
+  contains([&] { decoder(torch::zeros({2, 0}, torch::kInt64)); }, "T ≥ 1");
+  DecoderConfig config = small(4, 3, 16);
+  contains([&] { Decoder(config, 1); }, "kv_heads: 3 does not divide heads (4)");
+  config = small(4, 4, 15);
+  contains([&] { Decoder(config, 1); }, "width: 60 is not a multiple of 2 · heads (8)");
+  config = small(4, 4, 16);
+  config.vocabulary = 0;
+  contains([&] { Decoder(config, 1); }, "vocabulary is 0");
+}
+
+TEST(Decoder, EmptyBatch) {
+  Decoder decoder = make(small(4, 2, 16));
+  EXPECT_EQ(decoder(torch::zeros({0, 5}, torch::kInt64)).sizes(), (std::vector<int64_t>{0, 5, 29}));
+}
+
+}  // namespace
+}  // namespace isentrope::model

@@ -1,0 +1,235 @@
+// metrics.jsonl, the console, and the folder of a run.
+#include "csrc/train/metrics.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "csrc/train/durable_file.h"
+#include "csrc/train/run_folder.h"
+
+namespace isentrope::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Files : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
+    dir_ =
+        (fs::temp_directory_path() / ("isentrope_metrics_" + std::to_string(::getpid()) + "_" + info->name()))
+            .string();
+    fs::create_directories(dir_);
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+  std::string dir_;
+};
+using MetricsTest = Files;
+using RunFolderTest = Files;
+
+TEST(ToJson, KeysInOrderThenOthersByName) {
+  const Record record{
+      "grpo",
+      3,
+      {{"zeta", 1}, {"lr", 0.5}, {"alpha", 2}, {"loss", -1.5}, {"time_s", 9}, {"reward/mean", 0.25}},
+      ""};
+  EXPECT_EQ(
+      to_json(record),
+      R"({"phase": "grpo", "step": 3, "loss": -1.5, "reward/mean": 0.25, "lr": 0.5, "time_s": 9, "alpha": 2, "zeta": 1})");
+}
+
+TEST(ToJson, EvaluationsNameTheirSplit) {
+  const Record record{"a\"b", 0, {{"eval/greedy", 1}, {"eval/pass@k", 0.75}}, "validation"};
+  EXPECT_EQ(
+      to_json(record),
+      R"({"phase": "a\"b", "step": 0, "eval/split": "validation", "eval/greedy": 1, "eval/pass@k": 0.75})");
+}
+
+TEST(ToJson, NumbersReadBackExactlyAndOthersAreNull) {
+  const double inf = std::numeric_limits<double>::infinity();
+  for (double value : {0.1, 1.0 / 3, 1e-300, 5e-324, 1.7976931348623157e308, -0.0, 123456789.123456789}) {
+    const auto parsed = nlohmann::json::parse(to_json({"p", 1, {{"loss", value}}, ""}));
+    EXPECT_EQ(parsed["loss"].get<double>(), value);
+  }
+  for (double value : {inf, -inf, std::nan("")})
+    EXPECT_TRUE(nlohmann::json::parse(to_json({"p", 1, {{"loss", value}}, ""}))["loss"].is_null());
+}
+
+TEST_F(MetricsTest, AppendsWholeLines) {
+  const std::string file = dir_ + "/m.jsonl";
+  Metrics(file).write({"sft", 1, {{"loss", 2}}, ""});
+  Metrics(file).write({"sft", 2, {{"loss", 1}}, ""});
+  EXPECT_EQ(
+      read_whole(file),
+      "{\"phase\": \"sft\", \"step\": 1, \"loss\": 2}\n{\"phase\": \"sft\", \"step\": 2, \"loss\": 1}\n");
+}
+
+TEST_F(MetricsTest, AFullDiskIsAnError) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
+  Metrics metrics("/dev/full");
+  try {
+    metrics.write({"sft", 1, {}, ""});
+    FAIL() << "no error";
+  } catch (const std::runtime_error& error) {
+    EXPECT_EQ(std::string(error.what()), "/dev/full: cannot be written: No space left on device");
+  }
+}
+
+TEST_F(MetricsTest, ResumeDropsWhatComesAfterAndTornLines) {
+  const std::string file = dir_ + "/m.jsonl";
+  std::string lines[6];
+  lines[0] = to_json({"sft", 0, {{"eval/greedy", 0}}, "validation"}) + "\n";
+  lines[1] = to_json({"sft", 1, {{"loss", 2}}, ""}) + "\n";
+  lines[2] = to_json({"sft", 2, {{"loss", 1}}, ""}) + "\n";
+  lines[3] = to_json({"grpo", 1, {{"loss", NAN}}, ""}) + "\n";
+  lines[4] = to_json({"grpo", 2, {{"loss", 0}}, ""}) + "\n";
+  lines[5] = "{\"phase\": \"grpo\", \"st";
+  auto after = [&](int64_t phase, int64_t step) {
+    std::ofstream(file) << lines[0] << lines[1] << lines[2] << lines[3] << lines[4] << lines[5];
+    keep_metrics_until(file, {"sft", "grpo"}, phase, step);
+    return read_whole(file);
+  };
+  EXPECT_EQ(after(0, 0), lines[0]);
+  EXPECT_EQ(after(0, 1), lines[0] + lines[1]);
+  EXPECT_EQ(after(0, 9), lines[0] + lines[1] + lines[2]);
+  EXPECT_EQ(after(1, 1), lines[0] + lines[1] + lines[2] + lines[3]);
+  EXPECT_EQ(after(1, 2), lines[0] + lines[1] + lines[2] + lines[3] + lines[4]);
+  EXPECT_EQ(after(0, -1), "");
+  EXPECT_FALSE(fs::exists(file + ".tmp"));
+  keep_metrics_until(dir_ + "/absent", {"sft"}, 0, 0);
+  EXPECT_FALSE(fs::exists(dir_ + "/absent"));
+}
+
+TEST_F(MetricsTest, ADamagedLineInTheMiddleIsNotDropped) {
+  const std::string file = dir_ + "/m.jsonl";
+  std::ofstream(file) << "{\"phase\": \"sft\", \"step\": 1}\nrubbish\n";
+  try {
+    keep_metrics_until(file, {"sft"}, 0, 1);
+    FAIL() << "no error";
+  } catch (const std::runtime_error& error) {
+    EXPECT_TRUE(std::string(error.what()).starts_with(file + ":2: not a line of metrics")) << error.what();
+  }
+}
+
+TEST_F(MetricsTest, ConsoleOfAFileHasPlainLines) {
+  const std::string path = dir_ + "/out";
+  std::FILE* out = std::fopen(path.c_str(), "w");
+  {
+    Console console(false, out, 0.0);
+    console.begin_phase("grpo", 100, 10);
+    console.step({"grpo",
+                  12,
+                  {{"loss", -0.1}, {"reward/mean", 0.4125}, {"entropy/mean", 0.73}, {"tokens_per_s", 21400}},
+                  ""});
+    console.print("note");
+    console.end_phase();
+  }
+  {
+    Console quiet(true, out, 0.0);
+    quiet.begin_phase("x", 5);
+    quiet.step({"x", 1, {{"loss", 1}}, ""});
+    quiet.print("nothing");
+    quiet.end_phase();
+  }
+  std::fclose(out);
+  const std::string text = read_whole(path);
+  EXPECT_EQ(text.find("grpo  12/100  reward 0.41"), 0u) << text;
+  EXPECT_NE(text.find("  entropy 0.730  21.4k tokens/s  0s left\nnote\ngrpo  12/100  "), std::string::npos)
+      << text;
+  EXPECT_NE(text.find("  in 0s\n"), std::string::npos) << text;
+  EXPECT_EQ(text.find('\r'), std::string::npos) << text;
+  EXPECT_EQ(text.find("nothing"), std::string::npos);
+}
+
+TEST_F(MetricsTest, ConsoleOfATerminalRedrawsOneLine) {
+  const int master = ::posix_openpt(O_RDWR | O_NOCTTY);
+  ASSERT_GE(master, 0);
+  ASSERT_EQ(::grantpt(master), 0);
+  ASSERT_EQ(::unlockpt(master), 0);
+  std::FILE* out = std::fopen(::ptsname(master), "w");
+  ASSERT_NE(out, nullptr);
+  const char* term = std::getenv("TERM");
+  const std::string old = term ? term : "";
+  ::setenv("TERM", "xterm", 1);
+  {
+    Console console(false, out);
+    console.begin_phase("sft", 10);
+    for (int step = 1; step <= 10; ++step) console.step({"sft", step, {{"loss", 0.5}}, ""});
+    console.print("note");
+    console.end_phase();
+  }
+  old.empty() ? ::unsetenv("TERM") : ::setenv("TERM", old.c_str(), 1);
+  std::string text(4096, '\0');
+  text.resize(static_cast<size_t>(std::max<ssize_t>(::read(master, text.data(), text.size()), 0)));
+  std::fclose(out);
+  ::close(master);
+  EXPECT_EQ(text.find("\r\033[2Ksft  0/10 ────"), 0u) << text;
+  EXPECT_NE(text.find("\r\033[2Knote\r\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("━━━━  loss 0.5000"), std::string::npos) << text;
+  // Ten steps in no time are not drawn one by one: begun, and after the note.
+  size_t bars = 0;
+  for (size_t at = 0; (at = text.find("/10 ", at)) != std::string::npos; ++at) ++bars;
+  EXPECT_LE(bars, 4u) << text;
+}
+
+TEST_F(RunFolderTest, RefusesAUsedFolderUnlessResumed) {
+  const std::string run = dir_ + "/a/b";
+  { RunFolder folder(run, false); }
+  { RunFolder folder(run, false); }  // a lock alone is no run
+  std::ofstream(run + "/metrics.jsonl") << "";
+  try {
+    RunFolder folder(run, false);
+    FAIL() << "no error";
+  } catch (const std::runtime_error& error) {
+    EXPECT_NE(std::string(error.what()).find("--resume"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("run.dir="), std::string::npos) << error.what();
+  }
+  RunFolder folder(run, true);
+  EXPECT_EQ(folder.metrics(), run + "/metrics.jsonl");
+}
+
+TEST_F(RunFolderTest, ASecondTrainerIsTurnedAwayAndNamesTheFirst) {
+  const std::string run = dir_ + "/run";
+  int ready[2], stop[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  ASSERT_EQ(::pipe(stop), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    RunFolder folder(run, false);
+    char byte = 1;
+    (void)!::write(ready[1], &byte, 1);
+    (void)!::read(stop[0], &byte, 1);
+    ::_exit(0);
+  }
+  char byte;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  for (const bool resume : {false, true}) {
+    try {
+      RunFolder folder(run, resume);
+      ADD_FAILURE() << "no error";
+    } catch (const std::runtime_error& error) {
+      EXPECT_NE(std::string(error.what()).find("process " + std::to_string(child)), std::string::npos)
+          << error.what();
+    }
+  }
+  ASSERT_EQ(::kill(child, SIGKILL), 0);  // the lock dies with its process
+  ::waitpid(child, nullptr, 0);
+  EXPECT_NO_THROW(RunFolder(run, true));
+  for (int fd : {ready[0], ready[1], stop[0], stop[1]}) ::close(fd);
+}
+
+TEST_F(RunFolderTest, AFolderThatCannotBeMade) {
+  std::ofstream(dir_ + "/file") << "x";
+  EXPECT_THROW(RunFolder(dir_ + "/file/run", false), std::runtime_error);
+}
+
+}  // namespace
+}  // namespace isentrope::train

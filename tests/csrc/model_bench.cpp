@@ -1,0 +1,145 @@
+// Times the decoder and the rollouts for scripts/benchmarks: key=value shapes on the command line, then one command a
+// line on standard input and one JSON object a line on standard output, so that a script can time rivals in turn with it.
+//
+//   dump PATH           weights as raw float32, one after the other; prints their names and shapes
+//   logits PATH         logits of the fixed token batch as raw float32
+//   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy
+//   rollout             prompts · samples completions of new_tokens; prints tokens and seconds
+//   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
+#include <torch/torch.h>
+
+#include <malloc.h>
+
+#include <chrono>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <sstream>
+
+#include "csrc/model/decoder.h"
+#include "csrc/rl/rollout.h"
+
+namespace {
+
+using isentrope::model::Decoder;
+using isentrope::model::DecoderConfig;
+using torch::Tensor;
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
+  std::ofstream file(path, std::ios::binary);
+  for (const Tensor& x : tensors) {
+    const Tensor plain = x.detach().contiguous();
+    file.write(static_cast<const char*>(plain.data_ptr()), plain.nbytes());
+  }
+}
+
+struct Bench {
+  std::map<std::string, int64_t> shape{{"layers", 3},   {"width", 64},    {"heads", 4},       {"kv_heads", 4}, {"mlp", 192},
+                                       {"vocabulary", 25}, {"context", 64}, {"batch", 64},      {"length", 50},  {"prompts", 32},
+                                       {"samples", 8},  {"prompt", 16},   {"new_tokens", 34}, {"threads", 1},  {"stops", 0}};
+  Decoder model{nullptr};
+  Tensor tokens;  // [batch, length]
+  std::vector<std::vector<int64_t>> prompts;
+  int64_t calls = 0;
+
+  void make() {
+    DecoderConfig config;
+    config.layers = shape["layers"];
+    config.width = shape["width"];
+    config.heads = shape["heads"];
+    config.kv_heads = shape["kv_heads"];
+    config.mlp = shape["mlp"];
+    config.vocabulary = shape["vocabulary"];
+    config.context = shape["context"];
+    model = Decoder(config, 1);
+    const int64_t V = config.vocabulary;
+    tokens = (torch::arange(shape["batch"] * shape["length"]) * 7919 % 104729 % V).view({shape["batch"], shape["length"]});
+    for (int64_t i = 0; i < shape["prompts"]; ++i) {
+      prompts.emplace_back();
+      for (int64_t t = 0; t < shape["prompt"]; ++t) prompts.back().push_back((i * 31 + t * 17) % V);
+    }
+  }
+
+  std::string run(const std::string& command, const std::string& path) {
+    std::ostringstream out;
+    const double start = now();
+    if (command == "dump") {
+      std::vector<Tensor> weights;
+      out << "{\"weights\": [";
+      for (const auto& [name, weight] : model->named_weights()) {
+        out << (weights.empty() ? "" : ", ") << "[\"" << name << "\", [" << weight.size(0);
+        if (weight.dim() == 2) out << ", " << weight.size(1);
+        out << "]]";
+        weights.push_back(weight);
+      }
+      write_floats(path, weights);
+      out << "]}";
+      return out.str();
+    }
+    if (command == "logits") {
+      torch::NoGradGuard no_grad;
+      write_floats(path, {model(tokens)});
+      return "{}";
+    }
+    if (command == "forward") {
+      torch::NoGradGuard no_grad;
+      model(tokens);
+    } else if (command == "update") {
+      model->zero_grad(true);
+      const Tensor logits = model(tokens).slice(1, 0, -1).reshape({-1, shape["vocabulary"]});
+      torch::cross_entropy_loss(logits, tokens.slice(1, 1).reshape({-1})).backward();
+    } else if (command == "rollout") {
+      int64_t count = 0;
+      isentrope::rl::SamplingConfig sampling;
+      sampling.max_new_tokens = shape["new_tokens"];
+      std::vector<int64_t> stops;
+      for (int64_t i = 0; i < shape["stops"]; ++i) stops.push_back(shape["vocabulary"] - 1 - i);
+      for (const auto& completion :
+           isentrope::rl::rollout(model, prompts, shape["samples"], sampling, stops, {.seed = 1, .step = calls++}))
+        count += completion.tokens.size();
+      out << "{\"tokens\": " << count << ", \"seconds\": " << now() - start << "}";
+      return out.str();
+    } else if (command == "gemm") {
+      const Tensor a = torch::ones({1024, 1024}), b = torch::ones({1024, 1024});
+      const double from = now();
+      torch::mm(a, b);
+      out << "{\"gflops\": " << 2 * 1.024 * 1.024 * 1.024 / (now() - from) << "}";
+      return out.str();
+    } else {
+      return "{\"error\": \"unknown command " + command + "\"}";
+    }
+    out << "{\"tokens\": " << tokens.numel() << ", \"seconds\": " << now() - start << "}";
+    return out.str();
+  }
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Bench bench;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const size_t equals = argument.find('=');
+    if (equals == std::string::npos || !bench.shape.count(argument.substr(0, equals))) {
+      std::cerr << "model_bench: " << argument << " is no shape; wanted key=value with one of";
+      for (const auto& [name, value] : bench.shape) std::cerr << " " << name << "=" << value;
+      std::cerr << "\n";
+      return 2;
+    }
+    bench.shape[argument.substr(0, equals)] = std::stoll(argument.substr(equals + 1));
+  }
+  torch::set_num_threads(bench.shape["threads"]);
+  // glibc returns large freed blocks to the system, and every step would pay their page faults again.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  bench.make();
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    std::istringstream words(line);
+    std::string command, path;
+    words >> command >> path;
+    std::cout << bench.run(command, path) << std::endl;
+  }
+}

@@ -1,0 +1,255 @@
+// AdamW against its formulas in double, and the learning-rate schedule.
+#include "csrc/train/optimizer.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+#include "csrc/train/schedule.h"
+
+namespace isentrope::train {
+namespace {
+
+using torch::Tensor;
+using Named = std::vector<std::pair<std::string, Tensor>>;
+
+Tensor leaf(const std::vector<int64_t>& shape, uint64_t seed) {
+  auto generator = at::detail::createCPUGenerator(seed);
+  return at::randn(shape, generator, torch::kFloat32).requires_grad_(true);
+}
+
+Tensor draw(const Tensor& like, uint64_t seed) {
+  auto generator = at::detail::createCPUGenerator(seed);
+  return at::randn(like.sizes(), generator, torch::kFloat32);
+}
+
+Named model() {
+  return {{"embed", leaf({33, 31}, 1)},
+          {"norm", leaf({31}, 2)},
+          {"up", leaf({97, 31}, 3)},
+          {"one", leaf({1, 1}, 4)}};
+}
+
+// Loshchilov and Hutter, algorithm 2 with decoupled decay, in double.
+struct Reference {
+  std::vector<Tensor> weights, first, second;
+  int64_t t = 0;
+
+  explicit Reference(const Named& parameters) {
+    for (const auto& [name, w] : parameters) {
+      weights.push_back(w.detach().to(torch::kFloat64));
+      first.push_back(torch::zeros_like(weights.back()));
+      second.push_back(torch::zeros_like(weights.back()));
+    }
+  }
+  void step(const std::vector<Tensor>& grads, const OptimizerConfig& c, double lr) {
+    ++t;
+    double squares = 0;
+    for (const Tensor& g : grads) squares += g.to(torch::kFloat64).square().sum().item<double>();
+    const double norm = std::sqrt(squares), b1 = c.betas[0], b2 = c.betas[1];
+    const double scale = c.max_grad_norm > 0 && norm > c.max_grad_norm ? c.max_grad_norm / norm : 1.0;
+    for (size_t i = 0; i < grads.size(); ++i) {
+      const Tensor g = grads[i].to(torch::kFloat64) * scale;
+      first[i] = b1 * first[i] + (1 - b1) * g;
+      second[i] = b2 * second[i] + (1 - b2) * g.square();
+      if (weights[i].dim() >= 2) weights[i] = weights[i] * (1 - lr * c.weight_decay);
+      weights[i] = weights[i] - lr * (first[i] / (1 - std::pow(b1, t))) /
+                                    ((second[i] / (1 - std::pow(b2, t))).sqrt() + c.eps);
+    }
+  }
+};
+
+// torch's own AdamW in float, which sets the error that is allowed.
+struct Plain {
+  std::vector<Tensor> weights;
+  std::unique_ptr<torch::optim::AdamW> optimizer;
+
+  Plain(const Named& parameters, const OptimizerConfig& c) {
+    std::vector<torch::optim::OptimizerParamGroup> groups;
+    for (const auto& [name, w] : parameters) {
+      weights.push_back(w.detach().clone().requires_grad_(true));
+      auto options = std::make_unique<torch::optim::AdamWOptions>(c.lr);
+      options->betas({c.betas[0], c.betas[1]}).eps(c.eps).weight_decay(w.dim() >= 2 ? c.weight_decay : 0.0);
+      groups.emplace_back(std::vector<Tensor>{weights.back()}, std::move(options));
+    }
+    optimizer = std::make_unique<torch::optim::AdamW>(groups, torch::optim::AdamWOptions(c.lr));
+  }
+  void step(const std::vector<Tensor>& grads, const OptimizerConfig& c, double lr) {
+    for (size_t i = 0; i < grads.size(); ++i) weights[i].mutable_grad() = grads[i].clone();
+    if (c.max_grad_norm > 0) torch::nn::utils::clip_grad_norm_(weights, c.max_grad_norm);
+    for (auto& group : optimizer->param_groups()) group.options().set_lr(lr);
+    optimizer->step();
+  }
+};
+
+double largest(const Tensor& x) { return x.abs().max().item<double>(); }
+
+TEST(Optimizer, AgreesWithDoubleAsWellAsTorchDoes) {
+  OptimizerConfig config;
+  config.betas = {0.9, 0.98};
+  config.weight_decay = 0.1;
+  config.max_grad_norm = 5.0;
+  const Named parameters = model();
+  Reference reference(parameters);
+  Plain plain(parameters, config);
+  Optimizer optimizer(config, parameters);
+  for (int step = 0; step < 20; ++step) {
+    const double lr = 1e-3 * (step + 1);
+    std::vector<Tensor> grads;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      // Steps of every second kind are clipped: the norm of the draws is about 64 and about 0.6.
+      grads.push_back(draw(parameters[i].second, 100 + 10 * step + i) * (step % 2 ? 1.0 : 0.01));
+      Tensor(parameters[i].second).mutable_grad() = grads.back().clone();
+    }
+    optimizer.step(lr);
+    reference.step(grads, config, lr);
+    plain.step(grads, config, lr);
+  }
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const double error = largest(parameters[i].second.detach().to(torch::kFloat64) - reference.weights[i]);
+    const double allowed = largest(plain.weights[i].detach().to(torch::kFloat64) - reference.weights[i]);
+    EXPECT_LE(error, std::max(2 * allowed, 1e-7))
+        << parameters[i].first;  // 1e-7: one rounding of a weight near 1
+  }
+}
+
+TEST(Optimizer, ReturnsTheNormBeforeClippingAndSkipsWhatHasNoGradient) {
+  OptimizerConfig config;
+  config.max_grad_norm = 1.0;
+  const Named parameters = model();
+  const Tensor before = parameters[2].second.detach().clone();
+  Optimizer optimizer(config, parameters);
+  Tensor(parameters[1].second).mutable_grad() = torch::full({31}, 3.0);
+  EXPECT_NEAR(optimizer.step(0.1), 3.0 * std::sqrt(31.0), 1e-5);
+  EXPECT_TRUE(torch::equal(parameters[2].second, before));
+  optimizer.zero_grad();
+  EXPECT_EQ(optimizer.step(0.1), 0.0);
+}
+
+TEST(Optimizer, NormsHaveNoDecay) {
+  OptimizerConfig config;
+  config.weight_decay = 0.5;
+  const Named parameters = model();
+  const Tensor norm = parameters[1].second.detach().clone(), up = parameters[2].second.detach().clone();
+  Optimizer optimizer(config, parameters);
+  for (const auto& [name, w] : parameters) Tensor(w).mutable_grad() = torch::zeros_like(w);
+  optimizer.step(0.1);
+  EXPECT_TRUE(torch::equal(parameters[1].second, norm));
+  EXPECT_TRUE(torch::allclose(parameters[2].second, up * 0.95, 1e-6, 0));
+}
+
+TEST(Optimizer, NonFiniteGradientIsNamedAndChangesNothing) {
+  for (const double bad : {std::nan(""), static_cast<double>(INFINITY)}) {
+    const Named parameters = model();
+    std::vector<Tensor> before;
+    Optimizer optimizer({}, parameters);
+    for (const auto& [name, w] : parameters) {
+      before.push_back(w.detach().clone());
+      Tensor(w).mutable_grad() = torch::ones_like(w);
+    }
+    Tensor(parameters[2].second).mutable_grad()[96][30] = bad;
+    try {
+      optimizer.step(0.1);
+      FAIL() << "no error for " << bad;
+    } catch (const NonFinite& error) {
+      EXPECT_NE(std::string(error.what()).find("up [97, 31]"), std::string::npos) << error.what();
+    }
+    for (size_t i = 0; i < parameters.size(); ++i) EXPECT_TRUE(torch::equal(parameters[i].second, before[i]));
+    for (const auto& [name, tensor] : optimizer.state()) EXPECT_EQ(largest(tensor), 0.0) << name;
+  }
+}
+
+void train(Optimizer& optimizer, const Named& parameters, int first, int last) {
+  for (int step = first; step < last; ++step) {
+    for (size_t i = 0; i < parameters.size(); ++i)
+      Tensor(parameters[i].second).mutable_grad() = draw(parameters[i].second, 10 * step + i);
+    optimizer.step(1e-2);
+  }
+}
+
+TEST(Optimizer, RestoredStateGoesOnBitForBit) {
+  const Named whole = model(), first = model(), second = model();
+  Optimizer a({}, whole), b({}, first), c({}, second);
+  train(a, whole, 0, 7);
+  train(b, first, 0, 3);
+  std::map<std::string, Tensor> state;
+  for (const auto& [name, tensor] : b.state()) state[name] = tensor.clone();
+  {
+    torch::NoGradGuard no_grad;
+    for (size_t i = 0; i < first.size(); ++i) Tensor(second[i].second).copy_(first[i].second);
+  }
+  c.restore(state);
+  train(c, second, 3, 7);
+  for (size_t i = 0; i < whole.size(); ++i)
+    EXPECT_TRUE(torch::equal(whole[i].second, second[i].second)) << whole[i].first;
+}
+
+TEST(Optimizer, RestoreNamesWhatDiffers) {
+  Optimizer optimizer({}, model());
+  auto message = [&](std::map<std::string, Tensor> state) -> std::string {
+    try {
+      optimizer.restore(state);
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  auto state = optimizer.state();
+  state["first.up"] = torch::zeros({3, 31});
+  EXPECT_EQ(message(state), "optimiser state 'first.up' has shape [3, 31], and this model wants [97, 31]");
+  state = optimizer.state();
+  state.erase("second.norm");
+  EXPECT_EQ(message(state), "optimiser state lacks 'second.norm'");
+  state = optimizer.state();
+  state["first.other"] = torch::zeros({1});
+  EXPECT_EQ(message(state), "optimiser state holds 'first.other', which this model does not have");
+}
+
+TEST(Optimizer, SameBitsForAnyNumberOfThreads) {
+  auto run = [](int threads) {
+    at::set_num_threads(threads);
+    const Named parameters{{"big", leaf({1237, 97}, 1)}, {"vector", leaf({70001}, 2)}};
+    Optimizer optimizer({}, parameters);
+    train(optimizer, parameters, 0, 5);
+    return parameters;
+  };
+  const int threads = at::get_num_threads();
+  const Named one = run(1), three = run(3);
+  at::set_num_threads(threads);
+  for (size_t i = 0; i < one.size(); ++i)
+    EXPECT_TRUE(torch::equal(one[i].second, three[i].second)) << one[i].first;
+}
+
+TEST(Optimizer, ConfigProblems) {
+  OptimizerConfig config;
+  EXPECT_EQ(config.problem(), "");
+  config.betas = {0.9};
+  EXPECT_NE(config.problem(), "");
+  config.betas = {0.9, 1.0};
+  EXPECT_NE(config.problem(), "");
+}
+
+TEST(Schedule, Shapes) {
+  ScheduleConfig config{.kind = "cosine", .warmup = 4, .floor = 0.1};
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 0, 104), 0.25);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 3, 104), 1.0);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 4, 104), 1.0);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 54, 104), 0.55);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 104, 104), 0.1);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 1000, 104), 0.1);
+  config.kind = "linear";
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 29, 104), 1.0 - 0.9 * 0.25);
+  config.kind = "constant";
+  EXPECT_EQ(learning_rate_share(config, 103, 104), 1.0);
+  config = {};
+  EXPECT_EQ(learning_rate_share(config, 0, 1), 1.0);
+  config.kind = "cosine";
+  config.warmup = 10;
+  EXPECT_EQ(learning_rate_share(config, 10, 5), 1.0);  // warm-up longer than the phase
+  config.kind = "step";
+  EXPECT_THROW(learning_rate_share(config, 10, 20), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace isentrope::train

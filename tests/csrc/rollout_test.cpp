@@ -1,0 +1,261 @@
+#include "csrc/rl/rollout.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "csrc/model/decode.h"
+#include "csrc/rl/sample.h"
+
+namespace isentrope::rl {
+namespace {
+
+using model::Decoder;
+using model::DecoderConfig;
+using torch::Tensor;
+
+DecoderConfig small_config(int64_t heads = 4, int64_t kv_heads = 2, int64_t head_size = 16) {
+  DecoderConfig config;
+  config.layers = 2;
+  config.width = heads * head_size;
+  config.heads = heads;
+  config.kv_heads = kv_heads;
+  config.mlp = 96;
+  config.context = 70;
+  config.vocabulary = 27;
+  return config;
+}
+
+// Weights four times larger than at the start: distributions far from uniform.
+Decoder make(const DecoderConfig& config) {
+  Decoder decoder(config, 5);
+  torch::NoGradGuard no_grad;
+  for (const auto& [name, weight] : decoder->named_weights())
+    if (weight.dim() == 2) weight.mul_(name == "lm_head.weight" ? 20 : 2);
+  return decoder;
+}
+
+std::vector<std::vector<int64_t>> ragged_prompts(std::vector<int64_t> lengths, int64_t V) {
+  std::vector<std::vector<int64_t>> prompts;
+  for (const int64_t length : lengths) {
+    prompts.emplace_back();
+    for (int64_t t = 0; t < length; ++t) prompts.back().push_back((prompts.size() * 11 + t * 7) % V);
+  }
+  return prompts;
+}
+
+const std::vector<int64_t> kLengths{1, 16, 31, 33, 2, 69, 24, 25, 17};
+
+void expect_same(const Completion& a, const Completion& b) {
+  EXPECT_EQ(a.tokens, b.tokens);
+  EXPECT_EQ(a.logprob, b.logprob);
+  EXPECT_EQ(a.entropy, b.entropy);
+  EXPECT_EQ(a.stopped, b.stopped);
+}
+
+// Log-probabilities [n] and entropies [n] of a completion by the training forward pass.
+std::pair<Tensor, Tensor> trained(Decoder& decoder, std::vector<int64_t> sequence, const Completion& c, double temperature) {
+  torch::NoGradGuard no_grad;
+  const int64_t start = sequence.size(), n = c.tokens.size();
+  sequence.insert(sequence.end(), c.tokens.begin(), c.tokens.end());
+  const Tensor logits = decoder(torch::tensor(sequence).unsqueeze(0))[0].slice(0, start - 1, start - 1 + n);
+  const Tensor logp = (logits / temperature).log_softmax(-1);
+  return {logp.gather(1, torch::tensor(c.tokens).unsqueeze(1)).squeeze(1).to(torch::kFloat64),
+          -(logp.exp() * logp).sum(-1).to(torch::kFloat64)};
+}
+
+TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
+  struct Case {
+    int64_t heads, kv_heads, head_size;
+    double temperature;
+  };
+  for (const auto& [heads, kv_heads, head_size, temperature] :
+       {Case{4, 4, 16, 1.0}, Case{4, 2, 16, 0.7}, Case{3, 1, 10, 1.3}, Case{2, 2, 40, 1.0}}) {
+    const DecoderConfig config = small_config(heads, kv_heads, head_size);
+    Decoder decoder = make(config), judge = make(config);
+    judge->to(torch::kFloat64);
+    const auto prompts = ragged_prompts(kLengths, config.vocabulary);
+    SamplingConfig sampling;
+    sampling.temperature = temperature;
+    const auto completions = rollout(decoder, prompts, 5, sampling, {3}, {.seed = 9});
+    ASSERT_EQ(completions.size(), prompts.size() * 5);
+    double ours = 0, plain = 0, between = 0, entropy_ours = 0, entropy_plain = 0;
+    for (const Completion& c : completions) {
+      const auto [logp, entropy] = trained(decoder, prompts[c.prompt], c, temperature);
+      const auto [true_logp, true_entropy] = trained(judge, prompts[c.prompt], c, temperature);
+      const Tensor got = torch::tensor(c.logprob, torch::kFloat64), H = torch::tensor(c.entropy, torch::kFloat64);
+      auto largest = [](const Tensor& x) { return x.abs().max().item<double>(); };
+      ours = std::max(ours, largest(got - true_logp));
+      plain = std::max(plain, largest(logp - true_logp));
+      between = std::max(between, largest(got - logp));
+      entropy_ours = std::max(entropy_ours, largest(H - true_entropy));
+      entropy_plain = std::max(entropy_plain, largest(entropy - true_entropy));
+    }
+    std::cout << "largest difference of log-probabilities: rollout from training " << between << "; from double: rollout "
+              << ours << ", training " << plain << "; entropies: " << entropy_ours << ", " << entropy_plain << "\n";
+    EXPECT_LE(ours, 2 * plain);
+    EXPECT_LE(entropy_ours, 2 * entropy_plain);
+  }
+}
+
+TEST(Rollout, BothBackendsDrawTheSameTokens) {
+  const DecoderConfig config = small_config();
+  const Decoder decoder = make(config);
+  Decoder wide = make(config);
+  wide->to(torch::kFloat64);  // no packed kernels: plain ATen
+  const auto prompts = ragged_prompts(kLengths, config.vocabulary);
+  const auto fast = rollout(decoder, prompts, 3, {}, {3}, {.seed = 2}), slow = rollout(wide, prompts, 3, {}, {3}, {.seed = 2});
+  ASSERT_EQ(fast.size(), slow.size());
+  for (size_t i = 0; i < fast.size(); ++i) EXPECT_EQ(fast[i].tokens, slow[i].tokens) << i;
+}
+
+TEST(Rollout, BitsDependOnNeitherBatchNorThreads) {
+  const DecoderConfig config = small_config();
+  const Decoder decoder = make(config);
+  const auto prompts = ragged_prompts(kLengths, config.vocabulary);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const auto all = rollout(decoder, prompts, 7, {}, {3}, {.seed = 2, .step = 4, .first_prompt = 100});
+  for (const int count : {2, 3}) {
+    at::set_num_threads(count);
+    const auto again = rollout(decoder, prompts, 7, {}, {3}, {.seed = 2, .step = 4, .first_prompt = 100});
+    for (size_t i = 0; i < all.size(); ++i) expect_same(all[i], again[i]);
+  }
+  for (size_t p = 0; p < prompts.size(); ++p) {
+    const auto alone = rollout(decoder, {prompts[p]}, 2, {}, {3},
+                               {.seed = 2, .step = 4, .first_prompt = 100 + static_cast<int64_t>(p)});
+    for (size_t j = 0; j < alone.size(); ++j) expect_same(alone[j], all[p * 7 + j]);
+  }
+  at::set_num_threads(threads);
+}
+
+TEST(Rollout, EveryPartOfTheKeyChangesTheDraws) {
+  const Decoder decoder = make(small_config());
+  const auto prompts = ragged_prompts({16}, 27);
+  const auto base = rollout(decoder, prompts, 2, {}, {}, {.seed = 2});
+  EXPECT_NE(base[0].tokens, base[1].tokens);
+  for (const RolloutKey& key : {RolloutKey{.seed = 3}, RolloutKey{.seed = 2, .step = 1}, RolloutKey{.seed = 2, .first_prompt = 1},
+                                RolloutKey{.seed = 2, .evaluation = true}})
+    EXPECT_NE(base[0].tokens, rollout(decoder, prompts, 2, {}, {}, key)[0].tokens);
+}
+
+TEST(Rollout, EndsAtStopTokensAndLimits) {
+  const Decoder decoder = make(small_config());
+  const auto prompts = ragged_prompts(kLengths, 27);
+  SamplingConfig sampling;
+  sampling.max_new_tokens = 20;
+  const std::vector<int64_t> stops{3, 11};
+  bool some_stopped = false, some_cut = false;
+  for (const Completion& c : rollout(decoder, prompts, 6, sampling, stops, {.seed = 1})) {
+    const int64_t limit = std::min<int64_t>(20, 70 - prompts[c.prompt].size());
+    ASSERT_EQ(c.tokens.size(), c.logprob.size());
+    ASSERT_EQ(c.tokens.size(), c.entropy.size());
+    for (size_t t = 0; t < c.tokens.size(); ++t) {
+      const bool stop = c.tokens[t] == 3 || c.tokens[t] == 11;
+      EXPECT_EQ(stop, c.stopped && t + 1 == c.tokens.size());
+    }
+    if (!c.stopped) {
+      EXPECT_EQ(static_cast<int64_t>(c.tokens.size()), limit);
+    }
+    (c.stopped ? some_stopped : some_cut) = true;
+  }
+  EXPECT_TRUE(some_stopped && some_cut);
+  // The whole context where no limit is set.
+  EXPECT_EQ(rollout(decoder, {{1, 2, 3}}, 1, {}, {}, {})[0].tokens.size(), 67u);
+  EXPECT_TRUE(rollout(decoder, {}, 4, {}, {3}, {}).empty());
+}
+
+TEST(Rollout, GreedyTakesTheLikeliest) {
+  Decoder decoder = make(small_config());
+  const auto prompts = ragged_prompts(kLengths, 27);
+  SamplingConfig sampling;
+  sampling.temperature = 0;
+  torch::NoGradGuard no_grad;
+  for (const Completion& c : rollout(decoder, prompts, 1, sampling, {3}, {})) {
+    std::vector<int64_t> sequence = prompts[c.prompt];
+    const int64_t start = sequence.size(), n = c.tokens.size();
+    sequence.insert(sequence.end(), c.tokens.begin(), c.tokens.end());
+    const Tensor best = decoder(torch::tensor(sequence).unsqueeze(0))[0].slice(0, start - 1, start - 1 + n).argmax(-1);
+    EXPECT_TRUE(torch::equal(best, torch::tensor(c.tokens))) << c.prompt;
+    EXPECT_LE(torch::abs(torch::tensor(c.logprob) - trained(decoder, prompts[c.prompt], c, 1.0).first).max().item<double>(), 1e-4);
+  }
+}
+
+TEST(Rollout, ErrorsNameWhatIsWrong) {
+  Decoder decoder = make(small_config());
+  auto expect = [&](const std::vector<std::vector<int64_t>>& prompts, int64_t samples, const std::vector<int64_t>& stops,
+                    const std::string& text) {
+    try {
+      rollout(decoder, prompts, samples, {}, stops, {});
+      ADD_FAILURE() << "nothing was thrown, wanted: " << text;
+    } catch (const std::exception& e) {
+      EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+    }
+  };
+  expect({{1}, {}}, 1, {3}, "prompt 1 is empty");
+  expect({std::vector<int64_t>(70, 1)}, 1, {3}, "prompt 0 has 70 tokens and leaves no room in model.context (70)");
+  expect({{1, 27}}, 1, {3}, "prompt 0 holds token 27, outside the vocabulary 0 … 26");
+  expect({{1}}, 1, {-1}, "stop token -1");
+  expect({{1}}, 0, {3}, "samples is 0");
+  torch::NoGradGuard no_grad;
+  decoder->head()[4].fill_(NAN);
+  expect({{1}}, 1, {3}, "not finite");
+}
+
+// Uniforms in the middle of n equal intervals: a token of probability p is drawn n·p times, give or take one.
+void expect_frequencies(const SamplingConfig& config, const std::vector<float>& logits, const std::vector<double>& wanted) {
+  Sampler sampler(config, logits.size());
+  const int64_t n = 20000;
+  std::vector<int64_t> count(logits.size());
+  for (int64_t i = 0; i < n; ++i) ++count[sampler.draw(logits.data(), (i + 0.5) / n).token];
+  for (size_t v = 0; v < logits.size(); ++v) EXPECT_NEAR(static_cast<double>(count[v]), n * wanted[v], 1.01) << "token " << v;
+}
+
+TEST(Sampler, FrequenciesAreExact) {
+  const double z = -INFINITY;
+  const std::vector<double> p{0.05, 0.3, 0.0, 0.2, 0.25, 0.2};
+  std::vector<float> logits;
+  for (const double value : p) logits.push_back(value > 0 ? static_cast<float>(std::log(value) + 3) : static_cast<float>(z));
+  expect_frequencies({}, logits, p);
+  // Temperature 0.5 squares the probabilities.
+  std::vector<double> squares;
+  for (const double value : p) squares.push_back(value * value);
+  const double sum = std::accumulate(squares.begin(), squares.end(), 0.0);
+  for (double& value : squares) value /= sum;
+  expect_frequencies({.temperature = 0.5}, logits, squares);
+  expect_frequencies({.top_k = 2}, logits, {0, 0.3 / 0.55, 0, 0, 0.25 / 0.55, 0});
+  // Equal probabilities rank by token: 3 is kept, 5 is not.
+  expect_frequencies({.top_k = 3}, logits, {0, 0.3 / 0.75, 0, 0.2 / 0.75, 0.25 / 0.75, 0});
+  expect_frequencies({.top_p = 0.5}, logits, {0, 0.3 / 0.55, 0, 0, 0.25 / 0.55, 0});
+  expect_frequencies({.top_p = 0.9}, logits, {0, 0.3 / 0.95, 0, 0.2 / 0.95, 0.25 / 0.95, 0.2 / 0.95});
+  expect_frequencies({.top_p = 0}, logits, {0, 1, 0, 0, 0, 0});
+  // top_p counts what top_k left as 1: 0.3 / 0.75 = 0.4 < 0.7 < 0.55 / 0.75.
+  expect_frequencies({.top_k = 3, .top_p = 0.7}, logits, {0, 0.3 / 0.55, 0, 0, 0.25 / 0.55, 0});
+  expect_frequencies({.temperature = 0}, logits, {0, 1, 0, 0, 0, 0});
+  expect_frequencies({.top_k = 100}, logits, p);
+}
+
+TEST(Sampler, LogprobAndEntropyAreOfTheWholeDistribution) {
+  std::vector<float> logits(1009);
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = 8 * std::sin(0.37f * i);
+  logits[100] = -INFINITY;
+  for (const double temperature : {0.0, 0.6, 1.0, 2.0}) {
+    const double T = temperature == 0 ? 1.0 : temperature;
+    double top = -INFINITY, sum = 0, H = 0;
+    for (const float x : logits) top = std::max(top, x / T);
+    for (const float x : logits) sum += std::exp(x / T - top);
+    for (const float x : logits)
+      if (std::isfinite(x)) H -= std::exp(x / T - top) / sum * (x / T - top - std::log(sum));
+    for (const int64_t top_k : {0, 3}) {
+      const Draw draw = Sampler({.temperature = temperature, .top_k = top_k}, logits.size()).draw(logits.data(), 0.61);
+      const double wanted = logits[draw.token] / T - top - std::log(sum);
+      // Sums of 1009 floats in vectors: a few units in the last place of the largest term.
+      EXPECT_NEAR(draw.logprob, wanted, 8 * 0x1p-23 * std::abs(top)) << temperature;
+      EXPECT_NEAR(draw.entropy, H, 8 * 0x1p-23 * H) << temperature;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace isentrope::rl
