@@ -92,9 +92,8 @@ struct TintConfig {
     v("cot", cot, "Write the trace before the answer.");
     v("show", show, "What a line of the trace shows; signed_sum has a form of its own.");
     v("noise", noise,
-      "Errors put into training traces: digits, integers or lines of a finished trace (static), or of the "
-      "running "
-      "program, which goes on from the wrong value (dynamic).",
+      "Errors put into training traces: digits, integers or lines of a finished trace (static), or results "
+      "of the running program, which goes on from the wrong value (dynamic).",
       one_of({"none", "static_char", "static_int", "static_line", "dynamic"}));
     v("contamination", contamination, "Share of the examples that get noise.", between(0, 1));
     v("intensity", intensity, "Probability of an error at each place where one can be.", between(0, 1));
@@ -116,8 +115,7 @@ struct TintSample {
   std::string answer_trace = {};  // what the trace arrived at
   bool noised = false;            // drawn for noise, though no error may have come of it
   int64_t n_errors = 0;
-  int64_t first_error_line =
-      0;  // counted from 1 in the clean trace (static) or the trace itself (dynamic); 0: none
+  int64_t first_error_line = 0;  // from 1, in the clean trace (static) or the trace itself (dynamic); 0: none
 };
 
 // Every character that prompts and completions of the task can hold, "." last. signed_sum with up to eight

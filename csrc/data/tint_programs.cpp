@@ -9,9 +9,9 @@
 //              3 m=j
 //              4 x[i],x[m]=x[m],x[i]
 //
-// add, sub:  i over the digits of the longer number; the answer is the digits d, before them the last c of add.
-// selection: i over all places but the last, j over those after i; line 3 where t is 1, line 4 where m is not i.
-// insertion: i from 1, j from i down to 1 while t is 1, line 2 where t is 1.
+// add, sub:  i over the digits of the longer number; the answer is the digits d, before them add's last c.
+// selection: i over all places but the last, j over those after i; line 3 if t is 1, line 4 if m is not i.
+// insertion: i from 1, j from i down to 1 while t is 1, line 2 if t is 1.
 #include <algorithm>
 #include <limits>
 
@@ -139,7 +139,10 @@ Trace run_within(const TintConfig& config, std::vector<int64_t> values, Faults& 
 
 std::string join(const std::vector<int64_t>& values) {
   std::string text;
-  for (const int64_t value : values) text += (text.empty() ? "" : ",") + std::to_string(value);
+  for (const int64_t value : values) {
+    if (!text.empty()) text += ',';
+    text += std::to_string(value);
+  }
   return text;
 }
 
@@ -184,16 +187,18 @@ void Machine::let(char variable, const std::string& value) {
 void Machine::record(int line, char variable, const std::string& value, bool wrong) {
   let(variable, value);
   TraceLine entry;
-  if (show_.line_no) entry.form = "L" + std::to_string(line);
-  if (show_.code)
-    entry.form += (entry.form.empty() ? "" : " ") + std::string(source_[static_cast<size_t>(line) - 1]);
+  const auto field = [](std::string& text, char separator) -> std::string& {
+    if (!text.empty()) text += separator;
+    return text;
+  };
+  if (show_.line_no) entry.form.append("L").append(std::to_string(line));
+  if (show_.code) field(entry.form, ' ') += source_[static_cast<size_t>(line) - 1];
   if (show_.vars) {
     for (const auto& [name, content] : variables_)
-      entry.content += (entry.content.empty() ? "" : ";") + std::string(1, name) + "=" + content;
+      (field(entry.content, ';') += name).append("=").append(content);
   }
-  if (show_.delta)
-    entry.content += (entry.content.empty() ? "" : " ") + std::string(1, variable) + "=" + value;
-  if (!entry.form.empty() && !entry.content.empty()) entry.form += ' ';
+  if (show_.delta) (field(entry.content, ' ') += variable).append("=").append(value);
+  if (!entry.content.empty()) field(entry.form, ' ');
   trace_.lines.push_back(std::move(entry));
   if (wrong) trace_.count_error(static_cast<int64_t>(trace_.lines.size()));
 }

@@ -30,11 +30,12 @@ void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, 
 }
 
 template <class T>
-void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* packed, T* c,
-                    int64_t ldc, bool add) {
+void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col,
+                    const T* packed, T* c, int64_t ldc, bool add) {
   constexpr int64_t P = kPanel<T>;
   int64_t n = 0;
-  for (; n + P <= N; n += P, packed += K * P) strip<T, kLanes<T>, 2>(M, K, a, a_row, a_col, packed, P, c + n, ldc, add);
+  for (; n + P <= N; n += P, packed += K * P)
+    strip<T, kLanes<T>, 2>(M, K, a, a_row, a_col, packed, P, c + n, ldc, add);
   if (n == N) return;
   // The last panel's columns beyond N are computed and left.
   T block[kTile * P];
@@ -49,7 +50,8 @@ void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, 
   }
 }
 
-// ---- norm, gate, rotation ------------------------------------------------------------------------------------------
+// ---- norm, gate, rotation
+// ------------------------------------------------------------------------------------------
 
 template <class T>
 void rms_norm(int64_t rows, int64_t C, double eps, const T* x, const T* delta, const T* weight, T* sum, T* y,
@@ -80,8 +82,8 @@ void rms_norm(int64_t rows, int64_t C, double eps, const T* x, const T* delta, c
 }
 
 template <class T>
-void rms_norm_backward(int64_t rows, int64_t C, const T* sum, const T* weight, const T* inverse_rms, const T* dy,
-                       const T* dsum, T* dx, T* dweight) {
+void rms_norm_backward(int64_t rows, int64_t C, const T* sum, const T* weight, const T* inverse_rms,
+                       const T* dy, const T* dsum, T* dx, T* dweight) {
   for (int64_t row = 0; row < rows; ++row) {
     const T *s = sum + row * C, *d = dy + row * C;
     const T inverse = inverse_rms[row];
@@ -152,7 +154,8 @@ void rotate(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_
   }
 }
 
-// ---- attention over whole sequences ----------------------------------------------------------------------------------
+// ---- attention over whole sequences
+// ----------------------------------------------------------------------------------
 
 // out [D, ld] = x [T, D] transposed, columns T … ld − 1 zero.
 template <class T>
@@ -169,10 +172,11 @@ template <class T>
 void attention(const AttentionHead<T>& h, T* scratch) {
   const int64_t D = h.head_size, ld = round_up(h.length, kLanes<T>);
   T *keys = scratch, *scores = scratch + D * ld;  // [D, ld], [kTile, ld]
-  transpose(h.length, D, h.k, h.ldk, keys, ld);
+  transpose(h.length, D, h.k.data, h.k.ld, keys, ld);
   for (int64_t t0 = 0; t0 < h.length; t0 += kTile) {
     const int64_t rows = h.length - t0 < kTile ? h.length - t0 : kTile, seen = t0 + rows;
-    product<T>(rows, round_up(seen, kLanes<T>), D, h.q + t0 * h.ldq, h.ldq, 1, keys, ld, scores, ld, false);
+    product<T>(rows, round_up(seen, kLanes<T>), D, h.q.data + t0 * h.q.ld, h.q.ld, 1, keys, ld, scores, ld,
+               false);
     T inverse[kTile];
     for (int64_t r = 0; r < rows; ++r) {
       T *s = scores + r * ld, top = s[0], total = 0;
@@ -188,21 +192,22 @@ void attention(const AttentionHead<T>& h, T* scratch) {
       h.lse[t0 + r] = top * h.scale + std::log(total);
       inverse[r] = T(1) / total;
     }
-    T* out = h.out + t0 * h.ldo;
-    product<T>(rows, D, seen, scores, ld, 1, h.v, h.ldv, out, h.ldo, false);
+    T* out = h.out.data + t0 * h.out.ld;
+    product<T>(rows, D, seen, scores, ld, 1, h.v.data, h.v.ld, out, h.out.ld, false);
     for (int64_t r = 0; r < rows; ++r)
 #pragma omp simd
-      for (int64_t d = 0; d < D; ++d) out[r * h.ldo + d] *= inverse[r];
+      for (int64_t d = 0; d < D; ++d) out[r * h.out.ld + d] *= inverse[r];
   }
 }
 
-// p = e^(scale q·k − lse), ds = scale · p (dp − Σ dout · out), for rows t0 … t0 + rows − 1 of p, ds [·, ld], which come in
-// as q·k and dp.
+// p = e^(scale q·k − lse), ds = scale · p (dp − Σ dout · out), for rows t0 … t0 + rows − 1 of p, ds [·, ld],
+// which come in as q·k and dp.
 template <class T>
-void score_gradient(const AttentionHead<T>& h, int64_t t0, int64_t rows, int64_t seen, T* p, T* ds, int64_t ld) {
+void score_gradient(const AttentionHead<T>& h, int64_t t0, int64_t rows, int64_t seen, T* p, T* ds,
+                    int64_t ld) {
   for (int64_t r = 0; r < rows; ++r, p += ld, ds += ld) {
     const int64_t t = t0 + r, visible = t + 1;
-    const T *o = h.out + t * h.ldo, *d_out = h.dout + t * h.lddo, lse = h.lse[t];
+    const T *o = h.out.data + t * h.out.ld, *d_out = h.dout.data + t * h.dout.ld, lse = h.lse[t];
     T dot = 0;
 #pragma omp simd reduction(+ : dot)
     for (int64_t d = 0; d < h.head_size; ++d) dot += o[d] * d_out[d];
@@ -219,28 +224,33 @@ template <class T>
 void attention_backward(const AttentionHead<T>& h, T* scratch) {
   const int64_t D = h.head_size, ld = round_up(h.length, kLanes<T>);
   T *keys = scratch, *values = keys + D * ld, *p = values + D * ld, *ds = p + kQueryBlock * ld;
-  transpose(h.length, D, h.k, h.ldk, keys, ld);
-  transpose(h.length, D, h.v, h.ldv, values, ld);
+  transpose(h.length, D, h.k.data, h.k.ld, keys, ld);
+  transpose(h.length, D, h.v.data, h.v.ld, values, ld);
   for (int64_t t0 = 0; t0 < h.length; t0 += kQueryBlock) {
     const int64_t end = h.length - t0 < kQueryBlock ? h.length : t0 + kQueryBlock;
     for (int64_t t = t0; t < end; t += kTile) {
-      const int64_t rows = end - t < kTile ? end - t : kTile, seen = t + rows, columns = round_up(seen, kLanes<T>);
+      const int64_t rows = end - t < kTile ? end - t : kTile, seen = t + rows,
+                    columns = round_up(seen, kLanes<T>);
       T *p_rows = p + (t - t0) * ld, *ds_rows = ds + (t - t0) * ld;
-      product<T>(rows, columns, D, h.q + t * h.ldq, h.ldq, 1, keys, ld, p_rows, ld, false);
-      product<T>(rows, columns, D, h.dout + t * h.lddo, h.lddo, 1, values, ld, ds_rows, ld, false);
+      product<T>(rows, columns, D, h.q.data + t * h.q.ld, h.q.ld, 1, keys, ld, p_rows, ld, false);
+      product<T>(rows, columns, D, h.dout.data + t * h.dout.ld, h.dout.ld, 1, values, ld, ds_rows, ld, false);
       score_gradient(h, t, rows, seen, p_rows, ds_rows, ld);
-      product<T>(rows, D, seen, ds_rows, ld, 1, h.k, h.ldk, h.dq + t * h.lddq, h.lddq, false);
+      product<T>(rows, D, seen, ds_rows, ld, 1, h.k.data, h.k.ld, h.dq.data + t * h.dq.ld, h.dq.ld, false);
     }
     // dk += dsᵀ q, dv += pᵀ dout: keys s … s + kTile − 1 are seen by queries s and later.
     for (int64_t s = 0; s < end; s += kTile) {
-      const int64_t rows = end - s < kTile ? end - s : kTile, from = s > t0 ? s : t0, at = (from - t0) * ld + s;
-      product<T>(rows, D, end - from, ds + at, 1, ld, h.q + from * h.ldq, h.ldq, h.dk + s * h.lddk, h.lddk, true);
-      product<T>(rows, D, end - from, p + at, 1, ld, h.dout + from * h.lddo, h.lddo, h.dv + s * h.lddv, h.lddv, true);
+      const int64_t rows = end - s < kTile ? end - s : kTile, from = s > t0 ? s : t0,
+                    at = (from - t0) * ld + s;
+      product<T>(rows, D, end - from, ds + at, 1, ld, h.q.data + from * h.q.ld, h.q.ld,
+                 h.dk.data + s * h.dk.ld, h.dk.ld, true);
+      product<T>(rows, D, end - from, p + at, 1, ld, h.dout.data + from * h.dout.ld, h.dout.ld,
+                 h.dv.data + s * h.dv.ld, h.dv.ld, true);
     }
   }
 }
 
-// ---- attention over a cache ------------------------------------------------------------------------------------------
+// ---- attention over a cache
+// ------------------------------------------------------------------------------------------
 
 // scores [kBlocks · 16] = q [D] · keys, kBlocks blocks that lie block_stride apart.
 template <class T, int kBlocks>
@@ -274,8 +284,8 @@ inline void weighted_sum(int64_t S, const T* weight, const T* values, int64_t st
 }
 
 template <class T>
-void cached_attention(int64_t S, int64_t H, int64_t G, int64_t D, T scale, const T* q, const T* keys, const T* values,
-                      T* out, T* scratch) {
+void cached_attention(int64_t S, int64_t H, int64_t G, int64_t D, T scale, const T* q, const T* keys,
+                      const T* values, T* out, T* scratch) {
   const int64_t blocks = (S + kKeyBlock - 1) / kKeyBlock, stride = G * D * kKeyBlock;
   for (int64_t head = 0; head < H; ++head, q += D, out += D) {
     const int64_t g = head / (H / G);
@@ -326,7 +336,9 @@ void softmax(int64_t V, T scale, const T* logits, T* weight, T* maximum, T* tota
 
 template <class T>
 constexpr CpuKernels<T> kTable = {
-    .name = kVectorBytes == 64 ? "AVX-512" : kVectorBytes == 32 ? "AVX2" : "baseline",
+    .name = kVectorBytes == 64   ? "AVX-512"
+            : kVectorBytes == 32 ? "AVX2"
+                                 : "baseline",
     .panel = kPanel<T>,
     .pack = pack<T>,
     .packed_product = packed_product<T>,

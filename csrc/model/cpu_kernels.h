@@ -1,35 +1,39 @@
-// The decoder's inner loops on the CPU, for float and double, shared by training and by decoding. They know pointers
-// and sizes only; threads and memory are their callers'. cpu_kernels.cpp is compiled once per instruction set and
-// cpu_kernels<T>() returns the widest that the processor has.
+// The decoder's inner loops on the CPU, for float and double, shared by training and by decoding. They know
+// pointers and sizes only; threads and memory are their callers'. cpu_kernels.cpp is compiled once per
+// instruction set and cpu_kernels<T>() returns the widest that the processor has.
 //
-// N rows, C width, M inner width of the MLP, H query heads, G key/value heads, D head size, T queries, S keys.
-// A row's result does not depend, bit for bit, on the rows it is computed with.
+// N rows, C width, M inner width of the MLP, H query heads, G key/value heads, D head size, T queries, S
+// keys. A row's result does not depend, bit for bit, on the rows it is computed with.
 #pragma once
 #include <cstdint>
 
 namespace isentrope::model {
 
-// Keys of a cache are kept in blocks of this many positions, transposed (csrc/model/kv_cache.h). 16 floats fill the
-// widest vector and one cache line.
+// Keys of a cache are kept in blocks of this many positions, transposed (csrc/model/kv_cache.h). 16 floats
+// fill the widest vector and one cache line.
 inline constexpr int64_t kKeyBlock = 16;
 
 // The backward pass of attention takes this many queries at a time.
 inline constexpr int64_t kQueryBlock = 48;
 
-// One head of causal attention; row t of q sees rows 0 … t of k and v. Leading dimensions in elements.
+// Rows that lie ld elements apart.
+template <class T>
+struct Rows {
+  T* data = nullptr;
+  int64_t ld = 0;
+};
+
+// One head of causal attention; row t of q sees rows 0 … t of k and v.
 template <class T>
 struct AttentionHead {
   int64_t length, head_size;  // T = S, D
   T scale;
-  const T* q; int64_t ldq;    // [T, D]
-  const T* k; int64_t ldk;    // [T, D]
-  const T* v; int64_t ldv;    // [T, D]
-  T* out; int64_t ldo;        // [T, D]; read by the backward pass
-  T* lse;                     // [T]; log Σ e^(scale q·k); read by the backward pass
-  const T* dout = nullptr; int64_t lddo = 0;  // [T, D]
-  T* dq = nullptr; int64_t lddq = 0;          // [T, D]; written
-  T* dk = nullptr; int64_t lddk = 0;          // [T, D]; added to
-  T* dv = nullptr; int64_t lddv = 0;          // [T, D]; added to
+  Rows<const T> q, k, v;  // [T, D]
+  Rows<T> out;            // [T, D]; read by the backward pass
+  T* lse;                 // [T]; log Σ e^(scale q·k); read by the backward pass
+  Rows<const T> dout;     // [T, D]
+  Rows<T> dq;             // [T, D]; written
+  Rows<T> dk, dv;         // [T, D]; added to
 };
 
 template <class T>
@@ -37,47 +41,50 @@ struct CpuKernels {
   const char* name;  // instruction set
   int64_t panel;     // columns of a packed panel, P
 
-  // out [⌈N/P⌉, K, P]: b in panels of P columns, the last one filled up with zeros. Element (k, n) of b [K, N] lies at
-  // b[k · k_stride + n · n_stride].
+  // out [⌈N/P⌉, K, P]: b [K, N] in panels of P columns, the last one filled up with zeros. Element (k, n) of
+  // b lies at b[k · k_stride + n · n_stride].
   void (*pack)(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, T* out);
   // c [M, N] (+)= a [M, K] · b. Element (m, k) of a lies at a[m · a_row + k · a_col].
-  void (*packed_product)(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* packed, T* c,
-                         int64_t ldc, bool add);
+  void (*packed_product)(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col,
+                         const T* packed, T* c, int64_t ldc, bool add);
 
   // sum = x + delta (x itself where delta is null, and then sum may be null), y = weight · sum / rms(sum),
   // rms(s) = sqrt(mean(s²) + eps); inverse_rms [rows] may be null. x, delta, sum, y [rows, C].
-  void (*rms_norm)(int64_t rows, int64_t C, double eps, const T* x, const T* delta, const T* weight, T* sum, T* y,
-                   T* inverse_rms);
+  void (*rms_norm)(int64_t rows, int64_t C, double eps, const T* x, const T* delta, const T* weight, T* sum,
+                   T* y, T* inverse_rms);
   // dx = dsum + gradient through the norm; dsum may be null. dweight [C] is added to.
-  void (*rms_norm_backward)(int64_t rows, int64_t C, const T* sum, const T* weight, const T* inverse_rms, const T* dy,
-                            const T* dsum, T* dx, T* dweight);
+  void (*rms_norm_backward)(int64_t rows, int64_t C, const T* sum, const T* weight, const T* inverse_rms,
+                            const T* dy, const T* dsum, T* dx, T* dweight);
 
   // y [rows, M] = silu(gate) · up, gate_up [rows, 2M] = gate | up.
   void (*swiglu)(int64_t rows, int64_t M, const T* gate_up, T* y);
   void (*swiglu_backward)(int64_t rows, int64_t M, const T* gate_up, const T* dy, T* dgate_up);
 
-  // y = x rotated by the angles of one position (direction 1) or back (−1), for heads of D elements, x_stride and
-  // y_stride apart: pairs (i, i + D/2), cosine and sine [D/2]. y may be x.
-  void (*rotate)(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_t y_stride, const T* cosine,
-                 const T* sine, T direction);
+  // y = x rotated by the angles of one position (direction 1) or back (−1), for heads of D elements, x_stride
+  // and y_stride apart: pairs (i, i + D/2), cosine and sine [D/2]. y may be x.
+  void (*rotate)(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_t y_stride,
+                 const T* cosine, const T* sine, T direction);
 
   // scratch: attention_scratch(T, D) elements for either.
   void (*attention)(const AttentionHead<T>& head, T* scratch);
   void (*attention_backward)(const AttentionHead<T>& head, T* scratch);
 
-  // One query a head against a cache of S positions: keys [⌈S/16⌉, G, D, 16], values [S, G, D], q and out [H, D].
-  // scratch: ⌈S/16⌉·16 elements.
+  // One query a head against a cache of S positions: keys [⌈S/16⌉, G, D, 16], values [S, G, D], q, out [H,
+  // D]. scratch: ⌈S/16⌉·16 elements.
   void (*cached_attention)(int64_t S, int64_t H, int64_t G, int64_t D, T scale, const T* q, const T* keys,
                            const T* values, T* out, T* scratch);
 
-  // With y = scale · logits and m its maximum: weight_n = e^(y_n − m), total = Σ weight, entropy of weight / total.
+  // With y = scale · logits and m its maximum: weight_n = e^(y_n − m), total = Σ weight, and the entropy of
+  // weight / total.
   void (*softmax)(int64_t V, T scale, const T* logits, T* weight, T* maximum, T* total, T* entropy);
 };
 
 int64_t attention_scratch(int64_t T, int64_t D);
 
 // Elements of b [K, N] in panels.
-inline int64_t packed_size(int64_t K, int64_t N, int64_t panel) { return (N + panel - 1) / panel * panel * K; }
+inline int64_t packed_size(int64_t K, int64_t N, int64_t panel) {
+  return (N + panel - 1) / panel * panel * K;
+}
 
 template <class T>
 const CpuKernels<T>& cpu_kernels();

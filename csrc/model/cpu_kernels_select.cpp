@@ -3,10 +3,10 @@
 
 namespace isentrope::model {
 
-#define ISENTROPE_DECLARE(isa)                   \
-  namespace isa {                                \
-  const CpuKernels<float>& float_kernels();      \
-  const CpuKernels<double>& double_kernels();    \
+#define ISENTROPE_DECLARE(isa)                \
+  namespace isa {                             \
+  const CpuKernels<float>& float_kernels();   \
+  const CpuKernels<double>& double_kernels(); \
   }
 ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)

@@ -18,8 +18,11 @@ struct PackedLayer {
 class PackedModel : public DecodeModel {
  public:
   explicit PackedModel(const Decoder& decoder)
-      : config(decoder->config()), embedding(copy(decoder->embedding())), final_norm(copy(decoder->final_norm())),
-        head(packed(decoder->head())), cosine(decoder->cosine().to(torch::kFloat32)),
+      : config(decoder->config()),
+        embedding(copy(decoder->embedding())),
+        final_norm(copy(decoder->final_norm())),
+        head(packed(decoder->head())),
+        cosine(decoder->cosine().to(torch::kFloat32)),
         sine(decoder->sine().to(torch::kFloat32)) {
     for (const LayerWeights& layer : decoder->layers())
       layers.push_back({copy(layer.input_norm), packed(layer.qkv), packed(layer.o), copy(layer.post_norm),
@@ -50,7 +53,8 @@ class PackedSession : public DecodeSession {
  public:
   PackedSession(const PackedModel& model, int64_t slots, int64_t rows)
       : model_(model),
-        cache_(slots, model.config.layers, model.config.kv_heads, model.config.head_size(), model.config.context),
+        cache_(slots, model.config.layers, model.config.kv_heads, model.config.head_size(),
+               model.config.context),
         x_(buffer(rows, model.config.width)),
         normed_(buffer(rows, model.config.width)),
         qkv_(buffer(rows, (model.config.heads + 2 * model.config.kv_heads) * model.config.head_size())),
@@ -87,16 +91,19 @@ class PackedSession : public DecodeSession {
  private:
   static Tensor buffer(int64_t rows, int64_t width) { return torch::empty({rows, width}, torch::kFloat32); }
   static float* row(const Tensor& x, int64_t i) { return x.data_ptr<float>() + i * x.size(1); }
-  int64_t qkv_rows() const { return (model_.config.heads + 2 * model_.config.kv_heads) * model_.config.head_size(); }
+  int64_t qkv_rows() const {
+    return (model_.config.heads + 2 * model_.config.kv_heads) * model_.config.head_size();
+  }
 
   void norm(int64_t n, const Tensor& x, const Tensor& weight, const Tensor& y) const {
     model_.kernels.rms_norm(n, model_.config.width, model_.config.norm_eps, x.data_ptr<float>(), nullptr,
                             weight.data_ptr<float>(), nullptr, y.data_ptr<float>(), nullptr);
   }
   // y [n, N] (+)= x [n, K] · weightᵀ
-  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y, bool add) const {
-    model_.kernels.packed_product(n, N, K, x.data_ptr<float>(), K, 1, weight.data_ptr<float>(), y.data_ptr<float>(), N,
-                                  add);
+  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y,
+                bool add) const {
+    model_.kernels.packed_product(n, N, K, x.data_ptr<float>(), K, 1, weight.data_ptr<float>(),
+                                  y.data_ptr<float>(), N, add);
   }
 
   void attend(std::span<const DecodeRow> rows, int64_t layer) {
@@ -110,7 +117,8 @@ class PackedSession : public DecodeSession {
                             model_.sine.data_ptr<float>() + position * (D / 2), 1);
       cache_.put(slot, layer, position, qkv + H * D, qkv + (H + G) * D);
       model_.kernels.cached_attention(position + 1, H, G, D, scale, qkv, cache_.keys(slot, layer),
-                                      cache_.values(slot, layer), row(attended_, i), scores_.data_ptr<float>());
+                                      cache_.values(slot, layer), row(attended_, i),
+                                      scores_.data_ptr<float>());
     }
   }
 
@@ -127,7 +135,8 @@ std::unique_ptr<DecodeSession> PackedModel::session(int64_t slots, int64_t rows)
 
 std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder) {
   const Tensor& weight = decoder->embedding();
-  if (weight.is_cpu() && weight.scalar_type() == torch::kFloat32) return std::make_unique<PackedModel>(decoder);
+  if (weight.is_cpu() && weight.scalar_type() == torch::kFloat32)
+    return std::make_unique<PackedModel>(decoder);
   return make_aten_decode_model(decoder);
 }
 

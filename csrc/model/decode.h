@@ -23,14 +23,15 @@ struct Logits {
 class DecodeSession {
  public:
   virtual ~DecodeSession() = default;
-  // Feeds rows and gives the logits that follow rows logits_from … (earlier rows of a prompt need none). Rows of the
-  // same slot stand in the order of their positions, and may be many: a prompt is fed so.
+  // Feeds rows and gives the logits that follow rows logits_from … (earlier rows of a prompt need none). Rows
+  // of the same slot stand in the order of their positions, and may be many: a prompt is fed so.
   virtual Logits step(std::span<const DecodeRow> rows, int64_t logits_from) = 0;
   // Slot `to` gets positions 0 … count − 1 of slot `from`: how a group shares its prompt.
   virtual void copy(int64_t from, int64_t to, int64_t count) = 0;
 };
 
-// A decoder made ready to decode: weights are packed once, and shared by the sessions. Good until the weights change.
+// A decoder made ready to decode: weights are packed once, and shared by the sessions. Good until the weights
+// change.
 class DecodeModel {
  public:
   virtual ~DecodeModel() = default;
@@ -41,8 +42,9 @@ class DecodeModel {
   virtual bool parallel() const = 0;
 };
 
-// float on the CPU: own kernels, where a row's logits do not depend, bit for bit, on the rows it is stepped with or on
-// threads. Other types and devices: plain ATen, the slow and obvious form, which is also the judge of the fast one.
+// float on the CPU: own kernels, where a row's logits do not depend, bit for bit, on the rows it is stepped
+// with or on threads. Other types and devices: plain ATen, the slow and obvious form, which is also the judge
+// of the fast one.
 std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder);
 std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder);
 

@@ -38,8 +38,9 @@ class AtenSession : public DecodeSession {
     }
     columns = columns.to(options.device());
     const Tensor position = columns[1], slot = columns[2];
-    const Tensor hidden_keys = torch::arange(c.context, position.options()) > position.unsqueeze(1);  // [n, S]
-    const Tensor cosine = decoder_->cosine().to(options).index({position}).unsqueeze(1);            // [n, 1, D/2]
+    const Tensor hidden_keys =
+        torch::arange(c.context, position.options()) > position.unsqueeze(1);             // [n, S]
+    const Tensor cosine = decoder_->cosine().to(options).index({position}).unsqueeze(1);  // [n, 1, D/2]
     const Tensor sine = decoder_->sine().to(options).index({position}).unsqueeze(1);
     auto turn = [&](const Tensor& x) {  // [n, heads, D]
       const auto half = x.chunk(2, -1);
@@ -49,11 +50,13 @@ class AtenSession : public DecodeSession {
     for (int64_t l = 0; l < c.layers; ++l) {
       const LayerWeights& layer = decoder_->layers()[l];
       std::tie(x, normed) = add_rms_norm(x, delta, layer.input_norm, c.norm_eps);
-      const auto qkv = torch::linear(normed, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
+      const auto qkv =
+          torch::linear(normed, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
       keys_[l].index_put_({slot, position}, turn(qkv[1]));
       values_[l].index_put_({slot, position}, qkv[2]);
       const Tensor q = turn(qkv[0]).view({n, G, H / G, D});
-      Tensor scores = torch::einsum("ngrd,nsgd->ngrs", {q, keys_[l].index({slot})}) / std::sqrt(static_cast<double>(D));
+      Tensor scores =
+          torch::einsum("ngrd,nsgd->ngrs", {q, keys_[l].index({slot})}) / std::sqrt(static_cast<double>(D));
       scores.masked_fill_(hidden_keys.index({Slice(), None, None}), -INFINITY);
       delta = torch::einsum("ngrs,nsgd->ngrd", {scores.softmax(-1), values_[l].index({slot})});
       delta = torch::linear(delta.reshape({n, c.width}), layer.o);
@@ -82,7 +85,8 @@ class AtenModel : public DecodeModel {
   std::unique_ptr<DecodeSession> session(int64_t slots, int64_t) const override {
     return std::make_unique<AtenSession>(decoder_, slots);
   }
-  // The more rows, the better a device is used; but attention gathers the whole slot of each: 2^26 elements at most.
+  // The more rows, the better a device is used; but attention gathers the whole slot of each: 2^26 elements
+  // at most.
   int64_t preferred_rows() const override {
     const DecoderConfig& c = decoder_->config();
     return std::clamp<int64_t>((int64_t{1} << 26) / (c.context * c.kv_heads * c.head_size()), 8, 256);

@@ -32,18 +32,21 @@ Tensor normal(at::IntArrayRef sizes, double std, uint64_t seed, uint64_t index) 
 
 std::string DecoderConfig::problem() const {
   if (width % (2 * heads) != 0)
-    return "width: " + std::to_string(width) + " is not a multiple of 2 · heads (" + std::to_string(2 * heads) +
-           "); a head has an even size";
+    return "width: " + std::to_string(width) + " is not a multiple of 2 · heads (" +
+           std::to_string(2 * heads) + "); a head has an even size";
   if (heads % kv_heads != 0)
     return "kv_heads: " + std::to_string(kv_heads) + " does not divide heads (" + std::to_string(heads) + ")";
   return "";
 }
 
 DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(config) {
-  if (const std::string problem = config.problem(); !problem.empty()) throw std::invalid_argument("model." + problem);
-  if (config.vocabulary < 1) throw std::invalid_argument("model: vocabulary is 0; it is set from the tokenizer");
+  if (const std::string problem = config.problem(); !problem.empty())
+    throw std::invalid_argument("model." + problem);
+  if (config.vocabulary < 1)
+    throw std::invalid_argument("model: vocabulary is 0; it is set from the tokenizer");
   const int64_t C = config.width, M = config.mlp, V = config.vocabulary, D = config.head_size();
-  const double fan_in = 1 / std::sqrt(static_cast<double>(C)), mlp_fan_in = 1 / std::sqrt(static_cast<double>(M));
+  const double fan_in = 1 / std::sqrt(static_cast<double>(C)),
+               mlp_fan_in = 1 / std::sqrt(static_cast<double>(M));
   uint64_t index = 0;
   auto drawn = [&](at::IntArrayRef sizes, double std) { return normal(sizes, std, seed, index++); };
   embedding_ = register_parameter("embedding", drawn({V, C}, 0.02));
@@ -62,38 +65,40 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
   final_norm_ = register_parameter("final_norm", torch::ones({C}));
   head_ = config.tied_head ? embedding_ : register_parameter("head", drawn({V, C}, 0.02));
   const Tensor exponent = torch::arange(0, D, 2, torch::kFloat64) / static_cast<double>(D);
-  const Tensor angle = torch::outer(torch::arange(config.context, torch::kFloat64),
-                                    torch::pow(config.rope_base, -exponent));
+  const Tensor angle =
+      torch::outer(torch::arange(config.context, torch::kFloat64), torch::pow(config.rope_base, -exponent));
   cosine_ = angle.cos();
   sine_ = angle.sin();
 }
 
 Tensor DecoderImpl::hidden(const Tensor& tokens) {
   TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0,
-              "decoder: tokens are ", tokens.sizes(), " ", tokens.scalar_type(), ", wanted [B, T] int64 with T ≥ 1");
+              "decoder: tokens are ", tokens.sizes(), " ", tokens.scalar_type(),
+              ", wanted [B, T] int64 with T ≥ 1");
   const int64_t B = tokens.size(0), T = tokens.size(1), C = config_.width;
-  TORCH_CHECK(T <= config_.context, "decoder: sequences of ", T, " tokens, but model.context is ", config_.context,
-              "; shorten them or raise model.context");
+  TORCH_CHECK(T <= config_.context, "decoder: sequences of ", T, " tokens, but model.context is ",
+              config_.context, "; shorten them or raise model.context");
   if (tokens.is_cpu() && B > 0)
     TORCH_CHECK(tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < config_.vocabulary,
-                "decoder: a token lies outside 0 … ", config_.vocabulary - 1, ", the vocabulary of the model");
+                "decoder: a token lies outside 0 … ", config_.vocabulary - 1,
+                ", the vocabulary of the model");
   const Tensor cosine = cosine_.slice(0, 0, T).to(embedding_.options());
   const Tensor sine = sine_.slice(0, 0, T).to(embedding_.options());
   Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta, normed;
   for (const LayerWeights& layer : layers_) {
     std::tie(x, normed) = add_rms_norm(x, delta, layer.input_norm, config_.norm_eps);
-    const auto [q, k, v] = rotary_split(linear(normed, layer.qkv), cosine, sine, config_.heads,
-                                        config_.kv_heads);
-    delta = linear(causal_attention(q, k, v).transpose(1, 2).reshape({B * T, C}), layer.o);
+    const auto [q, k, v] =
+        rotary_split(model::linear(normed, layer.qkv), cosine, sine, config_.heads, config_.kv_heads);
+    delta = model::linear(causal_attention(q, k, v).transpose(1, 2).reshape({B * T, C}), layer.o);
     std::tie(x, normed) = add_rms_norm(x, delta, layer.post_norm, config_.norm_eps);
-    delta = linear(swiglu(linear(normed, layer.gate_up)), layer.down);
+    delta = model::linear(swiglu(model::linear(normed, layer.gate_up)), layer.down);
   }
   return std::get<1>(add_rms_norm(x, delta, final_norm_, config_.norm_eps)).view({B, T, C});
 }
 
 Tensor DecoderImpl::forward(const Tensor& tokens) {
   const Tensor x = hidden(tokens);
-  return linear(x.view({-1, config_.width}), head_).view({x.size(0), x.size(1), config_.vocabulary});
+  return model::linear(x.view({-1, config_.width}), head_).view({x.size(0), x.size(1), config_.vocabulary});
 }
 
 std::vector<std::pair<std::string, Tensor>> DecoderImpl::named_weights() const {
@@ -104,9 +109,11 @@ std::vector<std::pair<std::string, Tensor>> DecoderImpl::named_weights() const {
     const auto qkv = layer.qkv.split_with_sizes({H * D, G * D, G * D}, 0);
     const auto gate_up = layer.gate_up.split_with_sizes({M, M}, 0);
     const std::pair<const char*, Tensor> parts[] = {
-        {"input_layernorm", layer.input_norm},   {"self_attn.q_proj", qkv[0]}, {"self_attn.k_proj", qkv[1]},
-        {"self_attn.v_proj", qkv[2]},            {"self_attn.o_proj", layer.o}, {"post_attention_layernorm", layer.post_norm},
-        {"mlp.gate_proj", gate_up[0]},           {"mlp.up_proj", gate_up[1]},  {"mlp.down_proj", layer.down}};
+        {"input_layernorm", layer.input_norm}, {"self_attn.q_proj", qkv[0]},
+        {"self_attn.k_proj", qkv[1]},          {"self_attn.v_proj", qkv[2]},
+        {"self_attn.o_proj", layer.o},         {"post_attention_layernorm", layer.post_norm},
+        {"mlp.gate_proj", gate_up[0]},         {"mlp.up_proj", gate_up[1]},
+        {"mlp.down_proj", layer.down}};
     for (const auto& [name, weight] : parts)
       weights.emplace_back("model.layers." + std::to_string(i) + "." + name + ".weight", weight);
   }

@@ -43,7 +43,8 @@ struct DecoderConfig {
   }
 };
 
-// The joined projections are stored once, query|key|value and gate|up, because one product is faster than three.
+// The joined projections are stored once, query|key|value and gate|up, because one product is faster than
+// three.
 struct LayerWeights {
   torch::Tensor input_norm;  // [C]
   torch::Tensor qkv;         // [(H + 2G)·D, C]
@@ -55,23 +56,24 @@ struct LayerWeights {
 
 class DecoderImpl : public torch::nn::Module {
  public:
-  // Weights are drawn from streams made of (seed, number of the tensor): normal, std 0.02 for embedding and head,
-  // fan_in^-0.5 elsewhere, half of that for the two projections onto the residual stream. float32 on the CPU; to()
-  // moves them. Throws std::invalid_argument with config.problem().
+  // Weights are drawn from streams made of (seed, number of the tensor): normal, std 0.02 for embedding and
+  // head, fan_in^-0.5 elsewhere, half of that for the two projections onto the residual stream. float32 on
+  // the CPU; to() moves them. Throws std::invalid_argument with config.problem().
   DecoderImpl(const DecoderConfig& config, uint64_t seed);
 
-  // tokens [B, T] int64, T ≤ context → logits [B, T, V]. Positions count from 0; causal, so padding on the right of a
-  // sequence changes nothing before it.
+  // tokens [B, T] int64, T ≤ context → logits [B, T, V]. Positions count from 0; causal, so padding on the
+  // right of a sequence changes nothing before it.
   torch::Tensor forward(const torch::Tensor& tokens);
   // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ.
   torch::Tensor hidden(const torch::Tensor& tokens);
 
-  // Every weight under its Hugging Face name, as views into the joined tensors: [("model.embed_tokens.weight", …), …].
+  // Every weight under its Hugging Face name, as views into the joined tensors:
+  // [("model.embed_tokens.weight", …), …].
   std::vector<std::pair<std::string, torch::Tensor>> named_weights() const;
 
   const DecoderConfig& config() const { return config_; }
   const std::vector<LayerWeights>& layers() const { return layers_; }
-  const torch::Tensor& embedding() const { return embedding_; }   // [V, C]
+  const torch::Tensor& embedding() const { return embedding_; }    // [V, C]
   const torch::Tensor& final_norm() const { return final_norm_; }  // [C]
   const torch::Tensor& head() const { return head_; }              // [V, C]; the embedding itself when tied
   // Cosine and sine of position · rope_base^(−2i/D), [context, D/2] double on the CPU.

@@ -1,8 +1,8 @@
 // Keys and values of every position that a sequence has passed, in slots of fixed size.
 //
 // L layers, G key/value heads, D head size, S positions of a slot (context rounded up to whole blocks of 16).
-// Keys are stored transposed in blocks of 16 positions, so that the scores of 16 positions are one multiply-add a
-// channel, and a position is written without moving the others.
+// Keys are stored transposed in blocks of 16 positions, so that the scores of 16 positions are one
+// multiply-add a channel, and a position is written without moving the others.
 #pragma once
 #include <cstdint>
 #include <vector>

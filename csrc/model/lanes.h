@@ -1,7 +1,7 @@
-// Vectors of the instruction set that a file is compiled for, and the one matrix product that the CPU kernels share.
-// Included by sources that are compiled once per instruction set (csrc/CMakeLists.txt). Everything stands in a namespace
-// of that set's name, and no standard container is used: the linker must not find an AVX-512 copy of a common inline
-// function that it could keep for every processor.
+// Vectors of the instruction set that a file is compiled for, and the one matrix product that the CPU kernels
+// share. Included by sources that are compiled once per instruction set (csrc/CMakeLists.txt). Everything
+// stands in a namespace of that set's name, and no standard container is used: the linker must not find an
+// AVX-512 copy of a common inline function that it could keep for every processor.
 #pragma once
 #include <cstdint>
 
@@ -27,19 +27,18 @@ struct Lanes {
 };
 
 // C [kRows, kVectors · kCount] = A [kRows, K] · B [K, kVectors · kCount], added to C where add.
-// Element (m, k) of A lies at a[m · a_row + k · a_col]. Every element of C is one chain of multiply-adds in the order of
-// k, whatever kRows is: a row's bits do not depend on the rows beside it. (Added as a whole to C: sums over long K come in
-// blocks, whose rounding errors grow less.)
+// Element (m, k) of A lies at a[m · a_row + k · a_col]. Every element of C is one chain of multiply-adds in
+// the order of k, whatever kRows is: a row's bits do not depend on the rows beside it. (Added as a whole to
+// C: sums over long K come in blocks, whose rounding errors grow less.)
 template <class T, int kCount, int kRows, int kVectors>
-inline void tile(int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb, T* c, int64_t ldc,
-                 bool add) {
+inline void tile(int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb, T* c,
+                 int64_t ldc, bool add) {
   using L = Lanes<T, kCount>;
   typename L::type sum[kRows][kVectors], column[kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
-    for (int n = 0; n < kVectors; ++n)
-      sum[m][n] = typename L::type{};
+    for (int n = 0; n < kVectors; ++n) sum[m][n] = typename L::type{};
   for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 16
     for (int n = 0; n < kVectors; ++n) column[n] = L::load(b + k * ldb + n * kCount);
@@ -59,20 +58,21 @@ inline void tile(int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* b
 
 // The same for M rows.
 template <class T, int kCount, int kVectors>
-inline void strip(int64_t M, int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb, T* c,
-                  int64_t ldc, bool add) {
+inline void strip(int64_t M, int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb,
+                  T* c, int64_t ldc, bool add) {
   int64_t m = 0;
   for (; m + kTile <= M; m += kTile)
     tile<T, kCount, kTile, kVectors>(K, a + m * a_row, a_row, a_col, b, ldb, c + m * ldc, ldc, add);
   for (; m + kFewRows <= M; m += kFewRows)
     tile<T, kCount, kFewRows, kVectors>(K, a + m * a_row, a_row, a_col, b, ldb, c + m * ldc, ldc, add);
-  for (; m < M; ++m) tile<T, kCount, 1, kVectors>(K, a + m * a_row, a_row, a_col, b, ldb, c + m * ldc, ldc, add);
+  for (; m < M; ++m)
+    tile<T, kCount, 1, kVectors>(K, a + m * a_row, a_row, a_col, b, ldb, c + m * ldc, ldc, add);
 }
 
 // C [M, N] (+)= A [M, K] · B [K, N] for any M, N, K; B and C row-major with leading dimensions ldb, ldc.
 template <class T>
-inline void product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb,
-                    T* c, int64_t ldc, bool add) {
+inline void product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* b,
+                    int64_t ldb, T* c, int64_t ldc, bool add) {
   constexpr int W = kLanes<T>;
   int64_t n = 0;
   for (; n + 2 * W <= N; n += 2 * W) strip<T, W, 2>(M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, add);
@@ -84,8 +84,8 @@ inline void product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, 
   for (; n < N; ++n) strip<T, 1, 1>(M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, add);
 }
 
-// e^x. float: 2^n · p(r), x = n ln 2 + r, |r| ≤ ln 2 / 2, with the polynomial of Cephes' expf (Moshier): within one unit in
-// the last place, and p(0) = 1. Below −87.3, where the result would be subnormal, 0.
+// e^x. float: 2^n · p(r), x = n ln 2 + r, |r| ≤ ln 2 / 2, with the polynomial of Cephes' expf (Moshier):
+// within one unit in the last place, and p(0) = 1. Below −87.3, where the result would be subnormal, 0.
 inline float exponential(float x) {
   const float y = x < -87.3f ? -87.3f : (x > 88.3f ? 88.3f : x);
   constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer

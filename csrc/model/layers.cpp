@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -17,7 +18,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// Rows of one task, and of one partial sum of a weight's gradient: fixed, so that sums do not depend on threads.
+// Rows of one task, and of one partial sum of a weight's gradient: fixed, so that sums do not depend on
+// threads.
 constexpr int64_t kRows = 128;
 
 template <class T>
@@ -34,8 +36,8 @@ void for_rows(int64_t rows, const F& f) {
 }
 
 struct AddRmsNorm : Function<AddRmsNorm> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x_in, const std::optional<Tensor>& delta_in,
-                               const Tensor& weight, double eps) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x_in,
+                               const std::optional<Tensor>& delta_in, const Tensor& weight, double eps) {
     const Tensor x = x_in.contiguous(), delta = delta_in ? delta_in->contiguous() : Tensor();
     const int64_t N = x.size(0), C = x.size(1);
     Tensor sum = delta.defined() ? at::empty_like(x) : Tensor();
@@ -45,8 +47,8 @@ struct AddRmsNorm : Function<AddRmsNorm> {
         const int64_t at = row * C;
         scalar_t *d = data_or_null<scalar_t>(delta), *s = data_or_null<scalar_t>(sum);
         cpu_kernels<scalar_t>().rms_norm(count, C, eps, x.data_ptr<scalar_t>() + at, d ? d + at : d,
-                                         weight.data_ptr<scalar_t>(), s ? s + at : s, y.data_ptr<scalar_t>() + at,
-                                         inverse_rms.data_ptr<scalar_t>() + row);
+                                         weight.data_ptr<scalar_t>(), s ? s + at : s,
+                                         y.data_ptr<scalar_t>() + at, inverse_rms.data_ptr<scalar_t>() + row);
       });
     });
     ctx->save_for_backward({delta.defined() ? sum : x, weight, inverse_rms});
@@ -71,8 +73,9 @@ struct AddRmsNorm : Function<AddRmsNorm> {
         scalar_t* through = data_or_null<scalar_t>(dsum);
         cpu_kernels<scalar_t>().rms_norm_backward(
             count, C, sum.data_ptr<scalar_t>() + at, weight.data_ptr<scalar_t>(),
-            inverse_rms.data_ptr<scalar_t>() + row, dy.data_ptr<scalar_t>() + at, through ? through + at : through,
-            dx.data_ptr<scalar_t>() + at, partial.data_ptr<scalar_t>() + row / kRows * C);
+            inverse_rms.data_ptr<scalar_t>() + row, dy.data_ptr<scalar_t>() + at,
+            through ? through + at : through, dx.data_ptr<scalar_t>() + at,
+            partial.data_ptr<scalar_t>() + row / kRows * C);
       });
     });
     return {dx, added ? dx : Tensor(), partial.sum(0), Tensor()};
@@ -109,29 +112,36 @@ struct SwiGlu : Function<SwiGlu> {
   }
 };
 
-// Moves rows between qkv [B, T, H + 2G, D] and parts[0] [B, H, T, D], parts[1], parts[2] [B, G, T, D]: out of qkv and
-// turned forwards, or back into it and turned backwards.
-void rotary_move(const Tensor& qkv, const Tensor (&parts)[3], const Tensor& cosine, const Tensor& sine, bool forwards) {
+// Moves rows between qkv [B, T, H + 2G, D] and parts[0] [B, H, T, D], parts[1], parts[2] [B, G, T, D]: out of
+// qkv and turned forwards, or back into it and turned backwards.
+void rotary_move(const Tensor& qkv, const Tensor (&parts)[3], const Tensor& cosine, const Tensor& sine,
+                 bool forwards) {
   const int64_t T = parts[0].size(2), D = parts[0].size(3), width = qkv.size(1);
   AT_DISPATCH_FLOATING_TYPES(qkv.scalar_type(), "rotary_split", [&] {
+    const auto rotate = cpu_kernels<scalar_t>().rotate;
+    const int64_t heads[3] = {parts[0].size(1), parts[1].size(1), parts[2].size(1)};
+    scalar_t* const data[3] = {parts[0].data_ptr<scalar_t>(), parts[1].data_ptr<scalar_t>(),
+                               parts[2].data_ptr<scalar_t>()};
+    scalar_t* const rows = qkv.data_ptr<scalar_t>();
+    const scalar_t *cosines = cosine.data_ptr<scalar_t>(), *sines = sine.data_ptr<scalar_t>();
     for_rows(qkv.size(0), [&](int64_t first, int64_t count) {
       for (int64_t row = first; row < first + count; ++row) {
         const int64_t b = row / T, t = row % T;
-        scalar_t* joined = qkv.data_ptr<scalar_t>() + row * width;
+        const scalar_t *c = cosines + t * (D / 2), *s = sines + t * (D / 2);
+        scalar_t* joined = rows + row * width;
         for (int i = 0; i < 3; ++i) {
-          const int64_t heads = parts[i].size(1);
-          scalar_t* part = parts[i].data_ptr<scalar_t>() + (b * heads * T + t) * D;
-          if (i < 2) {
-            const scalar_t* c = cosine.data_ptr<scalar_t>() + t * (D / 2);
-            const scalar_t* s = sine.data_ptr<scalar_t>() + t * (D / 2);
-            if (forwards) cpu_kernels<scalar_t>().rotate(heads, D, joined, D, part, T * D, c, s, 1);
-            else cpu_kernels<scalar_t>().rotate(heads, D, part, T * D, joined, D, c, s, -1);
-          } else {
-            for (int64_t h = 0; h < heads; ++h)
-              if (forwards) std::copy_n(joined + h * D, D, part + h * T * D);
-              else std::copy_n(part + h * T * D, D, joined + h * D);
-          }
-          joined += heads * D;
+          scalar_t* part = data[i] + (b * heads[i] * T + t) * D;
+          if (i < 2 && forwards)
+            rotate(heads[i], D, joined, D, part, T * D, c, s, 1);
+          else if (i < 2)
+            rotate(heads[i], D, part, T * D, joined, D, c, s, -1);
+          else
+            for (int64_t h = 0; h < heads[i]; ++h)
+              if (forwards)
+                std::copy_n(joined + h * D, D, part + h * T * D);
+              else
+                std::copy_n(part + h * T * D, D, joined + h * D);
+          joined += heads[i] * D;
         }
       }
     });
@@ -139,8 +149,8 @@ void rotary_move(const Tensor& qkv, const Tensor (&parts)[3], const Tensor& cosi
 }
 
 struct RotarySplit : Function<RotarySplit> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& cosine, const Tensor& sine,
-                               int64_t H, int64_t G) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& cosine,
+                               const Tensor& sine, int64_t H, int64_t G) {
     const Tensor qkv = input.contiguous();
     const int64_t T = cosine.size(0), D = 2 * cosine.size(1), B = qkv.size(0) / T;
     const Tensor parts[3] = {at::empty({B, H, T, D}, qkv.options()), at::empty({B, G, T, D}, qkv.options()),
@@ -171,7 +181,8 @@ bool has_cpu_kernels(const Tensor& x) {
   return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
 }
 
-std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps) {
+std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
+                                        double eps) {
   if (has_cpu_kernels(x)) {
     const std::optional<Tensor> given = delta.defined() ? std::optional(delta) : std::nullopt;
     variable_list out = AddRmsNorm::apply(x, given, weight, eps);
@@ -195,8 +206,9 @@ std::tuple<Tensor, Tensor, Tensor> rotary_split(const Tensor& qkv, const Tensor&
     return {out[0], out[1], out[2]};
   }
   const int64_t T = cosine.size(0), D = 2 * cosine.size(1);
-  const auto parts = qkv.view({-1, T, heads + 2 * kv_heads, D}).transpose(1, 2).split_with_sizes(
-      {heads, kv_heads, kv_heads}, 1);
+  const auto parts = qkv.view({-1, T, heads + 2 * kv_heads, D})
+                         .transpose(1, 2)
+                         .split_with_sizes({heads, kv_heads, kv_heads}, 1);
   return {turned(parts[0], cosine, sine), turned(parts[1], cosine, sine), parts[2]};
 }
 

@@ -1,6 +1,6 @@
-// What a decoder block is made of beside its matrix products, each one pass over its operands and one autograd node:
-// kernels of csrc/model/cpu_kernels.h for float and double on the CPU, the same formula in ATen elsewhere.
-// Gradients are first order. Results do not depend on the number of threads.
+// What a decoder block is made of beside its matrix products, each one pass over its operands and one
+// autograd node: kernels of csrc/model/cpu_kernels.h for float and double on the CPU, the same formula in
+// ATen elsewhere. Gradients are first order. Results do not depend on the number of threads.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -11,16 +11,17 @@ namespace isentrope::model {
 
 using at::Tensor;
 
-// sum = x + delta, y = weight · sum / sqrt(mean(sum²) + eps); → (sum, y). x, delta [N, C], weight [C]; delta may be
-// undefined: sum is x then. (RMSNorm: Zhang and Sennrich, NeurIPS 2019, arXiv:1910.07467.)
-std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps);
+// sum = x + delta, y = weight · sum / sqrt(mean(sum²) + eps); → (sum, y). x, delta [N, C], weight [C]; delta
+// may be undefined: sum is x then. (RMSNorm: Zhang and Sennrich, NeurIPS 2019, arXiv:1910.07467.)
+std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
+                                        double eps);
 
 // silu(gate) · up of gate_up [N, 2M] = gate | up → [N, M]. (SwiGLU: Shazeer 2020, arXiv:2002.05202.)
 Tensor swiglu(const Tensor& gate_up);
 
-// qkv [B·T, (H + 2G)·D] → q [B, H, T, D], k, v [B, G, T, D], with q and k turned by the angles of their positions:
-// (x_i, x_{i + D/2}) → (x_i cos − x_{i + D/2} sin, x_{i + D/2} cos + x_i sin); cosine, sine [T, D/2].
-// (RoPE: Su et al. 2021, arXiv:2104.09864, in the half-split order of Hugging Face's Llama.)
+// qkv [B·T, (H + 2G)·D] → q [B, H, T, D], k, v [B, G, T, D], with q and k turned by the angles of their
+// positions: (x_i, x_{i + D/2}) → (x_i cos − x_{i + D/2} sin, x_{i + D/2} cos + x_i sin); cosine, sine [T,
+// D/2]. (RoPE: Su et al. 2021, arXiv:2104.09864, in the half-split order of Hugging Face's Llama.)
 std::tuple<Tensor, Tensor, Tensor> rotary_split(const Tensor& qkv, const Tensor& cosine, const Tensor& sine,
                                                 int64_t heads, int64_t kv_heads);
 

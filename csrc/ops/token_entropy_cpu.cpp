@@ -1,6 +1,6 @@
 // The CPU backend of token_entropy. Memory is the limit: the logits are read once forward, and once, with one write,
-// backward. Forward, a row goes by in blocks; each block is summed against the reference of the blocks before it, and
-// once more only if it holds a logit well above that reference.
+// backward. Forward, a row goes by in blocks; each block is summed against the anchor of the blocks before it, a
+// logit near their maximum, and once more only if it holds a logit well above that.
 #include "csrc/ops/token_entropy_cpu.h"
 
 #include <cmath>
@@ -19,7 +19,7 @@ using kernels::TokenEntropyForward;
 constexpr double kInfinity = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 constexpr int64_t kBlock = 4096;   // 16 KB of floats: half of a usual L1, for the second look
-constexpr int64_t kGuess = 256;    // the first reference is the maximum of so many
+constexpr int64_t kGuess = 256;    // the first anchor is the maximum of so many
 constexpr double kSlack = 2.0;     // log2 s may rise to this: costs two bits of no accumulator, saves most second looks
 constexpr int64_t kPrefetch = 1536;              // bytes ahead; the hardware's own prefetch ends at each page
 constexpr int64_t kPastCache = int64_t{8} << 20; // a gradient above these bytes is not in cache when it is wanted next
@@ -75,16 +75,23 @@ double widen(const double* z) { return *z; }
 
 // ---- forward ------------------------------------------------------------------------------------------------------
 
-void move_reference(TokenEntropySums& s, double reference) {
+void move_anchor(TokenEntropySums& x, double anchor, double c) {
   // Before the first finite logit there is nothing to move: the sums are 0, or NaN for good.
-  if (s.reference != -kInfinity) {
-    const double shift = s.reference - reference, scale = ::exp2(shift);
-    s.sum_log = scale * (s.sum_log + shift * s.sum);
-    s.sum *= scale;
-    s.square_log = scale * scale * (s.square_log + shift * s.square);
-    s.square *= scale * scale;
+  if (x.anchor != -kInfinity) {
+    const double shift = (x.anchor - anchor) * c, scale = ::exp2(shift);
+    x.sum_log = scale * (x.sum_log + shift * x.sum);
+    x.sum *= scale;
+    x.square_log = scale * scale * (x.square_log + shift * x.square);
+    x.square *= scale * scale;
   }
-  s.reference = reference;
+  x.anchor = anchor;
+}
+
+void add(TokenEntropySums& x, const TokenEntropySums& block) {
+  x.sum += block.sum;
+  x.sum_log += block.sum_log;
+  x.square += block.square;
+  x.square_log += block.square_log;
 }
 
 template <class V, bool kMoments>
@@ -92,8 +99,8 @@ struct Lanes {
   V sum{0}, sum_log{0}, square{0}, square_log{0}, top{0};
   // y = log2 s. kMinusInfinity: logits of -inf are expected, and y is kept finite so that s·y is 0, not NaN.
   template <bool kMinusInfinity>
-  ISENTROPE_INLINE void add(V z, V c, V minus_reference) {
-    V y = fma(z, c, minus_reference);
+  ISENTROPE_INLINE void add(V z, V anchor, V c) {
+    V y = (z - anchor) * c;
     if constexpr (kMinusInfinity) y = max(V(static_cast<typename V::Scalar>(-1100)), y);
     top = raise(y, top);
     const V s = exp2(y);
@@ -115,24 +122,24 @@ ISENTROPE_INLINE void prefetch(const T* z) {
 
 // The sums of a block; top receives the largest log2 s, where one is above 0.
 template <class T, bool kMoments, bool kMinusInfinity>
-TokenEntropySums block_sums(const T* z, int64_t n, ScalarOf<T> c, double reference, double& top) {
+TokenEntropySums block_sums(const T* z, int64_t n, double anchor, ScalarOf<T> c, double& top) {
   using V = VectorOf<T>;
-  const V scale(c), minus(static_cast<ScalarOf<T>>(reference == -kInfinity ? 0.0 : -reference));
+  const V from(static_cast<ScalarOf<T>>(anchor == -kInfinity ? 0.0 : anchor)), scale(c);
   Lanes<V, kMoments> a, b;
   int64_t i = 0;
   for (; i + kStep<T> <= n; i += kStep<T>) {
     prefetch(z + i);
     const Pairs<T> pair = Pairs<T>::load(z + i);
-    a.template add<kMinusInfinity>(pair.first, scale, minus);
-    b.template add<kMinusInfinity>(pair.second, scale, minus);
+    a.template add<kMinusInfinity>(pair.first, from, scale);
+    b.template add<kMinusInfinity>(pair.second, from, scale);
   }
   if (i < n) {
     const Pairs<T> pair = Few<T>(z + i, n - i, minus_infinity<T>()).load();
-    a.template add<true>(pair.first, scale, minus);
-    b.template add<true>(pair.second, scale, minus);
+    a.template add<true>(pair.first, from, scale);
+    b.template add<true>(pair.second, from, scale);
   }
   TokenEntropySums s;
-  s.reference = reference;
+  s.anchor = anchor;
   s.sum = static_cast<double>(reduce_add(a.sum + b.sum));
   s.sum_log = static_cast<double>(reduce_add(a.sum_log + b.sum_log));
   if constexpr (kMoments) {
@@ -158,26 +165,20 @@ double maximum_of(const T* z, int64_t n) {
 template <class T, bool kMoments>
 TokenEntropySums chunk_sums(const T* z, int64_t n, ScalarOf<T> c) {
   TokenEntropySums total;
-  total.reference = -kInfinity;
-  // The anchor is a logit; the reference is its multiple by c, rounded to what the lanes subtract.
-  auto move_anchor = [&](double anchor) {
-    move_reference(total, static_cast<double>(static_cast<ScalarOf<T>>(anchor * c)));
-    total.anchor = anchor;
-  };
-  move_anchor(maximum_of(z, n < kGuess ? n : kGuess));
+  total.anchor = maximum_of(z, n < kGuess ? n : kGuess);
   bool minus_infinity_seen = false;
   for (int64_t i = 0; i < n; i += kBlock) {
     const int64_t length = n - i < kBlock ? n - i : kBlock;
     double top;
     auto sum_up = [&] {
-      return minus_infinity_seen ? block_sums<T, kMoments, true>(z + i, length, c, total.reference, top)
-                                 : block_sums<T, kMoments, false>(z + i, length, c, total.reference, top);
+      return minus_infinity_seen ? block_sums<T, kMoments, true>(z + i, length, total.anchor, c, top)
+                                 : block_sums<T, kMoments, false>(z + i, length, total.anchor, c, top);
     };
     TokenEntropySums block = sum_up();
-    if (!(top <= kSlack) || total.reference == -kInfinity) {
+    if (!(top <= kSlack) || total.anchor == -kInfinity) {
       const double maximum = maximum_of(z + i, length);
-      if (maximum * c > total.reference + kSlack) {
-        move_anchor(maximum);
+      if (total.anchor == -kInfinity ? maximum > -kInfinity : (maximum - total.anchor) * c > kSlack) {
+        move_anchor(total, maximum, c);
         block = sum_up();
       }
     }
@@ -185,10 +186,7 @@ TokenEntropySums chunk_sums(const T* z, int64_t n, ScalarOf<T> c) {
       minus_infinity_seen = true;
       block = sum_up();
     }
-    total.sum += block.sum;
-    total.sum_log += block.sum_log;
-    total.square += block.square;
-    total.square_log += block.square_log;
+    add(total, block);
   }
   return total;
 }
@@ -216,14 +214,10 @@ RowOutputs row_outputs(const TokenEntropySums* part, int64_t chunks, double targ
   TokenEntropySums s = part[0];
   for (int64_t i = 1; i < chunks; ++i) {
     TokenEntropySums other = part[i];
-    const double reference = other.reference > s.reference ? other.reference : s.reference;
-    move_reference(s, reference);
-    move_reference(other, reference);
-    s.sum += other.sum;
-    s.sum_log += other.sum_log;
-    s.square += other.square;
-    s.square_log += other.square_log;
-    s.anchor = other.anchor > s.anchor ? other.anchor : s.anchor;
+    const double anchor = other.anchor > s.anchor ? other.anchor : s.anchor;
+    move_anchor(s, anchor, c);
+    move_anchor(other, anchor, c);
+    add(s, other);
   }
   RowOutputs out;
   if (s.anchor == -kInfinity && s.sum == 0) {
@@ -233,7 +227,7 @@ RowOutputs row_outputs(const TokenEntropySums* part, int64_t chunks, double targ
   const double log2_sum = ::log2(s.sum), H = kLn2 * (log2_sum - s.sum_log / s.sum);
   out.entropy = H < 0 ? 0 : H;  // rounding alone takes it below
   out.anchor = s.anchor;
-  out.log_sum = kLn2 * (s.reference + log2_sum - s.anchor * c);
+  out.log_sum = kLn2 * log2_sum;
   out.logprob = (target_logit - s.anchor) / temperature - out.log_sum;
   out.lse = s.anchor / temperature + out.log_sum;
   out.sum_p2 = s.square / (s.sum * s.sum);

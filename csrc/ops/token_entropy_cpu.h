@@ -16,10 +16,9 @@ inline int64_t token_entropy_chunks(int64_t vocab) { return (vocab + kTokenEntro
 // Fewest chunks a thread takes: about 32k logits.
 inline int64_t token_entropy_grain(int64_t vocab) { return vocab >= kTokenEntropyChunk ? 1 : kTokenEntropyChunk / vocab + 1; }
 
-// Sums over a chunk of s = 2^(z·c - reference), c = log2(e)/τ.
+// Sums over a chunk of s = 2^((z - anchor)·c), c = log2(e)/τ.
 struct TokenEntropySums {
   double anchor = 0;      // a logit near the maximum; -inf where every logit is
-  double reference = 0;   // anchor·c, rounded
   double sum = 0;         // l = Σ s
   double sum_log = 0;     // e = Σ s·log2 s
   double square = 0;      // Σ s²

@@ -25,7 +25,7 @@ struct Job {
   std::vector<bool> stops;  // [V]
   const RolloutKey& key;
   std::vector<Completion>& out;  // [prompts · samples]
-  int64_t parts;                 // a prompt's samples are cut into so many tasks: 1 unless threads outnumber prompts
+  int64_t parts;  // a prompt's samples are cut into so many tasks: 1 unless threads outnumber prompts
   std::atomic<int64_t> next_task{0};
 };
 
@@ -37,7 +37,8 @@ struct Live {
   DecodeRow next;  // its last token, not yet fed
 };
 
-// Takes tasks (samples of one prompt) and keeps its batch full: where a sequence ends, the next one takes its slot.
+// Takes tasks (samples of one prompt) and keeps its batch full: where a sequence ends, the next one takes its
+// slot.
 class Worker {
  public:
   // At most `most` sequences at a time.
@@ -80,8 +81,8 @@ class Worker {
       const int64_t wanted = job_.sampling.max_new_tokens;
       const RolloutKey& key = job_.key;
       Live live{&job_.out[prompt_ * job_.samples + sample_],
-                data::Stream(key.seed, key.evaluation ? data::Purpose::evaluation : data::Purpose::rollout, key.step,
-                             key.first_prompt + prompt_, sample_),
+                data::Stream(key.seed, key.evaluation ? data::Purpose::evaluation : data::Purpose::rollout,
+                             key.step, key.first_prompt + prompt_, sample_),
                 wanted > 0 ? std::min(wanted, room) : room,
                 {0, length, free_slots_.back()}};
       ++sample_;
@@ -133,13 +134,15 @@ class Worker {
   Sampler sampler_;
   std::vector<Live> live_;
   std::vector<int64_t> free_slots_;
-  int64_t prompt_ = 0, sample_ = 0, last_sample_ = 0;  // the task in hand: samples sample_ … last_sample_ − 1 wait
-  std::vector<float> prompt_logits_;                   // [V], after the prompt's last token
+  int64_t prompt_ = 0, sample_ = 0,
+          last_sample_ = 0;           // the task in hand: samples sample_ … last_sample_ − 1 wait
+  std::vector<float> prompt_logits_;  // [V], after the prompt's last token
 };
 
-void check(const model::DecoderConfig& config, const std::vector<std::vector<int64_t>>& prompts, int64_t samples,
-           const std::vector<int64_t>& stop_tokens) {
-  if (samples < 1) throw std::invalid_argument("rollout: samples is " + std::to_string(samples) + ", wanted at least 1");
+void check(const model::DecoderConfig& config, const std::vector<std::vector<int64_t>>& prompts,
+           int64_t samples, const std::vector<int64_t>& stop_tokens) {
+  if (samples < 1)
+    throw std::invalid_argument("rollout: samples is " + std::to_string(samples) + ", wanted at least 1");
   auto in_vocabulary = [&](int64_t token) { return token >= 0 && token < config.vocabulary; };
   const std::string range = ", outside the vocabulary 0 … " + std::to_string(config.vocabulary - 1);
   for (size_t i = 0; i < prompts.size(); ++i) {
@@ -147,20 +150,23 @@ void check(const model::DecoderConfig& config, const std::vector<std::vector<int
     if (prompts[i].empty()) throw std::invalid_argument(name + " is empty; it needs at least one token");
     if (static_cast<int64_t>(prompts[i].size()) >= config.context)
       throw std::invalid_argument(name + " has " + std::to_string(prompts[i].size()) +
-                                  " tokens and leaves no room in model.context (" + std::to_string(config.context) +
-                                  "); shorten it or raise model.context");
+                                  " tokens and leaves no room in model.context (" +
+                                  std::to_string(config.context) + "); shorten it or raise model.context");
     for (const int64_t token : prompts[i])
-      if (!in_vocabulary(token)) throw std::invalid_argument(name + " holds token " + std::to_string(token) + range);
+      if (!in_vocabulary(token))
+        throw std::invalid_argument(name + " holds token " + std::to_string(token) + range);
   }
   for (const int64_t token : stop_tokens)
-    if (!in_vocabulary(token)) throw std::invalid_argument("rollout: stop token " + std::to_string(token) + range);
+    if (!in_vocabulary(token))
+      throw std::invalid_argument("rollout: stop token " + std::to_string(token) + range);
 }
 
 }  // namespace
 
-std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
-                                int64_t samples, const SamplingConfig& sampling,
-                                const std::vector<int64_t>& stop_tokens, const RolloutKey& key) {
+std::vector<Completion> rollout(const model::Decoder& decoder,
+                                const std::vector<std::vector<int64_t>>& prompts, int64_t samples,
+                                const SamplingConfig& sampling, const std::vector<int64_t>& stop_tokens,
+                                const RolloutKey& key) {
   const model::DecoderConfig& config = decoder->config();
   check(config, prompts, samples, stop_tokens);
   const int64_t P = prompts.size();
@@ -169,8 +175,16 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
   if (out.empty()) return out;
   const auto model = model::make_decode_model(decoder);
   const int64_t threads = model->parallel() ? at::get_num_threads() : 1;
-  Job job{*model, prompts, samples, config.vocabulary, config.context, sampling, std::vector<bool>(config.vocabulary),
-          key,    out,     std::min(samples, (threads + P - 1) / P)};
+  Job job{*model,
+          prompts,
+          samples,
+          config.vocabulary,
+          config.context,
+          sampling,
+          std::vector<bool>(config.vocabulary),
+          key,
+          out,
+          std::min(samples, (threads + P - 1) / P)};
   for (const int64_t token : stop_tokens) job.stops[token] = true;
   const int64_t workers = std::min(threads, P * job.parts);
   const int64_t most = std::min(model->preferred_rows(), (P * samples + workers - 1) / workers);

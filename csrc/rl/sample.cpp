@@ -20,7 +20,9 @@ Draw Sampler::draw(const float* logits, double uniform) {
   float maximum, total, entropy;
   model::cpu_kernels<float>().softmax(V, scale, logits, weight_.data(), &maximum, &total, &entropy);
   if (!std::isfinite(maximum) || !std::isfinite(total))
-    throw std::runtime_error("rollout: the logits hold NaN or +infinity, or are all −infinity; the model's weights are not finite");
+    throw std::runtime_error(
+        "rollout: the logits hold NaN or +infinity, or are all −infinity; the model's weights are not "
+        "finite");
   int64_t token = V;
   if (config_.temperature == 0) {
     token = std::max_element(weight_.begin(), weight_.end()) - weight_.begin();
@@ -47,7 +49,8 @@ int64_t Sampler::truncated(double uniform, float total) {
   // The heap gives up its likeliest one after the other, to the back of the vector.
   auto rest = ranking_.end();
   int64_t kept = 0;
-  double mass = 0, enough = config_.top_k < static_cast<int64_t>(weight_.size()) ? INFINITY : config_.top_p * total;
+  double mass = 0,
+         enough = config_.top_k < static_cast<int64_t>(weight_.size()) ? INFINITY : config_.top_p * total;
   do {
     std::pop_heap(ranking_.begin(), rest, less_likely);
     mass += weight_[*--rest];

@@ -10,17 +10,18 @@ namespace isentrope::rl {
 
 struct Draw {
   int64_t token;
-  float logprob, entropy;  // of softmax(logits / temperature) over the whole vocabulary; at temperature 0, of softmax(logits)
+  float logprob, entropy;  // of softmax(logits / temperature) over the whole vocabulary; at temperature 0, of
+                           // softmax(logits)
 };
 
 class Sampler {
  public:
   Sampler(const SamplingConfig& config, int64_t vocabulary);
 
-  // logits [V]; uniform in (0, 1) picks the token by the inverse of the cumulative distribution: in the order of tokens,
-  // or where top_k or top_p cut, in that of their probabilities. top_k cuts first; top_p counts what it left as 1.
-  // Equal probabilities rank by token. Temperature 0: the first of the likeliest.
-  // Throws std::runtime_error where no finite distribution comes out of the logits.
+  // logits [V]; uniform in (0, 1) picks the token by the inverse of the cumulative distribution: in the order
+  // of tokens, or where top_k or top_p cut, in that of their probabilities. top_k cuts first; top_p counts
+  // what it left as 1. Equal probabilities rank by token. Temperature 0: the first of the likeliest. Throws
+  // std::runtime_error where no finite distribution comes out of the logits.
   Draw draw(const float* logits, double uniform);
 
  private:

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "build_summary.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/train/durable_file.h"
 #include "csrc/train/trainer.h"

@@ -53,7 +53,7 @@ std::string join(const std::vector<std::string>& words) {
 // "one of a, b", "1 to 15", "above 0", "at least 1"; "" where everything is allowed.
 std::string range(const Allowed& allowed) {
   auto bound = [](double value) {
-    return to_text(value).ends_with(".0") ? to_text(std::llround(value)) : to_text(value);
+    return to_text(value).ends_with(".0") ? to_text(static_cast<int64_t>(std::llround(value))) : to_text(value);
   };
   if (!allowed.names.empty()) return "one of " + join(allowed.names);
   const bool low = std::isfinite(allowed.min), high = std::isfinite(allowed.max);
@@ -99,7 +99,7 @@ class Printer {
       for (size_t i = 0; i < member.size(); ++i) {
         const size_t first = lines_.size();
         nested(child_path(path, std::to_string(i)), indent_ + 4, member[i]);
-        lines_[first].text.replace(indent_ + 2, 1, "-");
+        lines_[first].text[indent_ + 2] = '-';
       }
     } else {
       lines_.push_back({head + " " + to_text(member), path});

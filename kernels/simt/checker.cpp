@@ -13,7 +13,7 @@
 
 #include "kernels/simt/machine.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_ASAN)
 #include <sanitizer/asan_interface.h>
 #define SIMT_POISON(p, n) __asan_poison_memory_region(p, n)
 #define SIMT_UNPOISON(p, n) __asan_unpoison_memory_region(p, n)

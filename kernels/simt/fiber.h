@@ -2,6 +2,13 @@
 // compilers keep addresses of thread-local variables across calls.
 #pragma once
 #include <cstddef>
+#if defined(__SANITIZE_ADDRESS__)
+#define SIMT_ASAN
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SIMT_ASAN
+#endif
+#endif
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif

@@ -130,6 +130,12 @@ void report(const std::string& key, const std::string& text);
 std::string name_of(const Thread& thread);
 const char* short_path(const char* file);  // the last two components
 
+// Puts t at the end of the ring of those that can run.
+void make_ready(Worker& w, Thread* t);
+// The current thread waits, at file and line for what, until another makes it ready.
+void wait_here(Worker& w, State state, const char* what, unsigned mask, const char* file, int line);
+void lane_exited(Worker& w, const Thread& t);
+
 // Lets the lanes of mask meet; the last to arrive calls function for all.
 void warp_operation(unsigned mask, WarpOp op, void* argument, WarpFunction function, int parameter, const char* file,
                     int line);

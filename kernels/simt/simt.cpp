@@ -1,4 +1,4 @@
-// Scheduling, barriers, warp operations and launches of the SIMT machine.
+// Scheduling, barriers, shared memory and launches of the SIMT machine.
 #include "kernels/simt/simt.h"
 
 #include <sys/mman.h>
@@ -88,7 +88,7 @@ static void report_deadlock(Worker& w) {
 
 // ---- scheduling ------------------------------------------------------------------------------------------------------
 
-static void make_ready(Worker& w, Thread* t) {
+void make_ready(Worker& w, Thread* t) {
   t->state = State::kReady;
   w.ready[(w.ready_first + w.ready_count++) & (w.ready.size() - 1)] = t;
 }
@@ -124,7 +124,7 @@ static void run_next(Worker& w, bool finished = false) {
   switch_fiber(self->fiber, next->fiber, finished);
 }
 
-static void wait_here(Worker& w, State state, const char* what, unsigned mask, const char* file, int line) {
+void wait_here(Worker& w, State state, const char* what, unsigned mask, const char* file, int line) {
   Thread& t = *w.current;
   t.state = state;
   t.what = what;
@@ -187,144 +187,6 @@ int barrier_vote(Vote vote, int predicate, const char* file, int line) {
   return worker->barriers[0].result[static_cast<int>(vote)];
 }
 
-// ---- warp operations -------------------------------------------------------------------------------------------------
-
-static const char* name_of(WarpOp op) {
-  static const char* const names[] = {"__syncwarp", "shuffle", "ballot", "ldmatrix", "mma"};
-  return names[static_cast<int>(op)];
-}
-
-// Lanes of the warp that were launched: the last warp of a block may be short.
-static unsigned existing_lanes(const Worker& w, int warp) {
-  const int lanes = static_cast<int>(w.threads.size()) - warp * 32;
-  return lanes >= 32 ? ~0u : (1u << lanes) - 1;
-}
-
-static bool complete(const Warp& warp, const Group& g) { return ((g.mask ^ g.arrived) & ~warp.exited) == 0; }
-
-static void finish_group(Worker& w, int warp_index, Group& g, WarpFunction function) {
-  Warp& warp = w.warps[warp_index];
-  const bool aligned = g.op == WarpOp::kLdmatrix || g.op == WarpOp::kMma;
-  if (aligned && (g.arrived & g.mask) != ~0u)
-    fail("EXITED LANES: %s at %s:%d needs all 32 lanes, has %08x", name_of(g.op), short_path(g.file), g.line, g.arrived);
-  if (function) function(g);
-  if (g.op == WarpOp::kSync && w.checked) {
-    Join join;
-    const auto lane = [&](unsigned mask) -> Thread& { return *w.threads[warp_index * 32 + __builtin_ctz(mask)]; };
-    for (unsigned m = g.arrived; m; m &= m - 1)
-      join.add(lane(m).known, lane(m).linear, lane(m).clock++, static_cast<int>(w.threads.size()));
-    const Clocks joined = join.take();
-    for (unsigned m = g.arrived; m; m &= m - 1) lane(m).known = joined;
-  }
-  g.used = false;
-  --warp.used;
-  for (unsigned m = g.arrived; m; m &= m - 1) {
-    Thread* t = w.threads[warp_index * 32 + __builtin_ctz(m)].get();
-    if (t != w.current) make_ready(w, t);
-  }
-}
-
-static Group& find_group(Worker& w, Warp& warp, unsigned mask, WarpOp op, int parameter, const char* file, int line) {
-  const bool aligned = op == WarpOp::kLdmatrix || op == WarpOp::kMma;
-  Group* free = nullptr;
-  for (Group& g : warp.groups) {
-    if (!g.used) {
-      if (!free) free = &g;
-      if (warp.used == 0) break;
-      continue;
-    }
-    if (!(g.mask & mask)) continue;
-    if (g.mask != mask)
-      fail("OVERLAPPING MASKS: %s with mask %08x at %s:%d, while lanes wait in %s with mask %08x at %s:%d", name_of(op), mask,
-           short_path(file), line, name_of(g.op), g.mask, short_path(g.file), g.line);
-    if (g.op != op || g.parameter != parameter || (aligned && (g.line != line || std::strcmp(g.file, file) != 0)))
-      fail("DIVERGENT WARP: thread %d comes to %s at %s:%d, while lanes wait in %s at %s:%d", w.current->linear, name_of(op),
-           short_path(file), line, name_of(g.op), short_path(g.file), g.line);
-    return g;
-  }
-  *free = Group{true, mask, 0, op, parameter, file, line, {}};
-  ++warp.used;
-  return *free;
-}
-
-void warp_operation(unsigned mask, WarpOp op, void* argument, WarpFunction function, int parameter, const char* file,
-                    int line) {
-  const Quiet quiet;
-  Worker& w = *worker;
-  Thread& t = *w.current;
-  Warp& warp = w.warps[t.warp];
-  ++w.statistics.warp_operations;
-  if (!(mask >> t.lane & 1))
-    fail("BAD MASK: thread %d is not in its own mask %08x of %s at %s:%d", t.linear, mask, name_of(op), short_path(file), line);
-  Group& g = find_group(w, warp, mask & existing_lanes(w, t.warp), op, parameter, file, line);
-  g.arrived |= 1u << t.lane;
-  g.arguments[t.lane] = argument;
-  if (complete(warp, g))
-    finish_group(w, t.warp, g, function);
-  else
-    wait_here(w, State::kInWarp, name_of(op), mask, file, line);
-}
-
-void sync_warp(unsigned mask, const char* file, int line) {
-  warp_operation(mask, WarpOp::kSync, nullptr, nullptr, 0, file, line);
-}
-
-namespace {
-struct ShuffleArgument {
-  uint64_t value, result;
-  int operand, width;
-};
-}  // namespace
-
-static void shuffle_lanes(const Group& g) {
-  for (unsigned m = g.arrived; m; m &= m - 1) {
-    const int lane = __builtin_ctz(m);
-    auto& a = *static_cast<ShuffleArgument*>(g.arguments[lane]);
-    const int first = lane & ~(a.width - 1), end = first + a.width;
-    int from = lane;
-    switch (static_cast<Shuffle>(g.parameter)) {
-      case Shuffle::kIndex: from = first + (a.operand & (a.width - 1)); break;
-      case Shuffle::kUp: from = lane - a.operand < first ? lane : lane - a.operand; break;
-      case Shuffle::kDown: from = lane + a.operand >= end ? lane : lane + a.operand; break;
-      case Shuffle::kXor: from = (lane ^ a.operand) >= end ? lane : lane ^ a.operand; break;
-    }
-    if (!(g.arrived >> from & 1))
-      fail("INACTIVE LANE: lane %d of the shuffle at %s:%d reads lane %d, which takes no part in it", lane,
-           short_path(g.file), g.line, from);
-    a.result = static_cast<ShuffleArgument*>(g.arguments[from])->value;
-  }
-}
-
-uint64_t shuffle(unsigned mask, uint64_t bits, Shuffle kind, int operand, int width, const char* file, int line) {
-  ShuffleArgument a{bits, 0, operand, width};
-  warp_operation(mask, WarpOp::kShuffle, &a, shuffle_lanes, static_cast<int>(kind), file, line);
-  return a.result;
-}
-
-namespace {
-struct BallotArgument {
-  bool predicate;
-  unsigned result;
-};
-}  // namespace
-
-static void count_ballot(const Group& g) {
-  unsigned result = 0;
-  for (unsigned m = g.arrived; m; m &= m - 1)
-    if (static_cast<BallotArgument*>(g.arguments[__builtin_ctz(m)])->predicate) result |= m & -m;
-  for (unsigned m = g.arrived; m; m &= m - 1) static_cast<BallotArgument*>(g.arguments[__builtin_ctz(m)])->result = result;
-}
-
-unsigned ballot(unsigned mask, bool predicate, const char* file, int line) {
-  BallotArgument a{predicate, 0};
-  warp_operation(mask, WarpOp::kBallot, &a, count_ballot, 0, file, line);
-  return a.result;
-}
-
-static WarpFunction function_of(WarpOp op) {
-  return op == WarpOp::kShuffle ? shuffle_lanes : op == WarpOp::kBallot ? count_ballot : nullptr;
-}
-
 // ---- shared memory ---------------------------------------------------------------------------------------------------
 
 void* dynamic_shared() { return worker->shared; }
@@ -361,10 +223,7 @@ static void thread_main() {
          short_path(t.copies[0].file), t.copies[0].line);
   t.state = State::kDone;
   --w.alive;
-  Warp& warp = w.warps[t.warp];
-  warp.exited |= 1u << t.lane;
-  for (Group& g : warp.groups)
-    if (warp.used && g.used && complete(warp, g)) finish_group(w, t.warp, g, function_of(g.op));
+  lane_exited(w, t);
   for (Barrier& b : w.barriers)
     if (b.arrived && b.expected == 0 && b.arrived >= w.alive) release(w, b);
   run_next(w, true);

@@ -1,14 +1,14 @@
-// Times the decoder and the rollouts for scripts/benchmarks: key=value shapes on the command line, then one command a
-// line on standard input and one JSON object a line on standard output, so that a script can time rivals in turn with it.
+// Times the decoder and the rollouts for scripts/benchmarks: key=value shapes on the command line, then one
+// command a line on standard input and one JSON object a line on standard output, so that a script can time
+// rivals in turn with it.
 //
 //   dump PATH           weights as raw float32, one after the other; prints their names and shapes
 //   logits PATH         logits of the fixed token batch as raw float32
-//   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy
-//   rollout             prompts · samples completions of new_tokens; prints tokens and seconds
+//   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean
+//   cross-entropy rollout             prompts · samples completions of new_tokens; prints tokens and seconds
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
-#include <torch/torch.h>
-
 #include <malloc.h>
+#include <torch/torch.h>
 
 #include <chrono>
 #include <fstream>
@@ -25,7 +25,9 @@ using isentrope::model::Decoder;
 using isentrope::model::DecoderConfig;
 using torch::Tensor;
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
   std::ofstream file(path, std::ios::binary);
@@ -36,9 +38,10 @@ void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
 }
 
 struct Bench {
-  std::map<std::string, int64_t> shape{{"layers", 3},   {"width", 64},    {"heads", 4},       {"kv_heads", 4}, {"mlp", 192},
-                                       {"vocabulary", 25}, {"context", 64}, {"batch", 64},      {"length", 50},  {"prompts", 32},
-                                       {"samples", 8},  {"prompt", 16},   {"new_tokens", 34}, {"threads", 1},  {"stops", 0}};
+  std::map<std::string, int64_t> shape{
+      {"layers", 3},      {"width", 64},   {"heads", 4},       {"kv_heads", 4}, {"mlp", 192},
+      {"vocabulary", 25}, {"context", 64}, {"batch", 64},      {"length", 50},  {"prompts", 32},
+      {"samples", 8},     {"prompt", 16},  {"new_tokens", 34}, {"threads", 1},  {"stops", 0}};
   Decoder model{nullptr};
   Tensor tokens;  // [batch, length]
   std::vector<std::vector<int64_t>> prompts;
@@ -55,7 +58,8 @@ struct Bench {
     config.context = shape["context"];
     model = Decoder(config, 1);
     const int64_t V = config.vocabulary;
-    tokens = (torch::arange(shape["batch"] * shape["length"]) * 7919 % 104729 % V).view({shape["batch"], shape["length"]});
+    tokens = (torch::arange(shape["batch"] * shape["length"]) * 7919 % 104729 % V)
+                 .view({shape["batch"], shape["length"]});
     for (int64_t i = 0; i < shape["prompts"]; ++i) {
       prompts.emplace_back();
       for (int64_t t = 0; t < shape["prompt"]; ++t) prompts.back().push_back((i * 31 + t * 17) % V);
@@ -96,8 +100,8 @@ struct Bench {
       sampling.max_new_tokens = shape["new_tokens"];
       std::vector<int64_t> stops;
       for (int64_t i = 0; i < shape["stops"]; ++i) stops.push_back(shape["vocabulary"] - 1 - i);
-      for (const auto& completion :
-           isentrope::rl::rollout(model, prompts, shape["samples"], sampling, stops, {.seed = 1, .step = calls++}))
+      for (const auto& completion : isentrope::rl::rollout(model, prompts, shape["samples"], sampling, stops,
+                                                           {.seed = 1, .step = calls++}))
         count += completion.tokens.size();
       out << "{\"tokens\": " << count << ", \"seconds\": " << now() - start << "}";
       return out.str();

@@ -55,7 +55,8 @@ void expect_same(const Completion& a, const Completion& b) {
 }
 
 // Log-probabilities [n] and entropies [n] of a completion by the training forward pass.
-std::pair<Tensor, Tensor> trained(Decoder& decoder, std::vector<int64_t> sequence, const Completion& c, double temperature) {
+std::pair<Tensor, Tensor> trained(Decoder& decoder, std::vector<int64_t> sequence, const Completion& c,
+                                  double temperature) {
   torch::NoGradGuard no_grad;
   const int64_t start = sequence.size(), n = c.tokens.size();
   sequence.insert(sequence.end(), c.tokens.begin(), c.tokens.end());
@@ -84,7 +85,8 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
     for (const Completion& c : completions) {
       const auto [logp, entropy] = trained(decoder, prompts[c.prompt], c, temperature);
       const auto [true_logp, true_entropy] = trained(judge, prompts[c.prompt], c, temperature);
-      const Tensor got = torch::tensor(c.logprob, torch::kFloat64), H = torch::tensor(c.entropy, torch::kFloat64);
+      const Tensor got = torch::tensor(c.logprob, torch::kFloat64),
+                   H = torch::tensor(c.entropy, torch::kFloat64);
       auto largest = [](const Tensor& x) { return x.abs().max().item<double>(); };
       ours = std::max(ours, largest(got - true_logp));
       plain = std::max(plain, largest(logp - true_logp));
@@ -92,8 +94,9 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
       entropy_ours = std::max(entropy_ours, largest(H - true_entropy));
       entropy_plain = std::max(entropy_plain, largest(entropy - true_entropy));
     }
-    std::cout << "largest difference of log-probabilities: rollout from training " << between << "; from double: rollout "
-              << ours << ", training " << plain << "; entropies: " << entropy_ours << ", " << entropy_plain << "\n";
+    std::cout << "largest difference of log-probabilities: rollout from training " << between
+              << "; from double: rollout " << ours << ", training " << plain
+              << "; entropies: " << entropy_ours << ", " << entropy_plain << "\n";
     EXPECT_LE(ours, 2 * plain);
     EXPECT_LE(entropy_ours, 2 * entropy_plain);
   }
@@ -105,7 +108,8 @@ TEST(Rollout, BothBackendsDrawTheSameTokens) {
   Decoder wide = make(config);
   wide->to(torch::kFloat64);  // no packed kernels: plain ATen
   const auto prompts = ragged_prompts(kLengths, config.vocabulary);
-  const auto fast = rollout(decoder, prompts, 3, {}, {3}, {.seed = 2}), slow = rollout(wide, prompts, 3, {}, {3}, {.seed = 2});
+  const auto fast = rollout(decoder, prompts, 3, {}, {3}, {.seed = 2}),
+             slow = rollout(wide, prompts, 3, {}, {3}, {.seed = 2});
   ASSERT_EQ(fast.size(), slow.size());
   for (size_t i = 0; i < fast.size(); ++i) EXPECT_EQ(fast[i].tokens, slow[i].tokens) << i;
 }
@@ -135,8 +139,9 @@ TEST(Rollout, EveryPartOfTheKeyChangesTheDraws) {
   const auto prompts = ragged_prompts({16}, 27);
   const auto base = rollout(decoder, prompts, 2, {}, {}, {.seed = 2});
   EXPECT_NE(base[0].tokens, base[1].tokens);
-  for (const RolloutKey& key : {RolloutKey{.seed = 3}, RolloutKey{.seed = 2, .step = 1}, RolloutKey{.seed = 2, .first_prompt = 1},
-                                RolloutKey{.seed = 2, .evaluation = true}})
+  for (const RolloutKey& key :
+       {RolloutKey{.seed = 3}, RolloutKey{.seed = 2, .step = 1}, RolloutKey{.seed = 2, .first_prompt = 1},
+        RolloutKey{.seed = 2, .evaluation = true}})
     EXPECT_NE(base[0].tokens, rollout(decoder, prompts, 2, {}, {}, key)[0].tokens);
 }
 
@@ -176,16 +181,20 @@ TEST(Rollout, GreedyTakesTheLikeliest) {
     std::vector<int64_t> sequence = prompts[c.prompt];
     const int64_t start = sequence.size(), n = c.tokens.size();
     sequence.insert(sequence.end(), c.tokens.begin(), c.tokens.end());
-    const Tensor best = decoder(torch::tensor(sequence).unsqueeze(0))[0].slice(0, start - 1, start - 1 + n).argmax(-1);
+    const Tensor best =
+        decoder(torch::tensor(sequence).unsqueeze(0))[0].slice(0, start - 1, start - 1 + n).argmax(-1);
     EXPECT_TRUE(torch::equal(best, torch::tensor(c.tokens))) << c.prompt;
-    EXPECT_LE(torch::abs(torch::tensor(c.logprob) - trained(decoder, prompts[c.prompt], c, 1.0).first).max().item<double>(), 1e-4);
+    EXPECT_LE(torch::abs(torch::tensor(c.logprob) - trained(decoder, prompts[c.prompt], c, 1.0).first)
+                  .max()
+                  .item<double>(),
+              1e-4);
   }
 }
 
 TEST(Rollout, ErrorsNameWhatIsWrong) {
   Decoder decoder = make(small_config());
-  auto expect = [&](const std::vector<std::vector<int64_t>>& prompts, int64_t samples, const std::vector<int64_t>& stops,
-                    const std::string& text) {
+  auto expect = [&](const std::vector<std::vector<int64_t>>& prompts, int64_t samples,
+                    const std::vector<int64_t>& stops, const std::string& text) {
     try {
       rollout(decoder, prompts, samples, {}, stops, {});
       ADD_FAILURE() << "nothing was thrown, wanted: " << text;
@@ -194,7 +203,8 @@ TEST(Rollout, ErrorsNameWhatIsWrong) {
     }
   };
   expect({{1}, {}}, 1, {3}, "prompt 1 is empty");
-  expect({std::vector<int64_t>(70, 1)}, 1, {3}, "prompt 0 has 70 tokens and leaves no room in model.context (70)");
+  expect({std::vector<int64_t>(70, 1)}, 1, {3},
+         "prompt 0 has 70 tokens and leaves no room in model.context (70)");
   expect({{1, 27}}, 1, {3}, "prompt 0 holds token 27, outside the vocabulary 0 … 26");
   expect({{1}}, 1, {-1}, "stop token -1");
   expect({{1}}, 0, {3}, "samples is 0");
@@ -204,19 +214,22 @@ TEST(Rollout, ErrorsNameWhatIsWrong) {
 }
 
 // Uniforms in the middle of n equal intervals: a token of probability p is drawn n·p times, give or take one.
-void expect_frequencies(const SamplingConfig& config, const std::vector<float>& logits, const std::vector<double>& wanted) {
+void expect_frequencies(const SamplingConfig& config, const std::vector<float>& logits,
+                        const std::vector<double>& wanted) {
   Sampler sampler(config, logits.size());
   const int64_t n = 20000;
   std::vector<int64_t> count(logits.size());
   for (int64_t i = 0; i < n; ++i) ++count[sampler.draw(logits.data(), (i + 0.5) / n).token];
-  for (size_t v = 0; v < logits.size(); ++v) EXPECT_NEAR(static_cast<double>(count[v]), n * wanted[v], 1.01) << "token " << v;
+  for (size_t v = 0; v < logits.size(); ++v)
+    EXPECT_NEAR(static_cast<double>(count[v]), n * wanted[v], 1.01) << "token " << v;
 }
 
 TEST(Sampler, FrequenciesAreExact) {
   const double z = -INFINITY;
   const std::vector<double> p{0.05, 0.3, 0.0, 0.2, 0.25, 0.2};
   std::vector<float> logits;
-  for (const double value : p) logits.push_back(value > 0 ? static_cast<float>(std::log(value) + 3) : static_cast<float>(z));
+  for (const double value : p)
+    logits.push_back(value > 0 ? static_cast<float>(std::log(value) + 3) : static_cast<float>(z));
   expect_frequencies({}, logits, p);
   // Temperature 0.5 squares the probabilities.
   std::vector<double> squares;
@@ -248,7 +261,8 @@ TEST(Sampler, LogprobAndEntropyAreOfTheWholeDistribution) {
     for (const float x : logits)
       if (std::isfinite(x)) H -= std::exp(x / T - top) / sum * (x / T - top - std::log(sum));
     for (const int64_t top_k : {0, 3}) {
-      const Draw draw = Sampler({.temperature = temperature, .top_k = top_k}, logits.size()).draw(logits.data(), 0.61);
+      const Draw draw =
+          Sampler({.temperature = temperature, .top_k = top_k}, logits.size()).draw(logits.data(), 0.61);
       const double wanted = logits[draw.token] / T - top - std::log(sum);
       // Sums of 1009 floats in vectors: a few units in the last place of the largest term.
       EXPECT_NEAR(draw.logprob, wanted, 8 * 0x1p-23 * std::abs(top)) << temperature;

@@ -121,14 +121,19 @@ def test_interrupt_writes_a_checkpoint(finished, tmp_path):
 
 
 def test_micro_batches_give_the_same_update(finished, tmp_path):
-    # Rounding differs, since sums are cut otherwise; the first steps show that nothing else does.
+    # Sums that are cut otherwise round otherwise, and steps amplify that; so the first steps of each phase are compared,
+    # from one start: 1e-4 is some hundred roundings of a float32 loss.
     config = ROOT / "configs" / "tiny" / "grpo.yaml"
-    train(config, tmp_path, "phases.sft.batch.micro_tokens=64", "phases.grpo.batch.micro_tokens=80")
-    whole, cut = metrics(finished("grpo")), metrics(tmp_path)
-    for phase, steps, tolerance in (("sft", 10, 1e-4), ("grpo", 1, 1e-2)):
-        for a, b in list(zip((m for m in whole if m["phase"] == phase), (m for m in cut if m["phase"] == phase)))[:steps]:
-            assert b["loss"] == pytest.approx(a["loss"], rel=tolerance, abs=1e-5)
-            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=tolerance, abs=1e-5)
+    start = finished("grpo") / "checkpoints" / "sft-000060"
+    train(config, tmp_path / "sft", "phases.sft.batch.micro_tokens=64", "phases.sft.steps=5", "phases.grpo.steps=1")
+    train(config, tmp_path / "whole", f"run.start={start}", "phases.grpo.steps=1")
+    train(config, tmp_path / "cut", f"run.start={start}", "phases.grpo.steps=1", "phases.grpo.batch.micro_tokens=80")
+    pairs = list(zip(metrics(finished("grpo"))[:4], metrics(tmp_path / "sft")[:4]))
+    pairs.append((metrics(tmp_path / "whole")[0], metrics(tmp_path / "cut")[0]))
+    for whole, cut in pairs:
+        assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-4, abs=1e-6)
+        assert cut["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+        assert cut.get("select/frac") == whole.get("select/frac")
 
 
 def test_threads_do_not_change_a_run(finished, tmp_path):
@@ -203,7 +208,7 @@ def test_second_trainer_is_refused(tmp_path):
 def test_checkpoint_of_another_model(finished, tmp_path):
     start = final_checkpoint(finished("sft"))
     result = train(ROOT / "configs" / "tiny" / "grpo.yaml", tmp_path / "run", f"run.start={start}", check=False)
-    assert result.returncode != 0 and "layers" in result.stderr, result.stderr
+    assert result.returncode != 0 and "lm_head.weight is missing" in result.stderr, result.stderr  # the head was tied
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path):

@@ -1,0 +1,113 @@
+"""Rollouts against PyTorch loops: the quickstart model, 256 sequences (32 prompts × 8), 16 + 34 tokens, float32.
+
+    python scripts/benchmarks/rollout.py --program build/bin/model_bench [--rounds 7] [--threads 1] [--json OUT]
+
+Every contender runs once a round, so that drift of the machine's speed meets them all; ratios are medians over rounds
+of (rival's time / our time). The limit is 2 FLOP a weight and token (embedding left out) at the rate of a float product of
+1024³ in the same rounds. Values first: the program's logits equal those of the plain model, the loops draw the same greedy
+tokens, and the program draws as many tokens as asked.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+from plain_model import QUICKSTART, PlainDecoder, Program, StaticCacheLoop, fixed_tokens
+
+PROMPTS, SAMPLES, PROMPT, NEW = 32, 8, 16, 34
+
+
+def prompt_rows():
+    """[PROMPTS · SAMPLES, PROMPT]: the prompts that model_bench makes, each SAMPLES times."""
+    i, t = torch.arange(PROMPTS).unsqueeze(1), torch.arange(PROMPT)
+    return ((i * 31 + t * 17) % QUICKSTART["vocabulary"]).repeat_interleave(SAMPLES, 0)
+
+
+def hugging_face(weights):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+                         intermediate_size=192, vocab_size=25, max_position_embeddings=64, rms_norm_eps=1e-5,
+                         tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=24)
+    model = LlamaForCausalLM(config).eval()
+    model.load_state_dict(weights)
+
+    def generate(prompts):
+        # min_new_tokens, or rows would stop early; top_k 50, the default, cuts nothing of 25 tokens.
+        with torch.no_grad():
+            return model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=True, min_new_tokens=NEW,
+                                  max_new_tokens=NEW, pad_token_id=0)[:, PROMPT:]
+
+    return generate
+
+
+def rows(program_path, rounds=7, threads=1):
+    """One dictionary a rival: shape, seconds (medians), ratio with its range, tokens a second, share of the limit."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    program = Program(program_path, threads, prompts=PROMPTS, samples=SAMPLES, prompt=PROMPT, new_tokens=NEW)
+    weights = program.weights()
+    plain = PlainDecoder(weights)
+    with torch.no_grad():
+        torch.testing.assert_close(program.logits((64, 50, 25)), plain(fixed_tokens(64, 50)), rtol=1e-4, atol=1e-5)
+    prompts, total = prompt_rows(), PROMPTS * SAMPLES * NEW
+    eager = StaticCacheLoop(plain, len(prompts), PROMPT + NEW)
+    compiled = StaticCacheLoop(plain, len(prompts), PROMPT + NEW, compiled=True)
+    assert torch.equal(eager(prompts, NEW, greedy=True), compiled(prompts, NEW, greedy=True))
+    rivals = {"PyTorch loop, static cache": lambda: eager(prompts, NEW), "the loop compiled": lambda: compiled(prompts, NEW)}
+    try:
+        generate = hugging_face(weights)
+        rivals["transformers generate"] = lambda: generate(prompts)
+    except ImportError:
+        print("transformers is not installed: its row is left out")
+    for rival in rivals.values():
+        assert rival().shape == (PROMPTS * SAMPLES, NEW)
+    ours, limit, times = [], [], {name: [] for name in rivals}
+    flop = 2 * sum(w.numel() for name, w in weights.items() if "embed" not in name)
+    for _ in range(2):
+        program("rollout")
+    for _ in range(rounds):
+        answer = program("rollout")
+        assert answer["tokens"] == total
+        ours.append(answer["seconds"])
+        limit.append(max(program("gemm")["gflops"] for _ in range(3)) * 1e9 / flop)
+        for name, rival in rivals.items():
+            start = time.perf_counter()
+            rival()
+            times[name].append(time.perf_counter() - start)
+    program.close()
+    table = []
+    for name, seconds in times.items():
+        ratios = [theirs / mine for theirs, mine in zip(seconds, ours)]
+        table.append({
+            "op": "rollout", "shape": f"{PROMPTS} x {SAMPLES}, {PROMPT} + {NEW} tokens", "dtype": "float32", "threads": threads,
+            "ours_s": statistics.median(ours), "peer": name, "peer_s": statistics.median(seconds),
+            "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)],
+            "ours_tokens_per_s": total / statistics.median(ours), "peer_tokens_per_s": total / statistics.median(seconds),
+            "share_of_limit": statistics.median(total / s / rate for s, rate in zip(ours, limit)) / threads,
+        })
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", default="build/bin/model_bench")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    table = rows(arguments.program, arguments.rounds, arguments.threads)
+    for row in table:
+        print(f"{row['peer']:28s} {row['peer_tokens_per_s']:9.0f} tokens/s   ours {row['ours_tokens_per_s']:9.0f}   "
+              f"ratio {row['ratio']:5.2f} ({row['ratio_range'][0]:.2f} … {row['ratio_range'][1]:.2f})   "
+              f"share of the limit {row['share_of_limit']:.0%}")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(table, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

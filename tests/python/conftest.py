@@ -1,0 +1,46 @@
+"""Finds the package and its library: the installed one, or this checkout's with a build folder in ISENTROPE_LIBRARY."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+if os.environ.get("ISENTROPE_LIBRARY"):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test draws from its own start and finds the number of threads as it was."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def worst(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest error; equal infinities and two NaNs are none, one of a pair alone is an infinite one."""
+    a, e = actual.detach().double(), expected.detach().double()
+    assert a.shape == e.shape, f"shape {tuple(a.shape)}, expected {tuple(e.shape)}"
+    error = torch.where((a == e) | (a.isnan() & e.isnan()), 0.0, (a - e).abs())
+    return error.nan_to_num(nan=float("inf")).max().item() if error.numel() else 0.0
+
+
+def assert_within_twice(name: str, actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
+    """actual is at most twice as far from exact (float64) as plain is: the same mathematics by torch in actual's dtype.
+    Below one rounding of the largest element both count as exact. For a float64 actual, plain is given in float32, of
+    the same inputs, and its error is scaled to float64's rounding: torch has nothing finer to judge float64 by."""
+    scale = torch.finfo(actual.dtype).eps / torch.finfo(torch.float32).eps if actual.dtype == torch.float64 else 1.0
+    rounded = plain.detach().to(torch.float32 if actual.dtype == torch.float64 else actual.dtype)
+    finite = exact.detach()[exact.isfinite()].abs()
+    rounding = torch.finfo(actual.dtype).eps / 2 * (finite.max().item() if finite.numel() else 0.0)
+    error, allowed = worst(actual, exact), 2 * max(scale * worst(rounded, exact), rounding)
+    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (twice that of plain torch)"
+
+
+@pytest.fixture
+def within_twice():
+    return assert_within_twice
