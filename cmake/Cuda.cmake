@@ -2,7 +2,7 @@
 #
 # ISENTROPE_CUDA = auto (where an nvcc fits), on (an error where none does), off. Order: CUDACXX; the Python environment's
 # (pip install 'cuda-toolkit[nvcc]' puts it beside torch); the system's. Where torch is in the build, the last two must
-# be of the major version torch was built with: the ops share torch's CUDA runtime.
+# be of the major version torch was built with: a driver that runs torch then runs the kernels.
 # Sets ISENTROPE_CUDA_ENABLED and appends to ISENTROPE_SUMMARY what the build has and what it lacks.
 set(ISENTROPE_CUDA_ENABLED OFF)
 

@@ -1,40 +1,36 @@
-// The policy losses of the GRPO family, and the choice of tokens that two of them need. B sequences of T
-// tokens.
+// The policy losses of the GRPO family, and the choice of tokens that two of them need. B sequences of T tokens.
 //
-// ℓ = log-probability of the token under the policy that learns, ℓ_old under the one that sampled it, ℓ_ref
-// under the reference; A advantage, H entropy, M ∈ {0, 1} mask (1: the token counts); N = Σ M, n_i = Σ_t
-// M_it, S = number of sequences with n_i > 0. d = ℓ - ℓ_old, clamped to ±20 (no gradient beyond); r = exp d;
-// mean_M over the tokens that count. What stands where M = 0 is never used. Natural logarithms, nats.
+// ℓ = log-probability of the token under the policy that learns, ℓ_old under the one that sampled it, ℓ_ref under the
+// reference; A advantage, H entropy, M ∈ {0, 1} mask (1: the token counts); N = Σ M, n_i = Σ_t M_it, S = number of
+// sequences with n_i > 0; mean_M over the tokens that count. d = ℓ - ℓ_old, clamped to ±20 with no gradient beyond;
+// r = exp d. What stands where M = 0 is never used. Natural logarithms, nats.
 //
-// Policy term L of a token (sg = no gradient through it, clip to [1 - clip_low, 1 + clip_high]):
-//   clip, clip_higher  max(-A r, -A clip(r)); with a dual clip c, where A < 0, at most -A c        arXiv
-//   1707.06347, 1912.09729 clip_cov           max(-A r, -A clip(r)), and 0 on selected tokens arXiv
-//   2505.22617 kl_cov             -A r, plus kl_coef |d| on selected tokens; no clip arXiv 2505.22617 gspo as
-//   clip with r = sg[s_i] exp(ℓ - sg ℓ), s_i = exp(mean_t d), the mean
-//                     clamped to [-20, 10] in place of each d                                    arXiv
-//                     2507.18071
-//   cispo              -sg[clip(r)] A ℓ                                                            arXiv
-//   2506.13585 gpg                -A ℓ arXiv 2504.02546
-// Token loss = L + ref_kl_coef K(Δ) - entropy_coef H with Δ = ℓ - ℓ_ref, and K (arXiv: Schulman's k1 to k3)
+// Policy term L of a token (sg: no gradient through it; clip to [1 - clip_low, 1 + clip_high]), and its source on arXiv:
+//   clip, clip_higher  max(-A r, -A clip(r)); with a dual clip c at most -A c where A < 0        1707.06347, 1912.09729
+//   clip_cov           max(-A r, -A clip(r)), and 0 on selected tokens                           2505.22617
+//   kl_cov             -A r, plus kl_coef |d| on selected tokens; no clip                        2505.22617
+//   gspo               as clip, with r = sg[s_i] exp(ℓ - sg ℓ), s_i = exp(mean_t (ℓ - ℓ_old)),
+//                      that mean clamped to [-20, 10]                                            2507.18071
+//   cispo              -sg[clip(r)] A ℓ                                                          2506.13585
+//   gpg                -A ℓ                                                                      2504.02546
+// Token loss = L + ref_kl_coef K(Δ) - entropy_coef H with Δ = ℓ - ℓ_ref; K (Schulman, "Approximating KL divergence"):
 //   k1 = Δ      k2 = Δ²/2      k3 = exp(-Δ) + Δ - 1, Δ clamped to ±20 and k3 to 10, no gradient beyond
 //   k1+, k3+    the value of k1, k3 with the gradient of k2, which is the unbiased one
-// Loss = Σ_i w_i Σ_t M L_it, with D the normalizer where one is given:
+// Loss = Σ_i w_i Σ_t M × token loss, with D the normalizer where one is given:
 //   token-mean                w = 1/N               D in place of N
 //   seq-mean-token-sum        w = 1/S               D in place of S
 //   seq-mean-token-mean       w = 1/(S n_i)         D in place of S
 //   seq-mean-token-sum-norm   w = 1/T               D in place of T
-// With N or S of a whole optimiser step as D, the losses of its micro-batches add up to that of the whole.
+// With N, S or a constant of a whole optimiser step as D, the losses of its micro-batches add up to that of the whole.
 //
-// Selection (of tokens that count; f = fraction, n = max(int(f N), minimum), at most as many as may be
-// chosen):
-//   c = (A - mean_M A)(ℓ - mean_M ℓ), the token's covariance; constant, as all of the selection
-//   clip_cov           n at random among cov_lower < c < cov_upper that the clip leaves alone
-//   kl_cov             the n largest c, compared as floats
+// Selection of tokens that count; f = fraction, n = max(int(f N), minimum), at most as many as may be chosen:
+//   c = (A - mean_M A)(ℓ - mean_M ℓ), the covariance of the token; constant, as all of the selection
+//   clip_cov           n at random among cov_lower < c < cov_upper that the clip leaves alone    2505.22617
+//   kl_cov             the n largest c, compared as floats                                       2505.22617
 //   random_clip_cov    as many as clip_cov, at random among all: its control
-//   random_kl_cov      as many as kl_cov, at random among all
-// Token number j = b T + t draws word j mod 4 of philox(seed, j div 4, 0), and the n smallest draws are
-// chosen; ties fall to the lower number. The choice depends on seed, order of the sequences and T, on nothing
-// else.
+//   random_kl_cov      as many as kl_cov, at random among all: its control
+// Token number j = b T + t draws word j mod 4 of philox(seed, j div 4, 0), and the n smallest draws are chosen; ties fall
+// to the lower number. The choice depends on the seed, the order of the sequences and T, on nothing else.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -54,8 +50,7 @@ constexpr double kMaxK3 = 10.0;                // one token must not own the los
 constexpr int64_t kGrpoSegment = 2048;
 constexpr int64_t grpo_segments(int64_t length) { return (length + kGrpoSegment - 1) / kGrpoSegment; }
 
-// ---- statistics
-// ----------------------------------------------------------------------------------------------------
+// ---- statistics -----------------------------------------------------------------------------------------------------
 
 // The float statistics of a call, in the order of kGrpoStatNames; 0 where there is no token. Means are over
 // the tokens that count, so that those of several calls combine: means weighted by tokens, counts added, the
@@ -89,8 +84,7 @@ constexpr const char* kGrpoStatNames[kGrpoStats] = {
     "ratio/max", "kl/k1",     "kl/k2",          "kl/k3",        "ref_kl/k1",    "ref_kl/k2",   "ref_kl/k3",
     "clip/frac", "clip/low",  "clip/high",      "clip/dual",    "cov/mean",     "cov/max",     "select/frac"};
 
-// ---- parameters
-// ----------------------------------------------------------------------------------------------------
+// ---- parameters -----------------------------------------------------------------------------------------------------
 
 // -A r with a clip; the same with the ratio of the sequence; -sg[clip(r)] A ℓ; -A ℓ
 enum class GrpoForm { kTokenRatio, kSequenceRatio, kClippedWeight, kUnitWeight };
@@ -247,6 +241,10 @@ ISENTROPE_HOST_DEVICE inline T grpo_log_ratio(T logprob, T old_logprob) {
   return grpo_clamp(logprob - old_logprob, -T(kMaxLogRatio), T(kMaxLogRatio));
 }
 template <class T>
+ISENTROPE_HOST_DEVICE inline T grpo_covariance(const GrpoCentre& centre, T advantage, T logprob) {
+  return (advantage - T(centre.advantage)) * (logprob - T(centre.logprob));
+}
+template <class T>
 ISENTROPE_HOST_DEVICE inline T grpo_sequence_log_ratio(T mean) {
   return grpo_clamp(mean, -T(kMaxLogRatio), T(kMaxSequenceLogRatio));
 }
@@ -298,7 +296,7 @@ ISENTROPE_HOST_DEVICE inline GrpoTerms<T> grpo_terms(const GrpoLossRule& rule, c
   const T inside = (unclamped > most ? T(0) : T(1)) * (unclamped < -T(kMaxLogRatio) ? T(0) : T(1));
   const T ratio = kSequence ? sequence_ratio : exp_d;
   const GrpoPolicy<T> policy = grpo_policy<form>(rule, x, d, ratio, inside);
-  const T cov = (x.advantage - T(centre.advantage)) * (x.logprob - T(centre.logprob));
+  const T cov = grpo_covariance(centre, x.advantage, x.logprob);
   const T spread = x.entropy - T(centre.entropy);
   *slope = policy.slope * x.counts;
   return {{policy.loss - T(rule.entropy_coef) * x.entropy, ratio * x.counts, -d, T(0.5) * d * d,
@@ -365,8 +363,7 @@ ISENTROPE_HOST_DEVICE inline void grpo_statistics(const GrpoCentre& centre, cons
   for (int k = 0; k < kGrpoStats; ++k) stats[k] = static_cast<float>(value[k]);
 }
 
-// ---- selection
-// -------------------------------------------------------------------------------------------------------
+// ---- selection ------------------------------------------------------------------------------------------------------
 
 // A float as an unsigned integer of the same order.
 ISENTROPE_HOST_DEVICE inline uint32_t ordered_bits(uint32_t float_bits) {
@@ -388,8 +385,7 @@ ISENTROPE_HOST_DEVICE inline int64_t selection_count(double fraction, int64_t mi
   return count < available ? count : available;
 }
 
-// ---- workspaces of the CUDA launchers
-// ----------------------------------------------------------------------------------
+// ---- workspaces of the CUDA launchers -------------------------------------------------------------------------------
 
 // GrpoCentre; log ratios [B]; GrpoMoments<double> [B, segments]; GrpoTerms<double> [B, segments].
 constexpr int64_t grpo_loss_workspace(int64_t batch, int64_t length) {

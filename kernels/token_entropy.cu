@@ -199,9 +199,11 @@ __global__ void __launch_bounds__(kThreads) token_entropy_backward_kernel(const 
   T* out = const_cast<T*>(row_of<T>(p.dlogits, p.dlogits_layout, n));
 
   const A dlogprob = value_or_zero<A>(p.dlogprob, n), dentropy = value_or_zero<A>(p.dentropy, n),
-          dlse = value_or_zero<A>(p.dlse, n), anchor = value_or_zero<A>(p.anchor, n);
+          dlse = value_or_zero<A>(p.dlse, n), anchor = value_or_zero<A>(p.anchor, n),
+          log_sum = value_or_zero<A>(p.log_sum, n);
   const bool none = dlogprob == 0 && dentropy == 0 && dlse == 0;
-  if (target == p.ignore_index || none || anchor == -INFINITY) {
+  const bool empty = anchor == -INFINITY && log_sum == 0;  // log_sum is NaN where all is NaN
+  if (target == p.ignore_index || none || empty) {
     for (int64_t i = thread; i < V; i += kThreads) out[i] = gpu::narrow<T>(A(0));
     return;
   }
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kThreads) token_entropy_backward_kernel(const 
   Gradient<A> gradient;
   gradient.anchor = anchor;
   gradient.c = static_cast<A>(1.4426950408889634074 / p.temperature);
-  gradient.log2_sum = value_or_zero<A>(p.log_sum, n) * A(1.4426950408889634074);
+  gradient.log2_sum = log_sum * A(1.4426950408889634074);
   gradient.constant = (dlse - dlogprob - dentropy * value_or_zero<A>(p.entropy, n)) * inverse_temperature;
   gradient.slope = -dentropy * A(0.69314718055994530942) * inverse_temperature;
   gradient.target_share = dlogprob * inverse_temperature;

@@ -19,8 +19,10 @@ using torch::autograd::variable_list;
 // Rows of x that one task multiplies with the whole weight: a multiple of the tiles of every instruction set
 // (12, 6, 4), small enough that they stay in the first-level cache for widths of a few hundred.
 constexpr int64_t kRows = 48;
-// Rows over which a weight's gradient is summed in registers before it goes to memory.
-constexpr int64_t kDepth = 192;
+// Rows over which a weight's gradient is summed in registers before it goes to memory, and rows of that
+// gradient which are visited together: both operands and the sums stay in the second-level cache at widths of
+// a thousand.
+constexpr int64_t kDepth = 384, kGradientRows = 96;
 
 // c [rows, N] = a [rows, K] · b [K, N]; element (k, n) of b at b[k · k_stride + n · n_stride].
 template <class T>
@@ -42,14 +44,15 @@ template <class T>
 void weight_gradient(int64_t rows, int64_t M, int64_t K, const T* dy, const T* x, T* dw) {
   const auto& kernels = cpu_kernels<T>();
   at::parallel_for(0, (M + 11) / 12, 1, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * 12, count = std::min(end * 12, M) - first;
+    const int64_t first = begin * 12, last = std::min(end * 12, M);
     const Tensor packed =
         at::empty({packed_size(kDepth, K, kernels.panel)}, c10::CppTypeToScalarType<T>::value);
     for (int64_t row = 0; row < rows; row += kDepth) {
       const int64_t depth = std::min(kDepth, rows - row);
       kernels.pack(depth, K, x + row * K, K, 1, packed.data_ptr<T>());
-      kernels.packed_product(count, K, depth, dy + row * M + first, 1, M, packed.data_ptr<T>(),
-                             dw + first * K, K, row > 0);
+      for (int64_t m = first; m < last; m += kGradientRows)
+        kernels.packed_product(std::min(kGradientRows, last - m), K, depth, dy + row * M + m, 1, M,
+                               packed.data_ptr<T>(), dw + m * K, K, row > 0);
     }
   });
 }

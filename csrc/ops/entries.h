@@ -53,8 +53,7 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits, con
                                 const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
                                 int64_t ignore_index, void (*launch)(const kernels::TokenEntropyBackward&));
 
-// ---- grpo_select
-// -------------------------------------------------------------------------------------------------
+// ---- grpo_select ----------------------------------------------------------------------------------------------------
 struct GrpoSelectArguments {
   Tensor logprob, old_logprob, advantage, mask;
   c10::string_view mode;
@@ -75,8 +74,7 @@ Tensor grpo_select_meta(const Tensor& logprob, const Tensor& old_logprob, const 
 Tensor grpo_select_run(const GrpoSelectArguments& arguments, void (*launch)(const kernels::GrpoSelect&),
                        bool with_workspace);
 
-// ---- grpo_loss
-// ---------------------------------------------------------------------------------------------------
+// ---- grpo_loss ------------------------------------------------------------------------------------------------------
 struct GrpoLossArguments {
   Tensor logprob, old_logprob, advantage, mask;
   OptionalTensor selected, ref_logprob, entropy, normalizer;

@@ -25,8 +25,7 @@ constexpr const char* kLoss = "grpo_loss";
 constexpr const char* kBackward = "grpo_loss_backward";
 constexpr const char* kSelect = "grpo_select";
 
-// ---- checks and names
-// -----------------------------------------------------------------------------------------------
+// ---- checks and names -----------------------------------------------------------------------------------------------
 
 // The type all is computed in: double for double log-probabilities, else float.
 at::ScalarType compute_type(const Tensor& logprob) {
@@ -151,8 +150,7 @@ GrpoLossOutputs empty_outputs(const Tensor& logprob, bool keep_slope) {
           at::empty_symint({shape[0]}, options)};
 }
 
-// ---- the CPU's launchers: segments over torch's threads
-// ---------------------------------------------------------------
+// ---- the CPU's launchers: segments over torch's threads -------------------------------------------------------------
 
 // Segments a thread takes at least: about 16k tokens, some microseconds of work.
 int64_t segment_grain(int64_t length) {
@@ -289,8 +287,7 @@ void select_on_cpu(const GrpoSelect& p) {
 
 }  // namespace
 
-// ---- grpo_select
-// ----------------------------------------------------------------------------------------------------
+// ---- grpo_select ----------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -377,8 +374,7 @@ Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tenso
                  o.cov_upper, o.clip_low, o.clip_high, o.minimum);
 }
 
-// ---- grpo_loss
-// ------------------------------------------------------------------------------------------------------
+// ---- grpo_loss ------------------------------------------------------------------------------------------------------
 
 GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const GrpoLossForward&),
                               bool with_workspace) {
@@ -443,8 +439,7 @@ GrpoLossOutputs grpo_loss_meta(const Tensor& logprob, const Tensor& old_logprob,
   return empty_outputs(logprob, keep_slope);
 }
 
-// ---- backward
-// -------------------------------------------------------------------------------------------------------
+// ---- backward -------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -519,8 +514,7 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss,
   return empty_gradients(slope, of_entropy);
 }
 
-// ---- autograd
-// -------------------------------------------------------------------------------------------------------
+// ---- autograd -------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -601,8 +595,7 @@ GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tenso
   return {loss, token_loss, stats};
 }
 
-// ---- statistics
-// -----------------------------------------------------------------------------------------------------
+// ---- statistics -----------------------------------------------------------------------------------------------------
 
 std::vector<std::string> grpo_stat_names() { return {std::begin(kGrpoStatNames), std::end(kGrpoStatNames)}; }
 

@@ -93,8 +93,7 @@ inline double total(const T (&x)[kLanes]) {
   return sum;
 }
 
-// ---- first pass
-// -----------------------------------------------------------------------------------------------------
+// ---- first pass -----------------------------------------------------------------------------------------------------
 
 template <class T>
 GrpoMoments<double> segment_moments(const GrpoLossForward& p, int64_t segment) {
@@ -120,8 +119,7 @@ GrpoMoments<double> segment_moments(const GrpoLossForward& p, int64_t segment) {
   return {total(tokens), total(advantage), total(logprob), total(entropy), total(log_ratio)};
 }
 
-// ---- second pass
-// ----------------------------------------------------------------------------------------------------
+// ---- second pass ----------------------------------------------------------------------------------------------------
 
 // Adds the divergence of some tokens from the reference to their losses and slopes, and to the sums.
 // logprob, ref, counts, loss, slope [kLanes], sum [kGrpoTerms, kLanes].
@@ -244,15 +242,13 @@ void segment_backward(const GrpoLossBackward& p, int64_t segment) {
   });
 }
 
-// ---- selection
-// ------------------------------------------------------------------------------------------------------
+// ---- selection ------------------------------------------------------------------------------------------------------
 
 template <class T>
 int64_t segment_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segment, uint64_t* keys) {
   const bool in_band = p.choice == GrpoChoice::kClipCov,
              by_band = in_band || p.choice == GrpoChoice::kRandomClipCov;
   const bool by_rank = p.choice == GrpoChoice::kKlCov;
-  const T mean_advantage = T(centre.advantage), mean_logprob = T(centre.logprob);
   GrpoLossRule rule;
   rule.lower = p.lower;
   rule.upper = p.upper;
@@ -266,7 +262,7 @@ int64_t segment_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segm
     load_flags(p.mask + at, count, counts);
     load(static_cast<const T*>(p.logprob), at, count, counts, logprob);
     load(static_cast<const T*>(p.advantage), at, count, counts, advantage);
-    for (int i = 0; i < kLanes; ++i) cov[i] = (advantage[i] - mean_advantage) * (logprob[i] - mean_logprob);
+    for (int i = 0; i < kLanes; ++i) cov[i] = grpo_covariance(centre, advantage[i], logprob[i]);
     for (int i = 0; i < kLanes; ++i) candidate[i] = counts[i];
     if (by_band) {
       load(static_cast<const T*>(p.old_logprob), at, count, counts, old_logprob);

@@ -1,11 +1,13 @@
 #include <ATen/ATen.h>
 #include <ATen/FunctionalTensorWrapper.h>
-#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -254,6 +256,20 @@ TokenEntropyOutputs call_forward(const Tensor& logits, const Tensor& target, dou
   return op.call(logits, target, temperature, ignore_index, moments, inplace_backward);
 }
 
+// Whether two elements of x may be one in memory.
+bool rows_overlap(const Tensor& x) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size), innermost first
+  for (int64_t d = 0; d < x.dim(); ++d)
+    if (x.size(d) > 1) dims.emplace_back(x.stride(d), x.size(d));
+  std::sort(dims.begin(), dims.end());
+  int64_t extent = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride < extent) return true;
+    extent += stride * (size - 1);
+  }
+  return false;
+}
+
 // While a graph is being traced (torch.compile, fake tensors) the functional op is recorded.
 bool traced(const Tensor& x) {
   return at::functionalization::impl::isFunctionalTensor(x) || x.key_set().has(c10::DispatchKey::Python);
@@ -309,7 +325,7 @@ TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& t
   if (inplace_backward && !traced(logits) && logits.requires_grad() && at::GradMode::is_enabled()) {
     OP_CHECK(kOp, !logits.is_leaf(),
              "inplace_backward overwrites logits, which is a leaf; wanted the result of a computation, or inplace_backward=false");
-    OP_CHECK(kOp, at::has_internal_overlap(logits) == at::MemOverlap::No,
+    OP_CHECK(kOp, !rows_overlap(logits),
              "inplace_backward overwrites logits, whose rows share memory (strides ", logits.strides(),
              "); wanted logits.contiguous(), or inplace_backward=false");
   }

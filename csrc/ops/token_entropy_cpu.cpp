@@ -328,7 +328,8 @@ void backward(const TokenEntropyBackward& p, int64_t begin, int64_t end) {
     const double dlogprob = plain_nan(get(p.dlogprob)), dentropy = plain_nan(get(p.dentropy)), dlse = plain_nan(get(p.dlse));
     const double anchor = get(p.anchor);
     const bool none = dlogprob == 0 && dentropy == 0 && dlse == 0;
-    if (p.target[row] == p.ignore_index || none || anchor == -kInfinity) {
+    const bool empty = anchor == -kInfinity && get(p.log_sum) == 0;  // log_sum is NaN where all is NaN
+    if (p.target[row] == p.ignore_index || none || empty) {
       std::memset(static_cast<void*>(dz), 0, n * sizeof(T));
       continue;
     }

@@ -24,22 +24,20 @@ struct AdvantageConfig {
   }
 };
 
-// rewards [P, K] double, lengths [P, K] int64 (≥ 0) → advantages [P, K] double; every token of a completion
-// gets its completion's.
+// rewards [P, K] double, lengths [P, K] int64 (≥ 0) → advantages [P, K] double; every token of a completion has its
+// completion's.
 //
-//   grpo                           (s − mean s) / (std s + eps), std with K − 1   Shao et al., arXiv
-//   2402.03300 dr_grpo                        s − mean s                                      Liu et al.,
-//   arXiv 2503.20783 rloo                           s − mean of the others' s                       Ahmadian
-//   et al., arXiv 2402.14740 opo                            s − Σ n s / Σ n Hao et al., arXiv 2505.23585
-//   reinforce_plus_plus_baseline   a = s − mean s, then (a − m) / √(v + 1e-8) with m and v (unbiased) the
-//   mean and
-//                                  variance of a over all tokens of the batch      Hu et al., arXiv
-//                                  2501.03262
+//   grpo                           (s − mean s) / (std s + eps), std with K − 1             arXiv 2402.03300
+//   dr_grpo                        s − mean s                                               arXiv 2503.20783
+//   rloo                           s − mean of the others' s                                arXiv 2402.14740
+//   opo                            s − Σ n s / Σ n                                          arXiv 2505.23585
+//   reinforce_plus_plus_baseline   a = s − mean s, then (a − m) / √(v + 1e-8), m and v the mean and the unbiased
+//                                  variance of a over all tokens of the batch               arXiv 2501.03262
 //
-// Means without a mark are over the group. A group of one has no baseline: it counts as 0 (and std as 1), so
-// grpo gives s / (1 + eps) and the others s. A group without tokens has baseline 0 in opo; a batch of fewer
-// than two tokens is centred but not scaled. No prompts: an empty result. Throws c10::Error on other shapes
-// and dtypes, a reward that is not finite, a negative length, an unknown kind.
+// Means without a mark are over the group. A group of one has no baseline: its mean counts as 0 and its std as 1, so
+// grpo gives s / (1 + eps) and the others s. A group without tokens has baseline 0 in opo; a batch of fewer than two
+// tokens is centred but not scaled. No prompts: an empty result. Throws c10::Error on other shapes and dtypes, a
+// reward that is not finite, a negative length, an unknown kind.
 torch::Tensor advantages(const torch::Tensor& rewards, const torch::Tensor& lengths,
                          const AdvantageConfig& config);
 

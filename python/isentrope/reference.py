@@ -18,4 +18,245 @@ def token_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0, i
     return tuple(row.where(valid, 0) for row in rows)
 
 
+# ---- grpo_select -----------------------------------------------------------------------------------------------------
+
+
+def grpo_covariance(logprob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+    """c [B, T]; 0 where mask is False."""
+    a, l = (x.where(mask, 0) for x in (advantage, logprob))
+    tokens = mask.sum().clamp(min=1)
+    return ((a - a.sum() / tokens) * (l - l.sum() / tokens)).where(mask, 0)
+
+
+def grpo_candidates(logprob, old_logprob, advantage, mask, *, cov_lower=1.0, cov_upper=5.0, clip_low=0.2, clip_high=0.2):
+    """[B, T] bool: what clip_cov chooses among."""
+    c, r = grpo_covariance(logprob, advantage, mask), (logprob - old_logprob).clamp(-20, 20).exp()
+    held = torch.where(advantage > 0, r > 1 + clip_high, r < 1 - clip_low) & (advantage != 0)
+    return mask & ~held & (c > cov_lower) & (c < cov_upper)
+
+
+def philox(seed: int, low: int) -> list[int]:
+    """The four 32-bit words of Philox4x32-10 for a 64-bit key and the counter (low, 0)."""
+    word, k = 0xFFFFFFFF, [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    c = [low & word, low >> 32, 0, 0]
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [p1 >> 32 ^ c[1] ^ k[0], p1 & word, p0 >> 32 ^ c[3] ^ k[1], p0 & word]
+        k = [k[0] + 0x9E3779B9 & word, k[1] + 0xBB67AE85 & word]
+    return c
+
+
+def grpo_select(logprob, old_logprob, advantage, mask, *, mode, seed, select_fraction, minimum=1, **band) -> Tensor:
+    """All [B, T] → [B, T] bool."""
+    among = grpo_candidates(logprob, old_logprob, advantage, mask, **band) if mode.endswith("clip_cov") else mask
+    count = min(max(int(select_fraction * mask.sum().item()), minimum), among.sum().item())
+    among = mask if mode.startswith("random") else among
+    if mode == "kl_cov":
+        rank = (-grpo_covariance(logprob, advantage, mask).float()).flatten().tolist()
+    else:
+        rank = [philox(seed, j // 4)[j % 4] for j in range(mask.numel())]
+    order = sorted(among.flatten().nonzero().flatten().tolist(), key=lambda j: (rank[j], j))
+    selected = torch.zeros(mask.numel(), dtype=torch.bool)
+    selected[order[:count]] = True
+    return selected.view(mask.shape).to(mask.device)
+
+
+# ---- grpo_select -----------------------------------------------------------------------------------------------------
+
+
+def grpo_covariance(logprob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+    """c [B, T]; 0 where mask is False."""
+    a, l = (x.where(mask, 0) for x in (advantage, logprob))
+    tokens = mask.sum().clamp(min=1)
+    return ((a - a.sum() / tokens) * (l - l.sum() / tokens)).where(mask, 0)
+
+
+def grpo_candidates(logprob, old_logprob, advantage, mask, *, cov_lower=1.0, cov_upper=5.0, clip_low=0.2, clip_high=0.2):
+    """[B, T] bool: what clip_cov chooses among."""
+    c, r = grpo_covariance(logprob, advantage, mask), (logprob - old_logprob).clamp(-20, 20).exp()
+    held = torch.where(advantage > 0, r > 1 + clip_high, r < 1 - clip_low) & (advantage != 0)
+    return mask & ~held & (c > cov_lower) & (c < cov_upper)
+
+
+def philox(seed: int, low: int) -> list[int]:
+    """The four 32-bit words of Philox4x32-10 for a 64-bit key and the counter (low, 0)."""
+    word, k = 0xFFFFFFFF, [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    c = [low & word, low >> 32, 0, 0]
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [p1 >> 32 ^ c[1] ^ k[0], p1 & word, p0 >> 32 ^ c[3] ^ k[1], p0 & word]
+        k = [k[0] + 0x9E3779B9 & word, k[1] + 0xBB67AE85 & word]
+    return c
+
+
+def grpo_select(logprob, old_logprob, advantage, mask, *, mode, seed, select_fraction, minimum=1, **band) -> Tensor:
+    """All [B, T] → [B, T] bool."""
+    among = grpo_candidates(logprob, old_logprob, advantage, mask, **band) if mode.endswith("clip_cov") else mask
+    count = min(max(int(select_fraction * mask.sum().item()), minimum), among.sum().item())
+    among = mask if mode.startswith("random") else among
+    if mode == "kl_cov":
+        rank = (-grpo_covariance(logprob, advantage, mask).float()).flatten().tolist()
+    else:
+        rank = [philox(seed, j // 4)[j % 4] for j in range(mask.numel())]
+    order = sorted(among.flatten().nonzero().flatten().tolist(), key=lambda j: (rank[j], j))
+    selected = torch.zeros(mask.numel(), dtype=torch.bool)
+    selected[order[:count]] = True
+    return selected.view(mask.shape).to(mask.device)
+
+
 # ---- grpo_loss -------------------------------------------------------------------------------------------------------
+
+
+def grpo_token_loss(
+    logprob, old_logprob, advantage, mask, *, selected=None, ref_logprob=None, entropy=None, mode="clip", clip_low=0.2,
+    clip_high=None, dual_clip=None, kl_coef=1.0, ref_kl="k3", ref_kl_coef=0.0, entropy_coef=0.0,
+) -> Tensor:  # fmt: skip
+    """All [B, T] → [B, T]; 0 where mask is False."""
+    l, old, A = (x.where(mask, 0) for x in (logprob, old_logprob, advantage))
+    d = (l - old).clamp(-20, 20)
+    upper = 1 + (clip_high if clip_high is not None else 0.28 if mode == "clip_higher" else clip_low)
+    r = d.exp()
+    if mode == "gspo":
+        mean = ((l - old).sum(1) / mask.sum(1).clamp(min=1)).detach()[:, None]
+        r = (l - l.detach() + mean).clamp(-20, 10).exp()
+    clipped = r.clamp(1 - clip_low, upper)
+    loss = torch.maximum(-A * r, -A * clipped)
+    if dual_clip is not None:
+        loss = torch.where(A < 0, torch.minimum(loss, -A * dual_clip), loss)
+    if mode == "clip_cov":
+        loss = loss.where(~selected, 0)
+    elif mode == "kl_cov":
+        loss = -A * r + kl_coef * d.abs().where(selected & mask, 0)
+    elif mode == "cispo":
+        loss = -clipped.detach() * A * l
+    elif mode == "gpg":
+        loss = -A * l
+    if ref_kl_coef:
+        delta = l - ref_logprob.where(mask, 0)
+        near = delta.clamp(-20, 20)
+        value = {"k1": delta, "k2": delta**2 / 2, "k3": ((-near).exp() + near - 1).clamp(max=10)}
+        kl = value[ref_kl[:2]]
+        if ref_kl.endswith("+"):
+            kl = kl.detach() + value["k2"] - value["k2"].detach()
+        loss = loss + ref_kl_coef * kl
+    if entropy_coef:
+        loss = loss - entropy_coef * entropy.where(mask, 0)
+    return loss.where(mask, 0)
+
+
+def grpo_loss(logprob, old_logprob, advantage, mask, *, aggregate="token-mean", normalizer=None, **options):
+    """loss [] and token loss [B, T]; options of grpo_token_loss."""
+    token_loss = grpo_token_loss(logprob, old_logprob, advantage, mask, **options)
+    tokens, sums = mask.sum(1), token_loss.sum(1)
+    if aggregate == "seq-mean-token-mean":
+        sums = sums / tokens.clamp(min=1)
+    counts = {"token-mean": tokens.sum(), "seq-mean-token-sum-norm": torch.tensor(mask.shape[1])}
+    divisor = counts.get(aggregate, (tokens > 0).sum()) if normalizer is None else normalizer
+    return (sums.sum() / divisor if tokens.any() else sums.sum()), token_loss
+
+
+def grpo_stats(logprob, old_logprob, advantage, mask, *, selected=None, ref_logprob=None, entropy=None, mode="clip",
+               clip_low=0.2, clip_high=None, dual_clip=None, **_) -> dict[str, float]:  # fmt: skip
+    """The statistics by name, of at least one token that counts."""
+    none = torch.zeros_like(mask, dtype=torch.bool)
+    l, A, old = logprob[mask], advantage[mask], old_logprob[mask]
+    H = (l * 0 if entropy is None else entropy[mask]).double()
+    d = (l - old).clamp(-20, 20)
+    mean = ((logprob - old_logprob).where(mask, 0).sum(1) / mask.sum(1).clamp(min=1)).clamp(-20, 10)
+    r = mean[:, None].expand_as(logprob)[mask].exp() if mode == "gspo" else d.exp()
+    delta = l * 0 if ref_logprob is None else l - ref_logprob[mask]
+    c = grpo_covariance(logprob, advantage, mask)[mask]
+    upper = 1 + (clip_high if clip_high is not None else 0.28 if mode == "clip_higher" else clip_low)
+    weighs = {"cispo": (True, True), "gpg": (False, False), "kl_cov": (False, False)}
+    may_low, may_high = weighs.get(mode, (A < 0, A > 0))
+    low, high = (r < 1 - clip_low) & may_low, (r > upper) & may_high
+    dual = (A < 0) & ~low & (r > (dual_clip or float("inf")))
+    near = delta.clamp(-20, 20)
+    values = {
+        "tokens": mask.sum(), "sequences": mask.any(1).sum(), "advantage/mean": A.mean(), "logprob/mean": l.mean(),
+        "entropy/mean": H.mean(), "entropy/std": H.std(correction=0), "ratio/mean": r.mean(), "ratio/max": r.max(),
+        "kl/k1": -d.mean(), "kl/k2": (d**2 / 2).mean(), "kl/k3": (d.exp() - 1 - d).mean(), "ref_kl/k1": delta.mean(),
+        "ref_kl/k2": (delta**2 / 2).mean(), "ref_kl/k3": ((-near).exp() + near - 1).clamp(max=10).mean(),
+        "clip/frac": (low | high).double().mean(), "clip/low": low.double().mean(), "clip/high": high.double().mean(),
+        "clip/dual": dual.double().mean(), "cov/mean": c.mean(), "cov/max": c.max(),
+        "select/frac": (none if selected is None else selected)[mask].double().mean(),
+    }  # fmt: skip
+    return {name: value.item() for name, value in values.items()}
+
+
+
+def grpo_token_loss(
+    logprob, old_logprob, advantage, mask, *, selected=None, ref_logprob=None, entropy=None, mode="clip", clip_low=0.2,
+    clip_high=None, dual_clip=None, kl_coef=1.0, ref_kl="k3", ref_kl_coef=0.0, entropy_coef=0.0,
+) -> Tensor:  # fmt: skip
+    """All [B, T] → [B, T]; 0 where mask is False."""
+    l, old, A = (x.where(mask, 0) for x in (logprob, old_logprob, advantage))
+    d = (l - old).clamp(-20, 20)
+    upper = 1 + (clip_high if clip_high is not None else 0.28 if mode == "clip_higher" else clip_low)
+    r = d.exp()
+    if mode == "gspo":
+        mean = ((l - old).sum(1) / mask.sum(1).clamp(min=1)).detach()[:, None]
+        r = (l - l.detach() + mean).clamp(-20, 10).exp()
+    clipped = r.clamp(1 - clip_low, upper)
+    loss = torch.maximum(-A * r, -A * clipped)
+    if dual_clip is not None:
+        loss = torch.where(A < 0, torch.minimum(loss, -A * dual_clip), loss)
+    if mode == "clip_cov":
+        loss = loss.where(~selected, 0)
+    elif mode == "kl_cov":
+        loss = -A * r + kl_coef * d.abs().where(selected & mask, 0)
+    elif mode == "cispo":
+        loss = -clipped.detach() * A * l
+    elif mode == "gpg":
+        loss = -A * l
+    if ref_kl_coef:
+        delta = l - ref_logprob.where(mask, 0)
+        near = delta.clamp(-20, 20)
+        value = {"k1": delta, "k2": delta**2 / 2, "k3": ((-near).exp() + near - 1).clamp(max=10)}
+        kl = value[ref_kl[:2]]
+        if ref_kl.endswith("+"):
+            kl = kl.detach() + value["k2"] - value["k2"].detach()
+        loss = loss + ref_kl_coef * kl
+    if entropy_coef:
+        loss = loss - entropy_coef * entropy.where(mask, 0)
+    return loss.where(mask, 0)
+
+
+def grpo_loss(logprob, old_logprob, advantage, mask, *, aggregate="token-mean", normalizer=None, **options):
+    """loss [] and token loss [B, T]; options of grpo_token_loss."""
+    token_loss = grpo_token_loss(logprob, old_logprob, advantage, mask, **options)
+    tokens, sums = mask.sum(1), token_loss.sum(1)
+    if aggregate == "seq-mean-token-mean":
+        sums = sums / tokens.clamp(min=1)
+    counts = {"token-mean": tokens.sum(), "seq-mean-token-sum-norm": torch.tensor(mask.shape[1])}
+    divisor = counts.get(aggregate, (tokens > 0).sum()) if normalizer is None else normalizer
+    return (sums.sum() / divisor if tokens.any() else sums.sum()), token_loss
+
+
+def grpo_stats(logprob, old_logprob, advantage, mask, *, selected=None, ref_logprob=None, entropy=None, mode="clip",
+               clip_low=0.2, clip_high=None, dual_clip=None, **_) -> dict[str, float]:  # fmt: skip
+    """The statistics by name, of at least one token that counts."""
+    none = torch.zeros_like(mask, dtype=torch.bool)
+    l, A, old = logprob[mask], advantage[mask], old_logprob[mask]
+    H = (l * 0 if entropy is None else entropy[mask]).double()
+    d = (l - old).clamp(-20, 20)
+    mean = ((logprob - old_logprob).where(mask, 0).sum(1) / mask.sum(1).clamp(min=1)).clamp(-20, 10)
+    r = mean[:, None].expand_as(logprob)[mask].exp() if mode == "gspo" else d.exp()
+    delta = l * 0 if ref_logprob is None else l - ref_logprob[mask]
+    c = grpo_covariance(logprob, advantage, mask)[mask]
+    upper = 1 + (clip_high if clip_high is not None else 0.28 if mode == "clip_higher" else clip_low)
+    weighs = {"cispo": (True, True), "gpg": (False, False), "kl_cov": (False, False)}
+    may_low, may_high = weighs.get(mode, (A < 0, A > 0))
+    low, high = (r < 1 - clip_low) & may_low, (r > upper) & may_high
+    dual = (A < 0) & ~low & (r > (dual_clip or float("inf")))
+    near = delta.clamp(-20, 20)
+    values = {
+        "tokens": mask.sum(), "sequences": mask.any(1).sum(), "advantage/mean": A.mean(), "logprob/mean": l.mean(),
+        "entropy/mean": H.mean(), "entropy/std": H.std(correction=0), "ratio/mean": r.mean(), "ratio/max": r.max(),
+        "kl/k1": -d.mean(), "kl/k2": (d**2 / 2).mean(), "kl/k3": (d.exp() - 1 - d).mean(), "ref_kl/k1": delta.mean(),
+        "ref_kl/k2": (delta**2 / 2).mean(), "ref_kl/k3": ((-near).exp() + near - 1).clamp(max=10).mean(),
+        "clip/frac": (low | high).double().mean(), "clip/low": low.double().mean(), "clip/high": high.double().mean(),
+        "clip/dual": dual.double().mean(), "cov/mean": c.mean(), "cov/max": c.max(),
+        "select/frac": (none if selected is None else selected)[mask].double().mean(),
+    }  # fmt: skip
+    return {name: value.item() for name, value in values.items()}

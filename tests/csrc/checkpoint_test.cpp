@@ -200,12 +200,12 @@ TEST_F(SafetensorsTest, AFullDiskLeavesTheOldFileAndNoOther) {
 // ---- checkpoints
 // ---------------------------------------------------------------------------------------------------
 
-struct Run {
+struct Model {
   TrainConfig config;
   data::Tokenizer tokenizer{config.tokenizer};
   model::Decoder decoder{nullptr};
 
-  explicit Run(uint64_t seed = 1, bool tied = false, int64_t layers = 2) {
+  explicit Model(uint64_t seed = 1, bool tied = false, int64_t layers = 2) {
     config.model.width = 24;
     config.model.heads = 3;
     config.model.kv_heads = 1;
@@ -245,7 +245,7 @@ bool same_weights(const model::Decoder& a, const model::Decoder& b) {
 
 TEST_F(CheckpointTest, SavedAndLoaded) {
   for (const bool tied : {false, true}) {
-    const Run run(1, tied);
+    const Model run(1, tied);
     CheckpointState state = state_at(1, "grpo", 200);
     state.optimizer = {{"first.model.norm.weight", torch::randn({24})}};
     state.source = {{"taken", torch::tensor(int64_t{77})}};
@@ -281,16 +281,16 @@ TEST_F(CheckpointTest, SavedAndLoaded) {
 }
 
 TEST_F(CheckpointTest, AnotherModelIsNamedByWhatDiffers) {
-  const Run run;
+  const Model run;
   run.save(dir_ + "/c", state_at(0, "sft", 1));
-  Run deeper(1, false, 3), tied(1, true);
+  Model deeper(1, false, 3), tied(1, true);
   EXPECT_TRUE(error([&] {
                 load_weights(dir_ + "/c", deeper.decoder);
               }).starts_with("c/model.safetensors: weights of another model: model.layers.2."));
   EXPECT_TRUE(error([&] { load_weights(dir_ + "/c", tied.decoder); })
                   .ends_with("lm_head.weight [" + std::to_string(run.tokenizer.size()) +
                              ", 24] has no place in this model"));
-  Run wider;
+  Model wider;
   wider.config.model.mlp = 34;
   wider.decoder = model::Decoder(wider.config.model, 3);
   const std::string message = error([&] { load_weights(dir_ + "/c", wider.decoder); });
@@ -299,7 +299,7 @@ TEST_F(CheckpointTest, AnotherModelIsNamedByWhatDiffers) {
 }
 
 TEST_F(CheckpointTest, OnlyCompleteFoldersAreUsed) {
-  const Run run;
+  const Model run;
   const std::string dir = dir_ + "/checkpoints/sft-000001";
   EXPECT_EQ(find_latest(dir_), std::nullopt);
   run.save(dir, state_at(0, "sft", 1));
@@ -318,7 +318,7 @@ TEST_F(CheckpointTest, OnlyCompleteFoldersAreUsed) {
 }
 
 TEST_F(CheckpointTest, LatestIsByPhaseAndStepNotByTimeOrName) {
-  const Run run;
+  const Model run;
   run.save(checkpoint_dir(dir_, "b", 5), state_at(1, "b", 5));
   run.save(checkpoint_dir(dir_, "z", 900), state_at(0, "z", 900, true));
   run.save(checkpoint_dir(dir_, "b", 10), state_at(1, "b", 10));
@@ -327,7 +327,7 @@ TEST_F(CheckpointTest, LatestIsByPhaseAndStepNotByTimeOrName) {
 }
 
 TEST_F(CheckpointTest, PruneKeepsTheNewestAndTheEndsOfPhases) {
-  const Run run;
+  const Model run;
   for (int64_t step : {1, 2, 3}) run.save(checkpoint_dir(dir_, "a", step), state_at(0, "a", step, step == 1));
   for (int64_t step : {1, 2, 3, 4}) run.save(checkpoint_dir(dir_, "b", step), state_at(1, "b", step));
   prune_checkpoints(dir_, 2);
@@ -337,7 +337,7 @@ TEST_F(CheckpointTest, PruneKeepsTheNewestAndTheEndsOfPhases) {
 }
 
 TEST_F(CheckpointTest, OverwritesACheckpointOfTheSameStep) {
-  const Run first(1), second(2);
+  const Model first(1), second(2);
   const std::string dir = checkpoint_dir(dir_, "sft", 7);
   first.save(dir, state_at(0, "sft", 7));
   second.save(dir, state_at(0, "sft", 7, true));
@@ -349,7 +349,7 @@ TEST_F(CheckpointTest, OverwritesACheckpointOfTheSameStep) {
 }
 
 TEST_F(CheckpointTest, AFullDiskLeavesTheLastOne) {
-  const Run run;
+  const Model run;
   const std::string dir = checkpoint_dir(dir_, "sft", 7);
   run.save(dir, state_at(0, "sft", 7));
   CheckpointState next = state_at(0, "sft", 8);
@@ -362,7 +362,7 @@ TEST_F(CheckpointTest, AFullDiskLeavesTheLastOne) {
 }
 
 TEST_F(CheckpointTest, DamagedFilesAreNamed) {
-  const Run run;
+  const Model run;
   const std::string dir = dir_ + "/c";
   run.save(dir, state_at(0, "sft", 1));
   model::Decoder decoder(run.config.model, 2);

@@ -246,6 +246,7 @@ TYPED_TEST(TokenEntropy, RowsThatSayNothing) {
     t.logits[4 * V + 3] = kInf;
     t.logits[5 * V + 7] = kNaN;  // but nothing flows back into it
     for (auto& g : t.gradient) g[5] = 0;
+    for (int64_t v = 0; v < V; ++v) t.logits[6 * V + v] = kNaN;
     run<TypeParam>(t);
   }
 }

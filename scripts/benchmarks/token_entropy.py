@@ -1,0 +1,119 @@
+"""token_entropy against what a user would write in torch: log_softmax, gather, entropy; eager and compiled.
+
+The limit of a forward pass is one read of the logits, that of forward and backward two reads and one write, at the rates
+that a sum and a copy reach in the same rounds.
+"""
+
+import statistics
+
+import torch
+
+import isentrope
+from isentrope import reference
+
+from timing import compare, interleaved, peak_bytes, read_and_copy
+
+SHAPES = [(256, 151936), (2048, 32000)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def plain(logits, target, dtype=None):
+    """What a user would take instead. dtype: of the statistics; None for that of the logits."""
+    logp = torch.log_softmax(logits, dim=-1, dtype=dtype)
+    logprob = logp.gather(-1, target[:, None])[:, 0]
+    return logprob, -(logp.exp() * logp).sum(-1)
+
+
+def ours(logits, target):
+    return isentrope.token_entropy(logits, target)[:2]
+
+
+def check_values(logits, target):
+    """Errors against double on some rows: ours at most twice those of plain in the logits' dtype."""
+    logits, target = logits[:8], target[:8]
+    exact = reference.token_entropy(logits.double(), target)[:2]
+    for name, a, p, e in zip(("logprob", "entropy"), ours(logits, target), plain(logits, target), exact):
+        error, allowed = (a - e).abs().max().item(), 2 * (p - e).abs().max().item()
+        assert error <= allowed, f"{name} of {logits.dtype}: error {error}, allowed {allowed}"
+
+
+def with_backward(function, logits, target, weights):
+    def step():
+        leaf = logits.detach().requires_grad_()
+        logprob, entropy = function(leaf, target)
+        (logprob * weights[0] + entropy * weights[1]).sum().backward()
+        return leaf.grad
+
+    return step
+
+
+def in_place(scratch, target, weights):
+    """Forward and backward where the gradient overwrites the logits, which scratch holds."""
+
+    def step():
+        op = torch.ops.isentrope
+        logprob, entropy, lse, anchor, log_sum, _, _ = op.token_entropy(scratch, target)
+        op.token_entropy_backward_(scratch, target, entropy, anchor, log_sum, weights[0], weights[1], None)
+
+    return step
+
+
+def rows(rounds=7, threads=None, compiled=True):
+    """One dictionary a shape, dtype, pass and rival."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    table = []
+    for shape in SHAPES:
+        for dtype in DTYPES:
+            logits = (torch.randn(shape) * 2).to(dtype)
+            target, weights = torch.randint(0, shape[1], shape[:1]), torch.randn(2, shape[0])
+            check_values(logits, target)
+            table += measure(logits, target, weights, rounds, compiled)
+    return table
+
+
+def measure(logits, target, weights, rounds, compiled):
+    rivals = {"eager": plain}
+    if logits.dtype != torch.float32:
+        rivals["eager, float32 statistics"] = lambda z, y: plain(z, y, torch.float32)
+    if compiled:
+        torch._dynamo.reset()
+        rivals["torch.compile"] = torch.compile(plain)
+    functions = {"ours": ours, **rivals}
+    read, copy = read_and_copy(logits.nbytes)
+
+    with torch.no_grad():
+        forward = {name: (lambda f=f: f(logits, target)) for name, f in functions.items()}
+        forward_s = interleaved({**forward, "read": read}, rounds)
+        forward_memory = {name: peak_bytes(f) for name, f in forward.items()}
+    both = {name: with_backward(f, logits, target, weights) for name, f in functions.items()}
+    both_memory = {name: peak_bytes(f) for name, f in both.items()}
+    scratch = logits.clone()
+    both_s = interleaved(
+        {**both, "ours in place": in_place(scratch, target, weights), "read": read, "copy": copy},
+        rounds,
+        before=lambda name: scratch.copy_(logits) if name == "ours in place" else None,
+    )
+
+    table = []
+    for name, seconds, memory, limits in (
+        ("forward", forward_s, forward_memory, ["read"]),
+        ("forward + backward", both_s, both_memory, ["read", "copy"]),
+    ):
+        shares = [sum(parts) / mine for mine, *parts in zip(seconds["ours"], *(seconds[limit] for limit in limits))]
+        for rival in rivals:
+            row = {
+                "op": f"token_entropy {name}",
+                "shape": list(logits.shape),
+                "dtype": str(logits.dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+                **compare(seconds, "ours", rival),
+                "ours_bytes": memory["ours"],
+                "peer_bytes": memory[rival],
+                "share_of_limit": statistics.median(shares),
+            }
+            if "ours in place" in seconds:
+                row["ours_in_place_s"] = statistics.median(seconds["ours in place"])
+            table.append(row)
+    return table
