@@ -48,7 +48,7 @@ constexpr double kMaxK3 = 10.0;                // one token must not own the los
 // Sums run over segments of a sequence, cut here whatever the threads and blocks, so that the bits do not
 // depend on their number: 2048 tokens are some microseconds of a core and 8 rounds of a block of 256.
 constexpr int64_t kGrpoSegment = 2048;
-constexpr int64_t grpo_segments(int64_t length) { return (length + kGrpoSegment - 1) / kGrpoSegment; }
+ISENTROPE_HOST_DEVICE constexpr int64_t grpo_segments(int64_t length) { return (length + kGrpoSegment - 1) / kGrpoSegment; }
 
 // ---- statistics -----------------------------------------------------------------------------------------------------
 
@@ -388,7 +388,7 @@ ISENTROPE_HOST_DEVICE inline int64_t selection_count(double fraction, int64_t mi
 // ---- workspaces of the CUDA launchers -------------------------------------------------------------------------------
 
 // GrpoCentre; log ratios [B]; GrpoMoments<double> [B, segments]; GrpoTerms<double> [B, segments].
-constexpr int64_t grpo_loss_workspace(int64_t batch, int64_t length) {
+ISENTROPE_HOST_DEVICE constexpr int64_t grpo_loss_workspace(int64_t batch, int64_t length) {
   return static_cast<int64_t>(sizeof(GrpoCentre)) + batch * static_cast<int64_t>(sizeof(double)) +
          batch * grpo_segments(length) *
              static_cast<int64_t>(sizeof(GrpoMoments<double>) + sizeof(GrpoTerms<double>));
@@ -402,7 +402,7 @@ struct GrpoSearch {
 constexpr int kKeyBytes = 8;
 // GrpoCentre; available [1] int64; GrpoSearch [kKeyBytes + 1]; histograms [kKeyBytes, 256] uint32;
 // GrpoMoments<double> [B, segments]; keys [B, T] uint64.
-constexpr int64_t grpo_select_workspace(int64_t batch, int64_t length) {
+ISENTROPE_HOST_DEVICE constexpr int64_t grpo_select_workspace(int64_t batch, int64_t length) {
   return static_cast<int64_t>(sizeof(GrpoCentre) + sizeof(int64_t) + (kKeyBytes + 1) * sizeof(GrpoSearch) +
                               kKeyBytes * 256 * sizeof(uint32_t)) +
          batch * grpo_segments(length) * static_cast<int64_t>(sizeof(GrpoMoments<double>)) +

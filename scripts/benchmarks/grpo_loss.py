@@ -1,0 +1,234 @@
+"""grpo_loss, forward and backward, against the straightforward torch code of each mode: [256, 2048], float32, with
+grpo_select where the mode needs it.
+
+    python scripts/benchmarks/grpo_loss.py [--rounds 15] [--threads 1] [--device cpu] [--json OUT]
+
+The straightforward code computes the loss, its gradient, and the three or four statistics usual beside it; ours all of
+its statistics. Values first: equal loss and gradient. Both run once a round, in turn; the ratio is the median over rounds
+of (torch's time / our time). "of copy": the bytes that must be moved once (inputs, token losses, slopes, gradient), a
+second, as a share of a plain copy's in the same rounds.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+import isentrope
+
+BATCH, LENGTH = 256, 2048
+LOW, HIGH, HIGHER, DUAL = 0.2, 0.2, 0.28, 3.0
+FRACTION, BAND = 2e-4, (1.0, 5.0)
+
+
+# ---- the straightforward code, one function a mode -------------------------------------------------------------------
+
+
+def mean(x, mask):
+    return (x * mask).sum() / mask.sum()
+
+
+def plain_clip(l, old, A, mask, high=HIGH):
+    d = torch.clamp(l - old, -20, 20)
+    ratio = torch.exp(d)
+    free, bound = -A * ratio, -A * torch.clamp(ratio, 1 - LOW, 1 + high)
+    larger = torch.maximum(free, bound)
+    most = -A * DUAL
+    loss = torch.where(A < 0, torch.minimum(most, larger), larger)
+    with torch.no_grad():
+        stats = (mean(-d, mask), mean((bound > free).float(), mask), mean(((larger > most) & (A < 0)).float(), mask))
+    return mean(loss, mask), stats
+
+
+def plain_clip_higher(l, old, A, mask):
+    return plain_clip(l, old, A, mask, HIGHER)
+
+
+def plain_clip_cov(l, old, A, mask, picked=None):
+    d = l - old
+    ratio = torch.exp(d)
+    free, bound = -A * ratio, -A * torch.clamp(ratio, 1 - LOW, 1 + HIGH)
+    keep = torch.ones_like(A)
+    with torch.no_grad():
+        held = (bound > free) & (mask > 0)
+        cov = (A - mean(A, mask)) * (l - mean(l, mask))
+        cov[mask == 0] = -torch.inf
+        cov[held] = -torch.inf
+        count = max(int(FRACTION * mask.sum().item()), 1)
+        if picked is None:
+            found = torch.nonzero((cov > BAND[0]) & (cov < BAND[1]))
+            picked = tuple(found[torch.randperm(len(found))[:count]].unbind(1))
+        keep[picked] = 0
+        stats = (mean(-d, mask), mean((keep == 0).float(), mask), mean(held.float(), mask))
+    return mean(torch.maximum(free, bound) * keep, mask), stats
+
+
+def plain_kl_cov(l, old, A, mask, picked=None):
+    d = l - old
+    ratio = torch.exp(d)
+    free = -A * ratio
+    loss = free + d.abs()
+    with torch.no_grad():
+        flat = torch.nonzero(mask.reshape(-1) > 0).squeeze(1)
+        a, b = A.reshape(-1)[flat], l.reshape(-1)[flat]
+        cov = (a - a.mean()) * (b - b.mean())
+        top = flat[torch.topk(cov, max(int(FRACTION * len(flat)), 1)).indices]
+        stats = (mean(d.abs(), mask),)
+    penalised = free.clone()
+    penalised.view(-1)[top] = loss.reshape(-1)[top]
+    return mean(penalised, mask), stats
+
+
+def plain_gspo(l, old, A, mask):
+    d = l - old
+    tokens = mask.sum(1).clamp(min=1)
+    sequence = (d * mask).sum(1) / tokens
+    ratio = torch.exp(torch.clamp(l - l.detach() + sequence.detach()[:, None], max=10.0))
+    free, bound = -A * ratio, -A * torch.clamp(ratio, 1 - LOW, 1 + HIGH)
+    loss = torch.maximum(free, bound)
+    with torch.no_grad():
+        stats = (mean(-d, mask), mean((bound > free).float(), mask))
+    return ((loss * mask).sum(1) / tokens).mean(), stats
+
+
+def plain_cispo(l, old, A, mask):
+    d = torch.clamp(l - old, -20, 20)
+    ratio = torch.exp(d)
+    clipped = torch.clamp(ratio, 1 - LOW, 1 + HIGH)
+    loss = -clipped.detach() * A * l
+    with torch.no_grad():
+        stats = (mean(-d, mask), mean((ratio != clipped).float(), mask))
+    return mean(loss, mask), stats
+
+
+def plain_gpg(l, old, A, mask):
+    return mean(-A * l, mask), ()
+
+
+def plain_with_reference(l, old, A, mask, ref, entropy):
+    loss, stats = plain_clip(l, old, A, mask)
+    near = torch.clamp(ref - l, -20, 20)
+    k3 = mean(torch.clamp(near.exp() - near - 1, -10, 10), mask)
+    bonus = mean(entropy, mask)
+    return loss + 0.001 * k3 - 0.001 * bonus, (*stats, k3.detach(), bonus.detach())
+
+
+# ---- the cases -------------------------------------------------------------------------------------------------------
+
+# name: (mode, options of grpo_loss, the straightforward code)
+CASES = {
+    "clip": ("clip", {"dual_clip": DUAL}, plain_clip),
+    "clip_higher": ("clip_higher", {"dual_clip": DUAL}, plain_clip_higher),
+    "clip_cov": ("clip_cov", {}, plain_clip_cov),
+    "kl_cov": ("kl_cov", {}, plain_kl_cov),
+    "gspo": ("gspo", {"aggregate": "seq-mean-token-mean"}, plain_gspo),
+    "cispo": ("cispo", {}, plain_cispo),
+    "gpg": ("gpg", {}, plain_gpg),
+    "clip, reference, entropy": ("clip", {"dual_clip": DUAL, "ref_kl_coef": 0.001, "entropy_coef": 0.001}, plain_with_reference),
+}
+
+
+def draw(device):
+    """logprob, old_logprob, advantage, mask, ref_logprob, entropy, each [BATCH, LENGTH]; sequences of 1/2 to all of LENGTH."""
+    generator = torch.Generator().manual_seed(1)
+    logprob = -torch.empty(BATCH, LENGTH).exponential_(1.0, generator=generator)
+    old, ref = (logprob + s * torch.randn(BATCH, LENGTH, generator=generator) for s in (0.1, 0.3))
+    advantage = torch.randn(BATCH, 1, generator=generator).expand(BATCH, LENGTH).contiguous()
+    entropy = torch.rand(BATCH, LENGTH, generator=generator)
+    tokens = torch.randint(LENGTH // 2, LENGTH + 1, (BATCH, 1), generator=generator)
+    mask = torch.arange(LENGTH) < tokens
+    return [x.to(device) for x in (logprob, old, advantage, mask, ref, entropy)]
+
+
+def passes(name, inputs):
+    """Two functions, each one forward and one backward pass → (loss, gradient, what was selected or None)."""
+    logprob, old, advantage, mask, ref, entropy = inputs
+    mode, options, plain = CASES[name]
+    leaf, entropy_leaf, float_mask = logprob.clone().requires_grad_(), entropy.clone().requires_grad_(), mask.float()
+    seed = iter(range(1 << 30))
+
+    def ours():
+        leaf.grad = entropy_leaf.grad = None
+        more, selected = dict(options), None
+        if mode.endswith("_cov"):
+            selected = isentrope.grpo_select(leaf, old, advantage, mask, mode=mode, seed=next(seed),
+                                             select_fraction=FRACTION)  # fmt: skip
+            more["selected"] = selected
+        if "ref_kl_coef" in options:
+            more.update(ref_logprob=ref, entropy=entropy_leaf)
+        loss = isentrope.grpo_loss(leaf, old, advantage, mask, mode=mode, **more).loss
+        loss.backward()
+        return loss.detach(), leaf.grad, selected
+
+    def theirs(**given):
+        leaf.grad = entropy_leaf.grad = None
+        more = (ref, entropy_leaf) if "ref_kl_coef" in options else ()
+        loss, _ = plain(leaf, old, advantage, float_mask, *more, **given)
+        loss.backward()
+        return loss.detach(), leaf.grad, None
+
+    return ours, theirs
+
+
+def seconds(function, device):
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    function()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def rows(rounds=15, threads=1, device="cpu"):
+    torch.set_num_threads(threads)
+    inputs = draw(device)
+    source = inputs[0]
+    target = torch.empty_like(source)
+    table = []
+    for name, (mode, options, _) in CASES.items():
+        ours, theirs = passes(name, inputs)
+        loss, gradient, selected = ours()
+        picked = {"picked": tuple(selected.nonzero().unbind(1))} if selected is not None else {}
+        expected, expected_gradient, _ = theirs(**picked)
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6, msg=lambda m: f"{name}: loss: {m}")
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-9, msg=lambda m: f"{name}: gradient: {m}")
+        times = {f: [] for f in ("ours", "theirs", "copy")}
+        for round in range(-3, rounds):  # three to warm up
+            for key, f in (("ours", ours), ("theirs", theirs), ("copy", lambda: target.copy_(source))):
+                elapsed = seconds(f, device)
+                if round >= 0:
+                    times[key].append(elapsed)
+        ratios = [b / a for a, b in zip(times["ours"], times["theirs"])]
+        arrays = 3 + 2 + 1 + (4 if "ref_kl_coef" in options else 0)  # float32: inputs, token losses and slopes, gradient
+        copy_rate = 8 * source.numel() / statistics.median(times["copy"])
+        table.append({
+            "op": f"grpo_loss {name}", "shape": f"{BATCH} x {LENGTH}", "dtype": "float32", "threads": threads,
+            "device": device, "selection": mode.endswith("_cov"), "ours_s": statistics.median(times["ours"]),
+            "peer": "the straightforward torch code", "peer_s": statistics.median(times["theirs"]),
+            "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)],
+            "share_of_copy": (4 * arrays + 1) * source.numel() / statistics.median(times["ours"]) / copy_rate,
+        })  # fmt: skip
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    table = rows(arguments.rounds, arguments.threads, arguments.device)
+    for row in table:
+        print(f"{row['op']:36s} torch {row['peer_s'] * 1e3:8.2f} ms   ours {row['ours_s'] * 1e3:8.2f} ms   "
+              f"ratio {row['ratio']:5.2f} ({row['ratio_range'][0]:.2f} … {row['ratio_range'][1]:.2f})   "
+              f"{row['share_of_copy']:.0%} of copy")  # fmt: skip
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(table, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
