@@ -82,12 +82,8 @@ if(nvcc)
   set(CMAKE_CUDA_ARCHITECTURES ${ISENTROPE_CUDA_ARCHITECTURES})
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # the wheel of nvcc has no libcudart.so to link, only libcudart_static.a
   enable_language(CUDA)
-  if(cuda_std_20 IN_LIST CMAKE_CUDA_COMPILE_FEATURES)
-    set(CMAKE_CUDA_STANDARD 20)
-    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-  else()  # CMake 3.25 does not know that nvcc 13 has it
-    string(APPEND CMAKE_CUDA_FLAGS " -std=c++20")
-  endif()
+  set(CMAKE_CUDA_STANDARD 17)  # what kernels keep to; CMake 3.25 knows no C++20 of nvcc 13
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   set(ISENTROPE_CUDA_ENABLED ON)
 elseif(wanted_cuda STREQUAL "on")
   message(FATAL_ERROR "isentrope: ISENTROPE_CUDA=on, but ${why_not}.")

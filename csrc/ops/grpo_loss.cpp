@@ -550,6 +550,9 @@ struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("isentrope::grpo_loss_backward", "")
                                .typed<decltype(grpo_loss_backward_cpu)>();
+    // The slopes are constants to autograd: a second derivative would silently miss their share.
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "isentrope::grpo_loss: second derivatives are not implemented; wanted backward without create_graph");
     variable_list gradients(3);
     if (!d[0].defined() && !d[1].defined()) return gradients;
     const auto saved = ctx->get_saved_variables();

@@ -78,10 +78,22 @@ def check(within_twice, x, mode, **options):
     actual = compute(isentrope.grpo_loss, x, mode, **options)
     exact = compute(reference.grpo_loss, cast(x, torch.float64), mode, **options)
     plain = compute(reference.grpo_loss, cast(x, plain_dtype), mode, **options)
-    for name, a, p, e in zip(["loss", "token_loss", "dlogprob", "dentropy"], actual, plain, exact):
+    for name, a, p, e in list(zip(["loss", "token_loss", "dlogprob", "dentropy"], actual, plain, exact))[1:]:
         within_twice(f"{mode} {name}", a, p, e)
+    check_sum(mode, actual, plain, exact)
     assert actual[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert actual[2].dtype == dtype and actual[3].dtype == dtype
+
+
+def check_sum(mode, actual, plain, exact):
+    """The loss is a sum in which terms cancel, and one draw may find the plain sum right by luck: one rounding of the sum
+    of magnitudes counts as exact."""
+    magnitudes = compute_magnitudes(exact)
+    rounding = torch.finfo(actual[0].dtype).eps / 2 * magnitudes
+    scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if actual[0].dtype == torch.float64 else 1.0
+    error, plain_error = ((x[0].double() - exact[0]).abs().item() for x in (actual, plain))
+    allowed = 2 * max(scale * plain_error, rounding)
+    assert error <= allowed, f"{mode} loss: error {error:.3g}, allowed {allowed:.3g}"
 
 
 # ---- golden numbers --------------------------------------------------------------------------------------------------
@@ -101,7 +113,7 @@ def rounded(x):
     return pytest.approx(x, abs=0.51e-6)  # the golden numbers have six decimals
 
 
-@pytest.mark.parametrize("aggregate, loss", zip(AGGREGATES, [0.095242, 0.333346, 0.272379, 0.166673]))
+@pytest.mark.parametrize("aggregate, loss", list(zip(AGGREGATES, [0.095242, 0.333346, 0.272379, 0.166673])))
 def test_golden_clip(aggregate, loss):
     out = isentrope.grpo_loss(*golden().values(), aggregate=aggregate)
     assert out.loss.item() == rounded(loss)
@@ -234,9 +246,8 @@ def test_second_derivatives_are_refused(device):
     x = draw(3, 7, torch.float64, device)
     leaf = x["logprob"].requires_grad_()
     loss = isentrope.grpo_loss(leaf, x["old_logprob"], x["advantage"], x["mask"]).loss
-    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="grpo_loss_backward"):
-        gradient.nan_to_num().sum().backward()
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+        torch.autograd.grad(loss, leaf, create_graph=True)
 
 
 @pytest.mark.parametrize("mode", MODES)
