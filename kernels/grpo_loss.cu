@@ -145,9 +145,22 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- second pass -----------------------------------------------------------------------------------------------------
 
-// Grid: B * segments. Token losses, slopes, and the sums of the segment.
-template <class T, GrpoForm form, GrpoKl kind>
-__global__ void __launch_bounds__(kThreads) grpo_loss_forward_kernel(const GrpoLossForward p, const LossWorkspace w) {
+// The kind is the same for every token: a uniform branch costs less than five times as many kernels.
+template <class T>
+GPU_DEVICE GrpoDivergence<T> divergence_of(GrpoKl kind, T delta, T exp_minus) {
+  switch (kind) {
+    case GrpoKl::kK1: return grpo_divergence<GrpoKl::kK1>(delta, exp_minus);
+    case GrpoKl::kK2: return grpo_divergence<GrpoKl::kK2>(delta, exp_minus);
+    case GrpoKl::kK1Plus: return grpo_divergence<GrpoKl::kK1Plus>(delta, exp_minus);
+    case GrpoKl::kK3Plus: return grpo_divergence<GrpoKl::kK3Plus>(delta, exp_minus);
+    default: return grpo_divergence<GrpoKl::kK3>(delta, exp_minus);
+  }
+}
+
+// Grid: B * segments. Token losses, slopes, and the sums of the segment. (One block an SM is enough to ask for: more, and
+// ptxas spills registers for the sake of occupancy.)
+template <class T, GrpoForm form>
+__global__ void __launch_bounds__(kThreads, 1) grpo_loss_forward_kernel(const GrpoLossForward p, const LossWorkspace w) {
   GPU_SHARED(GrpoTerms<double>, scratch, kThreads / 32);
   const Segment segment = segment_of(p.length);
   const GrpoCentre centre = *w.centre;
@@ -165,7 +178,7 @@ __global__ void __launch_bounds__(kThreads) grpo_loss_forward_kernel(const GrpoL
                                         mean_log_ratio, sequence_ratio, &slope);
       if (p.ref_logprob != nullptr) {
         const T ref = at<T>(p.ref_logprob, i, true), coef = T(p.rule.ref_kl_coef);
-        const GrpoDivergence<T> divergence = grpo_divergence<kind>(l - ref, exponential(-grpo_log_ratio(l, ref)));
+        const GrpoDivergence<T> divergence = divergence_of(p.rule.ref_kl, l - ref, exponential(-grpo_log_ratio(l, ref)));
         x.term[kSumLoss] += coef * divergence.loss;
         slope += coef * divergence.slope;
         x.term[kSumRefK1] = divergence.k1;
@@ -342,11 +355,8 @@ void grpo_loss_forward_cuda(const GrpoLossForward& p, void* stream) {
     centre<T>(p, of_sequences ? p.old_logprob : nullptr, w.moments, w.centre, w.log_ratio, stream);
     gpu::dispatch<GrpoForm::kTokenRatio, GrpoForm::kSequenceRatio, GrpoForm::kClippedWeight, GrpoForm::kUnitWeight>(
         "grpo_loss_forward: form", p.rule.form, [&](auto form) {
-          gpu::dispatch<GrpoKl::kK1, GrpoKl::kK2, GrpoKl::kK3, GrpoKl::kK1Plus, GrpoKl::kK3Plus>(
-              "grpo_loss_forward: ref_kl", p.rule.ref_kl, [&](auto kind) {
-                gpu::launch(grpo_loss_forward_kernel<T, form(), kind()>, dim3(segments_of(p.batch, p.length)),
-                            dim3(kThreads), 0, stream, p, w);
-              });
+          gpu::launch(grpo_loss_forward_kernel<T, form()>, dim3(segments_of(p.batch, p.length)), dim3(kThreads), 0, stream,
+                      p, w);
         });
     gpu::launch(grpo_finish_kernel<T>, dim3(1), dim3(kThreads), 0, stream, p, w);
   });

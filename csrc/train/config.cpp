@@ -3,16 +3,13 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <utility>
 
 #include "csrc/train/config_fields.h"
+#include "csrc/train/durable_file.h"
 
 namespace isentrope::train {
 namespace {
@@ -45,10 +42,12 @@ std::string suggestion(const std::string& word, const std::vector<std::string>& 
 class Document {
  public:
   Document(const std::string& file, const std::vector<std::string>& overrides) : file_(file) {
-    errno = 0;
-    std::ifstream in(file);
-    const std::string text{std::istreambuf_iterator<char>(in), {}};
-    if (!in) throw ConfigError(file + ": cannot be read: " + std::strerror(errno ? errno : EISDIR));
+    std::string text;
+    try {
+      text = read_whole(file);
+    } catch (const std::runtime_error& error) {
+      throw ConfigError(error.what());
+    }
     try {
       root_ = YAML::Load(text);
     } catch (const YAML::ParserException& error) {
@@ -76,6 +75,11 @@ class Document {
   }
   [[noreturn]] void fail(const std::string& path, const std::string& message) const {
     throw ConfigError(place(path) + ": " + (path.empty() ? "" : path + ": ") + message);
+  }
+  // A problem() of the section at path. Where it begins with a key and a colon, the place is that key's.
+  [[noreturn]] void fail_section(const std::string& path, const std::string& problem) const {
+    throw ConfigError(place(child_path(path, problem.substr(0, problem.find(':')))) + ": " +
+                      (path.empty() ? "" : path + ": ") + problem);
   }
 
  private:
@@ -287,7 +291,8 @@ class Validator {
       Validator inner(document, path);
       value.visit(inner);
       if constexpr (Checked<T>)
-        if (const std::string problem = value.problem(); !problem.empty()) document.fail(path, problem);
+        if (const std::string problem = value.problem(); !problem.empty())
+          document.fail_section(path, problem);
     }
   }
 
