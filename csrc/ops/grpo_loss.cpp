@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -220,38 +220,16 @@ void backward_on_cpu(const GrpoLossBackward& p) {
                    [&](int64_t begin, int64_t end) { backward(p, begin, end); });
 }
 
-// The n-th smallest (n ≥ 1) of keys [count]. A histogram of the leading bits leaves few keys to order.
-uint64_t nth_key(const uint64_t* keys, int64_t count, int64_t n) {
-  constexpr int kShift = 52, kBins = 4096;
-  constexpr int64_t kChunk = 65536;
-  const int64_t chunks = (count + kChunk - 1) / kChunk;
-  std::vector<int64_t> histogram(chunks * kBins);  // [chunks, bins]
-  auto for_chunks = [&](auto&& function) {
-    at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) function(c, c * kChunk, std::min(count, (c + 1) * kChunk));
-    });
-  };
-  for_chunks([&](int64_t c, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) ++histogram[c * kBins + (keys[i] >> kShift)];
-  });
-  std::vector<int64_t> start(chunks + 1);
-  uint64_t bin = 0;
-  for (int64_t below = 0;; ++bin, below += start[chunks]) {
-    for (int64_t c = 0; c < chunks; ++c) start[c + 1] = start[c] + histogram[c * kBins + bin];
-    if (below + start[chunks] >= n) {
-      n -= below;
-      break;
-    }
+// Leaves the n smallest of keys, or all where there are fewer. Returns what the next key must be below to be one of them.
+uint64_t keep_smallest(std::vector<uint64_t>& keys, int64_t n) {
+  if (static_cast<int64_t>(keys.size()) <= n) return kNoKey;
+  if (n == 0) {
+    keys.clear();
+    return 0;
   }
-  std::vector<uint64_t> bucket(start[chunks]);
-  for_chunks([&](int64_t c, int64_t begin, int64_t end) {
-    int64_t next = start[c];
-    if (next == start[c + 1]) return;
-    for (int64_t i = begin; i < end; ++i)
-      if (keys[i] >> kShift == bin) bucket[next++] = keys[i];
-  });
-  std::nth_element(bucket.begin(), bucket.begin() + (n - 1), bucket.end());
-  return bucket[n - 1];
+  std::nth_element(keys.begin(), keys.begin() + (n - 1), keys.end());
+  keys.resize(n);
+  return keys.back();
 }
 
 void select_on_cpu(const GrpoSelect& p) {
@@ -265,24 +243,29 @@ void select_on_cpu(const GrpoSelect& p) {
   first.mask = p.mask;
   std::vector<GrpoMoments<double>> sequences;
   const GrpoCentre centre = centre_of(first, sequences);
-  const int64_t tokens = p.batch * p.length, segments = p.batch * grpo_segments(p.length);
-  const std::unique_ptr<uint64_t[]> keys(new uint64_t[tokens]);  // [B, T], not cleared: all are written
-  std::vector<int64_t> partial(segments);
-  at::parallel_for(0, segments, segment_grain(p.length), [&](int64_t begin, int64_t end) {
-    select_keys(p, centre, begin, end, keys.get(), partial.data());
-  });
+  const int64_t tokens = static_cast<int64_t>(centre.tokens);
+  const int64_t most = selection_count(p.fraction, p.minimum, tokens, tokens);
+  // No two keys are equal: the smallest are the same in whatever order the threads bring them.
+  std::vector<uint64_t> keys;
   int64_t available = 0;
-  for (int64_t s : partial) available += s;
-  const int64_t count =
-      selection_count(p.fraction, p.minimum, static_cast<int64_t>(centre.tokens), available);
-  if (count == 0) {
-    std::fill_n(p.selected, tokens, false);
-    return;
-  }
-  const uint64_t last = nth_key(keys.get(), tokens, count);
-  at::parallel_for(0, tokens, 65536, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) p.selected[i] = keys[i] <= last;
+  std::mutex joining;
+  at::parallel_for(0, p.batch * grpo_segments(p.length), segment_grain(p.length), [&](int64_t begin, int64_t end) {
+    std::vector<uint64_t> found(kGrpoSegment), mine;
+    uint64_t limit = kNoKey;
+    int64_t available_here = 0;
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t count = select_keys(p, centre, s, limit, found.data(), &available_here);
+      mine.insert(mine.end(), found.begin(), found.begin() + count);
+      if (static_cast<int64_t>(mine.size()) > 2 * most + kGrpoSegment) limit = keep_smallest(mine, most);
+    }
+    keep_smallest(mine, most);
+    const std::lock_guard<std::mutex> lock(joining);
+    keys.insert(keys.end(), mine.begin(), mine.end());
+    available += available_here;
   });
+  keep_smallest(keys, selection_count(p.fraction, p.minimum, tokens, available));
+  std::fill_n(p.selected, p.batch * p.length, false);
+  for (const uint64_t key : keys) p.selected[static_cast<uint32_t>(key)] = true;
 }
 
 }  // namespace

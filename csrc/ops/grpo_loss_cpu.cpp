@@ -1,9 +1,10 @@
-// The CPU backend of grpo_select and grpo_loss: sixteen tokens at a time, in plain loops that the compiler
-// makes vectors of. Compiled once for every instruction set, in a namespace of its name.
+// The CPU backend of grpo_select and grpo_loss: blocks of tokens in plain loops that the compiler makes vectors of.
+// Compiled once for every instruction set, in a namespace of its name.
 #include "csrc/ops/grpo_loss_cpu.h"
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace isentrope::ops {
 namespace CPU_CAPABILITY {
@@ -11,8 +12,10 @@ namespace {
 
 using namespace kernels;
 
-constexpr int kLanes =
-    16;  // one AVX-512 vector of floats, two of AVX2: the order of sums is the same on both
+// Sums have this many lanes, token t in lane t mod kLanes: one AVX-512 vector of floats, two of AVX2, so that the order of
+// sums is the same on both.
+constexpr int kLanes = 16;
+constexpr int kBlock = 256;  // tokens at once: a dozen arrays of them stay in the first-level cache
 
 // Calls function(T()) for the dtype of the parameters; the callers let only these two through.
 template <class Function>
@@ -46,46 +49,51 @@ inline __attribute__((always_inline)) float exponential(float x) {
 }
 inline double exponential(double x) { return std::exp(x); }
 
-// Which of the next lanes tokens count: 1 or 0; 0 beyond count.
-template <class T>
-inline void load_flags(const bool* flags, int count, T (&out)[kLanes]) {
-  uint8_t byte[kLanes] = {};
-  if (count == kLanes) {
-    std::memcpy(byte, flags, kLanes);
-  } else {
-    std::memcpy(byte, flags, count);
-  }
-  for (int i = 0; i < kLanes; ++i) out[i] = byte[i] != 0 ? T(1) : T(0);
-}
+// A block: count tokens from number at on; the arrays go on to padded, a multiple of kLanes, with tokens that do not count.
+struct Block {
+  int64_t at;
+  int count, padded;
+};
 
-// source[i] where the token counts, else 0, whatever stands there. source may be null: all 0.
-template <class T>
-inline void load(const T* source, int64_t at, int count, const T (&counts)[kLanes], T (&out)[kLanes]) {
-  T raw[kLanes] = {};
-  if (source != nullptr) std::memcpy(raw, source + at, (count == kLanes ? kLanes : count) * sizeof(T));
-  for (int i = 0; i < kLanes; ++i) out[i] = counts[i] > T(0) ? raw[i] : T(0);
-}
-
-template <class T>
-inline void store(const T (&x)[kLanes], int count, T* target) {
-  if (count == kLanes) {
-    std::memcpy(target, x, sizeof(x));
-  } else {
-    std::memcpy(target, x, count * sizeof(T));
-  }
-}
-
-// Calls function(sequence, first token, number of tokens ≤ kLanes) over a segment.
+// Calls function(Block) over a segment.
 template <class Function>
-inline void for_lanes(int64_t segment, int64_t length, Function&& function) {
+inline void for_blocks(int64_t segment, int64_t length, Function&& function) {
   const int64_t per_sequence = grpo_segments(length), row = segment / per_sequence;
   const int64_t begin = segment % per_sequence * kGrpoSegment;
   const int64_t end = begin + kGrpoSegment < length ? begin + kGrpoSegment : length;
-  int64_t t = begin;
-  for (; t + kLanes <= end; t += kLanes) function(row * length + t, kLanes);
-  if (t < end) function(row * length + t, static_cast<int>(end - t));
+  for (int64_t t = begin; t < end; t += kBlock) {
+    const int count = static_cast<int>(end - t < kBlock ? end - t : kBlock);
+    function(Block{row * length + t, count, (count + kLanes - 1) / kLanes * kLanes});
+  }
 }
 
+// out [padded]: 1 where a flag is set, else 0. flags may be null: all 0.
+template <class T>
+inline void load_flags(const bool* flags, const Block& block, T* __restrict out) {
+  uint8_t byte[kBlock];
+  std::memset(byte, 0, kBlock);
+  if (flags != nullptr) std::memcpy(byte, flags + block.at, block.count);
+  for (int i = 0; i < block.padded; ++i) out[i] = T(byte[i] < 1 ? byte[i] : 1);
+}
+
+// out [padded]: source where the token counts, else 0, whatever stands there. source may be null: all 0.
+template <class T>
+inline void load(const void* source, const Block& block, const T* __restrict counts, T* __restrict out) {
+  const T* from = static_cast<const T*>(source) + (source == nullptr ? 0 : block.at);
+  const int given = source == nullptr ? 0 : block.count;
+  for (int i = 0; i < given; ++i) {
+    const T x = from[i];
+    out[i] = counts[i] > T(0) ? x : T(0);
+  }
+  for (int i = given; i < block.padded; ++i) out[i] = T(0);
+}
+
+// Adds x [padded] to sum [kLanes].
+template <class T>
+inline void add_lanes(const T* x, const Block& block, T* __restrict sum) {
+  for (int first = 0; first < block.padded; first += kLanes)
+    for (int i = 0; i < kLanes; ++i) sum[i] += x[first + i];
+}
 template <class T>
 inline double total(const T (&x)[kLanes]) {
   double sum = 0;
@@ -93,52 +101,87 @@ inline double total(const T (&x)[kLanes]) {
   return sum;
 }
 
-// ---- first pass -----------------------------------------------------------------------------------------------------
+// ---- first pass ----------------------------------------------------------------------------------------------
 
 template <class T>
 GrpoMoments<double> segment_moments(const GrpoLossForward& p, int64_t segment) {
-  T tokens[kLanes] = {}, advantage[kLanes] = {}, logprob[kLanes] = {}, entropy[kLanes] = {},
-    log_ratio[kLanes] = {};
-  for_lanes(segment, p.length, [&](int64_t at, int count) {
-    T counts[kLanes], l[kLanes], x[kLanes];
-    load_flags(p.mask + at, count, counts);
-    for (int i = 0; i < kLanes; ++i) tokens[i] += counts[i];
-    load(static_cast<const T*>(p.advantage), at, count, counts, x);
-    for (int i = 0; i < kLanes; ++i) advantage[i] += x[i];
-    load(static_cast<const T*>(p.logprob), at, count, counts, l);
-    for (int i = 0; i < kLanes; ++i) logprob[i] += l[i];
+  T tokens[kLanes] = {}, advantage[kLanes] = {}, logprob[kLanes] = {}, entropy[kLanes] = {}, log_ratio[kLanes] = {};
+  for_blocks(segment, p.length, [&](const Block& block) {
+    T counts[kBlock], l[kBlock], x[kBlock];
+    load_flags(p.mask, block, counts);
+    add_lanes(counts, block, tokens);
+    load(p.advantage, block, counts, x);
+    add_lanes(x, block, advantage);
+    load(p.logprob, block, counts, l);
+    add_lanes(l, block, logprob);
     if (p.entropy != nullptr) {
-      load(static_cast<const T*>(p.entropy), at, count, counts, x);
-      for (int i = 0; i < kLanes; ++i) entropy[i] += x[i];
+      load(p.entropy, block, counts, x);
+      add_lanes(x, block, entropy);
     }
     if (p.rule.form == GrpoForm::kSequenceRatio) {
-      load(static_cast<const T*>(p.old_logprob), at, count, counts, x);
-      for (int i = 0; i < kLanes; ++i) log_ratio[i] += l[i] - x[i];
+      load(p.old_logprob, block, counts, x);
+      for (int i = 0; i < block.padded; ++i) x[i] = l[i] - x[i];
+      add_lanes(x, block, log_ratio);
     }
   });
   return {total(tokens), total(advantage), total(logprob), total(entropy), total(log_ratio)};
 }
 
-// ---- second pass ----------------------------------------------------------------------------------------------------
+// ---- second pass ---------------------------------------------------------------------------------------------
 
-// Adds the divergence of some tokens from the reference to their losses and slopes, and to the sums.
-// logprob, ref, counts, loss, slope [kLanes], sum [kGrpoTerms, kLanes].
+// The tokens of a block as far as they count, else 0; and what the second pass makes of them.
+template <class T>
+struct Tokens {
+  T logprob[kBlock], old_logprob[kBlock], advantage[kBlock], entropy[kBlock], counts[kBlock], selected[kBlock];
+  T loss[kBlock], slope[kBlock];
+};
+
+template <class T, int... k>
+inline __attribute__((always_inline)) void merge(const GrpoTerms<T>& x, int i, T (*sum)[kLanes],
+                                                 std::integer_sequence<int, k...>) {
+  ((sum[k][i] = grpo_merge(k, sum[k][i], x.term[k])), ...);
+}
+
+// Losses and slopes without the divergence from the reference, and their part of the sums [kGrpoTerms, kLanes].
+// Not inlined: alone, and with k a constant, the last loop is one that the compiler makes vectors of.
+template <GrpoForm form, class T>
+__attribute__((noinline)) void add_policy(const GrpoLossRule& rule, const GrpoCentre& centre, int padded,
+                                          T sequence_log_ratio, T sequence_ratio, Tokens<T>& x,
+                                          T (*__restrict sum)[kLanes]) {
+  T exp_d[kBlock];
+  for (int i = 0; i < padded; ++i) exp_d[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
+  const GrpoLossRule r = rule;
+  const GrpoCentre c = centre;
+  for (int first = 0; first < padded; first += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int i = first + lane;
+      const GrpoToken<T> token{x.logprob[i], x.old_logprob[i], x.advantage[i],
+                               x.entropy[i], x.counts[i],      x.selected[i] * x.counts[i]};
+      const GrpoTerms<T> terms =
+          grpo_terms<form, T>(r, c, token, exp_d[i], sequence_log_ratio, sequence_ratio, &x.slope[i]);
+      x.loss[i] = x.counts[i] > T(0) ? terms.term[kSumLoss] : T(0);
+      merge(terms, lane, sum, std::make_integer_sequence<int, kGrpoTerms>());
+    }
+}
+
+// Adds the divergence from the reference to losses and slopes, and to the sums. ref [padded].
 template <GrpoKl kind, class T>
-void add_divergence(T coef, const T* logprob, const T* ref, const T* counts, T* __restrict loss,
-                    T* __restrict slope, T (*__restrict sum)[kLanes]) {
-  T exp_minus[kLanes];
-  for (int i = 0; i < kLanes; ++i) exp_minus[i] = -grpo_log_ratio(logprob[i], ref[i]);
-  for (int i = 0; i < kLanes; ++i) exp_minus[i] = exponential(exp_minus[i]);
-  for (int i = 0; i < kLanes; ++i) {
-    const GrpoDivergence<T> x = grpo_divergence<kind>(logprob[i] - ref[i], exp_minus[i]);
-    const T added = coef * x.loss;
-    loss[i] += added;
-    slope[i] += coef * x.slope * counts[i];
-    sum[kSumLoss][i] += added;
-    sum[kSumRefK1][i] += x.k1;
-    sum[kSumRefK2][i] += x.k2;
-    sum[kSumRefK3][i] += x.k3;
-  }
+__attribute__((noinline)) void add_divergence(T coef, int padded, const T* __restrict ref, Tokens<T>& x,
+                                              T (*__restrict sum)[kLanes]) {
+  T exp_minus[kBlock];
+  for (int i = 0; i < padded; ++i) exp_minus[i] = exponential(-grpo_log_ratio(x.logprob[i], ref[i]));
+  for (int first = 0; first < padded; first += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int i = first + lane;
+      const GrpoDivergence<T> kl = grpo_divergence<kind>(x.logprob[i] - ref[i], exp_minus[i]);
+      const T added = coef * kl.loss;
+      x.loss[i] += added;
+      x.slope[i] += coef * kl.slope * x.counts[i];
+      sum[kSumLoss][lane] += added;
+      sum[kSumRefK1][lane] += kl.k1;
+      sum[kSumRefK2][lane] += kl.k2;
+      sum[kSumRefK3][lane] += kl.k3;
+    }
 }
 
 template <class T>
@@ -160,46 +203,33 @@ auto divergence_of(GrpoKl kind) {
 template <GrpoForm form, class T>
 GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre, const double* sequence,
                                int64_t segment) {
-  const GrpoLossRule rule = p.rule;
   const T sequence_log_ratio = sequence == nullptr ? T(0) : T(sequence[segment / grpo_segments(p.length)]);
   const T sequence_ratio = std::exp(grpo_sequence_log_ratio(sequence_log_ratio));
-  const auto divergence = divergence_of<T>(rule.ref_kl);
+  const auto divergence = divergence_of<T>(p.rule.ref_kl);
   T sum[kGrpoTerms][kLanes];
   for (int k = 0; k < kGrpoTerms; ++k)
     for (int i = 0; i < kLanes; ++i) sum[k][i] = static_cast<T>(grpo_neutral(k));
-  for_lanes(segment, p.length, [&](int64_t at, int count) {
-    T counts[kLanes], selected[kLanes] = {}, logprob[kLanes], old_logprob[kLanes], advantage[kLanes],
-                      entropy[kLanes], exp_d[kLanes], loss[kLanes], slope[kLanes];
-    load_flags(p.mask + at, count, counts);
-    if (p.selected != nullptr) load_flags(p.selected + at, count, selected);
-    load(static_cast<const T*>(p.logprob), at, count, counts, logprob);
-    load(static_cast<const T*>(p.old_logprob), at, count, counts, old_logprob);
-    load(static_cast<const T*>(p.advantage), at, count, counts, advantage);
-    load(static_cast<const T*>(p.entropy), at, count, counts, entropy);
-    for (int i = 0; i < kLanes; ++i) exp_d[i] = grpo_log_ratio(logprob[i], old_logprob[i]);
-    for (int i = 0; i < kLanes; ++i) exp_d[i] = exponential(exp_d[i]);
-    for (int i = 0; i < kLanes; ++i) {
-      const GrpoToken<T> token{logprob[i], old_logprob[i], advantage[i],
-                               entropy[i], counts[i],      selected[i] * counts[i]};
-      const GrpoTerms<T> x =
-          grpo_terms<form, T>(rule, centre, token, exp_d[i], sequence_log_ratio, sequence_ratio, &slope[i]);
-      loss[i] = counts[i] > T(0) ? x.term[kSumLoss] : T(0);
-#pragma GCC unroll 16
-      for (int k = 0; k < kGrpoTerms; ++k) sum[k][i] = grpo_merge(k, sum[k][i], x.term[k]);
-    }
+  for_blocks(segment, p.length, [&](const Block& block) {
+    Tokens<T> x;
+    load_flags(p.mask, block, x.counts);
+    load_flags(p.selected, block, x.selected);
+    load(p.logprob, block, x.counts, x.logprob);
+    load(p.old_logprob, block, x.counts, x.old_logprob);
+    load(p.advantage, block, x.counts, x.advantage);
+    load(p.entropy, block, x.counts, x.entropy);
+    add_policy<form, T>(p.rule, centre, block.padded, sequence_log_ratio, sequence_ratio, x, sum);
     if (p.ref_logprob != nullptr) {
-      T ref[kLanes];
-      load(static_cast<const T*>(p.ref_logprob), at, count, counts, ref);
-      divergence(T(rule.ref_kl_coef), logprob, ref, counts, loss, slope, sum);
+      T ref[kBlock];
+      load(p.ref_logprob, block, x.counts, ref);
+      divergence(T(p.rule.ref_kl_coef), block.padded, ref, x, sum);
     }
-    store(loss, count, static_cast<T*>(p.token_loss) + at);
-    if (p.slope != nullptr) store(slope, count, static_cast<T*>(p.slope) + at);
+    std::memcpy(static_cast<T*>(p.token_loss) + block.at, x.loss, block.count * sizeof(T));
+    if (p.slope != nullptr) std::memcpy(static_cast<T*>(p.slope) + block.at, x.slope, block.count * sizeof(T));
   });
   GrpoTerms<double> sums;
   for (int k = 0; k < kGrpoTerms; ++k) {
     sums.term[k] = grpo_neutral(k);
-    for (int i = 0; i < kLanes; ++i)
-      sums.term[k] = grpo_merge(k, sums.term[k], static_cast<double>(sum[k][i]));
+    for (int i = 0; i < kLanes; ++i) sums.term[k] = grpo_merge(k, sums.term[k], static_cast<double>(sum[k][i]));
   }
   return sums;
 }
@@ -225,74 +255,118 @@ void segment_backward(const GrpoLossBackward& p, int64_t segment) {
                                    : static_cast<const T*>(p.weight)[segment / grpo_segments(p.length)] *
                                          *static_cast<const T*>(p.dloss);
   const T coef = T(p.entropy_coef);
-  for_lanes(segment, p.length, [&](int64_t at, int count) {
-    T counts[kLanes], x[kLanes], slope[kLanes], d[kLanes];
-    load_flags(p.mask + at, count, counts);
-    load(static_cast<const T*>(p.dtoken_loss), at, count, counts, x);
-    for (int i = 0; i < kLanes; ++i) x[i] += row;
+  for_blocks(segment, p.length, [&](const Block& block) {
+    T counts[kBlock], x[kBlock], slope[kBlock];
+    load_flags(p.mask, block, counts);
+    load(p.dtoken_loss, block, counts, x);
+    for (int i = 0; i < block.padded; ++i) x[i] += row;
     if (p.dlogprob != nullptr) {
-      load(static_cast<const T*>(p.slope), at, count, counts, slope);
-      for (int i = 0; i < kLanes; ++i) d[i] = x[i] * slope[i];
-      store(d, count, static_cast<T*>(p.dlogprob) + at);
+      load(p.slope, block, counts, slope);
+      T* const d = static_cast<T*>(p.dlogprob) + block.at;
+      for (int i = 0; i < block.count; ++i) d[i] = x[i] * slope[i];
     }
     if (p.dentropy != nullptr) {
-      for (int i = 0; i < kLanes; ++i) d[i] = -coef * x[i] * counts[i];
-      store(d, count, static_cast<T*>(p.dentropy) + at);
+      T* const d = static_cast<T*>(p.dentropy) + block.at;
+      for (int i = 0; i < block.count; ++i) d[i] = -coef * x[i] * counts[i];
     }
   });
 }
 
-// ---- selection ------------------------------------------------------------------------------------------------------
+// ---- selection -----------------------------------------------------------------------------------------------
 
+// cov [padded]: the covariance of each token. candidate [padded]: 1 where it counts and, by_band, clip_cov may
+// choose it; else 0.
 template <class T>
-int64_t segment_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segment, uint64_t* keys) {
-  const bool in_band = p.choice == GrpoChoice::kClipCov,
-             by_band = in_band || p.choice == GrpoChoice::kRandomClipCov;
-  const bool by_rank = p.choice == GrpoChoice::kKlCov;
+__attribute__((noinline)) void find_candidates(const GrpoSelect& p, bool by_band, const GrpoCentre& centre, int padded,
+                                               const Tokens<T>& x, T* __restrict cov, T* __restrict candidate) {
+  for (int i = 0; i < padded; ++i) cov[i] = grpo_covariance(centre, x.advantage[i], x.logprob[i]);
+  for (int i = 0; i < padded; ++i) candidate[i] = x.counts[i];
+  if (!by_band) return;
   GrpoLossRule rule;
   rule.lower = p.lower;
   rule.upper = p.upper;
   rule.dual_clip = INFINITY;
-  int64_t available = 0;
-  uint64_t block = kNoKey;
+  const T lower = T(p.cov_lower), upper = T(p.cov_upper);
+  T ratio[kBlock];
+  for (int i = 0; i < padded; ++i) ratio[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
+  for (int i = 0; i < padded; ++i) {
+    const GrpoToken<T> token{x.logprob[i], x.old_logprob[i], x.advantage[i], T(0), x.counts[i], T(0)};
+    const GrpoPolicy<T> policy = grpo_policy<GrpoForm::kTokenRatio, T>(rule, token, T(0), ratio[i], T(1));
+    const T inside = (cov[i] > lower ? T(1) : T(0)) * (cov[i] < upper ? T(1) : T(0));
+    candidate[i] *= inside * (T(1) - policy.low) * (T(1) - policy.high);
+  }
+}
+
+// Ranks of some tokens [padded]: the largest covariance first.
+template <class T>
+void rank_by_covariance(const T* cov, int padded, uint32_t* __restrict rank) {
+  for (int i = 0; i < padded; ++i) {
+    const float descending = -static_cast<float>(cov[i]) + 0.0f;  // + 0: -0 ranks as 0
+    uint32_t bits;
+    std::memcpy(&bits, &descending, 4);
+    rank[i] = ordered_bits(bits);
+  }
+}
+
+// The same by the draws of those among them.
+template <class T>
+void rank_by_draw(uint64_t seed, const Block& block, const T* among, uint32_t* __restrict rank) {
+  uint64_t drawn = kNoKey;
   PhiloxBlock draw{};
-  for_lanes(segment, p.length, [&](int64_t at, int count) {
-    T counts[kLanes], logprob[kLanes], old_logprob[kLanes], advantage[kLanes], ratio[kLanes], cov[kLanes],
-        candidate[kLanes];
-    load_flags(p.mask + at, count, counts);
-    load(static_cast<const T*>(p.logprob), at, count, counts, logprob);
-    load(static_cast<const T*>(p.advantage), at, count, counts, advantage);
-    for (int i = 0; i < kLanes; ++i) cov[i] = grpo_covariance(centre, advantage[i], logprob[i]);
-    for (int i = 0; i < kLanes; ++i) candidate[i] = counts[i];
-    if (by_band) {
-      load(static_cast<const T*>(p.old_logprob), at, count, counts, old_logprob);
-      for (int i = 0; i < kLanes; ++i) ratio[i] = grpo_log_ratio(logprob[i], old_logprob[i]);
-      for (int i = 0; i < kLanes; ++i) ratio[i] = exponential(ratio[i]);
-      const T lower = T(p.cov_lower), upper = T(p.cov_upper);
-      for (int i = 0; i < kLanes; ++i) {
-        const GrpoToken<T> token{logprob[i], old_logprob[i], advantage[i], T(0), counts[i], T(0)};
-        const GrpoPolicy<T> policy = grpo_policy<GrpoForm::kTokenRatio, T>(rule, token, T(0), ratio[i], T(1));
-        candidate[i] =
-            cov[i] > lower && cov[i] < upper ? counts[i] * (T(1) - policy.low) * (T(1) - policy.high) : T(0);
-      }
+  for (int i = 0; i < block.count; ++i) {
+    if (!(among[i] > T(0))) continue;
+    const uint64_t number = static_cast<uint64_t>(block.at + i);
+    if (number / 4 != drawn) draw = philox(seed, drawn = number / 4, 0);
+    rank[i] = draw.word[number % 4];
+  }
+}
+
+// Appends the keys below limit of those among the tokens to keys; returns how many.
+template <class T>
+int64_t keys_below(uint64_t limit, const Block& block, const T* among, const uint32_t* rank, uint64_t* keys) {
+  const uint32_t limit_rank = static_cast<uint32_t>(limit >> 32);
+  int64_t found = 0;
+  for (int first = 0; first < block.padded; first += kLanes) {
+    // Most tokens end here: few are below the limit once some segments have been seen.
+    int near = 0;
+    for (int i = first; i < first + kLanes; ++i)
+      near |= static_cast<int>(among[i] > T(0)) & static_cast<int>(rank[i] <= limit_rank);
+    if (near == 0) continue;
+    for (int i = first; i < first + kLanes; ++i) {
+      const uint64_t key = selection_key(rank[i], static_cast<uint64_t>(block.at + i));
+      if (among[i] > T(0) && key < limit) keys[found++] = key;
     }
-    for (int i = 0; i < count; ++i) {
-      available += candidate[i] > T(0);
-      keys[at + i] = kNoKey;
-      if (!((in_band ? candidate[i] : counts[i]) > T(0))) continue;
-      const uint64_t number = static_cast<uint64_t>(at + i);
-      if (by_rank) {
-        const float descending = -static_cast<float>(cov[i]) + 0.0f;  // + 0: -0 ranks as 0
-        uint32_t bits;
-        std::memcpy(&bits, &descending, 4);
-        keys[at + i] = selection_key(ordered_bits(bits), number);
-      } else {
-        if (number / 4 != block) draw = philox(p.seed, block = number / 4, 0);
-        keys[at + i] = selection_key(draw.word[number % 4], number);
-      }
+  }
+  return found;
+}
+
+template <class T>
+int64_t segment_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segment, uint64_t limit, uint64_t* keys,
+                     int64_t* available) {
+  const bool in_band = p.choice == GrpoChoice::kClipCov,
+             by_band = in_band || p.choice == GrpoChoice::kRandomClipCov;
+  int64_t found = 0;
+  T candidates[kLanes] = {};
+  for_blocks(segment, p.length, [&](const Block& block) {
+    Tokens<T> x;
+    T cov[kBlock], candidate[kBlock];
+    uint32_t rank[kBlock] = {};
+    load_flags(p.mask, block, x.counts);
+    load(p.logprob, block, x.counts, x.logprob);
+    load(p.advantage, block, x.counts, x.advantage);
+    if (by_band) load(p.old_logprob, block, x.counts, x.old_logprob);
+    find_candidates(p, by_band, centre, block.padded, x, cov, candidate);
+    add_lanes(candidate, block, candidates);
+    const T* among = in_band ? candidate : x.counts;
+    if (p.choice == GrpoChoice::kKlCov) {
+      rank_by_covariance(cov, block.padded, rank);
+    } else {
+      rank_by_draw(p.seed, block, among, rank);
     }
+    found += keys_below(limit, block, among, rank, keys + found);
   });
-  return available;
+  *available += static_cast<int64_t>(total(candidates));
+  return found;
 }
 
 }  // namespace
@@ -316,11 +390,13 @@ void grpo_loss_backward(const GrpoLossBackward& p, int64_t begin, int64_t end) {
   });
 }
 
-void grpo_select_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t begin, int64_t end,
-                      uint64_t* keys, int64_t* available) {
+int64_t grpo_select_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segment, uint64_t limit,
+                         uint64_t* keys, int64_t* available) {
+  int64_t found = 0;
   with_type(p.dtype, [&](auto zero) {
-    for (int64_t s = begin; s < end; ++s) available[s] = segment_keys<decltype(zero)>(p, centre, s, keys);
+    found = segment_keys<decltype(zero)>(p, centre, segment, limit, keys, available);
   });
+  return found;
 }
 
 }  // namespace CPU_CAPABILITY

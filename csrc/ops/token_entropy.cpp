@@ -313,6 +313,7 @@ struct TokenEntropyFunction : torch::autograd::Function<TokenEntropyFunction> {
       // detach() shares memory and version counter: the write is counted, and a second use is refused.
       dlogits[0] = saved[0].detach();
       call(inplace, dlogits[0]);
+      dlogits[0].unsafeGetTensorImpl()->bump_version();
     }
     return dlogits;
   }

@@ -182,26 +182,36 @@ std::vector<Record> Trainer::advance() {
   if (finished()) return {};
   const PhaseConfig& phase = open_->config;
   std::vector<Record> records;
-  try {
-    records.push_back(step());
-  } catch (const NonFinite& error) {
-    fail(error.what());
+  const auto record = [&](Record line) {
+    metrics_->write(line);
+    records.push_back(std::move(line));
+  };
+  if (step_ < phase.steps) {  // all may be done where the evaluation at the phase's end failed, and the run was resumed
+    try {
+      record(step());
+    } catch (const NonFinite& error) {
+      fail(error.what());
+    }
+    ++step_;
   }
-  ++step_;
 
   bool ended = step_ >= phase.steps;
   const EvaluationConfig& evaluation = phase.evaluation;
-  if (evaluation.every > 0 && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
-    const Evaluation result = open_->validation.evaluate(model_, evaluation);
-    records.push_back(evaluated("validation", result));
-    ended = ended || reached(result);
+  try {
+    if (evaluation.every > 0 && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
+      const Evaluation result = open_->validation.evaluate(model_, evaluation);
+      record(evaluated("validation", result));
+      ended = ended || reached(result);
+    }
+    if (ended) {
+      const Evaluation result = open_->test.evaluate(model_, config_.test);
+      record(evaluated("test", result));
+      results_.push_back({phase.name, result});
+    }
+  } catch (...) {  // a reward in Python may fail: what was learnt stays
+    checkpoint(false);
+    throw;
   }
-  if (ended) {
-    const Evaluation result = open_->test.evaluate(model_, config_.test);
-    records.push_back(evaluated("test", result));
-    results_.push_back({phase.name, result});
-  }
-  for (const Record& record : records) metrics_->write(record);
 
   if (ended) {
     open_->optimizer.zero_grad();
