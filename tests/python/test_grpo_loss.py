@@ -191,6 +191,7 @@ def test_16_bit_inputs(within_twice, device, mode, dtype):
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k1+", "k3+"])
 def test_divergences_from_the_reference(within_twice, device, kind):
     x = draw(5, 97, device=device, spread=3.0)
+    x["old_logprob"] = x["logprob"].clone()  # ratio 1: the divergence alone is judged
     x["ref_logprob"][0, :2] = torch.tensor([-40.0, 38.0])  # beyond the clamps of k3
     x["mask"][0, :2] = True
     for name in ("logprob", "old_logprob", "advantage", "entropy"):
