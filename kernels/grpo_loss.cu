@@ -374,7 +374,6 @@ void grpo_select_cuda(const GrpoSelect& p, void* stream) {
   using namespace grpo;
   const SelectWorkspace w = select_workspace(p.workspace, p.batch, p.length);
   const unsigned segments = segments_of(p.batch, p.length);
-  gpu::launch(grpo_clear_kernel, dim3(1), dim3(kThreads), 0, stream, w);
   gpu::dispatch<DType::kFloat, DType::kDouble>("grpo_select: dtype", p.dtype, [&](auto type) {
     using T = gpu::TypeOf<type()>;
     GrpoLossForward first;
@@ -383,6 +382,7 @@ void grpo_select_cuda(const GrpoSelect& p, void* stream) {
     first.logprob = p.logprob;
     first.advantage = p.advantage;
     first.mask = p.mask;
+    gpu::launch(grpo_clear_kernel, dim3(1), dim3(kThreads), 0, stream, w);
     centre<T>(first, nullptr, w.moments, w.centre, nullptr, stream);
     gpu::dispatch<GrpoChoice::kClipCov, GrpoChoice::kKlCov, GrpoChoice::kRandomClipCov, GrpoChoice::kRandomKlCov>(
         "grpo_select: choice", p.choice, [&](auto choice) {

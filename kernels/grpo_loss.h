@@ -172,8 +172,8 @@ void grpo_loss_forward_cuda(const GrpoLossForward& p, void* stream);
 void grpo_loss_backward_cuda(const GrpoLossBackward& p, void* stream);
 void grpo_select_cuda(const GrpoSelect& p, void* stream);
 
-// ---- the mathematics of one token, for both backends
-// ----------------------------------------------------------------- Free of branches that differ between
+// ---- the mathematics of one token, for both backends --------------------------------------------------------------
+// Free of branches that differ between
 // tokens, so that compilers vectorise the loops around it. Inputs where M = 0 are to be set to 0 by the
 // caller. A NaN of a token that counts goes through to its loss.
 

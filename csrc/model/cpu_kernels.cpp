@@ -50,8 +50,7 @@ void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, 
   }
 }
 
-// ---- norm, gate, rotation
-// ------------------------------------------------------------------------------------------
+// ---- norm, gate, rotation -----------------------------------------------------------------------------------------
 
 template <class T>
 void rms_norm(int64_t rows, int64_t C, double eps, const T* x, const T* delta, const T* weight, T* sum, T* y,
@@ -154,8 +153,7 @@ void rotate(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_
   }
 }
 
-// ---- attention over whole sequences
-// ----------------------------------------------------------------------------------
+// ---- attention over whole sequences -------------------------------------------------------------------------------
 
 // out [D, ld] = x [T, D] transposed, columns T … ld − 1 zero.
 template <class T>
@@ -249,8 +247,7 @@ void attention_backward(const AttentionHead<T>& h, T* scratch) {
   }
 }
 
-// ---- attention over a cache
-// ------------------------------------------------------------------------------------------
+// ---- attention over a cache ---------------------------------------------------------------------------------------
 
 // scores [kBlocks · 16] = q [D] · keys, kBlocks blocks that lie block_stride apart.
 template <class T, int kBlocks>

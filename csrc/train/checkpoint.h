@@ -6,8 +6,7 @@
 //     tokenizer files                                          data::Tokenizer::save
 //     trainer.safetensors, trainer.json                        CheckpointState
 //     config.yaml                                              the run's resolved configuration
-//     DONE                                                     written last; a folder without it is never
-//     used
+//     DONE                                                     written last; a folder without it is never used
 //
 // A checkpoint is written into a folder beside its place (.tmp), brought to disk file by file, and renamed.
 #pragma once

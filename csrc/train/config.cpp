@@ -36,8 +36,7 @@ std::string suggestion(const std::string& word, const std::vector<std::string>& 
   return std::string("; ") + what + " are " + join(names);
 }
 
-// ---- the file and the overrides
-// ------------------------------------------------------------------------------------
+// ---- the file and the overrides -----------------------------------------------------------------------------------
 
 class Document {
  public:
@@ -174,8 +173,7 @@ class Document {
   std::map<std::string, std::string> places_;  // path → "file:line" or "command line"
 };
 
-// ---- parse
-// ---------------------------------------------------------------------------------------------------------
+// ---- parse --------------------------------------------------------------------------------------------------------
 
 std::string describe(const YAML::Node& node) {
   if (node.IsNull()) return "nothing";
@@ -268,8 +266,7 @@ class Reader {
   std::string path_;
 };
 
-// ---- validate: what each struct says of its keys together, innermost first
-// -------------------------------------------
+// ---- validate: what each struct says of its keys together, innermost first ----------------------------------------
 
 class Validator {
  public:

@@ -73,8 +73,7 @@ inline constexpr bool is_optional_section = false;
 template <class T>
 inline constexpr bool is_optional_section<std::optional<T>> = Section<T>;
 
-// ---- print
-// ---------------------------------------------------------------------------------------------------------
+// ---- print --------------------------------------------------------------------------------------------------------
 
 class Printer {
  public:
@@ -128,8 +127,7 @@ class Printer {
   size_t indent_ = 0;
 };
 
-// ---- explain: a struct's own keys first, then a block for each section in it
-// -----------------------------------------
+// ---- explain: a struct's own keys first, then a block for each section in it --------------------------------------
 
 struct Block {
   std::string title;

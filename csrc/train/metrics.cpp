@@ -97,8 +97,7 @@ void keep_metrics_until(const std::string& file, const std::vector<std::string>&
   if (kept.size() != text.size()) write_durably(file, kept);
 }
 
-// ---- Metrics
-// -------------------------------------------------------------------------------------------------------
+// ---- Metrics ------------------------------------------------------------------------------------------------------
 
 Metrics::Metrics(const std::string& file) : file_(file) {
   fd_ = ::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
@@ -118,8 +117,7 @@ void Metrics::write(const Record& record) {
   }
 }
 
-// ---- Console
-// -------------------------------------------------------------------------------------------------------
+// ---- Console ------------------------------------------------------------------------------------------------------
 
 Console::Console(bool quiet, std::FILE* out, double interval)
     : quiet_(quiet), terminal_(::isatty(::fileno(out))), out_(out), interval_(interval) {

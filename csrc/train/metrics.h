@@ -3,13 +3,15 @@
 // A line speaks of one step of a phase or of one evaluation. Keys, in this order; those that do not apply are
 // left out, a value that is not finite is null:
 //
-//   phase, step            the step's number counts from 1; an evaluation at step n is of the weights after n
-//   steps loss                   as minimised, mean over the step's updates reward/mean, reward/std of the
-//   step's completions entropy/mean, entropy/std         of the policy at the tokens that are learnt, nats
-//   kl/k1, kl/k2, kl/k3    estimators of KL(policy ‖ reference) where there is a reference, else KL(policy ‖
-//   old policy) ratio/max              largest policy / old policy clip/frac              share of tokens
-//   whose gradient the clipping removes cov/mean, cov/max      covariance of log-probability and advantage,
-//   over the tokens select/frac            share of tokens that the loss picks (clip_cov, kl_cov, random)
+//   phase, step            the step's number counts from 1; an evaluation at step n is of the weights after n steps
+//   loss                   as minimised, mean over the step's updates
+//   reward/mean, reward/std           of the step's completions
+//   entropy/mean, entropy/std         of the policy at the tokens that are learnt, nats
+//   kl/k1, kl/k2, kl/k3    estimators of KL(policy that drew ‖ policy); ref_kl/… of KL(policy ‖ reference), if there is one
+//   ratio/max              largest policy / policy that drew
+//   clip/frac              share of tokens whose gradient the clipping removes
+//   cov/mean, cov/max      covariance of log-probability and advantage, over the tokens
+//   select/frac            share of tokens that the loss picks (clip_cov, kl_cov, random)
 //   grad_norm              before clipping
 //   lr                     learning rate
 //   length/mean            of the completions, tokens

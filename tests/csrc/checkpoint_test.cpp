@@ -197,8 +197,7 @@ TEST_F(SafetensorsTest, AFullDiskLeavesTheOldFileAndNoOther) {
   EXPECT_TRUE(torch::equal(read_safetensors(file).at("a"), torch::ones({4})));
 }
 
-// ---- checkpoints
-// ---------------------------------------------------------------------------------------------------
+// ---- checkpoints --------------------------------------------------------------------------------------------------
 
 struct Model {
   TrainConfig config;

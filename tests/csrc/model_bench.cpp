@@ -4,8 +4,8 @@
 //
 //   dump PATH           weights as raw float32, one after the other; prints their names and shapes
 //   logits PATH         logits of the fixed token batch as raw float32
-//   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean
-//   cross-entropy rollout             prompts · samples completions of new_tokens; prints tokens and seconds
+//   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy
+//   rollout             prompts · samples completions of new_tokens; prints tokens and seconds
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <malloc.h>
 #include <torch/torch.h>
