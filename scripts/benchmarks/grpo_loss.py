@@ -3,20 +3,21 @@ grpo_select where the mode needs it.
 
     python scripts/benchmarks/grpo_loss.py [--rounds 15] [--threads 1] [--device cpu] [--json OUT]
 
-The straightforward code computes the loss, its gradient, and the three or four statistics usual beside it; ours all of
-its statistics. Values first: equal loss and gradient. Both run once a round, in turn; the ratio is the median over rounds
-of (torch's time / our time). "of copy": the bytes that must be moved once (inputs, token losses, slopes, gradient), a
-second, as a share of a plain copy's in the same rounds.
+Two rivals: "loss" computes the loss, its gradient and the statistics that are usual beside that loss (none to four);
+"loss and statistics" computes what ours returns, all of its statistics. Values first: equal loss and gradient. The limit
+is the time of plain copies of as many bytes as must be moved once (inputs, token losses, slopes, gradient), in the same
+rounds.
 """
 
 import argparse
 import json
 import statistics
-import time
 
 import torch
 
 import isentrope
+
+from timing import compare, interleaved
 
 BATCH, LENGTH = 256, 2048
 LOW, HIGH, HIGHER, DUAL = 0.2, 0.2, 0.28, 3.0
@@ -65,7 +66,7 @@ def plain_clip_cov(l, old, A, mask, picked=None):
     return mean(torch.maximum(free, bound) * keep, mask), stats
 
 
-def plain_kl_cov(l, old, A, mask, picked=None):
+def plain_kl_cov(l, old, A, mask, picked=None):  # picked: for clip_cov alone; the largest are no choice
     d = l - old
     ratio = torch.exp(d)
     free = -A * ratio
@@ -115,6 +116,30 @@ def plain_with_reference(l, old, A, mask, ref, entropy):
     return loss + 0.001 * k3 - 0.001 * bonus, (*stats, k3.detach(), bonus.detach())
 
 
+@torch.no_grad()
+def plain_statistics(l, old, A, mask, ratio=None, ref=None, entropy=None, selected=None):
+    """All that grpo_loss returns as statistics, by the formulas of kernels/grpo_loss.h."""
+    valid = mask > 0
+    d = torch.clamp(l - old, -20, 20)
+    ratio = torch.exp(d) if ratio is None else ratio
+    cov = (A - mean(A, mask)) * (l - mean(l, mask))
+    low, high = ((ratio < 1 - LOW) & (A < 0)).float(), ((ratio > 1 + HIGH) & (A > 0)).float()
+    dual = ((ratio > DUAL) & (A < 0)).float()
+    stats = [mask.sum(), (mask.sum(1) > 0).sum(), mean(A, mask), mean(l, mask), mean(ratio, mask)]
+    stats += [ratio[valid].max(), mean(-d, mask), mean(d * d / 2, mask), mean(torch.exp(d) - 1 - d, mask)]
+    stats += [mean(low + high, mask), mean(low, mask), mean(high, mask), mean(dual, mask), mean(cov, mask), cov[valid].max()]
+    if ref is not None:
+        near = torch.clamp(l - ref, -20, 20)
+        k3 = torch.clamp(torch.exp(-near) + near - 1, max=10)
+        stats += [mean(l - ref, mask), mean((l - ref) ** 2 / 2, mask), mean(k3, mask)]
+    if entropy is not None:
+        average = mean(entropy, mask)
+        stats += [average, mean((entropy - average) ** 2, mask).sqrt()]
+    if selected is not None:
+        stats.append(mean(selected.float(), mask))
+    return stats
+
+
 # ---- the cases -------------------------------------------------------------------------------------------------------
 
 # name: (mode, options of grpo_loss, the straightforward code)
@@ -143,73 +168,82 @@ def draw(device):
 
 
 def passes(name, inputs):
-    """Two functions, each one forward and one backward pass → (loss, gradient, what was selected or None)."""
+    """Functions, each one forward and one backward pass → (loss, gradient, what was selected or None)."""
     logprob, old, advantage, mask, ref, entropy = inputs
     mode, options, plain = CASES[name]
     leaf, entropy_leaf, float_mask = logprob.clone().requires_grad_(), entropy.clone().requires_grad_(), mask.float()
+    extras = "ref_kl_coef" in options
     seed = iter(range(1 << 30))
 
     def ours():
         leaf.grad = entropy_leaf.grad = None
         more, selected = dict(options), None
         if mode.endswith("_cov"):
-            selected = isentrope.grpo_select(leaf, old, advantage, mask, mode=mode, seed=next(seed),
-                                             select_fraction=FRACTION)  # fmt: skip
+            selected = isentrope.grpo_select(
+                leaf, old, advantage, mask, mode=mode, seed=next(seed), select_fraction=FRACTION
+            )
             more["selected"] = selected
-        if "ref_kl_coef" in options:
+        if extras:
             more.update(ref_logprob=ref, entropy=entropy_leaf)
         loss = isentrope.grpo_loss(leaf, old, advantage, mask, mode=mode, **more).loss
         loss.backward()
         return loss.detach(), leaf.grad, selected
 
-    def theirs(**given):
+    def loss(**given):
         leaf.grad = entropy_leaf.grad = None
-        more = (ref, entropy_leaf) if "ref_kl_coef" in options else ()
-        loss, _ = plain(leaf, old, advantage, float_mask, *more, **given)
-        loss.backward()
-        return loss.detach(), leaf.grad, None
+        value, _ = plain(leaf, old, advantage, float_mask, *((ref, entropy_leaf) if extras else ()), **given)
+        value.backward()
+        return value.detach(), leaf.grad, None
 
-    return ours, theirs
+    def loss_and_statistics():
+        plain_statistics(logprob, old, advantage, float_mask, ref=ref if extras else None, entropy=entropy if extras else None,
+                         selected=mask if mode.endswith("_cov") else None)  # fmt: skip
+        return loss()
+
+    return {"ours": ours, "loss": loss, "loss and statistics": loss_and_statistics}
 
 
-def seconds(function, device):
-    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronise()
-    start = time.perf_counter()
-    function()
-    synchronise()
-    return time.perf_counter() - start
+def check_values(name, functions):
+    """Loss and gradient of ours and of the straightforward code; of clip_cov with our choice of tokens."""
+    value, gradient, selected = functions["ours"]()
+    expected, expected_gradient, _ = functions["loss"](
+        **({} if selected is None else {"picked": tuple(selected.nonzero().unbind(1))})
+    )
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6, msg=lambda m: f"{name}: loss: {m}")
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-9, msg=lambda m: f"{name}: gradient: {m}")
 
 
 def rows(rounds=15, threads=1, device="cpu"):
     torch.set_num_threads(threads)
     inputs = draw(device)
-    source = inputs[0]
-    target = torch.empty_like(source)
+    source, target = inputs[0], torch.empty_like(inputs[0])
+
+    def waiting(function):
+        """On a GPU a call returns before the work is done."""
+        return function if device == "cpu" else lambda: (function(), torch.cuda.synchronize())
+
     table = []
     for name, (mode, options, _) in CASES.items():
-        ours, theirs = passes(name, inputs)
-        loss, gradient, selected = ours()
-        picked = {"picked": tuple(selected.nonzero().unbind(1))} if selected is not None else {}
-        expected, expected_gradient, _ = theirs(**picked)
-        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6, msg=lambda m: f"{name}: loss: {m}")
-        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-9, msg=lambda m: f"{name}: gradient: {m}")
-        times = {f: [] for f in ("ours", "theirs", "copy")}
-        for round in range(-3, rounds):  # three to warm up
-            for key, f in (("ours", ours), ("theirs", theirs), ("copy", lambda: target.copy_(source))):
-                elapsed = seconds(f, device)
-                if round >= 0:
-                    times[key].append(elapsed)
-        ratios = [b / a for a, b in zip(times["ours"], times["theirs"])]
-        arrays = 3 + 2 + 1 + (4 if "ref_kl_coef" in options else 0)  # float32: inputs, token losses and slopes, gradient
-        copy_rate = 8 * source.numel() / statistics.median(times["copy"])
-        table.append({
-            "op": f"grpo_loss {name}", "shape": f"{BATCH} x {LENGTH}", "dtype": "float32", "threads": threads,
-            "device": device, "selection": mode.endswith("_cov"), "ours_s": statistics.median(times["ours"]),
-            "peer": "the straightforward torch code", "peer_s": statistics.median(times["theirs"]),
-            "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)],
-            "share_of_copy": (4 * arrays + 1) * source.numel() / statistics.median(times["ours"]) / copy_rate,
-        })  # fmt: skip
+        functions = passes(name, inputs)
+        check_values(name, functions)
+        contenders = {**functions, "copy": lambda: target.copy_(source)}
+        seconds = interleaved({key: waiting(f) for key, f in contenders.items()}, rounds)
+        arrays = 3 + 2 + 1 + (4 if "ref_kl_coef" in options else 0)  # inputs, token losses and slopes, gradient; float32
+        moved = arrays / 2  # in copies, each of which reads one array and writes one
+        share = statistics.median(moved * copy / mine for mine, copy in zip(seconds["ours"], seconds["copy"]))
+        for rival in ("loss", "loss and statistics"):
+            table.append(
+                {
+                    "op": f"grpo_loss {name}",
+                    "shape": [BATCH, LENGTH],
+                    "dtype": "float32",
+                    "threads": threads,
+                    "device": device,
+                    "selection": mode.endswith("_cov"),
+                    **compare(seconds, "ours", rival),
+                    "share_of_limit": share,
+                }
+            )
     return table
 
 
@@ -222,9 +256,11 @@ def main():
     arguments = parser.parse_args()
     table = rows(arguments.rounds, arguments.threads, arguments.device)
     for row in table:
-        print(f"{row['op']:36s} torch {row['peer_s'] * 1e3:8.2f} ms   ours {row['ours_s'] * 1e3:8.2f} ms   "
-              f"ratio {row['ratio']:5.2f} ({row['ratio_range'][0]:.2f} … {row['ratio_range'][1]:.2f})   "
-              f"{row['share_of_copy']:.0%} of copy")  # fmt: skip
+        print(
+            f"{row['op']:36s} torch, {row['peer']:20s} {row['peer_s'] * 1e3:7.2f} ms   ours {row['ours_s'] * 1e3:7.2f} ms   "
+            f"ratio {row['ratio']:5.2f} ({row['ratio_range'][0]:.2f} … {row['ratio_range'][1]:.2f})   "
+            f"share of the limit {row['share_of_limit']:.0%}"
+        )
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(table, file, indent=1)
