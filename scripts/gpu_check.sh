@@ -137,7 +137,7 @@ python_tests() {
   cd "$ROOT" && PYTHONPATH=$ROOT/python ISENTROPE_LIBRARY=$BUILD/ops "$PYTHON" -m pytest -q -k cuda "${files[@]}"
 }
 op_benchmark() {
-  cd "$ROOT" && PYTHONPATH=$ROOT/python ISENTROPE_LIBRARY=$BUILD/ops "$PYTHON" "scripts/benchmarks/$1.py" --device cuda \
+  cd "$ROOT" && PYTHONPATH=$ROOT/python ISENTROPE_LIBRARY=$BUILD/ops "$PYTHON" scripts/bench "$1" --device cuda \
     --json "$BUILD/$1.json"
 }
 run_all() {

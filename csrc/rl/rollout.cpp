@@ -22,6 +22,7 @@ struct Job {
   const std::vector<std::vector<int64_t>>& prompts;
   int64_t samples, vocabulary, context;
   const SamplingConfig& sampling;
+  const std::vector<int64_t>& stop_tokens;
   std::vector<bool> stops;  // [V]
   const RolloutKey& key;
   std::vector<Completion>& out;  // [prompts · samples]
@@ -118,8 +119,10 @@ class Worker {
 
   // Draws the next token; true where it ends the completion.
   bool extend(Live& live, const float* logits) {
-    const Draw draw = sampler_.draw(logits, live.stream.uniform());
     Completion& completion = *live.completion;
+    const bool early = static_cast<int64_t>(completion.tokens.size()) < job_.sampling.min_new_tokens;
+    const Draw draw = sampler_.draw(logits, live.stream.uniform(),
+                                    early ? std::span(job_.stop_tokens) : std::span<const int64_t>());
     completion.tokens.push_back(draw.token);
     completion.logprob.push_back(draw.logprob);
     completion.entropy.push_back(draw.entropy);
@@ -181,6 +184,7 @@ std::vector<Completion> rollout(const model::Decoder& decoder,
           config.vocabulary,
           config.context,
           sampling,
+          stop_tokens,
           std::vector<bool>(config.vocabulary),
           key,
           out,

@@ -15,6 +15,7 @@ struct SamplingConfig {
   int64_t top_k = 0;
   double top_p = 1.0;
   int64_t max_new_tokens = 0;
+  int64_t min_new_tokens = 0;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -25,6 +26,8 @@ struct SamplingConfig {
       between(0, 1));
     v("max_new_tokens", max_new_tokens, "Longest completion in tokens; 0 for what the context leaves.",
       at_least(0));
+    v("min_new_tokens", min_new_tokens, "Tokens of a completion before which no stop token is drawn.",
+      at_least(0));
   }
 };
 
@@ -32,7 +35,7 @@ struct Completion {
   int64_t prompt;               // index into the prompts of the call
   std::vector<int64_t> tokens;  // the stop token included, where one was drawn
   std::vector<float>
-      logprob;  // of each token under softmax(logits / temperature), before top-k and top-p cut it
+      logprob;  // of each token under softmax(logits / temperature), before min_new_tokens, top-k and top-p cut it
   std::vector<float> entropy;  // of that same distribution, in nats
   bool stopped;                // false: cut at the length limit
 };

@@ -68,6 +68,9 @@ std::string RolloutConfig::problem() const {
            "); every update takes the same number of whole groups";
   if (overlong && sampling.max_new_tokens == 0)
     return "overlong: needs max_new_tokens, the length limit that the penalty counts back from";
+  if (sampling.max_new_tokens > 0 && sampling.min_new_tokens > sampling.max_new_tokens)
+    return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) + " is above max_new_tokens (" +
+           std::to_string(sampling.max_new_tokens) + ")";
   if (sampling.temperature == 0) return "temperature: 0 draws the same completion " + std::to_string(samples) +
                                         " times; a policy needs a temperature above 0";
   return "";

@@ -10,27 +10,37 @@
 namespace isentrope::rl {
 
 Sampler::Sampler(const SamplingConfig& config, int64_t vocabulary)
-    : config_(config), weight_(vocabulary), ranking_(vocabulary) {
+    : config_(config), weight_(vocabulary), allowed_(vocabulary), ranking_(vocabulary) {
   if (config_.top_k <= 0 || config_.top_k > vocabulary) config_.top_k = vocabulary;
 }
 
-Draw Sampler::draw(const float* logits, double uniform) {
+Draw Sampler::draw(const float* logits, double uniform, std::span<const int64_t> forbidden) {
   const int64_t V = weight_.size();
   const float scale = config_.temperature > 0 ? static_cast<float>(1 / config_.temperature) : 1.0f;
+  const auto softmax = model::cpu_kernels<float>().softmax;
   float maximum, total, entropy;
-  model::cpu_kernels<float>().softmax(V, scale, logits, weight_.data(), &maximum, &total, &entropy);
+  softmax(V, scale, logits, weight_.data(), &maximum, &total, &entropy);
   if (!std::isfinite(maximum) || !std::isfinite(total))
     throw std::runtime_error(
         "rollout: the logits hold NaN or +infinity, or are all −infinity; the model's weights are not "
         "finite");
-  int64_t token = V;
+  float left = total;  // the mass to draw from
+  if (!forbidden.empty()) {
+    std::copy_n(logits, V, allowed_.begin());
+    for (const int64_t token : forbidden) allowed_[token] = -INFINITY;
+    float highest, unused;
+    softmax(V, scale, allowed_.data(), weight_.data(), &highest, &left, &unused);
+    if (!std::isfinite(highest))
+      throw std::runtime_error("rollout: min_new_tokens forbids every token that the logits allow");
+  }
+int64_t token = V;
   if (config_.temperature == 0) {
     token = std::max_element(weight_.begin(), weight_.end()) - weight_.begin();
   } else if (config_.top_k < V || config_.top_p < 1) {
-    token = truncated(uniform, total);
+    token = truncated(uniform, left);
   } else {
     double passed = 0;
-    const double goal = uniform * total;
+    const double goal = uniform * left;
     for (int64_t n = 0; n < V && passed <= goal; ++n)
       if (weight_[n] > 0) {
         passed += weight_[n];

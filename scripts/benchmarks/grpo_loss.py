@@ -1,16 +1,12 @@
 """grpo_loss, forward and backward, against the straightforward torch code of each mode: [256, 2048], float32, with
 grpo_select where the mode needs it.
 
-    python scripts/benchmarks/grpo_loss.py [--rounds 15] [--threads 1] [--device cpu] [--json OUT]
-
 Two rivals: "loss" computes the loss, its gradient and the statistics that are usual beside that loss (none to four);
 "loss and statistics" computes what ours returns, all of its statistics. Values first: equal loss and gradient. The limit
 is the time of plain copies of as many bytes as must be moved once (inputs, token losses, slopes, gradient), in the same
 rounds.
 """
 
-import argparse
-import json
 import statistics
 
 import torch
@@ -218,16 +214,12 @@ def rows(rounds=15, threads=1, device="cpu"):
     inputs = draw(device)
     source, target = inputs[0], torch.empty_like(inputs[0])
 
-    def waiting(function):
-        """On a GPU a call returns before the work is done."""
-        return function if device == "cpu" else lambda: (function(), torch.cuda.synchronize())
-
     table = []
     for name, (mode, options, _) in CASES.items():
         functions = passes(name, inputs)
         check_values(name, functions)
         contenders = {**functions, "copy": lambda: target.copy_(source)}
-        seconds = interleaved({key: waiting(f) for key, f in contenders.items()}, rounds)
+        seconds = interleaved(contenders, rounds)
         arrays = 3 + 2 + 1 + (4 if "ref_kl_coef" in options else 0)  # inputs, token losses and slopes, gradient; float32
         moved = arrays / 2  # in copies, each of which reads one array and writes one
         share = statistics.median(moved * copy / mine for mine, copy in zip(seconds["ours"], seconds["copy"]))
@@ -241,30 +233,8 @@ def rows(rounds=15, threads=1, device="cpu"):
                     "device": device,
                     "selection": mode.endswith("_cov"),
                     **compare(seconds, "ours", rival),
+                    "target": 3,
                     "share_of_limit": share,
                 }
             )
     return table
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
-    table = rows(arguments.rounds, arguments.threads, arguments.device)
-    for row in table:
-        print(
-            f"{row['op']:36s} torch, {row['peer']:20s} {row['peer_s'] * 1e3:7.2f} ms   ours {row['ours_s'] * 1e3:7.2f} ms   "
-            f"ratio {row['ratio']:5.2f} ({row['ratio_range'][0]:.2f} … {row['ratio_range'][1]:.2f})   "
-            f"share of the limit {row['share_of_limit']:.0%}"
-        )
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(table, file, indent=1)
-
-
-if __name__ == "__main__":
-    main()

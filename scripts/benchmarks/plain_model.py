@@ -188,3 +188,17 @@ class StaticCacheLoop:
                 token = (logits - draw(logits).log()).argmax(-1, keepdim=True)
             out.append(token)
         return torch.cat(out, 1)
+
+    @torch.no_grad()
+    def with_logprobs(self, prompts, new_tokens, forbidden):
+        """prompts [B, T] → completions and their log-probabilities, [B, new_tokens]; token `forbidden` is not drawn."""
+        logits, T = self.prefill(prompts), prompts.shape[1]
+        tokens, logprobs = [], []
+        for at in range(T, T + new_tokens):
+            race = logits - torch.empty_like(logits).exponential_().log()
+            race[:, forbidden] = -torch.inf
+            tokens.append(race.argmax(-1, keepdim=True))
+            logprobs.append(logits.gather(1, tokens[-1]) - logits.logsumexp(-1, keepdim=True))
+            if at < T + new_tokens - 1:
+                logits = self.step(tokens[-1], at)
+        return torch.cat(tokens, 1), torch.cat(logprobs, 1)

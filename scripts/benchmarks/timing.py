@@ -19,6 +19,8 @@ def interleaved(contenders, rounds, before=lambda name: None):
             before(name)
             start = time.perf_counter()
             contenders[name]()
+            if torch.cuda.is_initialized():  # there a call returns before the work is done
+                torch.cuda.synchronize()
             if index >= 2:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -56,9 +58,9 @@ def peak_bytes(function):
     return max(peak, 0)
 
 
-def read_and_copy(nbytes):
+def read_and_copy(nbytes, device="cpu"):
     """(read, copy): functions that read nbytes (a float32 sum), and that copy them between buffers already there. What
     the machine's memory allows, measured in the same rounds."""
-    source = torch.ones(nbytes // 4)
+    source = torch.ones(nbytes // 4, device=device)
     target = torch.empty_like(source)
     return source.sum, lambda: target.copy_(source)

@@ -171,6 +171,27 @@ TEST(Rollout, EndsAtStopTokensAndLimits) {
   EXPECT_TRUE(rollout(decoder, {}, 4, {}, {3}, {}).empty());
 }
 
+TEST(Rollout, StopTokensWaitForMinNewTokens) {
+  const DecoderConfig config = small_config();
+  const Decoder decoder = make(config);
+  const auto prompts = ragged_prompts({5, 16, 31}, config.vocabulary);
+  const std::vector<int64_t> stops{3, 7};
+  SamplingConfig sampling;
+  sampling.max_new_tokens = 24;
+  const auto free = rollout(decoder, prompts, 8, sampling, stops, {.seed = 4});
+  sampling.min_new_tokens = 12;
+  const auto late = rollout(decoder, prompts, 8, sampling, stops, {.seed = 4});
+  int64_t early = 0;
+  for (size_t i = 0; i < free.size(); ++i) {
+    early += free[i].tokens.size() < 12;
+    const auto& tokens = late[i].tokens;
+    ASSERT_GE(tokens.size(), 12u);
+    for (size_t t = 0; t + 1 < tokens.size(); ++t)
+      EXPECT_EQ(std::count(stops.begin(), stops.end(), tokens[t]), 0) << "token " << t;
+  }
+  EXPECT_GT(early, 0) << "nothing stopped early, so nothing was tested";
+}
+
 TEST(Rollout, GreedyTakesTheLikeliest) {
   Decoder decoder = make(small_config());
   const auto prompts = ragged_prompts(kLengths, 27);
@@ -215,11 +236,11 @@ TEST(Rollout, ErrorsNameWhatIsWrong) {
 
 // Uniforms in the middle of n equal intervals: a token of probability p is drawn n·p times, give or take one.
 void expect_frequencies(const SamplingConfig& config, const std::vector<float>& logits,
-                        const std::vector<double>& wanted) {
+                        const std::vector<double>& wanted, const std::vector<int64_t>& forbidden = {}) {
   Sampler sampler(config, logits.size());
   const int64_t n = 20000;
   std::vector<int64_t> count(logits.size());
-  for (int64_t i = 0; i < n; ++i) ++count[sampler.draw(logits.data(), (i + 0.5) / n).token];
+  for (int64_t i = 0; i < n; ++i) ++count[sampler.draw(logits.data(), (i + 0.5) / n, forbidden).token];
   for (size_t v = 0; v < logits.size(); ++v)
     EXPECT_NEAR(static_cast<double>(count[v]), n * wanted[v], 1.01) << "token " << v;
 }
@@ -247,6 +268,9 @@ TEST(Sampler, FrequenciesAreExact) {
   expect_frequencies({.top_k = 3, .top_p = 0.7}, logits, {0, 0.3 / 0.55, 0, 0, 0.25 / 0.55, 0});
   expect_frequencies({.temperature = 0}, logits, {0, 1, 0, 0, 0, 0});
   expect_frequencies({.top_k = 100}, logits, p);
+  expect_frequencies({}, logits, {0.05 / 0.7, 0, 0, 0.2 / 0.7, 0.25 / 0.7, 0.2 / 0.7}, {1});
+  expect_frequencies({.top_k = 2}, logits, {0, 0, 0, 0.5, 0, 0.5}, {1, 4});
+  expect_frequencies({.temperature = 0}, logits, {0, 0, 0, 0, 1, 0}, {1});
 }
 
 TEST(Sampler, LogprobAndEntropyAreOfTheWholeDistribution) {
@@ -261,8 +285,8 @@ TEST(Sampler, LogprobAndEntropyAreOfTheWholeDistribution) {
     for (const float x : logits)
       if (std::isfinite(x)) H -= std::exp(x / T - top) / sum * (x / T - top - std::log(sum));
     for (const int64_t top_k : {0, 3}) {
-      const Draw draw =
-          Sampler({.temperature = temperature, .top_k = top_k}, logits.size()).draw(logits.data(), 0.61);
+      const Draw draw = Sampler({.temperature = temperature, .top_k = top_k}, logits.size())
+                            .draw(logits.data(), 0.61, std::vector<int64_t>{4, 21});
       const double wanted = logits[draw.token] / T - top - std::log(sum);
       // Sums of 1009 floats in vectors: a few units in the last place of the largest term.
       EXPECT_NEAR(draw.logprob, wanted, 8 * 0x1p-23 * std::abs(top)) << temperature;

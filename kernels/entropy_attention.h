@@ -1,0 +1,111 @@
+// Softmax attention with the entropy of every row, from one pass over the keys, and its gradient.
+//
+// For a query of batch b, head h, place t, with key head g = h / (H / G) and keys j that it sees:
+//   z_j = scale · q·k_j       y_j = softcap · tanh(z_j / softcap), or z_j without softcap      s_j = y_j / τ
+//   p_j = exp(s_j) / Σ exp(s)         out = Σ p_j v_j         lse = log Σ exp(s)
+//   entropy H = -Σ p_j log p_j        max_logit = max s_j     natural logarithms, nats
+//
+// It sees key j where j < n_b, and if causal first ≤ j ≤ place with place = start_b + t and, with a window, first =
+// place - window + 1 (itself and the window - 1 keys before it).
+//   n_b      key_lengths[b], or S
+//   start_b  query_start[b], or S - T: the last query sees the last key
+// Packed: sequence b has the rows cu_seqlens[b] … cu_seqlens[b + 1] - 1 of q, k and v alike; n_b is their number, start_b = 0.
+//
+// The entropy is kept centred: with a running maximum m, l = Σ exp(s - m) and e = Σ exp(s - m)(s - m) give H = log l - e/l; a
+// larger maximum m' turns them into c·l and c·(e + (m - m') l), c = exp(m - m'). Partial states are merged by the same rule.
+//
+// Gradient, from out, lse and entropy alone (log P = s - lse):
+//   dP_j = dout·v_j        δ = dout·out + dentropy·H - dlse
+//   ds_j = p_j (dP_j - δ - dentropy · log p_j)             every row of ds sums to dlse
+//   dy_j = ds_j / τ        dz_j = dy_j (1 - (y_j / softcap)²)
+//   dq = scale Σ dz_j k_j      dk_j = scale Σ dz_j q       dv_j = Σ p_j dout      dτ = -(1/τ) Σ ds_j s_j
+// dk and dv sum over the queries of all heads of the key head, dτ is one number a row.
+//
+// Rows of a special kind:
+//   no key in sight           out 0, lse = max_logit = -inf, entropy 0, gradient 0
+//   one key in sight          out = v, entropy 0 exactly
+//   NaN, or a logit of +inf   NaN in that row
+// Keys at and after n_b are not read.
+#pragma once
+#include <cstdint>
+
+#include "kernels/gpu/dtype.h"
+
+namespace isentrope::kernels {
+
+// Where an array of rows lies: element (b, h, t, d) at b·batch + h·head + t·row + d. Packed: batch is 0 and t counts from the
+// first row of all. Statistics (no d) likewise.
+struct HeadStrides {
+  int64_t batch = 0, head = 0, row = 0;
+};
+
+struct AttentionShape {
+  int64_t batch = 0;      // B, or the number of packed sequences
+  int64_t heads = 0;      // H, a multiple of G
+  int64_t kv_heads = 0;   // G
+  int64_t queries = 0;    // T; packed: at least the longest sequence's
+  int64_t keys = 0;       // S; packed: the same
+  int64_t head_size = 0;  // D, a multiple of 8 up to 256
+  double scale = 1;
+  bool causal = false;
+  int64_t window = 0;   // 0: none; causal only
+  double softcap = 0;   // 0: none
+  // Out of range values are bounded to 0 … S, and to the rows there are: nothing is read out of bounds.
+  const int64_t* key_lengths = nullptr;  // [B], or null
+  const int64_t* query_start = nullptr;  // [B], or null
+  const int64_t* cu_seqlens = nullptr;   // [B + 1], or null: not packed
+  int64_t total = 0;                     // rows of all packed sequences
+};
+
+// Statistics, temperature and their gradients are float; double where q is double.
+struct EntropyAttentionForward {
+  DType dtype = DType::kFloat;
+  AttentionShape shape;
+  const void* q = nullptr;            // [B, H, T, D] dtype, like k, v, out; rows 16-byte aligned on CUDA
+  const void* k = nullptr;            // [B, G, S, D]
+  const void* v = nullptr;            // [B, G, S, D]
+  const void* temperature = nullptr;  // [H, T] τ > 0, or null: 1
+  void* out = nullptr;                // [B, H, T, D]
+  void* lse = nullptr;                // [B, H, T]
+  void* entropy = nullptr;            // [B, H, T], or null
+  void* max_logit = nullptr;          // [B, H, T], or null
+  HeadStrides q_strides, k_strides, v_strides, out_strides;
+  HeadStrides statistic_strides;    // of lse, entropy, max_logit
+  HeadStrides temperature_strides;  // batch is 0; row is 0 where a head has one temperature
+  void* workspace = nullptr;        // [entropy_attention_workspace] bytes, 16-byte aligned; CUDA only
+};
+
+struct EntropyAttentionBackward {
+  DType dtype = DType::kFloat;
+  AttentionShape shape;
+  const void* q = nullptr;
+  const void* k = nullptr;
+  const void* v = nullptr;
+  const void* temperature = nullptr;
+  const void* out = nullptr;       // as the forward pass gave it, like lse and entropy
+  const void* lse = nullptr;       // [B, H, T]
+  const void* entropy = nullptr;   // [B, H, T]; needed with dentropy alone
+  const void* dout = nullptr;      // [B, H, T, D] dtype
+  const void* dlse = nullptr;      // [B, H, T], or null for 0
+  const void* dentropy = nullptr;  // [B, H, T], or null for 0
+  void* dq = nullptr;              // [B, H, T, D] dtype
+  void* dk = nullptr;              // [B, G, S, D] dtype; every row is written, those that no query sees with 0
+  void* dv = nullptr;              // [B, G, S, D] dtype; the same
+  void* dtemperature = nullptr;    // [B, H, T], or null where it is not wanted
+  HeadStrides q_strides, k_strides, v_strides, out_strides, dout_strides, dq_strides, dk_strides, dv_strides;
+  HeadStrides statistic_strides;   // of lse, entropy, dlse, dentropy, dtemperature
+  HeadStrides temperature_strides;
+  void* workspace = nullptr;       // [entropy_attention_backward_workspace] bytes, 16-byte aligned; CUDA only
+};
+
+// Bytes of workspace; 0 where none is needed. They depend on the shape alone, not on lengths.
+int64_t entropy_attention_workspace(const AttentionShape& shape, DType dtype);
+int64_t entropy_attention_backward_workspace(const AttentionShape& shape, DType dtype);
+
+// stream is a cudaStream_t; each returns before the work is done, and never waits for the device. The order of every sum is fixed
+// by the shape: the same bits at every run. Throw std::invalid_argument for a dtype other than float, bfloat16 and half, and for a
+// head size that is not supported.
+void entropy_attention_forward_cuda(const EntropyAttentionForward& p, void* stream);
+void entropy_attention_backward_cuda(const EntropyAttentionBackward& p, void* stream);
+
+}  // namespace isentrope::kernels
