@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "kernels/entropy_attention.h"
 #include "kernels/grpo_loss.h"
 #include "kernels/token_entropy.h"
 
@@ -12,6 +13,73 @@ namespace isentrope::ops {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+
+// ---- entropy_attention -----------------------------------------------------------------------------------------------
+struct EntropyAttentionArguments {
+  Tensor q, k, v;
+  bool causal;
+  std::optional<int64_t> window;
+  std::optional<double> softcap, scale;
+  OptionalTensor temperature, key_lengths, query_start, cu_seqlens;
+  std::optional<int64_t> max_seqlen;
+};
+// (out, lse, entropy, max_logit); entropy is empty without return_entropy.
+using EntropyAttentionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using EntropyAttentionRun = EntropyAttentionOutputs (*)(const EntropyAttentionArguments&, bool return_entropy);
+
+EntropyAttentionOutputs entropy_attention_autograd(const EntropyAttentionArguments& arguments, bool return_entropy);
+EntropyAttentionOutputs entropy_attention_meta(const EntropyAttentionArguments& arguments, bool return_entropy);
+EntropyAttentionOutputs entropy_attention_cpu(const EntropyAttentionArguments& arguments, bool return_entropy);
+// with_workspace: the launcher is CUDA's, whose workspace is allocated here.
+EntropyAttentionOutputs entropy_attention_run(const EntropyAttentionArguments& arguments, bool return_entropy,
+                                              void (*launch)(const kernels::EntropyAttentionForward&), bool with_workspace);
+
+// A backend as the dispatcher calls it.
+template <EntropyAttentionRun run>
+EntropyAttentionOutputs entropy_attention_entry(const Tensor& q, const Tensor& k, const Tensor& v, bool causal,
+                                                std::optional<int64_t> window, std::optional<double> softcap,
+                                                std::optional<double> scale, const OptionalTensor& temperature,
+                                                const OptionalTensor& key_lengths, const OptionalTensor& query_start,
+                                                const OptionalTensor& cu_seqlens, std::optional<int64_t> max_seqlen,
+                                                bool return_entropy) {
+  return run({q, k, v, causal, window, softcap, scale, temperature, key_lengths, query_start, cu_seqlens, max_seqlen},
+             return_entropy);
+}
+
+// What the backward pass reads beside the arguments: the forward pass' outputs, and the gradients that came in.
+struct EntropyAttentionState {
+  Tensor out, lse, entropy;
+  OptionalTensor dout, dlse, dentropy;
+  bool of_temperature;
+};
+// (dq, dk, dv, dtemperature); the last has temperature's shape, and is empty without of_temperature.
+using EntropyAttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using EntropyAttentionBackwardRun = EntropyAttentionGradients (*)(const EntropyAttentionArguments&,
+                                                                  const EntropyAttentionState&);
+
+EntropyAttentionGradients entropy_attention_backward_meta(const EntropyAttentionArguments& arguments,
+                                                          const EntropyAttentionState& state);
+EntropyAttentionGradients entropy_attention_backward_cpu(const EntropyAttentionArguments& arguments,
+                                                         const EntropyAttentionState& state);
+EntropyAttentionGradients entropy_attention_backward_run(const EntropyAttentionArguments& arguments,
+                                                         const EntropyAttentionState& state,
+                                                         void (*launch)(const kernels::EntropyAttentionBackward&),
+                                                         bool with_workspace);
+
+template <EntropyAttentionBackwardRun run>
+EntropyAttentionGradients entropy_attention_backward_entry(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse, const Tensor& entropy,
+    const OptionalTensor& dout, const OptionalTensor& dlse, const OptionalTensor& dentropy, bool causal,
+    std::optional<int64_t> window, std::optional<double> softcap, std::optional<double> scale,
+    const OptionalTensor& temperature, const OptionalTensor& key_lengths, const OptionalTensor& query_start,
+    const OptionalTensor& cu_seqlens, std::optional<int64_t> max_seqlen, bool of_temperature) {
+  return run({q, k, v, causal, window, softcap, scale, temperature, key_lengths, query_start, cu_seqlens, max_seqlen},
+             {out, lse, entropy, dout, dlse, dentropy, of_temperature});
+}
+
+// ---- merge_attention_states ------------------------------------------------------------------------------------------
+EntropyAttentionOutputs merge_attention_states_composite(const Tensor& out, const Tensor& lse, const Tensor& entropy,
+                                                         const Tensor& max_logit);
 
 // ---- token_entropy -----------------------------------------------------------------------------------------------
 // (logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp), each of target's shape; without moments the last

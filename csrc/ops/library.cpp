@@ -6,6 +6,23 @@
 #include "csrc/ops/ops.h"
 
 TORCH_LIBRARY(isentrope, m) {
+  // ---- entropy_attention
+  m.def(
+      "entropy_attention(Tensor q, Tensor k, Tensor v, *, bool causal, int? window=None, float? softcap=None, "
+      "float? scale=None, Tensor? temperature=None, Tensor? key_lengths=None, Tensor? query_start=None, "
+      "Tensor? cu_seqlens=None, int? max_seqlen=None, bool return_entropy=True) "
+      "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit)");
+  m.def(
+      "entropy_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor entropy, Tensor? dout, "
+      "Tensor? dlse, Tensor? dentropy, *, bool causal, int? window=None, float? softcap=None, float? scale=None, "
+      "Tensor? temperature=None, Tensor? key_lengths=None, Tensor? query_start=None, Tensor? cu_seqlens=None, "
+      "int? max_seqlen=None, bool of_temperature=False) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dtemperature)");
+
+  // ---- merge_attention_states
+  m.def(
+      "merge_attention_states(Tensor out, Tensor lse, Tensor entropy, Tensor max_logit) "
+      "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit)");
+
   // ---- token_entropy
   m.def(
       "token_entropy(Tensor logits, Tensor target, *, float temperature=1.0, int ignore_index=-100, bool moments=False, "
@@ -40,6 +57,8 @@ TORCH_LIBRARY(isentrope, m) {
 
 TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
   using namespace isentrope::ops;
+  m.impl("entropy_attention", entropy_attention_entry<entropy_attention_cpu>);
+  m.impl("entropy_attention_backward", entropy_attention_backward_entry<entropy_attention_backward_cpu>);
   m.impl("token_entropy", token_entropy_cpu);
   m.impl("token_entropy_backward", token_entropy_backward_cpu);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cpu);
@@ -50,6 +69,8 @@ TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
 
 TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
   using namespace isentrope::ops;
+  m.impl("entropy_attention", entropy_attention_entry<entropy_attention_meta>);
+  m.impl("entropy_attention_backward", entropy_attention_backward_entry<entropy_attention_backward_meta>);
   m.impl("token_entropy", token_entropy_meta);
   m.impl("token_entropy_backward", token_entropy_backward_meta);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_meta);
@@ -61,6 +82,8 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
 // The backward ops have no gradient of their own: a second derivative is refused by name.
 TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   using namespace isentrope::ops;
+  m.impl("entropy_attention", entropy_attention_entry<entropy_attention_autograd>);
+  m.impl("entropy_attention_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("token_entropy", token_entropy_autograd);
   m.impl("token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
@@ -72,4 +95,9 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
 // Counts the write, so that autograd notices who still needs what was overwritten.
 TORCH_LIBRARY_IMPL(isentrope, ADInplaceOrView, m) {
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
+}
+
+// Plain torch, which differentiates it.
+TORCH_LIBRARY_IMPL(isentrope, CompositeImplicitAutograd, m) {
+  m.impl("merge_attention_states", isentrope::ops::merge_attention_states_composite);
 }

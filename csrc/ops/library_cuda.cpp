@@ -14,6 +14,21 @@ void* current_stream() {
   return cuda.getStream(cuda.getDevice()).native_handle();
 }
 
+// ---- entropy_attention
+EntropyAttentionOutputs entropy_attention_cuda(const EntropyAttentionArguments& arguments, bool return_entropy) {
+  const c10::DeviceGuard guard(arguments.q.device());
+  return entropy_attention_run(
+      arguments, return_entropy,
+      [](const auto& p) { kernels::entropy_attention_forward_cuda(p, current_stream()); }, true);
+}
+
+EntropyAttentionGradients entropy_attention_backward_cuda(const EntropyAttentionArguments& arguments,
+                                                          const EntropyAttentionState& state) {
+  const c10::DeviceGuard guard(arguments.q.device());
+  return entropy_attention_backward_run(
+      arguments, state, [](const auto& p) { kernels::entropy_attention_backward_cuda(p, current_stream()); }, true);
+}
+
 // ---- token_entropy
 TokenEntropyOutputs token_entropy_cuda(const Tensor& logits, const Tensor& target, double temperature,
                                        int64_t ignore_index, bool moments, bool) {
@@ -88,6 +103,8 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_cuda(const OptionalTensor& dloss,
 
 TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
   using namespace isentrope::ops;
+  m.impl("entropy_attention", entropy_attention_entry<entropy_attention_cuda>);
+  m.impl("entropy_attention_backward", entropy_attention_backward_entry<entropy_attention_backward_cuda>);
   m.impl("token_entropy", token_entropy_cuda);
   m.impl("token_entropy_backward", token_entropy_backward_cuda);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cuda);

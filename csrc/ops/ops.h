@@ -11,6 +11,36 @@ namespace isentrope::ops {
 
 using at::Tensor;
 
+// ---- entropy_attention -------------------------------------------------------------------------------------------
+struct EntropyAttentionOptions {
+  bool causal = true;                 // the last query sees the last key
+  std::optional<int64_t> window;      // causal: a query sees itself and the window − 1 keys before it
+  std::optional<double> softcap;      // s → softcap · tanh(s / softcap)
+  std::optional<double> scale;        // default 1/√D
+  std::optional<Tensor> temperature;  // [H] or [H, T] above 0, by which logits are divided; has a gradient
+  std::optional<Tensor> key_lengths;  // [B] integers: keys at and after it are not read
+  std::optional<Tensor> query_start;  // [B] integers: the key that query 0 sees last; default S − T
+  std::optional<Tensor> cu_seqlens;   // [sequences + 1] integers, 0 first, then where each packed sequence ends
+  std::optional<int64_t> max_seqlen;  // packed: at least the longest sequence; spares a GPU empty blocks
+  bool return_entropy = true;
+};
+struct EntropyAttention {
+  Tensor out;        // [B, H, T, D] like q
+  Tensor lse;        // [B, H, T] float, or double for double q, like all that follow
+  Tensor entropy;    // [B, H, T] nats; undefined without return_entropy
+  Tensor max_logit;  // [B, H, T]; no gradient
+};
+// q [B, H, T, D], k, v [B, G, S, D], H a multiple of G, D a multiple of 8 up to 256, any strides but 1 in D. Packed by
+// cu_seqlens: q [total, H, D], k, v [total, G, D], statistics [total, H]. Gradients of out, lse and entropy.
+EntropyAttention entropy_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const EntropyAttentionOptions& options = {});
+
+// ---- merge_attention_states --------------------------------------------------------------------------------------
+// The attention over the union of disjoint sets of keys, from those over each: states are stacked in dimension 0,
+// out [N, …, D], lse, entropy, max_logit [N, …] → the same without N. entropy and max_logit may be undefined.
+EntropyAttention merge_attention_states(const Tensor& out, const Tensor& lse, const Tensor& entropy = {},
+                                        const Tensor& max_logit = {});
+
 // ---- token_entropy ---------------------------------------------------------------------------------------------
 struct TokenEntropy {
   Tensor logprob;      // [N] or [B, T], like target; float, or double for double logits, like all that follow

@@ -3,6 +3,51 @@
 import torch
 from torch import Tensor
 
+# ---- entropy_attention -----------------------------------------------------------------------------------------------
+
+
+def entropy_attention(q, k, v, *, causal, window=None, softcap=None, scale=None, temperature=None, key_lengths=None,
+                      query_start=None, cu_seqlens=None, max_seqlen=None):  # fmt: skip
+    """q [B, H, T, D], k, v [B, G, S, D] → out [B, H, T, D], lse, entropy, max_logit [B, H, T]; packed as the op says."""
+    if cu_seqlens is not None:
+        ends, parts = cu_seqlens.tolist(), []
+        for a, b in zip(ends, ends[1:]):
+            one = [x[a:b].transpose(0, 1)[None] for x in (q, k, v)]
+            t = temperature[:, a:b] if temperature is not None and temperature.dim() == 2 else temperature
+            parts.append(entropy_attention(*one, causal=causal, window=window, softcap=softcap, scale=scale, temperature=t))
+        return tuple(torch.cat([x[0].transpose(0, 1) for x in xs]) for xs in zip(*parts))
+    (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
+    k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
+    s = q @ k.transpose(-1, -2) * (D**-0.5 if scale is None else scale)
+    s = s if softcap is None else softcap * torch.tanh(s / softcap)
+    s = s if temperature is None else s / temperature.view(H, -1, 1)
+    rows, keys = torch.arange(T, device=q.device), torch.arange(S, device=q.device)
+    start = torch.full((B,), S - T, device=q.device) if query_start is None else query_start
+    place = (start[:, None] + rows)[:, None, :, None]
+    seen = keys < (S if key_lengths is None else key_lengths.view(B, 1, 1, 1)) + torch.zeros_like(place)
+    if causal:
+        seen = seen & (keys <= place) & (keys > place - (window or S + T + 1))
+    s = s.masked_fill(~seen, -torch.inf)
+    none = ~seen.any(-1, keepdim=True).expand(B, H, T, 1)  # softmax over no key: 0 instead of NaN
+    logp = torch.log_softmax(s.masked_fill(none, 0), -1)
+    p = logp.exp().masked_fill(~seen, 0)
+    entropy = -(p * logp.masked_fill(~seen, 0)).sum(-1)
+    lse = s.masked_fill(none, 0).logsumexp(-1).masked_fill(none[..., 0], -torch.inf)
+    largest = s.max(-1).values if S else torch.full_like(lse, -torch.inf)
+    return p @ v, lse, entropy, largest
+
+
+# ---- merge_attention_states ------------------------------------------------------------------------------------------
+
+
+def merge_attention_states(out, lse, entropy, max_logit):
+    """out [N, ..., D], the others [N, ...], over disjoint keys → the same without N, over all keys."""
+    total = lse.logsumexp(0)
+    weight = (lse - total.masked_fill(total == -torch.inf, 0)).exp()
+    minus_log = (total - lse).masked_fill(weight == 0, 0)
+    return (weight[..., None] * out).sum(0), total, (weight * (entropy + minus_log)).sum(0), max_logit.max(0).values
+
+
 # ---- token_entropy ---------------------------------------------------------------------------------------------------
 
 
