@@ -153,100 +153,6 @@ void rotate(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_
   }
 }
 
-// ---- attention over whole sequences -------------------------------------------------------------------------------
-
-// out [D, ld] = x [T, D] transposed, columns T … ld − 1 zero.
-template <class T>
-void transpose(int64_t length, int64_t D, const T* x, int64_t ldx, T* out, int64_t ld) {
-  for (int64_t d = 0; d < D; ++d) {
-    for (int64_t t = 0; t < length; ++t) out[d * ld + t] = x[t * ldx + d];
-    for (int64_t t = length; t < ld; ++t) out[d * ld + t] = 0;
-  }
-}
-
-static_assert(kQueryBlock % kTile == 0, "dk and dv sum over whole tiles of queries before they are stored");
-
-template <class T>
-void attention(const AttentionHead<T>& h, T* scratch) {
-  const int64_t D = h.head_size, ld = round_up(h.length, kLanes<T>);
-  T *keys = scratch, *scores = scratch + D * ld;  // [D, ld], [kTile, ld]
-  transpose(h.length, D, h.k.data, h.k.ld, keys, ld);
-  for (int64_t t0 = 0; t0 < h.length; t0 += kTile) {
-    const int64_t rows = h.length - t0 < kTile ? h.length - t0 : kTile, seen = t0 + rows;
-    product<T>(rows, round_up(seen, kLanes<T>), D, h.q.data + t0 * h.q.ld, h.q.ld, 1, keys, ld, scores, ld,
-               false);
-    T inverse[kTile];
-    for (int64_t r = 0; r < rows; ++r) {
-      T *s = scores + r * ld, top = s[0], total = 0;
-      const int64_t visible = t0 + r + 1;
-#pragma omp simd reduction(max : top)
-      for (int64_t i = 0; i < visible; ++i) top = s[i] > top ? s[i] : top;
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < visible; ++i) {
-        s[i] = exponential((s[i] - top) * h.scale);
-        total += s[i];
-      }
-      for (int64_t i = visible; i < seen; ++i) s[i] = 0;
-      h.lse[t0 + r] = top * h.scale + std::log(total);
-      inverse[r] = T(1) / total;
-    }
-    T* out = h.out.data + t0 * h.out.ld;
-    product<T>(rows, D, seen, scores, ld, 1, h.v.data, h.v.ld, out, h.out.ld, false);
-    for (int64_t r = 0; r < rows; ++r)
-#pragma omp simd
-      for (int64_t d = 0; d < D; ++d) out[r * h.out.ld + d] *= inverse[r];
-  }
-}
-
-// p = e^(scale q·k − lse), ds = scale · p (dp − Σ dout · out), for rows t0 … t0 + rows − 1 of p, ds [·, ld],
-// which come in as q·k and dp.
-template <class T>
-void score_gradient(const AttentionHead<T>& h, int64_t t0, int64_t rows, int64_t seen, T* p, T* ds,
-                    int64_t ld) {
-  for (int64_t r = 0; r < rows; ++r, p += ld, ds += ld) {
-    const int64_t t = t0 + r, visible = t + 1;
-    const T *o = h.out.data + t * h.out.ld, *d_out = h.dout.data + t * h.dout.ld, lse = h.lse[t];
-    T dot = 0;
-#pragma omp simd reduction(+ : dot)
-    for (int64_t d = 0; d < h.head_size; ++d) dot += o[d] * d_out[d];
-#pragma omp simd
-    for (int64_t i = 0; i < visible; ++i) {
-      p[i] = exponential(p[i] * h.scale - lse);
-      ds[i] = p[i] * (ds[i] - dot) * h.scale;
-    }
-    for (int64_t i = visible; i < seen; ++i) p[i] = ds[i] = 0;
-  }
-}
-
-template <class T>
-void attention_backward(const AttentionHead<T>& h, T* scratch) {
-  const int64_t D = h.head_size, ld = round_up(h.length, kLanes<T>);
-  T *keys = scratch, *values = keys + D * ld, *p = values + D * ld, *ds = p + kQueryBlock * ld;
-  transpose(h.length, D, h.k.data, h.k.ld, keys, ld);
-  transpose(h.length, D, h.v.data, h.v.ld, values, ld);
-  for (int64_t t0 = 0; t0 < h.length; t0 += kQueryBlock) {
-    const int64_t end = h.length - t0 < kQueryBlock ? h.length : t0 + kQueryBlock;
-    for (int64_t t = t0; t < end; t += kTile) {
-      const int64_t rows = end - t < kTile ? end - t : kTile, seen = t + rows,
-                    columns = round_up(seen, kLanes<T>);
-      T *p_rows = p + (t - t0) * ld, *ds_rows = ds + (t - t0) * ld;
-      product<T>(rows, columns, D, h.q.data + t * h.q.ld, h.q.ld, 1, keys, ld, p_rows, ld, false);
-      product<T>(rows, columns, D, h.dout.data + t * h.dout.ld, h.dout.ld, 1, values, ld, ds_rows, ld, false);
-      score_gradient(h, t, rows, seen, p_rows, ds_rows, ld);
-      product<T>(rows, D, seen, ds_rows, ld, 1, h.k.data, h.k.ld, h.dq.data + t * h.dq.ld, h.dq.ld, false);
-    }
-    // dk += dsᵀ q, dv += pᵀ dout: keys s … s + kTile − 1 are seen by queries s and later.
-    for (int64_t s = 0; s < end; s += kTile) {
-      const int64_t rows = end - s < kTile ? end - s : kTile, from = s > t0 ? s : t0,
-                    at = (from - t0) * ld + s;
-      product<T>(rows, D, end - from, ds + at, 1, ld, h.q.data + from * h.q.ld, h.q.ld,
-                 h.dk.data + s * h.dk.ld, h.dk.ld, true);
-      product<T>(rows, D, end - from, p + at, 1, ld, h.dout.data + from * h.dout.ld, h.dout.ld,
-                 h.dv.data + s * h.dv.ld, h.dv.ld, true);
-    }
-  }
-}
-
 // ---- attention over a cache ---------------------------------------------------------------------------------------
 
 // scores [kBlocks · 16] = q [D] · keys, kBlocks blocks that lie block_stride apart.
@@ -281,33 +187,46 @@ inline void weighted_sum(int64_t S, const T* weight, const T* values, int64_t st
 }
 
 template <class T>
-void cached_attention(int64_t S, int64_t H, int64_t G, int64_t D, T scale, const T* q, const T* keys,
-                      const T* values, T* out, T* scratch) {
-  const int64_t blocks = (S + kKeyBlock - 1) / kKeyBlock, stride = G * D * kKeyBlock;
-  for (int64_t head = 0; head < H; ++head, q += D, out += D) {
-    const int64_t g = head / (H / G);
-    const T *k = keys + g * D * kKeyBlock, *v = values + g * D;
-    int64_t block = 0;
+void cached_attention(const CachedAttention<T>& a, T* scratch) {
+  const int64_t D = a.D, stride = a.G * D * kKeyBlock, S = a.last + 1;
+  const int64_t first_block = a.first / kKeyBlock, blocks = (S + kKeyBlock - 1) / kKeyBlock;
+  const int64_t begin = first_block * kKeyBlock, end = blocks * kKeyBlock;
+  for (int64_t head = 0; head < a.H; ++head) {
+    const int64_t g = head / (a.H / a.G);
+    const T *q = a.q + head * D, *k = a.keys + g * D * kKeyBlock, *v = a.values + g * D;
+    int64_t block = first_block;
     for (; block + 4 <= blocks; block += 4)
       block_scores<T, 4>(D, q, k + block * stride, stride, scratch + block * kKeyBlock);
     for (; block + 2 <= blocks; block += 2)
       block_scores<T, 2>(D, q, k + block * stride, stride, scratch + block * kKeyBlock);
     for (; block < blocks; ++block)
       block_scores<T, 1>(D, q, k + block * stride, stride, scratch + block * kKeyBlock);
-    // Positions that are not there yet weigh nothing; whole blocks need no remainder loop.
-    for (int64_t s = S; s < blocks * kKeyBlock; ++s) scratch[s] = -INFINITY;
-    T top = scratch[0], total = 0;
+    T scale = a.scale;
+    if (a.softcap > 0) {  // tanh(x) = 1 − 2 / (e^2x + 1)
+      const T inner = 2 * a.scale / a.softcap;
+#pragma omp simd
+      for (int64_t s = begin; s < end; ++s)
+        scratch[s] = a.softcap * (T(1) - T(2) / (exponential(scratch[s] * inner) + T(1)));
+      scale = 1;
+    }
+    if (a.inverse_temperature != nullptr) scale *= a.inverse_temperature[head];
+    // Positions that are out of sight weigh nothing; whole blocks need no remainder loop.
+    for (int64_t s = begin; s < a.first; ++s) scratch[s] = -INFINITY;
+    for (int64_t s = S; s < end; ++s) scratch[s] = -INFINITY;
+    T top = -INFINITY, total = 0;
 #pragma omp simd reduction(max : top)
-    for (int64_t s = 0; s < blocks * kKeyBlock; ++s) top = scratch[s] > top ? scratch[s] : top;
+    for (int64_t s = begin; s < end; ++s) top = scratch[s] > top ? scratch[s] : top;
 #pragma omp simd reduction(+ : total)
-    for (int64_t s = 0; s < blocks * kKeyBlock; ++s) {
+    for (int64_t s = begin; s < end; ++s) {
       scratch[s] = exponential((scratch[s] - top) * scale);
       total += scratch[s];
     }
     constexpr int W = kLanes<T>;
+    const T *weight = scratch + a.first, *seen = v + a.first * a.G * D;
+    T* out = a.out + head * D;
     int64_t d = 0;
-    for (; d + W <= D; d += W) weighted_sum<T, W>(S, scratch, v + d, G * D, out + d);
-    for (; d < D; ++d) weighted_sum<T, 1>(S, scratch, v + d, G * D, out + d);
+    for (; d + W <= D; d += W) weighted_sum<T, W>(S - a.first, weight, seen + d, a.G * D, out + d);
+    for (; d < D; ++d) weighted_sum<T, 1>(S - a.first, weight, seen + d, a.G * D, out + d);
     const T inverse = T(1) / total;
 #pragma omp simd
     for (int64_t i = 0; i < D; ++i) out[i] *= inverse;
@@ -344,8 +263,6 @@ constexpr CpuKernels<T> kTable = {
     .swiglu = swiglu<T>,
     .swiglu_backward = swiglu_backward<T>,
     .rotate = rotate<T>,
-    .attention = attention<T>,
-    .attention_backward = attention_backward<T>,
     .cached_attention = cached_attention<T>,
     .softmax = softmax<T>,
 };

@@ -2,8 +2,7 @@
 // pointers and sizes only; threads and memory are their callers'. cpu_kernels.cpp is compiled once per
 // instruction set and cpu_kernels<T>() returns the widest that the processor has.
 //
-// N rows, C width, M inner width of the MLP, H query heads, G key/value heads, D head size, T queries, S
-// keys. A row's result does not depend, bit for bit, on the rows it is computed with.
+// N rows, C width, M inner width of the MLP, H query heads, G key/value heads, D head size, S keys. A row's result does not depend, bit for bit, on the rows it is computed with.
 #pragma once
 #include <cstdint>
 
@@ -13,27 +12,17 @@ namespace isentrope::model {
 // fill the widest vector and one cache line.
 inline constexpr int64_t kKeyBlock = 16;
 
-// The backward pass of attention takes this many queries at a time.
-inline constexpr int64_t kQueryBlock = 48;
-
-// Rows that lie ld elements apart.
+// One query of every head against a cache of S positions.
 template <class T>
-struct Rows {
-  T* data = nullptr;
-  int64_t ld = 0;
-};
-
-// One head of causal attention; row t of q sees rows 0 … t of k and v.
-template <class T>
-struct AttentionHead {
-  int64_t length, head_size;  // T = S, D
-  T scale;
-  Rows<const T> q, k, v;  // [T, D]
-  Rows<T> out;            // [T, D]; read by the backward pass
-  T* lse;                 // [T]; log Σ e^(scale q·k); read by the backward pass
-  Rows<const T> dout;     // [T, D]
-  Rows<T> dq;             // [T, D]; written
-  Rows<T> dk, dv;         // [T, D]; added to
+struct CachedAttention {
+  int64_t first, last;         // it sees positions first … last
+  int64_t H, G, D;
+  T scale, softcap;            // softcap: 0 for none
+  const T* inverse_temperature;  // [H], or null for 1
+  const T* q;                  // [H, D]
+  const T* keys;               // [⌈S/16⌉, G, D, 16]
+  const T* values;             // [S, G, D]
+  T* out;                      // [H, D]
 };
 
 template <class T>
@@ -65,21 +54,13 @@ struct CpuKernels {
   void (*rotate)(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_t y_stride,
                  const T* cosine, const T* sine, T direction);
 
-  // scratch: attention_scratch(T, D) elements for either.
-  void (*attention)(const AttentionHead<T>& head, T* scratch);
-  void (*attention_backward)(const AttentionHead<T>& head, T* scratch);
-
-  // One query a head against a cache of S positions: keys [⌈S/16⌉, G, D, 16], values [S, G, D], q, out [H,
-  // D]. scratch: ⌈S/16⌉·16 elements.
-  void (*cached_attention)(int64_t S, int64_t H, int64_t G, int64_t D, T scale, const T* q, const T* keys,
-                           const T* values, T* out, T* scratch);
+  // scratch: last + 16 elements.
+  void (*cached_attention)(const CachedAttention<T>& a, T* scratch);
 
   // With y = scale · logits and m its maximum: weight_n = e^(y_n − m), total = Σ weight, and the entropy of
   // weight / total.
   void (*softmax)(int64_t V, T scale, const T* logits, T* weight, T* maximum, T* total, T* entropy);
 };
-
-int64_t attention_scratch(int64_t T, int64_t D);
 
 // Elements of b [K, N] in panels.
 inline int64_t packed_size(int64_t K, int64_t N, int64_t panel) {

@@ -24,6 +24,4 @@ const CpuKernels<double>& cpu_kernels<double>() {
 }
 
 // Two transposed operands and two blocks of scores, rows rounded up to the widest vector.
-int64_t attention_scratch(int64_t T, int64_t D) { return (2 * D + 2 * kQueryBlock) * ((T + 15) / 16 * 16); }
-
 }  // namespace isentrope::model

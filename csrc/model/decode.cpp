@@ -1,5 +1,6 @@
 #include "csrc/model/decode.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -13,6 +14,8 @@ using torch::Tensor;
 
 struct PackedLayer {
   Tensor input_norm, qkv, o, post_norm, gate_up, down;  // norms [C]; projections in panels (CpuKernels::pack)
+  Tensor q_norm, k_norm;        // [D], or undefined
+  Tensor inverse_temperature;   // [1 or context, H], or undefined
 };
 
 class PackedModel : public DecodeModel {
@@ -26,7 +29,8 @@ class PackedModel : public DecodeModel {
         sine(decoder->sine().to(torch::kFloat32)) {
     for (const LayerWeights& layer : decoder->layers())
       layers.push_back({copy(layer.input_norm), packed(layer.qkv), packed(layer.o), copy(layer.post_norm),
-                        packed(layer.gate_up), packed(layer.down)});
+                        packed(layer.gate_up), packed(layer.down), copy(layer.q_norm), copy(layer.k_norm),
+                        inverse_temperature(layer.log_temperature)});
   }
 
   std::unique_ptr<DecodeSession> session(int64_t slots, int64_t rows) const override;
@@ -39,7 +43,11 @@ class PackedModel : public DecodeModel {
   std::vector<PackedLayer> layers;
 
  private:
-  static Tensor copy(const Tensor& weight) { return weight.detach().clone().contiguous(); }
+  static Tensor copy(const Tensor& weight) { return weight.defined() ? weight.detach().clone().contiguous() : Tensor(); }
+  Tensor inverse_temperature(const Tensor& log) const {  // [H] or [H · context] → [1 or context, H]
+    if (!log.defined()) return {};
+    return log.detach().neg().exp().view({config.heads, -1}).t().contiguous();
+  }
   Tensor packed(const Tensor& weight) const {
     const Tensor plain = weight.detach().contiguous();
     const int64_t N = plain.size(0), K = plain.size(1);
@@ -73,7 +81,7 @@ class PackedSession : public DecodeSession {
       const PackedLayer& layer = model_.layers[l];
       norm(n, x_, layer.input_norm, normed_);
       multiply(n, qkv_rows(), C, normed_, layer.qkv, qkv_, false);
-      attend(rows, l);
+      attend(rows, l, layer);
       multiply(n, C, C, attended_, layer.o, x_, true);
       norm(n, x_, layer.post_norm, normed_);
       multiply(n, 2 * M, C, normed_, layer.gate_up, gate_up_, false);
@@ -106,19 +114,34 @@ class PackedSession : public DecodeSession {
                                   y.data_ptr<float>(), N, add);
   }
 
-  void attend(std::span<const DecodeRow> rows, int64_t layer) {
+  void attend(std::span<const DecodeRow> rows, int64_t index, const PackedLayer& layer) {
     const DecoderConfig& c = model_.config;
-    const int64_t H = c.heads, G = c.kv_heads, D = c.head_size();
-    const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(D)));
+    const int64_t H = c.heads, G = c.kv_heads, D = c.head_size(), window = c.attention.window;
+    const auto norm_heads = [&](float* heads, int64_t count, const Tensor& weight) {
+      if (weight.defined())
+        model_.kernels.rms_norm(count, D, c.norm_eps, heads, nullptr, weight.data_ptr<float>(), nullptr, heads, nullptr);
+    };
+    CachedAttention<float> a{};
+    a.H = H, a.G = G, a.D = D;
+    a.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(D)));
+    a.softcap = static_cast<float>(c.attention.softcap);
     for (size_t i = 0; i < rows.size(); ++i) {
       const auto [token, position, slot] = rows[i];
       float* qkv = row(qkv_, i);
+      norm_heads(qkv, H, layer.q_norm);
+      norm_heads(qkv + H * D, G, layer.k_norm);
       model_.kernels.rotate(H + G, D, qkv, D, qkv, D, model_.cosine.data_ptr<float>() + position * (D / 2),
                             model_.sine.data_ptr<float>() + position * (D / 2), 1);
-      cache_.put(slot, layer, position, qkv + H * D, qkv + (H + G) * D);
-      model_.kernels.cached_attention(position + 1, H, G, D, scale, qkv, cache_.keys(slot, layer),
-                                      cache_.values(slot, layer), row(attended_, i),
-                                      scores_.data_ptr<float>());
+      cache_.put(slot, index, position, qkv + H * D, qkv + (H + G) * D);
+      a.first = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
+      a.last = position;
+      if (const Tensor& t = layer.inverse_temperature; t.defined())
+        a.inverse_temperature = t.data_ptr<float>() + (t.size(0) > 1 ? position * H : 0);
+      a.q = qkv;
+      a.keys = cache_.keys(slot, index);
+      a.values = cache_.values(slot, index);
+      a.out = row(attended_, i);
+      model_.kernels.cached_attention(a, scores_.data_ptr<float>());
     }
   }
 

@@ -38,8 +38,9 @@ class AtenSession : public DecodeSession {
     }
     columns = columns.to(options.device());
     const Tensor position = columns[1], slot = columns[2];
-    const Tensor hidden_keys =
-        torch::arange(c.context, position.options()) > position.unsqueeze(1);             // [n, S]
+    const Tensor place = torch::arange(c.context, position.options()), at = position.unsqueeze(1);
+    Tensor hidden_keys = place > at;  // [n, S]
+    if (c.attention.window > 0) hidden_keys = hidden_keys | (place <= at - c.attention.window);
     const Tensor cosine = decoder_->cosine().to(options).index({position}).unsqueeze(1);  // [n, 1, D/2]
     const Tensor sine = decoder_->sine().to(options).index({position}).unsqueeze(1);
     auto turn = [&](const Tensor& x) {  // [n, heads, D]
@@ -50,13 +51,23 @@ class AtenSession : public DecodeSession {
     for (int64_t l = 0; l < c.layers; ++l) {
       const LayerWeights& layer = decoder_->layers()[l];
       std::tie(x, normed) = add_rms_norm(x, delta, layer.input_norm, c.norm_eps);
-      const auto qkv =
-          torch::linear(normed, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
+      auto qkv = torch::linear(normed, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
+      const auto normed_heads = [&](const Tensor& heads, const Tensor& weight) {
+        if (!weight.defined()) return heads;
+        return std::get<1>(add_rms_norm(heads.reshape({-1, D}), {}, weight, c.norm_eps)).view(heads.sizes());
+      };
+      qkv[0] = normed_heads(qkv[0], layer.q_norm);
+      qkv[1] = normed_heads(qkv[1], layer.k_norm);
       keys_[l].index_put_({slot, position}, turn(qkv[1]));
       values_[l].index_put_({slot, position}, qkv[2]);
       const Tensor q = turn(qkv[0]).view({n, G, H / G, D});
       Tensor scores =
           torch::einsum("ngrd,nsgd->ngrs", {q, keys_[l].index({slot})}) / std::sqrt(static_cast<double>(D));
+      if (c.attention.softcap > 0) scores = c.attention.softcap * (scores / c.attention.softcap).tanh();
+      if (layer.log_temperature.defined()) {
+        const Tensor log = layer.log_temperature.view({H, -1}).t();  // [1 or context, H]
+        scores = scores / (log.size(0) > 1 ? log.index({position}) : log).exp().view({-1, G, H / G, 1});
+      }
       scores.masked_fill_(hidden_keys.index({Slice(), None, None}), -INFINITY);
       delta = torch::einsum("ngrs,nsgd->ngrd", {scores.softmax(-1), values_[l].index({slot})});
       delta = torch::linear(delta.reshape({n, c.width}), layer.o);

@@ -1,13 +1,14 @@
 #include "csrc/model/decoder.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <stdexcept>
 
 #include "csrc/data/random.h"
-#include "csrc/model/attention.h"
 #include "csrc/model/layers.h"
 #include "csrc/model/linear.h"
+#include "csrc/ops/ops.h"
 
 namespace isentrope::model {
 namespace {
@@ -31,11 +32,13 @@ Tensor normal(at::IntArrayRef sizes, double std, uint64_t seed, uint64_t index) 
 }  // namespace
 
 std::string DecoderConfig::problem() const {
-  if (width % (2 * heads) != 0)
-    return "width: " + std::to_string(width) + " is not a multiple of 2 · heads (" +
-           std::to_string(2 * heads) + "); a head has an even size";
+  if (width % (8 * heads) != 0 || head_size() > 256)
+    return "width: " + std::to_string(width) + " does not give " + std::to_string(heads) +
+           " heads a size that is a multiple of 8 up to 256; a multiple of " + std::to_string(8 * heads) + " does";
   if (heads % kv_heads != 0)
     return "kv_heads: " + std::to_string(kv_heads) + " does not divide heads (" + std::to_string(heads) + ")";
+  if (attention.qk_clip > 0 && attention.qk_norm)
+    return "attention.qk_clip: scales weights that attention.qk_norm scales back; use one of the two";
   return "";
 }
 
@@ -61,6 +64,15 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
         .gate_up = block->register_parameter("gate_up", drawn({2 * M, C}, fan_in)),
         .down = block->register_parameter("down", drawn({C, M}, 0.5 * mlp_fan_in)),
     });
+    LayerWeights& layer = layers_.back();
+    if (config.attention.qk_norm) {
+      layer.q_norm = block->register_parameter("q_norm", torch::ones({D}));
+      layer.k_norm = block->register_parameter("k_norm", torch::ones({D}));
+    }
+    if (config.attention.temperature == "head")
+      layer.log_temperature = block->register_parameter("log_temperature", torch::zeros({config.heads}));
+    if (config.attention.temperature == "row")
+      layer.log_temperature = block->register_parameter("log_temperature", torch::zeros({config.heads * config.context}));
   }
   final_norm_ = register_parameter("final_norm", torch::ones({C}));
   head_ = config.tied_head ? embedding_ : register_parameter("head", drawn({V, C}, 0.02));
@@ -71,7 +83,38 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
   sine_ = angle.sin();
 }
 
-Tensor DecoderImpl::hidden(const Tensor& tokens) {
+// qkv [N, (H + 2G)·D] with every query and key head through its norm.
+Tensor DecoderImpl::normed_heads(const Tensor& qkv, const LayerWeights& layer) const {
+  const int64_t N = qkv.size(0), H = config_.heads, G = config_.kv_heads, D = config_.head_size();
+  const auto parts = qkv.split_with_sizes({H * D, G * D, G * D}, 1);
+  const auto norm = [&](const Tensor& x, const Tensor& weight) {
+    return std::get<1>(add_rms_norm(x.reshape({-1, D}), {}, weight, config_.norm_eps)).view({N, -1});
+  };
+  return torch::cat({norm(parts[0], layer.q_norm), norm(parts[1], layer.k_norm), parts[2]}, 1);
+}
+
+// q [B, H, T, D], k, v [B, G, T, D] → [B, H, T, D]
+Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, const LayerWeights& layer,
+                           AttentionRecord* record) const {
+  const AttentionConfig& c = config_.attention;
+  ops::EntropyAttentionOptions options;
+  if (c.window > 0) options.window = c.window;
+  if (c.softcap > 0) options.softcap = c.softcap;
+  if (layer.log_temperature.defined()) {
+    const Tensor log = layer.log_temperature.view({config_.heads, -1});  // [H, 1 or context]
+    options.temperature = (log.size(1) > 1 ? log.slice(1, 0, q.size(2)) : log.squeeze(1)).exp();
+  }
+  options.return_entropy = record != nullptr;
+  const ops::EntropyAttention attention = ops::entropy_attention(q, k, v, options);
+  if (record != nullptr) {
+    record->entropy.push_back(attention.entropy);
+    record->max_logit.push_back(attention.max_logit);
+    record->window = c.window;
+  }
+  return attention.out;
+}
+
+Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
   TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0,
               "decoder: tokens are ", tokens.sizes(), " ", tokens.scalar_type(),
               ", wanted [B, T] int64 with T ≥ 1");
@@ -87,18 +130,40 @@ Tensor DecoderImpl::hidden(const Tensor& tokens) {
   Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta, normed;
   for (const LayerWeights& layer : layers_) {
     std::tie(x, normed) = add_rms_norm(x, delta, layer.input_norm, config_.norm_eps);
-    const auto [q, k, v] =
-        rotary_split(model::linear(normed, layer.qkv), cosine, sine, config_.heads, config_.kv_heads);
-    delta = model::linear(causal_attention(q, k, v).transpose(1, 2).reshape({B * T, C}), layer.o);
+    Tensor qkv = model::linear(normed, layer.qkv);
+    if (layer.q_norm.defined()) qkv = normed_heads(qkv, layer);
+    const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.heads, config_.kv_heads);
+    delta = model::linear(attend(q, k, v, layer, record).transpose(1, 2).reshape({B * T, C}), layer.o);
     std::tie(x, normed) = add_rms_norm(x, delta, layer.post_norm, config_.norm_eps);
     delta = model::linear(swiglu(model::linear(normed, layer.gate_up)), layer.down);
   }
   return std::get<1>(add_rms_norm(x, delta, final_norm_, config_.norm_eps)).view({B, T, C});
 }
 
-Tensor DecoderImpl::forward(const Tensor& tokens) {
-  const Tensor x = hidden(tokens);
+Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record) {
+  const Tensor x = hidden(tokens, record);
   return model::linear(x.view({-1, config_.width}), head_).view({x.size(0), x.size(1), config_.vocabulary});
+}
+
+int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) {
+  const torch::NoGradGuard no_grad;
+  const int64_t D = config_.head_size(), H = config_.heads, G = config_.kv_heads, group = H / G;
+  int64_t clipped = 0;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const auto share = [&](int64_t h) { return std::min(1.0, config_.attention.qk_clip / std::max(max_logit[l][h], 1e-30)); };
+    const auto scale_rows = [&](int64_t head, double factor) { layers_[l].qkv.slice(0, head * D, (head + 1) * D).mul_(factor); };
+    for (int64_t g = 0; g < G; ++g) {
+      double least = 1;
+      for (int64_t h = g * group; h < (g + 1) * group; ++h) least = std::min(least, share(h));
+      if (least == 1) continue;
+      scale_rows(H + g, std::sqrt(least));
+      for (int64_t h = g * group; h < (g + 1) * group; ++h) {
+        scale_rows(h, share(h) / std::sqrt(least));
+        clipped += share(h) < 1;
+      }
+    }
+  }
+  return clipped;
 }
 
 std::vector<std::pair<std::string, Tensor>> DecoderImpl::named_weights() const {
@@ -114,8 +179,13 @@ std::vector<std::pair<std::string, Tensor>> DecoderImpl::named_weights() const {
         {"self_attn.o_proj", layer.o},         {"post_attention_layernorm", layer.post_norm},
         {"mlp.gate_proj", gate_up[0]},         {"mlp.up_proj", gate_up[1]},
         {"mlp.down_proj", layer.down}};
-    for (const auto& [name, weight] : parts)
-      weights.emplace_back("model.layers." + std::to_string(i) + "." + name + ".weight", weight);
+    const std::string at = "model.layers." + std::to_string(i) + ".";
+    for (const auto& [name, weight] : parts) weights.emplace_back(at + name + ".weight", weight);
+    if (layer.q_norm.defined()) {
+      weights.emplace_back(at + "self_attn.q_norm.weight", layer.q_norm);
+      weights.emplace_back(at + "self_attn.k_norm.weight", layer.k_norm);
+    }
+    if (layer.log_temperature.defined()) weights.emplace_back(at + "self_attn.log_temperature", layer.log_temperature);
   }
   weights.emplace_back("model.norm.weight", final_norm_);
   if (!config_.tied_head) weights.emplace_back("lm_head.weight", head_);

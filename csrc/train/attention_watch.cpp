@@ -1,0 +1,107 @@
+#include "csrc/train/attention_watch.h"
+
+#include <algorithm>
+#include <cstdio>
+
+namespace isentrope::train {
+
+using torch::Tensor;
+
+void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& rows) {
+  const torch::NoGradGuard no_grad;
+  const Tensor keys = torch::arange(1, rows.size(1) + 1, rows.options().dtype(torch::kFloat64));  // a row sees itself too
+  const Tensor seen = record.window > 0 ? keys.clamp_max(record.window) : keys;                   // [T]
+  const Tensor weight = (rows & (seen > 1)).to(torch::kFloat64);                                  // [B, T]
+  const Tensor inverse_log = torch::where(seen > 1, seen.log().reciprocal(), 0.0);
+  std::vector<Tensor> entropy, normalized, max_logit;
+  for (size_t layer = 0; layer < record.entropy.size(); ++layer) {
+    const Tensor H = record.entropy[layer].detach().to(torch::kFloat64) * weight.unsqueeze(1);  // [B, H, T]
+    entropy.push_back(H.sum({0, 2}));
+    normalized.push_back((H * inverse_log).sum({0, 2}));
+    max_logit.push_back(record.max_logit[layer].masked_fill(rows.logical_not().unsqueeze(1), -INFINITY).amax({0, 2}));
+  }
+  const Tensor E = torch::stack(entropy), N = torch::stack(normalized), M = torch::stack(max_logit), count = weight.sum();
+  entropy_ = empty() ? E : entropy_ + E;
+  normalized_ = normalized_.defined() ? normalized_ + N : N;
+  max_logit_ = max_logit_.defined() ? torch::maximum(max_logit_, M) : M;
+  count_ = count_.defined() ? count_ + count : count;
+}
+
+AttentionStatistics AttentionWatch::statistics() const {
+  const double rows = std::max(count_.item<double>(), 1.0);
+  const auto table = [](const Tensor& x) {
+    const Tensor y = x.to(torch::kCPU, torch::kFloat64).contiguous();
+    HeadTable t;
+    for (int64_t l = 0; l < y.size(0); ++l)
+      t.emplace_back(y.const_data_ptr<double>() + l * y.size(1), y.const_data_ptr<double>() + (l + 1) * y.size(1));
+    return t;
+  };
+  AttentionStatistics s{table(entropy_ / rows), table(normalized_ / rows), table(max_logit_), 0, 0, {}};
+  double largest = 0, heads = 0;
+  for (const auto& layer : s.entropy)
+    for (const double H : layer) largest = std::max(largest, H), ++heads;
+  for (size_t l = 0; l < s.entropy.size(); ++l)
+    for (size_t h = 0; h < s.entropy[l].size(); ++h) {
+      s.collapsed += (s.normalized[l][h] < kCollapsed) / heads;
+      s.overloaded += (s.entropy[l][h] >= 0.75 * largest) / heads;
+    }
+  return s;
+}
+
+// ---- alarm -----------------------------------------------------------------------------------------------------------
+
+std::vector<std::string> AttentionAlarm::look(int64_t step, const AttentionStatistics& statistics) {
+  std::erase_if(looks_, [&](const Look& look) { return look.step < step - kAlarmSteps; });
+  std::vector<double> now, most;
+  for (const auto& layer : statistics.normalized) now.insert(now.end(), layer.begin(), layer.end());
+  most = now;
+  for (const Look& look : looks_)
+    for (size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], look.normalized[i]);
+  looks_.push_back({step, now});
+
+  std::vector<std::string> alarms;
+  size_t first = 0;
+  for (size_t l = 0; l < statistics.normalized.size(); ++l) {
+    const size_t heads = statistics.normalized[l].size();
+    int64_t collapsed = 0, fallen = 0;
+    for (size_t i = first; i < first + heads; ++i) {
+      collapsed += now[i] < kCollapsed;
+      fallen += now[i] < 0.5 * most[i];
+    }
+    first += heads;
+    char text[160];
+    const auto told = [&](int64_t count, const char* what) {
+      std::snprintf(text, sizeof(text), "layer %zu: %ld of %zu heads %s", l, static_cast<long>(count), heads, what);
+      alarms.emplace_back(text);
+    };
+    if (collapsed > 0) told(collapsed, "have collapsed (entropy / log n below 0.05)");
+    if (fallen > 0 && static_cast<double>(fallen) >= kAlarmShare * static_cast<double>(heads))
+      told(fallen, "lost more than half of their entropy within 100 steps");
+  }
+  return alarms;
+}
+
+std::map<std::string, Tensor> AttentionAlarm::state() const {
+  if (looks_.empty()) return {};
+  const int64_t width = 1 + static_cast<int64_t>(looks_.front().normalized.size());
+  Tensor table = torch::empty({static_cast<int64_t>(looks_.size()), width}, torch::kFloat64);
+  double* to = table.data_ptr<double>();
+  for (const Look& look : looks_) {
+    *to++ = static_cast<double>(look.step);
+    to = std::copy(look.normalized.begin(), look.normalized.end(), to);
+  }
+  return {{"attention_alarm", table}};
+}
+
+void AttentionAlarm::restore(const std::map<std::string, Tensor>& state) {
+  looks_.clear();
+  const auto found = state.find("attention_alarm");
+  if (found == state.end()) return;
+  const Tensor table = found->second.contiguous();
+  for (int64_t i = 0; i < table.size(0); ++i) {
+    const double* row = table.const_data_ptr<double>() + i * table.size(1);
+    looks_.push_back({static_cast<int64_t>(row[0]), {row + 1, row + table.size(1)}});
+  }
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,69 @@
+// What is watched of attention while a model trains, and the alarm that it raises.
+//
+// L layers, H heads. A row is one query of one sequence with n keys in sight; rows of one key are left out, since their
+// entropy is 0 whatever the weights.
+//
+//   entropy     mean over rows of the row's entropy, nats
+//   normalized  mean over rows of entropy / log n: 1 where all keys weigh alike, 0 where one key has all
+//   max_logit   largest logit of any row
+//   collapsed   share of the L · H heads whose normalized entropy is below kCollapsed
+//   overloaded  share of the heads whose entropy is in the highest quarter of [0, largest entropy of any head]
+//               (entropic overload: arXiv 2501.03489)
+#pragma once
+#include <torch/types.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "csrc/model/decoder.h"
+
+namespace isentrope::train {
+
+using HeadTable = std::vector<std::vector<double>>;  // [L][H]
+
+struct AttentionStatistics {
+  HeadTable entropy, normalized, max_logit;
+  double collapsed = 0, overloaded = 0;
+  std::vector<std::string> alarms;  // of AttentionAlarm
+};
+
+// Sums over the micro-batches of an update. Only sizes are known on the host until statistics(), which waits for a device.
+class AttentionWatch {
+ public:
+  // rows [B, T] bool: the tokens that are no padding.
+  void add(const model::AttentionRecord& record, const torch::Tensor& rows);
+  bool empty() const { return !entropy_.defined(); }
+  AttentionStatistics statistics() const;
+
+ private:
+  torch::Tensor entropy_, normalized_, max_logit_;  // [L, H] double, double, float
+  torch::Tensor count_;                             // [] double: rows
+};
+
+// A head has collapsed below this normalized entropy. The paper on entropy collapse (arXiv 2303.06296) gives no threshold; runs
+// that lost their attention stood at 0.01 to 0.02, healthy ones above 0.2 (docs/stability.md).
+inline constexpr double kCollapsed = 0.05;
+// Or: the normalized entropy of at least this share of a layer's heads fell to less than half of what it was at most within
+// the last kAlarmSteps steps.
+inline constexpr double kAlarmShare = 0.25;
+inline constexpr int64_t kAlarmSteps = 100;
+
+class AttentionAlarm {
+ public:
+  // "layer 2: 3 of 4 heads have collapsed (entropy / log n below 0.05)", one text a layer and kind; steps rise.
+  std::vector<std::string> look(int64_t step, const AttentionStatistics& statistics);
+  // What a resumed run goes on from: {"attention_alarm": [looks, 1 + L · H]}, nothing before the first look.
+  std::map<std::string, torch::Tensor> state() const;
+  void restore(const std::map<std::string, torch::Tensor>& state);
+
+ private:
+  struct Look {
+    int64_t step;
+    std::vector<double> normalized;  // [L · H]
+  };
+  std::vector<Look> looks_;  // of the last kAlarmSteps steps
+};
+
+}  // namespace isentrope::train
