@@ -33,6 +33,7 @@ Decoder make(const DecoderConfig& config) {
   torch::NoGradGuard no_grad;
   for (const auto& [name, weight] : decoder->named_weights())
     if (weight.dim() == 2) weight.mul_(name == "lm_head.weight" ? 20 : 2);
+    else if (name.ends_with("log_temperature")) weight.copy_(torch::sin(torch::arange(weight.numel()) * 1.7) * 0.5);
   return decoder;
 }
 
@@ -70,10 +71,14 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
   struct Case {
     int64_t heads, kv_heads, head_size;
     double temperature;
+    model::AttentionConfig attention = {};
   };
-  for (const auto& [heads, kv_heads, head_size, temperature] :
-       {Case{4, 4, 16, 1.0}, Case{4, 2, 16, 0.7}, Case{3, 1, 10, 1.3}, Case{2, 2, 40, 1.0}}) {
-    const DecoderConfig config = small_config(heads, kv_heads, head_size);
+  for (const auto& [heads, kv_heads, head_size, temperature, attention] :
+       {Case{4, 4, 16, 1.0}, Case{4, 2, 16, 0.7}, Case{3, 1, 8, 1.3}, Case{2, 2, 40, 1.0},
+        Case{4, 2, 16, 1.0, {.window = 11}}, Case{4, 2, 16, 1.0, {.softcap = 1.5, .temperature = "head"}},
+        Case{4, 2, 16, 1.0, {.window = 20, .softcap = 2, .qk_norm = true, .temperature = "row"}}}) {
+    DecoderConfig config = small_config(heads, kv_heads, head_size);
+    config.attention = attention;
     Decoder decoder = make(config), judge = make(config);
     judge->to(torch::kFloat64);
     const auto prompts = ragged_prompts(kLengths, config.vocabulary);
@@ -103,7 +108,8 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
 }
 
 TEST(Rollout, BothBackendsDrawTheSameTokens) {
-  const DecoderConfig config = small_config();
+  DecoderConfig config = small_config();
+  config.attention = {.window = 13, .softcap = 2, .qk_norm = true, .temperature = "row"};
   const Decoder decoder = make(config);
   Decoder wide = make(config);
   wide->to(torch::kFloat64);  // no packed kernels: plain ATen
