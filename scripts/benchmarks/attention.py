@@ -1,0 +1,151 @@
+"""entropy_attention with its entropy against what a user would take instead: causal attention, forward, and forward with
+backward (through out, and through out and entropy where the rival has an entropy).
+
+"torch SDPA" is scaled_dot_product_attention, which gives no entropy. "V=K trick" runs it a second time with the keys as values and
+takes H = lse - scale · q·(that); "materialised" is softmax of the T × S matrix. "ours without entropy" has return_entropy=False: a
+ratio of 0.95 is the 5 % that entropy may cost. The limit is the rate of a float32 (bfloat16) product of 1024³ in the same rounds, for
+4 D multiply-adds · 2 a visible pair forward and 2.5 times that backward."""
+
+import math
+import statistics
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import isentrope
+from isentrope import reference
+
+from timing import compare, interleaved, peak_bytes
+
+# B, H, G, T, D
+SHAPES = [(1, 8, 8, 512, 64), (1, 8, 8, 2048, 64), (1, 8, 8, 2048, 128), (4, 4, 4, 256, 64), (1, 8, 2, 2048, 64)]
+DECODE = (64, 8, 8, 1024, 64)
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def has_bfloat16_products():
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def target(dtype, rival, passes, shape):
+    wide = dtype == torch.bfloat16 and has_bfloat16_products()
+    if rival == "torch SDPA":
+        return 2.2 if wide else 1.5 if dtype == torch.bfloat16 else 1.4
+    if rival == "V=K trick":
+        return 4.5 if wide else 2.8 if dtype == torch.float32 else None
+    if rival == "ours without entropy":
+        return 0.95
+    return 8 if rival == "materialised" and passes == "forward + backward" else None
+
+
+def ours(q, k, v):
+    out = isentrope.entropy_attention(q, k, v, causal=True)
+    return out.out, out.entropy
+
+
+def ours_without(q, k, v):
+    return isentrope.entropy_attention(q, k, v, causal=True, return_entropy=False).out, None
+
+
+def sdpa(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]), None
+
+
+def trick(q, k, v):
+    """H's gradient is that of scale · q·out2 with q, the values and lse held: the other paths cancel."""
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+    means = F.scaled_dot_product_attention(q, k, k.detach(), is_causal=True)
+    return out, lse.detach() - (q.detach() * means).sum(-1) * q.shape[-1] ** -0.5
+
+
+def materialised(q, k, v):
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    T = q.shape[2]
+    s = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    p = s.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    return p @ v, -(p * p.clamp_min(1e-30).log()).sum(-1)
+
+
+def check_values(q, k, v):
+    """out and entropy against double on the first batch and two heads, at most twice as wrong as the materialised form."""
+    group = q.shape[1] // k.shape[1]
+    q, k, v = q[:1, : 2 * group], k[:1, :2], v[:1, :2]
+    exact = reference.entropy_attention(q.double(), k.double(), v.double(), causal=True)
+    for name, a, p, e in zip(("out", "entropy"), ours(q, k, v), materialised(q, k, v), (exact[0], exact[2])):
+        error, allowed = (a - e).abs().max().item(), 2 * (p - e).abs().max().item()
+        assert error <= allowed, f"{name} of {q.dtype}: error {error}, allowed {allowed}"
+
+
+def with_backward(function, q, k, v, dout, dentropy):
+    def step():
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out, entropy = function(*leaves)
+        outputs, incoming = ([out], [dout]) if entropy is None else ([out, entropy], [dout, dentropy.to(entropy.dtype)])
+        torch.autograd.backward(outputs, incoming)
+
+    return step
+
+
+def gemm(dtype):
+    a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+    return lambda: a @ b
+
+
+def measure(shape, dtype, rounds):
+    B, H, G, T, D = shape
+    q, k, v = torch.randn(B, H, T, D).to(dtype), torch.randn(B, G, T, D).to(dtype), torch.randn(B, G, T, D).to(dtype)
+    dout, dentropy = torch.randn_like(q), torch.randn(B, H, T)
+    check_values(q, k, v)
+    contenders = {"ours": ours, "ours without entropy": ours_without, "torch SDPA": sdpa, "V=K trick": trick}
+    if T == 2048 and dtype == torch.float32 and D == 64:
+        contenders["materialised"] = materialised
+    limit, flop = gemm(torch.float32 if not has_bfloat16_products() else dtype), 4 * D * B * H * T * (T + 1) / 2
+    passes = {
+        "forward": ({name: (lambda f=f: f(q, k, v)) for name, f in contenders.items()}, 1.0),
+        "forward + backward": ({name: with_backward(f, q, k, v, dout, dentropy) for name, f in contenders.items()}, 3.5),
+    }
+    table = []
+    for name, (functions, factor) in passes.items():
+        with torch.set_grad_enabled(name != "forward"):
+            seconds = interleaved({**functions, "gemm": limit}, rounds)
+            memory = {rival: peak_bytes(f) for rival, f in functions.items()}
+        share = statistics.median(flop * factor / mine / (2 * 1024**3 / rate) for mine, rate in zip(seconds["ours"], seconds["gemm"]))
+        for rival in functions:
+            if rival != "ours":
+                table.append({
+                    "op": f"attention {name}", "shape": f"B {B}, H {H}:{G}, T {T}, D {D}", "dtype": str(dtype).removeprefix("torch."),
+                    "threads": torch.get_num_threads(), **compare(seconds, "ours", rival), "target": target(dtype, rival, name, shape),
+                    "ours_bytes": memory["ours"], "peer_bytes": memory[rival], "share_of_limit": share,
+                })  # fmt: skip
+    return table
+
+
+def decoding(dtype, rounds):
+    B, H, G, S, D = DECODE
+    q, k, v = torch.randn(B, H, 1, D).to(dtype), torch.randn(B, G, S, D).to(dtype), torch.randn(B, G, S, D).to(dtype)
+    mine = isentrope.entropy_attention(q, k, v, causal=True)
+    exact = reference.entropy_attention(q.double(), k.double(), v.double(), causal=True)
+    assert math.isclose((mine.entropy - exact[2]).abs().max().item(), 0, abs_tol=1e-4)
+    with torch.no_grad():
+        seconds = interleaved({"ours": lambda: isentrope.entropy_attention(q, k, v, causal=True),
+                               "torch SDPA": lambda: F.scaled_dot_product_attention(q, k, v)}, rounds)  # fmt: skip
+    return [{"op": "attention decoding", "shape": f"B {B}, H {H}:{G}, one query, {S} keys, D {D}",
+             "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+             **compare(seconds, "ours", "torch SDPA"), "target": 1.0}]  # fmt: skip
+
+
+def rows(rounds=9, threads=1):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    table = []
+    for dtype in DTYPES:
+        for shape in SHAPES:
+            table += measure(shape, dtype, rounds)
+        table += decoding(dtype, rounds)
+    return table
