@@ -356,14 +356,17 @@ Span whole_vectors(Span seen, Span panels) {
   return {seen.from / kWidth<Real> * kWidth<Real>, round_up(seen.to, kWidth<Real>)};
 }
 
-// x [panels.from … panels.to): 0 outside the whole vectors around the seen keys, `fill` beside these within them.
+// Whole vectors hold keys that the row does not see before and after those that it does.
 template <class Real>
-void mask(Real* x, Span seen, Span panels, double fill) {
-  const Span vectors = whole_vectors<Real>(seen, panels);
-  if (seen.empty()) seen = vectors;
+void fill_unseen(Real* x, Span seen, Span vectors, double value) {
+  if (seen.empty()) return;
+  for (int64_t j = vectors.from; j < seen.from; ++j) x[j] = static_cast<Real>(value);
+  for (int64_t j = seen.to; j < vectors.to; ++j) x[j] = static_cast<Real>(value);
+}
+
+template <class Real>
+void clear_around(Real* x, Span vectors, Span panels) {
   std::memset(x + panels.from, 0, (vectors.from - panels.from) * sizeof(Real));
-  for (int64_t j = vectors.from; j < seen.from; ++j) x[j] = static_cast<Real>(fill);
-  for (int64_t j = seen.to; j < vectors.to; ++j) x[j] = static_cast<Real>(fill);
   std::memset(x + vectors.to, 0, (panels.to - vectors.to) * sizeof(Real));
 }
 
@@ -511,8 +514,9 @@ void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t
     for (int64_t r = 0; r < block.count; ++r) {
       const Span seen = within_strip(block.keys[r], first, kForwardStrip), vectors = whole_vectors<Real>(seen, panels);
       if (p.shape.softcap > 0) cap_row<Real>(s + r * width, vectors, block.cap[r], nullptr);
-      mask(s + r * width, seen, panels, -kInfinity);
+      fill_unseen(s + r * width, seen, vectors, -kInfinity);
       softmax_row<Real, kEntropy>(s + r * width, vectors, state[r], out + r * row, row);
+      clear_around(s + r * width, vectors, panels);
     }
     sum_over_keys(block, first, kForwardStrip, D, *strip.finite != 0, s, strip.v_rows, out);
   }
@@ -673,11 +677,16 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
         Real *s_row = s + r * width, *dp_row = dp + r * width;
         const Span seen = within_strip(block.keys[r], first, strip), vectors = whole_vectors<Real>(seen, panels);
         if (p.shape.softcap > 0) cap_row(s_row, vectors, block.cap[r], slope);
-        mask(s_row, seen, panels, -kInfinity);
-        mask(dp_row, seen, panels, 0);
+        fill_unseen(s_row, seen, vectors, -kInfinity);
+        fill_unseen(dp_row, seen, vectors, 0);
         dtemperature[r] += gradient_row<Real, kEntropy, kTemperature>(s_row, dp_row, vectors, constants[r]);
         if (p.shape.softcap > 0)
           for (int64_t j = seen.from; j < seen.to; ++j) dp_row[j] *= slope[j];
+        Real* const both[] = {s_row, dp_row};
+        for (Real* x : both) {
+          fill_unseen(x, seen, vectors, 0);  // NaN in a row with NaN
+          clear_around(x, vectors, panels);
+        }
       }
       sum_over_keys(block, first, strip, D, finite[(first - range.from) / strip] != 0, dp, k_rows + at, dq);
       sum_over_queries(block, first, strip, panels, D, dout_finite, s, dout_rows, dv + at);
