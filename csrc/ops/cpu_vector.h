@@ -43,6 +43,8 @@ struct Double1 {
   Double1() = default;
   ISENTROPE_INLINE Double1(double x) : v(x) {}
 };
+ISENTROPE_INLINE Double1 load(const double* p) { return *p; }
+ISENTROPE_INLINE void store(double* p, Double1 x) { *p = x.v; }
 ISENTROPE_INLINE Double1 operator+(Double1 a, Double1 b) { return a.v + b.v; }
 ISENTROPE_INLINE Double1 operator-(Double1 a, Double1 b) { return a.v - b.v; }
 ISENTROPE_INLINE Double1 operator*(Double1 a, Double1 b) { return a.v * b.v; }

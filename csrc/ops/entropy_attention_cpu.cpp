@@ -1,0 +1,772 @@
+// The CPU backend of entropy_attention.
+//
+// The queries of all heads of a key head are one list of rows, taken in blocks of kRows; the keys are taken in strips. A strip
+// is packed once for all blocks. Block by strip, products of whole blocks alternate with passes over rows:
+//
+//   forward    s = q'·kᵀ    softmax_row: p in place of s     out += p·v
+//   backward   s = q'·kᵀ    dp = dout·vᵀ    gradient_row: p in place of s, ds of dp
+//              dq += ds·k   dv += pᵀ·dout   dk += dsᵀ·q'
+//
+// q' is q times scale/τ (scale/softcap), so that s needs no factor and dk none afterwards. Both passes form s by the same
+// products: what the backward pass recomputes is what lse was made of, bit for bit.
+//
+// The one mask is the span of keys that a row sees. Products skip tiles that see nothing of a panel and sum over the keys that
+// some row of the tile sees; there p and ds are 0 for a row that does not. If a summed operand is not finite, where 0 · NaN
+// would be NaN, tiles are one row high and sum over the row's own span alone.
+#include "csrc/ops/entropy_attention_cpu.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+#include "csrc/ops/cpu_parallel.h"
+#include "csrc/ops/cpu_product.h"
+
+namespace isentrope::ops::CPU_CAPABILITY {
+namespace {
+
+using kernels::AttentionShape;
+using kernels::DType;
+using kernels::EntropyAttentionBackward;
+using kernels::EntropyAttentionForward;
+using kernels::HeadStrides;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+constexpr double kLowest =
+    -1100;  // 2^kLowest is 0 in double too; kept in place of -inf so that p · log p is 0, not NaN
+
+constexpr int64_t kRows = 96;            // a multiple of every kTile
+constexpr int64_t kForwardStrip = 256;   // one panel of v, 16 KB of floats, stays in L1 beside the rows of a tile
+constexpr int64_t kBackwardStrip = 128;  // packed keys, gradients and two blocks of scores: 270 KB at D = 64, within L2
+constexpr int64_t kPad = 16;  // added to the width of a block, so that rows do not fall on the same cache sets
+static_assert(kRows % kTile == 0 && kForwardStrip % kPanel<float> == 0 && kBackwardStrip % kPanel<float> == 0);
+
+// The backward pass is cut into so many tasks at least, where there are strips for it: each takes the keys of a range.
+constexpr int64_t kRangeTasks = 16, kRangeKeys = 512;
+constexpr int64_t kKeptBytes = int64_t{32} << 20;  // scratch above this goes back to the system after a task
+
+template <class Real>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using type = Float;
+};
+template <>
+struct VectorOf<double> {
+  using type = Double1;
+};
+template <class Real>
+using Vector = typename VectorOf<Real>::type;
+template <class Real>
+constexpr int64_t kWidth = Vector<Real>::kWidth;
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t within(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+template <class Body>
+void for_tasks(int64_t tasks, const Body& body) {
+  run_tasks(
+      tasks, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, &body);
+}
+
+// Memory of a thread, kept from call to call: fresh pages cost more than the packing that fills them.
+struct Scratch {
+  void* data = nullptr;
+  int64_t bytes = 0;
+  template <class Real>
+  Real* get(int64_t count) {
+    const int64_t wanted = round_up(count * static_cast<int64_t>(sizeof(Real)), 4096);
+    if (wanted > bytes) {
+      release();
+      data = std::aligned_alloc(4096, wanted);
+      if (data == nullptr) throw std::bad_alloc();
+      bytes = wanted;
+    }
+    return static_cast<Real*>(data);
+  }
+  void release() {
+    std::free(data);
+    data = nullptr;
+    bytes = 0;
+  }
+  ~Scratch() { release(); }
+};
+thread_local Scratch own_scratch, shared_scratch;  // of a task, and of the thread that hands out the tasks
+
+struct Lease {
+  Scratch& scratch;
+  ~Lease() {
+    if (scratch.bytes > kKeptBytes) scratch.release();
+  }
+};
+
+// ---- elements in memory ---------------------------------------------------------------------------------------------
+
+int64_t offset(const HeadStrides& s, int64_t b, int64_t h, int64_t t) { return b * s.batch + h * s.head + t * s.row; }
+
+inline float to_float(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+inline BFloat16 to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
+}
+
+// to [n] = row [n] at an offset of base.
+template <class Real>
+void load_row(DType dtype, const void* base, int64_t at, int64_t n, Real* to) {
+  if constexpr (sizeof(Real) == 8) {
+    std::memcpy(to, static_cast<const double*>(base) + at, n * sizeof(double));
+  } else if (dtype == DType::kFloat) {
+    std::memcpy(to, static_cast<const float*>(base) + at, n * sizeof(float));
+  } else if (dtype == DType::kBFloat16) {
+    const BFloat16* from = static_cast<const BFloat16*>(base) + at;
+    for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
+  } else {
+    const Half* from = static_cast<const Half*>(base) + at;
+    int64_t i = 0;
+    for (; i + Float::kWidth <= n; i += Float::kWidth) store(to + i, load_half(&from[i].bits));
+    if (i == n) return;
+    uint16_t rest[Float::kWidth] = {};
+    float few[Float::kWidth];
+    std::memcpy(rest, from + i, (n - i) * sizeof(uint16_t));
+    store(few, load_half(rest));
+    std::memcpy(to + i, few, (n - i) * sizeof(float));
+  }
+}
+
+template <class Real>
+void store_row(DType dtype, const Real* from, int64_t n, void* base, int64_t at) {
+  if constexpr (sizeof(Real) == 8) {
+    std::memcpy(static_cast<double*>(base) + at, from, n * sizeof(double));
+  } else if (dtype == DType::kFloat) {
+    std::memcpy(static_cast<float*>(base) + at, from, n * sizeof(float));
+  } else if (dtype == DType::kBFloat16) {
+    BFloat16* to = static_cast<BFloat16*>(base) + at;
+    for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i]);
+  } else {
+    Half* to = static_cast<Half*>(base) + at;
+    int64_t i = 0;
+    for (; i + Float::kWidth <= n; i += Float::kWidth) store_half(&to[i].bits, load(from + i));
+    if (i == n) return;
+    float few[Float::kWidth] = {};
+    uint16_t rest[Float::kWidth];
+    std::memcpy(few, from + i, (n - i) * sizeof(float));
+    store_half(rest, load(few));
+    std::memcpy(to + i, rest, (n - i) * sizeof(uint16_t));
+  }
+}
+
+template <class Real>
+Real statistic(const void* base, int64_t at) {
+  return base == nullptr ? Real(0) : static_cast<const Real*>(base)[at];
+}
+
+template <class Real>
+void multiply(Real* x, int64_t n, Real factor) {
+  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+// ---- what a row sees ------------------------------------------------------------------------------------------------
+
+// Batch entry b: T queries and n_b keys; its rows begin at row `first` of a packed array.
+struct Sequence {
+  int64_t first = 0, queries = 0, keys = 0, start = 0;
+};
+
+Sequence sequence_of(const AttentionShape& s, int64_t b) {
+  if (s.cu_seqlens != nullptr) {
+    const int64_t from = within(s.cu_seqlens[b], 0, s.total), to = within(s.cu_seqlens[b + 1], from, s.total);
+    const int64_t rows = smaller(to - from, smaller(s.queries, s.keys));
+    return {from, rows, rows, 0};
+  }
+  return {0, s.queries, s.key_lengths ? within(s.key_lengths[b], 0, s.keys) : s.keys,
+          s.query_start ? within(s.query_start[b], 0, s.keys) : s.keys - s.queries};
+}
+
+Span visible(const AttentionShape& s, const Sequence& sequence, int64_t t) {
+  if (!s.causal) return {0, sequence.keys};
+  const int64_t place = sequence.start + t;
+  return {s.window > 0 ? larger(0, place - s.window + 1) : 0, smaller(sequence.keys, place + 1)};
+}
+
+// The rows of one key head g: query t of its i-th head is row i·T + t.
+struct Group {
+  int64_t b, g, heads;
+  Sequence sequence;
+  Group(const AttentionShape& s, int64_t index)
+      : b(index / s.kv_heads), g(index % s.kv_heads), heads(s.heads / s.kv_heads), sequence(sequence_of(s, b)) {}
+  int64_t rows() const { return heads * sequence.queries; }
+  int64_t at(const HeadStrides& strides, int64_t row) const {
+    return offset(strides, b, g * heads + row / sequence.queries, sequence.first + row % sequence.queries);
+  }
+  int64_t key(const HeadStrides& strides, int64_t j) const { return offset(strides, b, g, sequence.first + j); }
+};
+
+Span join(Span a, Span b) {
+  if (b.empty()) return a;
+  return a.empty() ? b : Span{smaller(a.from, b.from), larger(a.to, b.to)};
+}
+
+// Rows first … first + count - 1 of a group.
+template <class Real>
+struct Block {
+  int64_t first, count;
+  Span keys[kRows], tile_keys[kRows / kTile], all;
+  Real temperature[kRows];
+  Real factor[kRows];  // q' = factor · q
+  Real cap[kRows];     // s = cap · tanh(q'·k)
+
+  template <class Params>
+  Block(const Params& p, const Group& group, int64_t index)
+      : first(index * kRows), count(smaller(kRows, group.rows() - first)) {
+    const AttentionShape& s = p.shape;
+    for (int64_t r = 0; r < count; ++r) {
+      keys[r] = visible(s, group.sequence, (first + r) % group.sequence.queries);
+      temperature[r] = p.temperature == nullptr
+                           ? Real(1)
+                           : statistic<Real>(p.temperature, group.at(p.temperature_strides, first + r));
+      factor[r] = static_cast<Real>(s.scale / (s.softcap > 0 ? s.softcap : temperature[r]));
+      cap[r] = static_cast<Real>(s.softcap / temperature[r]);
+    }
+    join_spans();
+  }
+  void join_spans() {
+    all = {};
+    for (int64_t m = 0; m < count; m += kTile) {
+      Span& tile = tile_keys[m / kTile] = {};
+      for (int64_t r = m; r < smaller(m + kTile, count); ++r) tile = join(tile, keys[r]);
+      all = join(all, tile);
+    }
+  }
+  Span seen(int64_t m, int64_t height) const { return height == 1 ? keys[m] : tile_keys[m / kTile]; }
+};
+
+// The part of a span that lies in the strip from key `first` on, counted from there.
+Span within_strip(Span keys, int64_t first, int64_t strip) {
+  const Span part = overlap(keys, {first, first + strip});
+  return {part.from - first, part.to - first};
+}
+
+template <class Real>
+Span whole_panels(Span keys) {
+  return {keys.from / kPanel<Real> * kPanel<Real>, round_up(keys.to, kPanel<Real>)};
+}
+
+// ---- blocks ---------------------------------------------------------------------------------------------------------
+
+// Sizes that follow from D: elements of a row in a block, and columns that products compute.
+template <class Real>
+struct Widths {
+  int64_t row, columns;
+  explicit Widths(int64_t D) : row(round_up(D, kPanel<Real>)), columns(round_up(D, kLanes<Real>)) {}
+};
+
+// Packs keys [first, first + count) of x: transposed into columns [⌈count/kPanel⌉, D, kPanel] and as they are into rows
+// [⌈D/kPanel⌉, strip, kPanel]; either may be null. staging: [kPanel, row]. Returns whether the rows are finite.
+template <class Real>
+bool pack_keys(DType dtype, const void* x, const HeadStrides& strides, const Group& group, int64_t D, int64_t first,
+               int64_t count, int64_t strip, Real* columns, Real* rows, Real* staging) {
+  const int64_t width = Widths<Real>(D).row;
+  bool finite = true;
+  std::memset(staging, 0, kPanel<Real> * width * sizeof(Real));
+  for (int64_t j = 0; j < count; j += kPanel<Real>) {
+    const int64_t n = smaller(kPanel<Real>, count - j);
+    for (int64_t i = 0; i < n; ++i) load_row(dtype, x, group.key(strides, first + j + i), D, staging + i * width);
+    for (int64_t i = n; i < kPanel<Real>; ++i) std::memset(staging + i * width, 0, D * sizeof(Real));
+    if (columns != nullptr) pack_columns(D, staging, width, columns + j * D);
+    if (rows != nullptr) finite &= pack_rows(n, D, staging, width, rows + j * kPanel<Real>, strip);
+  }
+  return finite;
+}
+
+// to [count, row] = the block's rows of x, times factor if not null.
+template <class Real>
+void load_rows(DType dtype, const void* x, const HeadStrides& strides, const Group& group, const Block<Real>& block,
+               int64_t D, const Real* factor, Real* to) {
+  const int64_t width = Widths<Real>(D).row;
+  for (int64_t r = 0; r < block.count; ++r, to += width) {
+    load_row(dtype, x, group.at(strides, block.first + r), D, to);
+    if (factor != nullptr) multiply(to, D, factor[r]);
+    for (int64_t d = D; d < width; ++d) to[d] = 0;
+  }
+}
+
+// to [count, strip + kPad] = rows [count, row] · columns, in the panels of `panels`; first is the strip's first key.
+template <class Real>
+void scores(const Block<Real>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* rows,
+            const Real* columns, Real* to) {
+  product<false, false>(block.count, panels.to - panels.from, kTile, rows, Widths<Real>(D).row,
+                        columns + panels.from * D, D * kPanel<Real>, to + panels.from, strip + kPad,
+                        [&](int64_t m, int64_t n) {
+                          const int64_t j = first + panels.from + n;
+                          return overlap(block.seen(m, kTile), {j, j + kPanel<Real>}).empty() ? Span{} : Span{0, D};
+                        });
+}
+
+// to [count, row] += weights [count, strip + kPad] · packed rows of the strip.
+template <class Real>
+void sum_over_keys(const Block<Real>& block, int64_t first, int64_t strip, int64_t D, bool finite, const Real* weights,
+                   const Real* rows, Real* to) {
+  const int64_t height = finite ? kTile : 1;
+  const Widths<Real> width(D);
+  product<false, true>(block.count, width.columns, height, weights, strip + kPad, rows, strip * kPanel<Real>, to,
+                       width.row,
+                       [&](int64_t m, int64_t) { return within_strip(block.seen(m, height), first, strip); });
+}
+
+// to [strip, row] += transposed weights · packed rows of the block, for the keys of `panels`.
+template <class Real>
+void sum_over_queries(const Block<Real>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool finite,
+                      const Real* weights, const Real* rows, Real* to) {
+  const Widths<Real> width(D);
+  auto add = [&](Span keys, const auto& span_of) {
+    product<true, true>(keys.to - keys.from, width.columns, kTile, weights + keys.from, strip + kPad, rows,
+                        kRows * kPanel<Real>, to + keys.from * width.row, width.row, span_of);
+  };
+  if (!finite) {
+    for (int64_t r = 0; r < block.count; ++r)
+      add(within_strip(block.keys[r], first, strip), [&](int64_t, int64_t) { return Span{r, r + 1}; });
+    return;
+  }
+  Span rows_of[kBackwardStrip / kTile + 1];  // that see a tile of keys
+  for (int64_t j = panels.from; j < panels.to; j += kTile) {
+    Span& seen_by = rows_of[(j - panels.from) / kTile] = {};
+    for (int64_t m = 0; m < block.count; m += kTile)
+      if (!overlap(block.seen(m, kTile), {first + j, first + j + kTile}).empty())
+        seen_by = join(seen_by, {m, smaller(m + kTile, block.count)});
+  }
+  add(panels, [&](int64_t m, int64_t) { return rows_of[m / kTile]; });
+}
+
+// ---- rows of scores -------------------------------------------------------------------------------------------------
+
+template <class Real>
+Span whole_vectors(Span seen, Span panels) {
+  if (seen.empty()) return {panels.from, panels.from};
+  return {seen.from / kWidth<Real> * kWidth<Real>, round_up(seen.to, kWidth<Real>)};
+}
+
+// Whole vectors hold keys that the row does not see before and after those that it does.
+template <class Real>
+void fill_unseen(Real* x, Span seen, Span vectors, double value) {
+  if (seen.empty()) return;
+  for (int64_t j = vectors.from; j < seen.from; ++j) x[j] = static_cast<Real>(value);
+  for (int64_t j = seen.to; j < vectors.to; ++j) x[j] = static_cast<Real>(value);
+}
+
+template <class Real>
+void clear_around(Real* x, Span vectors, Span panels) {
+  std::memset(x + panels.from, 0, (vectors.from - panels.from) * sizeof(Real));
+  std::memset(x + vectors.to, 0, (panels.to - vectors.to) * sizeof(Real));
+}
+
+// tanh on a vector: an odd polynomial (Cephes tanhf, Moshier) below 0.625, where 1 - 2/(e^2x + 1) would lose digits.
+inline float tanh_from(float x, float exp_twice) {
+  const float z = x * x;
+  const float near =
+      ((((-5.70498872745e-3f * z + 2.06390887954e-2f) * z - 5.37397155531e-2f) * z + 1.33314422036e-1f) * z -
+       3.33332819422e-1f) *
+          z * x +
+      x;
+  const float far = 1.0f - 2.0f / (exp_twice + 1.0f), size = x < 0 ? -x : x;
+  return size < 0.625f ? near : x < 0 ? -far : far;
+}
+
+// s = cap · tanh(x) in place of x, slope = ds/dx if not null.
+template <class Real>
+void cap_row(Real* x, Span vectors, Real cap, Real* slope) {
+  for (int64_t j = vectors.from; j < vectors.to; j += kWidth<Real>) {
+    Real t[kWidth<Real>];
+    if constexpr (sizeof(Real) == 8) {
+      t[0] = ::tanh(x[j]);
+    } else {
+      const Float y = load(x + j), size = max(y, Float(0.0f) - y);
+      // 2 |x| log2 e, at most 120: there tanh is 1.
+      store(t, exp2(Float(0.0f) - max(Float(-120.0f), size * Float(static_cast<float>(-2 * kLog2e)))));
+      for (int64_t i = 0; i < kWidth<Real>; ++i) t[i] = tanh_from(x[j + i], t[i]);
+    }
+    for (int64_t i = 0; i < kWidth<Real>; ++i) x[j + i] = cap * t[i];
+    if (slope != nullptr)
+      for (int64_t i = 0; i < kWidth<Real>; ++i) slope[j + i] = cap * (1 - t[i] * t[i]);
+  }
+}
+
+// The state of a row while its strips go by.
+template <class Real>
+struct Running {
+  Real top = static_cast<Real>(-kInfinity);  // m
+  Real sum = 0;                              // l = Σ exp(s - m)
+  Real sum_log = 0;                          // Σ exp(s - m) log2 exp(s - m)
+};
+
+// p = exp(s - m) in place of s; out [row] follows m.
+template <class Real, bool kEntropy>
+void softmax_row(Real* s, Span vectors, Running<Real>& state, Real* out, int64_t row) {
+  using V = Vector<Real>;
+  constexpr int64_t W = kWidth<Real>;
+  if (vectors.empty()) return;
+  V top[4];
+  for (V& t : top) t = V(state.top);
+  int64_t j = vectors.from;
+  for (; j + 4 * W <= vectors.to; j += 4 * W)
+    for (int64_t i = 0; i < 4; ++i) top[i] = max(top[i], load(s + j + i * W));
+  for (; j < vectors.to; j += W) top[0] = max(top[0], load(s + j));
+  const Real m = reduce_max(max(max(top[0], top[1]), max(top[2], top[3])));
+  if (m != state.top && state.top != static_cast<Real>(-kInfinity)) {
+    const double shift = (static_cast<double>(state.top) - m) * kLog2e, scale = ::exp2(shift);
+    state.sum_log = static_cast<Real>(scale * (state.sum_log + shift * state.sum));
+    state.sum = static_cast<Real>(scale * state.sum);
+    multiply(out, row, static_cast<Real>(scale));
+  }
+  state.top = m;
+  const V from(m == static_cast<Real>(-kInfinity) ? Real(0) : m), log2e(static_cast<Real>(kLog2e)),
+      lowest(static_cast<Real>(kLowest));
+  V sum[2] = {V(Real(0)), V(Real(0))}, sum_log[2] = {V(Real(0)), V(Real(0))};
+  auto add = [&](int64_t at, int64_t i) {
+    const V y = max(lowest, (load(s + at) - from) * log2e), p = exp2(y);
+    sum[i] = sum[i] + p;
+    if constexpr (kEntropy) sum_log[i] = fma(p, y, sum_log[i]);
+    store(s + at, p);
+  };
+  for (j = vectors.from; j + 2 * W <= vectors.to; j += 2 * W) {
+    add(j, 0);
+    add(j + W, 1);
+  }
+  if (j < vectors.to) add(j, 0);
+  state.sum += reduce_add(sum[0] + sum[1]);
+  if constexpr (kEntropy) state.sum_log += reduce_add(sum_log[0] + sum_log[1]);
+}
+
+// What the gradient needs of a row.
+template <class Real>
+struct RowConstants {
+  Real lse, delta, dentropy;
+};
+
+// p in place of s, ds in place of dp. Returns Σ ds (s - lse), if wanted.
+template <class Real, bool kEntropy, bool kTemperature>
+Real gradient_row(Real* s, Real* dp, Span vectors, const RowConstants<Real>& row) {
+  using V = Vector<Real>;
+  const V lse(row.lse), delta(row.delta), minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)),
+      lowest(static_cast<Real>(kLowest));
+  V sum(Real(0));
+  for (int64_t j = vectors.from; j < vectors.to; j += kWidth<Real>) {
+    const V log_p = max(lowest, load(s + j) - lse), p = exp2(log_p * log2e);
+    V t = load(dp + j) - delta;
+    if constexpr (kEntropy) t = fma(log_p, minus_dentropy, t);
+    const V ds = p * t;
+    if constexpr (kTemperature) sum = fma(ds, log_p, sum);
+    store(s + j, p);
+    store(dp + j, ds);
+  }
+  return kTemperature ? reduce_add(sum) : Real(0);
+}
+
+// ---- forward --------------------------------------------------------------------------------------------------------
+
+// A packed strip: kᵀ, v and whether v is finite.
+template <class Real>
+struct ForwardStrip {
+  Real *k_columns, *v_rows, *finite;
+  static int64_t size(int64_t D) { return 2 * kForwardStrip * Widths<Real>(D).row + kLanes<Real>; }
+  ForwardStrip(Real* memory, int64_t D)
+      : k_columns(memory),
+        v_rows(memory + kForwardStrip * Widths<Real>(D).row),
+        finite(memory + size(D) - kLanes<Real>) {}
+  void pack(const EntropyAttentionForward& p, const Group& group, int64_t first, Real* staging) const {
+    const int64_t D = p.shape.head_size, count = smaller(kForwardStrip, group.sequence.keys - first);
+    pack_keys<Real>(p.dtype, p.k, p.k_strides, group, D, first, count, kForwardStrip, k_columns, nullptr, staging);
+    *finite =
+        pack_keys<Real>(p.dtype, p.v, p.v_strides, group, D, first, count, kForwardStrip, nullptr, v_rows, staging);
+  }
+};
+
+template <class Real>
+int64_t forward_scratch(int64_t D) {
+  return (2 * kRows + kPanel<Real>)*Widths<Real>(D).row + kRows * (kForwardStrip + kPad);
+}
+
+// packed: the group's strips; or room for one, which is packed as it is needed.
+template <class Real, bool kEntropy>
+void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t index, Real* packed, bool all_packed,
+                   Real* scratch) {
+  const int64_t D = p.shape.head_size, row = Widths<Real>(D).row, width = kForwardStrip + kPad;
+  const Block<Real> block(p, group, index);
+  Real *q = scratch, *out = q + kRows * row, *staging = out + kRows * row, *s = staging + kPanel<Real> * row;
+  Running<Real> state[kRows];
+  std::memset(out, 0, block.count * row * sizeof(Real));
+  if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, block.factor, q);
+  for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
+    const ForwardStrip<Real> strip(packed + (all_packed ? first / kForwardStrip * ForwardStrip<Real>::size(D) : 0), D);
+    if (!all_packed) strip.pack(p, group, first, staging);
+    const Span panels = whole_panels<Real>(within_strip(block.all, first, kForwardStrip));
+    scores(block, first, kForwardStrip, panels, D, q, strip.k_columns, s);
+    for (int64_t r = 0; r < block.count; ++r) {
+      const Span seen = within_strip(block.keys[r], first, kForwardStrip), vectors = whole_vectors<Real>(seen, panels);
+      if (p.shape.softcap > 0) cap_row<Real>(s + r * width, vectors, block.cap[r], nullptr);
+      fill_unseen(s + r * width, seen, vectors, -kInfinity);
+      softmax_row<Real, kEntropy>(s + r * width, vectors, state[r], out + r * row, row);
+      clear_around(s + r * width, vectors, panels);
+    }
+    sum_over_keys(block, first, kForwardStrip, D, *strip.finite != 0, s, strip.v_rows, out);
+  }
+  for (int64_t r = 0; r < block.count; ++r) {
+    const Running<Real>& x = state[r];
+    const bool none = x.sum == 0, nan = x.sum != x.sum;
+    const double log_sum = ::log(static_cast<double>(x.sum));
+    multiply(out + r * row, D, none ? Real(0) : 1 / x.sum);
+    store_row(p.dtype, out + r * row, D, p.out, group.at(p.out_strides, block.first + r));
+    const int64_t at = group.at(p.statistic_strides, block.first + r);
+    auto put = [at](void* to, double value) {
+      if (to != nullptr) static_cast<Real*>(to)[at] = static_cast<Real>(value);
+    };
+    put(p.lse, none ? -kInfinity : x.top + log_sum);
+    put(p.max_logit, nan ? kNaN : x.top);
+    if constexpr (kEntropy) put(p.entropy, none ? 0 : log_sum - kLn2 * x.sum_log / x.sum);
+  }
+}
+
+template <class Real, bool kEntropy>
+void forward(const EntropyAttentionForward& p) {
+  const AttentionShape& shape = p.shape;
+  const int64_t D = shape.head_size, groups = shape.batch * shape.kv_heads;
+  const int64_t blocks = parts(shape.heads / shape.kv_heads * shape.queries, kRows),
+                strips = parts(shape.keys, kForwardStrip);
+  const int64_t strip_size = ForwardStrip<Real>::size(D);
+  auto pack_strip = [&](const Group& group, int64_t i, Real* packed, Real* staging) {
+    if (i * kForwardStrip < group.sequence.keys)
+      ForwardStrip<Real>(packed + i * strip_size, D).pack(p, group, i * kForwardStrip, staging);
+  };
+  // Threads take whole groups where there are enough of them, else blocks of rows: it is the same arithmetic.
+  if (blocks == 1 || groups >= 4 * threads()) {
+    for_tasks(groups, [&](int64_t i) {
+      const Lease lease{own_scratch};
+      const Group group(shape, i);
+      Real* scratch = own_scratch.get<Real>(forward_scratch<Real>(D) + (blocks == 1 ? 1 : strips) * strip_size);
+      Real *packed = scratch, *rest = scratch + (blocks == 1 ? 1 : strips) * strip_size;
+      if (blocks > 1)
+        for (int64_t strip = 0; strip < strips; ++strip) pack_strip(group, strip, packed, rest);
+      for (int64_t block = 0; block * kRows < group.rows(); ++block)
+        forward_block<Real, kEntropy>(p, group, block, packed, blocks > 1, rest);
+    });
+    return;
+  }
+  const Lease lease{shared_scratch};
+  Real* packed = shared_scratch.get<Real>(groups * strips * strip_size);
+  for_tasks(groups * strips, [&](int64_t i) {
+    pack_strip(Group(shape, i / strips), i % strips, packed + i / strips * strips * strip_size,
+               own_scratch.get<Real>(forward_scratch<Real>(D)));
+  });
+  for_tasks(groups * blocks, [&](int64_t i) {
+    const Group group(shape, i % groups);
+    const int64_t block = blocks - 1 - i / groups;  // causal: the last rows see most keys
+    if (block * kRows < group.rows())
+      forward_block<Real, kEntropy>(p, group, block, packed + i % groups * strips * strip_size, true,
+                                    own_scratch.get<Real>(forward_scratch<Real>(D)));
+  });
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+// delta += dout·out, by the products that make dp = dout·v: where one key has nearly all the weight out is nearly its v, and
+// what rounding does to dp it does to delta. memory: 2·kPanel rows and kPanel² elements.
+template <class Real>
+void add_dots(const EntropyAttentionBackward& p, const Group& group, const Block<Real>& block, const Real* dout,
+              Real* memory, RowConstants<Real>* constants) {
+  constexpr int64_t P = kPanel<Real>;
+  const int64_t D = p.shape.head_size, row = Widths<Real>(D).row;
+  Real *out = memory, *columns = out + P * row, *dots = columns + P * row;
+  for (int64_t r = 0; r < block.count; r += P) {
+    const int64_t n = smaller(P, block.count - r);
+    for (int64_t i = 0; i < n; ++i)
+      load_row(p.dtype, p.out, group.at(p.out_strides, block.first + r + i), D, out + i * row);
+    pack_columns(D, out, row, columns);
+    product<false, false>(n, P, kTile, dout + r * row, row, columns, 0, dots, P, [&](int64_t, int64_t) {
+      return Span{0, D};
+    });
+    for (int64_t i = 0; i < n; ++i) constants[r + i].delta += dots[i * P + i];
+  }
+}
+
+// A task of the backward pass: the keys [first, last) of a group with all of the group's rows. dk and dv of the range are its
+// own; dq and dτ are sums over ranges, which a second step adds up in their order.
+struct Ranges {
+  int64_t count, keys;  // keys of a range: whole strips
+  explicit Ranges(const AttentionShape& s) {
+    const int64_t wanted = smaller(parts(kRangeTasks, larger(1, s.batch * s.kv_heads)), parts(s.keys, kRangeKeys));
+    keys = round_up(parts(s.keys, larger(1, wanted)), kBackwardStrip);
+    count = larger(1, parts(s.keys, larger(1, keys)));
+  }
+};
+
+// dtau = -(1/τ) Σ ds s; Σ ds = dlse, so that s may be taken from lse, which keeps the digits of large logits.
+template <class Real>
+void finish_row(const EntropyAttentionBackward& p, const Group& group, int64_t r, Real* dq, Real factor,
+                Real temperature, Real sum) {
+  multiply(dq, p.shape.head_size, factor);
+  store_row(p.dtype, dq, p.shape.head_size, p.dq, group.at(p.dq_strides, r));
+  if (p.dtemperature == nullptr) return;
+  const int64_t at = group.at(p.statistic_strides, r);
+  const Real lse = statistic<Real>(p.lse, at), dlse = statistic<Real>(p.dlse, at);
+  static_cast<Real*>(p.dtemperature)[at] = lse == static_cast<Real>(-kInfinity) ? 0 : -(sum + lse * dlse) / temperature;
+}
+
+template <class Real, bool kEntropy, bool kTemperature>
+void backward_range(const EntropyAttentionBackward& p, const Group& group, Span range, Real* dq_partial,
+                    Real* dtemperature_partial) {
+  const int64_t D = p.shape.head_size, row = Widths<Real>(D).row, width = kBackwardStrip + kPad, strip = kBackwardStrip;
+  const int64_t keys = larger(0, smaller(range.to, group.sequence.keys) - range.from), padded = round_up(keys, strip);
+  const Lease lease{own_scratch};
+  Real* next = own_scratch.get<Real>((5 * padded + 5 * kRows + 2 * kPanel<Real>)*row + kPanel<Real> * kPanel<Real> +
+                                     2 * kRows * width + strip + padded / strip);
+  auto take = [&](int64_t count) { return (next += count) - count; };
+  Real *k_columns = take(padded * row), *v_columns = take(padded * row), *k_rows = take(padded * row);
+  Real *dk = take(padded * row), *dv = take(padded * row);
+  Real *q = take(kRows * row), *q_rows = take(kRows * row), *dout = take(kRows * row), *dout_rows = take(kRows * row);
+  Real *dq = take(kRows * row), *staging = take(kPanel<Real> * (2 * row + kPanel<Real>));
+  Real *s = take(kRows * width), *dp = take(kRows * width), *slope = take(strip), *finite = take(padded / strip);
+
+  for (int64_t j = 0; j < keys; j += strip) {
+    const int64_t count = smaller(strip, keys - j);
+    finite[j / strip] = pack_keys(p.dtype, p.k, p.k_strides, group, D, range.from + j, count, strip,
+                                  k_columns + j * row, k_rows + j * row, staging);
+    pack_keys<Real>(p.dtype, p.v, p.v_strides, group, D, range.from + j, count, strip, v_columns + j * row, nullptr,
+                    staging);
+  }
+  std::memset(dk, 0, 2 * padded * row * sizeof(Real));
+
+  for (int64_t index = 0; index * kRows < group.rows(); ++index) {
+    Block<Real> block(p, group, index);
+    RowConstants<Real> constants[kRows];
+    Real dtemperature[kRows] = {};
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t at = group.at(p.statistic_strides, block.first + r);
+      constants[r].lse = statistic<Real>(p.lse, at);
+      constants[r].dentropy = statistic<Real>(p.dentropy, at);
+      constants[r].delta = -statistic<Real>(p.dlse, at);
+      if constexpr (kEntropy) constants[r].delta += constants[r].dentropy * statistic<Real>(p.entropy, at);
+      if (constants[r].lse == static_cast<Real>(-kInfinity)) block.keys[r] = {};
+      block.keys[r] = overlap(block.keys[r], {range.from, range.from + keys});
+    }
+    block.join_spans();
+    std::memset(dq, 0, block.count * row * sizeof(Real));
+    bool q_finite = true, dout_finite = true;
+    if (!block.all.empty()) {
+      load_rows(p.dtype, p.q, p.q_strides, group, block, D, block.factor, q);
+      load_rows<Real>(p.dtype, p.dout, p.dout_strides, group, block, D, nullptr, dout);
+      q_finite = pack_rows(block.count, D, q, row, q_rows, kRows);
+      dout_finite = pack_rows(block.count, D, dout, row, dout_rows, kRows);
+      add_dots(p, group, block, dout, staging, constants);
+    }
+    for (int64_t first = block.all.from / strip * strip; first < block.all.to; first += strip) {
+      const int64_t at = (first - range.from) * row;
+      const Span panels = whole_panels<Real>(within_strip(block.all, first, strip));
+      scores(block, first, strip, panels, D, q, k_columns + at, s);
+      scores(block, first, strip, panels, D, dout, v_columns + at, dp);
+      for (int64_t r = 0; r < block.count; ++r) {
+        Real *s_row = s + r * width, *dp_row = dp + r * width;
+        const Span seen = within_strip(block.keys[r], first, strip), vectors = whole_vectors<Real>(seen, panels);
+        if (p.shape.softcap > 0) cap_row(s_row, vectors, block.cap[r], slope);
+        fill_unseen(s_row, seen, vectors, -kInfinity);
+        fill_unseen(dp_row, seen, vectors, 0);
+        dtemperature[r] += gradient_row<Real, kEntropy, kTemperature>(s_row, dp_row, vectors, constants[r]);
+        if (p.shape.softcap > 0)
+          for (int64_t j = seen.from; j < seen.to; ++j) dp_row[j] *= slope[j];
+        Real* const both[] = {s_row, dp_row};
+        for (Real* x : both) {
+          fill_unseen(x, seen, vectors, 0);  // NaN in a row with NaN
+          clear_around(x, vectors, panels);
+        }
+      }
+      sum_over_keys(block, first, strip, D, finite[(first - range.from) / strip] != 0, dp, k_rows + at, dq);
+      sum_over_queries(block, first, strip, panels, D, dout_finite, s, dout_rows, dv + at);
+      sum_over_queries(block, first, strip, panels, D, q_finite, dp, q_rows, dk + at);
+    }
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t i = block.first + r;
+      if (dq_partial == nullptr) {
+        finish_row(p, group, i, dq + r * row, block.factor[r], block.temperature[r], dtemperature[r]);
+      } else {
+        std::memcpy(dq_partial + i * D, dq + r * row, D * sizeof(Real));
+        dtemperature_partial[i] = dtemperature[r];
+      }
+    }
+  }
+  std::memset(staging, 0, row * sizeof(Real));
+  const int64_t end = p.shape.cu_seqlens == nullptr ? smaller(range.to, p.shape.keys) : range.from + keys;
+  for (int64_t j = range.from; j < end; ++j) {
+    const int64_t i = j - range.from;
+    store_row(p.dtype, i < keys ? dk + i * row : staging, D, p.dk, group.key(p.dk_strides, j));
+    store_row(p.dtype, i < keys ? dv + i * row : staging, D, p.dv, group.key(p.dv_strides, j));
+  }
+}
+
+template <class Real, bool kEntropy, bool kTemperature>
+void backward(const EntropyAttentionBackward& p) {
+  const AttentionShape& shape = p.shape;
+  const Ranges ranges(shape);
+  const int64_t D = shape.head_size, groups = shape.batch * shape.kv_heads,
+                rows = shape.heads / shape.kv_heads * shape.queries;
+  const Lease lease{shared_scratch};
+  Real *dq = nullptr, *dtemperature = nullptr;  // [ranges, groups, rows, D], [ranges, groups, rows]
+  if (ranges.count > 1) {
+    dq = shared_scratch.get<Real>(ranges.count * groups * rows * (D + 1));
+    dtemperature = dq + ranges.count * groups * rows * D;
+  }
+  for_tasks(ranges.count * groups, [&](int64_t i) {  // causal: the first keys are seen by most rows
+    const int64_t first = i / groups * ranges.keys;
+    backward_range<Real, kEntropy, kTemperature>(p, Group(shape, i % groups), {first, first + ranges.keys},
+                                                 dq ? dq + i * rows * D : nullptr,
+                                                 dq ? dtemperature + i * rows : nullptr);
+  });
+  if (ranges.count == 1) return;
+  const int64_t blocks = parts(rows, kRows), next = groups * rows;
+  for_tasks(groups * blocks, [&](int64_t i) {
+    const Group group(shape, i / blocks);
+    if (i % blocks * kRows >= group.rows()) return;
+    const Block<Real> block(p, group, i % blocks);
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t at = i / blocks * rows + block.first + r;
+      for (int64_t range = 1; range < ranges.count; ++range) {
+        for (int64_t d = 0; d < D; ++d) dq[at * D + d] += dq[(at + range * next) * D + d];
+        dtemperature[at] += dtemperature[at + range * next];
+      }
+      finish_row(p, group, block.first + r, dq + at * D, block.factor[r], block.temperature[r], dtemperature[at]);
+    }
+  });
+}
+
+template <class Real>
+void forward(const EntropyAttentionForward& p) {
+  p.entropy ? forward<Real, true>(p) : forward<Real, false>(p);
+}
+
+template <class Real>
+void backward(const EntropyAttentionBackward& p) {
+  if (p.dentropy)
+    p.dtemperature ? backward<Real, true, true>(p) : backward<Real, true, false>(p);
+  else
+    p.dtemperature ? backward<Real, false, true>(p) : backward<Real, false, false>(p);
+}
+
+}  // namespace
+
+void entropy_attention_forward_cpu(const EntropyAttentionForward& p) {
+  p.dtype == DType::kDouble ? forward<double>(p) : forward<float>(p);
+}
+
+void entropy_attention_backward_cpu(const EntropyAttentionBackward& p) {
+  p.dtype == DType::kDouble ? backward<double>(p) : backward<float>(p);
+}
+
+}  // namespace isentrope::ops::CPU_CAPABILITY
