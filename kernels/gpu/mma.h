@@ -14,6 +14,24 @@ namespace isentrope::gpu {
 GPU_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 #endif
 
+// Two elements as one word of a fragment, each rounded to nearest even.
+template <class T>
+GPU_DEVICE uint32_t pack_pair(float low, float high) {
+#if defined(__CUDACC__)
+  uint32_t word;
+  if constexpr (std::is_same<T, bfloat16>::value) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    memcpy(&word, &pair, 4);
+  } else {
+    const __half2 pair = __floats2half2_rn(low, high);
+    memcpy(&word, &pair, 4);
+  }
+  return word;
+#else
+  return narrow<T>(low).bits | uint32_t{narrow<T>(high).bits} << 16;
+#endif
+}
+
 // d += A B. T is bfloat16 or half. All 32 lanes must call.
 template <class T>
 GPU_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 GPU_AT) {

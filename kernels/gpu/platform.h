@@ -3,7 +3,7 @@
 //
 //   GPU_DEVICE                       a device function           GPU_HOST_DEVICE   one for both sides
 //   GPU_SHARED(Type, name, count)    a static shared array       GPU_DYNAMIC_SHARED(Type, name)   the dynamic one
-//   GPU_UNROLL                       before a loop to unroll
+//   GPU_UNROLL, GPU_UNROLL_BY(n)     before a loop to unroll, in full or by n
 //   GPU_AT, GPU_HERE                 at the end of the parameters of a device function that synchronises, and of the
 //                                    arguments it hands on: the caller's file and line, for the SIMT machine's reports;
 //                                    inside such a function the barrier is GPU_SYNC_THREADS_HERE()
@@ -24,6 +24,8 @@
 #define GPU_DEVICE __device__ __forceinline__
 #define GPU_HOST_DEVICE __host__ __device__ __forceinline__
 #define GPU_UNROLL _Pragma("unroll")
+#define GPU_PRAGMA(text) _Pragma(#text)
+#define GPU_UNROLL_BY(n) GPU_PRAGMA(unroll n)
 #define GPU_AT
 #define GPU_HERE
 #define GPU_SYNC_THREADS_HERE() __syncthreads()
@@ -46,6 +48,7 @@ GPU_HOST_DEVICE half to_half(float x) { return __float2half_rn(x); }
 #define GPU_DEVICE inline __attribute__((always_inline))
 #define GPU_HOST_DEVICE inline __attribute__((always_inline))
 #define GPU_UNROLL
+#define GPU_UNROLL_BY(n)
 #define GPU_AT , const char *file_ = __builtin_FILE(), int line_ = __builtin_LINE()
 #define GPU_HERE , file_, line_
 #define GPU_SYNC_THREADS_HERE() __syncthreads(file_, line_)
@@ -127,6 +130,15 @@ GPU_HOST_DEVICE float maximum(float a, float b) { return ::fmaxf(a, b); }
 GPU_HOST_DEVICE double maximum(double a, double b) { return ::fmax(a, b); }
 GPU_HOST_DEVICE float minimum(float a, float b) { return ::fminf(a, b); }
 GPU_HOST_DEVICE double minimum(double a, double b) { return ::fmin(a, b); }
+
+// a·b, rounded: never one half of a fused multiply-add, so that equal factors give equal products wherever they are used.
+GPU_DEVICE float multiply_rounded(float a, float b) {
+#if defined(__CUDACC__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
 
 template <class Integer>
 GPU_HOST_DEVICE constexpr Integer ceil_div(Integer a, Integer b) {
