@@ -93,8 +93,7 @@ void check_values(const Arguments& a) {
   }
   for (int64_t b = 0; b < starts.numel(); ++b) {
     const int64_t n = starts.const_data_ptr<int64_t>()[b];
-    OP_CHECK(kOp, n >= -a.q.size(2) && n <= a.k.size(2), "query_start[", b, "] is ", n, "; wanted ", -a.q.size(2), " to ",
-             a.k.size(2));
+    OP_CHECK(kOp, n >= 0 && n <= a.k.size(2), "query_start[", b, "] is ", n, "; wanted 0 to ", a.k.size(2));
   }
   const int64_t* end = ends.const_data_ptr<int64_t>();
   for (int64_t n = 0; n < ends.numel(); ++n) {

@@ -114,7 +114,7 @@ def random_case(seed):
     if r.random() < 0.4:
         options["key_lengths"] = torch.tensor([r.choice([0, 1, S // 2, S]) for _ in range(B)])
     if r.random() < 0.3:
-        options["query_start"] = torch.tensor([r.randint(-min(T, 5), S) for _ in range(B)])
+        options["query_start"] = torch.tensor([r.randint(0, S) for _ in range(B)])
     dtype = r.choice(DTYPES[:3])
     return dict(B=B, H=H, T=T, D=D, G=G, S=S, dtype=dtype), temperature, options
 
@@ -516,7 +516,7 @@ P = torch.zeros(6, 4, 16)
         (TypeError, "key_lengths has dtype Float; wanted Int, Long", (Q, K, K), {"key_lengths": torch.ones(2)}),
         (ValueError, r"key_lengths has shape \[3\]; wanted \[2\]", (Q, K, K), {"key_lengths": torch.ones(3).int()}),
         (ValueError, r"key_lengths\[1\] is 8; wanted 0 to 7", (Q, K, K), {"key_lengths": torch.tensor([0, 8])}),
-        (ValueError, r"query_start\[0\] is 9; wanted -6 to 7", (Q, K, K), {"query_start": torch.tensor([9, 0])}),
+        (ValueError, r"query_start\[0\] is 9; wanted 0 to 7", (Q, K, K), {"query_start": torch.tensor([9, 0])}),
         (ValueError, r"cu_seqlens\[0\] is 1; wanted 0", (P, P, P), {"cu_seqlens": torch.tensor([1, 6])}),
         (ValueError, r"cu_seqlens\[2\] is 3, below the one before it \(4\)", (P, P, P), {"cu_seqlens": torch.tensor([0, 4, 3, 6])}),
         (ValueError, "cu_seqlens ends at 5; wanted 6", (P, P, P), {"cu_seqlens": torch.tensor([0, 5])}),
