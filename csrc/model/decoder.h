@@ -4,7 +4,8 @@
 // B sequences, T positions, H query heads, G key/value heads, D head size, C width, M inner width of the MLP,
 // V vocabulary.
 #pragma once
-#include <torch/torch.h>
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
 
 #include <string>
 #include <utility>

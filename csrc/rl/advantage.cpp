@@ -1,6 +1,6 @@
 #include "csrc/rl/advantage.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 namespace isentrope::rl {
 namespace {

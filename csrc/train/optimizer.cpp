@@ -1,7 +1,7 @@
 #include "csrc/train/optimizer.h"
 
 #include <ATen/Parallel.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>

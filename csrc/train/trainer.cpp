@@ -1,5 +1,8 @@
 #include "csrc/train/trainer.h"
 
+#include <ATen/Parallel.h>
+#include <torch/cuda.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>

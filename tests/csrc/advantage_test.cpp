@@ -1,7 +1,7 @@
 #include "csrc/rl/advantage.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

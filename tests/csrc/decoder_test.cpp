@@ -1,7 +1,9 @@
 // The decoder against the same mathematics in plain ATen, judged in double.
 #include "csrc/model/decoder.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
+#include <torch/autograd.h>
 
 #include <algorithm>
 #include <cmath>

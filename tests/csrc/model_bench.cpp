@@ -7,8 +7,9 @@
 //   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy
 //   rollout             prompts · samples completions of new_tokens; prints tokens and seconds
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
+#include <ATen/Parallel.h>
 #include <malloc.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <chrono>
 #include <fstream>
@@ -134,7 +135,7 @@ int main(int argc, char** argv) {
     }
     bench.shape[argument.substr(0, equals)] = std::stoll(argument.substr(equals + 1));
   }
-  torch::set_num_threads(bench.shape["threads"]);
+  at::set_num_threads(bench.shape["threads"]);
   // glibc returns large freed blocks to the system, and every step would pay their page faults again.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);

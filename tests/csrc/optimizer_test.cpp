@@ -1,8 +1,9 @@
 // AdamW against its formulas in double, and the learning-rate schedule.
 #include "csrc/train/optimizer.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

@@ -1,5 +1,6 @@
 #include "csrc/rl/rollout.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
