@@ -14,7 +14,7 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 #include "csrc/train/safetensors.h"
 
 namespace isentrope::train {

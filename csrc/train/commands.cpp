@@ -11,8 +11,8 @@
 #include <nlohmann/json.hpp>
 
 #include "build_summary.h"
+#include "csrc/durable_file.h"
 #include "csrc/rl/rollout.h"
-#include "csrc/train/durable_file.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {

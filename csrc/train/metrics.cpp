@@ -15,7 +15,7 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 
 namespace isentrope::train {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 
 namespace isentrope::train {
 namespace {

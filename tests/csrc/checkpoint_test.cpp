@@ -12,7 +12,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 #include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
