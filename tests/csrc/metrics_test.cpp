@@ -63,6 +63,13 @@ TEST(ToJson, NumbersReadBackExactlyAndOthersAreNull) {
     EXPECT_TRUE(nlohmann::json::parse(to_json({"p", 1, {{"loss", value}}, ""}))["loss"].is_null());
 }
 
+TEST(MetricsText, EvaluationsOfTextAreToldInOrder) {
+  const Record record{"p", 4, {{"time_s", 1}, {"eval/bits_per_byte", 2.5}, {"eval/loss", 1.5}}, "test"};
+  EXPECT_EQ(
+      to_json(record),
+      R"({"phase": "p", "step": 4, "eval/split": "test", "eval/loss": 1.5, "eval/bits_per_byte": 2.5, "time_s": 1})");
+}
+
 TEST_F(MetricsTest, AppendsWholeLines) {
   const std::string file = dir_ + "/m.jsonl";
   Metrics(file).write({"sft", 1, {{"loss", 2}}, ""});
