@@ -42,7 +42,8 @@ int main(int argc, char** argv) {
   draw->add_option("--max-new-tokens", sample.max_new_tokens, "0 for what the context leaves.")->capture_default_str()->check(CLI::NonNegativeNumber);
   draw->add_option("--seed", sample.seed, "Fixes the draws.")->capture_default_str();
 
-  auto* judge = app.add_subcommand("evaluate", "Accuracy of a checkpoint on held-out prompts.");
+  auto* judge = app.add_subcommand(
+      "evaluate", "Accuracy of a checkpoint on held-out prompts, or its loss on held-out text.");
   judge->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
   judge->add_option("config", config, "YAML file.")->required();
   judge->add_option("overrides", overrides, "key.path=value …");

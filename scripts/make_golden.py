@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/tiny_losses.json: the first losses of each configuration in configs/tiny.
+"""Writes tests/golden/tiny_losses.json: the first losses of the first phase of each configuration in configs/tiny.
 
     scripts/make_golden.py [TOOL]      default: build/release/bin/isentrope
 
@@ -13,16 +13,17 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOL = sys.argv[1] if len(sys.argv) > 1 else ROOT / "build/release/bin/isentrope"
+TOOL = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build/release/bin/isentrope").resolve()
 STORED = 10  # losses a run: enough to cover warm-up, few enough for rounding not to have grown
 
 golden = {}
 for config in sorted((ROOT / "configs" / "tiny").glob("*.yaml")):
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([TOOL, "train", config, f"run.dir={folder}/run", "--quiet"], check=True)
+        subprocess.run([TOOL, "train", config, f"run.dir={folder}/run", "--quiet"], check=True, cwd=ROOT)
         lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line["phase"] == "sft" and "loss" in line]
-    golden[config.stem] = {"sft_steps": len(losses), "loss": losses[:STORED]}
+    first = lines[0]["phase"]
+    losses = [line["loss"] for line in lines if line["phase"] == first and "loss" in line]
+    golden[config.stem] = {"phase": first, "steps": len(losses), "loss": losses[:STORED]}
 path = ROOT / "tests" / "golden" / "tiny_losses.json"
 path.write_text(json.dumps(golden, indent=1) + "\n")
 print(path)

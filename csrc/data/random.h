@@ -8,7 +8,16 @@
 
 namespace isentrope::data {
 
-enum class Purpose : uint64_t { initialisation = 1, example, noise, shuffle, rollout, selection, evaluation };
+enum class Purpose : uint64_t {
+  initialisation = 1,
+  example,
+  noise,
+  shuffle,
+  rollout,
+  selection,
+  evaluation,
+  window
+};
 
 class Stream {
  public:

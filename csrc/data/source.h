@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "csrc/data/corpus.h"
 #include "csrc/data/example.h"
 #include "csrc/data/jsonl.h"
 #include "csrc/data/tint.h"
@@ -15,12 +16,14 @@ namespace isentrope::data {
 struct DataConfig {
   std::optional<TintConfig> tint;
   std::optional<JsonlConfig> jsonl;
+  std::optional<CorpusConfig> corpus;
   std::string overlong = "error";
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("tint", tint, "Generated integer problems with traces.");
     v("jsonl", jsonl, "A file of prompts and completions.");
+    v("corpus", corpus, "Text files, learnt whole; pretrain phases.");
     v("overlong", overlong,
       "An example longer than the context: stop the run, leave it out, or cut its completion.",
       one_of({"error", "drop", "truncate"}));
@@ -28,7 +31,7 @@ struct DataConfig {
   std::string problem() const;
 };
 
-// Throws as the constructors of the sources do.
+// The source of tint or jsonl; a corpus has no examples (csrc/data/corpus.h). Throws as the constructors do.
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split);
 
 }  // namespace isentrope::data

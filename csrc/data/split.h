@@ -1,5 +1,5 @@
 // Which split a prompt belongs to. The hash of its text decides, so that equal prompts are never on two
-// sides, whatever the seed, the order or the file they stand in.
+// sides, whatever the seed, the order or the file they stand in. A corpus is split by its files' names likewise.
 #pragma once
 #include <cstdint>
 #include <string_view>

@@ -1,5 +1,6 @@
 #include "csrc/data/tokenizer.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -12,6 +13,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kPad = "<pad>";
+constexpr const char* kEndOfText = "<|endoftext|>";  // of kind bytes
 
 // "'x' (U+0078)"
 std::string named(const std::string& character) {
@@ -22,6 +24,24 @@ std::string named(const std::string& character) {
   char number[16];
   std::snprintf(number, sizeof number, "U+%04X", code);
   return code < 0x20 ? std::string(number) : "'" + character + "' (" + number + ")";
+}
+
+// The code point as UTF-8; below U+0800, which is all that the names of bytes need.
+std::string utf8(uint32_t code) {
+  if (code < 0x80) return {static_cast<char>(code)};
+  return {static_cast<char>(0xC0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3F))};
+}
+
+// The names that byte-level tokenizers give to the 256 bytes (GPT-2's bytes_to_unicode): the character itself
+// where Latin-1 prints it, else the next code point from U+0100 on.
+std::vector<std::string> byte_names() {
+  std::vector<std::string> names;
+  uint32_t next = 0x100;
+  for (uint32_t b = 0; b < 256; ++b) {
+    const bool printed = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+    names.push_back(utf8(printed ? b : next++));
+  }
+  return names;
 }
 
 void write(const std::string& path, const Json& json) {
@@ -62,6 +82,12 @@ std::vector<std::string> code_points(std::string_view text) {
 }
 
 std::string TokenizerConfig::problem() const {
+  if (kind != "characters" && kind != "bytes")
+    return "kind is \"" + kind + "\"; it can be characters or bytes";
+  if (kind == "bytes")
+    return eos.empty()
+               ? ""
+               : "eos is \"" + eos + "\"; it belongs to kind characters, kind bytes ends with " + kEndOfText;
   std::vector<std::string> points;
   std::unordered_map<std::string, size_t> seen;
   try {
@@ -84,29 +110,49 @@ std::string TokenizerConfig::problem() const {
   return "";
 }
 
-Tokenizer::Tokenizer(const TokenizerConfig& config) : characters_(config.characters) {
+Tokenizer::Tokenizer(const TokenizerConfig& config) : config_(config) {
   if (const std::string wrong = config.problem(); !wrong.empty())
     throw std::invalid_argument("tokenizer: " + wrong);
-  tokens_ = code_points(characters_);
-  tokens_.insert(tokens_.begin(), kPad);
-  for (size_t id = 1; id < tokens_.size(); ++id) ids_[tokens_[id]] = static_cast<int64_t>(id);
+  tokens_.push_back(kPad);
+  if (bytes()) {
+    for (int b = 0; b < 256; ++b) tokens_.emplace_back(1, static_cast<char>(b));
+    tokens_.push_back(kEndOfText);
+  } else {
+    for (std::string& point : code_points(config.characters)) tokens_.push_back(std::move(point));
+    for (size_t id = 1; id < tokens_.size(); ++id) ids_[tokens_[id]] = static_cast<int64_t>(id);
+  }
   eos_id_ = config.eos.empty() ? size() - 1 : ids_.at(config.eos);
 }
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
-  const std::vector<std::string> points = code_points(text);
   std::vector<int64_t> ids;
+  if (bytes()) {
+    ids.reserve(text.size());
+    for (const char c : text) ids.push_back(1 + static_cast<unsigned char>(c));
+    return ids;
+  }
+  const std::vector<std::string> points = code_points(text);
   ids.reserve(points.size());
   for (size_t i = 0; i < points.size(); ++i) {
     const auto place = ids_.find(points[i]);
-    if (place == ids_.end())
+    if (place == ids_.end()) {
+      constexpr size_t kShown = 40;  // characters on either side: enough to find the place
+      std::string around;
+      for (size_t j = i - std::min(i, kShown); j < std::min(i + kShown, points.size()); ++j)
+        around += points[j];
       throw std::invalid_argument("tokenizer: character " + named(points[i]) + " at place " +
-                                  std::to_string(i + 1) + " of \"" + std::string(text) +
-                                  "\" is not in the alphabet \"" + characters_ +
-                                  "\"; add it to tokenizer.characters");
+                                  std::to_string(i + 1) + " (\"" + around + "\") is not in the alphabet \"" +
+                                  config_.characters +
+                                  "\"; add it to tokenizer.characters, or take tokenizer.kind bytes");
+    }
     ids.push_back(place->second);
   }
   return ids;
+}
+
+int64_t Tokenizer::bytes_of(int64_t id) const {
+  const bool special = id == pad_id() || (bytes() && id == eos_id_);
+  return special ? 0 : static_cast<int64_t>(tokens_.at(static_cast<size_t>(id)).size());
 }
 
 std::string Tokenizer::decode(const std::vector<int64_t>& ids) const {
@@ -120,11 +166,18 @@ std::string Tokenizer::decode(const std::vector<int64_t>& ids) const {
   return text;
 }
 
+std::string Tokenizer::written(size_t id) const {
+  static const std::vector<std::string> names = byte_names();
+  const bool byte = bytes() && tokens_[id].size() == 1;
+  return byte ? names[static_cast<unsigned char>(tokens_[id][0])] : tokens_[id];
+}
+
 // A byte-pair model with no pair to merge leaves every character alone; the decoder "Fuse" puts them together
-// without spaces. Padding is an added token, for the model would cut its name into characters.
+// without spaces. Of kind bytes, "ByteLevel" first gives each byte its name, a character, and takes it back.
+// Padding and the end are added tokens, for the model would cut their names into characters.
 void Tokenizer::save(const std::string& folder) const {
   Json vocabulary = Json::object(), added = Json::array();
-  for (size_t id = 0; id < tokens_.size(); ++id) vocabulary[tokens_[id]] = id;
+  for (size_t id = 0; id < tokens_.size(); ++id) vocabulary[written(id)] = id;
   for (const int64_t id : {pad_id(), eos_id_})
     added.push_back({{"id", id},
                      {"content", tokens_[static_cast<size_t>(id)]},
@@ -133,14 +186,16 @@ void Tokenizer::save(const std::string& folder) const {
                      {"rstrip", false},
                      {"normalized", false},
                      {"special", true}});
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
   write(folder + "/tokenizer.json", {{"version", "1.0"},
                                      {"truncation", nullptr},
                                      {"padding", nullptr},
                                      {"added_tokens", added},
                                      {"normalizer", nullptr},
-                                     {"pre_tokenizer", nullptr},
+                                     {"pre_tokenizer", bytes() ? byte_level : Json()},
                                      {"post_processor", nullptr},
-                                     {"decoder", {{"type", "Fuse"}}},
+                                     {"decoder", bytes() ? byte_level : Json{{"type", "Fuse"}}},
                                      {"model",
                                       {{"type", "BPE"},
                                        {"dropout", nullptr},
@@ -164,23 +219,37 @@ void Tokenizer::save(const std::string& folder) const {
 Tokenizer Tokenizer::load(const std::string& folder) {
   const std::string path = folder + "/tokenizer.json", config_path = folder + "/tokenizer_config.json";
   const Json json = read(path), settings = read(config_path);
-  TokenizerConfig config{.characters = ""};
+  TokenizerConfig config;
   try {
     const Json& vocabulary = json.at("model").at("vocab");
     std::vector<std::string> tokens(vocabulary.size());
     for (const auto& [token, id] : vocabulary.items()) tokens.at(id.get<size_t>()) = token;
     if (tokens.empty() || tokens[0] != kPad) throw std::runtime_error("id 0 is not <pad>");
-    for (size_t id = 1; id < tokens.size(); ++id) {
-      if (code_points(tokens[id]).size() != 1)
-        throw std::runtime_error("id " + std::to_string(id) + " (\"" + tokens[id] +
-                                 "\") is not one character");
-      config.characters += tokens[id];
+    const auto decoder = json.find("decoder");
+    if (decoder != json.end() && decoder->is_object() && decoder->value("type", "") == "ByteLevel") {
+      config.kind = "bytes";
+    } else {
+      config.characters = "";
+      for (size_t id = 1; id < tokens.size(); ++id) {
+        if (code_points(tokens[id]).size() != 1)
+          throw std::runtime_error("id " + std::to_string(id) + " (\"" + tokens[id] +
+                                   "\") is not one character");
+        config.characters += tokens[id];
+      }
+      config.eos = settings.at("eos_token").get<std::string>();
     }
-    config.eos = settings.at("eos_token").get<std::string>();
-    return Tokenizer(config);
+    Tokenizer tokenizer(config);
+    if (tokens.size() != tokenizer.tokens_.size())
+      throw std::runtime_error("a byte tokenizer has " + std::to_string(tokenizer.size()) +
+                               " tokens, this one has " + std::to_string(tokens.size()));
+    for (size_t id = 0; id < tokens.size(); ++id)
+      if (tokens[id] != tokenizer.written(id))
+        throw std::runtime_error("id " + std::to_string(id) + " is \"" + tokens[id] + "\", wanted \"" +
+                                 tokenizer.written(id) + "\"");
+    return tokenizer;
   } catch (const std::exception& error) {
     throw std::runtime_error("tokenizer: " + path + " and " + config_path +
-                             " are not a character tokenizer: " + error.what());
+                             " are not a tokenizer of kind characters or bytes: " + error.what());
   }
 }
 

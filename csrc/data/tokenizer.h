@@ -1,4 +1,4 @@
-// A tokenizer with one token for each character of a given alphabet.
+// Text to tokens, of two kinds: one token for each character of a given alphabet, or one for each byte.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -11,14 +11,22 @@
 namespace isentrope::data {
 
 struct TokenizerConfig {
+  std::string kind = "characters";
   std::string characters = "0123456789abcdefgh+-=:A.";
   std::string eos = "";
 
   template <class Visitor>
   void visit(Visitor& v) {
+    v("kind", kind,
+      "characters: one token for each character of an alphabet; bytes: one for each of the 256 bytes (byte b "
+      "has id "
+      "b + 1, id 0 is padding), and id 257, <|endoftext|>, ends a sequence.",
+      one_of({"characters", "bytes"}));
     v("characters", characters,
-      "The alphabet: the character at place i (from 1) has id i, each stands once; id 0 is padding.");
-    v("eos", eos, "The character that ends a sequence; empty for the last one of the alphabet.");
+      "The alphabet of kind characters: the character at place i (from 1) has id i, each stands once; id 0 "
+      "is padding.");
+    v("eos", eos,
+      "The character that ends a sequence; empty for the last one of the alphabet. Kind characters alone.");
   }
   std::string problem() const;
 };
@@ -28,7 +36,8 @@ class Tokenizer {
   // Throws std::invalid_argument for a config with a problem().
   explicit Tokenizer(const TokenizerConfig& config);
 
-  // Throws std::invalid_argument that names the first character outside the alphabet and its place.
+  // characters: throws std::invalid_argument that names the first character outside the alphabet and its
+  // place. bytes: takes any text, UTF-8 or not, and never gives padding or the end of sequence.
   std::vector<int64_t> encode(std::string_view text) const;
   // Padding is left out, the end of sequence is not. Throws std::invalid_argument for an id outside 0 …
   // size() − 1.
@@ -38,19 +47,25 @@ class Tokenizer {
   int64_t pad_id() const { return 0; }
   int64_t eos_id() const { return eos_id_; }
   const std::string& eos() const { return tokens_[static_cast<size_t>(eos_id_)]; }
-  const std::string& characters() const { return characters_; }
+  const TokenizerConfig& config() const { return config_; }
+  // Bytes of text that a token stands for; 0 for padding and <|endoftext|>.
+  int64_t bytes_of(int64_t id) const;
 
   // Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json into a folder that exists;
-  // transformers.AutoTokenizer opens it, encodes and decodes as this class does.
+  // transformers.AutoTokenizer opens it, encodes and decodes as this class does, but for two things: it takes
+  // the names of special tokens within a text for those tokens, and decodes bytes that are not UTF-8 to U+FFFD.
   // Throws std::runtime_error with the file where one cannot be written.
   void save(const std::string& folder) const;
   // The tokenizer that save() wrote. Throws std::runtime_error with the file and what is wrong with it.
   static Tokenizer load(const std::string& folder);
 
  private:
-  std::string characters_;
-  std::vector<std::string> tokens_;               // [V]; UTF-8
-  std::unordered_map<std::string, int64_t> ids_;  // character → id
+  bool bytes() const { return config_.kind == "bytes"; }
+  std::string written(size_t id) const;  // the token's name in tokenizer.json
+
+  TokenizerConfig config_;
+  std::vector<std::string> tokens_;               // [V]; UTF-8, or single bytes
+  std::unordered_map<std::string, int64_t> ids_;  // character → id; kind characters
   int64_t eos_id_ = 0;
 };
 

@@ -76,10 +76,9 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("dir", [](const train::Trainer& t) { return t.config().run.dir; })
       .def_property_readonly("results", [](const train::Trainer& t) {
         py::dict results;
-        for (const auto& [phase, e] : t.results()) {
+        for (const auto& [phase, evaluation] : t.results()) {
           py::dict one;
-          one["greedy"] = e.greedy, one["sampled"] = e.sampled, one["pass_k"] = e.pass_k, one["k"] = e.k;
-          one["entropy"] = e.entropy, one["length"] = e.length;
+          for (const auto& [name, value] : evaluation) one[name.substr(name.find('/') + 1).c_str()] = value;
           results[phase.c_str()] = one;
         }
         return results;

@@ -14,7 +14,7 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 #include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
@@ -25,7 +25,7 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 using torch::Tensor;
 
-constexpr int kFormat = 1;  // of trainer.json and trainer.safetensors
+constexpr int kFormat = 2;  // of trainer.json and trainer.safetensors
 constexpr const char* kDone = "DONE";
 
 ordered_json model_config(const model::DecoderConfig& c, const data::Tokenizer& tokenizer) {

@@ -11,8 +11,8 @@
 #include <nlohmann/json.hpp>
 
 #include "build_summary.h"
+#include "csrc/durable_file.h"
 #include "csrc/rl/rollout.h"
-#include "csrc/train/durable_file.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
@@ -44,17 +44,32 @@ std::string joined(const std::vector<std::string>& words) {
   return text;
 }
 
-nlohmann::ordered_json to_json(const std::string& phase, const std::string& split, const Evaluation& e) {
-  return {{"phase", phase}, {"split", split}, {"greedy", e.greedy}, {"sampled", e.sampled},
-          {"pass_k", e.pass_k}, {"k", e.k}, {"entropy", e.entropy}, {"length", e.length}};
+// "eval/pass@k" → "pass@k"
+std::string short_name(const std::string& name) { return name.substr(name.find('/') + 1); }
+
+nlohmann::ordered_json to_json(const std::string& phase, const std::string& split,
+                               const Evaluation& evaluation) {
+  nlohmann::ordered_json line{{"phase", phase}, {"split", split}};
+  for (const auto& [name, value] : in_order(evaluation)) line[short_name(name)] = value;
+  return line;
 }
 
+// One row a phase, below the names of what was measured.
 void print_results(const std::vector<std::pair<std::string, Evaluation>>& results) {
-  if (results.empty()) return;
-  std::printf("\n%-14s %8s %8s %8s %12s %8s\n", "after phase", "greedy", "sampled",
-              ("pass@" + std::to_string(results.front().second.k)).c_str(), "entropy/nats", "tokens");
-  for (const auto& [phase, e] : results)
-    std::printf("%-14s %8.3f %8.3f %8.3f %12.3f %8.1f\n", phase.c_str(), e.greedy, e.sampled, e.pass_k, e.entropy, e.length);
+  std::string shown;  // the names that stand above
+  for (const auto& [phase, evaluation] : results) {
+    std::string names, row;
+    char cell[32];
+    for (const auto& [name, value] : in_order(evaluation)) {
+      std::snprintf(cell, sizeof(cell), " %13s", short_name(name).c_str());
+      names += cell;
+      std::snprintf(cell, sizeof(cell), " %13.4g", value);
+      row += cell;
+    }
+    if (names != shown) std::printf("\n%-14s%s\n", "after phase", names.c_str());
+    std::printf("%-14s%s\n", phase.c_str(), row.c_str());
+    shown = names;
+  }
 }
 
 }  // namespace
@@ -121,9 +136,9 @@ int evaluate_command(const std::string& path, const std::string& file, const std
   const TrainConfig config = read_config(file, overrides);
   const PhaseConfig& phase = config.phases.back();
   const data::Tokenizer tokenizer = data::Tokenizer::load(checkpoint);
-  const HeldOut held_out =
+  const auto held_out =
       held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
-  const Evaluation result = held_out.evaluate(load_model(checkpoint), config.test);
+  const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);
   std::printf("%s\n", to_json(phase.name, split, result).dump().c_str());
   return 0;
 }

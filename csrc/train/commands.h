@@ -24,7 +24,7 @@ struct SampleOptions {
 // checkpoint, here and below: a checkpoint's folder, or a run's folder for its newest.
 int sample_command(const std::string& checkpoint, const SampleOptions& options);
 
-// Accuracy of a checkpoint on the data of the configuration's last phase; split: validation or test.
+// Evaluates a checkpoint on held-out data of the configuration's last phase; split: validation or test.
 int evaluate_command(const std::string& checkpoint, const std::string& config, const std::vector<std::string>& overrides,
                      const std::string& split);
 

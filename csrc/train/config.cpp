@@ -8,8 +8,8 @@
 #include <map>
 #include <utility>
 
+#include "csrc/durable_file.h"
 #include "csrc/train/config_fields.h"
-#include "csrc/train/durable_file.h"
 
 namespace isentrope::train {
 namespace {

@@ -45,11 +45,16 @@ struct RunConfig {
 struct StopConfig {
   std::optional<double> sampled;
   std::optional<double> greedy;
+  std::optional<double> bits_per_byte;
+
+  bool reached(const Evaluation& evaluation) const;  // all that are given
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("sampled", sampled, "Least sampled accuracy at which the phase may end.", between(0, 1));
     v("greedy", greedy, "Least greedy accuracy at which the phase may end.", between(0, 1));
+    v("bits_per_byte", bits_per_byte,
+      "Most bits per byte of held-out text at which a pretrain phase may end.", at_least(0));
   }
 };
 
@@ -72,14 +77,15 @@ struct PhaseConfig {
   void visit(Visitor& v) {
     v("name", name, "Name of the phase, unique in the run; it names its checkpoints and its metrics.");
     v("objective", objective, "What is minimised.");
-    v("data", data, "Where prompts and completions come from.");
+    v("data", data, "Where text, or prompts and completions, come from.");
     v("batch", batch, "How many sequences an update takes, and how they are cut into micro-batches.");
     v("optimizer", optimizer, "The update rule.");
     v("schedule", schedule, "The learning rate over the steps of the phase.");
     v("steps", steps, "Steps of the phase; a grpo step is one batch of rollouts with all its updates.", at_least(1));
     v("rollout", rollout, "How completions are drawn; grpo phases only.");
     v("reward", reward, "Rewards, added up by their weights; grpo phases only.");
-    v("evaluation", evaluation, "Accuracy on held-out prompts.");
+    v("evaluation", evaluation,
+      "Validation on held-out data: of a pretrain phase its loss, of the others the accuracy of answers.");
     v("stop", stop, "End the phase when an evaluation reaches all these values.");
   }
 };
@@ -99,7 +105,7 @@ struct TrainConfig {
     v("model", model, "The decoder.");
     v("tokenizer", tokenizer, "Text to tokens.");
     v("phases", phases, "Phases, in the order in which they run.");
-    v("test", test, "Accuracy on the test prompts of the last phase's data, measured at the end of every phase.");
+    v("test", test, "Evaluation on the test part of the last phase's data, made at the end of every phase.");
   }
 };
 

@@ -6,6 +6,12 @@
 
 namespace isentrope::train {
 
+bool StopConfig::reached(const Evaluation& evaluation) const {
+  return (!sampled || evaluation.at("eval/sampled") >= *sampled) &&
+         (!greedy || evaluation.at("eval/greedy") >= *greedy) &&
+         (!bits_per_byte || evaluation.at("eval/bits_per_byte") <= *bits_per_byte);
+}
+
 std::string PhaseConfig::problem() const {
   const bool plain = std::all_of(name.begin(), name.end(),
                                  [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
@@ -19,7 +25,16 @@ std::string PhaseConfig::problem() const {
     if (rollout) return "rollout belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!reward.empty()) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
   }
-  if (stop && !stop->sampled && !stop->greedy) return "stop: name at least one of sampled, greedy";
+  const bool pretrain = objective.kind == "pretrain";
+  if (pretrain && !data.corpus)
+    return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
+  if (!pretrain && data.corpus)
+    return "data: corpus belongs to pretrain phases, and objective.kind is " + objective.kind;
+  if (stop && !stop->sampled && !stop->greedy && !stop->bits_per_byte)
+    return "stop: name at least one of sampled, greedy, bits_per_byte";
+  if (stop && (pretrain ? stop->sampled || stop->greedy : stop->bits_per_byte.has_value()))
+    return "stop: a pretrain phase stops at bits_per_byte, others at sampled and greedy; objective.kind is " +
+           objective.kind;
   if (stop && evaluation.every == 0)
     return "stop: it is looked at after evaluations, and evaluation.every is 0; give evaluation.every the "
            "steps between";

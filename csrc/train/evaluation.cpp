@@ -1,6 +1,9 @@
 #include "csrc/train/evaluation.h"
 
 #include <algorithm>
+#include <cmath>
+
+#include "csrc/ops/ops.h"
 
 namespace isentrope::train {
 namespace {
@@ -54,15 +57,43 @@ std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewa
 
 }  // namespace
 
-HeldOut::HeldOut(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
-                 const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
-                 data::Split split, int64_t max_new_tokens)
+HeldOutText::HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
+                         int64_t context, int64_t rows, const std::string& name)
+    : windows_(std::move(tokens), context, /*seed=*/0, name),
+      bytes_of_(torch::empty({tokenizer.size()}, torch::kInt64)),
+      rows_(rows) {
+  for (int64_t id = 0; id < tokenizer.size(); ++id) bytes_of_[id] = tokenizer.bytes_of(id);
+}
+
+Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config) const {
+  torch::NoGradGuard no_grad;
+  model::Decoder decoder = model;
+  // The first windows of one order: spread over the text, and always the same.
+  const int64_t count = std::min(config.windows, windows_.size());
+  double nats = 0, tokens = 0, bytes = 0;
+  for (int64_t first = 0; first < count; first += rows_) {
+    const data::Batch batch = windows_.take(first, std::min(rows_, count - first));
+    const torch::Tensor learnt = batch.target.masked_select(batch.target != data::kIgnore);
+    tokens += static_cast<double>(learnt.numel());
+    bytes += bytes_of_.index_select(0, learnt).sum().item<double>();
+    const data::Batch moved = batch.to(model->embedding().device());
+    nats -= ops::token_entropy(decoder->forward(moved.tokens), moved.target)
+                .logprob.sum(torch::kFloat64)
+                .item<double>();
+  }
+  return {{"eval/loss", nats / tokens},
+          {"eval/bits_per_byte", nats / (std::max(bytes, 1.0) * std::log(2.0))}};
+}
+
+HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
+                               const std::map<std::string, rl::RewardFunction>& custom,
+                               const data::Tokenizer& tokenizer, data::Split split, int64_t max_new_tokens)
     : tokenizer_(tokenizer),
       source_(data::make_source(largest(data), /*seed=*/0, split)),
       score_(first_of(rewards), tokenizer.eos(), custom),
       max_new_tokens_(max_new_tokens) {}
 
-Evaluation HeldOut::evaluate(const model::Decoder& model, const EvaluationConfig& config) const {
+Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config) const {
   // A list that is shorter than asked for is used whole, once.
   auto prompts = [&](int64_t count) { return source_->take(0, std::min(count, source_->size())); };
   rl::SamplingConfig sampling;
@@ -80,12 +111,12 @@ Evaluation HeldOut::evaluate(const model::Decoder& model, const EvaluationConfig
     const auto first = sampled.right.begin() + p * k;
     solved += *std::max_element(first, first + k);
   }
-  return {.greedy = mean(greedy.right),
-          .sampled = mean(sampled.right),
-          .pass_k = solved / static_cast<double>(std::max<size_t>(sampled_prompts.size(), 1)),
-          .k = k,
-          .entropy = sampled.entropy,
-          .length = sampled.length};
+  return {{"eval/greedy", mean(greedy.right)},
+          {"eval/sampled", mean(sampled.right)},
+          {"eval/pass@k", solved / static_cast<double>(std::max<size_t>(sampled_prompts.size(), 1))},
+          {"eval/k", static_cast<double>(k)},
+          {"eval/entropy", sampled.entropy},
+          {"eval/length", sampled.length}};
 }
 
 }  // namespace isentrope::train

@@ -1,4 +1,4 @@
-// Accuracy on held-out prompts: greedy, sampled, pass@k, and the policy's entropy on the samples.
+// What a phase is measured by on held-out data: the loss on text, or the accuracy of answers to prompts.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/data/packed_source.h"
 #include "csrc/data/source.h"
 #include "csrc/data/tokenizer.h"
 #include "csrc/field.h"
@@ -23,6 +24,7 @@ struct EvaluationConfig {
   int64_t samples = 8;
   double temperature = 1.0;
   int64_t max_new_tokens = 0;
+  int64_t windows = 64;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -34,29 +36,46 @@ struct EvaluationConfig {
     v("temperature", temperature, "Temperature of the samples.", above(0));
     v("max_new_tokens", max_new_tokens, "Longest answer in tokens; 0 for that of the rollouts, or what the context leaves.",
       at_least(0));
+    v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.",
+      at_least(1));
   }
 };
 
-struct Evaluation {
-  double greedy;    // share of prompts answered right at temperature 0
-  double sampled;   // mean share of right samples
-  double pass_k;    // share of prompts with at least one right sample
-  int64_t k;
-  double entropy;   // mean token entropy of the samples, nats
-  double length;    // mean tokens of the samples
+// What was found, under the names that csrc/train/metrics.h documents: eval/loss, eval/greedy, …
+using Evaluation = std::map<std::string, double>;
+
+class HeldOut {
+ public:
+  virtual ~HeldOut() = default;
+  // A pure function of weights and config: two evaluations of the same weights agree.
+  virtual Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config) const = 0;
 };
 
-// The held-out prompts of a data set and what a right answer to them is.
-class HeldOut {
+// Windows of a held-out text: eval/loss, nats a token, and eval/bits_per_byte, the nats of all targets divided
+// by the bytes of text that they stand for, and by ln 2. Ends of documents cost nats and stand for no byte.
+class HeldOutText : public HeldOut {
+ public:
+  // rows: windows that are computed together. Throws as data::Windows does.
+  HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
+              int64_t context, int64_t rows, const std::string& name);
+  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config) const override;
+
+ private:
+  data::Windows windows_;
+  torch::Tensor bytes_of_;  // [V] int64: bytes of text that a token stands for
+  int64_t rows_;
+};
+
+// Prompts and what a right answer to them is: eval/greedy, eval/sampled, eval/pass@k, eval/k, eval/entropy,
+// eval/length.
+class HeldOutPrompts : public HeldOut {
  public:
   // A completion is right where the first of rewards gives it at least 0.5; no reward: exact.
   // max_new_tokens: for evaluations that do not set their own. tint: the largest of its sizes, the one training is for.
-  HeldOut(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
-          const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer, data::Split split,
-          int64_t max_new_tokens);
-
-  // Draws depend on (prompt, sample) alone: two evaluations of the same weights agree.
-  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config) const;
+  HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
+                 const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
+                 data::Split split, int64_t max_new_tokens);
+  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config) const override;
 
  private:
   const data::Tokenizer& tokenizer_;

@@ -15,17 +15,25 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 
 namespace isentrope::train {
 namespace {
 
-constexpr std::array<std::string_view, 25> kOrder{
-    "loss",        "reward/mean",  "reward/std",  "entropy/mean", "entropy/std",  "kl/k1",
-    "kl/k2",       "kl/k3",        "ratio/max",   "clip/frac",    "cov/mean",     "cov/max",
-    "select/frac", "grad_norm",    "lr",          "length/mean",  "tokens_per_s", "rollout_tokens_per_s",
-    "eval/greedy", "eval/sampled", "eval/pass@k", "eval/k",       "eval/entropy", "eval/length",
-    "time_s"};
+constexpr std::array<std::string_view, 27> kOrder{"loss",         "reward/mean",
+                                                  "reward/std",   "entropy/mean",
+                                                  "entropy/std",  "kl/k1",
+                                                  "kl/k2",        "kl/k3",
+                                                  "ratio/max",    "clip/frac",
+                                                  "cov/mean",     "cov/max",
+                                                  "select/frac",  "grad_norm",
+                                                  "lr",           "length/mean",
+                                                  "tokens_per_s", "rollout_tokens_per_s",
+                                                  "eval/loss",    "eval/bits_per_byte",
+                                                  "eval/greedy",  "eval/sampled",
+                                                  "eval/pass@k",  "eval/k",
+                                                  "eval/entropy", "eval/length",
+                                                  "time_s"};
 
 // The shortest text that reads back to the same double.
 std::string number(double value) {
@@ -56,18 +64,19 @@ std::string duration(double seconds) {
 
 }  // namespace
 
+std::vector<std::pair<std::string, double>> in_order(const std::map<std::string, double>& values) {
+  std::vector<std::pair<std::string, double>> ordered;
+  for (const std::string_view key : kOrder)
+    if (const auto found = values.find(std::string(key)); found != values.end()) ordered.push_back(*found);
+  for (const auto& value : values)
+    if (std::find(kOrder.begin(), kOrder.end(), value.first) == kOrder.end()) ordered.push_back(value);
+  return ordered;
+}
+
 std::string to_json(const Record& record) {
   std::string line = "{\"phase\": " + quoted(record.phase) + ", \"step\": " + std::to_string(record.step);
-  auto add = [&](std::string_view key, double value) {
-    line += ", " + quoted(std::string(key)) + ": " + number(value);
-  };
-  for (const std::string_view key : kOrder) {
-    if (key == "eval/greedy" && !record.split.empty()) line += ", \"eval/split\": " + quoted(record.split);
-    const auto found = record.values.find(std::string(key));
-    if (found != record.values.end()) add(key, found->second);
-  }
-  for (const auto& [key, value] : record.values)
-    if (std::find(kOrder.begin(), kOrder.end(), key) == kOrder.end()) add(key, value);
+  if (!record.split.empty()) line += ", \"eval/split\": " + quoted(record.split);
+  for (const auto& [key, value] : in_order(record.values)) line += ", " + quoted(key) + ": " + number(value);
   return line + "}";
 }
 
@@ -192,6 +201,7 @@ std::string Console::line(bool bar) const {
   const double reward = value_of(last_, "reward/mean"), speed = value_of(last_, "tokens_per_s");
   add("  reward %.3f", reward);
   if (std::isnan(reward)) add("  loss %.4f", value_of(last_, "loss"));
+  add("  bits/byte %.3f", value_of(last_, "eval/bits_per_byte"));
   add("  entropy %.3f", value_of(last_, "entropy/mean"));
   if (speed >= 1e6)
     add("  %.1fM tokens/s", speed / 1e6);

@@ -18,6 +18,8 @@
 //   tokens_per_s           tokens learnt and drawn, prompts included, per second of the step
 //   rollout_tokens_per_s   tokens drawn per second of the rollouts
 //   eval/split             validation or test; evaluations alone, as all that follows
+//   eval/loss              cross-entropy of held-out text, nats a token
+//   eval/bits_per_byte     of held-out text: its bits in all, over its bytes
 //   eval/greedy, eval/sampled, eval/pass@k, eval/k   shares of right answers; k samples a prompt
 //   eval/entropy, eval/length         of the samples: nats a token, tokens
 //   time_s                 seconds since the run began or was resumed
@@ -30,6 +32,7 @@
 #include <cstdio>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace isentrope::train {
@@ -40,6 +43,9 @@ struct Record {
   std::map<std::string, double> values;
   std::string split;  // eval/split; empty for a step of training
 };
+
+// Named values in the order above.
+std::vector<std::pair<std::string, double>> in_order(const std::map<std::string, double>& values);
 
 // The record as one line of JSON, without its end of line. Numbers read back to the same double.
 std::string to_json(const Record& record);

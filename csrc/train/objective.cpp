@@ -26,10 +26,10 @@ std::vector<Batch> split(const Batch& update, int64_t micro_tokens) {
 
 double mean(double sum, double count) { return count > 0 ? sum / count : 0.0; }
 
-// Mean cross-entropy of the completions' tokens.
-class Sft : public Objective {
+// Mean cross-entropy of the targets: every token of a text, or those of completions alone. The source decides.
+class CrossEntropy : public Objective {
  public:
-  explicit Sft(const BatchConfig& batch) : batch_(batch) {}
+  explicit CrossEntropy(const BatchConfig& batch) : batch_(batch) {}
 
   std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t) override {
     const double tokens = (update.target != data::kIgnore).sum().item<double>();
@@ -178,8 +178,8 @@ std::string ObjectiveConfig::problem() const {
 
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, double temperature,
                                           std::optional<model::Decoder> reference) {
-  if (config.kind == "sft") return std::make_unique<Sft>(batch);
-  return std::make_unique<Grpo>(config, batch, temperature, std::move(reference));
+  if (config.kind == "grpo") return std::make_unique<Grpo>(config, batch, temperature, std::move(reference));
+  return std::make_unique<CrossEntropy>(batch);
 }
 
 }  // namespace isentrope::train

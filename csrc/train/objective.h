@@ -46,7 +46,9 @@ struct ObjectiveConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("kind", kind, "sft: cross-entropy of completions; grpo: a policy loss on rollouts.", one_of({"sft", "grpo"}));
+    v("kind", kind,
+      "pretrain: cross-entropy of text; sft: cross-entropy of completions; grpo: a policy loss on rollouts.",
+      one_of({"pretrain", "sft", "grpo"}));
     v("loss", loss, "Policy loss (kernels/grpo_loss.h).",
       one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg", "random"}));
     v("aggregate", aggregate, "How token losses become one number.",

@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <stdexcept>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 
 namespace isentrope::train {
 namespace fs = std::filesystem;

@@ -11,7 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 
 namespace isentrope::train {
 namespace {

@@ -8,9 +8,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "csrc/data/corpus.h"
+#include "csrc/data/packed_source.h"
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 
 namespace isentrope::train {
 namespace {
@@ -37,23 +39,19 @@ std::string first_non_finite(const model::Decoder& model) {
 // Names under which a checkpoint keeps what the trainer needs beside model, optimiser and source.
 const std::string kResult = "result/", kReference = "reference/";
 
-torch::Tensor pack(const Evaluation& e) {
-  return torch::tensor({e.greedy, e.sampled, e.pass_k, static_cast<double>(e.k), e.entropy, e.length}, torch::kFloat64);
-}
-
-Evaluation unpack(const torch::Tensor& x) {
-  const auto v = x.accessor<double, 1>();
-  return {v[0], v[1], v[2], static_cast<int64_t>(v[3]), v[4], v[5]};
-}
-
 }  // namespace
 
-HeldOut held_out_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
-                    data::Split split, const std::map<std::string, rl::RewardFunction>& rewards) {
+std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfig& phase,
+                                     const data::Tokenizer& tokenizer, data::Split split,
+                                     const std::map<std::string, rl::RewardFunction>& rewards) {
+  if (phase.data.corpus)
+    return std::make_unique<HeldOutText>(data::open_corpus(*phase.data.corpus, tokenizer, split), tokenizer,
+                                         config.model.context, phase.batch.sequences,
+                                         split == data::Split::test ? "test" : "validation");
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
-  return HeldOut(phase.data, answers.reward, rewards, tokenizer, split,
-                 answers.rollout ? answers.rollout->sampling.max_new_tokens : 0);
+  return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split,
+                                          answers.rollout ? answers.rollout->sampling.max_new_tokens : 0);
 }
 
 struct Trainer::Phase {
@@ -61,7 +59,7 @@ struct Trainer::Phase {
   std::unique_ptr<data::BatchSource> source;
   std::unique_ptr<Objective> objective;
   Optimizer optimizer;
-  HeldOut validation, test;
+  std::unique_ptr<HeldOut> validation, test;
   std::optional<model::Decoder> reference;
 };
 
@@ -89,8 +87,13 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
     phase_ = at - names.begin();
     step_ = state->step;
     if (state->phase_finished || !latest) ++phase_, step_ = 0;
-    for (const auto& [name, x] : state->extra)
-      if (name.starts_with(kResult)) results_.push_back({name.substr(kResult.size()), unpack(x)});
+    for (const std::string& name : names) {
+      const std::string prefix = kResult + name + "/";
+      Evaluation result;
+      for (const auto& [key, x] : state->extra)
+        if (key.starts_with(prefix)) result[key.substr(prefix.size())] = x.item<double>();
+      if (!result.empty()) results_.push_back({name, result});
+    }
     last_checkpoint_ = from;
   }
   const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
@@ -104,20 +107,24 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
 
 Trainer::~Trainer() = default;
 
+std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase) const {
+  const uint64_t data_seed = derived_seed(config_.run.seed, data::Purpose::example, phase_);
+  const int64_t context = config_.model.context;
+  if (phase.data.corpus)
+    return std::make_unique<data::PackedSource>(
+        data::open_corpus(*phase.data.corpus, tokenizer_, data::Split::train), phase.batch.sequences, context,
+        data_seed);
+  std::shared_ptr<const data::ExampleSource> examples = data::make_source(phase.data, data_seed, data::Split::train);
+  if (phase.rollout)
+    return std::make_unique<rl::RolloutSource>(
+        *phase.rollout, model_, tokenizer_, examples, rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
+        derived_seed(config_.run.seed, data::Purpose::rollout, phase_));
+  return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context,
+                                           phase.data.overlong);
+}
+
 void Trainer::open_phase(const CheckpointState* state) {
   const PhaseConfig& phase = config_.phases[phase_];
-  const uint64_t data_seed = derived_seed(config_.run.seed, data::Purpose::example, phase_);
-  std::shared_ptr<const data::ExampleSource> examples = data::make_source(phase.data, data_seed, data::Split::train);
-
-  std::unique_ptr<data::BatchSource> source;
-  if (phase.objective.kind == "sft")
-    source = std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, config_.model.context,
-                                               phase.data.overlong);
-  else
-    source = std::make_unique<rl::RolloutSource>(*phase.rollout, model_, tokenizer_, examples,
-                                                 rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
-                                                 derived_seed(config_.run.seed, data::Purpose::rollout, phase_));
-
   std::optional<model::Decoder> reference;
   if (phase.objective.ref_kl_coef > 0) {
     torch::NoGradGuard no_grad;
@@ -131,15 +138,15 @@ void Trainer::open_phase(const CheckpointState* state) {
 
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters()) parameters.push_back({parameter.key(), parameter.value()});
-  open_ = std::make_unique<Phase>(Phase{
-      .config = phase,
-      .source = std::move(source),
-      .objective = make_objective(phase.objective, phase.batch, phase.rollout ? phase.rollout->sampling.temperature : 1.0,
-                                  reference),
-      .optimizer = Optimizer(phase.optimizer, parameters),
-      .validation = held_out_of(config_, phase, tokenizer_, data::Split::validation, rewards_),
-      .test = held_out_of(config_, config_.phases.back(), tokenizer_, data::Split::test, rewards_),
-      .reference = reference});
+  open_ = std::make_unique<Phase>(
+      Phase{.config = phase,
+            .source = source_of(phase),
+            .objective = make_objective(phase.objective, phase.batch,
+                                        phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference),
+            .optimizer = Optimizer(phase.optimizer, parameters),
+            .validation = held_out_of(config_, phase, tokenizer_, data::Split::validation, rewards_),
+            .test = held_out_of(config_, config_.phases.back(), tokenizer_, data::Split::test, rewards_),
+            .reference = reference});
   if (state) {
     open_->optimizer.restore(state->optimizer);
     open_->source->restore(state->source);
@@ -202,12 +209,12 @@ std::vector<Record> Trainer::advance() {
   const EvaluationConfig& evaluation = phase.evaluation;
   try {
     if (evaluation.every > 0 && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
-      const Evaluation result = open_->validation.evaluate(model_, evaluation);
+      const Evaluation result = open_->validation->evaluate(model_, evaluation);
       record(evaluated("validation", result));
-      ended = ended || reached(result);
+      ended = ended || (phase.stop && phase.stop->reached(result));
     }
     if (ended) {
-      const Evaluation result = open_->test.evaluate(model_, config_.test);
+      const Evaluation result = open_->test->evaluate(model_, config_.test);
       record(evaluated("test", result));
       results_.push_back({phase.name, result});
     }
@@ -241,7 +248,9 @@ void Trainer::checkpoint(bool phase_finished) {
   state.phase_finished = phase_finished;
   state.step = step_;
   state.seed = static_cast<uint64_t>(config_.run.seed);
-  for (const auto& [name, result] : results_) state.extra[kResult + name] = pack(result);
+  for (const auto& [phase, result] : results_)
+    for (const auto& [name, value] : result)
+      state.extra[kResult + phase + "/" + name] = torch::tensor(value, torch::kFloat64);
   if (!phase_finished) {
     state.optimizer = open_->optimizer.state();
     state.source = open_->source->state();
@@ -255,22 +264,9 @@ void Trainer::checkpoint(bool phase_finished) {
   last_checkpoint_ = dir;
 }
 
-bool Trainer::reached(const Evaluation& evaluation) const {
-  const auto& stop = open_->config.stop;
-  return stop && evaluation.sampled >= stop->sampled.value_or(0) && evaluation.greedy >= stop->greedy.value_or(0);
-}
-
-Record Trainer::evaluated(const std::string& split, const Evaluation& e) const {
-  return {open_->config.name,
-          step_,
-          {{"eval/greedy", e.greedy},
-           {"eval/sampled", e.sampled},
-           {"eval/pass@k", e.pass_k},
-           {"eval/k", static_cast<double>(e.k)},
-           {"eval/entropy", e.entropy},
-           {"eval/length", e.length},
-           {"time_s", seconds_since(begun_)}},
-          split};
+Record Trainer::evaluated(const std::string& split, Evaluation evaluation) const {
+  evaluation["time_s"] = seconds_since(begun_);
+  return {open_->config.name, step_, std::move(evaluation), split};
 }
 
 void Trainer::fail(const std::string& what) const {

@@ -15,10 +15,11 @@
 
 namespace isentrope::train {
 
-// The held-out prompts of a phase. How long answers may be and what a right one is, a phase without rollouts takes from
-// the last phase: that is what it prepares for.
-HeldOut held_out_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
-                    data::Split split, const std::map<std::string, rl::RewardFunction>& rewards = {});
+// The held-out data of a phase. How long answers may be and what a right one is, a phase without rollouts takes
+// from the last phase: that is what it prepares for.
+std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfig& phase,
+                                     const data::Tokenizer& tokenizer, data::Split split,
+                                     const std::map<std::string, rl::RewardFunction>& rewards = {});
 
 class Trainer {
  public:
@@ -41,16 +42,16 @@ class Trainer {
   int64_t steps_done() const { return step_; }  // of it
   const model::Decoder& model() const { return model_; }
   const data::Tokenizer& tokenizer() const { return tokenizer_; }
-  // Results on the test prompts, in the order in which phases ended.
+  // Results on the test data, in the order of the phases.
   const std::vector<std::pair<std::string, Evaluation>>& results() const { return results_; }
 
  private:
   struct Phase;  // what lives as long as a phase: source, objective, optimiser
 
   void open_phase(const CheckpointState* state);
+  std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase) const;
   Record step();
-  bool reached(const Evaluation& evaluation) const;
-  Record evaluated(const std::string& split, const Evaluation& evaluation) const;
+  Record evaluated(const std::string& split, Evaluation evaluation) const;
   void checkpoint(bool phase_finished);
   [[noreturn]] void fail(const std::string& what) const;
 

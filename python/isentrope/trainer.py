@@ -80,5 +80,6 @@ class Trainer:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """Accuracy on the test prompts after each phase that has ended: greedy, sampled, pass_k, entropy, length."""
+        """By phase that has ended, the evaluation on the test data of the last phase: ``greedy``, ``sampled``, ``pass@k``, ``k``,
+        ``entropy``, ``length``; or, where that is a corpus, ``loss`` and ``bits_per_byte``."""
         return self._trainer.results

@@ -12,7 +12,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 #include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
@@ -370,11 +370,11 @@ TEST_F(CheckpointTest, DamagedFilesAreNamed) {
   EXPECT_TRUE(
       error([&] { load_weights(dir, decoder); }).starts_with("c/model.safetensors: truncated: expected "));
   json trainer = json::parse(read_whole(dir + "/trainer.json"));
-  trainer["format"] = 2;
+  trainer["format"] = 1;
   std::ofstream(dir + "/trainer.json") << trainer;
   EXPECT_EQ(error([&] { load_checkpoint_state(dir); }),
-            "c/trainer.json: format 2, and this version reads format 1");
-  std::ofstream(dir + "/trainer.json") << "{\"format\": 1}";
+            "c/trainer.json: format 1, and this version reads format 2");
+  std::ofstream(dir + "/trainer.json") << "{\"format\": 2}";
   EXPECT_EQ(error([&] { load_checkpoint_state(dir); }),
             "c/trainer.json: 'phase' is missing or of another type");
   std::ofstream(dir + "/trainer.json") << "{";

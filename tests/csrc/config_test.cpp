@@ -205,7 +205,7 @@ TEST_F(ConfigTest, ValuesOutOfRange) {
   EXPECT_EQ(error(with("sampled: 0.28", "sampled: 28")),
             "run.yaml:11: phases.0.stop.sampled: 28 is out of range; wanted 0 to 1");
   EXPECT_EQ(error(with("kind: grpo", "kind: gpro")),
-            "run.yaml:13: phases.1.objective.kind: 'gpro' is not one of sft, grpo");
+            "run.yaml:13: phases.1.objective.kind: 'gpro' is not one of pretrain, sft, grpo");
 }
 
 TEST_F(ConfigTest, BrokenFiles) {
@@ -248,6 +248,34 @@ TEST_F(ConfigTest, KeysThatDoNotGoTogether) {
   EXPECT_TRUE(
       error(with("name: sft", "name: a/b")).starts_with("run.yaml:6: phases.0: name: 'a/b' names folders"));
   EXPECT_TRUE(error(with("heads: 4", "heads: 5")).find("model: ") != std::string::npos);
+}
+
+TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
+  const std::string corpus = "corpus: {python_stdlib: true}",
+                    tint = "tint: {task: signed_sum, terms: [3, 4, 5]}";
+  EXPECT_EQ(error(with(tint, corpus)),
+            "run.yaml:7: phases.0: data: corpus belongs to pretrain phases, and objective.kind is sft");
+  EXPECT_EQ(error(kGood, {"phases.sft.objective.kind=pretrain"}),
+            "run.yaml:7: phases.0: data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}");
+  EXPECT_EQ(error(with(tint, "corpus: {}"), {"phases.sft.objective.kind=pretrain"}),
+            "run.yaml:7: phases.0.data.corpus: paths is empty; name files or folders, or write "
+            "python_stdlib: true");
+  EXPECT_TRUE(error(with(tint, corpus), {"phases.sft.objective.kind=pretrain"})
+                  .starts_with("run.yaml:11: phases.0: stop: a pretrain phase stops at bits_per_byte"));
+  EXPECT_EQ(
+      error(with(tint, corpus), {"phases.sft.objective.kind=pretrain", "phases.sft.stop={bits_per_byte: 2}"}),
+      "no error");
+  EXPECT_TRUE(
+      error(kGood, {"phases.sft.stop={bits_per_byte: 2}"}).starts_with("command line: phases.0: stop: "));
+}
+
+TEST(Stop, WantsAllThatAreGiven) {
+  const Evaluation answers{{"eval/sampled", 0.5}, {"eval/greedy", 0.8}}, text{{"eval/bits_per_byte", 2.0}};
+  EXPECT_TRUE((StopConfig{.sampled = 0.5, .greedy = 0.8}).reached(answers));
+  EXPECT_FALSE((StopConfig{.sampled = 0.5, .greedy = 0.81}).reached(answers));
+  EXPECT_FALSE((StopConfig{.sampled = 0.51}).reached(answers));
+  EXPECT_TRUE((StopConfig{.bits_per_byte = 2.0}).reached(text));
+  EXPECT_FALSE((StopConfig{.bits_per_byte = 1.9}).reached(text));
 }
 
 TEST_F(ConfigTest, PolicyPhaseFirstWantsAStart) {

@@ -176,12 +176,12 @@ TEST_F(JsonlTest, ChecksBetweenKeys) {
 
 TEST_F(JsonlTest, OneSourceIsChosen) {
   DataConfig config;
-  expect_all(config.problem(), {"tint:", "jsonl:"});
+  expect_all(config.problem(), {"tint:", "jsonl:", "corpus:"});
   config.jsonl = numbered(3);
   EXPECT_EQ(config.problem(), "");
   EXPECT_EQ(make_source(config, 1, Split::train)->size(), 3);
   config.tint.emplace();
-  expect_all(config.problem(), {"both"});
+  expect_all(config.problem(), {"more than one"});
   EXPECT_THROW(make_source(config, 1, Split::train), std::invalid_argument);
   config.jsonl.reset();
   EXPECT_EQ(make_source(config, 1, Split::train)->size(), 0);

@@ -12,7 +12,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 #include "csrc/train/run_folder.h"
 
 namespace isentrope::train {
@@ -61,6 +61,13 @@ TEST(ToJson, NumbersReadBackExactlyAndOthersAreNull) {
   }
   for (double value : {inf, -inf, std::nan("")})
     EXPECT_TRUE(nlohmann::json::parse(to_json({"p", 1, {{"loss", value}}, ""}))["loss"].is_null());
+}
+
+TEST(MetricsText, EvaluationsOfTextAreToldInOrder) {
+  const Record record{"p", 4, {{"time_s", 1}, {"eval/bits_per_byte", 2.5}, {"eval/loss", 1.5}}, "test"};
+  EXPECT_EQ(
+      to_json(record),
+      R"({"phase": "p", "step": 4, "eval/split": "test", "eval/loss": 1.5, "eval/bits_per_byte": 2.5, "time_s": 1})");
 }
 
 TEST_F(MetricsTest, AppendsWholeLines) {

@@ -1,4 +1,4 @@
-// The character tokenizer and the batches made with it.
+// The tokenizers and the batches made with it.
 #include "csrc/data/tokenizer.h"
 
 #include <gtest/gtest.h>
@@ -45,6 +45,34 @@ TEST(Tokenizer, CountsCodePointsNotBytes) {
   EXPECT_EQ(tokenizer.decode({4, 2, 6, 1, 5}), "😀ß a\n");
 }
 
+TEST(Tokenizer, OfBytesTakesEveryByte) {
+  const Tokenizer tokenizer({.kind = "bytes"});
+  EXPECT_EQ(tokenizer.size(), 258);
+  EXPECT_EQ(tokenizer.pad_id(), 0);
+  EXPECT_EQ(tokenizer.eos_id(), 257);
+  EXPECT_EQ(tokenizer.eos(), "<|endoftext|>");
+  EXPECT_EQ(tokenizer.encode("A\n"), (Ids{66, 11}));
+  EXPECT_EQ(tokenizer.encode("é"), (Ids{0xC3 + 1, 0xA9 + 1}));
+  EXPECT_EQ(tokenizer.decode({0, 66, 257, 0}), "A<|endoftext|>");
+  std::string all;
+  for (int b = 0; b < 256; ++b) all += static_cast<char>(b);
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode(all)), all);
+  EXPECT_EQ(tokenizer.encode("<|endoftext|>").size(), 13u) << "a text cannot end itself";
+  expect_all(message([&] { tokenizer.decode({258}); }), {"258", "0 … 257"});
+}
+
+TEST(Tokenizer, CountsTheBytesOfItsTokens) {
+  const Tokenizer bytes({.kind = "bytes"}), characters({.characters = "aß😀."});
+  EXPECT_EQ(bytes.bytes_of(0), 0);
+  EXPECT_EQ(bytes.bytes_of(1), 1);
+  EXPECT_EQ(bytes.bytes_of(256), 1);
+  EXPECT_EQ(bytes.bytes_of(257), 0);
+  EXPECT_EQ(characters.bytes_of(0), 0);
+  EXPECT_EQ(characters.bytes_of(2), 2);
+  EXPECT_EQ(characters.bytes_of(3), 4);
+  EXPECT_EQ(characters.bytes_of(4), 1) << "the end of sequence is a character of the text";
+}
+
 TEST(Tokenizer, NamesWhatIsNotInTheAlphabet) {
   const Tokenizer tokenizer({.characters = "0123.", .eos = ""});
   expect_all(message([&] { tokenizer.encode("12x3"); }),
@@ -52,6 +80,11 @@ TEST(Tokenizer, NamesWhatIsNotInTheAlphabet) {
   expect_all(message([&] { tokenizer.encode("1∑"); }), {"'∑'", "U+2211", "place 2"});
   expect_all(message([&] { tokenizer.encode("1\n"); }), {"U+000A"});
   expect_all(message([&] { tokenizer.encode("1\xff"); }), {"UTF-8", "byte 1"});
+  std::string text(9999, '1');
+  text.append("x").append(9999, '2');
+  const std::string far = message([&] { tokenizer.encode(text); });
+  expect_all(far, {"'x'", "place 10000", "11x22"});
+  EXPECT_LT(far.size(), 400u) << "a long text is shown around the place alone";
   expect_all(message([&] { tokenizer.decode({1, 6}); }), {"6", "0 … 5"});
   expect_all(message([&] { tokenizer.decode({-1}); }), {"-1"});
 }
@@ -65,16 +98,20 @@ TEST(Tokenizer, RefusesABadConfig) {
   expect_all(wrong("abc", "d"), {"'d'", "abc"});
   expect_all(wrong("abc", "ab"), {"one character"});
   expect_all(wrong("a\xc3", ""), {"UTF-8"});
+  expect_all(message([&] { Tokenizer({.kind = "words"}); }), {"words", "characters or bytes"});
+  expect_all(message([&] { Tokenizer({.kind = "bytes", .eos = "."}); }), {"eos", "<|endoftext|>"});
 }
 
 TEST(Tokenizer, ComesBackFromItsFolder) {
   for (const TokenizerConfig& config :
-       {TokenizerConfig{}, TokenizerConfig{.characters = "z\"\\ ∑a\n", .eos = "a"}}) {
+       {TokenizerConfig{}, TokenizerConfig{.characters = "z\"\\ ∑a\n", .eos = "a"},
+        TokenizerConfig{.kind = "bytes"}}) {
     const Tokenizer tokenizer(config);
     const std::string folder = fresh_folder("round");
     tokenizer.save(folder);
     const Tokenizer back = Tokenizer::load(folder);
-    EXPECT_EQ(back.characters(), tokenizer.characters());
+    EXPECT_EQ(back.config().characters, tokenizer.config().characters);
+    EXPECT_EQ(back.config().kind, tokenizer.config().kind);
     EXPECT_EQ(back.eos_id(), tokenizer.eos_id());
     EXPECT_TRUE(std::filesystem::exists(folder + "/special_tokens_map.json"));
   }
@@ -87,6 +124,9 @@ TEST(Tokenizer, LoadSaysWhatIsWrong) {
   Tokenizer(TokenizerConfig{}).save(folder);
   std::ofstream(folder + "/tokenizer.json") << "{\"model\": {\"vocab\": {\"<pad>\": 0, \"word\": 1}}}";
   expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"word", "one character"});
+  std::ofstream(folder + "/tokenizer.json")
+      << "{\"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {\"<pad>\": 0, \"a\": 1}}}";
+  expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"258 tokens", "has 2"});
   std::ofstream(folder + "/tokenizer.json") << "{\"model\": ";
   expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"not JSON"});
   expect_all(message<std::runtime_error>([&] { Tokenizer(TokenizerConfig{}).save(folder + "/absent"); }),

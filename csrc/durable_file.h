@@ -1,10 +1,11 @@
 // Files that are either whole or not there: written beside their place (.tmp), brought to disk, renamed.
+// It knows no room; every room that writes files includes it.
 #pragma once
 #include <cstdint>
 #include <string>
 #include <string_view>
 
-namespace isentrope::train {
+namespace isentrope {
 
 // Every failure throws std::runtime_error naming the file and the reason; where the disk is full, also the
 // bytes needed and those free. Until commit() returns, what stood under the name stays; a writer that is not
@@ -16,6 +17,8 @@ class DurableFile {
   DurableFile(const DurableFile&) = delete;
   DurableFile& operator=(const DurableFile&) = delete;
   void write(const void* data /* [bytes] */, int64_t bytes);
+  // Replaces bytes that were written before, such as a header that counts what followed it.
+  void overwrite(int64_t offset, const void* data /* [bytes] */, int64_t bytes);
   void commit();
 
  private:
@@ -29,4 +32,4 @@ void write_durably(const std::string& file, std::string_view content);
 std::string read_whole(const std::string& file);
 void sync_folder(const std::string& dir);  // makes renames within dir survive a loss of power
 
-}  // namespace isentrope::train
+}  // namespace isentrope

@@ -1,4 +1,4 @@
-#include "csrc/train/durable_file.h"
+#include "csrc/durable_file.h"
 
 #include <fcntl.h>
 #include <sys/statvfs.h>
@@ -13,7 +13,7 @@
 #include <iterator>
 #include <stdexcept>
 
-namespace isentrope::train {
+namespace isentrope {
 namespace {
 
 std::string folder_of(const std::string& file) {
@@ -43,7 +43,7 @@ void DurableFile::fail(const char* what) const {
       ::statvfs(folder_of(file_).c_str(), &disk) == 0)
     message += " (" + std::to_string(bytes_) + " bytes needed, " +
                std::to_string(static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize) +
-               " free; make room, or name another folder with run.dir)";
+               " free; make room, or name another folder in the configuration: run.dir, data.corpus.cache)";
   throw std::runtime_error(message);
 }
 
@@ -57,6 +57,12 @@ void DurableFile::write(const void* data, int64_t bytes) {
     at += written;
     bytes -= written;
   }
+}
+
+void DurableFile::overwrite(int64_t offset, const void* data, int64_t bytes) {
+  if (::lseek(fd_, offset, SEEK_SET) < 0) fail("cannot be written");
+  write(data, bytes);
+  if (::lseek(fd_, 0, SEEK_END) < 0) fail("cannot be written");
 }
 
 void DurableFile::commit() {
@@ -91,4 +97,4 @@ void sync_folder(const std::string& dir) {
   if (failed) throw std::runtime_error(dir + ": cannot be brought to disk: " + std::strerror(error));
 }
 
-}  // namespace isentrope::train
+}  // namespace isentrope

@@ -1,0 +1,49 @@
+// The batch source of pretraining: windows of a fixed length over a long row of tokens, with no padding in between.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "csrc/data/batch.h"
+#include "csrc/data/token_shard.h"
+
+namespace isentrope::data {
+
+// The row of n tokens is a ring: after its last comes its first. In epoch e it is cut into size() = ⌈n/T⌉ windows of T
+// tokens, T the context, from an offset in 0 … T − 1 on, and they come in an order of their own; both are drawn from
+// (seed, e). The target of a token is the one that follows it, in the next window where need be, so that each of the
+// n tokens is a target once an epoch; what the last window would see for a second time has the target −100.
+class Windows {
+ public:
+  // Throws std::runtime_error, with `name` for what the tokens are, where n ≤ T.
+  Windows(std::shared_ptr<const TokenShard> tokens, int64_t context, uint64_t seed, const std::string& name);
+
+  // Windows first … first + count − 1 of the endless stream of epochs: tokens and target [count, T]. A pure function of
+  // (tokens, seed, first, count).
+  Batch take(int64_t first, int64_t count) const;
+  int64_t size() const { return size_; }
+  const TokenShard& shard() const { return *tokens_; }
+
+ private:
+  std::shared_ptr<const TokenShard> tokens_;
+  int64_t context_, size_;
+  uint64_t seed_;
+};
+
+class PackedSource : public BatchSource {
+ public:
+  PackedSource(std::shared_ptr<const TokenShard> tokens, int64_t sequences, int64_t context, uint64_t seed);
+
+  // Step s takes windows s · sequences … of the stream: only what the tokens are has to be kept.
+  StepData next(int64_t step) override;
+  std::map<std::string, torch::Tensor> state() const override;
+  // Throws std::runtime_error where the tokens are not those of the state: the corpus has changed.
+  void restore(const std::map<std::string, torch::Tensor>& state) override;
+
+ private:
+  Windows windows_;
+  int64_t sequences_;
+};
+
+}  // namespace isentrope::data

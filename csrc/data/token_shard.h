@@ -1,0 +1,70 @@
+// Tokens on disk: written once, then mapped into memory, so that a corpus may be larger than the memory is.
+//
+// A file, all little endian:
+//   char[8]  magic "ISENTOK\n"     uint32 version 1     uint32 bytes a token, 2
+//   uint64   count                 uint64 fingerprint   uint64 digest
+//   uint16   tokens [count]
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "csrc/durable_file.h"
+
+namespace isentrope::data {
+
+// FNV-1a of 64 bits (Fowler, Noll, Vo), over bytes or, a token at a time, over tokens.
+struct Hash {
+  uint64_t value = 0xCBF29CE484222325ull;
+  void add(uint64_t unit) { value = (value ^ unit) * 0x100000001B3ull; }
+  void add(std::string_view text) {
+    for (const char c : text) add(static_cast<uint64_t>(static_cast<unsigned char>(c)));
+    add(text.size());  // "ab", "c" differs from "a", "bc"
+  }
+};
+
+struct TokenShardHeader {
+  char magic[8];
+  uint32_t version, token_bytes;
+  uint64_t count;        // tokens
+  uint64_t fingerprint;  // of what the tokens were made from: the writer's choice
+  uint64_t digest;       // Hash of the tokens
+};
+
+// Writes a shard beside its place and renames it; errors as DurableFile. Without commit() nothing is left.
+class TokenShardWriter {
+ public:
+  // bytes: about how large the file will be, for errors.
+  TokenShardWriter(const std::string& file, uint64_t fingerprint, int64_t bytes);
+  // Throws std::invalid_argument for a token outside 0 … 65535.
+  void write(std::span<const int64_t> tokens);
+  void commit();
+
+ private:
+  DurableFile out_;
+  TokenShardHeader header_;
+  Hash digest_;
+};
+
+class TokenShard {
+ public:
+  // Throws std::runtime_error with the file and what is wrong with it: missing, truncated, another format.
+  explicit TokenShard(const std::string& file);
+  ~TokenShard();
+  TokenShard(const TokenShard&) = delete;
+  TokenShard& operator=(const TokenShard&) = delete;
+
+  std::span<const uint16_t> tokens() const { return tokens_; }  // [count]
+  uint64_t digest() const { return header_.digest; }
+
+  // The fingerprint in the file's header; nullopt where there is no whole shard under that name.
+  static std::optional<uint64_t> fingerprint_of(const std::string& file);
+
+ private:
+  TokenShardHeader header_;
+  void* map_ = nullptr;
+  std::span<const uint16_t> tokens_;
+};
+
+}  // namespace isentrope::data

@@ -1,0 +1,247 @@
+// Text files to token shards: which files, which split, when a shard is used again, and what errors say.
+#include "csrc/data/corpus.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "tests/csrc/message.h"
+
+namespace isentrope::data {
+namespace {
+
+namespace fs = std::filesystem;
+using Names = std::vector<std::string>;
+
+class CorpusTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "isentrope_corpus_" + std::to_string(::getpid()) + "_" +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    fs::remove_all(folder_);
+    fs::create_directories(folder_ + "/text");
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string write(const std::string& name, const std::string& text) const {
+    const std::string path = folder_ + "/text/" + name;
+    fs::create_directories(fs::path(path).parent_path());
+    std::ofstream(path, std::ios::binary) << text;
+    return path;
+  }
+  // The folder as a corpus that is for training alone.
+  CorpusConfig config() const {
+    return {.paths = {folder_ + "/text"},
+            .validation_fraction = 0,
+            .test_fraction = 0,
+            .cache = folder_ + "/cache"};
+  }
+  // The tokens of a split as text, ends of documents as "|".
+  std::string text_of(const CorpusConfig& corpus, Split split = Split::train) const {
+    const auto shard = open_corpus(corpus, bytes_, split);
+    std::string text;
+    for (const uint16_t token : shard->tokens())
+      text += token == bytes_.eos_id() ? "|" : bytes_.decode({static_cast<int64_t>(token)});
+    return text;
+  }
+  Names names_of(const CorpusConfig& corpus) const {
+    Names names;
+    for (const CorpusFile& file : find_files(corpus)) names.push_back(file.name);
+    return names;
+  }
+  Names shards() const {
+    Names names;
+    for (const auto& entry : fs::directory_iterator(folder_ + "/cache"))
+      if (entry.path().filename() != "lock") names.push_back(entry.path().string());
+    return names;
+  }
+
+  const Tokenizer bytes_{{.kind = "bytes"}};
+  std::string folder_;
+};
+
+TEST_F(CorpusTest, JoinsFilesInTheOrderOfTheirNames) {
+  write("b.txt", "two");
+  write("a/z.txt", "\xff\n");
+  write("a.txt", "one");
+  write("empty.txt", "");
+  write("c.md", "no");
+  write(".hidden.txt", "no");
+  write(".git/d.txt", "no");
+  EXPECT_EQ(names_of(config()), (Names{"a.txt", "a/z.txt", "b.txt", "empty.txt"}));
+  EXPECT_EQ(text_of(config()), "one|\xff\n|two|");
+}
+
+TEST_F(CorpusTest, TakesFilesFoldersAndPatterns) {
+  const std::string a = write("a.txt", "a"), b = write("sub/b.md", "b"), c = write("sub/skip/c.txt", "c");
+  write("sub/d.txt", "d");
+  CorpusConfig corpus = config();
+  corpus.paths = {b, folder_ + "/text/sub", folder_ + "/text/*.txt"};
+  EXPECT_EQ(names_of(corpus), (Names{"b.md", "d.txt", "skip/c.txt", "a.txt"}));
+  corpus.exclude = {"skip"};
+  EXPECT_EQ(names_of(corpus), (Names{"b.md", "d.txt", "a.txt"}));
+  corpus.paths = {folder_ + "/text/sub", folder_ + "/text"};
+  corpus.suffixes = {};
+  EXPECT_EQ(names_of(corpus), (Names{"b.md", "d.txt", "a.txt"})) << "a file that is met twice counts once";
+}
+
+TEST_F(CorpusTest, SplitsAreDisjointWholeAndByName) {
+  for (int i = 0; i < 200; ++i) write(std::to_string(i) + ".txt", std::to_string(i));
+  CorpusConfig corpus = config();
+  corpus.validation_fraction = 0.2;
+  corpus.test_fraction = 0.1;
+  std::multiset<std::string> all;
+  std::vector<size_t> sizes;
+  for (const Split split : {Split::train, Split::validation, Split::test}) {
+    std::string text = text_of(corpus, split);
+    sizes.push_back(0);
+    for (size_t end; (end = text.find('|')) != std::string::npos; text.erase(0, end + 1), ++sizes.back())
+      all.insert(text.substr(0, end));
+  }
+  EXPECT_EQ(all.size(), 200u);
+  EXPECT_EQ(std::set<std::string>(all.begin(), all.end()).size(), 200u);
+  EXPECT_NEAR(static_cast<double>(sizes[1]), 40, 20);
+  EXPECT_NEAR(static_cast<double>(sizes[2]), 20, 15);
+  const std::string before = text_of(corpus, Split::validation);
+  fs::rename(folder_ + "/text", folder_ + "/moved");
+  corpus.paths = {folder_ + "/moved"};
+  EXPECT_EQ(text_of(corpus, Split::validation), before) << "the place of the folder does not count";
+}
+
+TEST_F(CorpusTest, AShardIsUsedAgainUntilSomethingChanges) {
+  const std::string a = write("a.txt", "aa");
+  text_of(config());
+  ASSERT_EQ(shards().size(), 1u);
+  const std::string shard = shards()[0];
+  const auto written = [&] { return fs::last_write_time(shard); };
+  const auto long_ago = written() - std::chrono::hours(1);
+  const auto untouched = [&] {
+    fs::last_write_time(shard, long_ago);
+    text_of(config());
+    return written() == long_ago;
+  };
+  EXPECT_TRUE(untouched());
+  write("b.txt", "b");
+  EXPECT_FALSE(untouched());
+  EXPECT_EQ(text_of(config()), "aa|b|");
+  write("a.txt", "ab");  // of the same length
+  fs::last_write_time(a, fs::last_write_time(a) + std::chrono::seconds(1));
+  EXPECT_FALSE(untouched());
+  EXPECT_EQ(text_of(config()), "ab|b|");
+  EXPECT_TRUE(untouched());
+  fs::resize_file(shard, fs::file_size(shard) - 1);
+  EXPECT_EQ(text_of(config()), "ab|b|") << "a torn shard is written anew";
+  std::ofstream(shard) << "rubbish";
+  EXPECT_EQ(text_of(config()), "ab|b|");
+  EXPECT_EQ(shards().size(), 1u);
+  open_corpus(config(), Tokenizer({.characters = "ab."}), Split::train);
+  EXPECT_EQ(shards().size(), 2u) << "another tokenizer has a shard of its own";
+}
+
+TEST_F(CorpusTest, AMappedShardOutlivesItsReplacement) {
+  write("a.txt", "before");
+  const auto shard = open_corpus(config(), bytes_, Split::train);
+  const uint64_t digest = shard->digest();
+  write("a.txt", "after, and longer");
+  EXPECT_NE(open_corpus(config(), bytes_, Split::train)->digest(), digest);
+  EXPECT_EQ(shard->tokens()[0], bytes_.encode("b")[0]);
+  EXPECT_EQ(shard->tokens().size(), 7u);
+}
+
+TEST_F(CorpusTest, FindsTheStandardLibrary) {
+  CorpusConfig corpus = config();
+  corpus.paths = {};
+  corpus.python_stdlib = true;
+  const Names names = names_of(corpus);
+  EXPECT_NE(std::find(names.begin(), names.end(), "json/decoder.py"), names.end());
+  for (const std::string& name : names) {
+    EXPECT_TRUE(name.ends_with(".py")) << name;
+    EXPECT_EQ(("/" + name).find("/test/"), std::string::npos) << name;
+    EXPECT_EQ(("/" + name).find("/site-packages/"), std::string::npos) << name;
+  }
+  const std::string path = std::getenv("PATH");
+  ::setenv("PATH", folder_.c_str(), 1);
+  const std::string without = message<std::runtime_error>([&] { find_files(corpus); });
+  ::setenv("PATH", path.c_str(), 1);
+  expect_all(without, {"python_stdlib", "python3", "paths"});
+}
+
+TEST_F(CorpusTest, ErrorsNameWhatIsWrong) {
+  const auto wrong = [&](const Names& paths) {
+    CorpusConfig corpus = config();
+    corpus.paths = paths;
+    return message([&] { open_corpus(corpus, bytes_, Split::train); });
+  };
+  write("a.md", "x");
+  expect_all(wrong({}), {"paths is empty", "python_stdlib"});
+  expect_all(wrong({folder_ + "/none"}), {"/none", "no file or folder", "data.corpus.paths"});
+  expect_all(wrong({folder_ + "/text/*.py"}), {"no file matches", "/text/*.py"});
+  expect_all(wrong({folder_ + "/text"}), {"/text", ".txt", "suffixes"});
+  expect_all(wrong({"a/**/b"}), {"a/**/b", "name the folder"});
+  write("a.txt", "abc");
+  CorpusConfig corpus = config();
+  expect_all(message([&] { open_corpus(corpus, Tokenizer({.characters = "ab."}), Split::train); }),
+             {"a.txt", "'c'", "place 3", "tokenizer.characters"});
+  EXPECT_TRUE(shards().empty()) << "nothing of a shard that could not be written is left";
+  corpus.validation_fraction = corpus.test_fraction = 0.5;
+  expect_all(message([&] { find_files(corpus); }), {"leave nothing"});
+  corpus = config();
+  corpus.cache = folder_ + "/text/a.txt";
+  expect_all(message([&] { open_corpus(corpus, bytes_, Split::train); }),
+             {"cache", "a.txt", "data.corpus.cache"});
+}
+
+TEST_F(CorpusTest, AFullDiskIsAnError) {
+  write("a.txt", std::string(100'000, 'x'));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const struct rlimit limit { 50'000, 50'000 };
+    ::signal(SIGXFSZ, SIG_IGN);  // so that write() fails with EFBIG
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    const std::string told =
+        message<std::runtime_error>([&] { open_corpus(config(), bytes_, Split::train); });
+    const bool named = told.find("train.tokens.tmp: cannot be written") != std::string::npos &&
+                       told.find("200002 bytes needed") != std::string::npos &&
+                       told.find("data.corpus.cache") != std::string::npos;
+    ::_exit(named ? 0 : 1);
+  }
+  int status = 1;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  EXPECT_TRUE(shards().empty());
+  EXPECT_EQ(text_of(config()).size(), 100'001u);
+}
+
+TEST_F(CorpusTest, AShardSaysWhatIsWrongWithIt) {
+  const std::string file = folder_ + "/x.tokens";
+  const auto wrong = [&] { return message<std::runtime_error>([&] { TokenShard shard(file); }); };
+  expect_all(wrong(), {"x.tokens", "No such file"});
+  {
+    TokenShardWriter writer(file, 7, 0);
+    writer.write(std::vector<int64_t>{1, 65535});
+    EXPECT_THROW(writer.write(std::vector<int64_t>{65536}), std::invalid_argument);
+    writer.commit();
+  }
+  EXPECT_EQ(TokenShard(file).tokens()[1], 65535);
+  EXPECT_EQ(TokenShard::fingerprint_of(file), 7u);
+  EXPECT_EQ(fs::file_size(file), 44u);
+  fs::resize_file(file, 43);
+  expect_all(wrong(), {"truncated", "1 tokens", "counts 2"});
+  std::ofstream(file) << "ISENTOK\n" << std::string("\2\0\0\0\2\0\0\0", 8) << std::string(24, '\0');
+  expect_all(wrong(), {"version 2", "version 1"});
+  std::ofstream(file) << "short";
+  expect_all(wrong(), {"not a token shard"});
+  EXPECT_EQ(TokenShard::fingerprint_of(file), std::nullopt);
+}
+
+}  // namespace
+}  // namespace isentrope::data
