@@ -24,6 +24,7 @@ struct Batch {
   }
 };
 
+inline constexpr int64_t kPad = 0;        // the token of padding, of every tokenizer
 inline constexpr int64_t kIgnore = -100;  // torch's own value for "no target here"
 
 // What one step of the trainer consumes: a batch for each optimiser update. SFT makes one update a step; a policy may make

@@ -230,7 +230,7 @@ EntropyAttentionOutputs entropy_attention_run(const Arguments& arguments, bool r
 }
 
 EntropyAttentionOutputs entropy_attention_cpu(const Arguments& arguments, bool return_entropy) {
-  return entropy_attention_run(arguments, return_entropy, entropy_attention_forward_cpu, false);
+  return entropy_attention_run(arguments, return_entropy, ISENTROPE_PICK(entropy_attention_forward_cpu), false);
 }
 
 EntropyAttentionOutputs entropy_attention_meta(const Arguments& arguments, bool return_entropy) {
@@ -301,7 +301,7 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
 }
 
 EntropyAttentionGradients entropy_attention_backward_cpu(const Arguments& arguments, const EntropyAttentionState& state) {
-  return entropy_attention_backward_run(arguments, state, ops::entropy_attention_backward_cpu, false);
+  return entropy_attention_backward_run(arguments, state, ISENTROPE_PICK(entropy_attention_backward_cpu), false);
 }
 
 EntropyAttentionGradients entropy_attention_backward_meta(const Arguments& arguments, const EntropyAttentionState& state) {

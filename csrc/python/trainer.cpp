@@ -45,6 +45,16 @@ py::dict to_dict(const train::Record& record) {
   line["step"] = record.step;
   if (!record.split.empty()) line["eval/split"] = record.split;
   for (const auto& [name, value] : record.values) line[name.c_str()] = value;
+  if (record.attention) {
+    py::dict attention;
+    attention["entropy"] = record.attention->entropy;
+    attention["normalized"] = record.attention->normalized;
+    attention["max_logit"] = record.attention->max_logit;
+    attention["collapsed"] = record.attention->collapsed;
+    attention["overloaded"] = record.attention->overloaded;
+    attention["alarms"] = record.attention->alarms;
+    line["attention_entropy"] = attention;
+  }
   return line;
 }
 

@@ -1,14 +1,7 @@
 // What is watched of attention while a model trains, and the alarm that it raises.
 //
 // L layers, H heads. A row is one query of one sequence with n keys in sight; rows of one key are left out, since their
-// entropy is 0 whatever the weights.
-//
-//   entropy     mean over rows of the row's entropy, nats
-//   normalized  mean over rows of entropy / log n: 1 where all keys weigh alike, 0 where one key has all
-//   max_logit   largest logit of any row
-//   collapsed   share of the L · H heads whose normalized entropy is below kCollapsed
-//   overloaded  share of the heads whose entropy is in the highest quarter of [0, largest entropy of any head]
-//               (entropic overload: arXiv 2501.03489)
+// entropy is 0 whatever the weights. What the figures are: AttentionStatistics, csrc/train/metrics.h.
 #pragma once
 #include <torch/types.h>
 
@@ -18,16 +11,9 @@
 #include <vector>
 
 #include "csrc/model/decoder.h"
+#include "csrc/train/metrics.h"
 
 namespace isentrope::train {
-
-using HeadTable = std::vector<std::vector<double>>;  // [L][H]
-
-struct AttentionStatistics {
-  HeadTable entropy, normalized, max_logit;
-  double collapsed = 0, overloaded = 0;
-  std::vector<std::string> alarms;  // of AttentionAlarm
-};
 
 // Sums over the micro-batches of an update. Only sizes are known on the host until statistics(), which waits for a device.
 class AttentionWatch {

@@ -28,9 +28,20 @@ using torch::Tensor;
 constexpr int kFormat = 2;  // of trainer.json and trainer.safetensors
 constexpr const char* kDone = "DONE";
 
+// The family of `transformers` whose model computes what this one does. There is none for a soft cap or a temperature in this
+// place: such a checkpoint names a model type of its own, and is refused there instead of giving other logits.
+std::pair<std::string, std::string> family(const model::AttentionConfig& c) {
+  if (c.softcap > 0 || c.temperature != "none") return {"isentrope", "IsentropeForCausalLM"};
+  if (c.qk_norm) return {"qwen3", "Qwen3ForCausalLM"};
+  return c.window > 0 ? std::pair{"mistral", "MistralForCausalLM"} : std::pair{"llama", "LlamaForCausalLM"};
+}
+
 ordered_json model_config(const model::DecoderConfig& c, const data::Tokenizer& tokenizer) {
-  return {{"architectures", {"LlamaForCausalLM"}},
-          {"model_type", "llama"},
+  const auto [type, architecture] = family(c.attention);
+  const ordered_json window = c.attention.window > 0 ? ordered_json(c.attention.window) : ordered_json(nullptr);
+  const std::vector<std::string> layer_types(c.layers, c.attention.window > 0 ? "sliding_attention" : "full_attention");
+  return {{"architectures", {architecture}},
+          {"model_type", type},
           {"vocab_size", c.vocabulary},
           {"hidden_size", c.width},
           {"intermediate_size", c.mlp},
@@ -47,6 +58,13 @@ ordered_json model_config(const model::DecoderConfig& c, const data::Tokenizer& 
           {"attention_bias", false},
           {"mlp_bias", false},
           {"attention_dropout", 0.0},
+          {"sliding_window", window},
+          {"use_sliding_window", c.attention.window > 0},
+          {"max_window_layers", 0},
+          {"layer_types", layer_types},
+          {"qk_norm", c.attention.qk_norm},
+          {"attn_logit_softcapping", c.attention.softcap > 0 ? ordered_json(c.attention.softcap) : ordered_json(nullptr)},
+          {"attention_temperature", c.attention.temperature},
           {"tie_word_embeddings", c.tied_head},
           {"dtype", "float32"},
           {"torch_dtype", "float32"},
@@ -219,9 +237,16 @@ model::DecoderConfig read_model_config(const std::string& dir) {
   require_complete(dir);
   const std::string file = dir + "/config.json";
   const json object = read_json(file);
-  if (const auto type = field<std::string>(file, object, "model_type"); type != "llama")
-    throw std::runtime_error(file + ": model_type is '" + type + "'; wanted 'llama'");
   model::DecoderConfig config;
+  if (object.contains("qk_norm")) {  // a checkpoint of before these had none of them
+    config.attention.qk_norm = field<bool>(file, object, "qk_norm");
+    config.attention.temperature = field<std::string>(file, object, "attention_temperature");
+    if (!object.at("sliding_window").is_null()) config.attention.window = field<int64_t>(file, object, "sliding_window");
+    if (!object.at("attn_logit_softcapping").is_null())
+      config.attention.softcap = field<double>(file, object, "attn_logit_softcapping");
+  }
+  if (const auto type = field<std::string>(file, object, "model_type"), own = family(config.attention).first; type != own)
+    throw std::runtime_error(file + ": model_type is '" + type + "'; wanted '" + own + "'");
   config.vocabulary = field<int64_t>(file, object, "vocab_size");
   config.width = field<int64_t>(file, object, "hidden_size");
   config.mlp = field<int64_t>(file, object, "intermediate_size");

@@ -62,6 +62,22 @@ std::string duration(double seconds) {
   return text;
 }
 
+std::string to_json(const HeadTable& table) {
+  std::string text;
+  for (const auto& layer : table) {
+    std::string heads;
+    for (const double value : layer) heads += (heads.empty() ? "" : ", ") + number(value);
+    text += (text.empty() ? "[" : ", [") + heads + "]";
+  }
+  return "[" + text + "]";
+}
+
+std::string to_json(const AttentionStatistics& a) {
+  return "{\"entropy\": " + to_json(a.entropy) + ", \"normalized\": " + to_json(a.normalized) +
+         ", \"max_logit\": " + to_json(a.max_logit) + ", \"collapsed\": " + number(a.collapsed) +
+         ", \"overloaded\": " + number(a.overloaded) + ", \"alarms\": " + nlohmann::json(a.alarms).dump() + "}";
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string, double>> in_order(const std::map<std::string, double>& values) {
@@ -77,6 +93,7 @@ std::string to_json(const Record& record) {
   std::string line = "{\"phase\": " + quoted(record.phase) + ", \"step\": " + std::to_string(record.step);
   if (!record.split.empty()) line += ", \"eval/split\": " + quoted(record.split);
   for (const auto& [key, value] : in_order(record.values)) line += ", " + quoted(key) + ": " + number(value);
+  if (record.attention) line += ", \"attention_entropy\": " + to_json(*record.attention);
   return line + "}";
 }
 
@@ -148,6 +165,12 @@ void Console::begin_phase(const std::string& name, int64_t steps, int64_t done) 
 }
 
 void Console::step(const Record& record) {
+  if (record.attention) {
+    for (const std::string& alarm : record.attention->alarms)
+      if (std::find(alarms_.begin(), alarms_.end(), alarm) == alarms_.end())
+        warn(record.phase + ", step " + std::to_string(record.step) + ": attention: " + alarm);
+    alarms_ = record.attention->alarms;
+  }
   last_ = record;
   const double wait = terminal_ ? 0.1 : interval_;
   if (std::chrono::duration<double>(Clock::now() - shown_).count() < wait) return;

@@ -24,24 +24,41 @@
 //   eval/entropy, eval/length         of the samples: nats a token, tokens
 //   time_s                 seconds since the run began or was resumed
 //
-// Any other name is written after these, in alphabetical order. All but tokens_per_s, rollout_tokens_per_s
+//   attention_entropy      every objective.attention_entropy.every steps, an object: entropy, normalized, max_logit
+//                          (layer × head), collapsed, overloaded, alarms: AttentionStatistics below
+//
+// Any other name is written before the last, in alphabetical order. All but tokens_per_s, rollout_tokens_per_s
 // and time_s repeat themselves when a run is repeated or resumed.
 #pragma once
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace isentrope::train {
 
+// The attention of one update, as csrc/train/attention_watch.h sees it. L layers, H heads; a row is a query with n > 1 keys in
+// sight.
+using HeadTable = std::vector<std::vector<double>>;  // [L][H]
+struct AttentionStatistics {
+  HeadTable entropy;                // mean over rows of the row's entropy, nats
+  HeadTable normalized;             // mean over rows of entropy / log n: 1 where all keys weigh alike, 0 where one has all
+  HeadTable max_logit;              // largest logit of any row
+  double collapsed = 0;             // share of the L · H heads whose normalized entropy is below 0.05
+  double overloaded = 0;            // share whose entropy is in the highest quarter of [0, largest entropy of any head]
+  std::vector<std::string> alarms;  // "layer 2: 3 of 4 heads have collapsed …"
+};
+
 struct Record {
   std::string phase;
   int64_t step = 0;
   std::map<std::string, double> values;
-  std::string split;  // eval/split; empty for a step of training
+  std::string split = {};  // eval/split; empty for a step of training
+  std::optional<AttentionStatistics> attention = {};
 };
 
 // Named values in the order above.
@@ -76,7 +93,8 @@ class Console {
   explicit Console(bool quiet = false, std::FILE* out = stdout, double interval = 10.0);
   ~Console();
   void begin_phase(const std::string& name, int64_t steps, int64_t done = 0);
-  void step(const Record& record);      // shows step, reward or loss, entropy, tokens/s and the time left
+  // Shows step, reward or loss, entropy, tokens/s and the time left, and warns of an alarm when it begins or changes.
+  void step(const Record& record);
   void end_phase();                     // leaves the last line standing
   void print(const std::string& text);  // a line of its own; the bar is cleared before and drawn again after
   void warn(const std::string& text);   // likewise, to stderr, quiet or not
@@ -93,6 +111,7 @@ class Console {
   std::string name_;
   int64_t steps_ = 0, first_ = 0;
   Record last_;
+  std::vector<std::string> alarms_;  // of the last look at attention
   bool drawn_ = false, in_phase_ = false;
   Clock::time_point begun_, shown_;
 };

@@ -24,23 +24,52 @@ std::vector<Batch> split(const Batch& update, int64_t micro_tokens) {
   return parts;
 }
 
+// One forward pass of a micro-batch, and what its attention has to say.
+class Pass {
+ public:
+  Pass(const AttentionEntropy& attention, AttentionWatch* watch) : attention_(attention), watch_(watch) {}
+
+  Tensor logits(model::Decoder& model, const Batch& micro) {
+    rows_ = micro.tokens != data::kPad;
+    return model->forward(micro.tokens, watch_ || attention_.regularises() ? &record_ : nullptr);
+  }
+
+  // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention. Returns their sum.
+  double backward(const Tensor& loss, double share) {
+    const Tensor whole = attention_.regularises() ? loss + share * attention_.penalty(record_, rows_) : loss;
+    whole.backward();
+    if (watch_) watch_->add(record_, rows_);
+    return whole.item<double>();
+  }
+
+ private:
+  const AttentionEntropy& attention_;
+  AttentionWatch* watch_;
+  model::AttentionRecord record_;
+  Tensor rows_;  // [B, T] bool: no padding
+};
+
+double share_of(const Batch& micro, const Batch& update) {
+  return static_cast<double>(micro.size()) / static_cast<double>(update.size());
+}
+
 double mean(double sum, double count) { return count > 0 ? sum / count : 0.0; }
 
 // Mean cross-entropy of the targets: every token of a text, or those of completions alone. The source decides.
 class CrossEntropy : public Objective {
  public:
-  explicit CrossEntropy(const BatchConfig& batch) : batch_(batch) {}
+  CrossEntropy(AttentionEntropy attention, const BatchConfig& batch) : Objective(std::move(attention)), batch_(batch) {}
 
-  std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t) override {
+  std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t,
+                                         AttentionWatch* watch) override {
     const double tokens = (update.target != data::kIgnore).sum().item<double>();
     double loss_sum = 0, entropy_sum = 0, entropy_squares = 0;
     for (const Batch& micro : split(update, batch_.micro_tokens)) {
-      const auto out = ops::token_entropy(model->forward(micro.tokens), micro.target);
-      const Tensor loss = -out.logprob.sum() / std::max(tokens, 1.0);
-      loss.backward();
+      Pass pass(attention_, watch);
+      const auto out = ops::token_entropy(pass.logits(model, micro), micro.target);
+      loss_sum += pass.backward(-out.logprob.sum() / std::max(tokens, 1.0), share_of(micro, update));
       // Ignored rows have entropy 0 and leave the sums alone.
       const Tensor entropy = out.entropy.detach();
-      loss_sum += loss.item<double>();
       entropy_sum += entropy.sum().item<double>();
       entropy_squares += entropy.square().sum().item<double>();
     }
@@ -57,14 +86,16 @@ class CrossEntropy : public Objective {
 // A policy loss on rollouts.
 class Grpo : public Objective {
  public:
-  Grpo(const ObjectiveConfig& config, const BatchConfig& batch, double temperature, std::optional<model::Decoder> reference)
-      : config_(config), batch_(batch), temperature_(temperature), reference_(std::move(reference)) {
+  Grpo(AttentionEntropy attention, const ObjectiveConfig& config, const BatchConfig& batch, double temperature,
+       std::optional<model::Decoder> reference)
+      : Objective(std::move(attention)), config_(config), batch_(batch), temperature_(temperature), reference_(std::move(reference)) {
     selects_ = config.loss == "clip_cov" || config.loss == "kl_cov" || config.loss == "random";
     mode_ = config.loss == "random" ? config.random_like : config.loss;
     selection_ = config.loss == "random" ? "random_" + config.random_like : config.loss;
   }
 
-  std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t seed) override {
+  std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t seed,
+                                         AttentionWatch* watch) override {
     const Tensor mask = update.target != data::kIgnore;
     const std::vector<Batch> micros = split(update, batch_.micro_tokens);
     const Tensor normalizer = normalizer_of(mask);
@@ -73,7 +104,7 @@ class Grpo : public Objective {
     if (selects_ && config_.scope == "global" && micros.size() > 1) {
       torch::NoGradGuard no_grad;
       std::vector<Tensor> parts;
-      for (const Batch& micro : micros) parts.push_back(tokens_of(model, micro).logprob);
+      for (const Batch& micro : micros) parts.push_back(tokens_of(model->forward(micro.tokens), micro).logprob);
       selected = select(torch::cat(parts), update, seed);
     }
 
@@ -82,13 +113,13 @@ class Grpo : public Objective {
     int64_t row = 0;
     for (size_t m = 0; m < micros.size(); ++m) {
       const Batch& micro = micros[m];
-      const auto policy = tokens_of(model, micro);
+      Pass pass(attention_, watch);
+      const auto policy = tokens_of(pass.logits(model, micro), micro);
       Tensor picked;
       if (selected.defined()) picked = selected.slice(0, row, row + micro.size());
       else if (selects_) picked = select(policy.logprob.detach(), micro, seed + m);
       const auto out = loss_of(policy, micro, picked, normalizer);
-      out.loss.backward();
-      loss += out.loss.item<double>();
+      loss += pass.backward(out.loss, share_of(micro, update));
       stats.push_back(out.stats);
       row += micro.size();
     }
@@ -105,8 +136,8 @@ class Grpo : public Objective {
     return values;
   }
 
-  ops::TokenEntropy tokens_of(model::Decoder& model, const Batch& batch) const {
-    return ops::token_entropy(model->forward(batch.tokens), batch.target, temperature_);
+  ops::TokenEntropy tokens_of(const Tensor& logits, const Batch& batch) const {
+    return ops::token_entropy(logits, batch.target, temperature_);
   }
 
   // What the sums of token losses are divided by, counted over the whole update.
@@ -137,7 +168,7 @@ class Grpo : public Objective {
     if (reference_) {
       torch::NoGradGuard no_grad;
       model::Decoder frozen = *reference_;
-      reference = tokens_of(frozen, batch).logprob;
+      reference = tokens_of(frozen->forward(batch.tokens), batch).logprob;
     }
     ops::GrpoLossOptions options;
     options.mode = mode_;
@@ -176,10 +207,13 @@ std::string ObjectiveConfig::problem() const {
   return "";
 }
 
-std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, double temperature,
-                                          std::optional<model::Decoder> reference) {
-  if (config.kind == "grpo") return std::make_unique<Grpo>(config, batch, temperature, std::move(reference));
-  return std::make_unique<CrossEntropy>(batch);
+std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, const model::Decoder& model,
+                                          double temperature, std::optional<model::Decoder> reference) {
+  const model::DecoderConfig& c = model->config();
+  AttentionEntropy attention(config.attention_entropy, c.layers, c.heads, model->embedding().device());
+  if (config.kind == "grpo")
+    return std::make_unique<Grpo>(std::move(attention), config, batch, temperature, std::move(reference));
+  return std::make_unique<CrossEntropy>(std::move(attention), batch);
 }
 
 }  // namespace isentrope::train

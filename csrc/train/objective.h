@@ -8,6 +8,8 @@
 #include "csrc/data/batch.h"
 #include "csrc/field.h"
 #include "csrc/model/decoder.h"
+#include "csrc/train/attention_entropy.h"
+#include "csrc/train/attention_watch.h"
 
 namespace isentrope::train {
 
@@ -41,6 +43,7 @@ struct ObjectiveConfig {
   std::string ref_kl = "k3";
   double ref_kl_coef = 0.0;
   double entropy_coef = 0.0;
+  AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
 
@@ -70,22 +73,31 @@ struct ObjectiveConfig {
     v("ref_kl_coef", ref_kl_coef, "Weight of that divergence; the reference is the model at the start of the phase.",
       at_least(0));
     v("entropy_coef", entropy_coef, "Weight of the entropy bonus.", at_least(0));
+    v("attention_entropy", attention_entropy, "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }
 };
 
 
 class Objective {
  public:
+  explicit Objective(AttentionEntropy attention) : attention_(std::move(attention)) {}
   virtual ~Objective() = default;
   // Backpropagates the loss of a whole update, one micro-batch after the other, and returns its statistics: "loss" and
   // the names that csrc/train/metrics.h documents. The gradient is that of the loss over the whole update, however it
-  // is cut. seed fixes the draws of this update.
-  virtual std::map<std::string, double> backward(model::Decoder& model, const data::Batch& update, uint64_t seed) = 0;
+  // is cut. seed fixes the draws of this update; watch, where given, is told of the attention.
+  virtual std::map<std::string, double> backward(model::Decoder& model, const data::Batch& update, uint64_t seed,
+                                                 AttentionWatch* watch) = 0;
+  const AttentionEntropy& attention() const { return attention_; }
+
+ protected:
+  AttentionEntropy attention_;
 };
 
+// model: whose layers, heads and device the thresholds of attention have.
 // temperature: of the rollouts, so that log-probabilities speak of the policy that drew them.
 // reference: the model that ref_kl_coef measures the divergence from; needed where that is above 0.
-std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, double temperature = 1.0,
+std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, const model::Decoder& model,
+                                          double temperature = 1.0,
                                           std::optional<model::Decoder> reference = std::nullopt);
 
 }  // namespace isentrope::train

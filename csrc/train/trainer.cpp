@@ -37,7 +37,7 @@ std::string first_non_finite(const model::Decoder& model) {
 }
 
 // Names under which a checkpoint keeps what the trainer needs beside model, optimiser and source.
-const std::string kResult = "result/", kReference = "reference/";
+const std::string kResult = "result/", kReference = "reference/", kThreshold = "attention_threshold";
 
 }  // namespace
 
@@ -61,6 +61,7 @@ struct Trainer::Phase {
   Optimizer optimizer;
   std::unique_ptr<HeldOut> validation, test;
   std::optional<model::Decoder> reference;
+  AttentionAlarm alarm = {};
 };
 
 Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards)
@@ -136,13 +137,16 @@ void Trainer::open_phase(const CheckpointState* state) {
       copies[i].second.copy_(state ? state->extra.at(kReference + weights[i].first) : weights[i].second);
   }
 
+  auto objective = make_objective(phase.objective, phase.batch, model_,
+                                  phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters()) parameters.push_back({parameter.key(), parameter.value()});
+  if (const torch::Tensor& threshold = objective->attention().threshold(); threshold.defined() && threshold.requires_grad())
+    parameters.push_back({kThreshold, threshold});
   open_ = std::make_unique<Phase>(
       Phase{.config = phase,
             .source = source_of(phase),
-            .objective = make_objective(phase.objective, phase.batch,
-                                        phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference),
+            .objective = std::move(objective),
             .optimizer = Optimizer(phase.optimizer, parameters),
             .validation = held_out_of(config_, phase, tokenizer_, data::Split::validation, rewards_),
             .test = held_out_of(config_, config_.phases.back(), tokenizer_, data::Split::test, rewards_),
@@ -150,6 +154,11 @@ void Trainer::open_phase(const CheckpointState* state) {
   if (state) {
     open_->optimizer.restore(state->optimizer);
     open_->source->restore(state->source);
+    open_->alarm.restore(state->extra);
+    if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined()) {
+      torch::NoGradGuard no_grad;
+      torch::Tensor(threshold).copy_(state->extra.at(kThreshold));
+    }
   }
 }
 
@@ -162,15 +171,22 @@ Record Trainer::step() {
   const double source_seconds = seconds_since(start);
 
   std::map<std::string, double> values = std::move(data.stats);
+  std::optional<AttentionStatistics> attention;
+  const int64_t look = phase.objective.attention_entropy.every;
+  const bool clips = config_.model.attention.qk_clip > 0;
   double tokens = 0;
   const double share = 1.0 / static_cast<double>(data.updates.size());
   for (size_t u = 0; u < data.updates.size(); ++u) {
     const data::Batch update = data.updates[u].to(model_->embedding().device());
     open_->optimizer.zero_grad();
     const uint64_t seed = derived_seed(config_.run.seed, data::Purpose::selection, phase_, step_, u);
-    auto stats = open_->objective->backward(model_, update, seed);
+    const bool looks = u == 0 && look > 0 && (step_ + 1) % look == 0;
+    AttentionWatch watch;
+    auto stats = open_->objective->backward(model_, update, seed, looks || clips ? &watch : nullptr);
     if (!std::isfinite(stats["loss"])) fail("the loss is not finite; first bad tensor: " + first_non_finite(model_));
     stats["grad_norm"] = open_->optimizer.step(lr);
+    if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
+    if (looks) attention = watch.statistics();
 
     for (const auto& [name, value] : stats) {
       const bool largest = name.ends_with("/max");
@@ -180,12 +196,13 @@ Record Trainer::step() {
     }
     tokens += (update.tokens != tokenizer_.pad_id()).sum().item<double>();
   }
+  if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
   values["lr"] = lr;
   const double generated = values.contains("generated") ? values["generated"] : 0;
   if (generated > 0) values["rollout_tokens_per_s"] = generated / source_seconds;
   values["tokens_per_s"] = tokens / seconds_since(start);
   values["time_s"] = seconds_since(begun_);
-  return {phase.name, step_ + 1, std::move(values), ""};
+  return {.phase = phase.name, .step = step_ + 1, .values = std::move(values), .attention = std::move(attention)};
 }
 
 std::vector<Record> Trainer::advance() {
@@ -256,6 +273,9 @@ void Trainer::checkpoint(bool phase_finished) {
     state.source = open_->source->state();
     if (open_->reference)
       for (const auto& [name, weight] : (*open_->reference)->named_weights()) state.extra[kReference + name] = weight;
+    state.extra.merge(open_->alarm.state());
+    if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined())
+      state.extra[kThreshold] = threshold.detach();
   }
   const std::string dir = checkpoint_dir(folder_.dir(), state.phase_name, step_);
   if (dir == last_checkpoint_ && !phase_finished) return;
@@ -266,7 +286,7 @@ void Trainer::checkpoint(bool phase_finished) {
 
 Record Trainer::evaluated(const std::string& split, Evaluation evaluation) const {
   evaluation["time_s"] = seconds_since(begun_);
-  return {open_->config.name, step_, std::move(evaluation), split};
+  return {.phase = open_->config.name, .step = step_, .values = std::move(evaluation), .split = split};
 }
 
 void Trainer::fail(const std::string& what) const {

@@ -53,6 +53,15 @@ TEST(ToJson, EvaluationsNameTheirSplit) {
       R"({"phase": "a\"b", "step": 0, "eval/split": "validation", "eval/greedy": 1, "eval/pass@k": 0.75})");
 }
 
+TEST(ToJson, AttentionIsAnObjectOfTables) {
+  Record record{"sft", 20, {{"loss", 1}}};
+  record.attention = AttentionStatistics{{{1, 2}, {3, 4}}, {{0.5, 0.25}, {0, 1}}, {{7, 8}, {9, 10}}, 0.25, 0.5, {"layer 1: \"x\""}};
+  EXPECT_EQ(to_json(record),
+            R"({"phase": "sft", "step": 20, "loss": 1, "attention_entropy": {"entropy": [[1, 2], [3, 4]], )"
+            R"("normalized": [[0.5, 0.25], [0, 1]], "max_logit": [[7, 8], [9, 10]], "collapsed": 0.25, "overloaded": 0.5, )"
+            R"("alarms": ["layer 1: \"x\""]}})");
+}
+
 TEST(ToJson, NumbersReadBackExactlyAndOthersAreNull) {
   const double inf = std::numeric_limits<double>::infinity();
   for (double value : {0.1, 1.0 / 3, 1e-300, 5e-324, 1.7976931348623157e308, -0.0, 123456789.123456789}) {

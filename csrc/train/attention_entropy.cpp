@@ -1,0 +1,38 @@
+#include "csrc/train/attention_entropy.h"
+
+#include <cmath>
+
+namespace isentrope::train {
+
+using torch::Tensor;
+
+AttentionEntropy::AttentionEntropy(const AttentionEntropyConfig& config, int64_t layers, int64_t heads, torch::Device device)
+    : config_(config) {
+  if (!regularises()) return;
+  threshold_ = torch::full({layers * heads}, config.threshold, torch::TensorOptions(torch::kFloat32).device(device));
+  threshold_.set_requires_grad(config.learn_threshold);
+}
+
+Tensor AttentionEntropy::penalty(const model::AttentionRecord& record, const Tensor& rows) const {
+  const int64_t layers = static_cast<int64_t>(record.entropy.size()), T = rows.size(1);
+  const Tensor H = record.entropy[0], keys = torch::arange(1, T + 1, H.options().requires_grad(false));
+  const Tensor seen = record.window > 0 ? keys.clamp_max(record.window) : keys;  // [T]
+  const bool log_n = config_.maximum == "log_n";
+  const Tensor most = log_n ? seen.log() : torch::full_like(keys, std::log(static_cast<double>(T)));
+  const Tensor counts = (log_n ? rows & (seen > 1) : rows).to(H.scalar_type()).unsqueeze(1);  // [B, 1, T]
+  const Tensor entropy = torch::stack(record.entropy);                                        // [L, B, H, T]
+  const Tensor theta = threshold_.view({layers, -1});                                         // [L, H]
+  Tensor delta, allowed;  // [L, H], or [L, B, H, T]
+  if (config_.reduction == "mean") {
+    const Tensor number = counts.sum().clamp_min(1), mean_most = (counts * most).sum() / number;
+    delta = (entropy * counts).sum({1, 3}) / number - theta * mean_most;
+    allowed = config_.tolerance * mean_most;
+  } else {
+    delta = (entropy - theta.unsqueeze(1).unsqueeze(-1) * most) * counts;
+    allowed = config_.tolerance * most;
+  }
+  const Tensor punished = delta.square() * (delta.abs() > allowed);
+  return config_.coef * punished.sum() / static_cast<double>(theta.numel());
+}
+
+}  // namespace isentrope::train
