@@ -30,9 +30,11 @@ using EntropyAttentionRun = EntropyAttentionOutputs (*)(const EntropyAttentionAr
 EntropyAttentionOutputs entropy_attention_autograd(const EntropyAttentionArguments& arguments, bool return_entropy);
 EntropyAttentionOutputs entropy_attention_meta(const EntropyAttentionArguments& arguments, bool return_entropy);
 EntropyAttentionOutputs entropy_attention_cpu(const EntropyAttentionArguments& arguments, bool return_entropy);
-// with_workspace: the launcher is CUDA's, whose workspace is allocated here.
+// workspace: how many bytes the launcher wants beside its parameters; null for none.
+using AttentionWorkspace = int64_t (*)(const kernels::AttentionShape&, kernels::DType);
 EntropyAttentionOutputs entropy_attention_run(const EntropyAttentionArguments& arguments, bool return_entropy,
-                                              void (*launch)(const kernels::EntropyAttentionForward&), bool with_workspace);
+                                              void (*launch)(const kernels::EntropyAttentionForward&),
+                                              AttentionWorkspace workspace);
 
 // A backend as the dispatcher calls it.
 template <EntropyAttentionRun run>
@@ -64,7 +66,7 @@ EntropyAttentionGradients entropy_attention_backward_cpu(const EntropyAttentionA
 EntropyAttentionGradients entropy_attention_backward_run(const EntropyAttentionArguments& arguments,
                                                          const EntropyAttentionState& state,
                                                          void (*launch)(const kernels::EntropyAttentionBackward&),
-                                                         bool with_workspace);
+                                                         AttentionWorkspace workspace);
 
 template <EntropyAttentionBackwardRun run>
 EntropyAttentionGradients entropy_attention_backward_entry(

@@ -189,7 +189,9 @@ EntropyAttentionOutputs empty_outputs(const Tensor& q, bool return_entropy) {
   return {at::empty_like(q), statistic(), return_entropy ? statistic() : at::empty({0}, options), statistic()};
 }
 
-Tensor workspace(int64_t bytes, const Tensor& like) { return at::empty({bytes}, like.options().dtype(at::kByte)); }
+Tensor scratch_of(AttentionWorkspace workspace, const AttentionShape& shape, DType dtype, const Tensor& like) {
+  return workspace ? at::empty({workspace(shape, dtype)}, like.options().dtype(at::kByte)) : Tensor();
+}
 
 const void* data_or_null(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 
@@ -198,7 +200,7 @@ const void* data_or_null(const Tensor& x) { return x.defined() ? x.const_data_pt
 // ---- forward ---------------------------------------------------------------------------------------------------------
 
 EntropyAttentionOutputs entropy_attention_run(const Arguments& arguments, bool return_entropy,
-                                              void (*launch)(const EntropyAttentionForward&), bool with_workspace) {
+                                              void (*launch)(const EntropyAttentionForward&), AttentionWorkspace workspace) {
   const Prepared a = prepare(arguments);
   auto outputs = empty_outputs(arguments.q, return_entropy);
   auto& [out, lse, entropy, max_logit] = outputs;
@@ -220,17 +222,14 @@ EntropyAttentionOutputs entropy_attention_run(const Arguments& arguments, bool r
   p.out_strides = strides_of(out);
   p.statistic_strides = statistic_strides_of(lse);
   p.temperature_strides = a.temperature_strides;
-  Tensor scratch;
-  if (with_workspace) {
-    scratch = workspace(kernels::entropy_attention_workspace(p.shape, p.dtype), a.q);
-    p.workspace = scratch.mutable_data_ptr();
-  }
+  const Tensor scratch = scratch_of(workspace, p.shape, p.dtype, a.q);
+  p.workspace = scratch.defined() ? scratch.mutable_data_ptr() : nullptr;
   launch(p);
   return outputs;
 }
 
 EntropyAttentionOutputs entropy_attention_cpu(const Arguments& arguments, bool return_entropy) {
-  return entropy_attention_run(arguments, return_entropy, ISENTROPE_PICK(entropy_attention_forward_cpu), false);
+  return entropy_attention_run(arguments, return_entropy, ISENTROPE_PICK(entropy_attention_forward_cpu), nullptr);
 }
 
 EntropyAttentionOutputs entropy_attention_meta(const Arguments& arguments, bool return_entropy) {
@@ -242,7 +241,7 @@ EntropyAttentionOutputs entropy_attention_meta(const Arguments& arguments, bool 
 
 EntropyAttentionGradients entropy_attention_backward_run(const Arguments& arguments, const EntropyAttentionState& state,
                                                          void (*launch)(const EntropyAttentionBackward&),
-                                                         bool with_workspace) {
+                                                         AttentionWorkspace workspace) {
   const Prepared a = prepare(arguments);
   auto gradients = entropy_attention_backward_meta(arguments, state);
   auto& [dq, dk, dv, dtemperature] = gradients;
@@ -287,11 +286,8 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
   p.dv_strides = strides_of(dv);
   p.statistic_strides = statistic_strides_of(lse);
   p.temperature_strides = a.temperature_strides;
-  Tensor scratch;
-  if (with_workspace) {
-    scratch = workspace(kernels::entropy_attention_backward_workspace(p.shape, p.dtype), a.q);
-    p.workspace = scratch.mutable_data_ptr();
-  }
+  const Tensor scratch = scratch_of(workspace, p.shape, p.dtype, a.q);
+  p.workspace = scratch.defined() ? scratch.mutable_data_ptr() : nullptr;
   launch(p);
   if (rows.defined()) {  // [B, H, T] or [total, H] → [H] or [H, T]
     const Tensor per_row = rows.dim() == 3 ? rows.sum(0) : rows.t();
@@ -301,7 +297,7 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
 }
 
 EntropyAttentionGradients entropy_attention_backward_cpu(const Arguments& arguments, const EntropyAttentionState& state) {
-  return entropy_attention_backward_run(arguments, state, ISENTROPE_PICK(entropy_attention_backward_cpu), false);
+  return entropy_attention_backward_run(arguments, state, ISENTROPE_PICK(entropy_attention_backward_cpu), nullptr);
 }
 
 EntropyAttentionGradients entropy_attention_backward_meta(const Arguments& arguments, const EntropyAttentionState& state) {

@@ -450,19 +450,19 @@ void softmax_row(Real* s, Span vectors, Running<Real>& state, Real* out, int64_t
 // What the gradient needs of a row.
 template <class Real>
 struct RowConstants {
-  Real lse, delta, dentropy;
+  Real lse, dot, shift, dentropy;  // δ = dot + shift, dot = dout·out: taken off dP first, a row of one key has exactly ds = dlse
 };
 
 // p in place of s, ds in place of dp. Returns Σ ds (s - lse), if wanted.
 template <class Real, bool kEntropy, bool kTemperature>
 Real gradient_row(Real* s, Real* dp, Span vectors, const RowConstants<Real>& row) {
   using V = Vector<Real>;
-  const V lse(row.lse), delta(row.delta), minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)),
+  const V lse(row.lse), dot(row.dot), shift(row.shift), minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)),
       lowest(static_cast<Real>(kLowest));
   V sum(Real(0));
   for (int64_t j = vectors.from; j < vectors.to; j += kWidth<Real>) {
     const V log_p = max(lowest, load(s + j) - lse), p = exp2(log_p * log2e);
-    V t = load(dp + j) - delta;
+    V t = (load(dp + j) - dot) - shift;
     if constexpr (kEntropy) t = fma(log_p, minus_dentropy, t);
     const V ds = p * t;
     if constexpr (kTemperature) sum = fma(ds, log_p, sum);
@@ -594,7 +594,7 @@ void add_dots(const EntropyAttentionBackward& p, const Group& group, const Block
     product<false, false>(n, P, kTile, dout + r * row, row, columns, 0, dots, P, [&](int64_t, int64_t) {
       return Span{0, D};
     });
-    for (int64_t i = 0; i < n; ++i) constants[r + i].delta += dots[i * P + i];
+    for (int64_t i = 0; i < n; ++i) constants[r + i].dot = dots[i * P + i];
   }
 }
 
@@ -653,8 +653,8 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
       const int64_t at = group.at(p.statistic_strides, block.first + r);
       constants[r].lse = statistic<Real>(p.lse, at);
       constants[r].dentropy = statistic<Real>(p.dentropy, at);
-      constants[r].delta = -statistic<Real>(p.dlse, at);
-      if constexpr (kEntropy) constants[r].delta += constants[r].dentropy * statistic<Real>(p.entropy, at);
+      constants[r].shift = -statistic<Real>(p.dlse, at);
+      if constexpr (kEntropy) constants[r].shift += constants[r].dentropy * statistic<Real>(p.entropy, at);
       if (constants[r].lse == static_cast<Real>(-kInfinity)) block.keys[r] = {};
       block.keys[r] = overlap(block.keys[r], {range.from, range.from + keys});
     }

@@ -19,14 +19,16 @@ EntropyAttentionOutputs entropy_attention_cuda(const EntropyAttentionArguments& 
   const c10::DeviceGuard guard(arguments.q.device());
   return entropy_attention_run(
       arguments, return_entropy,
-      [](const auto& p) { kernels::entropy_attention_forward_cuda(p, current_stream()); }, true);
+      [](const auto& p) { kernels::entropy_attention_forward_cuda(p, current_stream()); },
+      kernels::entropy_attention_workspace);
 }
 
 EntropyAttentionGradients entropy_attention_backward_cuda(const EntropyAttentionArguments& arguments,
                                                           const EntropyAttentionState& state) {
   const c10::DeviceGuard guard(arguments.q.device());
   return entropy_attention_backward_run(
-      arguments, state, [](const auto& p) { kernels::entropy_attention_backward_cuda(p, current_stream()); }, true);
+      arguments, state, [](const auto& p) { kernels::entropy_attention_backward_cuda(p, current_stream()); },
+      kernels::entropy_attention_backward_workspace);
 }
 
 // ---- token_entropy
