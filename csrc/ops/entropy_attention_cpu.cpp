@@ -3,12 +3,13 @@
 // The queries of all heads of a key head are one list of rows, taken in blocks of kRows; the keys are taken in strips. A strip
 // is packed once for all blocks. Block by strip, products of whole blocks alternate with passes over rows:
 //
-//   forward    s = q'·kᵀ    softmax_row: p in place of s     out += p·v
-//   backward   s = q'·kᵀ    dp = dout·vᵀ    gradient_row: p in place of s, ds of dp
+//   forward    s = q·kᵀ     softmax_row: p in place of s     out += p·v
+//   backward   s = q·kᵀ     dp = dout·vᵀ    gradient_row: p in place of s, ds of dp
 //              dq += ds·k   dv += pᵀ·dout   dk += dsᵀ·q'
 //
-// q' is q times scale/τ (scale/softcap), so that s needs no factor and dk none afterwards. Both passes form s by the same
-// products: what the backward pass recomputes is what lse was made of, bit for bit.
+// Products are of q as it is; the passes over rows take s = factor · (q·k), factor = scale/τ (scale/softcap), and q' is q times
+// factor, so that dk needs none afterwards. Both directions form s by the same products: what the backward pass recomputes is
+// what lse was made of, bit for bit.
 //
 // The one mask is the span of keys that a row sees. Products skip tiles that see nothing of a panel and sum over the keys that
 // some row of the tile sees; there p and ds are 0 for a row that does not. If a summed operand is not finite, where 0 · NaN
@@ -221,14 +222,15 @@ Span join(Span a, Span b) {
 template <class Real>
 struct Block {
   int64_t first, count;
+  bool capped;
   Span keys[kRows], tile_keys[kRows / kTile], all;
   Real temperature[kRows];
-  Real factor[kRows];  // q' = factor · q
-  Real cap[kRows];     // s = cap · tanh(q'·k)
+  Real factor[kRows];  // s = factor · (q·k)
+  Real cap[kRows];     // with softcap s = cap · tanh(factor · (q·k))
 
   template <class Params>
   Block(const Params& p, const Group& group, int64_t index)
-      : first(index * kRows), count(smaller(kRows, group.rows() - first)) {
+      : first(index * kRows), count(smaller(kRows, group.rows() - first)), capped(p.shape.softcap > 0) {
     const AttentionShape& s = p.shape;
     for (int64_t r = 0; r < count; ++r) {
       keys[r] = visible(s, group.sequence, (first + r) % group.sequence.queries);
@@ -248,6 +250,8 @@ struct Block {
       all = join(all, tile);
     }
   }
+  // What a row's scores are to be multiplied with, once they are capped.
+  Real row_factor(int64_t r) const { return capped ? Real(1) : factor[r]; }
   Span seen(int64_t m, int64_t height) const { return height == 1 ? keys[m] : tile_keys[m / kTile]; }
 };
 
@@ -384,9 +388,10 @@ inline float tanh_from(float x, float exp_twice) {
 
 // s = cap · tanh(x) in place of x, slope = ds/dx if not null.
 template <class Real>
-void cap_row(Real* x, Span vectors, Real cap, Real* slope) {
+void cap_row(Real* x, Span vectors, Real factor, Real cap, Real* slope) {
   for (int64_t j = vectors.from; j < vectors.to; j += kWidth<Real>) {
     Real t[kWidth<Real>];
+    for (int64_t i = 0; i < kWidth<Real>; ++i) x[j + i] *= factor;
     if constexpr (sizeof(Real) == 8) {
       t[0] = ::tanh(x[j]);
     } else {
@@ -404,14 +409,14 @@ void cap_row(Real* x, Span vectors, Real cap, Real* slope) {
 // The state of a row while its strips go by.
 template <class Real>
 struct Running {
-  Real top = static_cast<Real>(-kInfinity);  // m
+  Real top = static_cast<Real>(-kInfinity);  // m / factor
   Real sum = 0;                              // l = Σ exp(s - m)
   Real sum_log = 0;                          // Σ exp(s - m) log2 exp(s - m)
 };
 
-// p = exp(s - m) in place of s; out [row] follows m.
+// p = exp(factor·s - m) in place of s; out [row] follows m.
 template <class Real, bool kEntropy>
-void softmax_row(Real* s, Span vectors, Running<Real>& state, Real* out, int64_t row) {
+void softmax_row(Real* s, Span vectors, Real factor, Running<Real>& state, Real* out, int64_t row) {
   using V = Vector<Real>;
   constexpr int64_t W = kWidth<Real>;
   if (vectors.empty()) return;
@@ -423,13 +428,13 @@ void softmax_row(Real* s, Span vectors, Running<Real>& state, Real* out, int64_t
   for (; j < vectors.to; j += W) top[0] = max(top[0], load(s + j));
   const Real m = reduce_max(max(max(top[0], top[1]), max(top[2], top[3])));
   if (m != state.top && state.top != static_cast<Real>(-kInfinity)) {
-    const double shift = (static_cast<double>(state.top) - m) * kLog2e, scale = ::exp2(shift);
+    const double shift = (static_cast<double>(state.top) - m) * factor * kLog2e, scale = ::exp2(shift);
     state.sum_log = static_cast<Real>(scale * (state.sum_log + shift * state.sum));
     state.sum = static_cast<Real>(scale * state.sum);
     multiply(out, row, static_cast<Real>(scale));
   }
   state.top = m;
-  const V from(m == static_cast<Real>(-kInfinity) ? Real(0) : m), log2e(static_cast<Real>(kLog2e)),
+  const V from(m == static_cast<Real>(-kInfinity) ? Real(0) : m), log2e(static_cast<Real>(factor * kLog2e)),
       lowest(static_cast<Real>(kLowest));
   V sum[2] = {V(Real(0)), V(Real(0))}, sum_log[2] = {V(Real(0)), V(Real(0))};
   auto add = [&](int64_t at, int64_t i) {
@@ -466,13 +471,13 @@ struct TemperatureSums {
 
 // p in place of s, ds in place of dp. Returns the sums, if wanted.
 template <class Real, bool kEntropy, bool kTemperature>
-TemperatureSums<Real> gradient_row(Real* s, Real* dp, Span vectors, const RowConstants<Real>& row) {
+TemperatureSums<Real> gradient_row(Real* s, Real* dp, Span vectors, Real factor, const RowConstants<Real>& row) {
   using V = Vector<Real>;
-  const V lse(row.lse), dot(row.dot), shift(row.shift), minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)),
+  const V scale(factor), minus_lse(-row.lse), dot(row.dot), shift(row.shift), minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)),
       lowest(static_cast<Real>(kLowest));
   V ds_log_p(Real(0)), ds_sum(Real(0)), p_log_p(Real(0));
   for (int64_t j = vectors.from; j < vectors.to; j += kWidth<Real>) {
-    const V log_p = max(lowest, load(s + j) - lse), p = exp2(log_p * log2e);
+    const V log_p = max(lowest, fma(load(s + j), scale, minus_lse)), p = exp2(log_p * log2e);
     V t = (load(dp + j) - dot) - shift;
     if constexpr (kEntropy) t = fma(log_p, minus_dentropy, t);
     const V ds = p * t;
@@ -521,7 +526,7 @@ void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t
   Real *q = scratch, *out = q + kRows * row, *staging = out + kRows * row, *s = staging + kPanel<Real> * row;
   Running<Real> state[kRows];
   std::memset(out, 0, block.count * row * sizeof(Real));
-  if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, block.factor, q);
+  if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, static_cast<const Real*>(nullptr), q);
   for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
     const ForwardStrip<Real> strip(packed + (all_packed ? first / kForwardStrip * ForwardStrip<Real>::size(D) : 0), D);
     if (!all_packed) strip.pack(p, group, first, staging);
@@ -529,9 +534,9 @@ void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t
     scores(block, first, kForwardStrip, panels, D, q, strip.k_columns, s);
     for (int64_t r = 0; r < block.count; ++r) {
       const Span seen = within_strip(block.keys[r], first, kForwardStrip), vectors = whole_vectors<Real>(seen, panels);
-      if (p.shape.softcap > 0) cap_row<Real>(s + r * width, vectors, block.cap[r], nullptr);
+      if (p.shape.softcap > 0) cap_row<Real>(s + r * width, vectors, block.factor[r], block.cap[r], nullptr);
       fill_unseen(s + r * width, seen, vectors, -kInfinity);
-      softmax_row<Real, kEntropy>(s + r * width, vectors, state[r], out + r * row, row);
+      softmax_row<Real, kEntropy>(s + r * width, vectors, block.row_factor(r), state[r], out + r * row, row);
       clear_around(s + r * width, vectors, panels);
     }
     sum_over_keys(block, first, kForwardStrip, D, *strip.finite != 0, s, strip.v_rows, out);
@@ -546,8 +551,9 @@ void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t
     auto put = [at](void* to, double value) {
       if (to != nullptr) static_cast<Real*>(to)[at] = static_cast<Real>(value);
     };
-    put(p.lse, none ? -kInfinity : x.top + log_sum);
-    put(p.max_logit, nan ? kNaN : x.top);
+    const double top = static_cast<double>(x.top) * block.row_factor(r);
+    put(p.lse, none ? -kInfinity : top + log_sum);
+    put(p.max_logit, nan ? kNaN : top);
     if constexpr (kEntropy) put(p.entropy, none ? 0 : log_sum - kLn2 * x.sum_log / x.sum);
   }
 }
@@ -681,8 +687,9 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
     bool q_finite = true, dout_finite = true;
     if (!block.all.empty()) {
       load_rows(p.dtype, p.q, p.q_strides, group, block, D, block.factor, q);
-      load_rows<Real>(p.dtype, p.dout, p.dout_strides, group, block, D, nullptr, dout);
       q_finite = pack_rows(block.count, D, q, row, q_rows, kRows);
+      load_rows<Real>(p.dtype, p.q, p.q_strides, group, block, D, nullptr, q);
+      load_rows<Real>(p.dtype, p.dout, p.dout_strides, group, block, D, nullptr, dout);
       dout_finite = pack_rows(block.count, D, dout, row, dout_rows, kRows);
       add_dots(p, group, block, dout, staging, constants);
     }
@@ -694,10 +701,10 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
       for (int64_t r = 0; r < block.count; ++r) {
         Real *s_row = s + r * width, *dp_row = dp + r * width;
         const Span seen = within_strip(block.keys[r], first, strip), vectors = whole_vectors<Real>(seen, panels);
-        if (p.shape.softcap > 0) cap_row(s_row, vectors, block.cap[r], slope);
+        if (p.shape.softcap > 0) cap_row(s_row, vectors, block.factor[r], block.cap[r], slope);
         fill_unseen(s_row, seen, vectors, -kInfinity);
         fill_unseen(dp_row, seen, vectors, 0);
-        dtemperature[r].add(gradient_row<Real, kEntropy, kTemperature>(s_row, dp_row, vectors, constants[r]));
+        dtemperature[r].add(gradient_row<Real, kEntropy, kTemperature>(s_row, dp_row, vectors, block.row_factor(r), constants[r]));
         if (p.shape.softcap > 0)
           for (int64_t j = seen.from; j < seen.to; ++j) dp_row[j] *= slope[j];
         Real* const both[] = {s_row, dp_row};
