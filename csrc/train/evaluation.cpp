@@ -62,7 +62,8 @@ HeldOutText::HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const d
     : windows_(std::move(tokens), context, /*seed=*/0, name),
       bytes_of_(torch::empty({tokenizer.size()}, torch::kInt64)),
       rows_(rows) {
-  for (int64_t id = 0; id < tokenizer.size(); ++id) bytes_of_[id] = tokenizer.bytes_of(id);
+  int64_t* bytes = bytes_of_.data_ptr<int64_t>();  // [V]
+  for (int64_t id = 0; id < tokenizer.size(); ++id) bytes[id] = tokenizer.bytes_of(id);
 }
 
 Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config) const {
