@@ -136,6 +136,9 @@ struct Tiles {
   static_assert(kBytes <= 99 * 1024, "a block of sm_86 and sm_120 has no more");
 };
 
+// Blocks a multiprocessor has to hold. Said, since otherwise ptxas spills registers to make room for one more.
+constexpr int kBlocks = 1;
+
 // Starts the copy of rows first … first + kRows - 1; zeros from row end on and from column columns on.
 // offset(row): the row's first element, counted from base.
 template <class T, int kHead, int kRows, int kThreads, class Offset>
@@ -334,7 +337,7 @@ struct Parts {
 };
 
 template <class T, int kHead, bool kEntropy>
-__global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads)
+__global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads, kBlocks)
     entropy_attention_forward_kernel(const EntropyAttentionForward p, const Parts parts, const int row_blocks) {
   using Tiles = Tiles<T, kHead, 1>;
   constexpr int kKeys = Tiles::kWalked, kRows = Tiles::kRows, kThreads = Tiles::kThreads;
@@ -549,7 +552,7 @@ GPU_DEVICE void with_softcap(const Logits& logits, Function function) {
 
 // Queries held, keys walked: dq and dtemperature.
 template <class T, int kHead, bool kEntropy>
-__global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads)
+__global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads, kBlocks)
     entropy_attention_backward_queries_kernel(const EntropyAttentionBackward p, const Row* rows,
                                               const int64_t head_rows, const int row_blocks) {
   using Tiles = Tiles<T, kHead, 2>;
@@ -641,7 +644,7 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads)
 
 // Keys held, queries walked: dk and dv, or one of them where both are too many sums for a thread.
 template <class T, int kHead, bool kEntropy, bool kDk, bool kDv>
-__global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads)
+__global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads, kBlocks)
     entropy_attention_backward_keys_kernel(const EntropyAttentionBackward p, const Row* rows, const int64_t head_rows,
                                            const int key_blocks) {
   using Tiles = Tiles<T, kHead, 2>;
