@@ -73,19 +73,17 @@ GPU_DEVICE Span span_of(const AttentionShape& s, const KeyHead& x, int row) {
   return {first, larger(0, smaller(place + 1, x.keys))};
 }
 
-// s = factor · (q·k), or factor · tanh(inner · q·k).
+// s = factor · (q·k), or factor · tanh(inner · q·k) with softcap; inner is 0 without. An unseen key has -inf for either product.
 struct Logits {
-  float base, inner, unseen;  // unseen: what stands for q·k or its tanh where there is no such key
+  float base, inner;
 };
 GPU_DEVICE Logits logits_of(const AttentionShape& s) {
   const float scale = static_cast<float>(s.scale), softcap = static_cast<float>(s.softcap);
-  const float base = softcap > 0 ? softcap : scale;
-  return {base, softcap > 0 ? scale / softcap : 0.0f, base < 0 ? INFINITY : -INFINITY};
+  return {softcap > 0 ? softcap : scale, softcap > 0 ? scale / softcap : 0.0f};
 }
-// Never 0, so that factor · unseen is -inf.
+// A row past the end has 0 for 1 / τ, and its -inf has to stay one.
 GPU_DEVICE float factor_of(const Logits& logits, float inverse_temperature) {
-  const float factor = logits.base * inverse_temperature;
-  return factor == 0 ? 1e-30f : factor;
+  return inverse_temperature == 0 ? 1.0f : logits.base * inverse_temperature;
 }
 GPU_DEVICE float inverse_temperature_of(const void* temperature, const HeadStrides& strides, const KeyHead& x,
                                         int row) {
@@ -110,8 +108,15 @@ struct Tile {
   }
 };
 
+// What the gradient needs of a row; delta and dentropy are divided by the temperature.
+struct alignas(16) Row {
+  float lse, delta, dentropy, inverse_temperature;
+  Span span;
+  int unused[2];
+};
+
 // kHeld tiles (q; or q and dout; or k and v) of kRows rows, two buffers of two tiles of kWalked rows. So many that all fits the
-// 99 KB of a block on sm_86 and sm_120, and that scores and sums fit the 255 registers of a thread.
+// shared memory of a block, and that scores and sums fit the 255 registers of a thread.
 template <class T, int kHead, int kHeld>
 struct Tiles {
   static constexpr int kRowBytes = Tile<T, kHead>::kRowBytes;
@@ -125,8 +130,14 @@ struct Tiles {
   static constexpr int kHeldBytes = kRows * kRowBytes, kWalkedBytes = kWalked * kRowBytes;
   // float alone: where the lanes of a warp exchange scores
   static constexpr int kExchangeBytes = kFloat ? kWarps * 16 * kWalked * 4 : 0;
-  static constexpr int kBytes = kHeld * kHeldBytes + 4 * kWalkedBytes + kExchangeBytes;
+  // backward: what the gradient needs of each walked row
+  static constexpr int kRowsBytes = kBackward ? 2 * kWalked * static_cast<int>(sizeof(Row)) : 0;
+  static constexpr int kBytes = kHeld * kHeldBytes + 4 * kWalkedBytes + kExchangeBytes + kRowsBytes;
+  static_assert(kBytes <= 99 * 1024, "a block of sm_86 and sm_120 has no more");
 };
+
+// Blocks a multiprocessor has to hold. Said, since otherwise ptxas spills registers to make room for one more.
+constexpr int kBlocks = 1;
 
 // Starts the copy of rows first … first + kRows - 1; zeros from row end on and from column columns on.
 // offset(row): the row's first element, counted from base.
@@ -326,7 +337,7 @@ struct Parts {
 };
 
 template <class T, int kHead, bool kEntropy>
-__global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads)
+__global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads, kBlocks)
     entropy_attention_forward_kernel(const EntropyAttentionForward p, const Parts parts, const int row_blocks) {
   using Tiles = Tiles<T, kHead, 1>;
   constexpr int kKeys = Tiles::kWalked, kRows = Tiles::kRows, kThreads = Tiles::kThreads;
@@ -387,7 +398,7 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads)
       GPU_UNROLL
       for (int n = 0; n < kKeys / 8; ++n) GPU_UNROLL
       for (int i = 0; i < 4; ++i)
-        if (!span[i / 2].has(first_key + 8 * n + 2 * (lane % 4) + i % 2)) score.value[n][i] = logits.unseen;
+        if (!span[i / 2].has(first_key + 8 * n + 2 * (lane % 4) + i % 2)) score.value[n][i] = -INFINITY;
     }
     GPU_UNROLL
     for (int h = 0; h < 2; ++h) {
@@ -475,13 +486,6 @@ __global__ void __launch_bounds__(kRowThreads)
 
 // ---- backward --------------------------------------------------------------------------------------------------------
 
-// What the gradient needs of a row; delta and dentropy are divided by the temperature.
-struct alignas(16) Row {
-  float lse, delta, dentropy, inverse_temperature;
-  Span span;
-  int unused[2];
-};
-
 // Grid: a warp a row. rows [head_rows · B·G].
 template <class T>
 __global__ void __launch_bounds__(kRowThreads)
@@ -548,7 +552,7 @@ GPU_DEVICE void with_softcap(const Logits& logits, Function function) {
 
 // Queries held, keys walked: dq and dtemperature.
 template <class T, int kHead, bool kEntropy>
-__global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads)
+__global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads, kBlocks)
     entropy_attention_backward_queries_kernel(const EntropyAttentionBackward p, const Row* rows,
                                               const int64_t head_rows, const int row_blocks) {
   using Tiles = Tiles<T, kHead, 2>;
@@ -609,7 +613,7 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads)
       GPU_UNROLL
       for (int n = 0; n < kKeys / 8; ++n) GPU_UNROLL
       for (int i = 0; i < 4; ++i)
-        if (!of[i / 2].span.has(first_key + 8 * n + 2 * (lane % 4) + i % 2)) score.value[n][i] = logits.unseen;
+        if (!of[i / 2].span.has(first_key + 8 * n + 2 * (lane % 4) + i % 2)) score.value[n][i] = -INFINITY;
     }
     with_softcap(logits, [&](auto softcap) {
       GPU_UNROLL
@@ -640,7 +644,7 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads)
 
 // Keys held, queries walked: dk and dv, or one of them where both are too many sums for a thread.
 template <class T, int kHead, bool kEntropy, bool kDk, bool kDv>
-__global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads)
+__global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads, kBlocks)
     entropy_attention_backward_keys_kernel(const EntropyAttentionBackward p, const Row* rows, const int64_t head_rows,
                                            const int key_blocks) {
   using Tiles = Tiles<T, kHead, 2>;
@@ -709,7 +713,7 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads)
       for (int n = 0; n < kRows / 8; ++n) GPU_UNROLL
       for (int i = 0; i < 4; ++i)
         if (!row[8 * n + 2 * (lane % 4) + i % 2].span.has(warp_key + lane / 4 + i / 2 * 8))
-          score.value[n][i] = logits.unseen;
+          score.value[n][i] = -INFINITY;
     }
     with_softcap(logits, [&](auto softcap) {
       GPU_UNROLL
@@ -751,11 +755,11 @@ void check(const char* name, const AttentionShape& s) {
   if (s.kv_heads < 0 || (s.kv_heads ? s.heads % s.kv_heads : s.heads) != 0)
     throw std::invalid_argument(who + ": " + std::to_string(s.heads) + " query heads for " +
                                 std::to_string(s.kv_heads) + " key heads; wanted a multiple");
-  // Rows, keys and places are int in the kernels; a tile may end past the last one.
-  constexpr int64_t kMost = 1 << 30;
+  // Rows, keys and their places are int in the kernels, the place of a query up to T + S.
+  constexpr int64_t kMost = 1 << 29;
   if (rows_of_key_head(s) > kMost || s.keys > kMost)
     throw std::invalid_argument(who + ": " + std::to_string(rows_of_key_head(s)) + " queries a key head and " +
-                                std::to_string(s.keys) + " keys; wanted at most 2^30 of each");
+                                std::to_string(s.keys) + " keys; wanted at most 2^29 of each");
 }
 
 dim3 grid_of(int64_t blocks) {
@@ -844,9 +848,8 @@ void entropy_attention_backward_cuda(const EntropyAttentionBackward& p, void* st
       const int64_t key_blocks = gpu::ceil_div<int64_t>(p.shape.keys, Tiles::kRows),
                     row_blocks = gpu::ceil_div<int64_t>(head_rows, Tiles::kRows);
       const auto keys = [&](auto kernel) {
-        gpu::launch(kernel, grid_of(heads * key_blocks), dim3(Tiles::kThreads),
-                    Tiles::kBytes + 2 * Tiles::kWalked * static_cast<int>(sizeof(Row)), stream, p, rows, head_rows,
-                    static_cast<int>(key_blocks));
+        gpu::launch(kernel, grid_of(heads * key_blocks), dim3(Tiles::kThreads), Tiles::kBytes, stream, p, rows,
+                    head_rows, static_cast<int>(key_blocks));
       };
       gpu::dispatch<false, true>("entropy_attention_backward: entropy", p.dentropy != nullptr, [&](auto entropy) {
         if constexpr (kHead <= 128) {

