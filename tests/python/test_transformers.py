@@ -263,7 +263,7 @@ def test_dropout_is_refused_in_training():
         model.train()(tokens())
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
 def test_masks_of_the_users_own_are_refused(dtype):
     mask = torch.ones(3, 1, T, T).tril().to(dtype)
     with pytest.raises(ValueError, match=rf"attention_mask is a {dtype} tensor of shape \[3, 1, 19, 19\]; wanted the model to make"):

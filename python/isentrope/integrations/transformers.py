@@ -127,6 +127,8 @@ def _understand(mask_function: Callable) -> tuple[bool, int | None, Tensor | Non
             packed = inside["packed_sequence_mask"]
         elif name != "bidirectional_mask_function":
             raise _refusal(f"the model masks with {name}; wanted causal, sliding window, padding or packed sequences")
+    if not causal and (window is not None or packed is not None):
+        raise _refusal("the model masks with a sliding window or packed sequences that look ahead; wanted causal ones")
     return causal, window, packed
 
 
@@ -151,27 +153,19 @@ def _attention(
     **kwargs,
 ) -> tuple[Tensor, None]:
     """The attention interface of transformers: query [B, H, T, D], key, value [B, G, S, D] → [B, T, H, D]."""
-    if dropout:
-        raise _refusal(f"attention dropout is {dropout}; wanted 0 (attention_dropout in the configuration), or model.eval()")
-    for name in ("s_aux", "sinks", "position_bias", "head_mask"):
-        if kwargs.get(name) is not None:
-            raise _refusal(f"the model gives {name}, which the op does not know")
-    if kwargs.get("output_attentions"):
-        raise _refusal("output_attentions is set, and there are no weights to give; see collect_entropy")
+    _refuse(attention_mask, dropout, kwargs)
     mask = attention_mask
-    if mask is not None and (mask.dtype not in (torch.int64, torch.int32) or mask.dim() != 4):
-        raise _refusal(
-            f"attention_mask is a {mask.dtype} tensor of shape {list(mask.shape)}; wanted the model to make the mask, from [B, S] "
-            "ones and zeros (padding) or position_ids that start again (packed sequences)"
-        )
     if mask is not None and mask.shape[2] == 1:
         sliding_window = None
     elif mask is not None and sliding_window is None:
         raise _refusal("the mask has a sliding window and the layer does not give its sliding_window")
 
     B, T, S = query.shape[0], query.shape[2], key.shape[2]
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    where = {"causal": causal, "window": sliding_window}  # which keys a row sees
+    if mask is not None:
+        is_causal = True  # of both kinds
+    elif is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    where = {"causal": is_causal, "window": sliding_window}  # which keys a row sees
     records = [record for record in _records if module in record.names]
     how = {"scale": scaling, "softcap": softcap, "return_entropy": bool(records)}
     ends = mask[0, 0, 0] if mask is not None and mask.dtype == torch.int32 else kwargs.get("cu_seq_lens_q")
@@ -185,11 +179,9 @@ def _attention(
             keys = visible_keys(B * T, B * T, **where).view(B, T)
     else:
         if mask is not None:
-            where |= {"causal": True, "key_lengths": mask[:, 0, 0, 0], "query_start": mask[:, 0, 0, 1]}
+            where |= {"key_lengths": mask[:, 0, 0, 0], "query_start": mask[:, 0, 0, 1]}
             if mask.shape[3] == 3:
-                shifted = (torch.arange(S, device=key.device) + mask[:, 0, 0, 2:]) % S  # [B, S]
-                shifted = shifted[:, None, :, None].expand_as(key)
-                key, value = key.gather(2, shifted), value.gather(2, shifted)
+                key, value = (_shift(x, mask[:, 0, 0, 2]) for x in (key, value))
         out, _, entropy, max_logit = entropy_attention(query, key, value, **where, **how)
         out = out.transpose(1, 2)
         if records:
@@ -200,6 +192,28 @@ def _attention(
     for record in records:
         record.add(module, entropy, max_logit, keys)
     return out, None
+
+
+def _refuse(mask: Tensor | None, dropout: float, kwargs: dict) -> None:
+    if dropout:
+        raise _refusal(f"attention dropout is {dropout}; wanted 0 (attention_dropout in the configuration), or model.eval()")
+    for name in ("s_aux", "sinks", "position_bias", "head_mask", "block_table"):
+        if kwargs.get(name) is not None:
+            raise _refusal(f"the model gives {name}, which the op does not know")
+    if kwargs.get("output_attentions"):
+        raise _refusal("output_attentions is set, and there are no weights to give; see collect_entropy")
+    if mask is not None and (mask.dtype not in (torch.int64, torch.int32) or mask.dim() != 4 or mask.shape[2] > 2):
+        raise _refusal(
+            f"attention_mask is a {mask.dtype} tensor of shape {list(mask.shape)}; wanted the model to make the mask, from [B, S] "
+            "ones and zeros (padding) or position_ids that start again (packed sequences)"
+        )
+
+
+def _shift(x: Tensor, first: Tensor) -> Tensor:
+    """x [B, G, S, D], first [B] → x[b] from first[b] on, then what stood before it."""
+    S = x.shape[2]
+    source = (torch.arange(S, device=x.device) + first[:, None]) % S  # [B, S]
+    return x.gather(2, source[:, None, :, None].expand_as(x))
 
 
 # ---- the entropies of a model ------------------------------------------------------------------------------------------
