@@ -151,7 +151,7 @@ def test_every_parameter_learns_from_the_entropy(case):
     entropy.sum().backward()
     for name, value in module.named_parameters():
         reaches = not name.startswith(("v_proj", "o_proj"))  # entropy knows neither values nor output
-        assert (value.grad is not None) == reaches, name
+        assert reaches or value.grad is None or (value.grad == 0).all(), name
         if reaches and T > 1 and name != "k_proj.bias":  # the same to every logit of a row: no change of p
             assert value.grad.abs().max() > 0, name
 

@@ -35,9 +35,10 @@ def register() -> None:
     Right with it: causal and bidirectional attention, sliding windows, softcap, grouped heads, padding on the left or on the
     right, packed sequences (position_ids that start again, or cu_seq_lens_q), dynamic and static caches. Gradients are exact.
 
-    Cost of padding: on the right none. On the left each layer copies its keys and values once, shifted to start at 0 (the op
-    knows where keys end, not where they start); a sequence without padding in such a batch is copied too. Whether there is any
-    is asked once a forward pass, which waits for the device as with sdpa. Under torch.compile making the mask is a graph break.
+    Cost of padding: on the right none. On the left each layer of such a batch copies its keys and values once, shifted to start
+    at 0 (the op knows where keys end, not where they start), and where queries are padding too, as in training and at a prompt,
+    its queries and its output. Whether there is padding is asked once a forward pass, which waits for the device as sdpa does.
+    Under torch.compile making the mask is a graph break.
 
     Raises:
         ImportError: an older transformers, whose masks are made another way.
@@ -59,6 +60,7 @@ def register() -> None:
 #
 #   int64 [B, 1, 1, 2]   key_lengths, query_start of entropy_attention
 #   int64 [B, 1, 1, 3]   the same of keys shifted left by the third, the first key that is no padding
+#   int64 [B, 1, 1, 4]   and of queries shifted left by the fourth, the number of them before that key
 #   int32 [1, 1, 1, n+1] cu_seqlens
 #
 # and a third dimension of 2 (an expanded one) says that the layer's sliding window holds. None: the op's defaults.
@@ -85,27 +87,29 @@ def _mask(
         ends = torch.cat([new.flatten().nonzero().flatten(), new.new_full((1,), new.numel(), dtype=torch.long)])
         return ends.int().view(1, 1, 1, -1).expand(-1, -1, rows, -1)
 
-    start = q_offset - kv_offset
+    start = q_offset - kv_offset if causal else kv_length  # after every key
+    default = causal and rows == 1 and isinstance(start, int) and start == kv_length - q_length
     count = torch.full((batch_size,), kv_length, device=device)
     padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
-    left = padded = False
+    padded = left = led = False
     if padding is not None:
         real, place = padding[:, kv_offset : kv_offset + kv_length], torch.arange(kv_length, device=device)
         count = real.sum(-1)
         first = torch.where(real, place, kv_length).amin(-1).where(count > 0, 0)
+        lead = (first - start).clamp(0, q_length)
         torn = torch.where(real, place + 1, 0).amax(-1) - first != count
-        padded, left, broken = torch.stack([(count < kv_length).any(), (first > 0).any(), torn.any()]).tolist()
+        padded, left, led, broken = torch.stack([(x > 0).any() for x in (kv_length - count, first, lead, torn)]).tolist()
         if broken:
             row = torn.nonzero()[0].item()
             raise _refusal(f"attention_mask[{row}] has padding between two tokens; wanted all of it on one side")
-    if not causal:
-        start = kv_length  # every query stands after every key
-    elif rows == 1 and not padded and isinstance(start, int) and start == kv_length - q_length:
+    if default and not padded:
         return None
-    elif left:
-        start = (start - first).clamp(min=-q_length)  # below that no query sees anything either
-    start = torch.as_tensor(start, device=device).expand(batch_size)
-    return torch.stack([count, start, first] if left else [count, start], -1).view(batch_size, 1, 1, -1).expand(-1, -1, rows, -1)
+    if causal and left:
+        start = (start - first).clamp(min=0)
+    columns = [count, torch.as_tensor(start, device=device).expand(batch_size)]
+    if left:
+        columns += [first, lead] if led else [first]
+    return torch.stack(columns, -1).view(batch_size, 1, 1, -1).expand(-1, -1, rows, -1)
 
 
 def _understand(mask_function: Callable) -> tuple[bool, int | None, Tensor | None]:
@@ -178,17 +182,23 @@ def _attention(
             entropy, max_logit = (x.unflatten(0, (B, T)).transpose(1, 2) for x in (entropy, max_logit))
             keys = visible_keys(B * T, B * T, **where).view(B, T)
     else:
+        first = lead = None
         if mask is not None:
-            where |= {"key_lengths": mask[:, 0, 0, 0], "query_start": mask[:, 0, 0, 1]}
-            if mask.shape[3] == 3:
-                key, value = (_shift(x, mask[:, 0, 0, 2]) for x in (key, value))
+            where["key_lengths"], where["query_start"], *shifts = mask[:, 0, 0].unbind(-1)
+            first, lead = (*shifts, None, None)[:2]
+        key, value, query = _shift(key, first), _shift(value, first), _shift(query, lead)
         out, _, entropy, max_logit = entropy_attention(query, key, value, **where, **how)
-        out = out.transpose(1, 2)
+        back = None if lead is None else -lead
+        out = _shift(out, back).transpose(1, 2)
         if records:
+            entropy, max_logit = _shift(entropy, back), _shift(max_logit, back)
             keys = visible_keys(T, S, **where, device=query.device).expand(B, T)
-            if mask is not None:  # rows of padding stand among the keys, but not among those that count
-                place = where["query_start"][:, None] + torch.arange(T, device=query.device)
+            if mask is not None:  # rows of padding: those that stand among the keys, but not among the ones that count
+                row = torch.arange(T, device=query.device)
+                place = where["query_start"][:, None] + row
                 keys = keys.masked_fill((place >= where["key_lengths"][:, None]) & (place < S), 0)
+            if lead is not None:  # and those that went around
+                keys = _shift(keys[:, None], back)[:, 0].masked_fill(row < lead[:, None], 0)
     for record in records:
         record.add(module, entropy, max_logit, keys)
     return out, None
@@ -209,21 +219,23 @@ def _refuse(mask: Tensor | None, dropout: float, kwargs: dict) -> None:
         )
 
 
-def _shift(x: Tensor, first: Tensor) -> Tensor:
-    """x [B, G, S, D], first [B] → x[b] from first[b] on, then what stood before it."""
-    S = x.shape[2]
-    source = (torch.arange(S, device=x.device) + first[:, None]) % S  # [B, S]
-    return x.gather(2, source[:, None, :, None].expand_as(x))
+def _shift(x: Tensor, by: Tensor | None) -> Tensor:
+    """x [B, H, T, ...], by [B] → x[b] from row by[b] on, then the rows before it; x itself without by."""
+    if by is None:
+        return x
+    T = x.shape[2]
+    source = (torch.arange(T, device=x.device) + by[:, None]) % T  # [B, T]
+    return x.gather(2, source.view(-1, 1, T, *[1] * (x.dim() - 3)).expand_as(x))
 
 
 # ---- the entropies of a model ------------------------------------------------------------------------------------------
 
 
 class LayerEntropy(NamedTuple):
-    """What one call of an attention layer gave."""
+    """What one call of an attention layer gave. Entropies and logits of rows of padding have no meaning."""
 
     entropy: Tensor  # [B, H, T] nats; float32, or float64 for a float64 model
-    max_logit: Tensor  # [B, H, T] the largest logit of each row, scaled and capped; -inf where a row sees no key
+    max_logit: Tensor  # [B, H, T] the largest logit of each row, scaled and capped
     keys: Tensor  # [B, T] int64, n: the keys that each row sees; 0 for rows of padding (bidirectional models count them)
 
     @property
