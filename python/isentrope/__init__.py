@@ -1,14 +1,15 @@
 """Isentrope: torch ops and a trainer that keep the entropy of transformers.
 
-isentrope.token_entropy, isentrope.grpo_select and isentrope.grpo_loss are differentiable ops for CPU and CUDA;
-isentrope.reference has their mathematics in plain torch; isentrope.Trainer runs a YAML configuration.
+isentrope.entropy_attention, isentrope.token_entropy, isentrope.grpo_select and isentrope.grpo_loss are differentiable ops for
+CPU and CUDA; isentrope.nn has modules over them, isentrope.integrations their place in other libraries, isentrope.reference
+their mathematics in plain torch; isentrope.Trainer runs a YAML configuration.
 """
 
-from isentrope import reference
+from isentrope import nn, reference
 from isentrope.ops import *  # noqa: F403
 from isentrope.ops import __all__ as _ops
 
-__all__ = [*_ops, "Trainer", "reference"]
+__all__ = [*_ops, "Trainer", "nn", "reference"]
 
 
 def __getattr__(name: str):

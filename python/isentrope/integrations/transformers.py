@@ -1,0 +1,297 @@
+"""entropy_attention as an attention of Hugging Face transformers (5.24 and later), and the entropies of a model that runs it.
+
+    from isentrope.integrations import transformers as isentrope_transformers
+
+    isentrope_transformers.register()
+    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="isentrope")
+    with isentrope_transformers.collect_entropy(model) as record:
+        model(**batch)
+    record["model.layers.0.self_attn"][0].normalized  # [B, H, T]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+
+from isentrope.nn import normalized_entropy, visible_keys
+from isentrope.ops import entropy_attention
+
+__all__ = ["LayerEntropy", "collect_entropy", "register"]
+
+NAME = "isentrope"
+
+
+def register() -> None:
+    """Makes ``attn_implementation="isentrope"`` known to transformers. A second call does nothing.
+
+    Right with it: causal and bidirectional attention, sliding windows, softcap, grouped heads, padding on the left or on the
+    right, packed sequences (position_ids that start again, or cu_seq_lens_q), dynamic and static caches. Gradients are exact.
+
+    Cost of padding: on the right none. On the left each layer of such a batch copies its keys and values once, shifted to start
+    at 0 (the op knows where keys end, not where they start), and where queries are padding too, as in training and at a prompt,
+    its queries and its output. Whether there is padding is asked once a forward pass, which waits for the device as sdpa does.
+    Under torch.compile making the mask is a graph break.
+
+    Raises:
+        ImportError: an older transformers, whose masks are made another way.
+
+    Raises, when the model runs:
+        ValueError: dropout in training, attention sinks, position biases, masks that are 4-D tensors of your own, padding
+            between two tokens, and masks of any other kind (chunked, blocks of images, bidirectional windows).
+    """
+    if "q_length" not in inspect.signature(masking_utils.sdpa_mask).parameters:
+        raise ImportError(f"isentrope.integrations.transformers: transformers is {transformers.__version__}; wanted 5.24 or later")
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+
+
+# ---- the mask: made once a forward pass, read by every layer -----------------------------------------------------------
+#
+# transformers hands a mask from the model to its layers, and to a compiled forward, as a 4-D tensor. Ours holds a few numbers
+# a sequence instead of [B, 1, T, S]:
+#
+#   int64 [B, 1, 1, 2]   key_lengths, query_start of entropy_attention
+#   int64 [B, 1, 1, 3]   the same of keys shifted left by the third, the first key that is no padding
+#   int64 [B, 1, 1, 4]   and of queries shifted left by the fourth, the number of them before that key
+#   int32 [1, 1, 1, n+1] cu_seqlens
+#
+# and a third dimension of 2 (an expanded one) says that the layer's sliding window holds. None: the op's defaults.
+
+
+@torch.compiler.disable
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable = masking_utils.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **_,
+) -> Tensor | None:
+    """The mask interface of transformers: attention_mask [B, seen] bool, True where there is a token."""
+    causal, window, packed = _understand(mask_function)
+    rows = 2 if window is not None and window < kv_length else 1
+    if packed is not None:  # [B, T], a number a sequence
+        new = torch.ones_like(packed, dtype=torch.bool)
+        new[:, 1:] = packed[:, 1:] != packed[:, :-1]
+        ends = torch.cat([new.flatten().nonzero().flatten(), new.new_full((1,), new.numel(), dtype=torch.long)])
+        return ends.int().view(1, 1, 1, -1).expand(-1, -1, rows, -1)
+
+    start = q_offset - kv_offset if causal else kv_length  # after every key
+    default = causal and rows == 1 and isinstance(start, int) and start == kv_length - q_length
+    count = torch.full((batch_size,), kv_length, device=device)
+    padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    padded = left = led = False
+    if padding is not None:
+        real, place = padding[:, kv_offset : kv_offset + kv_length], torch.arange(kv_length, device=device)
+        count = real.sum(-1)
+        first = torch.where(real, place, kv_length).amin(-1).where(count > 0, 0)
+        lead = (first - start).clamp(0, q_length)
+        torn = torch.where(real, place + 1, 0).amax(-1) - first != count
+        padded, left, led, broken = torch.stack([(x > 0).any() for x in (kv_length - count, first, lead, torn)]).tolist()
+        if broken:
+            row = torn.nonzero()[0].item()
+            raise _refusal(f"attention_mask[{row}] has padding between two tokens; wanted all of it on one side")
+    if default and not padded:
+        return None
+    if causal and left:
+        start = (start - first).clamp(min=0)
+    columns = [count, torch.as_tensor(start, device=device).expand(batch_size)]
+    if left:
+        columns += [first, lead] if led else [first]
+    return torch.stack(columns, -1).view(batch_size, 1, 1, -1).expand(-1, -1, rows, -1)
+
+
+def _understand(mask_function: Callable) -> tuple[bool, int | None, Tensor | None]:
+    """transformers' mask function → (causal, sliding window, number of the sequence [B, T]), from the names of its parts."""
+    causal, window, packed = False, None, None
+    parts = [mask_function]
+    while parts:
+        part = parts.pop()
+        name, inside = part.__qualname__.split(".")[0], inspect.getclosurevars(part).nonlocals
+        if name == "and_masks":
+            parts += inside["mask_functions"]
+        elif name == "remap_positions_for_packed_sequence":  # positions of a sequence follow each other: no other mask
+            parts.append(inside["mask_function"])
+        elif name == "causal_mask_function":
+            causal = True
+        elif name == "sliding_window_overlay":
+            window = inside["sliding_window"]
+        elif name == "packed_sequence_mask_function":
+            packed = inside["packed_sequence_mask"]
+        elif name != "bidirectional_mask_function":
+            raise _refusal(f"the model masks with {name}; wanted causal, sliding window, padding or packed sequences")
+    if not causal and (window is not None or packed is not None):
+        raise _refusal("the model masks with a sliding window or packed sequences that look ahead; wanted causal ones")
+    return causal, window, packed
+
+
+def _refusal(what: str) -> ValueError:
+    return ValueError(f"attn_implementation 'isentrope': {what}. Run this model or batch with 'sdpa' or 'eager'.")
+
+
+# ---- the attention -----------------------------------------------------------------------------------------------------
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """The attention interface of transformers: query [B, H, T, D], key, value [B, G, S, D] → [B, T, H, D]."""
+    _refuse(attention_mask, dropout, kwargs)
+    mask = attention_mask
+    if mask is not None and mask.shape[2] == 1:
+        sliding_window = None
+    elif mask is not None and sliding_window is None:
+        raise _refusal("the mask has a sliding window and the layer does not give its sliding_window")
+
+    B, T, S = query.shape[0], query.shape[2], key.shape[2]
+    if mask is not None:
+        is_causal = True  # of both kinds
+    elif is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    where = {"causal": is_causal, "window": sliding_window}  # which keys a row sees
+    records = [record for record in _records if module in record.names]
+    how = {"scale": scaling, "softcap": softcap, "return_entropy": bool(records)}
+    ends = mask[0, 0, 0] if mask is not None and mask.dtype == torch.int32 else kwargs.get("cu_seq_lens_q")
+    if ends is not None:
+        where["cu_seqlens"] = ends
+        flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+        out, _, entropy, max_logit = entropy_attention(*flat, **where, **how, max_seqlen=kwargs.get("max_length_q"))
+        out = out.unflatten(0, (B, T))
+        if records:
+            entropy, max_logit = (x.unflatten(0, (B, T)).transpose(1, 2) for x in (entropy, max_logit))
+            keys = visible_keys(B * T, B * T, **where).view(B, T)
+    else:
+        first = lead = None
+        if mask is not None:
+            where["key_lengths"], where["query_start"], *shifts = mask[:, 0, 0].unbind(-1)
+            first, lead = (*shifts, None, None)[:2]
+        key, value, query = _shift(key, first), _shift(value, first), _shift(query, lead)
+        out, _, entropy, max_logit = entropy_attention(query, key, value, **where, **how)
+        back = None if lead is None else -lead
+        out = _shift(out, back).transpose(1, 2)
+        if records:
+            entropy, max_logit = _shift(entropy, back), _shift(max_logit, back)
+            keys = visible_keys(T, S, **where, device=query.device).expand(B, T)
+            if mask is not None:  # rows of padding: those that stand among the keys, but not among the ones that count
+                row = torch.arange(T, device=query.device)
+                place = where["query_start"][:, None] + row
+                keys = keys.masked_fill((place >= where["key_lengths"][:, None]) & (place < S), 0)
+            if lead is not None:  # and those that went around
+                keys = _shift(keys[:, None], back)[:, 0].masked_fill(row < lead[:, None], 0)
+    for record in records:
+        record.add(module, entropy, max_logit, keys)
+    return out, None
+
+
+def _refuse(mask: Tensor | None, dropout: float, kwargs: dict) -> None:
+    if dropout:
+        raise _refusal(f"attention dropout is {dropout}; wanted 0 (attention_dropout in the configuration), or model.eval()")
+    for name in ("s_aux", "sinks", "position_bias", "head_mask", "block_table"):
+        if kwargs.get(name) is not None:
+            raise _refusal(f"the model gives {name}, which the op does not know")
+    if kwargs.get("output_attentions"):
+        raise _refusal("output_attentions is set, and there are no weights to give; see collect_entropy")
+    if mask is not None and (mask.dtype not in (torch.int64, torch.int32) or mask.dim() != 4 or mask.shape[2] > 2):
+        raise _refusal(
+            f"attention_mask is a {mask.dtype} tensor of shape {list(mask.shape)}; wanted the model to make the mask, from [B, S] "
+            "ones and zeros (padding) or position_ids that start again (packed sequences)"
+        )
+
+
+def _shift(x: Tensor, by: Tensor | None) -> Tensor:
+    """x [B, H, T, ...], by [B] → x[b] from row by[b] on, then the rows before it; x itself without by."""
+    if by is None:
+        return x
+    T = x.shape[2]
+    source = (torch.arange(T, device=x.device) + by[:, None]) % T  # [B, T]
+    return x.gather(2, source.view(-1, 1, T, *[1] * (x.dim() - 3)).expand_as(x))
+
+
+# ---- the entropies of a model ------------------------------------------------------------------------------------------
+
+
+class LayerEntropy(NamedTuple):
+    """What one call of an attention layer gave. Entropies and logits of rows of padding have no meaning."""
+
+    entropy: Tensor  # [B, H, T] nats; float32, or float64 for a float64 model
+    max_logit: Tensor  # [B, H, T] the largest logit of each row, scaled and capped
+    keys: Tensor  # [B, T] int64, n: the keys that each row sees; 0 for rows of padding (bidirectional models count them)
+
+    @property
+    def normalized(self) -> Tensor:
+        """[B, H, T]: H / log n, from 0 to 1; 0 where n < 2."""
+        return normalized_entropy(self.entropy, self.keys)
+
+    @property
+    def mean_normalized(self) -> Tensor:
+        """[H]: mean of H / log n over the rows with n of at least 2."""
+        counted = (self.keys > 1)[:, None]
+        return (self.normalized * counted).sum((0, 2)) / counted.sum().clamp(min=1)
+
+
+class _Record:
+    def __init__(self, model: nn.Module, detach: bool) -> None:
+        self.names = {module: name for name, module in model.named_modules()}
+        self.detach = detach
+        self.layers: dict[str, list[LayerEntropy]] = {}
+
+    def add(self, module: nn.Module, entropy: Tensor, max_logit: Tensor, keys: Tensor) -> None:
+        if torch._C._current_graph_task_id() != -1:  # gradient checkpointing runs the layer again in the backward pass
+            return
+        if self.detach:
+            entropy = entropy.detach()
+        self.layers.setdefault(self.names[module], []).append(LayerEntropy(entropy, max_logit, keys))
+
+
+_records: list[_Record] = []
+
+
+@contextlib.contextmanager
+def collect_entropy(model: nn.Module, *, detach: bool = True) -> Iterator[dict[str, list[LayerEntropy]]]:
+    """Collects the entropy of every attention layer of a model that runs with attn_implementation "isentrope".
+
+    Args:
+        model: of transformers, or any module with such models inside.
+        detach: False keeps the gradient, for a loss with entropies in it. Then, with gradient checkpointing, call backward()
+            inside the block.
+
+    Yields:
+        A dict: name of the attention module → one LayerEntropy a call. A forward pass is one call a layer, generate() one a
+        step. It stays readable after the block.
+
+    Raises:
+        ValueError: no part of the model runs with attn_implementation "isentrope".
+    """
+    used = {getattr(getattr(module, "config", None), "_attn_implementation", None) for module in model.modules()}
+    if NAME not in used:
+        raise ValueError(
+            f"collect_entropy: the model has attn_implementation {sorted(map(str, used - {None}))}; wanted 'isentrope': "
+            "call register(), then model.set_attn_implementation('isentrope')"
+        )
+    record = _Record(model, detach)
+    _records.append(record)
+    try:
+        yield record.layers
+    finally:
+        _records.remove(record)

@@ -1,0 +1,68 @@
+"""The examples that need no run of their own."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "attention_entropy.py"
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("attention_entropy", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(folder, steps, layers=3, heads=4, phase="pretrain", first=0.9, last=0.2):
+    with (folder / "metrics.jsonl").open("a") as lines:
+        for step in steps:
+            lines.write(json.dumps({"phase": phase, "step": step, "loss": 1.0}) + "\n")
+            value = first + (last - first) * step / max(steps)
+            table = [[value] * heads for _ in range(layers)]
+            entropy = {"entropy": table, "normalized": table, "max_logit": table, "collapsed": 0.25, "overloaded": 0.0}
+            lines.write(json.dumps({"phase": phase, "step": step, "attention_entropy": entropy}) + "\n")
+
+
+def test_read(tmp_path):
+    write(tmp_path, [10, 20, 30])
+    write(tmp_path, [30], first=0.5, last=0.5)  # resumed
+    write(tmp_path, [10], phase="grpo")
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"phase": "grpo", "st')  # killed in the middle of a line
+    phases, steps, values, last = load().read(tmp_path)
+    assert phases == ("pretrain",) * 3 + ("grpo",) and steps == (10, 20, 30, 10)
+    assert values[2] == [[0.5] * 4] * 3 and last["collapsed"] == 0.25
+
+
+@pytest.mark.parametrize("layers, heads, steps", [(3, 4, 12), (48, 32, 5), (1, 1, 1)])
+def test_attention_entropy(tmp_path, layers, heads, steps):
+    pytest.importorskip("matplotlib")
+    write(tmp_path, [10 * (i + 1) for i in range(steps)], layers, heads)
+    write(tmp_path, [10], layers, heads, phase="grpo")
+    done = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == tmp_path / "attention_entropy.png"
+    assert (tmp_path / "attention_entropy.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [(None, "no such file; wanted the folder of a run"), ('{"step": 1, "loss": 2.0}\n', 'no line has "attention_entropy"')],
+)
+def test_a_folder_without_such_lines(tmp_path, lines, message):
+    if lines is not None:
+        (tmp_path / "metrics.jsonl").write_text(lines)
+    with pytest.raises(SystemExit, match=message):
+        load().read(tmp_path)
+
+
+def test_without_matplotlib(tmp_path):
+    write(tmp_path, [1])
+    code = f"import sys, runpy; sys.modules['matplotlib'] = None; sys.argv = ['x', {str(tmp_path)!r}]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "needs matplotlib: pip install matplotlib" in done.stderr

@@ -1,0 +1,326 @@
+"""attn_implementation="isentrope" in models of Hugging Face, of random weights, against eager."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", minversion="5.24")
+
+from isentrope.integrations import transformers as integration  # noqa: E402
+
+integration.register()
+V, T = 61, 19
+SIZES = dict(
+    vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+LAYERS = dict(layer_types=["sliding_attention", "full_attention"], sliding_window=5)
+MODELS = {
+    "llama": ("Llama", {}),
+    "qwen3": ("Qwen3", dict(LAYERS, use_sliding_window=True, max_window_layers=1)),
+    "gemma2": ("Gemma2", dict(LAYERS, attn_logit_softcapping=2.0, final_logit_softcapping=None, query_pre_attn_scalar=16)),
+}
+MASKS = {
+    "no padding": None,
+    "all ones": torch.ones(3, T, dtype=torch.long),
+    "right": torch.tensor([[1] * T, [1] * 8 + [0] * 11, [1] + [0] * 18]),
+    "left": torch.tensor([[1] * T, [0] * 11 + [1] * 8, [0] * 18 + [1]]),
+    "an empty row": torch.tensor([[1] * T, [0] * T, [0] * 3 + [1] * 16]),
+}
+
+
+def plain_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, **_):
+    """eager without its softmax in float32, so that a double model is double; keeps its weights as module.weights."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    s = query @ key.transpose(2, 3) * scaling
+    s = s if softcap is None else softcap * torch.tanh(s / softcap)
+    module.weights = torch.softmax(s if attention_mask is None else s + attention_mask, -1)
+    return (module.weights @ value).transpose(1, 2), module.weights
+
+
+transformers.AttentionInterface.register("plain", plain_attention)
+transformers.AttentionMaskInterface.register("plain", transformers.masking_utils.eager_mask)
+
+
+def make(name, attention="isentrope", dtype=torch.float32, seed=3, **options):
+    """The same weights for every attention and dtype."""
+    kind, own = MODELS[name]
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **own, **options})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval().to(dtype)
+    model.set_attn_implementation(attention)
+    return model
+
+
+def tokens(rows=3):
+    return torch.randint(3, V, (rows, T), generator=torch.Generator().manual_seed(5))
+
+
+def attentions(model):
+    return {name: module for name, module in model.named_modules() if hasattr(module, "q_proj")}
+
+
+# ---- values and gradients --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_entropies_and_gradients(within_twice, name, mask):
+    x, mask = tokens(), MASKS[mask]
+    real = torch.ones(3, T, dtype=torch.bool) if mask is None else mask.bool()
+    weight = torch.randn(3, T, V) * real[..., None]
+    weights = torch.randn(2, 3, 4, T) * real[:, None]
+
+    def run(attention, dtype):
+        """Logits, entropies, and the gradients of Σ weight·both."""
+        model = make(name, attention, dtype)
+        if attention == "isentrope":
+            with integration.collect_entropy(model, detach=False) as record:
+                logits = model(x, attention_mask=mask).logits
+            assert list(record) == list(attentions(model)) and all(len(calls) == 1 for calls in record.values())
+            entropy = torch.stack([calls[0].entropy for calls in record.values()])
+        else:
+            logits, p = model(x, attention_mask=mask).logits, None
+            if attention == "eager":
+                p = model(x, attention_mask=mask, output_attentions=True).attentions
+            else:
+                p = [module.weights for module in attentions(model).values()]
+            # The derivative of p log p at 0 is not finite.
+            entropy = torch.stack([-(y * y.clamp(min=1e-300 if dtype == torch.float64 else 1e-37).log()).sum(-1) for y in p])
+        ((logits * weight).sum() + (entropy * weights).sum()).backward()
+        return logits[real], entropy.transpose(2, 3)[:, real], [(n, p.grad) for n, p in model.named_parameters()]
+
+    actual, eager, exact = run("isentrope", torch.float32), run("eager", torch.float32), run("plain", torch.float64)
+    within_twice("logits", actual[0], eager[0], exact[0])
+    within_twice("entropy", actual[1], eager[1], exact[1])
+    for (n, a), (_, p), (_, e) in zip(actual[2], eager[2], exact[2]):
+        # By the whole tensor: the worst of its elements is luck, since norms and rotations are in float32 in a double model too.
+        error, allowed = ((x.double() - e).norm().item() for x in (a, p))
+        assert error <= 2 * allowed, f"gradient of {n}: error {error:.3g}, allowed {2 * allowed:.3g} (twice that of eager)"
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_visible_keys_and_max_logit(name, mask):
+    mask, model = MASKS[mask], make(name, "plain")
+    x = tokens()
+    with torch.no_grad():
+        model(x, attention_mask=mask)
+        seen = [module.weights > 0 for module in attentions(model).values()]
+        model.set_attn_implementation("isentrope")
+        with integration.collect_entropy(model) as record:
+            model(x, attention_mask=mask)
+    real = torch.ones(3, T, dtype=torch.bool) if mask is None else mask.bool()
+    for (layer,), p in zip(record.values(), seen):
+        assert torch.equal(layer.keys, (p.sum(-1)[:, 0] * real)), "n of padding is 0"
+        assert layer.entropy.shape == layer.max_logit.shape == (3, 4, T)
+        assert torch.equal(layer.max_logit[real[:, None].expand(-1, 4, -1)].isfinite().all(), torch.tensor(True))
+        share = layer.normalized
+        assert (share >= 0).all() and (share <= 1 + 1e-6).all()
+        rows = (layer.keys > 1)[:, None].expand(-1, 4, -1)
+        mean = torch.stack([share[:, h][rows[:, h]].mean() for h in range(4)])
+        torch.testing.assert_close(layer.mean_normalized, mean)
+
+
+def test_an_entropy_that_is_not_collected_is_not_computed(monkeypatch):
+    asked = []
+    monkeypatch.setattr(integration, "entropy_attention", lambda *a, **o: asked.append(o["return_entropy"]) or original(*a, **o))
+    from isentrope import entropy_attention as original
+
+    model = make("llama")
+    model(tokens())
+    with integration.collect_entropy(model) as record:
+        model(tokens())
+    model(tokens())
+    assert asked == [False] * 2 + [True] * 2 + [False] * 2 and not integration._records
+    assert not any(layer.entropy.requires_grad for calls in record.values() for layer in calls)
+
+
+def test_collect_two_models_apart():
+    one, other = make("llama"), make("qwen3")
+    with integration.collect_entropy(one) as first, integration.collect_entropy(other.model) as second:
+        one(tokens()), other(tokens())
+    assert list(first) == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    assert list(second) == ["layers.0.self_attn", "layers.1.self_attn"]
+    assert [len(calls) for calls in (*first.values(), *second.values())] == [1] * 4
+
+
+# ---- caches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("mask", ["no padding", "left"])
+@pytest.mark.parametrize("name", MODELS)
+def test_generate(name, mask, cache):
+    model, x = make(name, "eager"), tokens()
+    options = dict(attention_mask=MASKS[mask], max_new_tokens=9, do_sample=False, cache_implementation=cache, eos_token_id=None)
+    expected = model.generate(x, **options)
+    model.set_attn_implementation("isentrope")
+    with integration.collect_entropy(model) as record:
+        actual = model.generate(x, **options)
+    assert torch.equal(actual, expected), (actual[:, T:], expected[:, T:])
+    assert actual.shape == (3, T + 9) and all(len(calls) == 9 for calls in record.values())
+    tokens_of = torch.full((3,), T) if MASKS[mask] is None else MASKS[mask].sum(-1)
+    for layer, calls in enumerate(record.values()):
+        most = 5 if name != "llama" and layer == 0 else 99
+        for step, call in enumerate(calls[1:], 1):
+            assert call.keys[:, 0].tolist() == (tokens_of + step).clamp(max=most).tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generate_after_a_prompt_in_chunks(name):
+    model, options = make(name), dict(attention_mask=MASKS["left"], max_new_tokens=3, do_sample=False, eos_token_id=None)
+    with integration.collect_entropy(model) as record:
+        chunks = model.generate(tokens(), prefill_chunk_size=7, **options)
+    assert torch.equal(chunks, model.generate(tokens(), **options))
+    assert [[len(call.keys[0]) for call in calls] for calls in record.values()] == [[7, 7, 5, 1, 1]] * 2
+
+
+# ---- packed sequences ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["position_ids", "cu_seq_lens_q"])
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_sequences(name, given):
+    model, x, lengths = make(name), tokens(1), [7, 1, 11]
+    options = {"position_ids": torch.cat([torch.arange(n) for n in lengths])[None]}
+    if given == "cu_seq_lens_q":  # of DataCollatorWithFlattening
+        ends = torch.tensor([0, *lengths]).cumsum(0).int()
+        options |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 11, "max_length_k": 11}
+    with integration.collect_entropy(model) as record:
+        together = model(x, use_cache=False, **options).logits[0]
+    with integration.collect_entropy(model) as alone:
+        apart = torch.cat([model(part[None]).logits[0] for part in x[0].split(lengths)])
+    torch.testing.assert_close(together, apart)
+    for (whole,), parts in zip(record.values(), alone.values()):
+        for whole_x, *parts_x in zip(whole, *parts):
+            torch.testing.assert_close(whole_x, torch.cat(parts_x, -1))
+
+
+def test_packed_rows_of_a_batch():
+    model, x = make("llama"), tokens(2)
+    position = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in ((7, 12), (T,))])
+    together = model(x, position_ids=position, use_cache=False).logits
+    parts = [x[0, :7], x[0, 7:], x[1]]
+    torch.testing.assert_close(together.flatten(0, 1), torch.cat([model(part[None]).logits[0] for part in parts]))
+
+
+# ---- other kinds of model, training, compile -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_bidirectional(mask):
+    torch.manual_seed(3)
+    sizes = {k: v for k, v in SIZES.items() if k not in ("head_dim", "num_key_value_heads")}
+    model = transformers.BertModel(transformers.BertConfig(**sizes)).eval().double()
+    mask, outputs = MASKS[mask], []
+    for attention in ("sdpa", "isentrope"):
+        model.set_attn_implementation(attention)
+        outputs.append(model(tokens(), attention_mask=mask).last_hidden_state)
+    real = torch.ones(3, T, dtype=torch.bool) if mask is None else mask.bool()
+    torch.testing.assert_close(outputs[1][real], outputs[0][real])
+
+
+def test_gradient_checkpointing():
+    gradients = []
+    for checkpointing in (False, True):
+        model = make("llama", dtype=torch.float64).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        with integration.collect_entropy(model, detach=False) as record:
+            logits = model(tokens(), attention_mask=MASKS["left"], use_cache=False).logits
+            (logits.sum() + sum(calls[0].mean_normalized.sum() for calls in record.values())).backward()
+        assert [len(calls) for calls in record.values()] == [1, 1]
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("mask", ["no padding", "left"])
+def test_compile(mask):
+    model, options = make("qwen3", dtype=torch.float64), dict(attention_mask=MASKS[mask], use_cache=False)
+    results = []
+    for f in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        with integration.collect_entropy(model, detach=False) as record:
+            logits = f(tokens(), **options).logits
+        assert [len(calls) for calls in record.values()] == [1, 1]
+        (logits.sum() + sum(calls[0].entropy.sum() for calls in record.values())).backward()
+        results.append([logits, *(x for calls in record.values() for x in calls[0]), *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_refused_in_training():
+    model = make("llama", attention_dropout=0.1)
+    model(tokens())
+    with pytest.raises(ValueError, match="attention dropout is 0.1; wanted 0 .attention_dropout"):
+        model.train()(tokens())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
+def test_masks_of_the_users_own_are_refused(dtype):
+    mask = torch.ones(3, 1, T, T).tril().to(dtype)
+    with pytest.raises(ValueError, match=rf"attention_mask is a {dtype} tensor of shape \[3, 1, 19, 19\]; wanted the model to make"):
+        make("llama")(tokens(), attention_mask=mask)
+
+
+def test_padding_between_tokens_is_refused():
+    model, mask = make("llama"), torch.ones(3, T, dtype=torch.long)
+    mask[1, 4:6] = 0
+    with pytest.raises(ValueError, match=r"attention_mask\[1\] has padding between two tokens"):
+        model(tokens(), attention_mask=mask)
+    with pytest.raises(ValueError, match=r"attention_mask\[1\] has padding between two tokens"):
+        model.generate(tokens(), attention_mask=MASKS["right"], max_new_tokens=2)
+
+
+def test_other_masks_are_refused():
+    masks, config = transformers.masking_utils, make("llama").config
+    x = torch.zeros(1, T, 32)
+    with pytest.raises(ValueError, match="masks with or_masks; wanted causal, sliding window"):
+        masks.create_causal_mask(config, x, None, None, or_mask_function=lambda b, h, q, k: q == k)
+    with pytest.raises(ValueError, match="masks with <lambda>|masks with test_other_masks_are_refused"):
+        masks.create_causal_mask(config, x, None, None, and_mask_function=lambda b, h, q, k: q == k)
+    config.attention_chunk_size = 4
+    with pytest.raises(ValueError, match="masks with chunked_overlay"):
+        masks.create_chunked_causal_mask(config, x, None, None)
+
+
+def test_attention_sinks_are_refused():
+    config = transformers.GptOssConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1, sliding_window=5)
+    model = transformers.GptOssForCausalLM(config).eval()
+    model.set_attn_implementation("isentrope")
+    with pytest.raises(ValueError, match="the model gives s_aux"):
+        model(tokens())
+
+
+def test_output_attentions_are_refused():
+    with pytest.raises(ValueError, match="output_attentions"):
+        make("llama")(tokens(), output_attentions=True)
+
+
+def test_collecting_from_another_attention_is_refused():
+    with pytest.raises(ValueError, match=r"attn_implementation \['sdpa'\]; wanted 'isentrope': call register"):
+        with integration.collect_entropy(make("llama", "sdpa")):
+            pass
+
+
+def test_isentrope_does_not_need_transformers():
+    code = """if True:
+        import sys
+        sys.modules["transformers"] = None
+        import isentrope.integrations
+        try:
+            import isentrope.integrations.transformers
+        except ImportError as error:
+            assert "transformers" in str(error), error
+            print("fine")
+    """
+    paths = "import sys; sys.path[:0] = " + repr([p for p in sys.path if p]) + "\n"
+    done = subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True)
+    assert done.returncode == 0 and "fine" in done.stdout, done.stderr
