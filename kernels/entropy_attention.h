@@ -84,7 +84,7 @@ struct EntropyAttentionBackward {
   const void* temperature = nullptr;
   const void* out = nullptr;       // as the forward pass gave it, like lse and entropy
   const void* lse = nullptr;       // [B, H, T]
-  const void* entropy = nullptr;   // [B, H, T]; needed with dentropy alone
+  const void* entropy = nullptr;   // [B, H, T]; needed with dentropy; with dtemperature it keeps digits, and may be null
   const void* dout = nullptr;      // [B, H, T, D] dtype; rows 16-byte aligned on CUDA, like q, k, v and out
   const void* dlse = nullptr;      // [B, H, T], or null for 0
   const void* dentropy = nullptr;  // [B, H, T], or null for 0

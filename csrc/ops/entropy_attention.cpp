@@ -268,7 +268,7 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
   p.temperature = data_or_null(a.temperature);
   p.out = out.const_data_ptr();
   p.lse = lse.const_data_ptr();
-  p.entropy = dentropy.defined() ? entropy.const_data_ptr() : nullptr;
+  p.entropy = entropy.defined() && entropy.numel() > 0 ? entropy.const_data_ptr() : nullptr;
   p.dout = dout.const_data_ptr();
   p.dlse = data_or_null(dlse);
   p.dentropy = data_or_null(dentropy);

@@ -455,42 +455,27 @@ void softmax_row(Real* s, Span vectors, Real factor, Running<Real>& state, Real*
 // What the gradient needs of a row.
 template <class Real>
 struct RowConstants {
-  Real lse, dot, shift, dentropy;  // δ = dot + shift, dot = dout·out: taken off dP first, a row of one key has exactly ds = dlse
+  Real lse, entropy, dentropy;
+  Real dot, shift;  // δ = dot + shift, dot = dout·out: taken off dP first, a row of one key has exactly ds = dlse
 };
 
-// What dτ is made of, sums over keys of terms with log p = s - lse.
-template <class Real>
-struct TemperatureSums {
-  Real ds_log_p = 0, ds = 0, p_log_p = 0;
-  void add(const TemperatureSums& other) {
-    ds_log_p += other.ds_log_p;
-    ds += other.ds;
-    p_log_p += other.p_log_p;
-  }
-};
-
-// p in place of s, ds in place of dp. Returns the sums, if wanted.
+// p in place of s, ds in place of dp. Returns Σ ds (s - lse + entropy), if wanted.
 template <class Real, bool kEntropy, bool kTemperature>
-TemperatureSums<Real> gradient_row(Real* s, Real* dp, Span vectors, Real factor, const RowConstants<Real>& row) {
+Real gradient_row(Real* s, Real* dp, Span vectors, Real factor, const RowConstants<Real>& row) {
   using V = Vector<Real>;
-  const V scale(factor), minus_lse(-row.lse), dot(row.dot), shift(row.shift), minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)),
-      lowest(static_cast<Real>(kLowest));
-  V ds_log_p(Real(0)), ds_sum(Real(0)), p_log_p(Real(0));
+  const V scale(factor), minus_lse(-row.lse), entropy(row.entropy), dot(row.dot), shift(row.shift),
+      minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)), lowest(static_cast<Real>(kLowest));
+  V sum(Real(0));
   for (int64_t j = vectors.from; j < vectors.to; j += kWidth<Real>) {
     const V log_p = max(lowest, fma(load(s + j), scale, minus_lse)), p = exp2(log_p * log2e);
     V t = (load(dp + j) - dot) - shift;
     if constexpr (kEntropy) t = fma(log_p, minus_dentropy, t);
     const V ds = p * t;
-    if constexpr (kTemperature) {
-      ds_log_p = fma(ds, log_p, ds_log_p);
-      ds_sum = ds_sum + ds;
-      p_log_p = fma(p, log_p, p_log_p);
-    }
+    if constexpr (kTemperature) sum = fma(ds, log_p + entropy, sum);
     store(s + j, p);
     store(dp + j, ds);
   }
-  if constexpr (!kTemperature) return {};
-  return {reduce_add(ds_log_p), reduce_add(ds_sum), reduce_add(p_log_p)};
+  return kTemperature ? reduce_add(sum) : Real(0);
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -631,23 +616,23 @@ struct Ranges {
   }
 };
 
-// dτ = -(1/τ) Σ ds s, where s is taken from lse, which keeps the digits of large logits: Σ ds (s - lse) + lse · dlse, since
-// Σ ds = dlse. By how much Σ ds fails that, δ was wrong (out is rounded to its type); that error, times p, is taken off.
+// dτ = -(1/τ) Σ ds s. Σ ds = dlse, so that s may be taken from any level. At lse - entropy = Σ p s large logits keep their
+// digits, and an error in delta, which enters ds as a multiple of p, cancels. (Without the entropy: from lse.)
 template <class Real>
 void finish_row(const EntropyAttentionBackward& p, const Group& group, int64_t r, Real* dq, Real factor,
-                Real temperature, const TemperatureSums<Real>& sums) {
+                Real temperature, Real sum) {
   multiply(dq, p.shape.head_size, factor);
   store_row(p.dtype, dq, p.shape.head_size, p.dq, group.at(p.dq_strides, r));
   if (p.dtemperature == nullptr) return;
   const int64_t at = group.at(p.statistic_strides, r);
-  const Real lse = statistic<Real>(p.lse, at), dlse = statistic<Real>(p.dlse, at);
-  const Real sum = sums.ds_log_p - (sums.ds - dlse) * sums.p_log_p + lse * dlse;
-  static_cast<Real*>(p.dtemperature)[at] = lse == static_cast<Real>(-kInfinity) ? 0 : -sum / temperature;
+  const Real lse = statistic<Real>(p.lse, at), level = lse - statistic<Real>(p.entropy, at);
+  static_cast<Real*>(p.dtemperature)[at] =
+      lse == static_cast<Real>(-kInfinity) ? 0 : -(sum + level * statistic<Real>(p.dlse, at)) / temperature;
 }
 
 template <class Real, bool kEntropy, bool kTemperature>
 void backward_range(const EntropyAttentionBackward& p, const Group& group, Span range, Real* dq_partial,
-                    TemperatureSums<Real>* dtemperature_partial) {
+                    Real* dtemperature_partial) {
   const int64_t D = p.shape.head_size, row = Widths<Real>(D).row, width = kBackwardStrip + kPad, strip = kBackwardStrip;
   const int64_t keys = larger(0, smaller(range.to, group.sequence.keys) - range.from), padded = round_up(keys, strip);
   const Lease lease{own_scratch};
@@ -672,13 +657,14 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
   for (int64_t index = 0; index * kRows < group.rows(); ++index) {
     Block<Real> block(p, group, index);
     RowConstants<Real> constants[kRows];
-    TemperatureSums<Real> dtemperature[kRows] = {};
+    Real dtemperature[kRows] = {};
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t at = group.at(p.statistic_strides, block.first + r);
       constants[r].lse = statistic<Real>(p.lse, at);
+      constants[r].entropy = statistic<Real>(p.entropy, at);
       constants[r].dentropy = statistic<Real>(p.dentropy, at);
       constants[r].shift = -statistic<Real>(p.dlse, at);
-      if constexpr (kEntropy) constants[r].shift += constants[r].dentropy * statistic<Real>(p.entropy, at);
+      if constexpr (kEntropy) constants[r].shift += constants[r].dentropy * constants[r].entropy;
       if (constants[r].lse == static_cast<Real>(-kInfinity)) block.keys[r] = {};
       block.keys[r] = overlap(block.keys[r], {range.from, range.from + keys});
     }
@@ -704,7 +690,8 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
         if (p.shape.softcap > 0) cap_row(s_row, vectors, block.factor[r], block.cap[r], slope);
         fill_unseen(s_row, seen, vectors, -kInfinity);
         fill_unseen(dp_row, seen, vectors, 0);
-        dtemperature[r].add(gradient_row<Real, kEntropy, kTemperature>(s_row, dp_row, vectors, block.row_factor(r), constants[r]));
+        dtemperature[r] +=
+            gradient_row<Real, kEntropy, kTemperature>(s_row, dp_row, vectors, block.row_factor(r), constants[r]);
         if (p.shape.softcap > 0)
           for (int64_t j = seen.from; j < seen.to; ++j) dp_row[j] *= slope[j];
         Real* const both[] = {s_row, dp_row};
@@ -743,11 +730,10 @@ void backward(const EntropyAttentionBackward& p) {
   const int64_t D = shape.head_size, groups = shape.batch * shape.kv_heads,
                 rows = shape.heads / shape.kv_heads * shape.queries;
   const Lease lease{shared_scratch};
-  Real* dq = nullptr;                             // [ranges, groups, rows, D]
-  TemperatureSums<Real>* dtemperature = nullptr;  // [ranges, groups, rows]
+  Real *dq = nullptr, *dtemperature = nullptr;  // [ranges, groups, rows, D], [ranges, groups, rows]
   if (ranges.count > 1) {
-    dq = shared_scratch.get<Real>(ranges.count * groups * rows * (D + 3));
-    dtemperature = reinterpret_cast<TemperatureSums<Real>*>(dq + ranges.count * groups * rows * D);
+    dq = shared_scratch.get<Real>(ranges.count * groups * rows * (D + 1));
+    dtemperature = dq + ranges.count * groups * rows * D;
   }
   for_tasks(ranges.count * groups, [&](int64_t i) {  // causal: the first keys are seen by most rows
     const int64_t first = i / groups * ranges.keys;
@@ -765,7 +751,7 @@ void backward(const EntropyAttentionBackward& p) {
       const int64_t at = i / blocks * rows + block.first + r;
       for (int64_t range = 1; range < ranges.count; ++range) {
         for (int64_t d = 0; d < D; ++d) dq[at * D + d] += dq[(at + range * next) * D + d];
-        dtemperature[at].add(dtemperature[at + range * next]);
+        dtemperature[at] += dtemperature[at + range * next];
       }
       finish_row(p, group, block.first + r, dq + at * D, block.factor[r], block.temperature[r], dtemperature[at]);
     }
