@@ -450,22 +450,22 @@ void softmax_row(Real* s, Span vectors, Running<Real>& state, Real* out, int64_t
 // What the gradient needs of a row.
 template <class Real>
 struct RowConstants {
-  Real lse, delta, dentropy;
+  Real lse, entropy, delta, dentropy;
 };
 
-// p in place of s, ds in place of dp. Returns Σ ds (s - lse), if wanted.
+// p in place of s, ds in place of dp. Returns Σ ds (s - lse + entropy), if wanted.
 template <class Real, bool kEntropy, bool kTemperature>
 Real gradient_row(Real* s, Real* dp, Span vectors, const RowConstants<Real>& row) {
   using V = Vector<Real>;
-  const V lse(row.lse), delta(row.delta), minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)),
-      lowest(static_cast<Real>(kLowest));
+  const V lse(row.lse), entropy(row.entropy), delta(row.delta), minus_dentropy(-row.dentropy),
+      log2e(static_cast<Real>(kLog2e)), lowest(static_cast<Real>(kLowest));
   V sum(Real(0));
   for (int64_t j = vectors.from; j < vectors.to; j += kWidth<Real>) {
     const V log_p = max(lowest, load(s + j) - lse), p = exp2(log_p * log2e);
     V t = load(dp + j) - delta;
     if constexpr (kEntropy) t = fma(log_p, minus_dentropy, t);
     const V ds = p * t;
-    if constexpr (kTemperature) sum = fma(ds, log_p, sum);
+    if constexpr (kTemperature) sum = fma(ds, log_p + entropy, sum);
     store(s + j, p);
     store(dp + j, ds);
   }
@@ -609,7 +609,8 @@ struct Ranges {
   }
 };
 
-// dtau = -(1/τ) Σ ds s; Σ ds = dlse, so that s may be taken from lse, which keeps the digits of large logits.
+// dτ = -(1/τ) Σ ds s. Σ ds = dlse, so that s may be taken from any level. At lse - entropy = Σ p s large logits keep their
+// digits, and an error in delta, which enters ds as a multiple of p, cancels. (Without the entropy: from lse.)
 template <class Real>
 void finish_row(const EntropyAttentionBackward& p, const Group& group, int64_t r, Real* dq, Real factor,
                 Real temperature, Real sum) {
@@ -617,8 +618,9 @@ void finish_row(const EntropyAttentionBackward& p, const Group& group, int64_t r
   store_row(p.dtype, dq, p.shape.head_size, p.dq, group.at(p.dq_strides, r));
   if (p.dtemperature == nullptr) return;
   const int64_t at = group.at(p.statistic_strides, r);
-  const Real lse = statistic<Real>(p.lse, at), dlse = statistic<Real>(p.dlse, at);
-  static_cast<Real*>(p.dtemperature)[at] = lse == static_cast<Real>(-kInfinity) ? 0 : -(sum + lse * dlse) / temperature;
+  const Real lse = statistic<Real>(p.lse, at), level = lse - statistic<Real>(p.entropy, at);
+  static_cast<Real*>(p.dtemperature)[at] =
+      lse == static_cast<Real>(-kInfinity) ? 0 : -(sum + level * statistic<Real>(p.dlse, at)) / temperature;
 }
 
 template <class Real, bool kEntropy, bool kTemperature>
@@ -652,9 +654,10 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t at = group.at(p.statistic_strides, block.first + r);
       constants[r].lse = statistic<Real>(p.lse, at);
+      constants[r].entropy = statistic<Real>(p.entropy, at);
       constants[r].dentropy = statistic<Real>(p.dentropy, at);
       constants[r].delta = -statistic<Real>(p.dlse, at);
-      if constexpr (kEntropy) constants[r].delta += constants[r].dentropy * statistic<Real>(p.entropy, at);
+      if constexpr (kEntropy) constants[r].delta += constants[r].dentropy * constants[r].entropy;
       if (constants[r].lse == static_cast<Real>(-kInfinity)) block.keys[r] = {};
       block.keys[r] = overlap(block.keys[r], {range.from, range.from + keys});
     }
