@@ -3,6 +3,8 @@
 
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
+#include <torch/nn/utils/clip_grad.h>
+#include <torch/optim.h>
 #include <torch/types.h>
 
 #include <cmath>
