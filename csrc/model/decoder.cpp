@@ -63,6 +63,9 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
         .post_norm = block->register_parameter("post_norm", torch::ones({C})),
         .gate_up = block->register_parameter("gate_up", drawn({2 * M, C}, fan_in)),
         .down = block->register_parameter("down", drawn({C, M}, 0.5 * mlp_fan_in)),
+        .q_norm = {},
+        .k_norm = {},
+        .log_temperature = {},
     });
     LayerWeights& layer = layers_.back();
     if (config.attention.qk_norm) {

@@ -106,7 +106,8 @@ def test_uniform_rows(device, count):
 
 @pytest.mark.parametrize("vocab", [40, 9001])
 def test_minus_infinity(within_twice, device, vocab):
-    logits, target = draw(16, vocab, device=device)
+    # Enough rows for plain torch to meet its usual error.
+    logits, target = draw(256 if vocab < 1000 else 16, vocab, device=device)
     logits[0, torch.arange(vocab, device=device) % 3 > 0] = -INF  # two thirds, everywhere
     logits[1, :-1] = -INF  # all but one
     logits[2, : vocab // 2] = -INF
