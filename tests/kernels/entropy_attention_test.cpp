@@ -139,7 +139,7 @@ struct Expected {
     const int64_t first_key = (s.b * t.G + h / (t.H / t.G)) * t.key_rows() + s.row;
     const A scale = static_cast<A>(t.scale_or_default()), cap = static_cast<A>(t.softcap),
             tau = static_cast<A>(t.tau_at(h, s.row + query));
-    const A *q = &t.q[n * D], *k = &t.k[first_key * D], *v = &t.v[first_key * D];
+    const A *q = t.q.data() + n * D, *k = t.k.data() + first_key * D, *v = t.v.data() + first_key * D;
     std::vector<int64_t> seen;
     std::vector<A> logit, slope;
     A largest = -kInf, sum = 0, dot_size = 0;
@@ -165,7 +165,7 @@ struct Expected {
     for (const A x : logit) sum += std::exp(x - largest);
     const A lse = largest + std::log(sum);
     A H = 0;
-    A* out = &value[kOut][n * D];
+    A* out = value[kOut].data() + n * D;
     std::vector<A> log_p, p;
     for (size_t i = 0; i < seen.size(); ++i) {
       log_p.push_back(logit[i] - largest - std::log(sum));
@@ -209,8 +209,8 @@ struct Expected {
       sum_size += terms;
       dtau_size += terms * (std::abs(logit[i]) + dot_size);
       const A dz = round(ds / tau * slope[i]), weight = round(p[i]);
-      A *dq = &value[kDq][n * D], *dk = &value[kDk][(first_key + seen[i]) * D],
-        *dv = &value[kDv][(first_key + seen[i]) * D];
+      A *dq = value[kDq].data() + n * D, *dk = value[kDk].data() + (first_key + seen[i]) * D,
+        *dv = value[kDv].data() + (first_key + seen[i]) * D;
       for (int64_t d = 0; d < D; ++d) {
         dq[d] += scale * dz * key[d];
         dk[d] += scale * dz * q[d];
