@@ -145,6 +145,13 @@ void load_row(DType dtype, const void* base, int64_t at, int64_t n, Real* to) {
   }
 }
 
+// Fetches a row that is read a panel later: the hardware's own prefetch ends at each page.
+inline void prefetch_row(DType dtype, const void* base, int64_t at, int64_t n) {
+  const int64_t size = static_cast<int64_t>(kernels::size_of(dtype));
+  const char* from = static_cast<const char*>(base) + at * size;
+  for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(from + i);
+}
+
 template <class Real>
 void store_row(DType dtype, const Real* from, int64_t n, void* base, int64_t at) {
   if constexpr (sizeof(Real) == 8) {
@@ -285,7 +292,10 @@ bool pack_keys(DType dtype, const void* x, const HeadStrides& strides, const Gro
   std::memset(staging, 0, kPanel<Real> * width * sizeof(Real));
   for (int64_t j = 0; j < count; j += kPanel<Real>) {
     const int64_t n = smaller(kPanel<Real>, count - j);
-    for (int64_t i = 0; i < n; ++i) load_row(dtype, x, group.key(strides, first + j + i), D, staging + i * width);
+    for (int64_t i = 0; i < n; ++i) {
+      prefetch_row(dtype, x, group.key(strides, smaller(first + j + i + kPanel<Real>, group.sequence.keys - 1)), D);
+      load_row(dtype, x, group.key(strides, first + j + i), D, staging + i * width);
+    }
     for (int64_t i = n; i < kPanel<Real>; ++i) std::memset(staging + i * width, 0, D * sizeof(Real));
     if (columns != nullptr) pack_columns(D, staging, width, columns + j * D);
     if (rows != nullptr) finite &= pack_rows(n, D, staging, width, rows + j * kPanel<Real>, strip);
