@@ -52,7 +52,7 @@ def entropy_attention(
     max_seqlen: int | None = None,
     return_entropy: bool = True,
 ) -> EntropyAttention:
-    """Exact softmax attention and the entropy of each of its rows, from one pass over the keys, in O(B·H·T) memory.
+    """Exact softmax attention and the entropy of each of its rows, from one pass over the keys; no T × S matrix exists.
 
     For every query, over the keys j that it sees, natural logarithms::
 
@@ -69,7 +69,7 @@ def entropy_attention(
         scale: above 0; 1/√D by default.
         temperature: [H] or [H, T] (packed: [H] or [H, total]), above 0.
         key_lengths: [B] integers from 0 to S. Keys at and after it are not read.
-        query_start: [B] integers, the key that query 0 sees last: for caches of different lengths in one batch, as
+        query_start: [B] integers from 0 to S, the key that query 0 sees last: for caches of different lengths in one batch, as
             ``query_start = key_lengths - T``.
         cu_seqlens: [sequences + 1] integers, 0 first, then where each sequence ends: q is [total, H, D], k and v are [total, G, D],
             statistics are [total, H], and a row sees keys of its own sequence alone.
@@ -79,7 +79,8 @@ def entropy_attention(
     Returns:
         (out like q, lse, entropy, max_logit), statistics [B, H, T]. out, lse and entropy have gradients (to q, k, v and
         temperature); max_logit has none. An entropy that enters no loss costs the backward pass nothing; detach() one that is
-        only watched and kept. A row that sees no key gives 0, -inf, 0, -inf and no gradient. NaN stays in its row.
+        only watched and kept. A row that sees no key gives 0, -inf, 0, -inf and no gradient. NaN in q stays
+        in its row, NaN in k or v in the rows that see the key; on a GPU it may reach others of the same tile.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device or option that is not as above; the message names the argument. Values of
