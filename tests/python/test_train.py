@@ -251,23 +251,41 @@ def test_byte_tokenizer_opens_in_transformers(finished):
         assert tokenizer.decode(ids + [257, 0], skip_special_tokens=True) == text
 
 
-def test_checkpoint_opens_in_transformers(finished):
+def greedy_texts(folder):
+    """A greedy completion of one prompt by transformers and by the tool, both from the same checkpoint."""
     transformers = pytest.importorskip("transformers")
-    for name in ("sft", "grpo"):  # tied and untied head
-        folder = final_checkpoint(finished(name))
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        prompt = "a+5b+6="
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        assert tokenizer.decode(ids[0]) == prompt
-        with torch.no_grad():
-            out = model.generate(ids, max_new_tokens=20, do_sample=False)
-        theirs = tokenizer.decode(out[0], skip_special_tokens=False).replace(" ", "")
-        ours = subprocess.run(
-            [binary(), "sample", str(folder), "--prompt", prompt, "--temperature", "0", "--max-new-tokens", "20"],
-            capture_output=True, text=True, check=True,
-        ).stdout.split()[0]
-        assert theirs == ours
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    prompt = "a+5b+6="
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(ids[0]) == prompt
+    with torch.no_grad():
+        out = model.generate(ids, max_new_tokens=20, do_sample=False)
+    ours = subprocess.run(
+        [binary(), "sample", str(folder), "--prompt", prompt, "--temperature", "0", "--max-new-tokens", "20"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()[0]
+    return tokenizer.decode(out[0], skip_special_tokens=False).replace(" ", ""), ours
+
+
+@pytest.mark.parametrize("name", ["sft", "grpo"])  # tied and untied head
+def test_checkpoint_opens_in_transformers(finished, name):
+    theirs, ours = greedy_texts(final_checkpoint(finished(name)))
+    assert theirs == ours
+
+
+@pytest.mark.parametrize("options", [["qk_norm=true"], ["window=6"], ["qk_norm=true", "window=6"]], ids=" ".join)
+def test_checkpoint_with_attention_options_opens_in_transformers(tmp_path, options):
+    train(ROOT / "configs" / "tiny" / "sft.yaml", tmp_path, *(f"model.attention.{option}" for option in options))
+    theirs, ours = greedy_texts(final_checkpoint(tmp_path))
+    assert theirs == ours
+
+
+def test_checkpoint_that_transformers_cannot_compute_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    train(ROOT / "configs" / "tiny" / "sft.yaml", tmp_path, "model.attention.softcap=5")
+    with pytest.raises(Exception, match="isentrope"):
+        transformers.AutoModelForCausalLM.from_pretrained(final_checkpoint(tmp_path))
 
 
 MISTAKES = [
