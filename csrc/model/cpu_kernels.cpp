@@ -10,8 +10,6 @@ namespace {
 template <class T>
 constexpr int64_t kPanel = 2 * kLanes<T>;
 
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 template <class T>
 void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, T* out) {
   constexpr int64_t P = kPanel<T>;

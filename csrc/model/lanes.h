@@ -69,21 +69,6 @@ inline void strip(int64_t M, int64_t K, const T* a, int64_t a_row, int64_t a_col
     tile<T, kCount, 1, kVectors>(K, a + m * a_row, a_row, a_col, b, ldb, c + m * ldc, ldc, add);
 }
 
-// C [M, N] (+)= A [M, K] · B [K, N] for any M, N, K; B and C row-major with leading dimensions ldb, ldc.
-template <class T>
-inline void product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col, const T* b,
-                    int64_t ldb, T* c, int64_t ldc, bool add) {
-  constexpr int W = kLanes<T>;
-  int64_t n = 0;
-  for (; n + 2 * W <= N; n += 2 * W) strip<T, W, 2>(M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, add);
-  for (; n + W <= N; n += W) strip<T, W, 1>(M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, add);
-  if constexpr (W >= 16)
-    for (; n + 8 <= N; n += 8) strip<T, 8, 1>(M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, add);
-  if constexpr (W >= 8)
-    for (; n + 4 <= N; n += 4) strip<T, 4, 1>(M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, add);
-  for (; n < N; ++n) strip<T, 1, 1>(M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, add);
-}
-
 // e^x. float: 2^n · p(r), x = n ln 2 + r, |r| ≤ ln 2 / 2, with the polynomial of Cephes' expf (Moshier):
 // within one unit in the last place, and p(0) = 1. Below −87.3, where the result would be subnormal, 0.
 inline float exponential(float x) {

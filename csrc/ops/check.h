@@ -5,6 +5,8 @@
 
 #include <initializer_list>
 
+#include "kernels/gpu/dtype.h"
+
 namespace isentrope::ops {
 
 // condition, else "isentrope::<op>: <what came and what is wanted>"; the rest is streamed together.
@@ -17,6 +19,17 @@ inline void check_dtype(const char* op, const char* name, const at::Tensor& x,
   std::string list;
   for (at::ScalarType type : allowed) list += (list.empty() ? "" : ", ") + std::string(c10::toString(type));
   TORCH_CHECK_TYPE(false, "isentrope::", op, ": ", name, " has dtype ", x.scalar_type(), "; wanted ", list);
+}
+
+// A dtype that check_dtype has let through, as the kernels name it.
+inline kernels::DType kernel_dtype(const char* op, const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return kernels::DType::kFloat;
+    case at::kBFloat16: return kernels::DType::kBFloat16;
+    case at::kHalf: return kernels::DType::kHalf;
+    case at::kDouble: return kernels::DType::kDouble;
+    default: TORCH_CHECK_TYPE(false, "isentrope::", op, ": no kernel takes ", x.scalar_type());
+  }
 }
 
 // x on the device of like.

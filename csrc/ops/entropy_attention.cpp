@@ -112,16 +112,6 @@ void check_values(const Arguments& a) {
 
 // ---- parameters ------------------------------------------------------------------------------------------------------
 
-DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return DType::kFloat;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kHalf;
-    case at::kDouble: return DType::kDouble;
-    default: TORCH_CHECK_TYPE(false, "isentrope::entropy_attention: q has dtype ", x.scalar_type());
-  }
-}
-
 // x [B, H, T, D] or [total, H, D].
 HeadStrides strides_of(const Tensor& x) {
   return x.dim() == 4 ? HeadStrides{x.stride(0), x.stride(1), x.stride(2)} : HeadStrides{0, x.stride(1), x.stride(0)};
@@ -195,6 +185,21 @@ Tensor scratch_of(AttentionWorkspace workspace, const AttentionShape& shape, DTy
 
 const void* data_or_null(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 
+// What both directions read.
+template <class Parameters>
+void set_inputs(Parameters& p, const Prepared& a) {
+  p.dtype = kernel_dtype(kOp, a.q);
+  p.shape = a.shape;
+  p.q = a.q.const_data_ptr();
+  p.k = a.k.const_data_ptr();
+  p.v = a.v.const_data_ptr();
+  p.temperature = data_or_null(a.temperature);
+  p.q_strides = strides_of(a.q);
+  p.k_strides = strides_of(a.k);
+  p.v_strides = strides_of(a.v);
+  p.temperature_strides = a.temperature_strides;
+}
+
 }  // namespace
 
 // ---- forward ---------------------------------------------------------------------------------------------------------
@@ -206,22 +211,13 @@ EntropyAttentionOutputs entropy_attention_run(const Arguments& arguments, bool r
   auto& [out, lse, entropy, max_logit] = outputs;
   if (out.numel() == 0) return outputs;
   EntropyAttentionForward p;
-  p.dtype = dtype_of(a.q);
-  p.shape = a.shape;
-  p.q = a.q.const_data_ptr();
-  p.k = a.k.const_data_ptr();
-  p.v = a.v.const_data_ptr();
-  p.temperature = data_or_null(a.temperature);
+  set_inputs(p, a);
   p.out = out.mutable_data_ptr();
   p.lse = lse.mutable_data_ptr();
   p.entropy = return_entropy ? entropy.mutable_data_ptr() : nullptr;
   p.max_logit = max_logit.mutable_data_ptr();
-  p.q_strides = strides_of(a.q);
-  p.k_strides = strides_of(a.k);
-  p.v_strides = strides_of(a.v);
   p.out_strides = strides_of(out);
   p.statistic_strides = statistic_strides_of(lse);
-  p.temperature_strides = a.temperature_strides;
   const Tensor scratch = scratch_of(workspace, p.shape, p.dtype, a.q);
   p.workspace = scratch.defined() ? scratch.mutable_data_ptr() : nullptr;
   launch(p);
@@ -260,12 +256,7 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
   const Tensor dout = given(state.dout) ? with_whole_rows(state.dout->to(out.scalar_type())) : at::zeros_like(out);
   const Tensor rows = state.of_temperature ? at::empty_like(lse) : Tensor();
   EntropyAttentionBackward p;
-  p.dtype = dtype_of(a.q);
-  p.shape = a.shape;
-  p.q = a.q.const_data_ptr();
-  p.k = a.k.const_data_ptr();
-  p.v = a.v.const_data_ptr();
-  p.temperature = data_or_null(a.temperature);
+  set_inputs(p, a);
   p.out = out.const_data_ptr();
   p.lse = lse.const_data_ptr();
   p.entropy = entropy.defined() && entropy.numel() > 0 ? entropy.const_data_ptr() : nullptr;
@@ -276,16 +267,12 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
   p.dk = dk.mutable_data_ptr();
   p.dv = dv.mutable_data_ptr();
   p.dtemperature = rows.defined() ? rows.mutable_data_ptr() : nullptr;
-  p.q_strides = strides_of(a.q);
-  p.k_strides = strides_of(a.k);
-  p.v_strides = strides_of(a.v);
   p.out_strides = strides_of(out);
   p.dout_strides = strides_of(dout);
   p.dq_strides = strides_of(dq);
   p.dk_strides = strides_of(dk);
   p.dv_strides = strides_of(dv);
   p.statistic_strides = statistic_strides_of(lse);
-  p.temperature_strides = a.temperature_strides;
   const Tensor scratch = scratch_of(workspace, p.shape, p.dtype, a.q);
   p.workspace = scratch.defined() ? scratch.mutable_data_ptr() : nullptr;
   launch(p);

@@ -22,7 +22,6 @@
 namespace isentrope::ops {
 namespace {
 
-using kernels::DType;
 using kernels::LogitRows;
 using kernels::TokenEntropyBackward;
 using kernels::TokenEntropyForward;
@@ -37,16 +36,6 @@ void check_arguments(const Tensor& logits, const Tensor& target, double temperat
   OP_CHECK(kOp, logits.sym_size(-1) >= 1, "logits has a vocabulary of 0; wanted at least 1");
   check_device(kOp, "target", target, "logits", logits);
   OP_CHECK(kOp, std::isfinite(temperature) && temperature > 0, "temperature is ", temperature, "; wanted above 0");
-}
-
-DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return DType::kFloat;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kHalf: return DType::kHalf;
-    case at::kDouble: return DType::kDouble;
-    default: TORCH_CHECK_TYPE(false, "isentrope::token_entropy: logits has dtype ", x.scalar_type());
-  }
 }
 
 at::ScalarType statistic_type(const Tensor& logits) { return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
@@ -121,7 +110,7 @@ TokenEntropyOutputs token_entropy_run(const Tensor& logits_in, const Tensor& tar
   auto& [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] = outputs;
   if (target.numel() == 0) return outputs;
   TokenEntropyForward p;
-  p.dtype = dtype_of(logits);
+  p.dtype = kernel_dtype(kOp, logits);
   p.layout = layout_of(logits);
   p.logits = logits.const_data_ptr();
   p.target = target.const_data_ptr<int64_t>();
@@ -176,7 +165,7 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits_in, 
   const Tensor dlp = row_gradient(dlogprob, "dlogprob", target, type), dH = row_gradient(dentropy, "dentropy", target, type),
                dz = row_gradient(dlse, "dlse", target, type);
   TokenEntropyBackward p;
-  p.dtype = dtype_of(logits);
+  p.dtype = kernel_dtype(kOp, logits);
   p.layout = layout_of(logits);
   p.dlogits_layout = layout_of(written);
   p.logits = logits.const_data_ptr();

@@ -6,6 +6,7 @@ takes H = lse - scale · q·(that); "materialised" is softmax of the T × S matr
 ratio of 0.95 is the 5 % that entropy may cost. The limit is the rate of a float32 product of 1024³ in the same rounds (bfloat16 where the processor has such products), for
 4 D multiply-adds · 2 a visible pair forward and 2.5 times that backward."""
 
+import functools
 import math
 import statistics
 from pathlib import Path
@@ -64,11 +65,15 @@ def trick(q, k, v):
     return out, lse.detach() - (q.detach() * means).sum(-1) * q.shape[-1] ** -0.5
 
 
+@functools.cache
+def later_keys(T, device):
+    return torch.ones(T, T, dtype=torch.bool, device=device).triu(1)
+
+
 def materialised(q, k, v):
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    T = q.shape[2]
     s = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    p = s.masked_fill(torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1), -torch.inf).softmax(-1)
+    p = s.masked_fill(later_keys(q.shape[2], q.device), -torch.inf).softmax(-1)
     return p @ v, -(p * p.clamp_min(1e-30).log()).sum(-1)
 
 
