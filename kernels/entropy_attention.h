@@ -64,14 +64,14 @@ struct EntropyAttentionForward {
   const void* q = nullptr;            // [B, H, T, D] dtype, like k, v, out; rows 16-byte aligned on CUDA
   const void* k = nullptr;            // [B, G, S, D]
   const void* v = nullptr;            // [B, G, S, D]
-  const void* temperature = nullptr;  // [H, T] τ > 0, or null: 1
+  const void* temperature = nullptr;  // [B, H, T] τ > 0, or null: 1
   void* out = nullptr;                // [B, H, T, D]
   void* lse = nullptr;                // [B, H, T]
   void* entropy = nullptr;            // [B, H, T], or null
   void* max_logit = nullptr;          // [B, H, T], or null
   HeadStrides q_strides, k_strides, v_strides, out_strides;
   HeadStrides statistic_strides;    // of lse, entropy, max_logit
-  HeadStrides temperature_strides;  // batch is 0; row is 0 where a head has one temperature
+  HeadStrides temperature_strides;  // row is 0 where a head has one temperature, batch where all batches share them
   void* workspace = nullptr;        // [entropy_attention_workspace] bytes, 16-byte aligned; CUDA only
 };
 

@@ -2,13 +2,35 @@
 
 #include <cmath>
 
-#include "csrc/model/lanes.h"
+#include "csrc/ops/cpu_product.h"
 
 namespace isentrope::model::CPU_CAPABILITY {
 namespace {
 
+using ops::CPU_CAPABILITY::kTile;
 template <class T>
-constexpr int64_t kPanel = 2 * kLanes<T>;
+constexpr int64_t kPanel = ops::CPU_CAPABILITY::kPanel<T>;
+
+// e^x. float: 2^n · p(r), x = n ln 2 + r, |r| ≤ ln 2 / 2, with the polynomial of Cephes' expf (Moshier):
+// within one unit in the last place, and p(0) = 1. Below −87.3, where the result would be subnormal, 0.
+inline float exponential(float x) {
+  const float y = x < -87.3f ? -87.3f : (x > 88.3f ? 88.3f : x);
+  constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
+  const float n = (y * 1.44269504088896341f + kRound) - kRound;
+  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return x < -87.3f ? 0.0f : p * power;
+}
+inline double exponential(double x) { return __builtin_exp(x); }
 
 template <class T>
 void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, T* out) {
@@ -27,25 +49,36 @@ void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, 
   }
 }
 
-template <class T>
-void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col,
-                    const T* packed, T* c, int64_t ldc, bool add) {
+template <bool kTransposed, bool kAdd, class T>
+void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* packed, T* c, int64_t ldc) {
   constexpr int64_t P = kPanel<T>;
-  int64_t n = 0;
-  for (; n + P <= N; n += P, packed += K * P)
-    strip<T, kLanes<T>, 2>(M, K, a, a_row, a_col, packed, P, c + n, ldc, add);
-  if (n == N) return;
+  const auto all = [K](int64_t, int64_t) { return ops::CPU_CAPABILITY::Span{0, K}; };
+  const int64_t whole = N / P * P;
+  ops::CPU_CAPABILITY::product<kTransposed, kAdd>(M, whole, kTile, a, lda, packed, K * P, c, ldc, all);
+  if (N == whole) return;
   // The last panel's columns beyond N are computed and left.
   T block[kTile * P];
   for (int64_t m = 0; m < M; m += kTile) {
     const int64_t rows = M - m < kTile ? M - m : kTile;
-    strip<T, kLanes<T>, 2>(rows, K, a + m * a_row, a_row, a_col, packed, P, block, P, false);
+    ops::CPU_CAPABILITY::product<kTransposed, false>(rows, P, kTile, a + (kTransposed ? m : m * lda), lda,
+                                                     packed + whole * K, 0, block, P, all);
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < N - n; ++i) {
-        T& to = c[(m + r) * ldc + n + i];
-        to = add ? to + block[r * P + i] : block[r * P + i];
+      for (int64_t i = 0; i < N - whole; ++i) {
+        T& to = c[(m + r) * ldc + whole + i];
+        to = kAdd ? to + block[r * P + i] : block[r * P + i];
       }
   }
+}
+
+template <class T>
+void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, bool transposed, const T* packed, T* c,
+                    int64_t ldc, bool add) {
+  if (transposed)
+    add ? packed_product<true, true>(M, N, K, a, lda, packed, c, ldc)
+        : packed_product<true, false>(M, N, K, a, lda, packed, c, ldc);
+  else
+    add ? packed_product<false, true>(M, N, K, a, lda, packed, c, ldc)
+        : packed_product<false, false>(M, N, K, a, lda, packed, c, ldc);
 }
 
 // ---- norm, gate, rotation -----------------------------------------------------------------------------------------
@@ -132,16 +165,17 @@ template <class T>
 void rotate(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_t y_stride, const T* cosine,
             const T* sine, T direction) {
   // Half a head is often shorter than the widest vector.
-  constexpr int64_t W = kLanes<T> < 32 / sizeof(T) ? kLanes<T> : 32 / sizeof(T);
-  using L = Lanes<T, W>;
+  constexpr int64_t kBytes = ops::CPU_CAPABILITY::kVectorBytes < 32 ? ops::CPU_CAPABILITY::kVectorBytes : 32;
+  constexpr int64_t W = kBytes / sizeof(T);
+  using V = typename ops::CPU_CAPABILITY::LanesOf<T, kBytes>::type;
+  const auto load = [](const T* p) { return *reinterpret_cast<const V*>(p); };
   const int64_t half = D / 2;
   for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
     int64_t i = 0;
     for (; i + W <= half; i += W) {
-      const auto low = L::load(x + i), high = L::load(x + half + i);
-      const auto c = L::load(cosine + i), s = L::load(sine + i) * direction;
-      L::store(y + i, low * c - high * s);
-      L::store(y + half + i, high * c + low * s);
+      const V low = load(x + i), high = load(x + half + i), c = load(cosine + i), s = load(sine + i) * direction;
+      *reinterpret_cast<V*>(y + i) = low * c - high * s;
+      *reinterpret_cast<V*>(y + half + i) = high * c + low * s;
     }
     for (; i < half; ++i) {
       const T low = x[i], high = x[half + i], s = sine[i] * direction;
@@ -151,85 +185,7 @@ void rotate(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_
   }
 }
 
-// ---- attention over a cache ---------------------------------------------------------------------------------------
-
-// scores [kBlocks · 16] = q [D] · keys, kBlocks blocks that lie block_stride apart.
-template <class T, int kBlocks>
-inline void block_scores(int64_t D, const T* q, const T* keys, int64_t block_stride, T* scores) {
-  using L = Lanes<T, kLanes<T>>;
-  constexpr int kParts = kKeyBlock / kLanes<T>;
-  typename L::type sum[kBlocks][kParts] = {};
-  for (int64_t d = 0; d < D; ++d)
-#pragma GCC unroll 4
-    for (int b = 0; b < kBlocks; ++b)
-#pragma GCC unroll 8
-      for (int i = 0; i < kParts; ++i)
-        sum[b][i] += q[d] * L::load(keys + b * block_stride + d * kKeyBlock + i * kLanes<T>);
-#pragma GCC unroll 4
-  for (int b = 0; b < kBlocks; ++b)
-#pragma GCC unroll 8
-    for (int i = 0; i < kParts; ++i) L::store(scores + b * kKeyBlock + i * kLanes<T>, sum[b][i]);
-}
-
-// out [kCount] = Σ_s weight_s · values[s · stride], as four sums over s mod 4, which run side by side.
-template <class T, int kCount>
-inline void weighted_sum(int64_t S, const T* weight, const T* values, int64_t stride, T* out) {
-  using L = Lanes<T, kCount>;
-  typename L::type sum[4] = {};
-  int64_t s = 0;
-  for (; s + 4 <= S; s += 4)
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sum[i] += weight[s + i] * L::load(values + (s + i) * stride);
-  for (; s < S; ++s) sum[0] += weight[s] * L::load(values + s * stride);
-  L::store(out, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-}
-
-template <class T>
-void cached_attention(const CachedAttention<T>& a, T* scratch) {
-  const int64_t D = a.D, stride = a.G * D * kKeyBlock, S = a.last + 1;
-  const int64_t first_block = a.first / kKeyBlock, blocks = (S + kKeyBlock - 1) / kKeyBlock;
-  const int64_t begin = first_block * kKeyBlock, end = blocks * kKeyBlock;
-  for (int64_t head = 0; head < a.H; ++head) {
-    const int64_t g = head / (a.H / a.G);
-    const T *q = a.q + head * D, *k = a.keys + g * D * kKeyBlock, *v = a.values + g * D;
-    int64_t block = first_block;
-    for (; block + 4 <= blocks; block += 4)
-      block_scores<T, 4>(D, q, k + block * stride, stride, scratch + block * kKeyBlock);
-    for (; block + 2 <= blocks; block += 2)
-      block_scores<T, 2>(D, q, k + block * stride, stride, scratch + block * kKeyBlock);
-    for (; block < blocks; ++block)
-      block_scores<T, 1>(D, q, k + block * stride, stride, scratch + block * kKeyBlock);
-    T scale = a.scale;
-    if (a.softcap > 0) {  // tanh(x) = 1 − 2 / (e^2x + 1)
-      const T inner = 2 * a.scale / a.softcap;
-#pragma omp simd
-      for (int64_t s = begin; s < end; ++s)
-        scratch[s] = a.softcap * (T(1) - T(2) / (exponential(scratch[s] * inner) + T(1)));
-      scale = 1;
-    }
-    if (a.inverse_temperature != nullptr) scale *= a.inverse_temperature[head];
-    // Positions that are out of sight weigh nothing; whole blocks need no remainder loop.
-    for (int64_t s = begin; s < a.first; ++s) scratch[s] = -INFINITY;
-    for (int64_t s = S; s < end; ++s) scratch[s] = -INFINITY;
-    T top = -INFINITY, total = 0;
-#pragma omp simd reduction(max : top)
-    for (int64_t s = begin; s < end; ++s) top = scratch[s] > top ? scratch[s] : top;
-#pragma omp simd reduction(+ : total)
-    for (int64_t s = begin; s < end; ++s) {
-      scratch[s] = exponential((scratch[s] - top) * scale);
-      total += scratch[s];
-    }
-    constexpr int W = kLanes<T>;
-    const T *weight = scratch + a.first, *seen = v + a.first * a.G * D;
-    T* out = a.out + head * D;
-    int64_t d = 0;
-    for (; d + W <= D; d += W) weighted_sum<T, W>(S - a.first, weight, seen + d, a.G * D, out + d);
-    for (; d < D; ++d) weighted_sum<T, 1>(S - a.first, weight, seen + d, a.G * D, out + d);
-    const T inverse = T(1) / total;
-#pragma omp simd
-    for (int64_t i = 0; i < D; ++i) out[i] *= inverse;
-  }
-}
+// ---- softmax ------------------------------------------------------------------------------------------------------
 
 template <class T>
 void softmax(int64_t V, T scale, const T* logits, T* weight, T* maximum, T* total, T* entropy) {
@@ -250,9 +206,9 @@ void softmax(int64_t V, T scale, const T* logits, T* weight, T* maximum, T* tota
 
 template <class T>
 constexpr CpuKernels<T> kTable = {
-    .name = kVectorBytes == 64   ? "AVX-512"
-            : kVectorBytes == 32 ? "AVX2"
-                                 : "baseline",
+    .name = ops::CPU_CAPABILITY::kVectorBytes == 64   ? "AVX-512"
+            : ops::CPU_CAPABILITY::kVectorBytes == 32 ? "AVX2"
+                                                      : "baseline",
     .panel = kPanel<T>,
     .pack = pack<T>,
     .packed_product = packed_product<T>,
@@ -261,7 +217,6 @@ constexpr CpuKernels<T> kTable = {
     .swiglu = swiglu<T>,
     .swiglu_backward = swiglu_backward<T>,
     .rotate = rotate<T>,
-    .cached_attention = cached_attention<T>,
     .softmax = softmax<T>,
 };
 

@@ -2,28 +2,12 @@
 // pointers and sizes only; threads and memory are their callers'. cpu_kernels.cpp is compiled once per
 // instruction set and cpu_kernels<T>() returns the widest that the processor has.
 //
-// N rows, C width, M inner width of the MLP, H query heads, G key/value heads, D head size, S keys. A row's result does not depend, bit for bit, on the rows it is computed with.
+// N rows, C width, M inner width of the MLP, D head size. A row's result does not depend, bit for bit, on the rows it is
+// computed with.
 #pragma once
 #include <cstdint>
 
 namespace isentrope::model {
-
-// Keys of a cache are kept in blocks of this many positions, transposed (csrc/model/kv_cache.h). 16 floats
-// fill the widest vector and one cache line.
-inline constexpr int64_t kKeyBlock = 16;
-
-// One query of every head against a cache of S positions.
-template <class T>
-struct CachedAttention {
-  int64_t first, last;         // it sees positions first … last
-  int64_t H, G, D;
-  T scale, softcap;            // softcap: 0 for none
-  const T* inverse_temperature;  // [H], or null for 1
-  const T* q;                  // [H, D]
-  const T* keys;               // [⌈S/16⌉, G, D, 16]
-  const T* values;             // [S, G, D]
-  T* out;                      // [H, D]
-};
 
 template <class T>
 struct CpuKernels {
@@ -33,9 +17,9 @@ struct CpuKernels {
   // out [⌈N/P⌉, K, P]: b [K, N] in panels of P columns, the last one filled up with zeros. Element (k, n) of
   // b lies at b[k · k_stride + n · n_stride].
   void (*pack)(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, T* out);
-  // c [M, N] (+)= a [M, K] · b. Element (m, k) of a lies at a[m · a_row + k · a_col].
-  void (*packed_product)(int64_t M, int64_t N, int64_t K, const T* a, int64_t a_row, int64_t a_col,
-                         const T* packed, T* c, int64_t ldc, bool add);
+  // c [M, N] (+)= a [M, K] · b. Element (m, k) of a lies at a[m · lda + k], or a[k · lda + m] if transposed.
+  void (*packed_product)(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, bool transposed, const T* packed, T* c,
+                         int64_t ldc, bool add);
 
   // sum = x + delta (x itself where delta is null, and then sum may be null), y = weight · sum / rms(sum),
   // rms(s) = sqrt(mean(s²) + eps); inverse_rms [rows] may be null. x, delta, sum, y [rows, C].
@@ -53,9 +37,6 @@ struct CpuKernels {
   // and y_stride apart: pairs (i, i + D/2), cosine and sine [D/2]. y may be x.
   void (*rotate)(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_t y_stride,
                  const T* cosine, const T* sine, T direction);
-
-  // scratch: last + 16 elements.
-  void (*cached_attention)(const CachedAttention<T>& a, T* scratch);
 
   // With y = scale · logits and m its maximum: weight_n = e^(y_n − m), total = Σ weight, and the entropy of
   // weight / total.

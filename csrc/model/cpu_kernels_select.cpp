@@ -23,5 +23,4 @@ const CpuKernels<double>& cpu_kernels<double>() {
   return ops::pick(DEFAULT::double_kernels, AVX2::double_kernels, AVX512::double_kernels)();
 }
 
-// Two transposed operands and two blocks of scores, rows rounded up to the widest vector.
 }  // namespace isentrope::model

@@ -6,6 +6,7 @@
 
 #include "csrc/model/cpu_kernels.h"
 #include "csrc/model/kv_cache.h"
+#include "csrc/ops/entropy_attention_cpu.h"
 
 namespace isentrope::model {
 namespace {
@@ -15,7 +16,7 @@ using torch::Tensor;
 struct PackedLayer {
   Tensor input_norm, qkv, o, post_norm, gate_up, down;  // norms [C]; projections in panels (CpuKernels::pack)
   Tensor q_norm, k_norm;        // [D], or undefined
-  Tensor inverse_temperature;   // [1 or context, H], or undefined
+  Tensor temperature;           // [H, 1 or context], or undefined
 };
 
 class PackedModel : public DecodeModel {
@@ -30,7 +31,7 @@ class PackedModel : public DecodeModel {
     for (const LayerWeights& layer : decoder->layers())
       layers.push_back({copy(layer.input_norm), packed(layer.qkv), packed(layer.o), copy(layer.post_norm),
                         packed(layer.gate_up), packed(layer.down), copy(layer.q_norm), copy(layer.k_norm),
-                        inverse_temperature(layer.log_temperature)});
+                        temperature(layer.log_temperature)});
   }
 
   std::unique_ptr<DecodeSession> session(int64_t slots, int64_t rows) const override;
@@ -44,9 +45,8 @@ class PackedModel : public DecodeModel {
 
  private:
   static Tensor copy(const Tensor& weight) { return weight.defined() ? weight.detach().clone().contiguous() : Tensor(); }
-  Tensor inverse_temperature(const Tensor& log) const {  // [H] or [H · context] → [1 or context, H]
-    if (!log.defined()) return {};
-    return log.detach().neg().exp().view({config.heads, -1}).t().contiguous();
+  Tensor temperature(const Tensor& log) const {  // [H] or [H · context] → [H, 1 or context]
+    return log.defined() ? log.detach().exp().view({config.heads, -1}) : Tensor();
   }
   Tensor packed(const Tensor& weight) const {
     const Tensor plain = weight.detach().contiguous();
@@ -69,8 +69,7 @@ class PackedSession : public DecodeSession {
         attended_(buffer(rows, model.config.width)),
         gate_up_(buffer(rows, 2 * model.config.mlp)),
         inner_(buffer(rows, model.config.mlp)),
-        logits_(buffer(rows, model.config.vocabulary)),
-        scores_(torch::empty({model.config.context + kKeyBlock}, torch::kFloat32)) {}
+        logits_(buffer(rows, model.config.vocabulary)) {}
 
   Logits step(std::span<const DecodeRow> rows, int64_t logits_from) override {
     const DecoderConfig& c = model_.config;
@@ -110,21 +109,23 @@ class PackedSession : public DecodeSession {
   // y [n, N] (+)= x [n, K] · weightᵀ
   void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y,
                 bool add) const {
-    model_.kernels.packed_product(n, N, K, x.data_ptr<float>(), K, 1, weight.data_ptr<float>(),
+    model_.kernels.packed_product(n, N, K, x.data_ptr<float>(), K, false, weight.data_ptr<float>(),
                                   y.data_ptr<float>(), N, add);
   }
 
   void attend(std::span<const DecodeRow> rows, int64_t index, const PackedLayer& layer) {
     const DecoderConfig& c = model_.config;
-    const int64_t H = c.heads, G = c.kv_heads, D = c.head_size(), window = c.attention.window;
+    const int64_t H = c.heads, G = c.kv_heads, D = c.head_size();
     const auto norm_heads = [&](float* heads, int64_t count, const Tensor& weight) {
       if (weight.defined())
         model_.kernels.rms_norm(count, D, c.norm_eps, heads, nullptr, weight.data_ptr<float>(), nullptr, heads, nullptr);
     };
-    CachedAttention<float> a{};
-    a.H = H, a.G = G, a.D = D;
-    a.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(D)));
-    a.softcap = static_cast<float>(c.attention.softcap);
+    kernels::EntropyAttentionForward p;  // one query
+    p.shape = {.batch = 1, .heads = H, .kv_heads = G, .queries = 1, .head_size = D,
+               .scale = 1 / std::sqrt(static_cast<double>(D)), .causal = true, .window = c.attention.window,
+               .softcap = c.attention.softcap};
+    p.q_strides = p.out_strides = {0, D, 0};
+    p.k_strides = p.v_strides = {0, D, G * D};
     for (size_t i = 0; i < rows.size(); ++i) {
       const auto [token, position, slot] = rows[i];
       float* qkv = row(qkv_, i);
@@ -133,21 +134,22 @@ class PackedSession : public DecodeSession {
       model_.kernels.rotate(H + G, D, qkv, D, qkv, D, model_.cosine.data_ptr<float>() + position * (D / 2),
                             model_.sine.data_ptr<float>() + position * (D / 2), 1);
       cache_.put(slot, index, position, qkv + H * D, qkv + (H + G) * D);
-      a.first = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
-      a.last = position;
-      if (const Tensor& t = layer.inverse_temperature; t.defined())
-        a.inverse_temperature = t.data_ptr<float>() + (t.size(0) > 1 ? position * H : 0);
-      a.q = qkv;
-      a.keys = cache_.keys(slot, index);
-      a.values = cache_.values(slot, index);
-      a.out = row(attended_, i);
-      model_.kernels.cached_attention(a, scores_.data_ptr<float>());
+      p.shape.keys = position + 1;
+      if (const Tensor& t = layer.temperature; t.defined()) {
+        p.temperature = t.data_ptr<float>() + (t.size(1) > 1 ? position : 0);
+        p.temperature_strides.head = t.size(1);
+      }
+      p.q = qkv;
+      p.k = cache_.keys(slot, index);
+      p.v = cache_.values(slot, index);
+      p.out = row(attended_, i);
+      ops::entropy_attention_forward_cpu(p);
     }
   }
 
   const PackedModel& model_;
   KvCache cache_;
-  Tensor x_, normed_, qkv_, attended_, gate_up_, inner_, logits_, scores_;
+  Tensor x_, normed_, qkv_, attended_, gate_up_, inner_, logits_;
 };
 
 std::unique_ptr<DecodeSession> PackedModel::session(int64_t slots, int64_t rows) const {

@@ -43,8 +43,7 @@ class DecodeModel {
 };
 
 // float on the CPU: own kernels, where a row's logits do not depend, bit for bit, on the rows it is stepped
-// with or on threads. Other types and devices: plain ATen, the slow and obvious form, which is also the judge
-// of the fast one.
+// with or on threads. Other types and devices: ATen and entropy_attention on tensors.
 std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder);
 std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder);
 

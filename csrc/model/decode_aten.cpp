@@ -1,18 +1,16 @@
-// The decoder's one-token step in plain ATen, for any type and device.
+// The decoder's one-token step in ATen and entropy_attention, for any type and device.
 #include <algorithm>
-#include <cmath>
 #include <tuple>
 #include <vector>
 
 #include "csrc/model/decode.h"
 #include "csrc/model/layers.h"
+#include "csrc/ops/ops.h"
 
 namespace isentrope::model {
 namespace {
 
 using torch::Tensor;
-using torch::indexing::None;
-using torch::indexing::Slice;
 
 class AtenSession : public DecodeSession {
  public:
@@ -38,9 +36,9 @@ class AtenSession : public DecodeSession {
     }
     columns = columns.to(options.device());
     const Tensor position = columns[1], slot = columns[2];
-    const Tensor place = torch::arange(c.context, position.options()), at = position.unsqueeze(1);
-    Tensor hidden_keys = place > at;  // [n, S]
-    if (c.attention.window > 0) hidden_keys = hidden_keys | (place <= at - c.attention.window);
+    ops::EntropyAttentionOptions attention{.query_start = position, .return_entropy = false};
+    if (c.attention.window > 0) attention.window = c.attention.window;
+    if (c.attention.softcap > 0) attention.softcap = c.attention.softcap;
     const Tensor cosine = decoder_->cosine().to(options).index({position}).unsqueeze(1);  // [n, 1, D/2]
     const Tensor sine = decoder_->sine().to(options).index({position}).unsqueeze(1);
     auto turn = [&](const Tensor& x) {  // [n, heads, D]
@@ -60,17 +58,14 @@ class AtenSession : public DecodeSession {
       qkv[1] = normed_heads(qkv[1], layer.k_norm);
       keys_[l].index_put_({slot, position}, turn(qkv[1]));
       values_[l].index_put_({slot, position}, qkv[2]);
-      const Tensor q = turn(qkv[0]).view({n, G, H / G, D});
-      Tensor scores =
-          torch::einsum("ngrd,nsgd->ngrs", {q, keys_[l].index({slot})}) / std::sqrt(static_cast<double>(D));
-      if (c.attention.softcap > 0) scores = c.attention.softcap * (scores / c.attention.softcap).tanh();
-      if (layer.log_temperature.defined()) {
-        const Tensor log = layer.log_temperature.view({H, -1}).t();  // [1 or context, H]
-        scores = scores / (log.size(0) > 1 ? log.index({position}) : log).exp().view({-1, G, H / G, 1});
+      if (layer.log_temperature.defined()) {  // [H] or [H · context]; one row a batch here
+        const Tensor t = layer.log_temperature.view({H, -1}).exp();
+        attention.temperature = t.size(1) > 1 ? t.t().index({position}).unsqueeze(2) : t.squeeze(1);
       }
-      scores.masked_fill_(hidden_keys.index({Slice(), None, None}), -INFINITY);
-      delta = torch::einsum("ngrs,nsgd->ngrd", {scores.softmax(-1), values_[l].index({slot})});
-      delta = torch::linear(delta.reshape({n, c.width}), layer.o);
+      const Tensor out = ops::entropy_attention(turn(qkv[0]).unsqueeze(2), keys_[l].index({slot}).transpose(1, 2),
+                                                values_[l].index({slot}).transpose(1, 2), attention)
+                             .out;
+      delta = torch::linear(out.reshape({n, c.width}), layer.o);
       std::tie(x, normed) = add_rms_norm(x, delta, layer.post_norm, c.norm_eps);
       delta = torch::linear(swiglu(torch::linear(normed, layer.gate_up)), layer.down);
     }

@@ -1,13 +1,9 @@
 // Keys and values of every position that a sequence has passed, in slots of fixed size.
 //
-// L layers, G key/value heads, D head size, S positions of a slot (context rounded up to whole blocks of 16).
-// Keys are stored transposed in blocks of 16 positions, so that the scores of 16 positions are one
-// multiply-add a channel, and a position is written without moving the others.
+// L layers, G key/value heads, D head size, S positions of a slot.
 #pragma once
 #include <cstdint>
 #include <vector>
-
-#include "csrc/model/cpu_kernels.h"
 
 namespace isentrope::model {
 
@@ -20,10 +16,9 @@ class KvCache {
   // Copies positions 0 … count − 1 of all layers.
   void copy(int64_t from, int64_t to, int64_t count);
 
-  const float* keys(int64_t slot, int64_t layer) const {  // [S/16, G, D, 16]
-    return memory_.data() + (slot * layers_ + layer) * 2 * plane_;
-  }
-  const float* values(int64_t slot, int64_t layer) const { return keys(slot, layer) + plane_; }  // [S, G, D]
+  // [S, G, D]
+  const float* keys(int64_t slot, int64_t layer) const { return memory_.data() + (slot * layers_ + layer) * 2 * plane_; }
+  const float* values(int64_t slot, int64_t layer) const { return keys(slot, layer) + plane_; }
 
  private:
   int64_t layers_, row_, plane_;  // row_ = G·D, plane_ = S·G·D

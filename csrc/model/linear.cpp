@@ -33,7 +33,7 @@ void multiply(int64_t rows, int64_t N, int64_t K, const T* a, const T* b, int64_
   kernels.pack(K, N, b, k_stride, n_stride, packed.data_ptr<T>());
   at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin * kRows; row < std::min(end * kRows, rows); row += kRows)
-      kernels.packed_product(std::min(kRows, rows - row), N, K, a + row * K, K, 1, packed.data_ptr<T>(),
+      kernels.packed_product(std::min(kRows, rows - row), N, K, a + row * K, K, false, packed.data_ptr<T>(),
                              c + row * N, N, false);
   });
 }
@@ -51,7 +51,7 @@ void weight_gradient(int64_t rows, int64_t M, int64_t K, const T* dy, const T* x
       const int64_t depth = std::min(kDepth, rows - row);
       kernels.pack(depth, K, x + row * K, K, 1, packed.data_ptr<T>());
       for (int64_t m = first; m < last; m += kGradientRows)
-        kernels.packed_product(std::min(kGradientRows, last - m), K, depth, dy + row * M + m, 1, M,
+        kernels.packed_product(std::min(kGradientRows, last - m), K, depth, dy + row * M + m, M, true,
                                packed.data_ptr<T>(), dw + m * K, K, row > 0);
     }
   });

@@ -65,8 +65,10 @@ void check_arguments(const Arguments& a) {
     const Tensor& t = *temperature;
     const c10::SymInt T = packed ? q.sym_size(0) : q.sym_size(2);
     OP_CHECK(kOp, t.is_floating_point(), "temperature has dtype ", t.scalar_type(), "; wanted a floating point type");
-    OP_CHECK(kOp, (t.dim() == 1 && t.sym_size(0) == H) || (t.dim() == 2 && t.sym_size(0) == H && t.sym_size(1) == T),
-             "temperature has shape ", t.sym_sizes(), "; wanted [", H, "], one a head, or [", H, ", ", T, "], one a row");
+    const bool one_a_head = t.dim() == 1 && t.sym_size(0) == H, one_a_row = t.dim() == 2 && t.sym_size(0) == H && t.sym_size(1) == T;
+    const bool own = !packed && t.dim() == 3 && t.sym_size(0) == q.sym_size(0) && t.sym_size(1) == H && t.sym_size(2) == T;
+    OP_CHECK(kOp, one_a_head || one_a_row || own, "temperature has shape ", t.sym_sizes(), "; wanted [", H, "], one a head, [", H,
+             ", ", T, "], one a row", packed ? "" : ", or one a row of every batch, as q without its last dimension");
     check_device(kOp, "temperature", t, "q", q);
   }
   if (packed) {
@@ -163,7 +165,8 @@ Prepared prepare(const Arguments& a) {
   shape.cu_seqlens = pointer(r.cu_seqlens);
   if (given(a.temperature)) {
     r.temperature = a.temperature->detach().to(statistic_type(a.q));
-    r.temperature_strides = {0, r.temperature.stride(0), r.temperature.dim() == 2 ? r.temperature.stride(1) : 0};
+    const Tensor t = r.temperature.dim() == 1 ? r.temperature.unsqueeze(1) : r.temperature;  // […, H, 1 or T]
+    r.temperature_strides = {t.dim() == 3 ? t.stride(0) : 0, t.stride(-2), r.temperature.dim() == 1 ? 0 : t.stride(-1)};
   }
   return r;
 }
@@ -224,8 +227,13 @@ EntropyAttentionOutputs entropy_attention_run(const Arguments& arguments, bool r
   return outputs;
 }
 
+void entropy_attention_forward_cpu(const EntropyAttentionForward& p) {
+  static const auto chosen = ISENTROPE_PICK(entropy_attention_forward_cpu);
+  chosen(p);
+}
+
 EntropyAttentionOutputs entropy_attention_cpu(const Arguments& arguments, bool return_entropy) {
-  return entropy_attention_run(arguments, return_entropy, ISENTROPE_PICK(entropy_attention_forward_cpu), nullptr);
+  return entropy_attention_run(arguments, return_entropy, entropy_attention_forward_cpu, nullptr);
 }
 
 EntropyAttentionOutputs entropy_attention_meta(const Arguments& arguments, bool return_entropy) {
@@ -276,9 +284,9 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
   const Tensor scratch = scratch_of(workspace, p.shape, p.dtype, a.q);
   p.workspace = scratch.defined() ? scratch.mutable_data_ptr() : nullptr;
   launch(p);
-  if (rows.defined()) {  // [B, H, T] or [total, H] → [H] or [H, T]
-    const Tensor per_row = rows.dim() == 3 ? rows.sum(0) : rows.t();
-    dtemperature.copy_(dtemperature.dim() == 1 ? per_row.sum(1) : per_row);
+  if (rows.defined()) {  // [B, H, T] or [total, H] → [H], [H, T] or [B, H, T]
+    const Tensor each = rows.dim() == 3 ? rows : rows.t().unsqueeze(0);
+    dtemperature.copy_(dtemperature.dim() == 1 ? each.sum({0, 2}) : dtemperature.dim() == 2 ? each.sum(0) : each);
   }
   return gradients;
 }

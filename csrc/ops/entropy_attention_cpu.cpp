@@ -20,6 +20,8 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <type_traits>
+#include <utility>
 
 #include "csrc/ops/cpu_parallel.h"
 #include "csrc/ops/cpu_product.h"
@@ -225,19 +227,19 @@ Span join(Span a, Span b) {
   return a.empty() ? b : Span{smaller(a.from, b.from), larger(a.to, b.to)};
 }
 
-// Rows first … first + count - 1 of a group.
-template <class Real>
+// Rows first … first + count - 1 of a group, at most kMost.
+template <class Real, int64_t kMost = kRows>
 struct Block {
   int64_t first, count;
   bool capped;
-  Span keys[kRows], tile_keys[kRows / kTile], all;
-  Real temperature[kRows];
-  Real factor[kRows];  // s = factor · (q·k)
-  Real cap[kRows];     // with softcap s = cap · tanh(factor · (q·k))
+  Span keys[kMost], tile_keys[(kMost + kTile - 1) / kTile], all;
+  Real temperature[kMost];
+  Real factor[kMost];  // s = factor · (q·k)
+  Real cap[kMost];     // with softcap s = cap · tanh(factor · (q·k))
 
   template <class Params>
   Block(const Params& p, const Group& group, int64_t index)
-      : first(index * kRows), count(smaller(kRows, group.rows() - first)), capped(p.shape.softcap > 0) {
+      : first(index * kMost), count(smaller(kMost, group.rows() - first)), capped(p.shape.softcap > 0) {
     const AttentionShape& s = p.shape;
     for (int64_t r = 0; r < count; ++r) {
       keys[r] = visible(s, group.sequence, (first + r) % group.sequence.queries);
@@ -304,9 +306,9 @@ bool pack_keys(DType dtype, const void* x, const HeadStrides& strides, const Gro
 }
 
 // to [count, row] = the block's rows of x, times factor if not null.
-template <class Real>
-void load_rows(DType dtype, const void* x, const HeadStrides& strides, const Group& group, const Block<Real>& block,
-               int64_t D, const Real* factor, Real* to) {
+template <class Real, int64_t kMost>
+void load_rows(DType dtype, const void* x, const HeadStrides& strides, const Group& group,
+               const Block<Real, kMost>& block, int64_t D, const Real* factor, Real* to) {
   const int64_t width = Widths<Real>(D).row;
   for (int64_t r = 0; r < block.count; ++r, to += width) {
     load_row(dtype, x, group.at(strides, block.first + r), D, to);
@@ -488,6 +490,124 @@ Real gradient_row(Real* s, Real* dp, Span vectors, Real factor, const RowConstan
   return kTemperature ? reduce_add(sum) : Real(0);
 }
 
+// ---- few rows -------------------------------------------------------------------------------------------------------
+
+// Groups of at most so many rows, one query of a decoder above all, read their keys where they lie: packing is worth its time
+// from about a tile of rows on. The backward pass packs all the same, but forms s as the forward pass did.
+constexpr int64_t kFewRows = 4;
+bool few_rows(const AttentionShape& s) { return s.heads / s.kv_heads * s.queries <= kFewRows; }
+
+template <class Real>
+struct PlacesOf {
+  typedef typename std::conditional<sizeof(Real) == 4, int32_t, int64_t>::type Index;
+  typedef Index type __attribute__((vector_size(kVectorBytes)));
+};
+
+// x[i] and x[i + kStep] folded onto each other: places without kStep keep the first, the others the second.
+template <int kStep, class Real, int... i>
+void fold(Lanes<Real>* x, std::integer_sequence<int, i...>) {
+  using Places = typename PlacesOf<Real>::type;
+  constexpr int kCount = sizeof...(i);
+  constexpr Places straight = {(i & kStep ? kCount + i : i)...},
+                   crossed = {(i & kStep ? kCount + (i ^ kStep) : i ^ kStep)...};
+#pragma GCC unroll 16
+  for (int n = 0; n < kCount; n += 2 * kStep)
+    x[n] = __builtin_shuffle(x[n], x[n + kStep], straight) + __builtin_shuffle(x[n], x[n + kStep], crossed);
+}
+
+// Element i is the sum of x[i].
+template <class Real>
+Lanes<Real> sums_of(Lanes<Real>* x) {
+  constexpr int kCount = kLanes<Real>;
+  constexpr std::make_integer_sequence<int, kCount> all{};
+  fold<1, Real>(x, all);
+  if constexpr (kCount > 2) fold<2, Real>(x, all);
+  if constexpr (kCount > 4) fold<4, Real>(x, all);
+  if constexpr (kCount > 8) fold<8, Real>(x, all);
+  return x[0];
+}
+
+// The keys [first, …) of a group as rows of Real, ld apart: where they lie, if that is what they are, else copied into memory.
+template <class Real>
+struct KeyRows {
+  const Real* data;
+  int64_t ld;
+  KeyRows(DType dtype, const void* x, const HeadStrides& strides, const Group& group, int64_t D, Span keys, Real* memory)
+      : data(memory), ld(Widths<Real>(D).row) {
+    if (kernels::size_of(dtype) == sizeof(Real) && D % kLanes<Real> == 0) {
+      ld = strides.row;
+      data = static_cast<const Real*>(x) + group.key(strides, keys.from);
+      return;
+    }
+    for (int64_t j = keys.from; j < keys.to; ++j, memory += ld) {
+      load_row(dtype, x, group.key(strides, j), D, memory);
+      for (int64_t d = D; d < ld; ++d) memory[d] = 0;
+    }
+  }
+};
+
+// s[j] = q · row j of k for the keys of `seen`, which k begins with; whole vectors around them are filled with anything.
+template <class Real>
+void dot_products(Span seen, Span vectors, int64_t columns, const Real* q, const KeyRows<Real>& k, Real* s) {
+  using V = Lanes<Real>;
+  constexpr int64_t W = kLanes<Real>;
+  for (int64_t j = vectors.from; j < vectors.to; j += W) {
+    const Real* row[W];
+    for (int64_t i = 0; i < W; ++i) row[i] = k.data + (within(j + i, seen.from, seen.to - 1) - seen.from) * k.ld;
+    V sum[W] = {};
+    for (int64_t d = 0; d < columns; d += W) {
+      const V x = *reinterpret_cast<const V*>(q + d);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < W; ++i) sum[i] += x * *reinterpret_cast<const V*>(row[i] + d);
+    }
+    *reinterpret_cast<V*>(s + j) = sums_of<Real>(sum);
+  }
+}
+
+// scores() of keys where they lie; k begins with the strip's first key in sight.
+template <class Real, int64_t kMost>
+void few_scores(const Block<Real, kMost>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* q,
+                const KeyRows<Real>& k, Real* to) {
+  const Widths<Real> width(D);
+  for (int64_t r = 0; r < block.count; ++r)
+    dot_products(within_strip(block.all, first, strip),
+                 whole_vectors<Real>(within_strip(block.keys[r], first, strip), panels), width.columns,
+                 q + r * width.row, k, to + r * (strip + kPad));
+}
+
+// to [columns] += Σ p[j] · row j of v: kVectors vectors of columns at a time, each as kChains sums over j mod kChains.
+template <int64_t kVectors, class Real>
+void weighted_rows(int64_t count, const Real* p, const Real* v, int64_t ld, Real* to) {
+  using V = Lanes<Real>;
+  constexpr int64_t kChains = 8 / kVectors;
+  V sum[kChains][kVectors] = {};
+  auto add = [&](int64_t j, int64_t chain) {
+#pragma GCC unroll 8
+    for (int64_t n = 0; n < kVectors; ++n)
+      sum[chain][n] += p[j] * *reinterpret_cast<const V*>(v + j * ld + n * kLanes<Real>);
+  };
+  int64_t j = 0;
+  for (; j + kChains <= count; j += kChains)
+#pragma GCC unroll 8
+    for (int64_t chain = 0; chain < kChains; ++chain) add(j + chain, chain);
+  for (; j < count; ++j) add(j, 0);
+#pragma GCC unroll 8
+  for (int64_t n = 0; n < kVectors; ++n) {
+    for (int64_t chain = 1; chain < kChains; ++chain) sum[0][n] += sum[chain][n];
+    *reinterpret_cast<V*>(to + n * kLanes<Real>) += sum[0][n];
+  }
+}
+
+template <class Real>
+void weighted_sum(int64_t count, int64_t columns, const Real* p, const KeyRows<Real>& v, Real* to) {
+  constexpr int64_t W = kLanes<Real>;
+  int64_t d = 0;
+  for (; d + 8 * W <= columns; d += 8 * W) weighted_rows<8>(count, p, v.data + d, v.ld, to + d);
+  for (; d + 4 * W <= columns; d += 4 * W) weighted_rows<4>(count, p, v.data + d, v.ld, to + d);
+  for (; d + 2 * W <= columns; d += 2 * W) weighted_rows<2>(count, p, v.data + d, v.ld, to + d);
+  for (; d < columns; d += W) weighted_rows<1>(count, p, v.data + d, v.ld, to + d);
+}
+
 // ---- forward --------------------------------------------------------------------------------------------------------
 
 // A packed strip: kᵀ, v and whether v is finite.
@@ -507,41 +627,28 @@ struct ForwardStrip {
   }
 };
 
-template <class Real>
-int64_t forward_scratch(int64_t D) {
-  return (2 * kRows + kPanel<Real>)*Widths<Real>(D).row + kRows * (kForwardStrip + kPad);
+// Scores in place: capped, then p = exp(s - m), 0 for what the row does not see.
+template <class Real, bool kEntropy, int64_t kMost>
+void softmax_rows(const Block<Real, kMost>& block, int64_t first, Span panels, int64_t row, Real* s,
+                  Running<Real>* state, Real* out) {
+  for (int64_t r = 0; r < block.count; ++r, s += kForwardStrip + kPad, out += row) {
+    const Span seen = within_strip(block.keys[r], first, kForwardStrip), vectors = whole_vectors<Real>(seen, panels);
+    if (block.capped) cap_row<Real>(s, vectors, block.factor[r], block.cap[r], nullptr);
+    fill_unseen(s, seen, vectors, -kInfinity);
+    softmax_row<Real, kEntropy>(s, vectors, block.row_factor(r), state[r], out, row);
+    clear_around(s, vectors, panels);
+  }
 }
 
-// packed: the group's strips; or room for one, which is packed as it is needed.
-template <class Real, bool kEntropy>
-void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t index, Real* packed, bool all_packed,
-                   Real* scratch) {
-  const int64_t D = p.shape.head_size, row = Widths<Real>(D).row, width = kForwardStrip + kPad;
-  const Block<Real> block(p, group, index);
-  Real *q = scratch, *out = q + kRows * row, *staging = out + kRows * row, *s = staging + kPanel<Real> * row;
-  Running<Real> state[kRows];
-  std::memset(out, 0, block.count * row * sizeof(Real));
-  if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, static_cast<const Real*>(nullptr), q);
-  for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
-    const ForwardStrip<Real> strip(packed + (all_packed ? first / kForwardStrip * ForwardStrip<Real>::size(D) : 0), D);
-    if (!all_packed) strip.pack(p, group, first, staging);
-    const Span panels = whole_panels<Real>(within_strip(block.all, first, kForwardStrip));
-    scores(block, first, kForwardStrip, panels, D, q, strip.k_columns, s);
-    for (int64_t r = 0; r < block.count; ++r) {
-      const Span seen = within_strip(block.keys[r], first, kForwardStrip), vectors = whole_vectors<Real>(seen, panels);
-      if (p.shape.softcap > 0) cap_row<Real>(s + r * width, vectors, block.factor[r], block.cap[r], nullptr);
-      fill_unseen(s + r * width, seen, vectors, -kInfinity);
-      softmax_row<Real, kEntropy>(s + r * width, vectors, block.row_factor(r), state[r], out + r * row, row);
-      clear_around(s + r * width, vectors, panels);
-    }
-    sum_over_keys(block, first, kForwardStrip, D, *strip.finite != 0, s, strip.v_rows, out);
-  }
-  for (int64_t r = 0; r < block.count; ++r) {
+template <class Real, bool kEntropy, int64_t kMost>
+void finish_rows(const EntropyAttentionForward& p, const Group& group, const Block<Real, kMost>& block, int64_t row,
+                 const Running<Real>* state, Real* out) {
+  for (int64_t r = 0; r < block.count; ++r, out += row) {
     const Running<Real>& x = state[r];
     const bool none = x.sum == 0, nan = x.sum != x.sum;
     const double log_sum = ::log(static_cast<double>(x.sum));
-    multiply(out + r * row, D, none ? Real(0) : 1 / x.sum);
-    store_row(p.dtype, out + r * row, D, p.out, group.at(p.out_strides, block.first + r));
+    multiply(out, p.shape.head_size, none ? Real(0) : 1 / x.sum);
+    store_row(p.dtype, out, p.shape.head_size, p.out, group.at(p.out_strides, block.first + r));
     const int64_t at = group.at(p.statistic_strides, block.first + r);
     auto put = [at](void* to, double value) {
       if (to != nullptr) static_cast<Real*>(to)[at] = static_cast<Real>(value);
@@ -553,10 +660,78 @@ void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t
   }
 }
 
+template <class Real>
+int64_t forward_scratch(int64_t D) {
+  return (2 * kRows + kPanel<Real>)*Widths<Real>(D).row + kRows * (kForwardStrip + kPad);
+}
+
+// packed: the group's strips; or room for one, which is packed as it is needed.
+template <class Real, bool kEntropy>
+void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t index, Real* packed, bool all_packed,
+                   Real* scratch) {
+  const int64_t D = p.shape.head_size, row = Widths<Real>(D).row;
+  const Block<Real> block(p, group, index);
+  Real *q = scratch, *out = q + kRows * row, *staging = out + kRows * row, *s = staging + kPanel<Real> * row;
+  Running<Real> state[kRows];
+  std::memset(out, 0, block.count * row * sizeof(Real));
+  if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, static_cast<const Real*>(nullptr), q);
+  for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
+    const ForwardStrip<Real> strip(packed + (all_packed ? first / kForwardStrip * ForwardStrip<Real>::size(D) : 0), D);
+    if (!all_packed) strip.pack(p, group, first, staging);
+    const Span panels = whole_panels<Real>(within_strip(block.all, first, kForwardStrip));
+    scores(block, first, kForwardStrip, panels, D, q, strip.k_columns, s);
+    softmax_rows<Real, kEntropy>(block, first, panels, row, s, state, out);
+    sum_over_keys(block, first, kForwardStrip, D, *strip.finite != 0, s, strip.v_rows, out);
+  }
+  finish_rows<Real, kEntropy>(p, group, block, row, state, out);
+}
+
+template <class Real>
+int64_t few_scratch(int64_t D) {
+  return (2 * kFewRows + 2 * kForwardStrip) * Widths<Real>(D).row + kFewRows * (kForwardStrip + kPad);
+}
+
+// A whole group of at most kFewRows rows.
+template <class Real, bool kEntropy>
+void forward_few(const EntropyAttentionForward& p, const Group& group, Real* scratch) {
+  const int64_t D = p.shape.head_size, width = kForwardStrip + kPad;
+  const Widths<Real> widths(D);
+  const int64_t row = widths.row;
+  const Block<Real, kFewRows> block(p, group, 0);
+  Real *q = scratch, *out = q + kFewRows * row, *k_memory = out + kFewRows * row,
+       *v_memory = k_memory + kForwardStrip * row, *s = v_memory + kForwardStrip * row;
+  Running<Real> state[kFewRows];
+  std::memset(out, 0, block.count * row * sizeof(Real));
+  if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, static_cast<const Real*>(nullptr), q);
+  for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
+    const Span here = within_strip(block.all, first, kForwardStrip), keys{first + here.from, first + here.to};
+    const Span panels = whole_panels<Real>(here);
+    const KeyRows<Real> k(p.dtype, p.k, p.k_strides, group, D, keys, k_memory),
+        v(p.dtype, p.v, p.v_strides, group, D, keys, v_memory);
+    few_scores(block, first, kForwardStrip, panels, D, q, k, s);
+    softmax_rows<Real, kEntropy>(block, first, panels, row, s, state, out);
+    for (int64_t r = 0; r < block.count; ++r) {  // over the row's own span: a NaN beyond it stays away
+      const Span seen = within_strip(block.keys[r], first, kForwardStrip);
+      if (seen.empty()) continue;
+      KeyRows<Real> own = v;
+      own.data += (seen.from - here.from) * v.ld;
+      weighted_sum(seen.to - seen.from, widths.columns, s + r * width + seen.from, own, out + r * row);
+    }
+  }
+  finish_rows<Real, kEntropy>(p, group, block, row, state, out);
+}
+
 template <class Real, bool kEntropy>
 void forward(const EntropyAttentionForward& p) {
   const AttentionShape& shape = p.shape;
   const int64_t D = shape.head_size, groups = shape.batch * shape.kv_heads;
+  if (few_rows(shape)) {
+    for_tasks(groups, [&](int64_t i) {
+      const Lease lease{own_scratch};
+      forward_few<Real, kEntropy>(p, Group(shape, i), own_scratch.get<Real>(few_scratch<Real>(D)));
+    });
+    return;
+  }
   const int64_t blocks = parts(shape.heads / shape.kv_heads * shape.queries, kRows),
                 strips = parts(shape.keys, kForwardStrip);
   const int64_t strip_size = ForwardStrip<Real>::size(D);
@@ -646,14 +821,16 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
   const int64_t D = p.shape.head_size, row = Widths<Real>(D).row, width = kBackwardStrip + kPad, strip = kBackwardStrip;
   const int64_t keys = larger(0, smaller(range.to, group.sequence.keys) - range.from), padded = round_up(keys, strip);
   const Lease lease{own_scratch};
-  Real* next = own_scratch.get<Real>((5 * padded + 5 * kRows + 2 * kPanel<Real>)*row + kPanel<Real> * kPanel<Real> +
-                                     2 * kRows * width + strip + padded / strip);
+  const bool few = few_rows(p.shape);
+  Real* next = own_scratch.get<Real>((5 * padded + 5 * kRows + 2 * kPanel<Real> + (few ? strip : 0)) * row +
+                                     kPanel<Real> * kPanel<Real> + 2 * kRows * width + strip + padded / strip);
   auto take = [&](int64_t count) { return (next += count) - count; };
   Real *k_columns = take(padded * row), *v_columns = take(padded * row), *k_rows = take(padded * row);
   Real *dk = take(padded * row), *dv = take(padded * row);
   Real *q = take(kRows * row), *q_rows = take(kRows * row), *dout = take(kRows * row), *dout_rows = take(kRows * row);
   Real *dq = take(kRows * row), *staging = take(kPanel<Real> * (2 * row + kPanel<Real>));
   Real *s = take(kRows * width), *dp = take(kRows * width), *slope = take(strip), *finite = take(padded / strip);
+  Real* few_keys = take(few ? strip * row : 0);
 
   for (int64_t j = 0; j < keys; j += strip) {
     const int64_t count = smaller(strip, keys - j);
@@ -692,7 +869,13 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
     for (int64_t first = block.all.from / strip * strip; first < block.all.to; first += strip) {
       const int64_t at = (first - range.from) * row;
       const Span panels = whole_panels<Real>(within_strip(block.all, first, strip));
-      scores(block, first, strip, panels, D, q, k_columns + at, s);
+      if (few) {
+        const Span here = overlap(block.all, {first, first + strip});
+        const KeyRows<Real> k(p.dtype, p.k, p.k_strides, group, D, here, few_keys);
+        few_scores(block, first, strip, panels, D, q, k, s);
+      } else {
+        scores(block, first, strip, panels, D, q, k_columns + at, s);
+      }
       scores(block, first, strip, panels, D, dout, v_columns + at, dp);
       for (int64_t r = 0; r < block.count; ++r) {
         Real *s_row = s + r * width, *dp_row = dp + r * width;

@@ -14,4 +14,7 @@ ISENTROPE_DECLARE(AVX2)
 ISENTROPE_DECLARE(AVX512)
 #undef ISENTROPE_DECLARE
 
+// The variant for this processor. Nothing is checked: for a caller with memory of its own that attends a token at a time.
+void entropy_attention_forward_cpu(const kernels::EntropyAttentionForward& p);
+
 }  // namespace isentrope::ops

@@ -17,7 +17,7 @@ struct EntropyAttentionOptions {
   std::optional<int64_t> window;      // causal: a query sees itself and the window − 1 keys before it
   std::optional<double> softcap;      // s → softcap · tanh(s / softcap)
   std::optional<double> scale;        // default 1/√D
-  std::optional<Tensor> temperature;  // [H] or [H, T] above 0, by which logits are divided; has a gradient
+  std::optional<Tensor> temperature;  // [H], [H, T] or [B, H, T] above 0, by which logits are divided; has a gradient
   std::optional<Tensor> key_lengths;  // [B] integers: keys at and after it are not read
   std::optional<Tensor> query_start;  // [B] integers: the key that query 0 sees last; default S − T
   std::optional<Tensor> cu_seqlens;   // [sequences + 1] integers, 0 first, then where each packed sequence ends

@@ -66,7 +66,7 @@ std::vector<std::string> AttentionAlarm::look(int64_t step, const AttentionStati
     int64_t collapsed = 0, fallen = 0;
     for (size_t i = first; i < first + heads; ++i) {
       collapsed += now[i] < kCollapsed;
-      fallen += now[i] < 0.5 * most[i];
+      fallen += now[i] < std::min(0.5 * most[i], kLow);
     }
     first += heads;
     char text[160];
@@ -76,7 +76,7 @@ std::vector<std::string> AttentionAlarm::look(int64_t step, const AttentionStati
     };
     if (collapsed > 0) told(collapsed, "have collapsed (entropy / log n below 0.05)");
     if (fallen > 0 && static_cast<double>(fallen) >= kAlarmShare * static_cast<double>(heads))
-      told(fallen, "lost more than half of their entropy within 100 steps");
+      told(fallen, "lost more than half of their entropy within 100 steps (entropy / log n below 0.2)");
   }
   return alarms;
 }

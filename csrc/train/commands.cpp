@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include <atomic>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -61,7 +62,10 @@ void print_results(const std::vector<std::pair<std::string, Evaluation>>& result
     std::string names, row;
     char cell[32];
     for (const auto& [name, value] : in_order(evaluation)) {
-      std::snprintf(cell, sizeof(cell), " %13s", short_name(name).c_str());
+      if (name == "eval/k") continue;  // it stands in the name of pass@8
+      const bool pass = name == "eval/pass@k";
+      const std::string heading = pass ? "pass@" + std::to_string(std::llround(evaluation.at("eval/k"))) : short_name(name);
+      std::snprintf(cell, sizeof(cell), " %13s", heading.c_str());
       names += cell;
       std::snprintf(cell, sizeof(cell), " %13.4g", value);
       row += cell;

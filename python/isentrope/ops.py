@@ -67,7 +67,7 @@ def entropy_attention(
         window: causal only; a query sees itself and the ``window - 1`` keys before it. At least 1.
         softcap: above 0.
         scale: above 0; 1/√D by default.
-        temperature: [H] or [H, T] (packed: [H] or [H, total]), above 0.
+        temperature: [H], [H, T] or [B, H, T] (packed: [H] or [H, total]), above 0.
         key_lengths: [B] integers from 0 to S. Keys at and after it are not read.
         query_start: [B] integers from 0 to S, the key that query 0 sees last: for caches of different lengths in one batch, as
             ``query_start = key_lengths - T``.

@@ -20,7 +20,8 @@ def entropy_attention(q, k, v, *, causal, window=None, softcap=None, scale=None,
     k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
     s = q @ k.transpose(-1, -2) * (D**-0.5 if scale is None else scale)
     s = s if softcap is None else softcap * torch.tanh(s / softcap)
-    s = s if temperature is None else s / temperature.view(H, -1, 1)
+    if temperature is not None:  # [H], [H, T] or [B, H, T]
+        s = s / (temperature[:, None, None] if temperature.dim() == 1 else temperature[..., None])
     rows, keys = torch.arange(T, device=q.device), torch.arange(S, device=q.device)
     start = torch.full((B,), S - T, device=q.device) if query_start is None else query_start
     place = (start[:, None] + rows)[:, None, :, None]

@@ -4,11 +4,17 @@ backward (through out, and through out and entropy where the rival has an entrop
 "torch SDPA" is scaled_dot_product_attention, which gives no entropy. "V=K trick" runs it a second time with the keys as values and
 takes H = lse - scale · q·(that); "materialised" is softmax of the T × S matrix. "ours without entropy" has return_entropy=False: a
 ratio of 0.95 is the 5 % that entropy may cost. The limit is the rate of a float32 product of 1024³ in the same rounds (bfloat16 where the processor has such products), for
-4 D multiply-adds · 2 a visible pair forward and 2.5 times that backward."""
+4 D multiply-adds · 2 a visible pair forward and 2.5 times that backward.
+
+Rows of memory: what a fresh process takes above its inputs for one forward and backward pass, B 1, H 1, D 64; the ratio is of the
+rival's memory to ours."""
 
 import functools
 import math
+import os
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +23,7 @@ import torch.nn.functional as F
 import isentrope
 from isentrope import reference
 
-from timing import compare, interleaved, peak_bytes
+from timing import compare, interleaved
 
 # B, H, G, T, D
 SHAPES = [(1, 8, 8, 512, 64), (1, 8, 8, 2048, 64), (1, 8, 8, 2048, 128), (4, 4, 4, 256, 64), (1, 8, 2, 2048, 64)]
@@ -126,15 +132,47 @@ def measure(shape, dtype, rounds, device):
     for name, (functions, factor) in passes.items():
         with torch.set_grad_enabled(name != "forward"):
             seconds = interleaved({**functions, "gemm": limit}, rounds)
-            memory = {rival: peak_bytes(f) for rival, f in functions.items()}
         share = statistics.median(flop * factor / mine / (2 * 1024**3 / rate) for mine, rate in zip(seconds["ours"], seconds["gemm"]))
         for rival in functions:
             if rival != "ours":
                 table.append({
                     "op": f"attention {name}", "shape": f"B {B}, H {H}:{G}, T {T}, D {D}", "dtype": str(dtype).removeprefix("torch."),
                     "threads": torch.get_num_threads(), **compare(seconds, "ours", rival), "target": target(dtype, rival, name, shape),
-                    "ours_bytes": memory["ours"], "peer_bytes": memory[rival], "share_of_limit": share,
+                    "share_of_limit": share,
                 })  # fmt: skip
+    return table
+
+
+MEMORY = """
+import resource, sys, torch, isentrope
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+torch.set_num_threads(int(sys.argv[3]))
+inputs = [torch.randn(1, 1, int(sys.argv[2]), 64, requires_grad=True) for _ in range(3)]
+def run(q, k, v):
+    if sys.argv[1] == "torch SDPA":
+        return sdpa(q, k, v, is_causal=True).sum().backward()
+    out = isentrope.entropy_attention(q, k, v, causal=True)
+    (out.out.sum() + out.entropy.sum()).backward()
+run(*(x[:, :, :64] for x in inputs))
+before = peak()
+run(*inputs)
+print(peak() - before)
+"""
+
+
+def memory(threads):
+    """Peak at T = 4096 and 8192: twice the rows, twice the memory, or four times with a T × S matrix (268 MB at 8192)."""
+    def peak(name, T):
+        environment = {**os.environ, "PYTHONPATH": str(Path(isentrope.__file__).resolve().parents[1])}
+        return int(subprocess.run([sys.executable, "-c", MEMORY, name, str(T), str(threads)], env=environment, check=True,
+                                  capture_output=True, text=True).stdout)  # fmt: skip
+
+    table = []
+    for T in (4096, 8192):
+        mine, rival = peak("ours", T), peak("torch SDPA", T)
+        table.append({"op": "attention memory", "shape": f"B 1, H 1:1, T {T}, D 64", "dtype": "float32", "threads": threads,
+                      "peer": "torch SDPA", "ratio": rival / mine, "ours_bytes": mine, "peer_bytes": rival})  # fmt: skip
     return table
 
 
@@ -160,4 +198,4 @@ def rows(rounds=9, threads=1, device="cpu"):
         for shape in SHAPES:
             table += measure(shape, dtype, rounds, device)
         table += decoding(dtype, rounds, device)
-    return table
+    return table + (memory(threads) if device == "cpu" else [])

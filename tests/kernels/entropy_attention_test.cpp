@@ -28,7 +28,7 @@ constexpr DType kDTypeOf = sizeof(T) == 4                      ? DType::kFloat
                            : std::is_same<T, gpu::half>::value ? DType::kHalf
                                                                : DType::kBFloat16;
 
-enum Temperature { kNone, kHead, kRow };
+enum Temperature { kNone, kHead, kRow, kBatchRow };
 enum Gradient { kDout = 1, kDlse = 2, kDentropy = 4, kAll = 7 };
 
 struct Sequence {
@@ -44,15 +44,16 @@ struct Case {
   Temperature temperature = kNone;
   int gradients = kAll;
   bool rows_first = false;           // [B, T, H, D] with a gap between rows, else [B, H, T, D]
-  std::vector<double> q, k, v, tau;  // [B, H, T, D], [B, G, S, D] twice, [H, T]; packed: B is 1, T and S are total
+  std::vector<double> q, k, v, tau;  // [B, H, T, D], [B, G, S, D] twice, [B, H, T]; packed: B is 1, T and S are total
   std::vector<double> dout, dlse, dentropy;  // [B, H, T, D], [B, H, T] twice
 
   bool packed() const { return !cu_seqlens.empty(); }
   int64_t batch() const { return packed() ? 1 : B; }
   int64_t rows() const { return packed() ? cu_seqlens.back() : T; }
   int64_t key_rows() const { return packed() ? cu_seqlens.back() : S; }
-  double tau_at(int64_t h, int64_t t) const {
-    return temperature == kNone ? 1.0 : temperature == kHead ? tau[h * rows()] : tau[h * rows() + t];
+  double tau_at(int64_t b, int64_t h, int64_t t) const {
+    if (temperature == kNone) return 1.0;
+    return tau[((temperature == kBatchRow ? b : 0) * H + h) * rows() + (temperature == kHead ? 0 : t)];
   }
   double scale_or_default() const { return scale != 0 ? scale : 1 / std::sqrt(static_cast<double>(D)); }
 
@@ -80,7 +81,7 @@ struct Case {
     if (q.empty()) q = normal(queries * D, seed);
     if (k.empty()) k = normal(keys * D, seed + 1);
     if (v.empty()) v = normal(keys * D, seed + 2);
-    tau = uniform(H * rows(), seed + 3, 0.5, 2.0);
+    tau = uniform(batch() * H * rows(), seed + 3, 0.5, 2.0);
     dout = normal(queries * D, seed + 4);
     dlse = normal(queries, seed + 5);
     dentropy = normal(queries, seed + 6);
@@ -138,7 +139,7 @@ struct Expected {
     const int64_t D = t.D, n = (s.b * t.H + h) * t.rows() + s.row + query;
     const int64_t first_key = (s.b * t.G + h / (t.H / t.G)) * t.key_rows() + s.row;
     const A scale = static_cast<A>(t.scale_or_default()), cap = static_cast<A>(t.softcap),
-            tau = static_cast<A>(t.tau_at(h, s.row + query));
+            tau = static_cast<A>(t.tau_at(s.b, h, s.row + query));
     const A *q = t.q.data() + n * D, *k = t.k.data() + first_key * D, *v = t.v.data() + first_key * D;
     std::vector<int64_t> seen;
     std::vector<A> logit, slope;
@@ -322,7 +323,8 @@ Results<T> compute(const Case& t, bool statistics = true) {
   f.shape.total = t.packed() ? rows : 0;
   f.q = q.data(), f.k = k.data(), f.v = v.data();
   f.temperature = t.temperature == kNone ? nullptr : tau.data();
-  f.temperature_strides = {0, rows, t.temperature == kRow ? 1 : 0};
+  f.temperature_strides = {t.temperature == kBatchRow ? t.H * rows : 0, rows,
+                           t.temperature == kRow || t.temperature == kBatchRow ? 1 : 0};
   f.out = out.data();
   f.lse = lse.data();
   f.entropy = statistics ? entropy.data() : nullptr;
@@ -449,7 +451,7 @@ Case mixed_case(uint64_t index) {
   t.causal = window >= 0;
   t.window = std::max<int64_t>(window, 0);
   t.softcap = choose<double>(index, 7, {0, 0, 2, 30});
-  t.temperature = choose<Temperature>(index, 8, {kNone, kHead, kRow});
+  t.temperature = choose<Temperature>(index, 8, {kNone, kHead, kRow, kBatchRow});
   t.gradients = choose<int>(index, 9, {kAll, kAll, kDout, kDlse, kDentropy, kDout | kDlse});
   t.rows_first = choose<bool>(index, 10, {false, true});
   switch (choose<int>(index, 11, {0, 0, 1, 2, 3, 4})) {

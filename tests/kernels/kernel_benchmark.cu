@@ -4,7 +4,8 @@
 //
 // Each case is checked against a double-precision loop on a few rows before it is timed (the kernel tests judge
 // accuracy; here a gross error must not be timed). Times are medians over rounds in which all of the device's cache is
-// overwritten before each run. "bytes" counts what must be moved once: inputs read and outputs written.
+// overwritten before each run. "bytes" counts what must be moved once: inputs read and outputs written. Attention also has
+// its "flop", two for each multiply-add of the products over visible pairs (2 forward, 5 backward).
 // Exit code: 0; 1 where a check fails; 3 where there is no GPU.
 #include <algorithm>
 #include <cmath>
@@ -13,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/entropy_attention.h"
 #include "kernels/gpu/dispatch.h"
 #include "kernels/gpu/launch.h"
 #include "kernels/gpu/philox.h"
@@ -70,7 +72,7 @@ void fill(T* out, int64_t count, uint64_t key, float low, float high) {
 
 struct Row {
   std::string op, shape, dtype;
-  double bytes, median_ms, best_ms, share_of_copy;
+  double bytes, flop, median_ms, best_ms, share_of_copy;
 };
 
 class Benchmark {
@@ -89,7 +91,7 @@ class Benchmark {
   }
 
   void add(const std::string& op, const std::string& shape, const std::string& dtype, double bytes,
-           const std::function<void()>& run) {
+           const std::function<void()>& run, double flop = 0) {
     std::vector<float> ms(kRounds);
     for (int round = -3; round < kRounds; ++round) {  // three to warm up
       GPU_CHECK(cudaMemsetAsync(flush_, round, kFlushBytes, nullptr));
@@ -100,12 +102,14 @@ class Benchmark {
       if (round >= 0) GPU_CHECK(cudaEventElapsedTime(&ms[round], start_, stop_));
     }
     std::sort(ms.begin(), ms.end());
-    Row row{op, shape, dtype, bytes, ms[kRounds / 2], ms[0], 1};
+    Row row{op, shape, dtype, bytes, flop, ms[kRounds / 2], ms[0], 1};
     if (rows_.empty()) copy_rate_ = row.bytes / row.median_ms;
     row.share_of_copy = row.bytes / row.median_ms / copy_rate_;
     rows_.push_back(row);
-    std::printf("%-28s %-18s %-9s %9.1f MB %9.4f ms %8.1f GB/s  %5.1f %% of copy\n", op.c_str(), shape.c_str(), dtype.c_str(),
+    std::printf("%-36s %-22s %-9s %9.1f MB %9.4f ms %8.1f GB/s  %5.1f %% of copy", op.c_str(), shape.c_str(), dtype.c_str(),
                 bytes / 1e6, row.median_ms, bytes / row.median_ms / 1e6, 100 * row.share_of_copy);
+    if (flop > 0) std::printf("  %8.2f TFLOP/s", flop / row.median_ms / 1e9);
+    std::printf("\n");
     std::fflush(stdout);
   }
 
@@ -124,9 +128,9 @@ class Benchmark {
     const char* separator = "\n";
     for (const Row& r : rows_) {
       std::fprintf(file,
-                   "%s {\"op\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"bytes\": %.0f, \"median_ms\": %.6f, "
+                   "%s {\"op\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"bytes\": %.0f, \"flop\": %.0f, \"median_ms\": %.6f, "
                    "\"best_ms\": %.6f, \"gb_per_s\": %.3f, \"share_of_copy\": %.4f}",
-                   separator, r.op.c_str(), r.shape.c_str(), r.dtype.c_str(), r.bytes, r.median_ms, r.best_ms,
+                   separator, r.op.c_str(), r.shape.c_str(), r.dtype.c_str(), r.bytes, r.flop, r.median_ms, r.best_ms,
                    r.bytes / r.median_ms / 1e6, r.share_of_copy);
       separator = ",\n";
     }
@@ -215,6 +219,94 @@ void token_entropy(Benchmark& benchmark, int64_t rows, int64_t vocab) {
                 [&] { kernels::token_entropy_forward_cuda(forward, nullptr); });
   benchmark.add("token_entropy backward", shape, dtype, 2 * matrix + 7 * row_bytes,
                 [&] { kernels::token_entropy_backward_cuda(backward, nullptr); });
+}
+
+// ---- entropy_attention -----------------------------------------------------------------------------------------------
+
+// Causal, B batches, H query heads, G key heads, T queries, S keys, [.., rows, D] contiguous.
+struct AttentionSize {
+  int64_t B, H, G, T, S, D;
+};
+
+// out and entropy of query t of the last head against the formulas of kernels/entropy_attention.h.
+template <class T>
+void check_attention_row(Benchmark& benchmark, const AttentionSize& size, int64_t t, const Memory& q, const Memory& k,
+                         const Memory& v, const Memory& out, const Memory& entropy) {
+  const auto& [B, H, G, rows, S, D] = size;
+  const int64_t head = B * H - 1, key_head = B * G - 1, at = head * rows + t, seen = S - rows + t + 1;
+  const auto query = q.read<T>(at * D, D), keys = k.read<T>(key_head * S * D, seen * D),
+             values = v.read<T>(key_head * S * D, seen * D), got = out.read<T>(at * D, D);
+  std::vector<double> p(seen), expected(D);
+  double sum = 0, weighted = 0;  // logits lie in (-8, 8): no maximum is needed
+  for (int64_t j = 0; j < seen; ++j) {
+    double s = 0;
+    for (int64_t d = 0; d < D; ++d) s += static_cast<double>(gpu::widen(query[d])) * gpu::widen(keys[j * D + d]);
+    s /= std::sqrt(static_cast<double>(D));
+    sum += p[j] = std::exp(s);
+    weighted += p[j] * s;
+    for (int64_t d = 0; d < D; ++d) expected[d] += p[j] * gpu::widen(values[j * D + d]);
+  }
+  const double exact = std::log(sum) - weighted / sum, found = entropy.read<float>(at, 1)[0];
+  benchmark.expect(std::fabs(found - exact) < 1e-2, "attention entropy", found, exact);
+  for (int64_t d = 0; d < D; d += 7)
+    benchmark.expect(std::fabs(gpu::widen(got[d]) - expected[d] / sum) < 1e-2, "attention out", gpu::widen(got[d]),
+                     expected[d] / sum);
+}
+
+template <DType kType>
+void entropy_attention(Benchmark& benchmark, const AttentionSize& size) {
+  using T = gpu::TypeOf<kType>;
+  using kernels::HeadStrides;
+  const auto& [B, H, G, rows, S, D] = size;
+  const int64_t queries = B * H * rows, keys = B * G * S;
+  Memory q(queries * D * sizeof(T)), k(keys * D * sizeof(T)), v(keys * D * sizeof(T)), out(queries * D * sizeof(T));
+  Memory dq(queries * D * sizeof(T)), dk(keys * D * sizeof(T)), dv(keys * D * sizeof(T)), dout(queries * D * sizeof(T));
+  Memory lse(queries * 4), entropy(queries * 4), max_logit(queries * 4), dentropy(queries * 4);
+  fill(q.as<T>(), queries * D, 21, -1, 1);
+  fill(k.as<T>(), keys * D, 22, -1, 1);
+  fill(v.as<T>(), keys * D, 23, -1, 1);
+  fill(dout.as<T>(), queries * D, 24, -1, 1);
+  fill(dentropy.as<float>(), queries, 25, -1, 1);
+
+  kernels::EntropyAttentionForward forward;
+  forward.dtype = kType;
+  forward.shape = {B, H, G, rows, S, D, 1 / std::sqrt(static_cast<double>(D)), true};
+  forward.q_strides = forward.out_strides = HeadStrides{H * rows * D, rows * D, D};
+  forward.k_strides = forward.v_strides = HeadStrides{G * S * D, S * D, D};
+  forward.statistic_strides = HeadStrides{H * rows, rows, 1};
+  forward.q = q, forward.k = k, forward.v = v, forward.out = out;
+  forward.lse = lse, forward.entropy = entropy, forward.max_logit = max_logit;
+  Memory workspace(std::max<int64_t>(16, kernels::entropy_attention_workspace(forward.shape, kType)));
+  forward.workspace = workspace;
+  kernels::EntropyAttentionBackward backward;
+  backward.dtype = kType;
+  backward.shape = forward.shape;
+  backward.q_strides = backward.out_strides = backward.dout_strides = backward.dq_strides = forward.q_strides;
+  backward.k_strides = backward.v_strides = backward.dk_strides = backward.dv_strides = forward.k_strides;
+  backward.statistic_strides = forward.statistic_strides;
+  backward.q = q, backward.k = k, backward.v = v, backward.out = out, backward.dout = dout;
+  backward.lse = lse, backward.entropy = entropy, backward.dq = dq, backward.dk = dk, backward.dv = dv;
+  Memory backward_workspace(std::max<int64_t>(16, kernels::entropy_attention_backward_workspace(forward.shape, kType)));
+  backward.workspace = backward_workspace;
+
+  kernels::entropy_attention_forward_cuda(forward, nullptr);
+  for (const int64_t t : {int64_t{0}, rows / 2, rows - 1})
+    check_attention_row<T>(benchmark, size, t, q, k, v, out, entropy);
+  const std::string shape = std::to_string(B) + "," + std::to_string(H) + ":" + std::to_string(G) + "," +
+                            std::to_string(rows) + "," + std::to_string(S) + "," + std::to_string(D);
+  const std::string dtype = name_of(kType);
+  const double pairs = static_cast<double>(B * H) * rows * (S - (rows - 1) / 2.0), product = 2 * pairs * D;
+  const double query_bytes = static_cast<double>(queries) * (D * sizeof(T)), key_bytes = static_cast<double>(keys) * (D * sizeof(T));
+  const auto run = [&] { kernels::entropy_attention_forward_cuda(forward, nullptr); };
+  const auto run_backward = [&] { kernels::entropy_attention_backward_cuda(backward, nullptr); };
+  benchmark.add("attention forward, entropy", shape, dtype, 2 * query_bytes + 2 * key_bytes + 12.0 * queries, run, 2 * product);
+  forward.entropy = nullptr;
+  benchmark.add("attention forward", shape, dtype, 2 * query_bytes + 2 * key_bytes + 8.0 * queries, run, 2 * product);
+  if (rows == 1) return;  // decoding
+  benchmark.add("attention backward", shape, dtype, 4 * query_bytes + 4 * key_bytes + 4.0 * queries, run_backward, 5 * product);
+  backward.dentropy = dentropy;
+  benchmark.add("attention backward, dentropy", shape, dtype, 4 * query_bytes + 4 * key_bytes + 12.0 * queries, run_backward,
+                5 * product);
 }
 
 // ---- grpo ------------------------------------------------------------------------------------------------------------
@@ -337,6 +429,11 @@ int run(const char* path) {
   for (const auto& shape : {std::pair<int64_t, int64_t>{256, 151936}, {2048, 32000}}) {
     token_entropy<DType::kFloat>(benchmark, shape.first, shape.second);
     token_entropy<DType::kBFloat16>(benchmark, shape.first, shape.second);
+  }
+  for (const AttentionSize& size : {AttentionSize{4, 16, 16, 2048, 2048, 64}, {4, 16, 4, 2048, 2048, 128},
+                                    {2, 8, 8, 1024, 1024, 256}, {64, 32, 8, 1, 4096, 128}}) {
+    entropy_attention<DType::kBFloat16>(benchmark, size);
+    entropy_attention<DType::kFloat>(benchmark, size);
   }
   for (const int64_t batch : {256, 4096}) {
     const GrpoInputs inputs(batch, 2048);

@@ -147,7 +147,7 @@ def random_case(seed):
     temperature = None
     if r.random() < 0.5:
         torch.manual_seed(seed)
-        temperature = 0.5 + torch.rand(*((H,) if r.random() < 0.5 else (H, T)))
+        temperature = 0.5 + torch.rand(*r.choice([(H,), (H, T), (B, H, T)]))
     if r.random() < 0.4:
         options["key_lengths"] = torch.tensor([r.choice([0, 1, S // 2, S]) for _ in range(B)])
     if r.random() < 0.3:
@@ -549,7 +549,7 @@ P = torch.zeros(6, 4, 16)
         (ValueError, "softcap is -1", (Q, K, K), {"softcap": -1.0}),
         (ValueError, "scale is 0", (Q, K, K), {"scale": 0.0}),
         (ValueError, "scale is nan", (Q, K, K), {"scale": float("nan")}),
-        (ValueError, r"temperature has shape \[3\]; wanted \[4\], one a head, or \[4, 6\]", (Q, K, K), {"temperature": torch.ones(3)}),
+        (ValueError, r"temperature has shape \[3\]; wanted \[4\], one a head, \[4, 6\], one a row, or one a row of every", (Q, K, K), {"temperature": torch.ones(3)}),
         (ValueError, "temperature holds a value that is not above 0; the least is -2", (Q, K, K), {"temperature": torch.tensor([1.0, -2.0, 1.0, 1.0])}),
         (TypeError, "key_lengths has dtype Float; wanted Int, Long", (Q, K, K), {"key_lengths": torch.ones(2)}),
         (ValueError, r"key_lengths has shape \[3\]; wanted \[2\]", (Q, K, K), {"key_lengths": torch.ones(3).int()}),
