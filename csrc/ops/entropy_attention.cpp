@@ -286,7 +286,7 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
   launch(p);
   if (rows.defined()) {  // [B, H, T] or [total, H] → [H], [H, T] or [B, H, T]
     const Tensor each = rows.dim() == 3 ? rows : rows.t().unsqueeze(0);
-    dtemperature.copy_(dtemperature.dim() == 1 ? each.sum({0, 2}) : dtemperature.dim() == 2 ? each.sum(0) : each);
+    dtemperature.copy_(dtemperature.dim() == 1 ? each.sum(at::IntArrayRef({0, 2})) : dtemperature.dim() == 2 ? each.sum(0) : each);
   }
   return gradients;
 }

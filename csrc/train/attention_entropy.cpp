@@ -25,7 +25,7 @@ Tensor AttentionEntropy::penalty(const model::AttentionRecord& record, const Ten
   Tensor delta, allowed;  // [L, H], or [L, B, H, T]
   if (config_.reduction == "mean") {
     const Tensor number = counts.sum().clamp_min(1), mean_most = (counts * most).sum() / number;
-    delta = (entropy * counts).sum({1, 3}) / number - theta * mean_most;
+    delta = (entropy * counts).sum(at::IntArrayRef({1, 3})) / number - theta * mean_most;
     allowed = config_.tolerance * mean_most;
   } else {
     delta = (entropy - theta.unsqueeze(1).unsqueeze(-1) * most) * counts;

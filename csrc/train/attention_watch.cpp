@@ -16,8 +16,8 @@ void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& row
   std::vector<Tensor> entropy, normalized, max_logit;
   for (size_t layer = 0; layer < record.entropy.size(); ++layer) {
     const Tensor H = record.entropy[layer].detach().to(torch::kFloat64) * weight.unsqueeze(1);  // [B, H, T]
-    entropy.push_back(H.sum({0, 2}));
-    normalized.push_back((H * inverse_log).sum({0, 2}));
+    entropy.push_back(H.sum(at::IntArrayRef({0, 2})));
+    normalized.push_back((H * inverse_log).sum(at::IntArrayRef({0, 2})));
     max_logit.push_back(record.max_logit[layer].masked_fill(rows.logical_not().unsqueeze(1), -INFINITY).amax({0, 2}));
   }
   const Tensor E = torch::stack(entropy), N = torch::stack(normalized), M = torch::stack(max_logit), count = weight.sum();

@@ -43,9 +43,9 @@ struct RunConfig {
 };
 
 struct StopConfig {
-  std::optional<double> sampled;
-  std::optional<double> greedy;
-  std::optional<double> bits_per_byte;
+  std::optional<double> sampled = {};
+  std::optional<double> greedy = {};
+  std::optional<double> bits_per_byte = {};
 
   bool reached(const Evaluation& evaluation) const;  // all that are given
 
