@@ -14,6 +14,9 @@
 // The one mask is the span of keys that a row sees. Products skip tiles that see nothing of a panel and sum over the keys that
 // some row of the tile sees; there p and ds are 0 for a row that does not. If a summed operand is not finite, where 0 · NaN
 // would be NaN, tiles are one row high and sum over the row's own span alone.
+//
+// The products are of two kinds (PlainProducts, PairProducts): multiply-adds of Real, into which bfloat16 and half are widened, or
+// the processor's own for bfloat16.
 #include "csrc/ops/entropy_attention_cpu.h"
 
 #include <cmath>
@@ -23,6 +26,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "csrc/ops/bfloat16_product.h"
 #include "csrc/ops/cpu_parallel.h"
 #include "csrc/ops/cpu_product.h"
 
@@ -270,10 +274,7 @@ Span within_strip(Span keys, int64_t first, int64_t strip) {
   return {part.from - first, part.to - first};
 }
 
-template <class Real>
-Span whole_panels(Span keys) {
-  return {keys.from / kPanel<Real> * kPanel<Real>, round_up(keys.to, kPanel<Real>)};
-}
+Span whole_panels(Span keys, int64_t panel) { return {keys.from / panel * panel, round_up(keys.to, panel)}; }
 
 // ---- blocks ---------------------------------------------------------------------------------------------------------
 
@@ -283,27 +284,6 @@ struct Widths {
   int64_t row, columns;
   explicit Widths(int64_t D) : row(round_up(D, kPanel<Real>)), columns(round_up(D, kLanes<Real>)) {}
 };
-
-// Packs keys [first, first + count) of x: transposed into columns [⌈count/kPanel⌉, D, kPanel] and as they are into rows
-// [⌈D/kPanel⌉, strip, kPanel]; either may be null. staging: [kPanel, row]. Returns whether the rows are finite.
-template <class Real>
-bool pack_keys(DType dtype, const void* x, const HeadStrides& strides, const Group& group, int64_t D, int64_t first,
-               int64_t count, int64_t strip, Real* columns, Real* rows, Real* staging) {
-  const int64_t width = Widths<Real>(D).row;
-  bool finite = true;
-  std::memset(staging, 0, kPanel<Real> * width * sizeof(Real));
-  for (int64_t j = 0; j < count; j += kPanel<Real>) {
-    const int64_t n = smaller(kPanel<Real>, count - j);
-    for (int64_t i = 0; i < n; ++i) {
-      prefetch_row(dtype, x, group.key(strides, smaller(first + j + i + kPanel<Real>, group.sequence.keys - 1)), D);
-      load_row(dtype, x, group.key(strides, first + j + i), D, staging + i * width);
-    }
-    for (int64_t i = n; i < kPanel<Real>; ++i) std::memset(staging + i * width, 0, D * sizeof(Real));
-    if (columns != nullptr) pack_columns(D, staging, width, columns + j * D);
-    if (rows != nullptr) finite &= pack_rows(n, D, staging, width, rows + j * kPanel<Real>, strip);
-  }
-  return finite;
-}
 
 // to [count, row] = the block's rows of x, times factor if not null.
 template <class Real, int64_t kMost>
@@ -317,51 +297,185 @@ void load_rows(DType dtype, const void* x, const HeadStrides& strides, const Gro
   }
 }
 
-// to [count, strip + kPad] = rows [count, row] · columns, in the panels of `panels`; first is the strip's first key.
-template <class Real>
-void scores(const Block<Real>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* rows,
-            const Real* columns, Real* to) {
-  product<false, false>(block.count, panels.to - panels.from, kTile, rows, Widths<Real>(D).row,
-                        columns + panels.from * D, D * kPanel<Real>, to + panels.from, strip + kPad,
-                        [&](int64_t m, int64_t n) {
-                          const int64_t j = first + panels.from + n;
-                          return overlap(block.seen(m, kTile), {j, j + kPanel<Real>}).empty() ? Span{} : Span{0, D};
-                        });
-}
+// ---- products -------------------------------------------------------------------------------------------------------
 
-// to [count, row] += weights [count, strip + kPad] · packed rows of the strip.
-template <class Real>
-void sum_over_keys(const Block<Real>& block, int64_t first, int64_t strip, int64_t D, bool finite, const Real* weights,
-                   const Real* rows, Real* to) {
-  const int64_t height = finite ? kTile : 1;
-  const Widths<Real> width(D);
-  product<false, true>(block.count, width.columns, height, weights, strip + kPad, rows, strip * kPanel<Real>, to,
-                       width.row,
-                       [&](int64_t m, int64_t) { return within_strip(block.seen(m, height), first, strip); });
-}
+// The products of a block with a strip of keys, and the operands that they take. Plain: multiply-adds of Real.
+template <class R>
+struct PlainProducts {
+  using Real = R;
+  using Operand = R;
+  static constexpr int64_t kPanelKeys = kPanel<R>;
 
-// to [strip, row] += transposed weights · packed rows of the block, for the keys of `panels`.
-template <class Real>
-void sum_over_queries(const Block<Real>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool finite,
-                      const Real* weights, const Real* rows, Real* to) {
-  const Widths<Real> width(D);
-  auto add = [&](Span keys, const auto& span_of) {
-    product<true, true>(keys.to - keys.from, width.columns, kTile, weights + keys.from, strip + kPad, rows,
-                        kRows * kPanel<Real>, to + keys.from * width.row, width.row, span_of);
-  };
-  if (!finite) {
-    for (int64_t r = 0; r < block.count; ++r)
-      add(within_strip(block.keys[r], first, strip), [&](int64_t, int64_t) { return Span{r, r + 1}; });
-    return;
+  // to [D, kPanelKeys] = x [kPanelKeys, width] transposed.
+  static void pack_columns(int64_t D, const Real* x, int64_t width, Real* to) {
+    CPU_CAPABILITY::pack_columns(D, x, width, to);
   }
-  Span rows_of[kBackwardStrip / kTile + 1];  // that see a tile of keys
-  for (int64_t j = panels.from; j < panels.to; j += kTile) {
-    Span& seen_by = rows_of[(j - panels.from) / kTile] = {};
-    for (int64_t m = 0; m < block.count; m += kTile)
-      if (!overlap(block.seen(m, kTile), {first + j, first + j + kTile}).empty())
-        seen_by = join(seen_by, {m, smaller(m + kTile, block.count)});
+  // Rows first … first + n - 1 of to [⌈D/kPanel⌉, length, kPanel] = x [n, width]. Returns whether they are finite.
+  static bool pack_rows(int64_t n, int64_t D, const Real* x, int64_t width, Real* to, int64_t length, int64_t first) {
+    return CPU_CAPABILITY::pack_rows(n, D, x, width, to + first * kPanel<Real>, length);
   }
-  add(panels, [&](int64_t m, int64_t) { return rows_of[m / kTile]; });
+  // A block's rows [count, row] as operands, in place.
+  static const Real* narrow(int64_t, int64_t, Real* rows) { return rows; }
+  static void end_task() {}
+
+  // to [count, strip + kPad] = rows · columns, in the panels of `panels`; first is the strip's first key.
+  static void scores(const Block<Real>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* rows,
+                     const Real* columns, Real* to) {
+    product<false, false>(block.count, panels.to - panels.from, kTile, rows, Widths<Real>(D).row,
+                          columns + panels.from * D, D * kPanel<Real>, to + panels.from, strip + kPad,
+                          [&](int64_t m, int64_t n) {
+                            const int64_t j = first + panels.from + n;
+                            return overlap(block.seen(m, kTile), {j, j + kPanel<Real>}).empty() ? Span{} : Span{0, D};
+                          });
+  }
+
+  // to [count, row] += weights [count, strip + kPad] · packed rows of the strip. The weights are lost.
+  static void sum_over_keys(const Block<Real>& block, int64_t first, int64_t strip, Span, int64_t D, bool finite,
+                            Real* weights, const Real* rows, Real* to) {
+    const int64_t height = finite ? kTile : 1;
+    const Widths<Real> width(D);
+    product<false, true>(block.count, width.columns, height, weights, strip + kPad, rows, strip * kPanel<Real>, to,
+                         width.row,
+                         [&](int64_t m, int64_t) { return within_strip(block.seen(m, height), first, strip); });
+  }
+
+  // to [strip, row] += transposed weights · packed rows of the block, for the keys of `panels`.
+  static void sum_over_queries(const Block<Real>& block, int64_t first, int64_t strip, Span panels, int64_t D,
+                               bool finite, const Real* weights, const Real* rows, Real* to, Real*) {
+    const Widths<Real> width(D);
+    auto add = [&](Span keys, const auto& span_of) {
+      product<true, true>(keys.to - keys.from, width.columns, kTile, weights + keys.from, strip + kPad, rows,
+                          kRows * kPanel<Real>, to + keys.from * width.row, width.row, span_of);
+    };
+    if (!finite) {
+      for (int64_t r = 0; r < block.count; ++r)
+        add(within_strip(block.keys[r], first, strip), [&](int64_t, int64_t) { return Span{r, r + 1}; });
+      return;
+    }
+    Span rows_of[kBackwardStrip / kTile + 1];  // that see a tile of keys
+    for (int64_t j = panels.from; j < panels.to; j += kTile) {
+      Span& seen_by = rows_of[(j - panels.from) / kTile] = {};
+      for (int64_t m = 0; m < block.count; m += kTile)
+        if (!overlap(block.seen(m, kTile), {first + j, first + j + kTile}).empty())
+          seen_by = join(seen_by, {m, smaller(m + kTile, block.count)});
+    }
+    add(panels, [&](int64_t m, int64_t) { return rows_of[m / kTile]; });
+  }
+};
+
+// The processor's products of bfloat16 (csrc/ops/bfloat16_product.h): operands are rounded to it, p and ds among them, sums are
+// float. Few sizes: 64 keys, 32 rows. What a row does not see it takes 0 times, so all that is summed has to be finite.
+struct PairProducts {
+  using Real = float;
+  using Operand = uint16_t;
+  static constexpr int64_t kPanelKeys = 64, kGroup = 32;
+  static_assert(kForwardStrip % kPanelKeys == 0 && kBackwardStrip % kPanelKeys == 0 && kRows % kGroup == 0);
+
+  static uint16_t bits(float x) { return to_bfloat16(x).bits; }
+  static void end_task() { end_bfloat16_products(); }
+
+  // to [D / 2, kPanelKeys, 2] = x [kPanelKeys, width] transposed.
+  static void pack_columns(int64_t D, const float* x, int64_t width, uint16_t* to) {
+    for (int64_t d = 0; d < D; d += 2)
+      for (int64_t j = 0; j < kPanelKeys; ++j)
+        for (int64_t i = 0; i < 2; ++i) *to++ = bits(x[j * width + d + i]);
+  }
+  // Rows first … of to [length / 2, D, 2] = x [n, width], then zeros to a whole panel; first is even.
+  static bool pack_rows(int64_t n, int64_t D, const float* x, int64_t width, uint16_t* to, int64_t, int64_t first) {
+    to += first * D;
+    for (int64_t j = 0; j < n; j += 2)
+      for (int64_t d = 0; d < D; ++d, to += 2) {
+        to[0] = bits(x[j * width + d]);
+        to[1] = j + 1 < n ? bits(x[(j + 1) * width + d]) : 0;
+      }
+    std::memset(to, 0, (round_up(n, kPanelKeys) - round_up(n, 2)) * D * sizeof(uint16_t));
+    return true;
+  }
+  // Row r stays where it began: rows of operands are 2 · row apart.
+  static const uint16_t* narrow(int64_t count, int64_t row, float* rows) {
+    for (int64_t r = 0; r < count; ++r) {
+      BFloat16 narrowed[kForwardStrip];
+      store_row(DType::kBFloat16, rows + r * row, row, narrowed, 0);
+      std::memcpy(rows + r * row, narrowed, row * sizeof(BFloat16));
+    }
+    return reinterpret_cast<const uint16_t*>(rows);
+  }
+
+  // The keys of the strip that rows m … m + kGroup - 1 see, in whole panels.
+  static Span panels_of(const Block<float>& block, int64_t m, int64_t first, int64_t strip) {
+    Span keys{};
+    for (int64_t r = m; r < smaller(m + kGroup, block.count); ++r) keys = join(keys, block.keys[r]);
+    const Span part = within_strip(keys, first, strip);
+    if (part.empty()) return {};
+    return {part.from / kPanelKeys * kPanelKeys, round_up(part.to, kPanelKeys)};
+  }
+
+  static void scores(const Block<float>& block, int64_t first, int64_t strip, Span, int64_t D, const uint16_t* rows,
+                     const uint16_t* columns, float* to) {
+    const int64_t ld = 2 * Widths<float>(D).row, width = strip + kPad;
+    for (int64_t m = 0; m < block.count; m += kGroup) {
+      const Span panels = panels_of(block, m, first, strip);
+      for (int64_t j = panels.from; j < panels.to; j += kPanelKeys)
+        bfloat16_product(smaller(kGroup, block.count - m), kPanelKeys, D, rows + m * ld, ld, columns + j * D,
+                         kPanelKeys, to + m * width + j, width, false);
+    }
+  }
+
+  static void sum_over_keys(const Block<float>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool,
+                            float* weights, const uint16_t* rows, float* to) {
+    const int64_t width = strip + kPad, row = Widths<float>(D).row;
+    for (int64_t r = 0; r < block.count; ++r) narrow(1, panels.to - panels.from, weights + r * width + panels.from);
+    for (int64_t m = 0; m < block.count; m += kGroup) {
+      const Span keys = panels_of(block, m, first, strip);
+      if (keys.empty()) continue;
+      const uint16_t* from = reinterpret_cast<const uint16_t*>(weights + m * width + panels.from);
+      bfloat16_product(smaller(kGroup, block.count - m), D, keys.to - keys.from, from + keys.from - panels.from,
+                       2 * width, rows + keys.from * D, D, to + m * row, row, true);
+    }
+  }
+
+  // staging: [kPanelKeys, kRows] of operands and kPanelKeys · kPanel floats.
+  static void sum_over_queries(const Block<float>& block, int64_t, int64_t strip, Span panels, int64_t D, bool,
+                               const float* weights, const uint16_t* rows, float* to, float* staging) {
+    constexpr int64_t P = kPanel<float>;
+    const int64_t width = strip + kPad, row = Widths<float>(D).row;
+    uint16_t* transposed = reinterpret_cast<uint16_t*>(staging + kPanelKeys * P);
+    for (int64_t j = panels.from; j < panels.to; j += kPanelKeys) {
+      const int64_t count = round_up(block.count, kGroup);
+      for (int64_t m = 0; m < block.count; m += P) {
+        CPU_CAPABILITY::pack_columns(kPanelKeys, weights + m * width + j, width, staging);
+        for (int64_t key = 0; key < kPanelKeys; ++key)
+          store_row(DType::kBFloat16, staging + key * P, P, transposed + key * kRows, m);
+      }
+      for (int64_t key = 0; key < kPanelKeys; ++key)  // rows that the block does not have
+        std::memset(transposed + key * kRows + block.count, 0, (count - block.count) * sizeof(uint16_t));
+      bfloat16_product(kPanelKeys, D, count, transposed, kRows, rows, D, to + j * row, row, true);
+    }
+  }
+};
+
+// Packs keys [first, first + count) of x: transposed into columns and as they are into rows, as Products takes them; either may
+// be null. staging: [kPanelKeys, row]. Returns whether the rows are finite.
+template <class Products>
+bool pack_keys(DType dtype, const void* x, const HeadStrides& strides, const Group& group, int64_t D, int64_t first,
+               int64_t count, int64_t strip, typename Products::Operand* columns, typename Products::Operand* rows,
+               typename Products::Real* staging) {
+  using Real = typename Products::Real;
+  constexpr int64_t P = Products::kPanelKeys;
+  const int64_t width = Widths<Real>(D).row;
+  bool finite = true;
+  std::memset(staging, 0, P * width * sizeof(Real));
+  for (int64_t j = 0; j < count; j += P) {
+    const int64_t n = smaller(P, count - j);
+    for (int64_t i = 0; i < n; ++i) {
+      prefetch_row(dtype, x, group.key(strides, smaller(first + j + i + P, group.sequence.keys - 1)), D);
+      load_row(dtype, x, group.key(strides, first + j + i), D, staging + i * width);
+    }
+    for (int64_t i = n; i < P; ++i) std::memset(staging + i * width, 0, D * sizeof(Real));
+    if (columns != nullptr) Products::pack_columns(D, staging, width, columns + j * D);
+    if (rows != nullptr) finite &= Products::pack_rows(n, D, staging, width, rows, strip, j);
+  }
+  return finite;
 }
 
 // ---- rows of scores -------------------------------------------------------------------------------------------------
@@ -490,6 +604,29 @@ Real gradient_row(Real* s, Real* dp, Span vectors, Real factor, const RowConstan
   return kTemperature ? reduce_add(sum) : Real(0);
 }
 
+template <class Parameters>
+bool takes_pairs(const Parameters& p) {
+  return p.dtype == DType::kBFloat16 && has_bfloat16_products();
+}
+
+// x [D] of bfloat16 at an offset of base.
+bool row_is_finite(const void* base, int64_t at, int64_t D) {
+  const BFloat16* x = static_cast<const BFloat16*>(base) + at;
+  int infinite = 0;
+  for (int64_t d = 0; d < D; ++d) infinite |= (x[d].bits & 0x7f80) == 0x7f80;
+  return infinite == 0;
+}
+bool keys_are_finite(const void* x, const HeadStrides& strides, const Group& group, int64_t D) {
+  for (int64_t j = 0; j < group.sequence.keys; ++j)
+    if (!row_is_finite(x, group.key(strides, j), D)) return false;
+  return true;
+}
+bool rows_are_finite(const void* x, const HeadStrides& strides, const Group& group, int64_t D) {
+  for (int64_t r = 0; r < group.rows(); ++r)
+    if (!row_is_finite(x, group.at(strides, r), D)) return false;
+  return true;
+}
+
 // ---- few rows -------------------------------------------------------------------------------------------------------
 
 // Groups of at most so many rows, one query of a decoder above all, read their keys where they lie: packing is worth its time
@@ -564,7 +701,7 @@ void dot_products(Span seen, Span vectors, int64_t columns, const Real* q, const
   }
 }
 
-// scores() of keys where they lie; k begins with the strip's first key in sight.
+// PlainProducts::scores of keys where they lie; k begins with the strip's first key in sight.
 template <class Real, int64_t kMost>
 void few_scores(const Block<Real, kMost>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* q,
                 const KeyRows<Real>& k, Real* to) {
@@ -610,20 +747,23 @@ void weighted_sum(int64_t count, int64_t columns, const Real* p, const KeyRows<R
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
-// A packed strip: kᵀ, v and whether v is finite.
-template <class Real>
+// A packed strip: kᵀ, v and whether v is finite. Memory is counted in Real, of which operands take no more than one each.
+template <class Products>
 struct ForwardStrip {
-  Real *k_columns, *v_rows, *finite;
+  using Real = typename Products::Real;
+  using Operand = typename Products::Operand;
+  Operand *k_columns, *v_rows;
+  Real* finite;
   static int64_t size(int64_t D) { return 2 * kForwardStrip * Widths<Real>(D).row + kLanes<Real>; }
   ForwardStrip(Real* memory, int64_t D)
-      : k_columns(memory),
-        v_rows(memory + kForwardStrip * Widths<Real>(D).row),
+      : k_columns(reinterpret_cast<Operand*>(memory)),
+        v_rows(reinterpret_cast<Operand*>(memory + kForwardStrip * Widths<Real>(D).row)),
         finite(memory + size(D) - kLanes<Real>) {}
   void pack(const EntropyAttentionForward& p, const Group& group, int64_t first, Real* staging) const {
     const int64_t D = p.shape.head_size, count = smaller(kForwardStrip, group.sequence.keys - first);
-    pack_keys<Real>(p.dtype, p.k, p.k_strides, group, D, first, count, kForwardStrip, k_columns, nullptr, staging);
+    pack_keys<Products>(p.dtype, p.k, p.k_strides, group, D, first, count, kForwardStrip, k_columns, nullptr, staging);
     *finite =
-        pack_keys<Real>(p.dtype, p.v, p.v_strides, group, D, first, count, kForwardStrip, nullptr, v_rows, staging);
+        pack_keys<Products>(p.dtype, p.v, p.v_strides, group, D, first, count, kForwardStrip, nullptr, v_rows, staging);
   }
 };
 
@@ -660,28 +800,32 @@ void finish_rows(const EntropyAttentionForward& p, const Group& group, const Blo
   }
 }
 
-template <class Real>
+template <class Products>
 int64_t forward_scratch(int64_t D) {
-  return (2 * kRows + kPanel<Real>)*Widths<Real>(D).row + kRows * (kForwardStrip + kPad);
+  using Real = typename Products::Real;
+  return (2 * kRows + Products::kPanelKeys) * Widths<Real>(D).row + kRows * (kForwardStrip + kPad);
 }
 
 // packed: the group's strips; or room for one, which is packed as it is needed.
-template <class Real, bool kEntropy>
-void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t index, Real* packed, bool all_packed,
-                   Real* scratch) {
+template <class Products, bool kEntropy>
+void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t index, typename Products::Real* packed,
+                   bool all_packed, typename Products::Real* scratch) {
+  using Real = typename Products::Real;
+  using Strip = ForwardStrip<Products>;
   const int64_t D = p.shape.head_size, row = Widths<Real>(D).row;
   const Block<Real> block(p, group, index);
-  Real *q = scratch, *out = q + kRows * row, *staging = out + kRows * row, *s = staging + kPanel<Real> * row;
+  Real *q = scratch, *out = q + kRows * row, *staging = out + kRows * row, *s = staging + Products::kPanelKeys * row;
   Running<Real> state[kRows];
   std::memset(out, 0, block.count * row * sizeof(Real));
   if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, static_cast<const Real*>(nullptr), q);
+  const auto* rows = Products::narrow(block.count, row, q);
   for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
-    const ForwardStrip<Real> strip(packed + (all_packed ? first / kForwardStrip * ForwardStrip<Real>::size(D) : 0), D);
+    const Strip strip(packed + (all_packed ? first / kForwardStrip * Strip::size(D) : 0), D);
     if (!all_packed) strip.pack(p, group, first, staging);
-    const Span panels = whole_panels<Real>(within_strip(block.all, first, kForwardStrip));
-    scores(block, first, kForwardStrip, panels, D, q, strip.k_columns, s);
+    const Span panels = whole_panels(within_strip(block.all, first, kForwardStrip), Products::kPanelKeys);
+    Products::scores(block, first, kForwardStrip, panels, D, rows, strip.k_columns, s);
     softmax_rows<Real, kEntropy>(block, first, panels, row, s, state, out);
-    sum_over_keys(block, first, kForwardStrip, D, *strip.finite != 0, s, strip.v_rows, out);
+    Products::sum_over_keys(block, first, kForwardStrip, panels, D, *strip.finite != 0, s, strip.v_rows, out);
   }
   finish_rows<Real, kEntropy>(p, group, block, row, state, out);
 }
@@ -705,7 +849,7 @@ void forward_few(const EntropyAttentionForward& p, const Group& group, Real* scr
   if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, static_cast<const Real*>(nullptr), q);
   for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
     const Span here = within_strip(block.all, first, kForwardStrip), keys{first + here.from, first + here.to};
-    const Span panels = whole_panels<Real>(here);
+    const Span panels = whole_panels(here, kPanel<Real>);
     const KeyRows<Real> k(p.dtype, p.k, p.k_strides, group, D, keys, k_memory),
         v(p.dtype, p.v, p.v_strides, group, D, keys, v_memory);
     few_scores(block, first, kForwardStrip, panels, D, q, k, s);
@@ -721,8 +865,9 @@ void forward_few(const EntropyAttentionForward& p, const Group& group, Real* scr
   finish_rows<Real, kEntropy>(p, group, block, row, state, out);
 }
 
-template <class Real, bool kEntropy>
+template <class Products, bool kEntropy>
 void forward(const EntropyAttentionForward& p) {
+  using Real = typename Products::Real;
   const AttentionShape& shape = p.shape;
   const int64_t D = shape.head_size, groups = shape.batch * shape.kv_heads;
   if (few_rows(shape)) {
@@ -734,22 +879,23 @@ void forward(const EntropyAttentionForward& p) {
   }
   const int64_t blocks = parts(shape.heads / shape.kv_heads * shape.queries, kRows),
                 strips = parts(shape.keys, kForwardStrip);
-  const int64_t strip_size = ForwardStrip<Real>::size(D);
+  const int64_t strip_size = ForwardStrip<Products>::size(D);
   auto pack_strip = [&](const Group& group, int64_t i, Real* packed, Real* staging) {
     if (i * kForwardStrip < group.sequence.keys)
-      ForwardStrip<Real>(packed + i * strip_size, D).pack(p, group, i * kForwardStrip, staging);
+      ForwardStrip<Products>(packed + i * strip_size, D).pack(p, group, i * kForwardStrip, staging);
   };
   // Threads take whole groups where there are enough of them, else blocks of rows: it is the same arithmetic.
   if (blocks == 1 || groups >= 4 * threads()) {
     for_tasks(groups, [&](int64_t i) {
       const Lease lease{own_scratch};
       const Group group(shape, i);
-      Real* scratch = own_scratch.get<Real>(forward_scratch<Real>(D) + (blocks == 1 ? 1 : strips) * strip_size);
+      Real* scratch = own_scratch.get<Real>(forward_scratch<Products>(D) + (blocks == 1 ? 1 : strips) * strip_size);
       Real *packed = scratch, *rest = scratch + (blocks == 1 ? 1 : strips) * strip_size;
       if (blocks > 1)
         for (int64_t strip = 0; strip < strips; ++strip) pack_strip(group, strip, packed, rest);
       for (int64_t block = 0; block * kRows < group.rows(); ++block)
-        forward_block<Real, kEntropy>(p, group, block, packed, blocks > 1, rest);
+        forward_block<Products, kEntropy>(p, group, block, packed, blocks > 1, rest);
+      Products::end_task();
     });
     return;
   }
@@ -757,14 +903,15 @@ void forward(const EntropyAttentionForward& p) {
   Real* packed = shared_scratch.get<Real>(groups * strips * strip_size);
   for_tasks(groups * strips, [&](int64_t i) {
     pack_strip(Group(shape, i / strips), i % strips, packed + i / strips * strips * strip_size,
-               own_scratch.get<Real>(forward_scratch<Real>(D)));
+               own_scratch.get<Real>(forward_scratch<Products>(D)));
   });
   for_tasks(groups * blocks, [&](int64_t i) {
     const Group group(shape, i % groups);
     const int64_t block = blocks - 1 - i / groups;  // causal: the last rows see most keys
     if (block * kRows < group.rows())
-      forward_block<Real, kEntropy>(p, group, block, packed + i % groups * strips * strip_size, true,
-                                    own_scratch.get<Real>(forward_scratch<Real>(D)));
+      forward_block<Products, kEntropy>(p, group, block, packed + i % groups * strips * strip_size, true,
+                                    own_scratch.get<Real>(forward_scratch<Products>(D)));
+    Products::end_task();
   });
 }
 
@@ -815,29 +962,34 @@ void finish_row(const EntropyAttentionBackward& p, const Group& group, int64_t r
       lse == static_cast<Real>(-kInfinity) ? 0 : -(sum + level * statistic<Real>(p.dlse, at)) / temperature;
 }
 
-template <class Real, bool kEntropy, bool kTemperature>
-void backward_range(const EntropyAttentionBackward& p, const Group& group, Span range, Real* dq_partial,
-                    Real* dtemperature_partial) {
+template <class Products, bool kEntropy, bool kTemperature>
+void backward_range(const EntropyAttentionBackward& p, const Group& group, Span range,
+                    typename Products::Real* dq_partial, typename Products::Real* dtemperature_partial) {
+  using Real = typename Products::Real;
+  using Operand = typename Products::Operand;
   const int64_t D = p.shape.head_size, row = Widths<Real>(D).row, width = kBackwardStrip + kPad, strip = kBackwardStrip;
   const int64_t keys = larger(0, smaller(range.to, group.sequence.keys) - range.from), padded = round_up(keys, strip);
   const Lease lease{own_scratch};
   const bool few = few_rows(p.shape);
-  Real* next = own_scratch.get<Real>((5 * padded + 5 * kRows + 2 * kPanel<Real> + (few ? strip : 0)) * row +
-                                     kPanel<Real> * kPanel<Real> + 2 * kRows * width + strip + padded / strip);
+  const int64_t staged = larger(kPanel<Real> * (2 * row + kPanel<Real>),
+                                Products::kPanelKeys * larger(row, kRows + kPanel<Real>));
+  Real* next = own_scratch.get<Real>((5 * padded + 5 * kRows + (few ? strip : 0)) * row + staged + 2 * kRows * width +
+                                     strip + padded / strip);
   auto take = [&](int64_t count) { return (next += count) - count; };
-  Real *k_columns = take(padded * row), *v_columns = take(padded * row), *k_rows = take(padded * row);
-  Real *dk = take(padded * row), *dv = take(padded * row);
-  Real *q = take(kRows * row), *q_rows = take(kRows * row), *dout = take(kRows * row), *dout_rows = take(kRows * row);
-  Real *dq = take(kRows * row), *staging = take(kPanel<Real> * (2 * row + kPanel<Real>));
+  auto operands = [&](int64_t count) { return reinterpret_cast<Operand*>(take(count)); };
+  Operand *k_columns = operands(padded * row), *v_columns = operands(padded * row), *k_rows = operands(padded * row);
+  Operand *q_rows = operands(kRows * row), *dout_rows = operands(kRows * row);
+  Real *dk = take(padded * row), *dv = take(padded * row), *dq = take(kRows * row);
+  Real *q = take(kRows * row), *dout = take(kRows * row), *staging = take(staged);
   Real *s = take(kRows * width), *dp = take(kRows * width), *slope = take(strip), *finite = take(padded / strip);
   Real* few_keys = take(few ? strip * row : 0);
 
   for (int64_t j = 0; j < keys; j += strip) {
     const int64_t count = smaller(strip, keys - j);
-    finite[j / strip] = pack_keys(p.dtype, p.k, p.k_strides, group, D, range.from + j, count, strip,
-                                  k_columns + j * row, k_rows + j * row, staging);
-    pack_keys<Real>(p.dtype, p.v, p.v_strides, group, D, range.from + j, count, strip, v_columns + j * row, nullptr,
-                    staging);
+    finite[j / strip] = pack_keys<Products>(p.dtype, p.k, p.k_strides, group, D, range.from + j, count, strip,
+                                            k_columns + j * row, k_rows + j * row, staging);
+    pack_keys<Products>(p.dtype, p.v, p.v_strides, group, D, range.from + j, count, strip, v_columns + j * row,
+                        nullptr, staging);
   }
   std::memset(dk, 0, 2 * padded * row * sizeof(Real));
 
@@ -858,25 +1010,28 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
     block.join_spans();
     std::memset(dq, 0, block.count * row * sizeof(Real));
     bool q_finite = true, dout_finite = true;
+    const Operand *q_operand = nullptr, *dout_operand = nullptr;
     if (!block.all.empty()) {
       load_rows(p.dtype, p.q, p.q_strides, group, block, D, block.factor, q);
-      q_finite = pack_rows(block.count, D, q, row, q_rows, kRows);
+      q_finite = Products::pack_rows(block.count, D, q, row, q_rows, kRows, 0);
       load_rows<Real>(p.dtype, p.q, p.q_strides, group, block, D, nullptr, q);
       load_rows<Real>(p.dtype, p.dout, p.dout_strides, group, block, D, nullptr, dout);
-      dout_finite = pack_rows(block.count, D, dout, row, dout_rows, kRows);
+      dout_finite = Products::pack_rows(block.count, D, dout, row, dout_rows, kRows, 0);
       add_dots(p, group, block, dout, staging, constants);
+      dout_operand = Products::narrow(block.count, row, dout);
+      if (!few) q_operand = Products::narrow(block.count, row, q);
     }
     for (int64_t first = block.all.from / strip * strip; first < block.all.to; first += strip) {
       const int64_t at = (first - range.from) * row;
-      const Span panels = whole_panels<Real>(within_strip(block.all, first, strip));
+      const Span panels = whole_panels(within_strip(block.all, first, strip), Products::kPanelKeys);
       if (few) {
         const Span here = overlap(block.all, {first, first + strip});
         const KeyRows<Real> k(p.dtype, p.k, p.k_strides, group, D, here, few_keys);
         few_scores(block, first, strip, panels, D, q, k, s);
       } else {
-        scores(block, first, strip, panels, D, q, k_columns + at, s);
+        Products::scores(block, first, strip, panels, D, q_operand, k_columns + at, s);
       }
-      scores(block, first, strip, panels, D, dout, v_columns + at, dp);
+      Products::scores(block, first, strip, panels, D, dout_operand, v_columns + at, dp);
       for (int64_t r = 0; r < block.count; ++r) {
         Real *s_row = s + r * width, *dp_row = dp + r * width;
         const Span seen = within_strip(block.keys[r], first, strip), vectors = whole_vectors<Real>(seen, panels);
@@ -893,9 +1048,10 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
           clear_around(x, vectors, panels);
         }
       }
-      sum_over_keys(block, first, strip, D, finite[(first - range.from) / strip] != 0, dp, k_rows + at, dq);
-      sum_over_queries(block, first, strip, panels, D, dout_finite, s, dout_rows, dv + at);
-      sum_over_queries(block, first, strip, panels, D, q_finite, dp, q_rows, dk + at);
+      Products::sum_over_queries(block, first, strip, panels, D, dout_finite, s, dout_rows, dv + at, staging);
+      Products::sum_over_queries(block, first, strip, panels, D, q_finite, dp, q_rows, dk + at, staging);
+      Products::sum_over_keys(block, first, strip, panels, D, finite[(first - range.from) / strip] != 0, dp, k_rows + at,
+                              dq);
     }
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t i = block.first + r;
@@ -907,6 +1063,7 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
       }
     }
   }
+  Products::end_task();
   std::memset(staging, 0, row * sizeof(Real));
   const int64_t end = p.shape.cu_seqlens == nullptr ? smaller(range.to, p.shape.keys) : range.from + keys;
   for (int64_t j = range.from; j < end; ++j) {
@@ -930,9 +1087,14 @@ void backward(const EntropyAttentionBackward& p) {
   }
   for_tasks(ranges.count * groups, [&](int64_t i) {  // causal: the first keys are seen by most rows
     const int64_t first = i / groups * ranges.keys;
-    backward_range<Real, kEntropy, kTemperature>(p, Group(shape, i % groups), {first, first + ranges.keys},
-                                                 dq ? dq + i * rows * D : nullptr,
-                                                 dq ? dtemperature + i * rows : nullptr);
+    const Group group(shape, i % groups);
+    const Span range{first, first + ranges.keys};
+    Real *dq_partial = dq ? dq + i * rows * D : nullptr, *dtemperature_partial = dq ? dtemperature + i * rows : nullptr;
+    if constexpr (sizeof(Real) == sizeof(float))
+      if (takes_pairs(p) && keys_are_finite(p.k, p.k_strides, group, D) && keys_are_finite(p.v, p.v_strides, group, D) &&
+          rows_are_finite(p.q, p.q_strides, group, D) && rows_are_finite(p.dout, p.dout_strides, group, D))
+        return backward_range<PairProducts, kEntropy, kTemperature>(p, group, range, dq_partial, dtemperature_partial);
+    backward_range<PlainProducts<Real>, kEntropy, kTemperature>(p, group, range, dq_partial, dtemperature_partial);
   });
   if (ranges.count == 1) return;
   const int64_t blocks = parts(rows, kRows), next = groups * rows;
@@ -951,9 +1113,9 @@ void backward(const EntropyAttentionBackward& p) {
   });
 }
 
-template <class Real>
+template <class Products>
 void forward(const EntropyAttentionForward& p) {
-  p.entropy ? forward<Real, true>(p) : forward<Real, false>(p);
+  p.entropy ? forward<Products, true>(p) : forward<Products, false>(p);
 }
 
 template <class Real>
@@ -967,7 +1129,11 @@ void backward(const EntropyAttentionBackward& p) {
 }  // namespace
 
 void entropy_attention_forward_cpu(const EntropyAttentionForward& p) {
-  p.dtype == DType::kDouble ? forward<double>(p) : forward<float>(p);
+  if (p.dtype == DType::kDouble) return forward<PlainProducts<double>>(p);
+  bool pairs = takes_pairs(p);
+  for (int64_t i = 0; pairs && i < p.shape.batch * p.shape.kv_heads; ++i)
+    pairs = keys_are_finite(p.v, p.v_strides, Group(p.shape, i), p.shape.head_size);
+  pairs ? forward<PairProducts>(p) : forward<PlainProducts<float>>(p);
 }
 
 void entropy_attention_backward_cpu(const EntropyAttentionBackward& p) {

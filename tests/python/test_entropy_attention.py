@@ -499,6 +499,23 @@ def test_other_instruction_sets(tmp_path, capability):
     assert done.returncode == 0 and "same" in done.stdout, done.stderr
 
 
+def test_bfloat16_products_of_the_processor():
+    """What is built on them, with plain loops in their place (csrc/ops/bfloat16_product.h): this file's tests of values again."""
+    names = ("dtypes or one_gradient or together or packed or far_from_zero or without_keys or not_read or nan or sum_to_dlse or bits")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", f"not cuda and ({names})"],
+                          env={**os.environ, "ISENTROPE_BFLOAT16_PRODUCTS": "plain"}, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    outputs = []  # and they are taken
+    for means in ("plain", "off"):
+        script = ("import torch, isentrope; torch.manual_seed(0); x = torch.randn(3, 1, 2, 200, 64).bfloat16(); "
+                  "print(isentrope.entropy_attention(*x, causal=True).out.float().sum().item())")  # fmt: skip
+        paths = [str(Path(isentrope.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "ISENTROPE_BFLOAT16_PRODUCTS": means, "PYTHONPATH": os.pathsep.join(paths)}
+        outputs.append(subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] != outputs[1]
+
+
 PEAK = """
 import resource, sys, torch, isentrope
 T = int(sys.argv[1])
