@@ -104,15 +104,19 @@ def collect(objects):
 
 
 def table(rows):
-    head = ["kernel", "arch", "registers", "spills", "stack", "shared", "16-byte loads", "wide share"]
-    lines = [head]
+    """One line a kernel: registers on each architecture, and the most that any of them has of the rest."""
+    architectures = sorted({row["architecture"] for row in rows}, key=lambda name: int(re.sub(r"\D", "", name)))
+    kernels = {}
     for row in rows:
-        share = row["wide_share"]
-        lines.append([
-            row["kernel"], row["architecture"], row["registers"], row["spills"], row["stack"], row["shared"],
-            f"{row['loads_16_bytes']} of {row['loads']}", "-" if share is None else f"{share:.2f}",
-        ])  # fmt: skip
-    widths = [max(len(str(line[i])) for line in lines) for i in range(len(head))]
+        kernels.setdefault(row["kernel"], {})[row["architecture"]] = row
+    lines = [["kernel", *(f"registers {name}" for name in architectures), "spills", "stack", "shared", "16-byte loads", "wide share"]]
+    for name, of in kernels.items():
+        registers = [of[a]["registers"] if a in of else "-" for a in architectures]
+        most = [max(row[key] for row in of.values()) for key in ("spills", "stack", "shared")]
+        first = next(iter(of.values()))
+        share = first["wide_share"]
+        lines.append([name, *registers, *most, f"{first['loads_16_bytes']} of {first['loads']}", "-" if share is None else f"{share:.2f}"])
+    widths = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(line, widths)))
                      for line in lines) + "\n"  # fmt: skip
 
