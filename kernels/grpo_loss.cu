@@ -22,20 +22,28 @@ struct JoinMoments {
   }
 };
 struct JoinTerms {
-  template <class T>
-  GPU_DEVICE GrpoTerms<T> operator()(const GrpoTerms<T>& a, const GrpoTerms<T>& b) const {
-    GrpoTerms<T> sum;
+  template <class T, int terms>
+  GPU_DEVICE GrpoTerms<T, terms> operator()(const GrpoTerms<T, terms>& a, const GrpoTerms<T, terms>& b) const {
+    GrpoTerms<T, terms> sum;
     GPU_UNROLL
-    for (int k = 0; k < kGrpoTerms; ++k) sum.term[k] = grpo_merge(k, a.term[k], b.term[k]);
+    for (int k = 0; k < terms; ++k) sum.term[k] = grpo_merge(k, a.term[k], b.term[k]);
     return sum;
   }
 };
-template <class T>
-GPU_DEVICE GrpoTerms<T> no_terms() {
-  GrpoTerms<T> x;
+template <class T, int terms>
+GPU_DEVICE GrpoTerms<T, terms> no_terms() {
+  GrpoTerms<T, terms> x;
   GPU_UNROLL
-  for (int k = 0; k < kGrpoTerms; ++k) x.term[k] = static_cast<T>(grpo_neutral(k));
+  for (int k = 0; k < terms; ++k) x.term[k] = static_cast<T>(grpo_neutral(k));
   return x;
+}
+// The first terms of x, in type T.
+template <class T, int terms, class X, int given>
+GPU_DEVICE GrpoTerms<T, terms> first_terms(const GrpoTerms<X, given>& x) {
+  GrpoTerms<T, terms> y;
+  GPU_UNROLL
+  for (int k = 0; k < terms; ++k) y.term[k] = static_cast<T>(x.term[k]);
+  return y;
 }
 
 // The tokens of this block: the segment blockIdx.x of the B * segments, sequence by sequence.
@@ -60,7 +68,7 @@ struct LossWorkspace {
   GrpoCentre* centre;             // [1]
   double* log_ratio;              // [B] mean d of the sequence
   GrpoMoments<double>* moments;   // [B, segments]
-  GrpoTerms<double>* terms;       // [B, segments]
+  GrpoTerms<double>* terms;       // [B, segments]; without statistics the loss alone
 };
 inline LossWorkspace loss_workspace(void* p, int64_t batch, int64_t length) {
   LossWorkspace w;
@@ -92,8 +100,8 @@ inline SelectWorkspace select_workspace(void* p, int64_t batch, int64_t length) 
 
 // ---- first pass ------------------------------------------------------------------------------------------------------
 
-// Grid: B * segments. logprob, old_logprob (null: no log ratio), advantage, entropy (or null), mask [B, T]; moments
-// [B, segments].
+// Grid: B * segments. logprob, old_logprob (null: no log ratio), advantage, entropy, mask [B, T]; moments [B, segments].
+// All but mask may be null where their sums are not wanted.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     grpo_moments_kernel(const void* logprob, const void* old_logprob, const void* advantage, const void* entropy,
@@ -159,14 +167,16 @@ GPU_DEVICE GrpoDivergence<T> divergence_of(GrpoKl kind, T delta, T exp_minus) {
 
 // Grid: B * segments. Token losses, slopes, and the sums of the segment. (One block an SM is enough to ask for: more, and
 // ptxas spills registers for the sake of occupancy.)
-template <class T, GrpoForm form>
+template <class T, GrpoForm form, bool statistics>
 __global__ void __launch_bounds__(kThreads, 1) grpo_loss_forward_kernel(const GrpoLossForward p, const LossWorkspace w) {
-  GPU_SHARED(GrpoTerms<double>, scratch, kThreads / 32);
+  constexpr int kTerms = kGrpoWanted<statistics>;
+  using Sums = GrpoTerms<double, kTerms>;
+  GPU_SHARED(Sums, scratch, kThreads / 32);
   const Segment segment = segment_of(p.length);
   const GrpoCentre centre = *w.centre;
   const T mean_log_ratio = form == GrpoForm::kSequenceRatio ? static_cast<T>(w.log_ratio[segment.row]) : T(0);
   const T sequence_ratio = exponential(grpo_sequence_log_ratio(mean_log_ratio));
-  GrpoTerms<T> sum = no_terms<T>();
+  GrpoTerms<T, kTerms> sum = no_terms<T, kTerms>();
   for (int64_t i = segment.begin + threadIdx.x; i < segment.end; i += kThreads) {
     const bool counts = p.mask[i];
     T slope = T(0), loss = T(0);
@@ -176,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1) grpo_loss_forward_kernel(const Gr
                                   T(1), p.selected != nullptr && p.selected[i] ? T(1) : T(0)};
       GrpoTerms<T> x = grpo_terms<form>(p.rule, centre, token, exponential(grpo_log_ratio(l, token.old_logprob)),
                                         mean_log_ratio, sequence_ratio, &slope);
-      if (p.ref_logprob != nullptr) {
+      if (p.ref_logprob != nullptr && (statistics || p.rule.ref_kl_coef != 0)) {
         const T ref = at<T>(p.ref_logprob, i, true), coef = T(p.rule.ref_kl_coef);
         const GrpoDivergence<T> divergence = divergence_of(p.rule.ref_kl, l - ref, exponential(-grpo_log_ratio(l, ref)));
         x.term[kSumLoss] += coef * divergence.loss;
@@ -186,25 +196,26 @@ __global__ void __launch_bounds__(kThreads, 1) grpo_loss_forward_kernel(const Gr
         x.term[kSumRefK3] = divergence.k3;
       }
       loss = x.term[kSumLoss];
-      sum = JoinTerms()(sum, x);
+      sum = JoinTerms()(sum, first_terms<T, kTerms>(x));
     }
     static_cast<T*>(p.token_loss)[i] = loss;
     if (p.slope != nullptr) static_cast<T*>(p.slope)[i] = slope;
   }
-  GrpoTerms<double> total;
+  const Sums total = gpu::block_reduce<kThreads>(first_terms<double, kTerms>(sum), JoinTerms(), scratch);
+  if (threadIdx.x != 0) return;
   GPU_UNROLL
-  for (int k = 0; k < kGrpoTerms; ++k) total.term[k] = sum.term[k];
-  total = gpu::block_reduce<kThreads>(total, JoinTerms(), scratch);
-  if (threadIdx.x == 0) w.terms[blockIdx.x] = total;
+  for (int k = 0; k < kTerms; ++k) w.terms[blockIdx.x].term[k] = total.term[k];
 }
 
 // Grid: 1. Weights, loss and statistics from the sums of the segments.
-template <class T>
+template <class T, bool statistics>
 __global__ void __launch_bounds__(kThreads) grpo_finish_kernel(const GrpoLossForward p, const LossWorkspace w) {
-  GPU_SHARED(GrpoTerms<double>, scratch, kThreads / 32);
+  constexpr int kTerms = kGrpoWanted<statistics>;
+  using Sums = GrpoTerms<double, kTerms>;
+  GPU_SHARED(Sums, scratch, kThreads / 32);
   const GrpoCentre centre = *w.centre;
   const int64_t segments = grpo_segments(p.length);
-  GrpoTerms<double> sum = no_terms<double>();  // its loss is the weighted one
+  Sums sum = no_terms<double, kTerms>();  // its loss is the weighted one
   for (int64_t row = threadIdx.x; row < p.batch; row += kThreads) {
     double tokens = 0;
     for (int64_t s = row * segments; s < (row + 1) * segments; ++s) tokens += w.moments[s].tokens;
@@ -212,7 +223,7 @@ __global__ void __launch_bounds__(kThreads) grpo_finish_kernel(const GrpoLossFor
         grpo_weight(p.rule.aggregate, centre, tokens, p.length, static_cast<const T*>(p.normalizer));
     static_cast<T*>(p.weight)[row] = static_cast<T>(weight);
     for (int64_t s = row * segments; s < (row + 1) * segments; ++s) {
-      GrpoTerms<double> x = w.terms[s];
+      Sums x = first_terms<double, kTerms>(w.terms[s]);
       x.term[kSumLoss] = weight != 0 ? weight * x.term[kSumLoss] : 0.0;
       sum = JoinTerms()(sum, x);
     }
@@ -220,7 +231,7 @@ __global__ void __launch_bounds__(kThreads) grpo_finish_kernel(const GrpoLossFor
   sum = gpu::block_reduce<kThreads>(sum, JoinTerms(), scratch);
   if (threadIdx.x != 0) return;
   *static_cast<T*>(p.loss) = static_cast<T>(sum.term[kSumLoss]);
-  grpo_statistics(centre, sum, p.stats);
+  if constexpr (statistics) grpo_statistics(centre, sum, p.stats);
 }
 
 // ---- backward --------------------------------------------------------------------------------------------------------
@@ -335,11 +346,13 @@ __global__ void __launch_bounds__(kThreads) grpo_mark_kernel(const GrpoSelect p,
 
 unsigned segments_of(int64_t batch, int64_t length) { return static_cast<unsigned>(batch * grpo_segments(length)); }
 
+// means: those of advantage, logprob and entropy are wanted.
 template <class T>
-void centre(const GrpoLossForward& p, const void* old_logprob, GrpoMoments<double>* moments, GrpoCentre* centre,
+void centre(const GrpoLossForward& p, bool means, const void* old_logprob, GrpoMoments<double>* moments, GrpoCentre* centre,
             double* log_ratio, void* stream) {
-  gpu::launch(grpo_moments_kernel<T>, dim3(segments_of(p.batch, p.length)), dim3(kThreads), 0, stream, p.logprob, old_logprob,
-              p.advantage, p.entropy, p.mask, p.length, moments);
+  gpu::launch(grpo_moments_kernel<T>, dim3(segments_of(p.batch, p.length)), dim3(kThreads), 0, stream,
+              means || old_logprob != nullptr ? p.logprob : nullptr, old_logprob, means ? p.advantage : nullptr,
+              means ? p.entropy : nullptr, p.mask, p.length, moments);
   gpu::launch(grpo_centre_kernel, dim3(1), dim3(kThreads), 0, stream, moments, p.batch, grpo_segments(p.length), centre,
               log_ratio);
 }
@@ -352,13 +365,15 @@ void grpo_loss_forward_cuda(const GrpoLossForward& p, void* stream) {
   gpu::dispatch<DType::kFloat, DType::kDouble>("grpo_loss_forward: dtype", p.dtype, [&](auto type) {
     using T = gpu::TypeOf<type()>;
     const bool of_sequences = p.rule.form == GrpoForm::kSequenceRatio;
-    centre<T>(p, of_sequences ? p.old_logprob : nullptr, w.moments, w.centre, w.log_ratio, stream);
-    gpu::dispatch<GrpoForm::kTokenRatio, GrpoForm::kSequenceRatio, GrpoForm::kClippedWeight, GrpoForm::kUnitWeight>(
-        "grpo_loss_forward: form", p.rule.form, [&](auto form) {
-          gpu::launch(grpo_loss_forward_kernel<T, form()>, dim3(segments_of(p.batch, p.length)), dim3(kThreads), 0, stream,
-                      p, w);
-        });
-    gpu::launch(grpo_finish_kernel<T>, dim3(1), dim3(kThreads), 0, stream, p, w);
+    centre<T>(p, p.stats != nullptr, of_sequences ? p.old_logprob : nullptr, w.moments, w.centre, w.log_ratio, stream);
+    gpu::dispatch<false, true>("grpo_loss_forward: statistics", p.stats != nullptr, [&](auto statistics) {
+      gpu::dispatch<GrpoForm::kTokenRatio, GrpoForm::kSequenceRatio, GrpoForm::kClippedWeight, GrpoForm::kUnitWeight>(
+          "grpo_loss_forward: form", p.rule.form, [&](auto form) {
+            gpu::launch(grpo_loss_forward_kernel<T, form(), statistics()>, dim3(segments_of(p.batch, p.length)),
+                        dim3(kThreads), 0, stream, p, w);
+          });
+      gpu::launch(grpo_finish_kernel<T, statistics()>, dim3(1), dim3(kThreads), 0, stream, p, w);
+    });
   });
 }
 
@@ -383,7 +398,7 @@ void grpo_select_cuda(const GrpoSelect& p, void* stream) {
     first.advantage = p.advantage;
     first.mask = p.mask;
     gpu::launch(grpo_clear_kernel, dim3(1), dim3(kThreads), 0, stream, w);
-    centre<T>(first, nullptr, w.moments, w.centre, nullptr, stream);
+    centre<T>(first, true, nullptr, w.moments, w.centre, nullptr, stream);
     gpu::dispatch<GrpoChoice::kClipCov, GrpoChoice::kKlCov, GrpoChoice::kRandomClipCov, GrpoChoice::kRandomKlCov>(
         "grpo_select: choice", p.choice, [&](auto choice) {
           gpu::launch(grpo_keys_kernel<T, choice()>, dim3(segments), dim3(kThreads), 0, stream, p, w);

@@ -127,7 +127,7 @@ struct GrpoLossForward {
   const void* normalizer = nullptr;   // [1], or null for the counts of this call
   void* loss = nullptr;               // [1]
   void* token_loss = nullptr;         // [B, T]; 0 where M = 0
-  float* stats = nullptr;             // [kGrpoStats]
+  float* stats = nullptr;             // [kGrpoStats], or null where none are wanted
   void* slope = nullptr;   // [B, T] derivative of the token loss by ℓ, or null where no gradient is wanted
   void* weight = nullptr;  // [B] w_i
   void* workspace = nullptr;  // [grpo_loss_workspace] bytes, 16-byte aligned; CUDA only
@@ -214,10 +214,13 @@ enum GrpoSum {
   kMaxCov,
   kGrpoTerms
 };
-template <class T>
+// The first terms of them: the loss alone where no statistics are wanted.
+template <class T, int terms = kGrpoTerms>
 struct GrpoTerms {
-  T term[kGrpoTerms];
+  T term[terms];
 };
+template <bool statistics>
+constexpr int kGrpoWanted = statistics ? kGrpoTerms : 1;
 // What a sum or maximum starts from.
 ISENTROPE_HOST_DEVICE inline double grpo_neutral(int k) { return k < kGrpoSums ? 0.0 : -3.0e38; }
 template <class T>
@@ -267,15 +270,16 @@ ISENTROPE_HOST_DEVICE inline GrpoPolicy<T> grpo_policy(const GrpoLossRule& rule,
   } else if constexpr (form == GrpoForm::kClippedWeight) {
     return {-x.advantage * clipped * x.logprob, -x.advantage * clipped, below, above, T(0)};
   } else {
-    const T free = -x.advantage * ratio, bound = -x.advantage * clipped,
-            most = -x.advantage * T(rule.dual_clip);
+    const T free = -x.advantage * ratio, bound = -x.advantage * clipped, pull = free * inside;
     const T held = bound > free ? T(1) : T(0), larger = bound > free ? bound : free;
-    const T dual_bound = x.advantage < T(0) ? most : larger;
+    if constexpr (form == GrpoForm::kSequenceRatio)
+      return {larger, held > T(0) ? T(0) : pull, held * below, held * above, T(0)};
+    const T most = -x.advantage * T(rule.dual_clip), dual_bound = x.advantage < T(0) ? most : larger;
     const T dual = larger > dual_bound ? T(1) : T(0);
     const T keep = T(1) - T(rule.drop) * x.selected;
     const T penalty = T(rule.penalty) * x.selected;
     const T sign = (d > T(0) ? T(1) : T(0)) - (d < T(0) ? T(1) : T(0));
-    const T loss = larger > dual_bound ? dual_bound : larger, pull = free * inside;
+    const T loss = larger > dual_bound ? dual_bound : larger;
     const T slope = held + dual > T(0) ? T(0) : pull;
     return {(keep > T(0) ? loss : T(0)) + penalty * sign * d,
             (keep > T(0) ? slope : T(0)) + penalty * sign * inside, held * below, held * above, dual};
@@ -298,7 +302,7 @@ ISENTROPE_HOST_DEVICE inline GrpoTerms<T> grpo_terms(const GrpoLossRule& rule, c
   const GrpoPolicy<T> policy = grpo_policy<form>(rule, x, d, ratio, inside);
   const T cov = grpo_covariance(centre, x.advantage, x.logprob);
   const T spread = x.entropy - T(centre.entropy);
-  *slope = policy.slope * x.counts;
+  *slope = x.counts > T(0) ? policy.slope : T(0);
   return {{policy.loss - T(rule.entropy_coef) * x.entropy, ratio * x.counts, -d, T(0.5) * d * d,
            exp_d - T(1) - d, T(0), T(0), T(0), policy.low * x.counts, policy.high * x.counts,
            policy.dual * x.counts, cov * x.counts, x.selected, spread * spread * x.counts,

@@ -154,9 +154,10 @@ struct GrpoLossArguments {
   double kl_coef;
   c10::string_view ref_kl;
   double ref_kl_coef, entropy_coef;
-  bool keep_slope = false;
+  bool statistics = true, keep_slope = false;
 };
-// (loss, token_loss, stats, slope, weight); slope [B, T] is empty without keep_slope, weight is [B].
+// (loss, token_loss, stats, slope, weight); stats is empty without statistics, slope [B, T] without
+// keep_slope; weight is [B].
 using GrpoLossOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
@@ -166,21 +167,21 @@ GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logp
                                    c10::string_view aggregate, double clip_low,
                                    std::optional<double> clip_high, std::optional<double> dual_clip,
                                    double kl_coef, c10::string_view ref_kl, double ref_kl_coef,
-                                   double entropy_coef, bool keep_slope);
+                                   double entropy_coef, bool statistics, bool keep_slope);
 GrpoLossOutputs grpo_loss_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
                                const Tensor& mask, const OptionalTensor& selected,
                                const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
                                const OptionalTensor& normalizer, c10::string_view mode,
                                c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
                                std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                               double ref_kl_coef, double entropy_coef, bool keep_slope);
+                               double ref_kl_coef, double entropy_coef, bool statistics, bool keep_slope);
 GrpoLossOutputs grpo_loss_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
                               const Tensor& mask, const OptionalTensor& selected,
                               const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
                               const OptionalTensor& normalizer, c10::string_view mode,
                               c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
                               std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                              double ref_kl_coef, double entropy_coef, bool keep_slope);
+                              double ref_kl_coef, double entropy_coef, bool statistics, bool keep_slope);
 GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& arguments,
                               void (*launch)(const kernels::GrpoLossForward&), bool with_workspace);
 

@@ -140,12 +140,12 @@ Tensor as(const Tensor& x, at::ScalarType type) { return x.to(type).contiguous()
 Tensor as(const OptionalTensor& x, at::ScalarType type) { return x ? as(*x, type) : Tensor(); }
 const void* data(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 
-GrpoLossOutputs empty_outputs(const Tensor& logprob, bool keep_slope) {
+GrpoLossOutputs empty_outputs(const Tensor& logprob, bool statistics, bool keep_slope) {
   const auto options =
       logprob.options().dtype(compute_type(logprob)).memory_format(at::MemoryFormat::Contiguous);
   const auto shape = logprob.sym_sizes();
   return {at::empty({}, options), at::empty_symint(shape, options),
-          at::empty({kGrpoStats}, options.dtype(at::kFloat)),
+          at::empty({statistics ? kGrpoStats : 0}, options.dtype(at::kFloat)),
           keep_slope ? at::empty_symint(shape, options) : at::empty({0}, options),
           at::empty_symint({shape[0]}, options)};
 }
@@ -157,13 +157,13 @@ int64_t segment_grain(int64_t length) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, std::min(length, kGrpoSegment)));
 }
 
-// First pass: the sums of each sequence, and what they make together.
-GrpoCentre centre_of(const GrpoLossForward& p, std::vector<GrpoMoments<double>>& sequences) {
+// First pass: the sums of each sequence, and what they make together; the means where they are wanted, else 0.
+GrpoCentre centre_of(const GrpoLossForward& p, bool means, std::vector<GrpoMoments<double>>& sequences) {
   static const auto moments = ISENTROPE_PICK(grpo_moments);
   const int64_t segments = grpo_segments(p.length);
   std::vector<GrpoMoments<double>> partial(p.batch * segments);
   at::parallel_for(0, p.batch * segments, segment_grain(p.length),
-                   [&](int64_t begin, int64_t end) { moments(p, begin, end, partial.data()); });
+                   [&](int64_t begin, int64_t end) { moments(p, means, begin, end, partial.data()); });
   sequences.assign(p.batch, GrpoMoments<double>{});
   GrpoMoments<double> all{};
   GrpoCentre centre;
@@ -185,7 +185,7 @@ template <class T>
 void forward_as(const GrpoLossForward& p) {
   static const auto forward = ISENTROPE_PICK(grpo_loss_forward);
   std::vector<GrpoMoments<double>> sequences;
-  const GrpoCentre centre = centre_of(p, sequences);
+  const GrpoCentre centre = centre_of(p, p.stats != nullptr, sequences);
   std::vector<double> log_ratio(p.batch);
   for (int64_t row = 0; row < p.batch; ++row)
     log_ratio[row] = sequences[row].tokens > 0 ? sequences[row].log_ratio / sequences[row].tokens : 0.0;
@@ -207,7 +207,7 @@ void forward_as(const GrpoLossForward& p) {
     }
   }
   *static_cast<T*>(p.loss) = static_cast<T>(loss);
-  grpo_statistics(centre, sums, p.stats);
+  if (p.stats != nullptr) grpo_statistics(centre, sums, p.stats);
 }
 
 void forward_on_cpu(const GrpoLossForward& p) {
@@ -242,7 +242,7 @@ void select_on_cpu(const GrpoSelect& p) {
   first.advantage = p.advantage;
   first.mask = p.mask;
   std::vector<GrpoMoments<double>> sequences;
-  const GrpoCentre centre = centre_of(first, sequences);
+  const GrpoCentre centre = centre_of(first, true, sequences);
   const int64_t tokens = static_cast<int64_t>(centre.tokens);
   const int64_t most = selection_count(p.fraction, p.minimum, tokens, tokens);
   // No two keys are equal: the smallest are the same in whatever order the threads bring them.
@@ -368,7 +368,7 @@ GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const G
                advantage = as(a.advantage, type), mask = as(a.mask, at::kBool),
                selected = as(a.selected, at::kBool), ref_logprob = as(a.ref_logprob, type),
                entropy = as(a.entropy, type), normalizer = as(a.normalizer, type);
-  const auto outputs = empty_outputs(a.logprob, a.keep_slope);
+  const auto outputs = empty_outputs(a.logprob, a.statistics, a.keep_slope);
   const auto& [loss, token_loss, stats, slope, weight] = outputs;
   p.dtype = dtype_of(type);
   p.batch = logprob.size(0);
@@ -383,7 +383,7 @@ GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const G
   p.normalizer = data(normalizer);
   p.loss = loss.mutable_data_ptr();
   p.token_loss = token_loss.mutable_data_ptr();
-  p.stats = stats.mutable_data_ptr<float>();
+  p.stats = a.statistics ? stats.mutable_data_ptr<float>() : nullptr;
   p.slope = a.keep_slope ? slope.mutable_data_ptr() : nullptr;
   p.weight = weight.mutable_data_ptr();
   Tensor workspace;
@@ -402,10 +402,10 @@ GrpoLossOutputs grpo_loss_cpu(const Tensor& logprob, const Tensor& old_logprob, 
                               const OptionalTensor& normalizer, c10::string_view mode,
                               c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
                               std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                              double ref_kl_coef, double entropy_coef, bool keep_slope) {
+                              double ref_kl_coef, double entropy_coef, bool statistics, bool keep_slope) {
   return grpo_loss_run(
       {logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode, aggregate,
-       clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef, keep_slope},
+       clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef, statistics, keep_slope},
       forward_on_cpu, false);
 }
 
@@ -415,11 +415,11 @@ GrpoLossOutputs grpo_loss_meta(const Tensor& logprob, const Tensor& old_logprob,
                                const OptionalTensor& normalizer, c10::string_view mode,
                                c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
                                std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                               double ref_kl_coef, double entropy_coef, bool keep_slope) {
+                               double ref_kl_coef, double entropy_coef, bool statistics, bool keep_slope) {
   check_arguments({logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode,
                    aggregate, clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef,
-                   keep_slope});
-  return empty_outputs(logprob, keep_slope);
+                   statistics, keep_slope});
+  return empty_outputs(logprob, statistics, keep_slope);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
@@ -510,7 +510,7 @@ GrpoLossOutputs call_forward(const GrpoLossArguments& a, bool keep_slope) {
                              .typed<decltype(grpo_loss_cpu)>();
   return op.call(a.logprob, a.old_logprob, a.advantage, a.mask, a.selected, a.ref_logprob, a.entropy,
                  a.normalizer, a.mode, a.aggregate, a.clip_low, a.clip_high, a.dual_clip, a.kl_coef, a.ref_kl,
-                 a.ref_kl_coef, a.entropy_coef, keep_slope);
+                 a.ref_kl_coef, a.entropy_coef, a.statistics, keep_slope);
 }
 
 // Gradients of logprob and entropy; everything else is a constant.
@@ -559,10 +559,10 @@ GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logp
                                    c10::string_view aggregate, double clip_low,
                                    std::optional<double> clip_high, std::optional<double> dual_clip,
                                    double kl_coef, c10::string_view ref_kl, double ref_kl_coef,
-                                   double entropy_coef, bool keep_slope) {
-  const GrpoLossArguments arguments{logprob,   old_logprob, advantage, mask,        selected,     ref_logprob,
-                                    entropy,   normalizer,  mode,      aggregate,   clip_low,     clip_high,
-                                    dual_clip, kl_coef,     ref_kl,    ref_kl_coef, entropy_coef, keep_slope};
+                                   double entropy_coef, bool statistics, bool keep_slope) {
+  const GrpoLossArguments arguments{logprob,    old_logprob, advantage, mask,      selected, ref_logprob, entropy,
+                                    normalizer, mode,        aggregate, clip_low,  clip_high, dual_clip,  kl_coef,
+                                    ref_kl,     ref_kl_coef, entropy_coef, statistics, keep_slope};
   const bool differentiable = logprob.requires_grad() || (entropy && entropy->requires_grad());
   if (!differentiable || !at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
@@ -576,7 +576,7 @@ GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tenso
                    const Tensor& mask, const GrpoLossOptions& o) {
   auto [loss, token_loss, stats, slope, weight] = call_forward(
       {logprob, old_logprob, advantage, mask, o.selected, o.ref_logprob, o.entropy, o.normalizer, o.mode,
-       o.aggregate, o.clip_low, o.clip_high, o.dual_clip, o.kl_coef, o.ref_kl, o.ref_kl_coef, o.entropy_coef},
+       o.aggregate, o.clip_low, o.clip_high, o.dual_clip, o.kl_coef, o.ref_kl, o.ref_kl_coef, o.entropy_coef, o.statistics},
       false);
   return {loss, token_loss, stats};
 }

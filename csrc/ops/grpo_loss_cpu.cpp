@@ -2,6 +2,7 @@
 // Compiled once for every instruction set, in a namespace of its name.
 #include "csrc/ops/grpo_loss_cpu.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -67,13 +68,31 @@ inline void for_blocks(int64_t segment, int64_t length, Function&& function) {
   }
 }
 
+// The flags of a block [padded], 0 behind the last; in buffer [kBlock] where the block is not full. flags may be null: all 0.
+inline const uint8_t* read_flags(const bool* flags, const Block& block, uint8_t* buffer) {
+  if (flags != nullptr && block.count == block.padded) return reinterpret_cast<const uint8_t*>(flags) + block.at;
+  std::memset(buffer, 0, kBlock);
+  if (flags != nullptr) std::memcpy(buffer, flags + block.at, block.count);
+  return buffer;
+}
+
 // out [padded]: 1 where a flag is set, else 0. flags may be null: all 0.
 template <class T>
 inline void load_flags(const bool* flags, const Block& block, T* __restrict out) {
-  uint8_t byte[kBlock];
-  std::memset(byte, 0, kBlock);
-  if (flags != nullptr) std::memcpy(byte, flags + block.at, block.count);
+  uint8_t buffer[kBlock];
+  const uint8_t* byte = read_flags(flags, block, buffer);
   for (int i = 0; i < block.padded; ++i) out[i] = T(byte[i] < 1 ? byte[i] : 1);
+}
+
+// How many flags are set.
+inline int count_flags(const bool* flags, const Block& block) {
+  uint8_t buffer[kBlock], sum[kLanes] = {};
+  const uint8_t* byte = read_flags(flags, block, buffer);
+  for (int first = 0; first < block.padded; first += kLanes)
+    for (int i = 0; i < kLanes; ++i) sum[i] += byte[first + i] < 1 ? byte[first + i] : 1;
+  int total = 0;
+  for (int i = 0; i < kLanes; ++i) total += sum[i];
+  return total;
 }
 
 // out [padded]: source where the token counts, else 0, whatever stands there. source may be null: all 0.
@@ -88,11 +107,11 @@ inline void load(const void* source, const Block& block, const T* __restrict cou
   for (int i = given; i < block.padded; ++i) out[i] = T(0);
 }
 
-// Adds x [padded] to sum [kLanes].
-template <class T>
-inline void add_lanes(const T* x, const Block& block, T* __restrict sum) {
+// Adds x(0), …, x(padded - 1) to sum [kLanes].
+template <class T, class Function>
+inline void add_lanes(const Block& block, T (&sum)[kLanes], Function&& x) {
   for (int first = 0; first < block.padded; first += kLanes)
-    for (int i = 0; i < kLanes; ++i) sum[i] += x[first + i];
+    for (int i = 0; i < kLanes; ++i) sum[i] += x(first + i);
 }
 template <class T>
 inline double total(const T (&x)[kLanes]) {
@@ -101,40 +120,51 @@ inline double total(const T (&x)[kLanes]) {
   return sum;
 }
 
+// out [count] = factor x [count]
+template <class T>
+inline void scale(const T* x, T factor, int count, T* __restrict out) {
+  for (int i = 0; i < count; ++i) out[i] = factor * x[i];
+}
+
 // ---- first pass ----------------------------------------------------------------------------------------------
 
 template <class T>
-GrpoMoments<double> segment_moments(const GrpoLossForward& p, int64_t segment) {
-  T tokens[kLanes] = {}, advantage[kLanes] = {}, logprob[kLanes] = {}, entropy[kLanes] = {}, log_ratio[kLanes] = {};
+GrpoMoments<double> segment_moments(const GrpoLossForward& p, bool means, int64_t segment) {
+  T advantage[kLanes] = {}, logprob[kLanes] = {}, entropy[kLanes] = {}, log_ratio[kLanes] = {};
+  int64_t tokens = 0;
   for_blocks(segment, p.length, [&](const Block& block) {
+    tokens += count_flags(p.mask, block);
+    const bool of_sequence = p.rule.form == GrpoForm::kSequenceRatio;
+    if (!means && !of_sequence) return;
     T counts[kBlock], l[kBlock], x[kBlock];
     load_flags(p.mask, block, counts);
-    add_lanes(counts, block, tokens);
-    load(p.advantage, block, counts, x);
-    add_lanes(x, block, advantage);
     load(p.logprob, block, counts, l);
-    add_lanes(l, block, logprob);
-    if (p.entropy != nullptr) {
-      load(p.entropy, block, counts, x);
-      add_lanes(x, block, entropy);
-    }
-    if (p.rule.form == GrpoForm::kSequenceRatio) {
+    if (of_sequence) {
       load(p.old_logprob, block, counts, x);
-      for (int i = 0; i < block.padded; ++i) x[i] = l[i] - x[i];
-      add_lanes(x, block, log_ratio);
+      add_lanes(block, log_ratio, [&](int i) { return l[i] - x[i]; });
     }
+    if (!means) return;
+    add_lanes(block, logprob, [&](int i) { return l[i]; });
+    load(p.advantage, block, counts, x);
+    add_lanes(block, advantage, [&](int i) { return x[i]; });
+    if (p.entropy == nullptr) return;
+    load(p.entropy, block, counts, x);
+    add_lanes(block, entropy, [&](int i) { return x[i]; });
   });
-  return {total(tokens), total(advantage), total(logprob), total(entropy), total(log_ratio)};
+  return {static_cast<double>(tokens), total(advantage), total(logprob), total(entropy), total(log_ratio)};
 }
 
 // ---- second pass ---------------------------------------------------------------------------------------------
 
-// The tokens of a block as far as they count, else 0; and what the second pass makes of them.
+// The tokens of a block [padded] as far as they count, else 0.
 template <class T>
 struct Tokens {
   T logprob[kBlock], old_logprob[kBlock], advantage[kBlock], entropy[kBlock], counts[kBlock], selected[kBlock];
-  T loss[kBlock], slope[kBlock];
 };
+
+// Whether anything depends on the ratio of the token, and so on ℓ_old.
+template <GrpoForm form, bool statistics>
+constexpr bool kUsesRatio = statistics || form == GrpoForm::kTokenRatio || form == GrpoForm::kClippedWeight;
 
 template <class T, int... k>
 inline __attribute__((always_inline)) void merge(const GrpoTerms<T>& x, int i, T (*sum)[kLanes],
@@ -142,14 +172,24 @@ inline __attribute__((always_inline)) void merge(const GrpoTerms<T>& x, int i, T
   ((sum[k][i] = grpo_merge(k, sum[k][i], x.term[k])), ...);
 }
 
-// Losses and slopes without the divergence from the reference, and their part of the sums [kGrpoTerms, kLanes].
+// What gspo knows of a sequence, once a lane: a condition that is the same for all tokens becomes a branch, and the loop
+// stays scalar.
+template <class T>
+struct Sequence {
+  T log_ratio[kLanes], ratio[kLanes];
+};
+
+// Losses and slopes [padded] without the divergence from the reference, and their part of the sums [kGrpoWanted, kLanes].
 // Not inlined: alone, and with k a constant, the last loop is one that the compiler makes vectors of.
-template <GrpoForm form, class T>
+template <GrpoForm form, bool statistics, class T>
 __attribute__((noinline)) void add_policy(const GrpoLossRule& rule, const GrpoCentre& centre, int padded,
-                                          T sequence_log_ratio, T sequence_ratio, Tokens<T>& x,
-                                          T (*__restrict sum)[kLanes]) {
+                                          const Sequence<T>& sequence, const Tokens<T>& x, T* __restrict loss,
+                                          T* __restrict slope, T (*__restrict sum)[kLanes]) {
+  constexpr bool kWithRatio = kUsesRatio<form, statistics>;
   T exp_d[kBlock];
-  for (int i = 0; i < padded; ++i) exp_d[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
+  if constexpr (kWithRatio)
+    for (int i = 0; i < padded; ++i)
+      exp_d[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
   const GrpoLossRule r = rule;
   const GrpoCentre c = centre;
   for (int first = 0; first < padded; first += kLanes)
@@ -157,81 +197,102 @@ __attribute__((noinline)) void add_policy(const GrpoLossRule& rule, const GrpoCe
       const int i = first + lane;
       const GrpoToken<T> token{x.logprob[i], x.old_logprob[i], x.advantage[i],
                                x.entropy[i], x.counts[i],      x.selected[i] * x.counts[i]};
-      const GrpoTerms<T> terms =
-          grpo_terms<form, T>(r, c, token, exp_d[i], sequence_log_ratio, sequence_ratio, &x.slope[i]);
-      x.loss[i] = x.counts[i] > T(0) ? terms.term[kSumLoss] : T(0);
-      merge(terms, lane, sum, std::make_integer_sequence<int, kGrpoTerms>());
+      const GrpoTerms<T> terms = grpo_terms<form, T>(r, c, token, kWithRatio ? exp_d[i] : T(0), sequence.log_ratio[lane],
+                                                     sequence.ratio[lane], &slope[i]);
+      loss[i] = x.counts[i] > T(0) ? terms.term[kSumLoss] : T(0);
+      merge(terms, lane, sum, std::make_integer_sequence<int, kGrpoWanted<statistics>>());
     }
 }
 
 // Adds the divergence from the reference to losses and slopes, and to the sums. ref [padded].
-template <GrpoKl kind, class T>
-__attribute__((noinline)) void add_divergence(T coef, int padded, const T* __restrict ref, Tokens<T>& x,
-                                              T (*__restrict sum)[kLanes]) {
+template <GrpoKl kind, bool statistics, class T>
+__attribute__((noinline)) void add_divergence(T coef, int padded, const T* ref, const Tokens<T>& x, T* __restrict loss,
+                                              T* __restrict slope, T (*__restrict sum)[kLanes]) {
   T exp_minus[kBlock];
-  for (int i = 0; i < padded; ++i) exp_minus[i] = exponential(-grpo_log_ratio(x.logprob[i], ref[i]));
+  for (int i = 0; i < padded; ++i)
+    exp_minus[i] = exponential(-grpo_log_ratio(x.logprob[i], ref[i]));
   for (int first = 0; first < padded; first += kLanes)
     for (int lane = 0; lane < kLanes; ++lane) {
       const int i = first + lane;
       const GrpoDivergence<T> kl = grpo_divergence<kind>(x.logprob[i] - ref[i], exp_minus[i]);
       const T added = coef * kl.loss;
-      x.loss[i] += added;
-      x.slope[i] += coef * kl.slope * x.counts[i];
+      loss[i] += added;
+      slope[i] += coef * kl.slope * x.counts[i];
       sum[kSumLoss][lane] += added;
-      sum[kSumRefK1][lane] += kl.k1;
-      sum[kSumRefK2][lane] += kl.k2;
-      sum[kSumRefK3][lane] += kl.k3;
+      if constexpr (statistics) {
+        sum[kSumRefK1][lane] += kl.k1;
+        sum[kSumRefK2][lane] += kl.k2;
+        sum[kSumRefK3][lane] += kl.k3;
+      }
     }
 }
 
-template <class T>
+template <bool statistics, class T>
 auto divergence_of(GrpoKl kind) {
   switch (kind) {
     case GrpoKl::kK1:
-      return add_divergence<GrpoKl::kK1, T>;
+      return add_divergence<GrpoKl::kK1, statistics, T>;
     case GrpoKl::kK2:
-      return add_divergence<GrpoKl::kK2, T>;
+      return add_divergence<GrpoKl::kK2, statistics, T>;
     case GrpoKl::kK3:
-      return add_divergence<GrpoKl::kK3, T>;
+      return add_divergence<GrpoKl::kK3, statistics, T>;
     case GrpoKl::kK1Plus:
-      return add_divergence<GrpoKl::kK1Plus, T>;
+      return add_divergence<GrpoKl::kK1Plus, statistics, T>;
     default:
-      return add_divergence<GrpoKl::kK3Plus, T>;
+      return add_divergence<GrpoKl::kK3Plus, statistics, T>;
   }
+}
+
+template <GrpoForm form, bool statistics, class T>
+GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre, const double* log_ratio,
+                               int64_t segment) {
+  Sequence<T> sequence;
+  const T mean = log_ratio == nullptr ? T(0) : T(log_ratio[segment / grpo_segments(p.length)]);
+  std::fill_n(sequence.log_ratio, kLanes, mean);
+  std::fill_n(sequence.ratio, kLanes, std::exp(grpo_sequence_log_ratio(mean)));
+  const auto divergence = divergence_of<statistics, T>(p.rule.ref_kl);
+  const bool bonus = p.entropy != nullptr && (statistics || p.rule.entropy_coef != 0);
+  const bool refers = p.ref_logprob != nullptr && (statistics || p.rule.ref_kl_coef != 0);
+  T sum[kGrpoWanted<statistics>][kLanes];
+  for (int k = 0; k < kGrpoWanted<statistics>; ++k)
+    for (int i = 0; i < kLanes; ++i) sum[k][i] = static_cast<T>(grpo_neutral(k));
+  Tokens<T> x{};
+  for_blocks(segment, p.length, [&](const Block& block) {
+    T loss_buffer[kBlock], slope_buffer[kBlock];
+    const bool full = block.count == block.padded;
+    T* const token_loss = static_cast<T*>(p.token_loss) + block.at;
+    T* const slopes = p.slope == nullptr ? nullptr : static_cast<T*>(p.slope) + block.at;
+    T* const loss = full ? token_loss : loss_buffer;
+    T* const slope = full && slopes != nullptr ? slopes : slope_buffer;
+    load_flags(p.mask, block, x.counts);
+    load(p.logprob, block, x.counts, x.logprob);
+    load(p.advantage, block, x.counts, x.advantage);
+    if (kUsesRatio<form, statistics>) load(p.old_logprob, block, x.counts, x.old_logprob);
+    if (p.selected != nullptr) load_flags(p.selected, block, x.selected);
+    if (bonus) load(p.entropy, block, x.counts, x.entropy);
+    add_policy<form, statistics, T>(p.rule, centre, block.padded, sequence, x, loss, slope, sum);
+    if (refers) {
+      T ref[kBlock];
+      load(p.ref_logprob, block, x.counts, ref);
+      divergence(T(p.rule.ref_kl_coef), block.padded, ref, x, loss, slope, sum);
+    }
+    if (full) return;
+    std::memcpy(token_loss, loss, block.count * sizeof(T));
+    if (slopes != nullptr) std::memcpy(slopes, slope, block.count * sizeof(T));
+  });
+  GrpoTerms<double> sums{};
+  for (int k = 0; k < kGrpoWanted<statistics>; ++k) {
+    sums.term[k] = grpo_neutral(k);
+    for (int i = 0; i < kLanes; ++i) sums.term[k] = grpo_merge(k, sums.term[k], static_cast<double>(sum[k][i]));
+  }
+  return sums;
 }
 
 template <GrpoForm form, class T>
 GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre, const double* sequence,
                                int64_t segment) {
-  const T sequence_log_ratio = sequence == nullptr ? T(0) : T(sequence[segment / grpo_segments(p.length)]);
-  const T sequence_ratio = std::exp(grpo_sequence_log_ratio(sequence_log_ratio));
-  const auto divergence = divergence_of<T>(p.rule.ref_kl);
-  T sum[kGrpoTerms][kLanes];
-  for (int k = 0; k < kGrpoTerms; ++k)
-    for (int i = 0; i < kLanes; ++i) sum[k][i] = static_cast<T>(grpo_neutral(k));
-  for_blocks(segment, p.length, [&](const Block& block) {
-    Tokens<T> x;
-    load_flags(p.mask, block, x.counts);
-    load_flags(p.selected, block, x.selected);
-    load(p.logprob, block, x.counts, x.logprob);
-    load(p.old_logprob, block, x.counts, x.old_logprob);
-    load(p.advantage, block, x.counts, x.advantage);
-    load(p.entropy, block, x.counts, x.entropy);
-    add_policy<form, T>(p.rule, centre, block.padded, sequence_log_ratio, sequence_ratio, x, sum);
-    if (p.ref_logprob != nullptr) {
-      T ref[kBlock];
-      load(p.ref_logprob, block, x.counts, ref);
-      divergence(T(p.rule.ref_kl_coef), block.padded, ref, x, sum);
-    }
-    std::memcpy(static_cast<T*>(p.token_loss) + block.at, x.loss, block.count * sizeof(T));
-    if (p.slope != nullptr) std::memcpy(static_cast<T*>(p.slope) + block.at, x.slope, block.count * sizeof(T));
-  });
-  GrpoTerms<double> sums;
-  for (int k = 0; k < kGrpoTerms; ++k) {
-    sums.term[k] = grpo_neutral(k);
-    for (int i = 0; i < kLanes; ++i) sums.term[k] = grpo_merge(k, sums.term[k], static_cast<double>(sum[k][i]));
-  }
-  return sums;
+  return p.stats != nullptr ? segment_loss<form, true, T>(p, centre, sequence, segment)
+                            : segment_loss<form, false, T>(p, centre, sequence, segment);
 }
 
 template <class T>
@@ -256,18 +317,23 @@ void segment_backward(const GrpoLossBackward& p, int64_t segment) {
                                          *static_cast<const T*>(p.dloss);
   const T coef = T(p.entropy_coef);
   for_blocks(segment, p.length, [&](const Block& block) {
-    T counts[kBlock], x[kBlock], slope[kBlock];
+    const T* const slope = static_cast<const T*>(p.slope) + block.at;
+    T* const dlogprob = p.dlogprob == nullptr ? nullptr : static_cast<T*>(p.dlogprob) + block.at;
+    if (p.dtoken_loss == nullptr && p.dentropy == nullptr) {  // slopes are 0 where no token counts
+      scale(slope, row, block.count, dlogprob);
+      return;
+    }
+    T counts[kBlock], d[kBlock], s[kBlock];
     load_flags(p.mask, block, counts);
-    load(p.dtoken_loss, block, counts, x);
-    for (int i = 0; i < block.padded; ++i) x[i] += row;
-    if (p.dlogprob != nullptr) {
-      load(p.slope, block, counts, slope);
-      T* const d = static_cast<T*>(p.dlogprob) + block.at;
-      for (int i = 0; i < block.count; ++i) d[i] = x[i] * slope[i];
+    load(p.dtoken_loss, block, counts, d);
+    for (int i = 0; i < block.padded; ++i) d[i] += row;
+    if (dlogprob != nullptr) {
+      load(p.slope, block, counts, s);
+      for (int i = 0; i < block.count; ++i) dlogprob[i] = d[i] * s[i];
     }
     if (p.dentropy != nullptr) {
-      T* const d = static_cast<T*>(p.dentropy) + block.at;
-      for (int i = 0; i < block.count; ++i) d[i] = -coef * x[i] * counts[i];
+      T* const dentropy = static_cast<T*>(p.dentropy) + block.at;
+      for (int i = 0; i < block.count; ++i) dentropy[i] = -coef * d[i] * counts[i];
     }
   });
 }
@@ -276,24 +342,29 @@ void segment_backward(const GrpoLossBackward& p, int64_t segment) {
 
 // cov [padded]: the covariance of each token. candidate [padded]: 1 where it counts and, by_band, clip_cov may
 // choose it; else 0.
-template <class T>
-__attribute__((noinline)) void find_candidates(const GrpoSelect& p, bool by_band, const GrpoCentre& centre, int padded,
+template <bool by_band, class T>
+__attribute__((noinline)) void find_candidates(const GrpoSelect& p, const GrpoCentre& centre, int padded,
                                                const Tokens<T>& x, T* __restrict cov, T* __restrict candidate) {
-  for (int i = 0; i < padded; ++i) cov[i] = grpo_covariance(centre, x.advantage[i], x.logprob[i]);
-  for (int i = 0; i < padded; ++i) candidate[i] = x.counts[i];
-  if (!by_band) return;
+  const GrpoCentre c = centre;
+  for (int i = 0; i < padded; ++i)
+    cov[i] = grpo_covariance(c, x.advantage[i], x.logprob[i]);
+  if constexpr (!by_band) {
+    for (int i = 0; i < padded; ++i) candidate[i] = x.counts[i];
+    return;
+  }
   GrpoLossRule rule;
   rule.lower = p.lower;
   rule.upper = p.upper;
   rule.dual_clip = INFINITY;
   const T lower = T(p.cov_lower), upper = T(p.cov_upper);
   T ratio[kBlock];
-  for (int i = 0; i < padded; ++i) ratio[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
+  for (int i = 0; i < padded; ++i)
+    ratio[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
   for (int i = 0; i < padded; ++i) {
     const GrpoToken<T> token{x.logprob[i], x.old_logprob[i], x.advantage[i], T(0), x.counts[i], T(0)};
     const GrpoPolicy<T> policy = grpo_policy<GrpoForm::kTokenRatio, T>(rule, token, T(0), ratio[i], T(1));
     const T inside = (cov[i] > lower ? T(1) : T(0)) * (cov[i] < upper ? T(1) : T(0));
-    candidate[i] *= inside * (T(1) - policy.low) * (T(1) - policy.high);
+    candidate[i] = x.counts[i] * inside * (T(1) - policy.low) * (T(1) - policy.high);
   }
 }
 
@@ -348,15 +419,15 @@ int64_t segment_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segm
   int64_t found = 0;
   T candidates[kLanes] = {};
   for_blocks(segment, p.length, [&](const Block& block) {
-    Tokens<T> x;
     T cov[kBlock], candidate[kBlock];
     uint32_t rank[kBlock] = {};
+    Tokens<T> x;
     load_flags(p.mask, block, x.counts);
     load(p.logprob, block, x.counts, x.logprob);
     load(p.advantage, block, x.counts, x.advantage);
     if (by_band) load(p.old_logprob, block, x.counts, x.old_logprob);
-    find_candidates(p, by_band, centre, block.padded, x, cov, candidate);
-    add_lanes(candidate, block, candidates);
+    (by_band ? find_candidates<true, T> : find_candidates<false, T>)(p, centre, block.padded, x, cov, candidate);
+    add_lanes(block, candidates, [&](int i) { return candidate[i]; });
     const T* among = in_band ? candidate : x.counts;
     if (p.choice == GrpoChoice::kKlCov) {
       rank_by_covariance(cov, block.padded, rank);
@@ -371,9 +442,9 @@ int64_t segment_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segm
 
 }  // namespace
 
-void grpo_moments(const GrpoLossForward& p, int64_t begin, int64_t end, GrpoMoments<double>* partial) {
+void grpo_moments(const GrpoLossForward& p, bool means, int64_t begin, int64_t end, GrpoMoments<double>* partial) {
   with_type(p.dtype, [&](auto zero) {
-    for (int64_t s = begin; s < end; ++s) partial[s] = segment_moments<decltype(zero)>(p, s);
+    for (int64_t s = begin; s < end; ++s) partial[s] = segment_moments<decltype(zero)>(p, means, s);
   });
 }
 

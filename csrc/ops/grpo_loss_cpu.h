@@ -15,7 +15,7 @@ namespace isentrope::ops {
 //                        returns how many. Adds to available [1] how many may be chosen by the count rule of the choice.
 #define ISENTROPE_DECLARE(ISA)                                                                                       \
   namespace ISA {                                                                                                    \
-  void grpo_moments(const kernels::GrpoLossForward& p, int64_t begin, int64_t end,                                   \
+  void grpo_moments(const kernels::GrpoLossForward& p, bool means, int64_t begin, int64_t end,                       \
                     kernels::GrpoMoments<double>* partial);                                                          \
   void grpo_loss_forward(const kernels::GrpoLossForward& p, const kernels::GrpoCentre& centre, const double* sequence, \
                          int64_t begin, int64_t end, kernels::GrpoTerms<double>* partial);                           \

@@ -46,7 +46,8 @@ TORCH_LIBRARY(isentrope, m) {
       "grpo_loss(Tensor logprob, Tensor old_logprob, Tensor advantage, Tensor mask, *, Tensor? selected=None, "
       "Tensor? ref_logprob=None, Tensor? entropy=None, Tensor? normalizer=None, str mode=\"clip\", "
       "str aggregate=\"token-mean\", float clip_low=0.2, float? clip_high=None, float? dual_clip=None, "
-      "float kl_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool keep_slope=False) "
+      "float kl_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool statistics=True, "
+      "bool keep_slope=False) "
       "-> (Tensor loss, Tensor token_loss, Tensor stats, Tensor slope, Tensor weight)");
   m.def(
       "grpo_loss_backward(Tensor? dloss, Tensor? dtoken_loss, Tensor slope, Tensor weight, Tensor mask, "

@@ -83,11 +83,12 @@ GrpoLossOutputs grpo_loss_cuda(const Tensor& logprob, const Tensor& old_logprob,
                                const OptionalTensor& normalizer, c10::string_view mode,
                                c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
                                std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                               double ref_kl_coef, double entropy_coef, bool keep_slope) {
+                               double ref_kl_coef, double entropy_coef, bool statistics,
+                               bool keep_slope) {
   const c10::DeviceGuard guard(logprob.device());
   return grpo_loss_run(
       {logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode, aggregate,
-       clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef, keep_slope},
+       clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef, statistics, keep_slope},
       [](const auto& p) { kernels::grpo_loss_forward_cuda(p, current_stream()); }, true);
 }
 

@@ -87,11 +87,12 @@ struct GrpoLossOptions {
   // One number: tokens (token-mean), sequences with tokens (seq-mean-token-*), or the constant divisor instead of T
   // (seq-mean-token-sum-norm) of a whole step, so that the losses of its micro-batches add up to that of the whole.
   std::optional<Tensor> normalizer;
+  bool statistics = true;  // false: stats is empty, and nothing of it is computed
 };
 struct GrpoLoss {
   Tensor loss;        // [] float, or double for double logprob
   Tensor token_loss;  // [B, T] same type, before aggregation; 0 outside the mask
-  Tensor stats;       // [grpo_stat_names().size()] float; no gradient
+  Tensor stats;       // [grpo_stat_names().size()] float, or [0]; no gradient
 };
 // Gradients of loss and token_loss by logprob and entropy; old_logprob, advantage and ref_logprob are constants.
 GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,

@@ -265,7 +265,7 @@ void expect_total(const char* name, T actual, const Total<P>& plain, const Total
 
 // Both kernels, and every output against the plain loops.
 template <class T>
-void run(Case t, bool with_slope = true, int64_t offset = 0) {
+void run(Case t, bool with_slope = true, int64_t offset = 0, bool with_stats = true) {
   for (auto* x : {&t.logprob, &t.old_logprob, &t.advantage, &t.entropy, &t.ref_logprob}) *x = doubles(convert<float>(*x));
   using Exact = std::conditional_t<sizeof(T) == 8, long double, double>;
   const Expected<Exact> exact(t);
@@ -293,7 +293,7 @@ void run(Case t, bool with_slope = true, int64_t offset = 0) {
   f.normalizer = data(normalizer);
   f.loss = loss.data();
   f.token_loss = token_loss.data();
-  f.stats = stats.data();
+  f.stats = with_stats ? stats.data() : nullptr;
   f.slope = with_slope ? slope.data() : nullptr;
   f.weight = weight.data();
   f.workspace = workspace.data();
@@ -303,7 +303,7 @@ void run(Case t, bool with_slope = true, int64_t offset = 0) {
   EXPECT_TRUE(within_twice("weight", weight.read(), plain.weight, doubles(exact.weight)));
   expect_total("loss", loss.read()[0], plain.loss, exact.loss);
   const std::vector<float> got = stats.read();
-  for (int k = 0; k < kernels::kGrpoStats; ++k)
+  for (int k = 0; with_stats && k < kernels::kGrpoStats; ++k)
     expect_total(kernels::kGrpoStatNames[k], got[k], plain.stats[k], exact.stats[k]);
   if (!with_slope) return;
   EXPECT_TRUE(within_twice("slope", slope.read(), plain.slope, doubles(exact.slope)));
@@ -392,6 +392,14 @@ TYPED_TEST(GrpoLoss, SequenceRatiosBeyondTheClamps) {
     t.old_logprob[65 + i] = t.logprob[65 + i] + 22;
   }
   run<TypeParam>(t);
+}
+
+TYPED_TEST(GrpoLoss, WithoutStatistics) {
+  for (const char* mode : kModes)
+    for (const bool extras : {false, true}) {
+      SCOPED_TRACE(std::string(mode) + (extras ? " with reference and entropy" : ""));
+      run<TypeParam>(random_case(5, 331, mode, extras), true, 0, false);
+    }
 }
 
 TYPED_TEST(GrpoLoss, WithoutSlope) { run<TypeParam>(random_case(3, 97, "kl_cov", true), false); }

@@ -1,5 +1,6 @@
 """grpo_select and grpo_loss on the CPU, and on a GPU where there is one, against isentrope.reference in double."""
 
+import functools
 import math
 import os
 import subprocess
@@ -19,6 +20,7 @@ CHOICES = ["clip_cov", "kl_cov", "random_clip_cov", "random_kl_cov"]
 # Everything that may be beside the mode, all at once; the modes that it does not fit drop it.
 FULL = {"clip_low": 0.15, "clip_high": 0.25, "kl_coef": 0.7, "ref_kl_coef": 0.3, "entropy_coef": 0.05}
 NAN = float("nan")
+WITHOUT_STATISTICS = functools.partial(isentrope.grpo_loss, statistics=False)
 
 
 @pytest.fixture(params=DEVICES)
@@ -70,12 +72,12 @@ def compute(op, x, mode, **options):
     return loss, token_loss, x["logprob"].grad, zero if x["entropy"].grad is None else x["entropy"].grad
 
 
-def check(within_twice, x, mode, **options):
+def check(within_twice, x, mode, op=isentrope.grpo_loss, **options):
     """All that compute gives, in the dtype of x, against the reference. Those of 16 bits are computed in float32."""
     dtype = x["logprob"].dtype
     plain_dtype = torch.float32
     x = cast(cast(x, plain_dtype if dtype == torch.float64 else dtype), dtype)  # the same values in both
-    actual = compute(isentrope.grpo_loss, x, mode, **options)
+    actual = compute(op, x, mode, **options)
     exact = compute(reference.grpo_loss, cast(x, torch.float64), mode, **options)
     plain = compute(reference.grpo_loss, cast(x, plain_dtype), mode, **options)
     for name, a, p, e in list(zip(["loss", "token_loss", "dlogprob", "dentropy"], actual, plain, exact))[1:]:
@@ -183,6 +185,20 @@ def test_odd_shapes(within_twice, device, mode, shape):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 97), (2, 2049)])
+def test_without_statistics(within_twice, device, mode, shape):
+    check(within_twice, draw(*shape, device=device), mode, WITHOUT_STATISTICS, **FULL)
+    for dtype in (torch.float32, torch.float64):
+        x = draw(*shape, dtype, device)
+        for options in ({}, FULL):
+            results = [compute(op, x, mode, **options) for op in (WITHOUT_STATISTICS, isentrope.grpo_loss)]
+            for a, b in zip(*results):
+                torch.testing.assert_close(a, b)
+    arguments, options = inputs(x, mode)
+    assert WITHOUT_STATISTICS(*arguments, **options).stats.shape == (0,)
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_inputs(within_twice, device, mode, dtype):
     check(within_twice, draw(5, 33, dtype, device), mode, **FULL)
@@ -201,7 +217,8 @@ def test_divergences_from_the_reference(within_twice, device, kind):
 
 def test_dual_clip(within_twice, device):
     x = draw(9, 65, device=device, spread=1.5)
-    check(within_twice, x, "clip", dual_clip=3.0)
+    for op in (isentrope.grpo_loss, WITHOUT_STATISTICS):
+        check(within_twice, x, "clip", op, dual_clip=3.0)
     check(within_twice, x, "clip_higher", dual_clip=1.5)
     arguments, options = inputs(x, "clip", dual_clip=3.0)
     stats = dict(zip(isentrope.GRPO_STATS, isentrope.grpo_loss(*arguments, **options).stats.tolist()))
@@ -215,7 +232,8 @@ def test_log_ratios_beyond_the_clamp(within_twice, device, mode):
     x["old_logprob"][2] = x["logprob"][2] + 25
     x["old_logprob"][3] = x["logprob"][3] - 15  # beyond the clamp of gspo alone
     x["advantage"][2] = torch.where(x["mask"][2], 1.0, NAN)
-    check(within_twice, x, mode)
+    for op in (isentrope.grpo_loss, WITHOUT_STATISTICS):
+        check(within_twice, x, mode, op)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -346,8 +364,9 @@ def test_nothing_leaks_from_outside_the_mask(device, mode):
     zeros = {name: v.where(x["mask"], 0) if v.is_floating_point() else v for name, v in x.items()}
     for fill in (float("inf"), -float("inf"), 1e30):
         other = {name: v.where(x["mask"], fill) if v.is_floating_point() else v for name, v in x.items()}
-        for a, b in zip(compute(isentrope.grpo_loss, zeros, mode, **FULL), compute(isentrope.grpo_loss, other, mode, **FULL)):
-            assert torch.equal(a, b)
+        for op in (isentrope.grpo_loss, WITHOUT_STATISTICS):
+            for a, b in zip(compute(op, zeros, mode, **FULL), compute(op, other, mode, **FULL)):
+                assert torch.equal(a, b)
         for choice in CHOICES:
             chosen = [isentrope.grpo_select(*inputs(y, mode)[0], mode=choice, seed=5, cov_lower=0.1) for y in (zeros, other)]
             assert torch.equal(*chosen) and not (chosen[0] & ~x["mask"]).any()
@@ -367,7 +386,8 @@ def test_a_nan_that_counts_is_seen(device, mode, name):
     x = draw(3, 40, device=device)
     x[name][0, 0] = NAN
     arguments, options = inputs(x, mode)
-    assert isentrope.grpo_loss(*arguments, **options).loss.isnan()
+    for op in (isentrope.grpo_loss, WITHOUT_STATISTICS):
+        assert op(*arguments, **options).loss.isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.uint8])
@@ -492,7 +512,9 @@ def test_opcheck(device):
         y = {name: v.clone().requires_grad_() if name in leaves else v for name, v in x.items()}
         for mode in ("clip", "kl_cov", "gspo"):
             arguments, options = inputs(y, mode, **FULL)
-            torch.library.opcheck(torch.ops.isentrope.grpo_loss.default, tuple(arguments), options)
+            for statistics in (True, False):
+                options["statistics"] = statistics
+                torch.library.opcheck(torch.ops.isentrope.grpo_loss.default, tuple(arguments), options)
     for choice in CHOICES:
         torch.library.opcheck(torch.ops.isentrope.grpo_select.default, tuple(arguments[:4]), {"mode": choice, "seed": 5})
     slope, weight, mask = torch.randn(3, 17, device=device), torch.rand(3, device=device), x["mask"]
@@ -501,8 +523,8 @@ def test_opcheck(device):
         torch.library.opcheck(torch.ops.isentrope.grpo_loss_backward.default, arguments)
 
 
-@pytest.mark.parametrize("mode", ["clip", "kl_cov"])
-def test_compile(device, mode):
+@pytest.mark.parametrize("mode, statistics", [("clip", True), ("kl_cov", True), ("gspo", False)])
+def test_compile(device, mode, statistics):
     x = draw(4, 33, device=device)
 
     def step(logprob, entropy):
@@ -510,7 +532,7 @@ def test_compile(device, mode):
         arguments, options = inputs(y, mode, **FULL)
         if mode == "kl_cov":
             options["selected"] = isentrope.grpo_select(*arguments, mode="kl_cov", seed=1, select_fraction=0.1)
-        return isentrope.grpo_loss(*arguments, normalizer=50.0, **options)
+        return isentrope.grpo_loss(*arguments, normalizer=50.0, statistics=statistics, **options)
 
     results = []
     for function in (step, torch.compile(step, fullgraph=True)):
@@ -530,6 +552,7 @@ def test_bits_do_not_depend_on_threads(mode):
         torch.set_num_threads(threads)
         arguments, options = inputs(x, mode, **FULL)
         results.append([*compute(isentrope.grpo_loss, x, mode, **FULL), isentrope.grpo_loss(*arguments, **options).stats])
+        results[-1] += compute(WITHOUT_STATISTICS, x, mode, **FULL)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
@@ -538,7 +561,7 @@ def test_bits_do_not_depend_on_threads(mode):
 def test_narrower_instruction_sets(capability):
     """The same tests of values in a process that is told to use them."""
     here = Path(__file__)
-    names = "test_odd_shapes or test_statistics or test_selection_is_that_of_the_reference or test_log_ratios"
+    names = "test_odd_shapes or statistics or test_selection_is_that_of_the_reference or test_log_ratios"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", names, str(here)]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
