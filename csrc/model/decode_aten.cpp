@@ -36,7 +36,9 @@ class AtenSession : public DecodeSession {
     }
     columns = columns.to(options.device());
     const Tensor position = columns[1], slot = columns[2];
-    ops::EntropyAttentionOptions attention{.query_start = position, .return_entropy = false};
+    ops::EntropyAttentionOptions attention;
+    attention.query_start = position;
+    attention.return_entropy = false;
     if (c.attention.window > 0) attention.window = c.attention.window;
     if (c.attention.softcap > 0) attention.softcap = c.attention.softcap;
     const Tensor cosine = decoder_->cosine().to(options).index({position}).unsqueeze(1);  // [n, 1, D/2]
