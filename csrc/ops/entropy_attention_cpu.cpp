@@ -604,9 +604,11 @@ Real gradient_row(Real* s, Real* dp, Span vectors, Real factor, const RowConstan
   return kTemperature ? reduce_add(sum) : Real(0);
 }
 
+// No processor with such products is served by the narrowest build: there they need not be compiled.
+constexpr bool kPairs = kVectorBytes > 16;
 template <class Parameters>
 bool takes_pairs(const Parameters& p) {
-  return p.dtype == DType::kBFloat16 && has_bfloat16_products();
+  return kPairs && p.dtype == DType::kBFloat16 && has_bfloat16_products();
 }
 
 // x [D] of bfloat16 at an offset of base.
@@ -1090,7 +1092,7 @@ void backward(const EntropyAttentionBackward& p) {
     const Group group(shape, i % groups);
     const Span range{first, first + ranges.keys};
     Real *dq_partial = dq ? dq + i * rows * D : nullptr, *dtemperature_partial = dq ? dtemperature + i * rows : nullptr;
-    if constexpr (sizeof(Real) == sizeof(float))
+    if constexpr (kPairs && sizeof(Real) == sizeof(float))
       if (takes_pairs(p) && keys_are_finite(p.k, p.k_strides, group, D) && keys_are_finite(p.v, p.v_strides, group, D) &&
           rows_are_finite(p.q, p.q_strides, group, D) && rows_are_finite(p.dout, p.dout_strides, group, D))
         return backward_range<PairProducts, kEntropy, kTemperature>(p, group, range, dq_partial, dtemperature_partial);
@@ -1133,7 +1135,9 @@ void entropy_attention_forward_cpu(const EntropyAttentionForward& p) {
   bool pairs = takes_pairs(p);
   for (int64_t i = 0; pairs && i < p.shape.batch * p.shape.kv_heads; ++i)
     pairs = keys_are_finite(p.v, p.v_strides, Group(p.shape, i), p.shape.head_size);
-  pairs ? forward<PairProducts>(p) : forward<PlainProducts<float>>(p);
+  if constexpr (kPairs)
+    if (pairs) return forward<PairProducts>(p);
+  forward<PlainProducts<float>>(p);
 }
 
 void entropy_attention_backward_cpu(const EntropyAttentionBackward& p) {
