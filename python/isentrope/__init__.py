@@ -1,7 +1,7 @@
 """Isentrope: torch ops and a trainer that keep the entropy of transformers.
 
-isentrope.entropy_attention, isentrope.token_entropy, isentrope.grpo_select and isentrope.grpo_loss are differentiable ops for
-CPU and CUDA; isentrope.nn has modules over them, isentrope.integrations their place in other libraries, isentrope.reference
+isentrope.entropy_attention, isentrope.sigma_linear, isentrope.token_entropy, isentrope.grpo_select and isentrope.grpo_loss are
+differentiable ops for CPU and CUDA; isentrope.nn has modules over them, isentrope.integrations their place in other libraries, isentrope.reference
 their mathematics in plain torch; isentrope.Trainer runs a YAML configuration.
 """
 
