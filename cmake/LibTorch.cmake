@@ -2,7 +2,7 @@
 #
 # find_package(Torch) of a CUDA torch refuses to configure without a CUDA toolkit and mixes a system toolkit's
 # libraries in where there is one, so include folders and libraries are asked of torch itself.
-# Defines: torch::torch (C++ API), torch::python (for pybind11 modules); TORCH_VERSION, TORCH_CUDA (toolkit version
+# Defines: TORCH_CUBLAS (the cuBLAS that torch loads); torch::torch (C++ API), torch::python (for pybind11 modules); TORCH_VERSION, TORCH_CUDA (toolkit version
 # torch was built with, or empty), TORCH_LIB_DIR, Python_EXECUTABLE.
 
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter OPTIONAL_COMPONENTS Development.Module)
@@ -47,6 +47,16 @@ target_link_options(torch::torch INTERFACE "LINKER:--push-state,--no-as-needed,-
 
 add_library(torch::python INTERFACE IMPORTED GLOBAL)
 target_link_libraries(torch::python INTERFACE torch::torch torch_python)
+
+# The cuBLAS that torch itself loads: a wheel of its own beside torch, or one of the system's toolkit. No wheel has a
+# libcublas.so to link by name.
+if(TORCH_CUDA)
+  string(REGEX MATCH "^[0-9]+" torch_cuda_major "${TORCH_CUDA}")
+  file(GLOB TORCH_CUBLAS ${TORCH_LIB_DIR}/../../nvidia/*/lib/libcublas.so.${torch_cuda_major})
+  if(NOT TORCH_CUBLAS)
+    set(TORCH_CUBLAS cublas)
+  endif()
+endif()
 
 # The OpenMP runtime that torch itself loads (its wheels carry their own): at::parallel_for is serial without -fopenmp,
 # and a second runtime would not hear of torch.set_num_threads.

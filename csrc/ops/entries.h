@@ -2,11 +2,13 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <tuple>
 
 #include "kernels/entropy_attention.h"
 #include "kernels/grpo_loss.h"
+#include "kernels/sigma_linear.h"
 #include "kernels/token_entropy.h"
 
 namespace isentrope::ops {
@@ -82,6 +84,60 @@ EntropyAttentionGradients entropy_attention_backward_entry(
 // ---- merge_attention_states ------------------------------------------------------------------------------------------
 EntropyAttentionOutputs merge_attention_states_composite(const Tensor& out, const Tensor& lse, const Tensor& entropy,
                                                          const Tensor& max_logit);
+
+// ---- sigma_linear ----------------------------------------------------------------------------------------------------
+// What a device does for sigma_linear: the launchers of kernels/sigma_linear.h and
+// out = alpha · a b + beta · out, where alpha and beta are elements of factors, read where the product runs. a and b have
+// unit stride in one dimension, out [rows, columns] is contiguous.
+struct SigmaBackend {
+  void (*norm)(const kernels::SigmaNorm&);
+  void (*dot)(const kernels::SigmaDot&);
+  void (*rank_one)(const kernels::SigmaRankOne&);
+  void (*matmul)(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& factors, kernels::SigmaFactor alpha,
+                 kernels::SigmaFactor beta);
+};
+void sigma_matmul_cuda(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& factors, kernels::SigmaFactor alpha,
+                       kernels::SigmaFactor beta);
+
+// (y, sigma [], v [out], factors [4])
+using SigmaLinearOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+SigmaLinearOutputs sigma_linear_autograd(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
+                                         const OptionalTensor& bias, c10::string_view sigma_grad);
+SigmaLinearOutputs sigma_linear_autocast(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
+                                         const OptionalTensor& bias, c10::string_view sigma_grad);
+SigmaLinearOutputs sigma_linear_meta(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
+                                     const OptionalTensor& bias, c10::string_view sigma_grad);
+SigmaLinearOutputs sigma_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
+                                    const OptionalTensor& bias, c10::string_view sigma_grad);
+SigmaLinearOutputs sigma_linear_run(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
+                                    const OptionalTensor& bias, c10::string_view sigma_grad, const SigmaBackend& backend);
+
+// (dx, dweight, dgamma, dbias), those that are not wanted empty. Without dy only dweight can be wanted.
+using SigmaLinearGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+SigmaLinearGradients sigma_linear_backward_meta(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& sigma,
+                                                const Tensor& v, const Tensor& factors, const OptionalTensor& dy,
+                                                const OptionalTensor& dsigma, c10::string_view sigma_grad,
+                                                std::array<bool, 4> wanted);
+SigmaLinearGradients sigma_linear_backward_cpu(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& sigma,
+                                               const Tensor& v, const Tensor& factors, const OptionalTensor& dy,
+                                               const OptionalTensor& dsigma, c10::string_view sigma_grad,
+                                               std::array<bool, 4> wanted);
+SigmaLinearGradients sigma_linear_backward_run(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& sigma,
+                                               const Tensor& v, const Tensor& factors, const OptionalTensor& dy,
+                                               const OptionalTensor& dsigma, c10::string_view sigma_grad,
+                                               std::array<bool, 4> wanted, const SigmaBackend& backend);
+
+// ---- power_step ------------------------------------------------------------------------------------------------------
+// (sigmas [layers], steps [layers])
+std::tuple<Tensor, Tensor> power_step_inplace_or_view(at::TensorList weights, at::TensorList us, int64_t steps_max,
+                                                      double tolerance);
+std::tuple<Tensor, Tensor> power_step_meta(at::TensorList weights, at::TensorList us, int64_t steps_max, double tolerance);
+std::tuple<Tensor, Tensor> power_step_cpu(at::TensorList weights, at::TensorList us, int64_t steps_max, double tolerance);
+// with_workspace: the launcher is CUDA's, whose workspace is allocated here.
+std::tuple<Tensor, Tensor> power_step_run(at::TensorList weights, at::TensorList us, int64_t steps_max, double tolerance,
+                                          void (*launch)(const kernels::PowerStep&), bool with_workspace);
 
 // ---- token_entropy -----------------------------------------------------------------------------------------------
 // (logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp), each of target's shape; without moments the last

@@ -23,6 +23,17 @@ TORCH_LIBRARY(isentrope, m) {
       "merge_attention_states(Tensor out, Tensor lse, Tensor entropy, Tensor max_logit) "
       "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit)");
 
+  // ---- sigma_linear
+  m.def(
+      "sigma_linear(Tensor x, Tensor weight, Tensor gamma, Tensor u, Tensor? bias=None, *, str sigma_grad=\"through\") "
+      "-> (Tensor y, Tensor sigma, Tensor v, Tensor factors)");
+  m.def(
+      "sigma_linear_backward(Tensor x, Tensor weight, Tensor u, Tensor sigma, Tensor v, Tensor factors, Tensor? dy, "
+      "Tensor? dsigma, *, str sigma_grad, bool[4] wanted) -> (Tensor dx, Tensor dweight, Tensor dgamma, Tensor dbias)");
+  m.def(
+      "power_step(Tensor[] weights, Tensor(a!)[] us, *, int steps_max=20, float tolerance=0.001) "
+      "-> (Tensor sigmas, Tensor steps)");
+
   // ---- token_entropy
   m.def(
       "token_entropy(Tensor logits, Tensor target, *, float temperature=1.0, int ignore_index=-100, bool moments=False, "
@@ -59,6 +70,9 @@ TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
   using namespace isentrope::ops;
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_cpu>);
   m.impl("entropy_attention_backward", entropy_attention_backward_entry<entropy_attention_backward_cpu>);
+  m.impl("sigma_linear", sigma_linear_cpu);
+  m.impl("sigma_linear_backward", sigma_linear_backward_cpu);
+  m.impl("power_step", power_step_cpu);
   m.impl("token_entropy", token_entropy_cpu);
   m.impl("token_entropy_backward", token_entropy_backward_cpu);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cpu);
@@ -71,6 +85,9 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
   using namespace isentrope::ops;
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_meta>);
   m.impl("entropy_attention_backward", entropy_attention_backward_entry<entropy_attention_backward_meta>);
+  m.impl("sigma_linear", sigma_linear_meta);
+  m.impl("sigma_linear_backward", sigma_linear_backward_meta);
+  m.impl("power_step", power_step_meta);
   m.impl("token_entropy", token_entropy_meta);
   m.impl("token_entropy_backward", token_entropy_backward_meta);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_meta);
@@ -84,6 +101,9 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   using namespace isentrope::ops;
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_autograd>);
   m.impl("entropy_attention_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("sigma_linear", sigma_linear_autograd);
+  m.impl("sigma_linear_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("power_step", torch::CppFunction::makeFallthrough());  // a constant: no gradient
   m.impl("token_entropy", token_entropy_autograd);
   m.impl("token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
@@ -94,8 +114,13 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
 
 // Counts the write, so that autograd notices who still needs what was overwritten.
 TORCH_LIBRARY_IMPL(isentrope, ADInplaceOrView, m) {
+  m.impl("power_step", isentrope::ops::power_step_inplace_or_view);
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
 }
+
+// As torch's own linear: x, weight and bias in autocast's dtype.
+TORCH_LIBRARY_IMPL(isentrope, AutocastCPU, m) { m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast); }
+TORCH_LIBRARY_IMPL(isentrope, AutocastCUDA, m) { m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast); }
 
 // Plain torch, which differentiates it.
 TORCH_LIBRARY_IMPL(isentrope, CompositeImplicitAutograd, m) {

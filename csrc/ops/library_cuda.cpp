@@ -31,6 +31,35 @@ EntropyAttentionGradients entropy_attention_backward_cuda(const EntropyAttention
       kernels::entropy_attention_backward_workspace);
 }
 
+// ---- sigma_linear
+const SigmaBackend kCuda = {
+    [](const auto& p) { kernels::sigma_norm_cuda(p, current_stream()); },
+    [](const auto& p) { kernels::sigma_dot_cuda(p, current_stream()); },
+    [](const auto& p) { kernels::sigma_rank_one_cuda(p, current_stream()); },
+    sigma_matmul_cuda,
+};
+
+SigmaLinearOutputs sigma_linear_cuda(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
+                                     const OptionalTensor& bias, c10::string_view sigma_grad) {
+  const c10::DeviceGuard guard(weight.device());
+  return sigma_linear_run(x, weight, gamma, u, bias, sigma_grad, kCuda);
+}
+
+SigmaLinearGradients sigma_linear_backward_cuda(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& sigma,
+                                                const Tensor& v, const Tensor& factors, const OptionalTensor& dy,
+                                                const OptionalTensor& dsigma, c10::string_view sigma_grad,
+                                                std::array<bool, 4> wanted) {
+  const c10::DeviceGuard guard(weight.device());
+  return sigma_linear_backward_run(x, weight, u, sigma, v, factors, dy, dsigma, sigma_grad, wanted, kCuda);
+}
+
+// ---- power_step
+std::tuple<Tensor, Tensor> power_step_cuda(at::TensorList weights, at::TensorList us, int64_t steps_max, double tolerance) {
+  const c10::DeviceGuard guard(weights[0].device());
+  return power_step_run(
+      weights, us, steps_max, tolerance, [](const auto& p) { kernels::power_step_cuda(p, current_stream()); }, true);
+}
+
 // ---- token_entropy
 TokenEntropyOutputs token_entropy_cuda(const Tensor& logits, const Tensor& target, double temperature,
                                        int64_t ignore_index, bool moments, bool) {
@@ -107,6 +136,9 @@ TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
   using namespace isentrope::ops;
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_cuda>);
   m.impl("entropy_attention_backward", entropy_attention_backward_entry<entropy_attention_backward_cuda>);
+  m.impl("sigma_linear", sigma_linear_cuda);
+  m.impl("sigma_linear_backward", sigma_linear_backward_cuda);
+  m.impl("power_step", power_step_cuda);
   m.impl("token_entropy", token_entropy_cuda);
   m.impl("token_entropy_backward", token_entropy_backward_cuda);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cuda);

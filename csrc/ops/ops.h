@@ -41,6 +41,26 @@ EntropyAttention entropy_attention(const Tensor& q, const Tensor& k, const Tenso
 EntropyAttention merge_attention_states(const Tensor& out, const Tensor& lse, const Tensor& entropy = {},
                                         const Tensor& max_logit = {});
 
+// ---- sigma_linear ----------------------------------------------------------------------------------------------
+struct SigmaLinear {
+  Tensor y;      // [..., out] like x
+  Tensor sigma;  // [] float, or double for double weight; has a gradient if sigma_grad is through
+};
+// y = (γ/σ) · x Wᵀ + bias, σ = ‖W u‖: x [..., in], weight [out, in], gamma [], u [in], bias [out]; gamma and u in float or
+// weight's dtype. u is not changed: power_step does that. Gradients of x, weight, gamma and bias.
+SigmaLinear sigma_linear(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
+                         const std::optional<Tensor>& bias = {}, const std::string& sigma_grad = "through");
+
+// ---- power_step ------------------------------------------------------------------------------------------------
+struct PowerStep {
+  Tensor sigmas;  // [layers] σ = ‖Wᵀv‖ of each layer's last step; 0 where W u = 0, NaN where it is not finite
+  Tensor steps;   // [layers] int: steps taken
+};
+// Power steps of all layers of a model, in place in us, once after an optimiser step: u ← Wᵀv / ‖Wᵀv‖, v = W u / ‖W u‖,
+// in each layer until σ grows by less than tolerance (relative), at most steps_max times; tolerance 0: always so many.
+// weights [out_i, in_i] of one dtype and device, us [in_i]. No host synchronisation. Defaults: python/isentrope/ops.py.
+PowerStep power_step(at::TensorList weights, at::TensorList us, int64_t steps_max = 20, double tolerance = 1e-3);
+
 // ---- token_entropy ---------------------------------------------------------------------------------------------
 struct TokenEntropy {
   Tensor logprob;      // [N] or [B, T], like target; float, or double for double logits, like all that follow

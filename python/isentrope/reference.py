@@ -49,6 +49,42 @@ def merge_attention_states(out, lse, entropy, max_logit):
     return (weight[..., None] * out).sum(0), total, (weight * (entropy + minus_log)).sum(0), max_logit.max(0).values
 
 
+# ---- sigma_linear ----------------------------------------------------------------------------------------------------
+
+
+def sigma_linear(x, weight, gamma, u, bias=None, *, sigma_grad="through"):
+    """x [..., in], weight [out, in], gamma [], u [in], bias [out] → y [..., out], σ []; through u and v nothing flows."""
+    p = weight @ u
+    v = p.detach() / p.detach().norm().where(p.any(), 1)
+    sigma = v @ p if sigma_grad == "through" else (v @ p).detach()
+    scaled = gamma / sigma * weight if p.any() else 0 * weight
+    y = x @ scaled.T
+    return y if bias is None else y + bias, sigma
+
+
+# ---- power_step ------------------------------------------------------------------------------------------------------
+
+
+def power_step(weights, us, *, steps_max=20, tolerance=1e-3):
+    """weights [out_i, in_i], us [in_i] → new us, σ of each, steps of each. us stay as they are."""
+    results = []
+    for weight, u in zip(weights, us):
+        for steps in range(1, steps_max + 1):
+            p = weight @ u
+            q = weight.T @ p
+            before, norm = p.norm(), q.norm()
+            sigma = norm / before
+            if not 0 < norm < torch.inf:  # W u = 0, or not finite
+                zero = before == 0 or norm == 0
+                sigma, steps = torch.zeros_like(sigma) if zero else sigma * torch.nan, steps - 1
+                break
+            u = q / norm
+            if tolerance > 0 and sigma - before <= tolerance * sigma:
+                break
+        results.append((u, sigma, steps))
+    return tuple(zip(*results)) or ((), (), ())
+
+
 # ---- token_entropy ---------------------------------------------------------------------------------------------------
 
 
