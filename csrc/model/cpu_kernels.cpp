@@ -33,17 +33,20 @@ inline float exponential(float x) {
 inline double exponential(double x) { return __builtin_exp(x); }
 
 template <class T>
-void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, T* out) {
+void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, const T* k_scale, const T* n_scale,
+          T* out) {
   constexpr int64_t P = kPanel<T>;
   for (int64_t first = 0; first < N; first += P, b += P * n_stride, out += K * P) {
     const int64_t columns = N - first < P ? N - first : P;
-    if (n_stride == 1 && columns == P) {
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t n = 0; n < P; ++n) out[k * P + n] = b[k * k_stride + n];
-      continue;
-    }
+    T scale[P];
+    for (int64_t n = 0; n < P; ++n) scale[n] = n_scale != nullptr && n < columns ? n_scale[first + n] : T(1);
     for (int64_t k = 0; k < K; ++k) {
-      for (int64_t n = 0; n < columns; ++n) out[k * P + n] = b[k * k_stride + n * n_stride];
+      const T row = k_scale != nullptr ? k_scale[k] : T(1);
+      if (n_stride == 1 && columns == P) {
+        for (int64_t n = 0; n < P; ++n) out[k * P + n] = b[k * k_stride + n] * (scale[n] * row);
+        continue;
+      }
+      for (int64_t n = 0; n < columns; ++n) out[k * P + n] = b[k * k_stride + n * n_stride] * (scale[n] * row);
       for (int64_t n = columns; n < P; ++n) out[k * P + n] = 0;
     }
   }

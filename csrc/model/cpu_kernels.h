@@ -15,8 +15,9 @@ struct CpuKernels {
   int64_t panel;     // columns of a packed panel, P
 
   // out [⌈N/P⌉, K, P]: b [K, N] in panels of P columns, the last one filled up with zeros. Element (k, n) of
-  // b lies at b[k · k_stride + n · n_stride].
-  void (*pack)(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, T* out);
+  // b lies at b[k · k_stride + n · n_stride], and is multiplied by k_scale[k] and n_scale[n]; null for 1.
+  void (*pack)(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, const T* k_scale, const T* n_scale,
+               T* out);
   // c [M, N] (+)= a [M, K] · b. Element (m, k) of a lies at a[m · lda + k], or a[k · lda + m] if transposed.
   void (*packed_product)(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, bool transposed, const T* packed, T* c,
                          int64_t ldc, bool add);

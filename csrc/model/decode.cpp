@@ -14,7 +14,8 @@ namespace {
 using torch::Tensor;
 
 struct PackedLayer {
-  Tensor input_norm, qkv, o, post_norm, gate_up, down;  // norms [C]; projections in panels (CpuKernels::pack)
+  Tensor input_norm, qkv, o, post_norm, gate_up,
+      down;                     // norms [C] or undefined; projections in panels (CpuKernels::pack)
   Tensor q_norm, k_norm;        // [D], or undefined
   Tensor temperature;           // [H, 1 or context], or undefined
 };
@@ -25,13 +26,13 @@ class PackedModel : public DecodeModel {
       : config(decoder->config()),
         embedding(copy(decoder->embedding())),
         final_norm(copy(decoder->final_norm())),
-        head(packed(decoder->head())),
+        head(packed(folded(decoder->head()))),
         cosine(decoder->cosine().to(torch::kFloat32)),
         sine(decoder->sine().to(torch::kFloat32)) {
     for (const LayerWeights& layer : decoder->layers())
-      layers.push_back({copy(layer.input_norm), packed(layer.qkv), packed(layer.o), copy(layer.post_norm),
-                        packed(layer.gate_up), packed(layer.down), copy(layer.q_norm), copy(layer.k_norm),
-                        temperature(layer.log_temperature)});
+      layers.push_back({copy(layer.input_norm), packed(folded(layer.qkv)), packed(folded(layer.o)),
+                        copy(layer.post_norm), packed(folded(layer.gate_up)), packed(folded(layer.down)),
+                        copy(layer.q_norm), copy(layer.k_norm), temperature(layer.log_temperature)});
   }
 
   std::unique_ptr<DecodeSession> session(int64_t slots, int64_t rows) const override;
@@ -52,7 +53,7 @@ class PackedModel : public DecodeModel {
     const Tensor plain = weight.detach().contiguous();
     const int64_t N = plain.size(0), K = plain.size(1);
     Tensor out = torch::empty({packed_size(K, N, kernels.panel)}, plain.options());
-    kernels.pack(K, N, plain.data_ptr<float>(), 1, K, out.data_ptr<float>());
+    kernels.pack(K, N, plain.data_ptr<float>(), 1, K, nullptr, nullptr, out.data_ptr<float>());
     return out;
   }
 };
@@ -78,18 +79,15 @@ class PackedSession : public DecodeSession {
       std::copy_n(model_.embedding.data_ptr<float>() + rows[i].token * C, C, row(x_, i));
     for (int64_t l = 0; l < c.layers; ++l) {
       const PackedLayer& layer = model_.layers[l];
-      norm(n, x_, layer.input_norm, normed_);
-      multiply(n, qkv_rows(), C, normed_, layer.qkv, qkv_, false);
+      multiply(n, qkv_rows(), C, normed(n, x_, layer.input_norm), layer.qkv, qkv_, false);
       attend(rows, l, layer);
       multiply(n, C, C, attended_, layer.o, x_, true);
-      norm(n, x_, layer.post_norm, normed_);
-      multiply(n, 2 * M, C, normed_, layer.gate_up, gate_up_, false);
+      multiply(n, 2 * M, C, normed(n, x_, layer.post_norm), layer.gate_up, gate_up_, false);
       model_.kernels.swiglu(n, M, row(gate_up_, 0), row(inner_, 0));
       multiply(n, C, M, inner_, layer.down, x_, true);
     }
-    const Tensor last = x_.slice(0, logits_from), last_normed = normed_.slice(0, logits_from);
-    norm(n - logits_from, last, model_.final_norm, last_normed);
-    multiply(n - logits_from, c.vocabulary, C, last_normed, model_.head, logits_, false);
+    const Tensor last = normed(n - logits_from, x_.slice(0, logits_from), model_.final_norm);
+    multiply(n - logits_from, c.vocabulary, C, last, model_.head, logits_, false);
     return {row(logits_, 0), logits_.size(1)};
   }
 
@@ -102,9 +100,14 @@ class PackedSession : public DecodeSession {
     return (model_.config.heads + 2 * model_.config.kv_heads) * model_.config.head_size();
   }
 
-  void norm(int64_t n, const Tensor& x, const Tensor& weight, const Tensor& y) const {
+  // What the next branch reads of the first n rows of the stream x: x itself where no norm stands here, its norm, or that in
+  // the place of x.
+  Tensor normed(int64_t n, const Tensor& x, const Tensor& weight) const {
+    if (!weight.defined()) return x;
+    const Tensor& y = model_.config.norm == "post" ? x : normed_;
     model_.kernels.rms_norm(n, model_.config.width, model_.config.norm_eps, x.data_ptr<float>(), nullptr,
                             weight.data_ptr<float>(), nullptr, y.data_ptr<float>(), nullptr);
+    return y;
   }
   // y [n, N] (+)= x [n, K] · weightᵀ
   void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y,

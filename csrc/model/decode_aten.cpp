@@ -14,7 +14,8 @@ using torch::Tensor;
 
 class AtenSession : public DecodeSession {
  public:
-  AtenSession(const Decoder& decoder, int64_t slots) : decoder_(decoder) {
+  AtenSession(const Decoder& decoder, const std::vector<LayerWeights>& layers, const Tensor& head, int64_t slots)
+      : decoder_(decoder), layers_(layers), head_(head) {
     const DecoderConfig& c = decoder_->config();
     const auto options = decoder_->embedding().options().requires_grad(false);
     for (int64_t l = 0; l < c.layers; ++l) {
@@ -47,11 +48,12 @@ class AtenSession : public DecodeSession {
       const auto half = x.chunk(2, -1);
       return torch::cat({half[0] * cosine - half[1] * sine, half[1] * cosine + half[0] * sine}, -1);
     };
+    const bool after = c.norm == "post";
     Tensor x = torch::embedding(decoder_->embedding(), columns[0]), delta, normed;
     for (int64_t l = 0; l < c.layers; ++l) {
-      const LayerWeights& layer = decoder_->layers()[l];
-      std::tie(x, normed) = add_rms_norm(x, delta, layer.input_norm, c.norm_eps);
-      auto qkv = torch::linear(normed, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
+      const LayerWeights& layer = layers_[l];
+      std::tie(x, normed) = residual(x, delta, layer.input_norm, c.norm_eps, after);
+      auto qkv = torch::linear(normed, layer.qkv.weight).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
       const auto normed_heads = [&](const Tensor& heads, const Tensor& weight) {
         if (!weight.defined()) return heads;
         return std::get<1>(add_rms_norm(heads.reshape({-1, D}), {}, weight, c.norm_eps)).view(heads.sizes());
@@ -67,12 +69,12 @@ class AtenSession : public DecodeSession {
       const Tensor out = ops::entropy_attention(turn(qkv[0]).unsqueeze(2), keys_[l].index({slot}).transpose(1, 2),
                                                 values_[l].index({slot}).transpose(1, 2), attention)
                              .out;
-      delta = torch::linear(out.reshape({n, c.width}), layer.o);
-      std::tie(x, normed) = add_rms_norm(x, delta, layer.post_norm, c.norm_eps);
-      delta = torch::linear(swiglu(torch::linear(normed, layer.gate_up)), layer.down);
+      delta = torch::linear(out.reshape({n, c.width}), layer.o.weight);
+      std::tie(x, normed) = residual(x, delta, layer.post_norm, c.norm_eps, after);
+      delta = torch::linear(swiglu(torch::linear(normed, layer.gate_up.weight)), layer.down.weight);
     }
-    normed = std::get<1>(add_rms_norm(x, delta, decoder_->final_norm(), c.norm_eps)).slice(0, logits_from);
-    logits_ = torch::linear(normed, decoder_->head()).to(torch::kCPU, torch::kFloat32).contiguous();
+    normed = std::get<1>(residual(x, delta, decoder_->final_norm(), c.norm_eps, after)).slice(0, logits_from);
+    logits_ = torch::linear(normed, head_).to(torch::kCPU, torch::kFloat32).contiguous();
     return {logits_.data_ptr<float>(), logits_.size(1)};
   }
 
@@ -83,15 +85,21 @@ class AtenSession : public DecodeSession {
 
  private:
   Decoder decoder_;
+  std::vector<LayerWeights> layers_;
+  Tensor head_;
   std::vector<Tensor> keys_, values_;  // a layer: [slots, context, G, D]
   Tensor logits_;
 };
 
 class AtenModel : public DecodeModel {
  public:
-  explicit AtenModel(const Decoder& decoder) : decoder_(decoder) {}
+  explicit AtenModel(const Decoder& decoder)
+      : decoder_(decoder), layers_(decoder->layers()), head_(folded(decoder->head())) {
+    for (LayerWeights& layer : layers_)
+      for (Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) p->weight = folded(*p);
+  }
   std::unique_ptr<DecodeSession> session(int64_t slots, int64_t) const override {
-    return std::make_unique<AtenSession>(decoder_, slots);
+    return std::make_unique<AtenSession>(decoder_, layers_, head_, slots);
   }
   // The more rows, the better a device is used; but attention gathers the whole slot of each: 2^26 elements
   // at most.
@@ -103,6 +111,8 @@ class AtenModel : public DecodeModel {
 
  private:
   Decoder decoder_;
+  std::vector<LayerWeights> layers_;  // folded, like the head: plain weights
+  Tensor head_;
 };
 
 }  // namespace

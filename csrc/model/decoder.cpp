@@ -7,7 +7,6 @@
 
 #include "csrc/data/random.h"
 #include "csrc/model/layers.h"
-#include "csrc/model/linear.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::model {
@@ -31,6 +30,28 @@ Tensor normal(at::IntArrayRef sizes, double std, uint64_t seed, uint64_t index) 
 
 }  // namespace
 
+// ---- configuration ---------------------------------------------------------------------------------------------------
+
+bool SigmaConfig::any() const {
+  return std::any_of(layers.begin(), layers.end(), [](const auto& x) { return x != "none"; });
+}
+
+bool SigmaConfig::takes(const std::string& layer) const {
+  static const std::map<std::string, std::string> groups{{"q", "attention"}, {"k", "attention"}, {"v", "attention"},
+                                                         {"o", "attention"}, {"gate", "mlp"},    {"up", "mlp"},
+                                                         {"down", "mlp"},    {"head", "head"}};
+  return std::any_of(layers.begin(), layers.end(),
+                     [&](const std::string& x) { return x == layer || x == "all" || x == groups.at(layer); });
+}
+
+std::string SigmaConfig::problem() const {
+  if (any() && std::find(layers.begin(), layers.end(), "none") != layers.end())
+    return "layers: none stands beside other names; write one or the other";
+  if (fused_qkv == "one" && (takes("q") != takes("k") || takes("k") != takes("v")))
+    return "layers: fused_qkv is one, and q, k, v are not all named; name all three or write fused_qkv: separate";
+  return "";
+}
+
 std::string DecoderConfig::problem() const {
   if (width % (8 * heads) != 0 || head_size() > 256)
     return "width: " + std::to_string(width) + " does not give " + std::to_string(heads) +
@@ -39,7 +60,33 @@ std::string DecoderConfig::problem() const {
     return "kv_heads: " + std::to_string(kv_heads) + " does not divide heads (" + std::to_string(heads) + ")";
   if (attention.qk_clip > 0 && attention.qk_norm)
     return "attention.qk_clip: scales weights that attention.qk_norm scales back; use one of the two";
-  return "";
+  if (attention.qk_clip > 0 && (sigma_reparam.takes("q") || sigma_reparam.takes("k")))
+    return "attention.qk_clip: scales rows of q and k, whose norm sigma_reparam holds at gamma; use one of the two "
+           "there";
+  const auto& names = sigma_reparam.layers;
+  if (tied_head && std::find(names.begin(), names.end(), "head") != names.end())
+    return "sigma_reparam.layers: the head is the embedding (tied_head), which is no linear layer; leave head out";
+  return sigma_reparam.problem().empty() ? "" : "sigma_reparam." + sigma_reparam.problem();
+}
+
+// ---- the model -------------------------------------------------------------------------------------------------------
+
+Projection DecoderImpl::projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
+                                   Tensor weight, const std::vector<SigmaPart>& runs) const {
+  Projection p{.name = path + name,
+               .weight = owner.register_parameter(name, weight),
+               .parts = {},
+               .gamma = {},
+               .u = {},
+               .through = config_.sigma_reparam.sigma_grad == "through"};
+  for (const SigmaPart& run : runs)
+    if (config_.sigma_reparam.takes(run.name == "qkv" ? "q" : run.name))
+      p.parts.push_back({path + run.name, run.first, run.rows});
+  if (p.parts.empty()) return p;
+  const auto P = static_cast<int64_t>(p.parts.size());
+  p.gamma = owner.register_parameter(name + "_gamma", torch::ones({P}));
+  p.u = owner.register_buffer(name + "_u", torch::empty({P, weight.size(1)}));
+  return p;
 }
 
 DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(config) {
@@ -53,16 +100,24 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
   uint64_t index = 0;
   auto drawn = [&](at::IntArrayRef sizes, double std) { return normal(sizes, std, seed, index++); };
   embedding_ = register_parameter("embedding", drawn({V, C}, 0.02));
+  const int64_t HD = config.heads * D, GD = config.kv_heads * D;
+  const bool normed = config.norm != "none", after = config.norm == "post";
+  std::vector<SigmaPart> qkv{{"q", 0, HD}, {"k", HD, GD}, {"v", HD + GD, GD}};
+  if (config.sigma_reparam.fused_qkv == "one") qkv = {{"qkv", 0, HD + 2 * GD}};
   auto blocks = register_module("layers", std::make_shared<torch::nn::Module>());
   for (int64_t i = 0; i < config.layers; ++i) {
     auto block = blocks->register_module(std::to_string(i), std::make_shared<torch::nn::Module>());
+    const std::string path = "layers." + std::to_string(i) + ".";
+    const auto norm = [&](const char* name, bool wanted) {
+      return wanted ? block->register_parameter(name, torch::ones({C})) : Tensor();
+    };
     layers_.push_back({
-        .input_norm = block->register_parameter("input_norm", torch::ones({C})),
-        .qkv = block->register_parameter("qkv", drawn({(config.heads + 2 * config.kv_heads) * D, C}, fan_in)),
-        .o = block->register_parameter("o", drawn({C, C}, 0.5 * fan_in)),
-        .post_norm = block->register_parameter("post_norm", torch::ones({C})),
-        .gate_up = block->register_parameter("gate_up", drawn({2 * M, C}, fan_in)),
-        .down = block->register_parameter("down", drawn({C, M}, 0.5 * mlp_fan_in)),
+        .input_norm = norm("input_norm", normed && !(after && i == 0)),
+        .qkv = projection(*block, path, "qkv", drawn({HD + 2 * GD, C}, fan_in), qkv),
+        .o = projection(*block, path, "o", drawn({C, C}, 0.5 * fan_in), {{"o", 0, C}}),
+        .post_norm = norm("post_norm", normed),
+        .gate_up = projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), {{"gate", 0, M}, {"up", M, M}}),
+        .down = projection(*block, path, "down", drawn({C, M}, 0.5 * mlp_fan_in), {{"down", 0, C}}),
         .q_norm = {},
         .k_norm = {},
         .log_temperature = {},
@@ -77,8 +132,12 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
     if (config.attention.temperature == "row")
       layer.log_temperature = block->register_parameter("log_temperature", torch::zeros({config.heads * config.context}));
   }
-  final_norm_ = register_parameter("final_norm", torch::ones({C}));
-  head_ = config.tied_head ? embedding_ : register_parameter("head", drawn({V, C}, 0.02));
+  if (normed) final_norm_ = register_parameter("final_norm", torch::ones({C}));
+  head_ = config.tied_head ? Projection{.name = "head", .weight = embedding_, .parts = {}, .gamma = {}, .u = {}}
+                           : projection(*this, "", "head", drawn({V, C}, 0.02), {{"head", 0, V}});
+  for (const Projection& p : sigma_projections())
+    p.u.copy_(drawn(p.u.sizes(), 1));  // last: no weight depends on these draws
+  start_sigma(config.sigma_reparam.gamma_init == "sigma");
   const Tensor exponent = torch::arange(0, D, 2, torch::kFloat64) / static_cast<double>(D);
   const Tensor angle =
       torch::outer(torch::arange(config.context, torch::kFloat64), torch::pow(config.rope_base, -exponent));
@@ -130,17 +189,18 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
                 ", the vocabulary of the model");
   const Tensor cosine = cosine_.slice(0, 0, T).to(embedding_.options());
   const Tensor sine = sine_.slice(0, 0, T).to(embedding_.options());
+  const bool after = config_.norm == "post";
   Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta, normed;
   for (const LayerWeights& layer : layers_) {
-    std::tie(x, normed) = add_rms_norm(x, delta, layer.input_norm, config_.norm_eps);
+    std::tie(x, normed) = residual(x, delta, layer.input_norm, config_.norm_eps, after);
     Tensor qkv = model::linear(normed, layer.qkv);
     if (layer.q_norm.defined()) qkv = normed_heads(qkv, layer);
     const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.heads, config_.kv_heads);
     delta = model::linear(attend(q, k, v, layer, record).transpose(1, 2).reshape({B * T, C}), layer.o);
-    std::tie(x, normed) = add_rms_norm(x, delta, layer.post_norm, config_.norm_eps);
+    std::tie(x, normed) = residual(x, delta, layer.post_norm, config_.norm_eps, after);
     delta = model::linear(swiglu(model::linear(normed, layer.gate_up)), layer.down);
   }
-  return std::get<1>(add_rms_norm(x, delta, final_norm_, config_.norm_eps)).view({B, T, C});
+  return std::get<1>(residual(x, delta, final_norm_, config_.norm_eps, after)).view({B, T, C});
 }
 
 Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record) {
@@ -154,7 +214,9 @@ int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) 
   int64_t clipped = 0;
   for (size_t l = 0; l < layers_.size(); ++l) {
     const auto share = [&](int64_t h) { return std::min(1.0, config_.attention.qk_clip / std::max(max_logit[l][h], 1e-30)); };
-    const auto scale_rows = [&](int64_t head, double factor) { layers_[l].qkv.slice(0, head * D, (head + 1) * D).mul_(factor); };
+    const auto scale_rows = [&](int64_t head, double factor) {
+      layers_[l].qkv.weight.slice(0, head * D, (head + 1) * D).mul_(factor);
+    };
     for (int64_t g = 0; g < G; ++g) {
       double least = 1;
       for (int64_t h = g * group; h < (g + 1) * group; ++h) least = std::min(least, share(h));
@@ -169,30 +231,113 @@ int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) 
   return clipped;
 }
 
-std::vector<std::pair<std::string, Tensor>> DecoderImpl::named_weights() const {
+std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(const Projection&)) const {
   const int64_t D = config_.head_size(), H = config_.heads, G = config_.kv_heads, M = config_.mlp;
   std::vector<std::pair<std::string, Tensor>> weights{{"model.embed_tokens.weight", embedding_}};
+  const auto add = [&](const std::string& name, const Tensor& weight) {
+    if (weight.defined()) weights.emplace_back(name, weight);
+  };
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LayerWeights& layer = layers_[i];
-    const auto qkv = layer.qkv.split_with_sizes({H * D, G * D, G * D}, 0);
-    const auto gate_up = layer.gate_up.split_with_sizes({M, M}, 0);
-    const std::pair<const char*, Tensor> parts[] = {
-        {"input_layernorm", layer.input_norm}, {"self_attn.q_proj", qkv[0]},
-        {"self_attn.k_proj", qkv[1]},          {"self_attn.v_proj", qkv[2]},
-        {"self_attn.o_proj", layer.o},         {"post_attention_layernorm", layer.post_norm},
-        {"mlp.gate_proj", gate_up[0]},         {"mlp.up_proj", gate_up[1]},
-        {"mlp.down_proj", layer.down}};
+    const auto qkv = weight_of(layer.qkv).split_with_sizes({H * D, G * D, G * D}, 0);
+    const auto gate_up = weight_of(layer.gate_up).split_with_sizes({M, M}, 0);
     const std::string at = "model.layers." + std::to_string(i) + ".";
-    for (const auto& [name, weight] : parts) weights.emplace_back(at + name + ".weight", weight);
-    if (layer.q_norm.defined()) {
-      weights.emplace_back(at + "self_attn.q_norm.weight", layer.q_norm);
-      weights.emplace_back(at + "self_attn.k_norm.weight", layer.k_norm);
-    }
-    if (layer.log_temperature.defined()) weights.emplace_back(at + "self_attn.log_temperature", layer.log_temperature);
+    add(at + "input_layernorm.weight", layer.input_norm);
+    add(at + "self_attn.q_proj.weight", qkv[0]);
+    add(at + "self_attn.k_proj.weight", qkv[1]);
+    add(at + "self_attn.v_proj.weight", qkv[2]);
+    add(at + "self_attn.o_proj.weight", weight_of(layer.o));
+    add(at + "post_attention_layernorm.weight", layer.post_norm);
+    add(at + "mlp.gate_proj.weight", gate_up[0]);
+    add(at + "mlp.up_proj.weight", gate_up[1]);
+    add(at + "mlp.down_proj.weight", weight_of(layer.down));
+    add(at + "self_attn.q_norm.weight", layer.q_norm);
+    add(at + "self_attn.k_norm.weight", layer.k_norm);
+    add(at + "self_attn.log_temperature", layer.log_temperature);
   }
-  weights.emplace_back("model.norm.weight", final_norm_);
-  if (!config_.tied_head) weights.emplace_back("lm_head.weight", head_);
+  add("model.norm.weight", final_norm_);
+  if (!config_.tied_head) add("lm_head.weight", weight_of(head_));
   return weights;
+}
+
+std::vector<std::pair<std::string, Tensor>> DecoderImpl::named_weights() const {
+  return named([](const Projection& p) { return p.weight; });
+}
+
+std::vector<std::pair<std::string, Tensor>> DecoderImpl::folded_weights() const { return named(folded); }
+
+// ---- learned spectral norms ------------------------------------------------------------------------------------------
+
+std::vector<Projection> DecoderImpl::sigma_projections() const {
+  std::vector<Projection> found;
+  const auto add = [&](const Projection& p) {
+    if (!p.parts.empty()) found.push_back(p);
+  };
+  for (const LayerWeights& layer : layers_)
+    for (const Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) add(*p);
+  add(head_);
+  return found;
+}
+
+std::vector<SigmaLayer> DecoderImpl::sigma_layers() const {
+  std::vector<SigmaLayer> layers;
+  for (const Projection& p : sigma_projections())
+    for (size_t i = 0; i < p.parts.size(); ++i)
+      layers.push_back({p.parts[i].name, weight_of(p, i).detach(), p.gamma.detach()[i], p.u[i]});
+  return layers;
+}
+
+namespace {
+
+// Power steps of all layers in one call; returns σ of each.
+Tensor follow(const std::vector<SigmaLayer>& layers, int64_t steps_max, double tolerance) {
+  std::vector<Tensor> weights, us;
+  for (const SigmaLayer& layer : layers) weights.push_back(layer.weight), us.push_back(layer.u);
+  return ops::power_step(weights, us, steps_max, tolerance).sigmas;
+}
+
+}  // namespace
+
+std::vector<double> DecoderImpl::power_step() {
+  const torch::NoGradGuard no_grad;
+  const auto layers = sigma_layers();
+  if (layers.empty()) return {};
+  const SigmaConfig& c = config_.sigma_reparam;
+  const Tensor sigmas = follow(layers, c.steps_max, c.tolerance).to(torch::kCPU, torch::kFloat64);
+  return {sigmas.const_data_ptr<double>(), sigmas.const_data_ptr<double>() + sigmas.numel()};
+}
+
+void DecoderImpl::start_sigma(bool gamma_is_sigma) {
+  const torch::NoGradGuard no_grad;
+  const auto layers = sigma_layers();
+  if (layers.empty()) return;
+  for (const SigmaLayer& layer : layers) layer.u.div_(layer.u.norm());
+  // Not by LAPACK, whose bits depend on the number of threads. Of a random matrix, whose largest singular values lie close
+  // together, σ is within 1e-4 of the true one when a step changes it by less than 1e-6, some hundred steps from a random u.
+  constexpr int64_t kStartSteps = 1000;
+  constexpr double kStartTolerance = 1e-6;
+  follow(layers, kStartSteps, kStartTolerance);
+  for (const Projection& p : sigma_projections())
+    gamma_is_sigma ? Tensor(p.gamma).copy_(spectral_norms(p)) : Tensor(p.gamma).fill_(1);
+}
+
+std::map<std::string, Tensor> DecoderImpl::sigma_state() const {
+  std::map<std::string, Tensor> state;
+  for (const Projection& p : sigma_projections()) {
+    const std::string name = "sigma/" + p.name;
+    state.insert({{name, p.weight.detach()}, {name + "_gamma", p.gamma.detach()}, {name + "_u", p.u}});
+  }
+  return state;
+}
+
+bool DecoderImpl::restore_sigma(const std::map<std::string, Tensor>& state) {
+  const torch::NoGradGuard no_grad;
+  const auto own = sigma_state();
+  for (const auto& [name, tensor] : own)
+    if (const auto found = state.find(name); found == state.end() || found->second.sizes() != tensor.sizes())
+      return false;
+  for (const auto& [name, tensor] : own) tensor.copy_(state.at(name));
+  return true;
 }
 
 }  // namespace isentrope::model

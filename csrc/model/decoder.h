@@ -1,4 +1,5 @@
-// A decoder of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+// A decoder of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases. On request its linear
+// layers have a learned spectral norm (csrc/model/linear.h), and its norms stand elsewhere or nowhere.
 // Its weights carry Hugging Face names, so that a checkpoint opens in `transformers` as LlamaForCausalLM.
 //
 // B sequences, T positions, H query heads, G key/value heads, D head size, C width, M inner width of the MLP,
@@ -7,11 +8,13 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "csrc/field.h"
+#include "csrc/model/linear.h"
 
 namespace isentrope::model {
 
@@ -36,6 +39,43 @@ struct AttentionConfig {
   }
 };
 
+// Linear layers of learned spectral norm: W enters as γ / σ · W, where σ is the largest singular value of W.
+struct SigmaConfig {
+  std::vector<std::string> layers = {"none"};
+  std::string gamma_init = "one";
+  std::string sigma_grad = "through";
+  std::string fused_qkv = "separate";
+  int64_t steps_max = 20;
+  double tolerance = 1e-3;
+  int64_t every = 10;
+  bool svd = false;
+
+  bool takes(const std::string& layer) const;  // q, k, v, o, gate, up, down or head
+  bool any() const;
+  std::string problem() const;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("layers", layers,
+      "Linear layers whose spectral norm is learned: none, all, attention (q, k, v, o), mlp (gate, up, down), or some "
+      "by name; all takes the head too, where it is not tied to the embedding.",
+      one_of({"none", "all", "attention", "mlp", "q", "k", "v", "o", "gate", "up", "down", "head"}));
+    v("gamma_init", gamma_init,
+      "Where the learned norms of a new model start: at one, or at sigma, the norm that the weight is drawn with. A "
+      "model from a checkpoint without learned norms starts at sigma.",
+      one_of({"one", "sigma"}));
+    v("sigma_grad", sigma_grad,
+      "Whether gradients of the weight go through its norm, or take that for a constant (detached).",
+      one_of({"through", "detached"}));
+    v("fused_qkv", fused_qkv, "Whether q, k and v have one norm together, or one each.", one_of({"one", "separate"}));
+    v("steps_max", steps_max, "Most power steps that follow the norm of a layer after an update.", at_least(1));
+    v("tolerance", tolerance, "A layer's power steps end where one changes its norm by less than this share; 0: never.",
+      between(0, 1));
+    v("every", every, "Steps between two looks at sigma and gamma in metrics.jsonl; 0 for none.", at_least(0));
+    v("svd", svd, "Whether a look also tells the true norm, by a singular value decomposition.");
+  }
+};
+
 struct DecoderConfig {
   int64_t layers = 2;
   int64_t width = 64;
@@ -45,8 +85,10 @@ struct DecoderConfig {
   int64_t context = 64;
   double rope_base = 10000.0;
   double norm_eps = 1e-5;
+  std::string norm = "pre";
   bool tied_head = false;
   AttentionConfig attention;
+  SigmaConfig sigma_reparam;
   int64_t vocabulary = 0;  // set from the tokenizer, not a key
 
   int64_t head_size() const { return width / heads; }
@@ -62,23 +104,37 @@ struct DecoderConfig {
     v("context", context, "Longest sequence in tokens, prompt and completion together.", at_least(2));
     v("rope_base", rope_base, "Base of the rotary wave lengths.", above(1));
     v("norm_eps", norm_eps, "Added to the mean square in RMSNorm.", above(0));
+    v("norm", norm,
+      "Where RMSNorm stands: pre, before attention, MLP and head; post, after every residual sum, on the stream "
+      "itself; none.",
+      one_of({"pre", "post", "none"}));
     v("tied_head", tied_head, "Use the embedding as output head.");
     v("attention", attention, "What is done to the logits of attention.");
+    v("sigma_reparam", sigma_reparam, "Linear layers of learned spectral norm (sigmaReparam).");
   }
 };
 
 // The joined projections are stored once, query|key|value and gate|up, because one product is faster than
-// three.
+// three. Norms that model.norm leaves out are undefined: all with none; with post the first layer's input_norm, since no sum
+// stands before it, while the input_norm of layer i is that after the MLP of layer i − 1, and the final norm after the last.
 struct LayerWeights {
   torch::Tensor input_norm;  // [C]
-  torch::Tensor qkv;         // [(H + 2G)·D, C]
-  torch::Tensor o;           // [C, H·D]
+  Projection qkv;            // [(H + 2G)·D, C]
+  Projection o;              // [C, H·D]
   torch::Tensor post_norm;   // [C]
-  torch::Tensor gate_up;     // [2M, C]
-  torch::Tensor down;        // [C, M]
+  Projection gate_up;        // [2M, C]
+  Projection down;           // [C, M]
   torch::Tensor q_norm;      // [D], like k_norm; undefined without model.attention.qk_norm
   torch::Tensor k_norm;
   torch::Tensor log_temperature;  // [H] or [H · context]; undefined without model.attention.temperature
+};
+
+// A linear layer of learned spectral norm: views.
+struct SigmaLayer {
+  std::string name;      // "layers.0.q", "head"
+  torch::Tensor weight;  // [rows, columns]
+  torch::Tensor gamma;   // []
+  torch::Tensor u;       // [columns]
 };
 
 // What the attention of a forward pass says of itself, one tensor a layer.
@@ -109,12 +165,27 @@ class DecoderImpl : public torch::nn::Module {
   // Every weight under its Hugging Face name, as views into the joined tensors:
   // [("model.embed_tokens.weight", …), …].
   std::vector<std::pair<std::string, torch::Tensor>> named_weights() const;
+  // The same of a plain decoder that computes what this one does: layers of learned spectral norm as γ / σ · W, copies then.
+  std::vector<std::pair<std::string, torch::Tensor>> folded_weights() const;
+
+  // Layers of learned spectral norm; none of these does anything where model.sigma_reparam has none.
+  std::vector<SigmaLayer> sigma_layers() const;
+  // Follows the weights with u, once after an update. Returns σ of every layer, in the order of sigma_layers(); not finite where
+  // a weight is not.
+  std::vector<double> power_step();
+  // Makes u the first right singular vector of weights that were copied in, and γ one or σ: the weight's own norm, with which
+  // the layer computes what a plain one does.
+  void start_sigma(bool gamma_is_sigma);
+  // {"sigma/layers.0.qkv", …}: W, γ and u of the layers above, which folded weights do not tell. restore_sigma copies them in,
+  // or returns false and does nothing where state is not of these layers.
+  std::map<std::string, torch::Tensor> sigma_state() const;
+  bool restore_sigma(const std::map<std::string, torch::Tensor>& state);
 
   const DecoderConfig& config() const { return config_; }
   const std::vector<LayerWeights>& layers() const { return layers_; }
   const torch::Tensor& embedding() const { return embedding_; }    // [V, C]
-  const torch::Tensor& final_norm() const { return final_norm_; }  // [C]
-  const torch::Tensor& head() const { return head_; }              // [V, C]; the embedding itself when tied
+  const torch::Tensor& final_norm() const { return final_norm_; }  // [C]; undefined with model.norm none
+  const Projection& head() const { return head_; }                 // [V, C]; the embedding itself when tied
   // Cosine and sine of position · rope_base^(−2i/D), [context, D/2] double on the CPU.
   const torch::Tensor& cosine() const { return cosine_; }
   const torch::Tensor& sine() const { return sine_; }
@@ -124,8 +195,14 @@ class DecoderImpl : public torch::nn::Module {
   torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const LayerWeights& layer,
                        AttentionRecord* record) const;
 
+  Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
+                        torch::Tensor weight, const std::vector<SigmaPart>& runs) const;
+  std::vector<Projection> sigma_projections() const;  // those that have parts
+  std::vector<std::pair<std::string, torch::Tensor>> named(torch::Tensor weight_of(const Projection&)) const;
+
   DecoderConfig config_;
-  torch::Tensor embedding_, final_norm_, head_, cosine_, sine_;
+  torch::Tensor embedding_, final_norm_, cosine_, sine_;
+  Projection head_;
   std::vector<LayerWeights> layers_;
 };
 TORCH_MODULE(Decoder);

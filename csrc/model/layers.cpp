@@ -193,6 +193,16 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, co
   return {sum, weight * (wide * (wide.square().mean(-1, true) + eps).rsqrt()).to(sum.scalar_type())};
 }
 
+std::tuple<Tensor, Tensor> residual(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps,
+                                    bool norm_after) {
+  if (!weight.defined()) {
+    const Tensor sum = delta.defined() ? x + delta : x;
+    return {sum, sum};
+  }
+  const auto [sum, normed] = add_rms_norm(x, delta, weight, eps);
+  return {norm_after ? normed : sum, normed};
+}
+
 Tensor swiglu(const Tensor& gate_up) {
   if (has_cpu_kernels(gate_up)) return SwiGlu::apply(gate_up);
   const auto halves = gate_up.chunk(2, -1);

@@ -16,6 +16,11 @@ using at::Tensor;
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
                                         double eps);
 
+// One place of the residual stream: the sum x + delta (x where delta is undefined), and how it goes on. → (x, what the next
+// branch reads). Norm before the branch: (sum, its norm); norm_after: the norm for both; weight undefined: the sum for both.
+std::tuple<Tensor, Tensor> residual(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps,
+                                    bool norm_after);
+
 // silu(gate) · up of gate_up [N, 2M] = gate | up → [N, M]. (SwiGLU: Shazeer 2020, arXiv:2002.05202.)
 Tensor swiglu(const Tensor& gate_up);
 

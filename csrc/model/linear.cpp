@@ -6,9 +6,13 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "csrc/model/cpu_kernels.h"
 #include "csrc/model/layers.h"
+#include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/ops.h"
+#include "csrc/ops/sigma_linear_cpu.h"
 
 namespace isentrope::model {
 namespace {
@@ -24,18 +28,23 @@ constexpr int64_t kRows = 48;
 // a thousand.
 constexpr int64_t kDepth = 384, kGradientRows = 96;
 
-// c [rows, N] = a [rows, K] · b [K, N]; element (k, n) of b at b[k · k_stride + n · n_stride].
+// c [rows, N] = a [rows, K] · b [K, N]; element (k, n) of b at b[k · k_stride + n · n_stride], times k_scale[k] · n_scale[n].
 template <class T>
 void multiply(int64_t rows, int64_t N, int64_t K, const T* a, const T* b, int64_t k_stride, int64_t n_stride,
-              T* c) {
+              const T* k_scale, const T* n_scale, T* c) {
   const auto& kernels = cpu_kernels<T>();
   const Tensor packed = at::empty({packed_size(K, N, kernels.panel)}, c10::CppTypeToScalarType<T>::value);
-  kernels.pack(K, N, b, k_stride, n_stride, packed.data_ptr<T>());
+  kernels.pack(K, N, b, k_stride, n_stride, k_scale, n_scale, packed.data_ptr<T>());
   at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin * kRows; row < std::min(end * kRows, rows); row += kRows)
       kernels.packed_product(std::min(kRows, rows - row), N, K, a + row * K, K, false, packed.data_ptr<T>(),
                              c + row * N, N, false);
   });
+}
+
+template <class T>
+const T* data_or_null(const Tensor& x) {
+  return x.defined() ? x.const_data_ptr<T>() : nullptr;
 }
 
 // dw [M, K] = dyᵀ x of dy [rows, M], x [rows, K]. Tasks are shares of dw's rows: the sums do not depend on
@@ -49,7 +58,7 @@ void weight_gradient(int64_t rows, int64_t M, int64_t K, const T* dy, const T* x
         at::empty({packed_size(kDepth, K, kernels.panel)}, c10::CppTypeToScalarType<T>::value);
     for (int64_t row = 0; row < rows; row += kDepth) {
       const int64_t depth = std::min(kDepth, rows - row);
-      kernels.pack(depth, K, x + row * K, K, 1, packed.data_ptr<T>());
+      kernels.pack(depth, K, x + row * K, K, 1, nullptr, nullptr, packed.data_ptr<T>());
       for (int64_t m = first; m < last; m += kGradientRows)
         kernels.packed_product(std::min(kGradientRows, last - m), K, depth, dy + row * M + m, M, true,
                                packed.data_ptr<T>(), dw + m * K, K, row > 0);
@@ -57,39 +66,174 @@ void weight_gradient(int64_t rows, int64_t M, int64_t K, const T* dy, const T* x
   });
 }
 
+// ---- parts of learned spectral norm ----------------------------------------------------------------------------------
+
+// What the forward pass finds of P parts of W [M, K].
+struct Norms {
+  Tensor sigma;    // [P]
+  Tensor v;        // [M]: W_i u_i / σ_i in the rows of part i, the others unused
+  Tensor factors;  // [P, kSigmaFactors]
+  Tensor scale;    // [M]: γ_i / σ_i in the rows of part i, 1 elsewhere
+};
+
+template <class T>
+constexpr kernels::DType kType = std::is_same_v<T, double> ? kernels::DType::kDouble : kernels::DType::kFloat;
+
+// parts: first row and number of rows, one after the other, as a node of autograd can keep them.
+std::vector<int64_t> flat(const std::vector<SigmaPart>& parts) {
+  std::vector<int64_t> rows;
+  for (const SigmaPart& part : parts) rows.insert(rows.end(), {part.first, part.rows});
+  return rows;
+}
+
+// All contiguous and of one type that has CPU kernels.
+Norms norms_of(const Tensor& weight, const Tensor& gamma, const Tensor& u, const std::vector<int64_t>& parts) {
+  const int64_t P = gamma.size(0), M = weight.size(0), K = weight.size(1);
+  const auto options = weight.options().requires_grad(false);
+  Norms norms{at::empty({P}, options), at::empty({M}, options), at::empty({P, kernels::kSigmaFactors}, options),
+              at::ones({M}, options)};
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "spectral_norm", [&] {
+    for (int64_t i = 0; i < P; ++i) {
+      const int64_t first = parts[2 * i], rows = parts[2 * i + 1];
+      scalar_t* factors = norms.factors.data_ptr<scalar_t>() + i * kernels::kSigmaFactors;
+      kernels::SigmaNorm p;
+      p.dtype = kType<scalar_t>;
+      p.weight = {weight.const_data_ptr<scalar_t>() + first * K, rows, K, K};
+      p.u = u.const_data_ptr<scalar_t>() + i * K;
+      p.gamma = gamma.const_data_ptr<scalar_t>() + i;
+      p.v = norms.v.data_ptr<scalar_t>() + first;
+      p.sigma = norms.sigma.data_ptr<scalar_t>() + i;
+      p.factors = factors;
+      using namespace ops;
+      ISENTROPE_PICK(sigma_norm)(p);
+      std::fill_n(norms.scale.data_ptr<scalar_t>() + first, rows, factors[kernels::kScale]);
+    }
+  });
+  return norms;
+}
+
+// From G = dyᵀx in dweight: dW_i = c G_i + r v_i u_iᵀ, and returns dγ [P]. Rows of no part stay G.
+template <class T>
+Tensor sigma_gradient(const Tensor& weight, const Tensor& u, const Norms& norms, const std::vector<int64_t>& parts,
+                      bool through, const Tensor& dweight) {
+  using namespace ops;
+  const int64_t P = u.size(0), K = weight.size(1);
+  Tensor dgamma = at::empty_like(norms.sigma), rank_one = at::empty_like(norms.sigma);
+  for (int64_t i = 0; i < P; ++i) {
+    const int64_t first = parts[2 * i], rows = parts[2 * i + 1];
+    const T* factors = norms.factors.data_ptr<T>() + i * kernels::kSigmaFactors;
+    T* d = dweight.data_ptr<T>() + first * K;
+    kernels::SigmaDot dot;
+    dot.dtype = kType<T>;
+    dot.count = rows * K;
+    dot.a = d;
+    dot.b = weight.const_data_ptr<T>() + first * K;
+    dot.divisor = factors + kernels::kOne;
+    dot.factors = factors;
+    dot.sigma = norms.sigma.data_ptr<T>() + i;
+    dot.through = through;
+    const Tensor partial = at::empty({kernels::sigma_dot_parts(dot.count)}, at::kDouble);
+    dot.partial = partial.data_ptr<double>();
+    dot.dgamma = dgamma.data_ptr<T>() + i;
+    dot.rank_one = rank_one.data_ptr<T>() + i;
+    ISENTROPE_PICK(sigma_dot)(dot);
+    kernels::SigmaRankOne update;
+    update.dtype = kType<T>;
+    update.rows = rows;
+    update.columns = K;
+    update.scale = factors + kernels::kScale;
+    update.rank_one = dot.rank_one;
+    update.v = norms.v.data_ptr<T>() + first;
+    update.u = u.const_data_ptr<T>() + i * K;
+    update.dweight = d;
+    ISENTROPE_PICK(sigma_rank_one)(update);
+  }
+  return dgamma;
+}
+
+// ---- the node --------------------------------------------------------------------------------------------------------
+
 struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in,
+                        const std::optional<Tensor>& gamma, const std::optional<Tensor>& u,
+                        const std::vector<int64_t>& parts, bool through) {
     const Tensor x = x_in.contiguous(), weight = weight_in.contiguous();
     const int64_t N = x.size(0), K = x.size(1), M = weight.size(0);
+    const Norms norms = parts.empty() ? Norms() : norms_of(weight, *gamma, *u, parts);
     Tensor y = at::empty({N, M}, x.options());
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear", [&] {
-      multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), 1, K,
-                         y.data_ptr<scalar_t>());
+      multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), 1, K, nullptr,
+                         data_or_null<scalar_t>(norms.scale), y.data_ptr<scalar_t>());
     });
-    ctx->save_for_backward({x, weight});
+    ctx->save_for_backward({x, weight, u.value_or(Tensor()), norms.sigma, norms.v, norms.factors, norms.scale});
+    ctx->saved_data["parts"] = parts;
+    ctx->saved_data["through"] = through;
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1], dy = grads[0].contiguous();
+    const Tensor &x = saved[0], &weight = saved[1], &u = saved[2], dy = grads[0].contiguous();
+    const Norms norms{saved[3], saved[4], saved[5], saved[6]};
     const int64_t N = x.size(0), K = x.size(1), M = weight.size(0);
-    Tensor dx = at::empty_like(x), dweight = N > 0 ? at::empty_like(weight) : at::zeros_like(weight);
+    Tensor dx = at::empty_like(x), dweight = N > 0 ? at::empty_like(weight) : at::zeros_like(weight), dgamma;
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_backward", [&] {
       multiply<scalar_t>(N, K, M, dy.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), K, 1,
-                         dx.data_ptr<scalar_t>());
+                         data_or_null<scalar_t>(norms.scale), nullptr, dx.data_ptr<scalar_t>());
       weight_gradient<scalar_t>(N, M, K, dy.data_ptr<scalar_t>(), x.data_ptr<scalar_t>(),
                                 dweight.data_ptr<scalar_t>());
+      if (u.defined())
+        dgamma = sigma_gradient<scalar_t>(weight, u, norms, ctx->saved_data["parts"].toIntVector(),
+                                          ctx->saved_data["through"].toBool(), dweight);
     });
-    return {dx, dweight};
+    return {dx, dweight, dgamma, Tensor(), Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-Tensor linear(const Tensor& x, const Tensor& weight) {
-  if (has_cpu_kernels(x)) return Linear::apply(x, weight);
-  return at::linear(x, weight);
+Tensor weight_of(const Projection& p, size_t i) {
+  return p.weight.slice(0, p.parts[i].first, p.parts[i].first + p.parts[i].rows);
+}
+
+Tensor linear(const Tensor& x, const Projection& p) {
+  if (has_cpu_kernels(x)) {
+    const auto given = [](const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
+    return Linear::apply(x, p.weight, given(p.gamma), given(p.u), flat(p.parts), p.through);
+  }
+  std::vector<Tensor> columns;
+  int64_t done = 0;  // rows of the weight
+  const auto plain_until = [&](int64_t row) {
+    if (done < row) columns.push_back(at::linear(x, p.weight.slice(0, done, row)));
+    done = row;
+  };
+  for (size_t i = 0; i < p.parts.size(); ++i) {
+    plain_until(p.parts[i].first);
+    const char* gradient = p.through ? "through" : "detached";
+    columns.push_back(ops::sigma_linear(x, weight_of(p, i), p.gamma[i], p.u[i], {}, gradient).y);
+    done += p.parts[i].rows;
+  }
+  plain_until(p.weight.size(0));
+  return columns.size() == 1 ? columns[0] : at::cat(columns, 1);
+}
+
+Tensor spectral_norms(const Projection& p) {
+  const at::NoGradGuard no_grad;
+  if (has_cpu_kernels(p.weight)) return norms_of(p.weight.contiguous(), p.gamma, p.u, flat(p.parts)).sigma;
+  std::vector<Tensor> sigmas;
+  for (size_t i = 0; i < p.parts.size(); ++i) sigmas.push_back(at::linalg_vector_norm(weight_of(p, i).mv(p.u[i])));
+  return at::stack(sigmas);
+}
+
+Tensor folded(const Projection& p) {
+  if (p.parts.empty()) return p.weight;
+  const at::NoGradGuard no_grad;
+  if (has_cpu_kernels(p.weight))
+    return p.weight * norms_of(p.weight.contiguous(), p.gamma, p.u, flat(p.parts)).scale.unsqueeze(1);
+  const Tensor sigma = spectral_norms(p), scale = at::where(sigma == 0, at::zeros_like(sigma), p.gamma / sigma);
+  Projection out{.name = p.name, .weight = p.weight.clone(), .parts = p.parts, .gamma = {}, .u = {}};
+  for (size_t i = 0; i < p.parts.size(); ++i) weight_of(out, i).mul_(scale[i]);
+  return out.weight;
 }
 
 }  // namespace isentrope::model

@@ -1,13 +1,44 @@
-// The product with a weight, of which a decoder mostly consists.
+// The product with a weight, of which a decoder mostly consists, and weights whose spectral norm is learned
+// (sigmaReparam: Zhai et al., ICML 2023, arXiv:2303.06296; the mathematics: kernels/sigma_linear.h).
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <string>
+#include <vector>
+
 namespace isentrope::model {
 
-// x [N, K], weight [M, K] → x · weightᵀ [N, M]; gradients of first order for both.
+// Rows first … first + rows − 1 of a weight.
+struct SigmaPart {
+  std::string name;  // "layers.0.q"
+  int64_t first, rows;
+};
+
+// A weight W [M, K]. Each part i of its rows enters as γ_i / σ_i · W_i with σ_i = ‖W_i u_i‖, rows of no part as they are.
+// u_i stays near the first right singular vector of W_i by power steps after an update; nothing here changes it.
+struct Projection {
+  std::string name;              // "layers.0.qkv"
+  at::Tensor weight;             // [M, K]
+  std::vector<SigmaPart> parts;  // P of them, rising; gamma and u are undefined where there is none
+  at::Tensor gamma;              // [P]
+  at::Tensor u;                  // [P, K], rows of length 1
+  bool through = true;           // whether the gradient of W is taken through σ too, or σ is a constant there
+};
+
+// W_i, a view.
+at::Tensor weight_of(const Projection& projection, size_t i);
+
+// x [N, K] → x · (γ / σ · W)ᵀ [N, M]; gradients of first order for x, W and γ.
 // Float and double on the CPU: own kernels, in which every element is one sum in a fixed order. So no bit of
 // a row, or of a gradient, depends on the number of threads, nor a row on the rows beside it; the BLAS in
-// torch promises neither. Elsewhere torch's linear.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
+// torch promises neither. The factors ride on the packing of W. Elsewhere torch's linear and ops::sigma_linear.
+at::Tensor linear(const at::Tensor& x, const Projection& projection);
+
+// σ [P].
+at::Tensor spectral_norms(const Projection& projection);
+// γ / σ · W [M, K] without its gradient, W itself where there is no part. A product with it has the bits of linear() on the
+// CPU.
+at::Tensor folded(const Projection& projection);
 
 }  // namespace isentrope::model

@@ -55,6 +55,17 @@ py::dict to_dict(const train::Record& record) {
     attention["alarms"] = record.attention->alarms;
     line["attention_entropy"] = attention;
   }
+  if (!record.sigma.empty()) {
+    py::dict sigma;
+    for (const train::SigmaFigures& f : record.sigma) {
+      py::list numbers;
+      numbers.append(f.sigma);
+      numbers.append(f.gamma);
+      if (f.svd) numbers.append(*f.svd);
+      sigma[py::str(f.layer)] = numbers;
+    }
+    line["sigma"] = sigma;
+  }
   return line;
 }
 

@@ -28,49 +28,52 @@ using torch::Tensor;
 constexpr int kFormat = 2;  // of trainer.json and trainer.safetensors
 constexpr const char* kDone = "DONE";
 
-// The family of `transformers` whose model computes what this one does. There is none for a soft cap or a temperature in this
-// place: such a checkpoint names a model type of its own, and is refused there instead of giving other logits.
-std::pair<std::string, std::string> family(const model::AttentionConfig& c) {
-  if (c.softcap > 0 || c.temperature != "none") return {"isentrope", "IsentropeForCausalLM"};
+// The family of `transformers` whose model computes what this one does. There is none for a soft cap, a temperature or norms in
+// this place: such a checkpoint names a model type of its own, and is refused there instead of giving other logits.
+std::pair<std::string, std::string> family(const model::DecoderConfig& decoder) {
+  const model::AttentionConfig& c = decoder.attention;
+  if (c.softcap > 0 || c.temperature != "none" || decoder.norm != "pre") return {"isentrope", "IsentropeForCausalLM"};
   if (c.qk_norm) return {"qwen3", "Qwen3ForCausalLM"};
   return c.window > 0 ? std::pair{"mistral", "MistralForCausalLM"} : std::pair{"llama", "LlamaForCausalLM"};
 }
 
 ordered_json model_config(const model::DecoderConfig& c, const data::Tokenizer& tokenizer) {
-  const auto [type, architecture] = family(c.attention);
+  const auto [type, architecture] = family(c);
   const ordered_json window = c.attention.window > 0 ? ordered_json(c.attention.window) : ordered_json(nullptr);
   const std::vector<std::string> layer_types(c.layers, c.attention.window > 0 ? "sliding_attention" : "full_attention");
-  return {{"architectures", {architecture}},
-          {"model_type", type},
-          {"vocab_size", c.vocabulary},
-          {"hidden_size", c.width},
-          {"intermediate_size", c.mlp},
-          {"num_hidden_layers", c.layers},
-          {"num_attention_heads", c.heads},
-          {"num_key_value_heads", c.kv_heads},
-          {"head_dim", c.head_size()},
-          {"max_position_embeddings", c.context},
-          {"rms_norm_eps", c.norm_eps},
-          // transformers 5 reads rope_parameters, 4 reads rope_theta; likewise dtype and torch_dtype.
-          {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", c.rope_base}}},
-          {"rope_theta", c.rope_base},
-          {"hidden_act", "silu"},
-          {"attention_bias", false},
-          {"mlp_bias", false},
-          {"attention_dropout", 0.0},
-          {"sliding_window", window},
-          {"use_sliding_window", c.attention.window > 0},
-          {"max_window_layers", 0},
-          {"layer_types", layer_types},
-          {"qk_norm", c.attention.qk_norm},
-          {"attn_logit_softcapping", c.attention.softcap > 0 ? ordered_json(c.attention.softcap) : ordered_json(nullptr)},
-          {"attention_temperature", c.attention.temperature},
-          {"tie_word_embeddings", c.tied_head},
-          {"dtype", "float32"},
-          {"torch_dtype", "float32"},
-          {"bos_token_id", nullptr},
-          {"eos_token_id", tokenizer.eos_id()},
-          {"pad_token_id", tokenizer.pad_id()}};
+  return {
+      {"architectures", {architecture}},
+      {"model_type", type},
+      {"vocab_size", c.vocabulary},
+      {"hidden_size", c.width},
+      {"intermediate_size", c.mlp},
+      {"num_hidden_layers", c.layers},
+      {"num_attention_heads", c.heads},
+      {"num_key_value_heads", c.kv_heads},
+      {"head_dim", c.head_size()},
+      {"max_position_embeddings", c.context},
+      {"rms_norm_eps", c.norm_eps},
+      {"norm", c.norm},
+      // transformers 5 reads rope_parameters, 4 reads rope_theta; likewise dtype and torch_dtype.
+      {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", c.rope_base}}},
+      {"rope_theta", c.rope_base},
+      {"hidden_act", "silu"},
+      {"attention_bias", false},
+      {"mlp_bias", false},
+      {"attention_dropout", 0.0},
+      {"sliding_window", window},
+      {"use_sliding_window", c.attention.window > 0},
+      {"max_window_layers", 0},
+      {"layer_types", layer_types},
+      {"qk_norm", c.attention.qk_norm},
+      {"attn_logit_softcapping", c.attention.softcap > 0 ? ordered_json(c.attention.softcap) : ordered_json(nullptr)},
+      {"attention_temperature", c.attention.temperature},
+      {"tie_word_embeddings", c.tied_head},
+      {"dtype", "float32"},
+      {"torch_dtype", "float32"},
+      {"bos_token_id", nullptr},
+      {"eos_token_id", tokenizer.eos_id()},
+      {"pad_token_id", tokenizer.pad_id()}};
 }
 
 json read_json(const std::string& file) {
@@ -137,7 +140,7 @@ void move_into_place(const std::string& temporary, const std::string& dir) {
 
 void write_folder(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
                   const data::Tokenizer& tokenizer, const TrainConfig& config) {
-  write_safetensors(dir + "/model.safetensors", decoder->named_weights());
+  write_safetensors(dir + "/model.safetensors", decoder->folded_weights());
   write_durably(dir + "/config.json", model_config(decoder->config(), tokenizer).dump(2) + "\n");
   const ordered_json generation{
       {"bos_token_id", nullptr}, {"eos_token_id", tokenizer.eos_id()}, {"pad_token_id", tokenizer.pad_id()}};
@@ -245,7 +248,8 @@ model::DecoderConfig read_model_config(const std::string& dir) {
     if (!object.at("attn_logit_softcapping").is_null())
       config.attention.softcap = field<double>(file, object, "attn_logit_softcapping");
   }
-  if (const auto type = field<std::string>(file, object, "model_type"), own = family(config.attention).first; type != own)
+  if (object.contains("norm")) config.norm = field<std::string>(file, object, "norm");  // likewise
+  if (const auto type = field<std::string>(file, object, "model_type"), own = family(config).first; type != own)
     throw std::runtime_error(file + ": model_type is '" + type + "'; wanted '" + own + "'");
   config.vocabulary = field<int64_t>(file, object, "vocab_size");
   config.width = field<int64_t>(file, object, "hidden_size");

@@ -2,7 +2,7 @@
 // resumed run needs.
 //
 //   <run>/checkpoints/<phase>-<step, 6 digits>/
-//     model.safetensors, config.json, generation_config.json   the model (LlamaForCausalLM)
+//     model.safetensors, config.json, generation_config.json   the model (LlamaForCausalLM), Decoder::folded_weights()
 //     tokenizer files                                          data::Tokenizer::save
 //     trainer.safetensors, trainer.json                        CheckpointState
 //     config.yaml                                              the run's resolved configuration
@@ -47,7 +47,8 @@ void save_checkpoint(const std::string& dir, const CheckpointState& state, const
 // format.
 CheckpointState load_checkpoint_state(const std::string& dir);
 model::DecoderConfig read_model_config(const std::string& dir);  // from config.json, vocabulary included
-// Copies the weights into decoder. Weights of another model: the error lists the first names and shapes that
+// Copies the weights into decoder; one with layers of learned spectral norm still needs restore_sigma or start_sigma, since
+// these are folded. Weights of another model: the error lists the first names and shapes that
 // differ.
 void load_weights(const std::string& dir, model::Decoder& decoder);
 

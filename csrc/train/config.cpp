@@ -242,6 +242,10 @@ class Reader {
       Reader reader(document, node, path);
       value.visit(reader);
     } else if constexpr (is_list<T>) {
+      if (node.IsScalar() && !allowed.names.empty()) {  // one name: a list of it
+        value.clear();
+        return read(document, node, path, value.emplace_back(), allowed);
+      }
       if (!node.IsSequence()) wrong_type();
       value.clear();
       for (size_t i = 0; i < node.size(); ++i)

@@ -20,19 +20,33 @@
 namespace isentrope::train {
 namespace {
 
-constexpr std::array<std::string_view, 27> kOrder{"loss",         "reward/mean",
-                                                  "reward/std",   "entropy/mean",
-                                                  "entropy/std",  "kl/k1",
-                                                  "kl/k2",        "kl/k3",
-                                                  "ratio/max",    "clip/frac",
-                                                  "cov/mean",     "cov/max",
-                                                  "select/frac",  "grad_norm",
-                                                  "lr",           "length/mean",
-                                                  "tokens_per_s", "rollout_tokens_per_s",
-                                                  "eval/loss",    "eval/bits_per_byte",
-                                                  "eval/greedy",  "eval/sampled",
-                                                  "eval/pass@k",  "eval/k",
-                                                  "eval/entropy", "eval/length",
+constexpr std::array<std::string_view, 28> kOrder{"loss",
+                                                  "reward/mean",
+                                                  "reward/std",
+                                                  "entropy/mean",
+                                                  "entropy/std",
+                                                  "kl/k1",
+                                                  "kl/k2",
+                                                  "kl/k3",
+                                                  "ratio/max",
+                                                  "clip/frac",
+                                                  "cov/mean",
+                                                  "cov/max",
+                                                  "select/frac",
+                                                  "grad_norm",
+                                                  "lr",
+                                                  "length/mean",
+                                                  "tokens_per_s",
+                                                  "rollout_tokens_per_s",
+                                                  "sigma/time_share",
+                                                  "eval/loss",
+                                                  "eval/bits_per_byte",
+                                                  "eval/greedy",
+                                                  "eval/sampled",
+                                                  "eval/pass@k",
+                                                  "eval/k",
+                                                  "eval/entropy",
+                                                  "eval/length",
                                                   "time_s"};
 
 // The shortest text that reads back to the same double.
@@ -78,6 +92,14 @@ std::string to_json(const AttentionStatistics& a) {
          ", \"overloaded\": " + number(a.overloaded) + ", \"alarms\": " + nlohmann::json(a.alarms).dump() + "}";
 }
 
+std::string to_json(const std::vector<SigmaFigures>& layers) {
+  std::string text;
+  for (const SigmaFigures& f : layers)
+    text += (text.empty() ? "" : ", ") + quoted(f.layer) + ": [" + number(f.sigma) + ", " + number(f.gamma) +
+            (f.svd ? ", " + number(*f.svd) : "") + "]";
+  return "{" + text + "}";
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string, double>> in_order(const std::map<std::string, double>& values) {
@@ -94,6 +116,7 @@ std::string to_json(const Record& record) {
   if (!record.split.empty()) line += ", \"eval/split\": " + quoted(record.split);
   for (const auto& [key, value] : in_order(record.values)) line += ", " + quoted(key) + ": " + number(value);
   if (record.attention) line += ", \"attention_entropy\": " + to_json(*record.attention);
+  if (!record.sigma.empty()) line += ", \"sigma\": " + to_json(record.sigma);
   return line + "}";
 }
 

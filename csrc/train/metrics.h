@@ -17,6 +17,7 @@
 //   length/mean            of the completions, tokens
 //   tokens_per_s           tokens learnt and drawn, prompts included, per second of the step
 //   rollout_tokens_per_s   tokens drawn per second of the rollouts
+//   sigma/time_share       share of the step's time that the power steps of model.sigma_reparam took
 //   eval/split             validation or test; evaluations alone, as all that follows
 //   eval/loss              cross-entropy of held-out text, nats a token
 //   eval/bits_per_byte     of held-out text: its bits in all, over its bytes
@@ -26,9 +27,12 @@
 //
 //   attention_entropy      every objective.attention_entropy.every steps, an object: entropy, normalized, max_logit
 //                          (layer × head), collapsed, overloaded, alarms: AttentionStatistics below
+//   sigma                  every model.sigma_reparam.every steps, an object {"layers.0.q": [σ, γ], …} of the weights after the
+//                          step: SigmaFigures below
 //
-// Any other name is written before the last, in alphabetical order. All but tokens_per_s, rollout_tokens_per_s
-// and time_s repeat themselves when a run is repeated or resumed.
+// Any other name is written before these two, in alphabetical order. All but tokens_per_s, rollout_tokens_per_s,
+// sigma/time_share and time_s repeat themselves when a run is repeated or resumed; all but the third number of sigma, which
+// LAPACK computes, with another number of threads too.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -53,12 +57,21 @@ struct AttentionStatistics {
   std::vector<std::string> alarms;  // "layer 2: 3 of 4 heads have collapsed …"
 };
 
+// A layer of learned spectral norm after an update.
+struct SigmaFigures {
+  std::string layer;               // "layers.0.q", "head"
+  double sigma = 0;                // spectral norm of its weight as the power steps find it
+  double gamma = 0;                // the learned norm
+  std::optional<double> svd = {};  // the true spectral norm, with model.sigma_reparam.svd: the list's third number
+};
+
 struct Record {
   std::string phase;
   int64_t step = 0;
   std::map<std::string, double> values;
   std::string split = {};  // eval/split; empty for a step of training
   std::optional<AttentionStatistics> attention = {};
+  std::vector<SigmaFigures> sigma = {};
 };
 
 // Named values in the order above.

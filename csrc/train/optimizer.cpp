@@ -83,7 +83,7 @@ void Optimizer::zero_grad() {
 double Optimizer::step(double lr) {
   torch::NoGradGuard no_grad;
   std::vector<Tensor> grads;
-  Group groups[2];  // groups[0]: norms and biases, without decay; groups[1]: matrices
+  Group groups[2];  // groups[0]: norms, biases and γ, without decay; groups[1]: matrices
   std::vector<size_t> present;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Tensor& grad = parameters_[i].grad();

@@ -27,7 +27,8 @@ struct OptimizerConfig {
     v("lr", lr, "Peak learning rate.", above(0));
     v("betas", betas, "Decay of the two moments.", between(0, 1));
     v("eps", eps, "Added to the root of the second moment.", above(0));
-    v("weight_decay", weight_decay, "Decoupled decay of matrices; norms and biases have none.", at_least(0));
+    v("weight_decay", weight_decay, "Decoupled decay of matrices; norms, biases and learned spectral norms have none.",
+      at_least(0));
     v("max_grad_norm", max_grad_norm, "Gradients are scaled down to this norm; 0 for no clipping.", at_least(0));
   }
 };

@@ -39,6 +39,19 @@ std::string first_non_finite(const model::Decoder& model) {
 // Names under which a checkpoint keeps what the trainer needs beside model, optimiser and source.
 const std::string kResult = "result/", kReference = "reference/", kThreshold = "attention_threshold";
 
+constexpr const char* kUnchanged = ". No weight was changed by this update";
+
+// sigmas: as the last power step gave them.
+std::vector<SigmaFigures> sigma_figures(const model::Decoder& model, const std::vector<double>& sigmas) {
+  std::vector<SigmaFigures> figures;
+  for (const model::SigmaLayer& layer : model->sigma_layers()) {
+    figures.push_back({layer.name, sigmas[figures.size()], layer.gamma.item<double>()});
+    if (model->config().sigma_reparam.svd)
+      figures.back().svd = at::linalg_svdvals(layer.weight.to(torch::kCPU, torch::kFloat64)).max().item<double>();
+  }
+  return figures;
+}
+
 }  // namespace
 
 std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfig& phase,
@@ -85,6 +98,7 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
     if (at == names.end())
       throw std::runtime_error(from + " stands in phase '" + state->phase_name + "', which this configuration does not have");
     load_weights(from, model_);
+    if (!model_->restore_sigma(state->extra)) model_->start_sigma(/*gamma_is_sigma=*/true);
     phase_ = at - names.begin();
     step_ = state->step;
     if (state->phase_finished || !latest) ++phase_, step_ = 0;
@@ -129,9 +143,11 @@ void Trainer::open_phase(const CheckpointState* state) {
   std::optional<model::Decoder> reference;
   if (phase.objective.ref_kl_coef > 0) {
     torch::NoGradGuard no_grad;
-    reference = model::Decoder(config_.model, 0);
+    model::DecoderConfig plain = config_.model;
+    plain.sigma_reparam = {};
+    reference = model::Decoder(plain, 0);
     (*reference)->to(model_->embedding().device());
-    const auto weights = model_->named_weights();
+    const auto weights = model_->folded_weights();
     const auto copies = (*reference)->named_weights();
     for (size_t i = 0; i < weights.size(); ++i)  // in the middle of a phase: as it was at the phase's start
       copies[i].second.copy_(state ? state->extra.at(kReference + weights[i].first) : weights[i].second);
@@ -172,9 +188,10 @@ Record Trainer::step() {
 
   std::map<std::string, double> values = std::move(data.stats);
   std::optional<AttentionStatistics> attention;
+  std::vector<double> sigmas;
+  double tokens = 0, sigma_seconds = 0;
   const int64_t look = phase.objective.attention_entropy.every;
   const bool clips = config_.model.attention.qk_clip > 0;
-  double tokens = 0;
   const double share = 1.0 / static_cast<double>(data.updates.size());
   for (size_t u = 0; u < data.updates.size(); ++u) {
     const data::Batch update = data.updates[u].to(model_->embedding().device());
@@ -183,10 +200,14 @@ Record Trainer::step() {
     const bool looks = u == 0 && look > 0 && (step_ + 1) % look == 0;
     AttentionWatch watch;
     auto stats = open_->objective->backward(model_, update, seed, looks || clips ? &watch : nullptr);
-    if (!std::isfinite(stats["loss"])) fail("the loss is not finite; first bad tensor: " + first_non_finite(model_));
+    if (!std::isfinite(stats["loss"]))
+      fail("the loss is not finite; first bad tensor: " + first_non_finite(model_) + kUnchanged);
     stats["grad_norm"] = open_->optimizer.step(lr);
     if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
     if (looks) attention = watch.statistics();
+    const Clock::time_point updated = Clock::now();
+    sigmas = power_step();
+    sigma_seconds += seconds_since(updated);
 
     for (const auto& [name, value] : stats) {
       const bool largest = name.ends_with("/max");
@@ -201,8 +222,20 @@ Record Trainer::step() {
   const double generated = values.contains("generated") ? values["generated"] : 0;
   if (generated > 0) values["rollout_tokens_per_s"] = generated / source_seconds;
   values["tokens_per_s"] = tokens / seconds_since(start);
+  if (!sigmas.empty()) values["sigma/time_share"] = sigma_seconds / seconds_since(start);
   values["time_s"] = seconds_since(begun_);
-  return {.phase = phase.name, .step = step_ + 1, .values = std::move(values), .attention = std::move(attention)};
+  Record record{.phase = phase.name, .step = step_ + 1, .values = std::move(values), .attention = std::move(attention)};
+  if (const int64_t every = config_.model.sigma_reparam.every; every > 0 && (step_ + 1) % every == 0)
+    record.sigma = sigma_figures(model_, sigmas);
+  return record;
+}
+
+std::vector<double> Trainer::power_step() {
+  std::vector<double> sigmas = model_->power_step();
+  for (size_t i = 0; i < sigmas.size(); ++i)
+    if (!std::isfinite(sigmas[i]))
+      fail("the spectral norm of " + model_->sigma_layers()[i].name + " is not finite after the update");
+  return sigmas;
 }
 
 std::vector<Record> Trainer::advance() {
@@ -217,7 +250,7 @@ std::vector<Record> Trainer::advance() {
     try {
       record(step());
     } catch (const NonFinite& error) {
-      fail(error.what());
+      fail(error.what() + std::string(kUnchanged));
     }
     ++step_;
   }
@@ -268,6 +301,7 @@ void Trainer::checkpoint(bool phase_finished) {
   for (const auto& [phase, result] : results_)
     for (const auto& [name, value] : result)
       state.extra[kResult + phase + "/" + name] = torch::tensor(value, torch::kFloat64);
+  state.extra.merge(model_->sigma_state());
   if (!phase_finished) {
     state.optimizer = open_->optimizer.state();
     state.source = open_->source->state();
@@ -290,8 +324,7 @@ Record Trainer::evaluated(const std::string& split, Evaluation evaluation) const
 }
 
 void Trainer::fail(const std::string& what) const {
-  throw std::runtime_error("phase " + open_->config.name + ", step " + std::to_string(step_ + 1) + ": " + what +
-                           ". No weight was changed by this update. " +
+  throw std::runtime_error("phase " + open_->config.name + ", step " + std::to_string(step_ + 1) + ": " + what + ". " +
                            (last_checkpoint_.empty() ? "There is no checkpoint yet."
                                                      : "The last good checkpoint is " + last_checkpoint_ + "."));
 }

@@ -51,6 +51,7 @@ class Trainer {
   void open_phase(const CheckpointState* state);
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase) const;
   Record step();
+  std::vector<double> power_step();  // the model's; stops the run where a layer's norm is not finite
   Record evaluated(const std::string& split, Evaluation evaluation) const;
   void checkpoint(bool phase_finished);
   [[noreturn]] void fail(const std::string& what) const;

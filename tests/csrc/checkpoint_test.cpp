@@ -280,6 +280,60 @@ TEST_F(CheckpointTest, SavedAndLoaded) {
   }
 }
 
+TEST_F(CheckpointTest, LearnedSpectralNormsAreFoldedAndTheirStateKept) {
+  Model run;
+  run.config.model.sigma_reparam.layers = {"all"};
+  run.decoder = model::Decoder(run.config.model, 1);
+  torch::NoGradGuard no_grad;
+  for (const model::SigmaLayer& layer : run.decoder->sigma_layers()) layer.gamma.mul_(1.75);
+  CheckpointState state = state_at(0, "sft", 3);
+  state.extra = run.decoder->sigma_state();
+  const std::string dir = dir_ + "/c";
+  run.save(dir, state);
+
+  // Plain weights, as another program reads them.
+  const model::DecoderConfig plain_config = read_model_config(dir);
+  EXPECT_FALSE(plain_config.sigma_reparam.any());
+  EXPECT_EQ(json::parse(read_whole(dir + "/config.json")).at("model_type"), "llama");
+  model::Decoder plain(plain_config, 2);
+  load_weights(dir, plain);
+  const Tensor tokens = torch::arange(20).reshape({2, 10}) % run.tokenizer.size();
+  const Tensor logits = run.decoder->forward(tokens);
+  EXPECT_TRUE(torch::equal(plain->forward(tokens), logits));
+
+  // With the state: every bit of what is trained.
+  model::Decoder resumed(run.config.model, 2);
+  load_weights(dir, resumed);
+  ASSERT_TRUE(resumed->restore_sigma(load_checkpoint_state(dir).extra));
+  const auto trained = run.decoder->named_parameters();
+  for (const auto& p : resumed->named_parameters()) EXPECT_TRUE(torch::equal(p.value(), trained[p.key()])) << p.key();
+  const auto followed = run.decoder->named_buffers();
+  for (const auto& b : resumed->named_buffers()) EXPECT_TRUE(torch::equal(b.value(), followed[b.key()])) << b.key();
+
+  // Without it: from the folded weights, with γ = σ.
+  model::Decoder started(run.config.model, 2);
+  load_weights(dir, started);
+  EXPECT_FALSE(started->restore_sigma({}));
+  started->start_sigma(true);
+  EXPECT_TRUE(torch::equal(started->forward(tokens), logits));
+  EXPECT_FALSE(torch::equal(started->head().weight, run.decoder->head().weight));
+}
+
+TEST_F(CheckpointTest, NormsElsewhereHaveAModelTypeOfTheirOwn) {
+  for (const char* norm : {"post", "none"}) {
+    Model run;
+    run.config.model.norm = norm;
+    run.decoder = model::Decoder(run.config.model, 1);
+    const std::string dir = dir_ + "/" + norm;
+    run.save(dir, state_at(0, "sft", 3));
+    EXPECT_EQ(json::parse(read_whole(dir + "/config.json")).at("model_type"), "isentrope");
+    model::Decoder read(read_model_config(dir), 2);
+    load_weights(dir, read);
+    const Tensor tokens = torch::arange(20).reshape({2, 10}) % run.tokenizer.size();
+    EXPECT_TRUE(torch::equal(read->forward(tokens), run.decoder->forward(tokens))) << norm;
+  }
+}
+
 TEST_F(CheckpointTest, AnotherModelIsNamedByWhatDiffers) {
   const Model run;
   run.save(dir_ + "/c", state_at(0, "sft", 1));

@@ -73,6 +73,36 @@ std::string with(const std::string& old_text, const std::string& new_text) {
   return text.replace(at, old_text.size(), new_text);
 }
 
+TEST_F(ConfigTest, OneNameIsAListOfIt) {
+  const TrainConfig config = read(with("  heads: 4\n", "  heads: 4\n  sigma_reparam: {layers: mlp, fused_qkv: one}\n"));
+  EXPECT_EQ(config.model.sigma_reparam.layers, std::vector<std::string>{"mlp"});
+  EXPECT_EQ(read(kGood, {"model.sigma_reparam.layers=[q, head]"}).model.sigma_reparam.layers,
+            (std::vector<std::string>{"q", "head"}));
+  EXPECT_EQ(read(kGood).model.sigma_reparam.layers, std::vector<std::string>{"none"});
+  EXPECT_TRUE(error(with("  heads: 4\n", "  heads: 4\n  sigma_reparam: {layers: qkv}\n"))
+                  .starts_with("run.yaml:5: model.sigma_reparam.layers: 'qkv' is not one of none, all, attention"));
+  EXPECT_TRUE(error(with("  heads: 4\n", "  heads: 4\n  sigma_reparam: {layers: {q: 1}}\n"))
+                  .starts_with("run.yaml:5: model.sigma_reparam.layers: wanted a list of texts"));
+}
+
+TEST_F(ConfigTest, SpectralNormsThatCannotBe) {
+  const auto said = [&](const std::string& override, const std::string& other = "run.seed=1") {
+    return error(kGood, {override, other});
+  };
+  EXPECT_EQ(said("model.sigma_reparam={layers: [q, k], fused_qkv: one}"),
+            "command line: model.sigma_reparam: layers: fused_qkv is one, and q, k, v are not all named; name all "
+            "three or write "
+            "fused_qkv: separate");
+  EXPECT_EQ(said("model.sigma_reparam.layers=[none, q]"),
+            "command line: model.sigma_reparam: layers: none stands beside other names; write one or the other");
+  EXPECT_EQ(said("model.sigma_reparam.layers=[q, head]", "model.tied_head=true"),
+            "command line: model: sigma_reparam.layers: the head is the embedding (tied_head), which is no linear "
+            "layer; leave head "
+            "out");
+  EXPECT_NE(said("model.sigma_reparam.layers=attention", "model.attention.qk_clip=50").find("use one of the two there"),
+            std::string::npos);
+}
+
 TEST_F(ConfigTest, ReadsValuesAndLeavesDefaults) {
   const TrainConfig config = read(kGood);
   EXPECT_EQ(config.run.dir, "runs/x");

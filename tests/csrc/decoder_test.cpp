@@ -40,13 +40,41 @@ Tensor wave(at::IntArrayRef sizes, double pace) {
   return torch::sin(torch::arange(n, torch::kFloat64) * pace + 0.3).view(sizes);
 }
 
-// Weights away from their symmetric start, so that every gradient has work to do.
+// Weights away from their symmetric start, so that every gradient has work to do; u away from the singular vector.
 Decoder make(const DecoderConfig& config) {
   Decoder decoder(config, 3);
   torch::NoGradGuard no_grad;
   for (Tensor& p : decoder->parameters())
     if (p.dim() == 1) p.add_(wave(p.sizes(), 1.7).to(torch::kFloat32) * 0.3);
+  for (const SigmaLayer& layer : decoder->sigma_layers()) {
+    layer.u.add_(wave(layer.u.sizes(), 2.9).to(torch::kFloat32) * 0.1);
+    layer.u.div_(layer.u.norm());
+  }
   return decoder;
+}
+
+SigmaConfig sigma(std::vector<std::string> layers, const std::string& sigma_grad = "through",
+                  const std::string& fused = "separate") {
+  SigmaConfig config;
+  config.layers = std::move(layers);
+  config.sigma_grad = sigma_grad;
+  config.fused_qkv = fused;
+  return config;
+}
+
+// γ / σ · W by plain operations, differentiable.
+Tensor plain_weight(const Projection& p) {
+  std::vector<Tensor> rows;
+  int64_t done = 0;
+  for (size_t i = 0; i < p.parts.size(); ++i) {
+    const auto& [name, first, count] = p.parts[i];
+    rows.push_back(p.weight.slice(0, done, first));
+    done = first + count;
+    const Tensor W = p.weight.slice(0, first, done), norm = W.mv(p.u[i]).norm();
+    rows.push_back(W * (p.gamma[i] / (p.through ? norm : norm.detach())));
+  }
+  rows.push_back(p.weight.slice(0, done));
+  return torch::cat(rows);
 }
 
 Tensor plain_norm(const Tensor& x, const Tensor& weight, double eps) {
@@ -78,6 +106,25 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
   const DecoderConfig& c = decoder->config();
   std::map<std::string, Tensor> w;
   for (const auto& [name, weight] : decoder->named_weights()) w[name] = weight;
+  const int64_t HD = c.heads * c.head_size(), GD = c.kv_heads * c.head_size();
+  for (int64_t i = 0; i < c.layers; ++i) {
+    const std::string at = "model.layers." + std::to_string(i) + ".";
+    const LayerWeights& layer = decoder->layers()[i];
+    const auto qkv = plain_weight(layer.qkv).split_with_sizes({HD, GD, GD}),
+               gate_up = plain_weight(layer.gate_up).chunk(2);
+    w[at + "self_attn.q_proj.weight"] = qkv[0];
+    w[at + "self_attn.k_proj.weight"] = qkv[1];
+    w[at + "self_attn.v_proj.weight"] = qkv[2];
+    w[at + "self_attn.o_proj.weight"] = plain_weight(layer.o);
+    w[at + "mlp.gate_proj.weight"] = gate_up[0];
+    w[at + "mlp.up_proj.weight"] = gate_up[1];
+    w[at + "mlp.down_proj.weight"] = plain_weight(layer.down);
+  }
+  w["lm_head.weight"] = plain_weight(decoder->head());
+  const bool before = c.norm == "pre", after = c.norm == "post";
+  const auto norm_if = [&](bool wanted, const Tensor& x, const std::string& name) {
+    return wanted ? plain_norm(x, w.at(name), c.norm_eps) : x;
+  };
   const int64_t B = tokens.size(0), T = tokens.size(1), D = c.head_size();
   const auto options = decoder->embedding().options();
   const Tensor angle =
@@ -91,7 +138,7 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
       return y.matmul(w.at(at + name + ".weight").t());
     };
     auto split = [&](const Tensor& y, int64_t heads) { return y.view({B, T, heads, D}).transpose(1, 2); };
-    Tensor y = plain_norm(x, w.at(at + "input_layernorm.weight"), c.norm_eps);
+    Tensor y = norm_if(before, x, at + "input_layernorm.weight");
     Tensor q = split(project(y, "self_attn.q_proj"), c.heads), k = split(project(y, "self_attn.k_proj"), c.kv_heads);
     if (c.attention.qk_norm) {
       q = plain_norm(q, w.at(at + "self_attn.q_norm.weight"), c.norm_eps);
@@ -101,11 +148,13 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
     const Tensor log_temperature = c.attention.temperature == "none" ? Tensor() : w.at(at + "self_attn.log_temperature");
     const Tensor attended = plain_attention(plain_turn(q, cosine, sine), plain_turn(k, cosine, sine), v, c.attention, log_temperature);
     x = x + project(attended.transpose(1, 2).reshape({B, T, c.width}), "self_attn.o_proj");
-    y = plain_norm(x, w.at(at + "post_attention_layernorm.weight"), c.norm_eps);
+    x = norm_if(after, x, at + "post_attention_layernorm.weight");
+    y = norm_if(before, x, at + "post_attention_layernorm.weight");
     x = x + project(torch::silu(project(y, "mlp.gate_proj")) * project(y, "mlp.up_proj"), "mlp.down_proj");
+    const std::string next = "model.layers." + std::to_string(i + 1) + ".input_layernorm.weight";
+    x = norm_if(after, x, i + 1 < c.layers ? next : "model.norm.weight");
   }
-  x = plain_norm(x, w.at("model.norm.weight"), c.norm_eps);
-  return x.matmul(w.at(c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight").t());
+  return norm_if(before, x, "model.norm.weight").matmul(w.at("lm_head.weight").t());
 }
 
 // Logits, then the gradient of every parameter for a fixed gradient of the logits.
@@ -115,8 +164,15 @@ Values run(Decoder& decoder, const Tensor& tokens, bool plain) {
   const Tensor logits = plain ? plain_logits(decoder, tokens) : decoder(tokens);
   logits.backward(wave(logits.sizes(), 2.3).to(logits.options()));
   Values out{{"logits", logits.detach().to(torch::kFloat64)}};
-  for (const auto& p : decoder->named_parameters())
-    out[p.key()] = p.value().grad().to(torch::kFloat64).clone();
+  std::vector<Tensor> gammas;  // of few elements each: judged together, or the luck of one rounding decides
+  for (const auto& p : decoder->named_parameters()) {
+    const Tensor grad = p.value().grad().to(torch::kFloat64).clone();
+    if (p.key().ends_with("_gamma"))
+      gammas.push_back(grad);
+    else
+      out[p.key()] = grad;
+  }
+  if (!gammas.empty()) out["gammas"] = torch::cat(gammas);
   return out;
 }
 
@@ -128,13 +184,17 @@ struct Shape {
   int64_t B, T, heads, kv_heads, head_size;
   bool tied;
   AttentionConfig attention = {};
+  std::string norm = "pre";
+  SigmaConfig sigma = {};
 };
 class DecoderShapes : public testing::TestWithParam<Shape> {};
 
 TEST_P(DecoderShapes, LogitsAndGradientsAreAsExactAsPlainOnes) {
-  const auto& [B, T, heads, kv_heads, head_size, tied, attention] = GetParam();
+  const auto& [B, T, heads, kv_heads, head_size, tied, attention, norm, sigma] = GetParam();
   DecoderConfig config = small(heads, kv_heads, head_size, tied);
   config.attention = attention;
+  config.norm = norm;
+  config.sigma_reparam = sigma;
   Decoder decoder = make(config);
   const Tensor tokens = some_tokens(B, T, 29);
   const Values ours = run(decoder, tokens, false), plain = run(decoder, tokens, true);
@@ -160,6 +220,169 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Shape{2, 33, 4, 2, 16, false, {.window = 7}}, Shape{2, 33, 4, 2, 16, false, {.softcap = 1.5}},
                     Shape{2, 33, 4, 2, 16, false, {.qk_norm = true}}, Shape{2, 33, 4, 2, 16, false, {.temperature = "head"}},
                     Shape{2, 33, 4, 2, 16, true, {.window = 9, .softcap = 1.5, .qk_norm = true, .temperature = "row"}}));
+
+INSTANTIATE_TEST_SUITE_P(Norms, DecoderShapes,
+                         testing::Values(Shape{2, 33, 4, 2, 16, false, {}, "post"},
+                                         Shape{2, 33, 4, 2, 16, true, {}, "none"},
+                                         Shape{3, 31, 4, 4, 8, false, {}, "post", sigma({"all"})},
+                                         Shape{3, 31, 4, 4, 8, false, {}, "none", sigma({"all"})}));
+INSTANTIATE_TEST_SUITE_P(
+    Sigma, DecoderShapes,
+    testing::Values(Shape{2, 33, 4, 2, 16, false, {}, "pre", sigma({"all"})},
+                    Shape{2, 33, 4, 2, 16, true, {}, "pre", sigma({"all"}, "detached")},
+                    Shape{2, 33, 4, 2, 16, false, {}, "pre", sigma({"attention"}, "through", "one")},
+                    Shape{1, 97, 3, 1, 8, false, {}, "pre", sigma({"mlp"})},
+                    Shape{1, 97, 3, 1, 8, false, {}, "pre", sigma({"k", "up", "head"}, "detached")},
+                    Shape{131, 2, 3, 3, 8, false, {.qk_norm = true}, "pre", sigma({"q", "v", "o", "down"})}));
+
+// ---- learned spectral norms ------------------------------------------------------------------------------------------
+
+TEST(DecoderSigma, TheGradientIsOrthogonalToTheWeightUnlessDetached) {
+  for (const char* grad : {"through", "detached"}) {
+    DecoderConfig config = small(4, 2, 16);
+    config.sigma_reparam = sigma({"all"}, grad);
+    Decoder decoder = make(config);
+    decoder->to(torch::kFloat64);
+    run(decoder, some_tokens(2, 33, 29), false);
+    size_t layers = 0;
+    const auto check = [&](const Projection& p) {
+      for (size_t i = 0; i < p.parts.size(); ++i, ++layers) {
+        const Tensor W = weight_of(p, i).detach(),
+                     dW = p.weight.grad().slice(0, p.parts[i].first, p.parts[i].first + p.parts[i].rows);
+        const double cosine = ((W * dW).sum() / (W.norm() * dW.norm())).item<double>();
+        EXPECT_EQ(std::abs(cosine) <= 1e-14, p.through) << p.parts[i].name << ": " << cosine;
+      }
+    };
+    for (const LayerWeights& layer : decoder->layers())
+      for (const Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) check(*p);
+    check(decoder->head());
+    EXPECT_EQ(layers, 2u * 7 + 1);
+    EXPECT_EQ(decoder->sigma_layers().size(), layers);
+  }
+}
+
+TEST(DecoderSigma, FoldedWeightsGiveTheSameBits) {
+  DecoderConfig config = small(4, 2, 16);
+  config.sigma_reparam = sigma({"all"});
+  Decoder decoder = make(config);
+  config.sigma_reparam = {};
+  Decoder plain(config, 8);
+  torch::NoGradGuard no_grad;
+  const auto folded = decoder->folded_weights(), own = plain->named_weights();
+  for (size_t i = 0; i < own.size(); ++i) {
+    ASSERT_EQ(own[i].first, folded[i].first);
+    Tensor(own[i].second).copy_(folded[i].second);
+  }
+  const Tensor tokens = some_tokens(2, 33, 29);
+  EXPECT_TRUE(torch::equal(decoder(tokens), plain(tokens)));
+  EXPECT_FALSE(torch::equal(folded[2].second, decoder->named_weights()[2].second));
+}
+
+TEST(DecoderSigma, ForwardAndBackwardLeaveUAlone) {
+  DecoderConfig config = small(4, 2, 16);
+  config.sigma_reparam = sigma({"all"});
+  Decoder decoder = make(config);
+  const auto layers = decoder->sigma_layers();
+  std::vector<Tensor> before;
+  for (const SigmaLayer& layer : layers) before.push_back(layer.u.clone());
+  for (int i = 0; i < 2; ++i) run(decoder, some_tokens(2, 33, 29), false);
+  for (size_t i = 0; i < layers.size(); ++i) EXPECT_TRUE(torch::equal(layers[i].u, before[i])) << layers[i].name;
+  decoder->power_step();
+  for (size_t i = 0; i < layers.size(); ++i) EXPECT_FALSE(torch::equal(layers[i].u, before[i])) << layers[i].name;
+}
+
+double largest_singular_value(const Tensor& weight) {
+  return at::linalg_svdvals(weight.to(torch::kFloat64)).max().item<double>();
+}
+
+TEST(DecoderSigma, StartsAtTheSingularVectorAndFollowsIt) {
+  DecoderConfig config = small(4, 2, 16);
+  config.sigma_reparam = sigma({"all"});
+  config.sigma_reparam.gamma_init = "sigma";
+  config.sigma_reparam.steps_max = 200;
+  config.sigma_reparam.tolerance = 1e-5;
+  Decoder decoder(config, 3);
+  torch::NoGradGuard no_grad;
+  for (const SigmaLayer& layer : decoder->sigma_layers()) {
+    const double truth = largest_singular_value(layer.weight);
+    EXPECT_NEAR(layer.gamma.item<double>() / truth, 1, 1e-4) << layer.name;
+    EXPECT_NEAR(layer.u.norm().item<double>(), 1, 1e-6) << layer.name;
+  }
+  // γ = σ: the layer computes what its weight does, and the factor is 1 to the bit.
+  const auto folded = decoder->folded_weights(), own = decoder->named_weights();
+  for (size_t i = 0; i < own.size(); ++i) EXPECT_TRUE(torch::equal(folded[i].second, own[i].second)) << own[i].first;
+  // Updates of the size and shape of AdamW's first: nearly a matrix of signs, nothing to do with the old u.
+  for (int step = 0; step < 5; ++step) {
+    for (const SigmaLayer& layer : decoder->sigma_layers())
+      layer.weight.add_(wave(layer.weight.sizes(), 1.1 + step).sign().to(torch::kFloat32) * 0.03);
+    const std::vector<double> sigmas = decoder->power_step();
+    for (size_t i = 0; i < sigmas.size(); ++i) {
+      const SigmaLayer layer = decoder->sigma_layers()[i];
+      // σ comes from below. A step that changes it by less than 1e-5 of it leaves some hundred such steps to go where the
+      // largest singular values lie close together.
+      const double share = sigmas[i] / largest_singular_value(layer.weight);
+      EXPECT_LE(share, 1 + 1e-6) << layer.name << ", step " << step;
+      EXPECT_GE(share, 1 - 5e-3) << layer.name << ", step " << step;
+    }
+  }
+}
+
+TEST(DecoderSigma, AZeroWeightGivesZeroAndANonFiniteOneIsSeen) {
+  DecoderConfig config = small(4, 2, 16);
+  config.sigma_reparam = sigma({"all"});
+  Decoder decoder = make(config);
+  {
+    torch::NoGradGuard no_grad;
+    decoder->sigma_layers()[4].weight.zero_();  // gate
+  }
+  ASSERT_EQ(decoder->sigma_layers()[4].name, "layers.0.gate");
+  for (const auto& [name, value] : run(decoder, some_tokens(2, 33, 29), false))
+    EXPECT_TRUE(torch::isfinite(value).all().item<bool>()) << name;
+  EXPECT_EQ(decoder->power_step()[4], 0);
+  decoder->sigma_layers()[5].weight[3][2] = INFINITY;
+  const auto sigmas = decoder->power_step();
+  for (size_t i = 0; i < sigmas.size(); ++i) EXPECT_EQ(std::isfinite(sigmas[i]), i != 5) << i;
+}
+
+// bfloat16 has no kernels of the model's own: torch's products and ops::sigma_linear.
+TEST(DecoderSigma, OtherTypesAreAsExactAsFoldedWeights) {
+  for (const char* fused : {"separate", "one"}) {
+    DecoderConfig config = small(4, 2, 16);
+    config.sigma_reparam = sigma({"attention", "up", "head"}, "through", fused);
+    Decoder decoder = make(config), wide(config, 3);
+    config.sigma_reparam = {};
+    Decoder plain(config, 3);
+    torch::NoGradGuard no_grad;
+    decoder->to(torch::kBFloat16);
+    for (auto& p : wide->named_parameters()) p.value().copy_(decoder->named_parameters()[p.key()]);
+    for (auto& b : wide->named_buffers()) b.value().copy_(decoder->named_buffers()[b.key()]);
+    wide->to(torch::kFloat64);
+    plain->to(torch::kBFloat16);
+    const auto folded = decoder->folded_weights(), own = plain->named_weights();
+    for (size_t i = 0; i < own.size(); ++i) Tensor(own[i].second).copy_(folded[i].second);
+    const Tensor tokens = some_tokens(2, 33, 29), truth = plain_logits(wide, tokens);
+    EXPECT_LE(error(decoder(tokens), truth), 2 * error(plain(tokens), truth));
+  }
+}
+
+TEST(DecoderSigma, StateIsOfTheSameLayersOrNothing) {
+  DecoderConfig config = small(4, 2, 16);
+  config.sigma_reparam = sigma({"attention"});
+  Decoder decoder = make(config), other(config, 9);
+  const Tensor tokens = some_tokens(2, 5, 29);
+  const auto state = decoder->sigma_state();
+  EXPECT_EQ(state.size(), 2u * 2 * 3);
+  torch::NoGradGuard no_grad;
+  const auto folded = decoder->folded_weights(), own = other->named_weights();
+  for (size_t i = 0; i < own.size(); ++i) Tensor(own[i].second).copy_(folded[i].second);
+  ASSERT_TRUE(other->restore_sigma(state));
+  EXPECT_TRUE(torch::equal(other(tokens), decoder(tokens)));
+  config.sigma_reparam = sigma({"all"});
+  Decoder more(config, 9);
+  const Tensor before = more(tokens);
+  EXPECT_FALSE(more->restore_sigma(state));
+  EXPECT_TRUE(torch::equal(more(tokens), before));
+}
 
 TEST(Decoder, RecordsTheAttentionOfEveryLayer) {
   DecoderConfig config = small(4, 2, 16);
@@ -217,7 +440,9 @@ TEST(Decoder, LaterTokensChangeNothingBefore) {
 }
 
 TEST(Decoder, BitsDoNotDependOnThreads) {
-  Decoder decoder = make(small(4, 4, 16));
+  DecoderConfig config = small(4, 4, 16);
+  config.sigma_reparam = sigma({"all"});
+  Decoder decoder = make(config);
   const Tensor tokens = some_tokens(33, 50, 29);
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
@@ -298,6 +523,22 @@ TEST(Decoder, ErrorsNameWhatIsWrong) {
   config.attention.qk_clip = 50;
   contains([&] { Decoder(config, 1); }, "use one of the two");
   config = small(4, 4, 16);
+  config.attention = {.qk_clip = 50};
+  config.sigma_reparam = sigma({"k"});
+  contains([&] { Decoder(config, 1); }, "whose norm sigma_reparam holds at gamma");
+  config.sigma_reparam = sigma({"v", "mlp"});
+  EXPECT_EQ(config.problem(), "");
+  config.attention = {};
+  config.tied_head = true;
+  config.sigma_reparam = sigma({"all"});
+  EXPECT_EQ(config.problem(), "");
+  config.sigma_reparam = sigma({"q", "head"});
+  contains([&] { Decoder(config, 1); }, "the head is the embedding (tied_head)");
+  config.sigma_reparam = sigma({"q", "k"}, "through", "one");
+  contains([&] { Decoder(config, 1); }, "name all three or write fused_qkv: separate");
+  config.sigma_reparam = sigma({"none", "k"});
+  contains([&] { Decoder(config, 1); }, "none stands beside other names");
+  config.sigma_reparam = {};
   config.vocabulary = 0;
   contains([&] { Decoder(config, 1); }, "vocabulary is 0");
 }

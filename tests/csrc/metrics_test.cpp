@@ -62,6 +62,13 @@ TEST(ToJson, AttentionIsAnObjectOfTables) {
             R"("alarms": ["layer 1: \"x\""]}})");
 }
 
+TEST(ToJson, SpectralNormsAreAnObjectOfLayers) {
+  Record record{"sft", 20, {{"sigma/time_share", 0.5}, {"time_s", 3}}};
+  record.sigma = {{"layers.0.q", 1.5, 1}, {"head", INFINITY, 2, 3.25}};
+  EXPECT_EQ(to_json(record), R"({"phase": "sft", "step": 20, "sigma/time_share": 0.5, "time_s": 3, )"
+                             R"("sigma": {"layers.0.q": [1.5, 1], "head": [null, 2, 3.25]}})");
+}
+
 TEST(ToJson, NumbersReadBackExactlyAndOthersAreNull) {
   const double inf = std::numeric_limits<double>::infinity();
   for (double value : {0.1, 1.0 / 3, 1e-300, 5e-324, 1.7976931348623157e308, -0.0, 123456789.123456789}) {

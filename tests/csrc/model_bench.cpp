@@ -4,7 +4,8 @@
 //
 //   dump PATH           weights as raw float32, one after the other; prints their names and shapes
 //   logits PATH         logits of the fixed token batch as raw float32
-//   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy
+//   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy and,
+//                       with sigma=1 (learned spectral norms of all linear layers), the power step
 //   rollout             prompts · samples completions of new_tokens; prints tokens and seconds
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <ATen/Parallel.h>
@@ -39,10 +40,10 @@ void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
 }
 
 struct Bench {
-  std::map<std::string, int64_t> shape{
-      {"layers", 3},      {"width", 64},   {"heads", 4},       {"kv_heads", 4}, {"mlp", 192},
-      {"vocabulary", 25}, {"context", 64}, {"batch", 64},      {"length", 50},  {"prompts", 32},
-      {"samples", 8},     {"prompt", 16},  {"new_tokens", 34}, {"threads", 1},  {"stops", 0}};
+  std::map<std::string, int64_t> shape{{"layers", 3},      {"width", 64},      {"heads", 4},    {"kv_heads", 4},
+                                       {"mlp", 192},       {"vocabulary", 25}, {"context", 64}, {"batch", 64},
+                                       {"length", 50},     {"prompts", 32},    {"samples", 8},  {"prompt", 16},
+                                       {"new_tokens", 34}, {"threads", 1},     {"stops", 0},    {"sigma", 0}};
   Decoder model{nullptr};
   Tensor tokens;  // [batch, length]
   std::vector<std::vector<int64_t>> prompts;
@@ -57,6 +58,7 @@ struct Bench {
     config.mlp = shape["mlp"];
     config.vocabulary = shape["vocabulary"];
     config.context = shape["context"];
+    if (shape["sigma"] != 0) config.sigma_reparam.layers = {"all"};
     model = Decoder(config, 1);
     const int64_t V = config.vocabulary;
     tokens = (torch::arange(shape["batch"] * shape["length"]) * 7919 % 104729 % V)
@@ -95,6 +97,7 @@ struct Bench {
       model->zero_grad(true);
       const Tensor logits = model(tokens).slice(1, 0, -1).reshape({-1, shape["vocabulary"]});
       torch::cross_entropy_loss(logits, tokens.slice(1, 1).reshape({-1})).backward();
+      model->power_step();
     } else if (command == "rollout") {
       int64_t count = 0;
       isentrope::rl::SamplingConfig sampling;

@@ -73,13 +73,19 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
     int64_t heads, kv_heads, head_size;
     double temperature;
     model::AttentionConfig attention = {};
+    std::string norm = "pre";
+    std::vector<std::string> sigma = {"none"};
   };
-  for (const auto& [heads, kv_heads, head_size, temperature, attention] :
+  for (const auto& [heads, kv_heads, head_size, temperature, attention, norm, sigma] :
        {Case{4, 4, 16, 1.0}, Case{4, 2, 16, 0.7}, Case{3, 1, 8, 1.3}, Case{2, 2, 40, 1.0},
         Case{4, 2, 16, 1.0, {.window = 11}}, Case{4, 2, 16, 1.0, {.softcap = 1.5, .temperature = "head"}},
-        Case{4, 2, 16, 1.0, {.window = 20, .softcap = 2, .qk_norm = true, .temperature = "row"}}}) {
+        Case{4, 2, 16, 1.0, {.window = 20, .softcap = 2, .qk_norm = true, .temperature = "row"}},
+        Case{4, 2, 16, 1.0, {}, "pre", {"all"}}, Case{4, 2, 16, 1.0, {}, "post", {"q", "v", "up", "head"}},
+        Case{4, 2, 16, 1.0, {}, "none", {"all"}}, Case{4, 2, 16, 1.0, {}, "post"}}) {
     DecoderConfig config = small_config(heads, kv_heads, head_size);
     config.attention = attention;
+    config.norm = norm;
+    config.sigma_reparam.layers = sigma;
     Decoder decoder = make(config), judge = make(config);
     judge->to(torch::kFloat64);
     const auto prompts = ragged_prompts(kLengths, config.vocabulary);
@@ -109,16 +115,20 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
 }
 
 TEST(Rollout, BothBackendsDrawTheSameTokens) {
-  DecoderConfig config = small_config();
-  config.attention = {.window = 13, .softcap = 2, .qk_norm = true, .temperature = "row"};
-  const Decoder decoder = make(config);
-  Decoder wide = make(config);
-  wide->to(torch::kFloat64);  // no packed kernels: plain ATen
-  const auto prompts = ragged_prompts(kLengths, config.vocabulary);
-  const auto fast = rollout(decoder, prompts, 3, {}, {3}, {.seed = 2}),
-             slow = rollout(wide, prompts, 3, {}, {3}, {.seed = 2});
-  ASSERT_EQ(fast.size(), slow.size());
-  for (size_t i = 0; i < fast.size(); ++i) EXPECT_EQ(fast[i].tokens, slow[i].tokens) << i;
+  for (const char* norm : {"pre", "post", "none"}) {
+    DecoderConfig config = small_config();
+    config.attention = {.window = 13, .softcap = 2, .qk_norm = true, .temperature = "row"};
+    config.norm = norm;
+    config.sigma_reparam.layers = {"q", "o", "mlp", "head"};
+    const Decoder decoder = make(config);
+    Decoder wide = make(config);
+    wide->to(torch::kFloat64);  // no packed kernels: plain ATen
+    const auto prompts = ragged_prompts(kLengths, config.vocabulary);
+    const auto fast = rollout(decoder, prompts, 3, {}, {3}, {.seed = 2}),
+               slow = rollout(wide, prompts, 3, {}, {3}, {.seed = 2});
+    ASSERT_EQ(fast.size(), slow.size());
+    for (size_t i = 0; i < fast.size(); ++i) EXPECT_EQ(fast[i].tokens, slow[i].tokens) << norm << " " << i;
+  }
 }
 
 TEST(Rollout, BitsDependOnNeitherBatchNorThreads) {
@@ -237,7 +247,7 @@ TEST(Rollout, ErrorsNameWhatIsWrong) {
   expect({{1}}, 1, {-1}, "stop token -1");
   expect({{1}}, 0, {3}, "samples is 0");
   torch::NoGradGuard no_grad;
-  decoder->head()[4].fill_(NAN);
+  decoder->head().weight[4].fill_(NAN);
   expect({{1}}, 1, {3}, "not finite");
 }
 

@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = sorted((ROOT / "configs" / "tiny").glob("*.yaml"))
-TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s"}  # all that may differ between two equal runs
+TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "sigma/time_share"}  # all that may differ between two equal runs
 
 
 def binary() -> str:
@@ -75,7 +75,7 @@ def test_stored_losses(finished, name):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("name,kills", [("pretrain", 2), ("sft", 2), ("grpo", 4), ("grpo_clip_cov", 2)])
+@pytest.mark.parametrize("name,kills", [("pretrain", 2), ("sft", 2), ("grpo", 4), ("grpo_clip_cov", 2), ("sigma", 3)])
 def test_killed_run_repeats_itself(finished, tmp_path, name, kills):
     config = ROOT / "configs" / "tiny" / f"{name}.yaml"
     whole = metrics(finished(name))
@@ -137,7 +137,7 @@ def test_micro_batches_give_the_same_update(finished, tmp_path):
         assert cut.get("select/frac") == whole.get("select/frac")
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "sigma"])
 def test_threads_do_not_change_a_run(finished, tmp_path, name):
     train(ROOT / "configs" / "tiny" / f"{name}.yaml", tmp_path, "run.threads=2")
     assert metrics(tmp_path) == metrics(finished(name))
@@ -288,7 +288,96 @@ def test_checkpoint_that_transformers_cannot_compute_is_refused(tmp_path):
         transformers.AutoModelForCausalLM.from_pretrained(final_checkpoint(tmp_path))
 
 
+# ---- learned spectral norms, norms elsewhere --------------------------------------------------------------------------------
+
+
+def test_sigma_and_gamma_of_every_layer_are_told(finished, tmp_path):
+    train(ROOT / "configs" / "tiny" / "sigma.yaml", tmp_path, "model.sigma_reparam.svd=true")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [line["sigma"] for line in lines if "sigma" in line]
+    assert [line["step"] for line in lines if "sigma" in line] == [10, 20, 30, 40]
+    assert list(told[0]) == [f"layers.{i}.{name}" for i in range(2) for name in "q k v o gate up down".split()] + ["head"]
+    for layers in told:
+        for sigma, gamma, svd in layers.values():
+            assert gamma > 0 and sigma == pytest.approx(svd, rel=0.02)
+    assert all(gamma != 1 for _, gamma, _ in told[0].values())  # it learns
+    assert all(0 < line["sigma/time_share"] < 1 for line in lines if "loss" in line)
+    told = [line["sigma"]["head"] for line in metrics(finished("sigma")) if "sigma" in line]
+    assert told == [line["sigma"]["head"][:2] for line in lines if "sigma" in line]
+
+
+def test_sigma_checkpoint_is_plain_in_transformers(finished):
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import load_file
+
+    folder = final_checkpoint(finished("sigma"))
+    raw, folded = load_file(folder / "trainer.safetensors"), load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    W, u, gamma = (raw[f"extra/sigma/layers.1.down{part}"].double() for part in ("", "_u", "_gamma"))
+    torch.testing.assert_close(folded[name].double(), gamma / (W @ u[0]).norm() * W, rtol=1e-6, atol=1e-9)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert type(model).__name__ == "LlamaForCausalLM"
+    theirs, ours = greedy_texts(folder)
+    assert theirs == ours
+
+
+def test_sigma_goes_on_from_plain_weights(finished, tmp_path):
+    """A plain checkpoint is a start for learned spectral norms: γ = σ, so that nothing is lost."""
+    text = (ROOT / "configs" / "tiny" / "sft.yaml").read_text()
+    phase = text[text.index("  - name: sft") : text.index("test:")]
+    two = tmp_path / "two.yaml"
+    two.write_text(text.replace(phase, phase + phase.replace("name: sft", "name: more")))
+    start = final_checkpoint(finished("sft"))
+    common = [f"run.start={start}", "phases.more.steps=2"]
+    train(two, tmp_path / "plain", *common)
+    train(two, tmp_path / "sigma", *common, "model.sigma_reparam.layers=all", "model.sigma_reparam.every=1")
+    plain, sigma = metrics(tmp_path / "plain")[0], metrics(tmp_path / "sigma")[0]
+    assert plain["phase"] == "more" and sigma["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+    assert sigma["grad_norm"] != plain["grad_norm"]
+
+
+def test_sigma_in_rollouts_with_a_reference(tmp_path):
+    """Phases one after the other, rollouts and a reference model; a resumed run repeats it."""
+    config = ROOT / "configs" / "tiny" / "grpo.yaml"
+    options = ["model.sigma_reparam.layers=all", "phases.sft.steps=8", "phases.grpo.steps=4", "run.checkpoint_every=3",
+               "phases.grpo.objective.ref_kl_coef=0.1", "phases.grpo.rollout.updates=1"]
+    train(config, tmp_path / "whole", *options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(final_checkpoint(tmp_path / "cut"))
+    assert final_checkpoint(tmp_path / "cut").name == "grpo-000003"
+    train(config, tmp_path / "cut", *options, resume=True)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    steps = [line for line in metrics(tmp_path / "whole") if line["phase"] == "grpo" and "loss" in line]
+    # The reference is the model itself at the first step, but for the roundings of folded weights.
+    assert abs(steps[0]["ref_kl/k1"]) < 1e-4 and steps[0]["ratio/max"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_spectral_norm_that_is_not_finite_is_named(tmp_path):
+    result = train(ROOT / "configs" / "tiny" / "sigma.yaml", tmp_path / "run", "phases.pretrain.optimizer.lr=1e30",
+                   "phases.pretrain.optimizer.max_grad_norm=0", "phases.pretrain.schedule.warmup=0", check=False)
+    assert result.returncode != 0
+    assert "the spectral norm of layers.0.q is not finite" in result.stderr and "step 1" in result.stderr, result.stderr
+    assert "No weight was changed" not in result.stderr
+
+
+@pytest.mark.parametrize("norm", ["post", "none"])
+def test_norms_elsewhere_are_not_taken_for_llama(tmp_path, norm):
+    transformers = pytest.importorskip("transformers")
+    train(ROOT / "configs" / "tiny" / "sigma.yaml", tmp_path, f"model.norm={norm}")
+    losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    with pytest.raises(Exception, match="isentrope"):
+        transformers.AutoModelForCausalLM.from_pretrained(final_checkpoint(tmp_path))
+    told = subprocess.run([binary(), "evaluate", str(tmp_path), "configs/tiny/sigma.yaml"],
+                          capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(told.stdout)["bits_per_byte"] == evaluations(tmp_path, "test")[0]["eval/bits_per_byte"]
+
+
 MISTAKES = [
+    (["model.sigma_reparam.layers=[q, key]"], "key"),
+    (["model.sigma_reparam={layers: all}", "model.attention.qk_clip=5"], "qk_clip"),
+    (["model.norm=pos"], "model.norm"),
     (["phases.sft.objective.los=clip"], "did you mean 'loss'"),
     (["model.width=sixty"], "model.width"),
     (["model.width=-1"], "model.width"),
