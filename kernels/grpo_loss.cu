@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 1) grpo_loss_forward_kernel(const Gr
 
 // Grid: 1. Weights, loss and statistics from the sums of the segments.
 template <class T, bool statistics>
-__global__ void __launch_bounds__(kThreads) grpo_finish_kernel(const GrpoLossForward p, const LossWorkspace w) {
+__global__ void __launch_bounds__(kThreads, 1) grpo_finish_kernel(const GrpoLossForward p, const LossWorkspace w) {
   constexpr int kTerms = kGrpoWanted<statistics>;
   using Sums = GrpoTerms<double, kTerms>;
   GPU_SHARED(Sums, scratch, kThreads / 32);
