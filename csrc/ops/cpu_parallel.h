@@ -10,4 +10,11 @@ int64_t threads();
 // tasks need not be equal, the longest should be the first, and none may depend on which thread runs it.
 void run_tasks(int64_t tasks, void (*body)(const void* context, int64_t i), const void* context);
 
+// The same of body(i). Each lambda makes a function of its own: nothing is shared between instruction sets.
+template <class Body>
+void for_tasks(int64_t tasks, const Body& body) {
+  run_tasks(
+      tasks, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, &body);
+}
+
 }  // namespace isentrope::ops

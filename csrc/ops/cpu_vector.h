@@ -361,4 +361,12 @@ struct Pairs<double> {
   ISENTROPE_INLINE void stream(double* p) const { store(p); }
 };
 
+// Of elements T: the vector that sums of them are kept in, its scalar, and the elements of one pair.
+template <class T>
+using VectorOf = typename Pairs<T>::Vector;
+template <class T>
+using ScalarOf = typename VectorOf<T>::Scalar;
+template <class T>
+constexpr int64_t kStep = 2 * VectorOf<T>::kWidth;
+
 }  // namespace isentrope::ops::CPU_CAPABILITY

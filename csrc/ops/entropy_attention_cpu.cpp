@@ -56,17 +56,7 @@ constexpr int64_t kRangeTasks = 16, kRangeKeys = 512;
 constexpr int64_t kKeptBytes = int64_t{32} << 20;  // scratch above this goes back to the system after a task
 
 template <class Real>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using type = Float;
-};
-template <>
-struct VectorOf<double> {
-  using type = Double1;
-};
-template <class Real>
-using Vector = typename VectorOf<Real>::type;
+using Vector = VectorOf<Real>;
 template <class Real>
 constexpr int64_t kWidth = Vector<Real>::kWidth;
 
@@ -74,12 +64,6 @@ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t within(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
-template <class Body>
-void for_tasks(int64_t tasks, const Body& body) {
-  run_tasks(
-      tasks, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, &body);
-}
 
 // Memory of a thread, kept from call to call: fresh pages cost more than the packing that fills them.
 struct Scratch {

@@ -16,12 +16,6 @@ namespace {
 using kernels::DType;
 using kernels::SigmaMatrix;
 
-template <class T>
-using VectorOf = typename Pairs<T>::Vector;
-template <class T>
-using ScalarOf = typename VectorOf<T>::Scalar;
-template <class T>
-constexpr int64_t kStep = 2 * VectorOf<T>::kWidth;
 // Multiply-adds in one chain; sums over more are sums of chains, since the error of a chain grows with its length.
 constexpr int64_t kChain = 64;
 constexpr int64_t kGroup = 4;  // rows at a time: 8 sums, 2 elements of u and 2 of W fill AVX2's 16 registers
@@ -30,12 +24,6 @@ constexpr int64_t kTaskElements = 32768;
 
 int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class Body>
-void for_tasks(int64_t tasks, const Body& body) {
-  run_tasks(
-      tasks, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, &body);
-}
 
 // function(a null pointer to the dtype's element)
 template <class Function>

@@ -24,12 +24,6 @@ constexpr double kSlack = 2.0;     // log2 s may rise to this: costs two bits of
 constexpr int64_t kPrefetch = 1536;              // bytes ahead; the hardware's own prefetch ends at each page
 constexpr int64_t kPastCache = int64_t{8} << 20; // a gradient above these bytes is not in cache when it is wanted next
 
-template <class T>
-using VectorOf = typename Pairs<T>::Vector;
-template <class T>
-using ScalarOf = typename VectorOf<T>::Scalar;
-template <class T>
-constexpr int64_t kStep = 2 * VectorOf<T>::kWidth;
 
 template <class T>
 const T* row_of(const void* base, const LogitRows& rows, int64_t n) {

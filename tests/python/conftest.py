@@ -1,6 +1,7 @@
 """Finds the package and its library: the installed one, or this checkout's with a build folder in ISENTROPE_LIBRARY."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,3 +45,21 @@ def assert_within_twice(name: str, actual: torch.Tensor, plain: torch.Tensor, ex
 @pytest.fixture
 def within_twice():
     return assert_within_twice
+
+
+@pytest.fixture
+def same_on(tmp_path):
+    """same_on(capability, script, cases): runs script in a process of that instruction set, with the path of the saved cases and
+    the set's name as arguments; it prints "same" where it finds what cases say."""
+
+    def run(capability, script, cases):
+        import isentrope
+
+        torch.save(cases, tmp_path / "cases.pt")
+        paths = [str(Path(isentrope.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(paths)}
+        done = subprocess.run([sys.executable, "-c", script, tmp_path / "cases.pt", capability.upper()], env=environment,
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0 and "same" in done.stdout, done.stderr
+
+    return run

@@ -479,7 +479,7 @@ print("same")
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_other_instruction_sets(tmp_path, capability):
+def test_other_instruction_sets(same_on, capability):
     ours = torch.backends.cpu.get_cpu_capability()
     if capability == "avx2" and ours not in ("AVX2", "AVX512"):
         pytest.skip(f"this processor has {ours} only")
@@ -488,15 +488,7 @@ def test_other_instruction_sets(tmp_path, capability):
         for shape, options in (((2, 2, 65, 64), {"causal": True}), ((1, 4, 33, 72), {"causal": True, "window": 9, "softcap": 3.0})):
             inputs = draw(*shape, dtype=dtype)
             cases.append((inputs, options, everything(inputs, **options)))
-    torch.save(cases, tmp_path / "cases.pt")
-    paths = [str(Path(isentrope.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-c", ANOTHER_INSTRUCTION_SET, tmp_path / "cases.pt", capability.upper()],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "same" in done.stdout, done.stderr
+    same_on(capability, ANOTHER_INSTRUCTION_SET, cases)
 
 
 def test_bfloat16_products_of_the_processor():

@@ -2,10 +2,6 @@
 in double."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -388,7 +384,7 @@ print("same")
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_other_instruction_sets(tmp_path, capability):
+def test_other_instruction_sets(same_on, capability):
     if capability == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no AVX2")
     cases = []
@@ -401,15 +397,7 @@ def test_other_instruction_sets(tmp_path, capability):
             expected = [t.detach() for t in (y, sigma, *(t.grad for i, t in enumerate(leaves) if i != 3))]
             weights, us = layers(dtype, "cpu")
             cases.append((given, expected, weights, [u.clone() for u in us], isentrope.power_step(weights, us, steps_max=5).sigmas))
-    torch.save(cases, tmp_path / "cases.pt")
-    paths = [str(Path(isentrope.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-c", ANOTHER_INSTRUCTION_SET, tmp_path / "cases.pt", capability.upper()],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "same" in done.stdout, done.stderr
+    same_on(capability, ANOTHER_INSTRUCTION_SET, cases)
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,5 @@
 """token_entropy on the CPU, and on a GPU where there is one, against isentrope.reference in double."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -353,7 +348,7 @@ print("same")
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_other_instruction_sets(tmp_path, capability):
+def test_other_instruction_sets(same_on, capability):
     ours = torch.backends.cpu.get_cpu_capability()
     if capability == "avx2" and ours not in ("AVX2", "AVX512"):
         pytest.skip(f"this processor has {ours} only")
@@ -367,15 +362,7 @@ def test_other_instruction_sets(tmp_path, capability):
             out = isentrope.token_entropy(leaf, target, moments=True)
             (out.logprob + out.entropy).sum().backward()
             cases.append((logits, target, [x.detach() for x in out], leaf.grad))
-    torch.save(cases, tmp_path / "cases.pt")
-    paths = [str(Path(isentrope.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-c", ANOTHER_INSTRUCTION_SET, tmp_path / "cases.pt", capability.upper()],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "same" in done.stdout, done.stderr
+    same_on(capability, ANOTHER_INSTRUCTION_SET, cases)
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
