@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -70,19 +71,23 @@ std::vector<std::string> matches(const std::string& pattern) {
   return paths;
 }
 
-std::string python_stdlib() {
-  constexpr const char* kAsk = "python3 -c 'import sysconfig; print(sysconfig.get_paths()[\"stdlib\"])'";
+// The folder of a package; found, not imported.
+std::string python_sources(const std::string& package) {
+  const std::string ask =
+      package == "stdlib"
+          ? "python3 -c 'import sysconfig; print(sysconfig.get_paths()[\"stdlib\"])'"
+          : "python3 -c 'import importlib.util; print(importlib.util.find_spec(\"" + package + "\").submodule_search_locations[0])'";
   std::string folder;
-  if (std::FILE* answer = ::popen(kAsk, "r")) {
+  if (std::FILE* answer = ::popen((ask + " 2>/dev/null").c_str(), "r")) {
     std::array<char, 4096> line{};
     if (std::fgets(line.data(), line.size(), answer)) folder = line.data();
     ::pclose(answer);
   }
   folder.erase(folder.find_last_not_of("\n") + 1);
   if (!fs::is_directory(folder))
-    throw std::runtime_error("corpus: python_stdlib: `" + std::string(kAsk) +
-                             "` should print a folder and printed \"" + folder +
-                             "\"; install python3, or name folders in paths");
+    throw std::runtime_error("corpus: python_sources: `" + ask + "` should print a folder and printed \"" + folder +
+                             "\"; install " + (package == "stdlib" ? "python3" : package + " for the python3 on the PATH") +
+                             ", or name folders in paths");
   return folder;
 }
 
@@ -116,11 +121,10 @@ const char* name_of(Split split) {
 // What the a shard is made of, in two hashes: the configuration gives it its name, the files' state its fingerprint.
 std::string shard_name(const CorpusConfig& config, const Tokenizer& tokenizer) {
   Hash hash;
-  for (const auto* list : {&config.paths, &config.suffixes, &config.exclude}) {
+  for (const auto* list : {&config.paths, &config.suffixes, &config.exclude, &config.python_sources}) {
     for (const std::string& text : *list) hash.add(text);
     hash.add(list->size());
   }
-  hash.add(uint64_t{config.python_stdlib});
   hash.add(std::bit_cast<uint64_t>(config.validation_fraction));
   hash.add(std::bit_cast<uint64_t>(config.test_fraction));
   hash.add(fs::current_path().string());
@@ -168,8 +172,11 @@ void write_shard(const std::string& shard, uint64_t fingerprint, const std::vect
 }  // namespace
 
 std::string CorpusConfig::problem() const {
-  if (paths.empty() && !python_stdlib)
-    return "paths is empty; name files or folders, or write python_stdlib: true";
+  if (paths.empty() && python_sources.empty())
+    return "paths is empty; name files or folders, or write python_sources: [stdlib]";
+  for (const std::string& package : python_sources)
+    if (package.empty() || !std::all_of(package.begin(), package.end(), [](unsigned char c) { return std::isalnum(c) || c == '_'; }))
+      return "python_sources holds \"" + package + "\", which is no name of a package, such as torch";
   for (const double share : {validation_fraction, test_fraction})
     if (!(share >= 0 && share <= 1)) return "validation_fraction and test_fraction are in 0 … 1";
   if (validation_fraction + test_fraction >= 1)
@@ -211,8 +218,8 @@ std::vector<CorpusFile> find_files(const CorpusConfig& config) {
           "; mend data.corpus.paths or data.corpus.suffixes");
     add(found);
   }
-  if (config.python_stdlib)
-    add(files_below(python_stdlib(), {".py"},
+  for (const std::string& package : config.python_sources)
+    add(files_below(python_sources(package), {".py"},
                     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}));
   return files;
 }

@@ -16,7 +16,7 @@ struct CorpusConfig {
   std::vector<std::string> paths = {};
   std::vector<std::string> suffixes = {".txt"};
   std::vector<std::string> exclude = {};
-  bool python_stdlib = false;
+  std::vector<std::string> python_sources = {};
   double validation_fraction = 0.05;
   double test_fraction = 0.05;
   std::string cache = "runs/tokens";
@@ -29,8 +29,8 @@ struct CorpusConfig {
     v("suffixes", suffixes,
       "How the names of a folder's files end; empty for all files. A file named in paths counts anyway.");
     v("exclude", exclude, "Names of folders that are left out wherever they stand below a folder of paths.");
-    v("python_stdlib", python_stdlib,
-      "Add the sources (.py) of the standard library of the python3 on the PATH, without its tests.");
+    v("python_sources", python_sources,
+      "Add the sources (.py), without tests, of packages of the python3 on the PATH, by name; stdlib is its standard library.");
     v("validation_fraction", validation_fraction,
       "Share of the files held out for validation; a hash of a file's path below its folder chooses.",
       between(0, 1));
@@ -49,9 +49,9 @@ struct CorpusFile {
   int64_t modified;  // nanoseconds of the system's clock
 };
 
-// The files of a corpus: sources in the order of the configuration, the standard library last, the files of each by
+// The files of a corpus: paths in the order of the configuration, Python packages last, the files of each by
 // name. A file that is met twice counts once. Throws std::invalid_argument for a config with a problem() and
-// std::runtime_error for a path that does not exist, a path or pattern without a file, and a missing python3.
+// std::runtime_error for a path that does not exist, a path or pattern without a file, a missing python3, and a package that it does not have.
 std::vector<CorpusFile> find_files(const CorpusConfig& config);
 
 // The tokens of one split: the files of it in the order of find_files, each ended by the tokenizer's end of

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "csrc/data/random.h"
+#include "csrc/model/entropy_bound.h"
 #include "csrc/model/layers.h"
 #include "csrc/ops/ops.h"
 
@@ -98,7 +99,7 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
   const double fan_in = 1 / std::sqrt(static_cast<double>(C)),
                mlp_fan_in = 1 / std::sqrt(static_cast<double>(M));
   uint64_t index = 0;
-  auto drawn = [&](at::IntArrayRef sizes, double std) { return normal(sizes, std, seed, index++); };
+  auto drawn = [&](at::IntArrayRef sizes, double std) { return normal(sizes, config.init_std.value_or(std), seed, index++); };
   embedding_ = register_parameter("embedding", drawn({V, C}, 0.02));
   const int64_t HD = config.heads * D, GD = config.kv_heads * D;
   const bool normed = config.norm != "none", after = config.norm == "post";
@@ -136,7 +137,7 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
   head_ = config.tied_head ? Projection{.name = "head", .weight = embedding_, .parts = {}, .gamma = {}, .u = {}}
                            : projection(*this, "", "head", drawn({V, C}, 0.02), {{"head", 0, V}});
   for (const Projection& p : sigma_projections())
-    p.u.copy_(drawn(p.u.sizes(), 1));  // last: no weight depends on these draws
+    p.u.copy_(normal(p.u.sizes(), 1, seed, index++));  // last: no weight depends on these draws
   start_sigma(config.sigma_reparam.gamma_init == "sigma");
   const Tensor exponent = torch::arange(0, D, 2, torch::kFloat64) / static_cast<double>(D);
   const Tensor angle =
@@ -171,6 +172,7 @@ Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, co
   if (record != nullptr) {
     record->entropy.push_back(attention.entropy);
     record->max_logit.push_back(attention.max_logit);
+    if (record->with_bound) record->bound.push_back(entropy_bound(q, k, options));
     record->window = c.window;
   }
   return attention.out;

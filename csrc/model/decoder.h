@@ -9,6 +9,7 @@
 #include <torch/nn/pimpl.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,7 +47,7 @@ struct SigmaConfig {
   std::string sigma_grad = "through";
   std::string fused_qkv = "separate";
   int64_t steps_max = 20;
-  double tolerance = 1e-3;
+  double tolerance = 1e-4;
   int64_t every = 10;
   bool svd = false;
 
@@ -85,6 +86,7 @@ struct DecoderConfig {
   int64_t context = 64;
   double rope_base = 10000.0;
   double norm_eps = 1e-5;
+  std::optional<double> init_std = {};
   std::string norm = "pre";
   bool tied_head = false;
   AttentionConfig attention;
@@ -108,6 +110,10 @@ struct DecoderConfig {
       "Where RMSNorm stands: pre, before attention, MLP and head; post, after every residual sum, on the stream "
       "itself; none.",
       one_of({"pre", "post", "none"}));
+    v("init_std", init_std,
+      "Standard deviation that all matrices are drawn with; left out: 0.02 for embedding and head, fan_in^-0.5 elsewhere, half "
+      "of that for the projections onto the residual stream.",
+      above(0));
     v("tied_head", tied_head, "Use the embedding as output head.");
     v("attention", attention, "What is done to the logits of attention.");
     v("sigma_reparam", sigma_reparam, "Linear layers of learned spectral norm (sigmaReparam).");
@@ -142,13 +148,14 @@ struct AttentionRecord {
   std::vector<torch::Tensor> entropy;    // [B, H, T] nats, differentiable
   std::vector<torch::Tensor> max_logit;  // [B, H, T]
   int64_t window = 0;                    // of the model: row t sees min(t + 1, window) keys, all t + 1 where it is 0
+  bool with_bound = false;               // asks for:
+  std::vector<torch::Tensor> bound;      // [B, H, T] nats, what the entropy is at least (csrc/model/entropy_bound.h)
 };
 
 class DecoderImpl : public torch::nn::Module {
  public:
-  // Weights are drawn from streams made of (seed, number of the tensor): normal, std 0.02 for embedding and
-  // head, fan_in^-0.5 elsewhere, half of that for the two projections onto the residual stream. float32 on
-  // the CPU; to() moves them. Throws std::invalid_argument with config.problem().
+  // Weights are drawn from streams made of (seed, number of the tensor): normal, of the std that init_std says. float32 on the
+  // CPU; to() moves them. Throws std::invalid_argument with config.problem().
   DecoderImpl(const DecoderConfig& config, uint64_t seed);
 
   // tokens [B, T] int64, T ≤ context → logits [B, T, V]. Positions count from 0; causal, so padding on the

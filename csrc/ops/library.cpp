@@ -31,7 +31,7 @@ TORCH_LIBRARY(isentrope, m) {
       "sigma_linear_backward(Tensor x, Tensor weight, Tensor u, Tensor sigma, Tensor v, Tensor factors, Tensor? dy, "
       "Tensor? dsigma, *, str sigma_grad, bool[4] wanted) -> (Tensor dx, Tensor dweight, Tensor dgamma, Tensor dbias)");
   m.def(
-      "power_step(Tensor[] weights, Tensor(a!)[] us, *, int steps_max=20, float tolerance=0.001) "
+      "power_step(Tensor[] weights, Tensor(a!)[] us, *, int steps_max=20, float tolerance=0.0001) "
       "-> (Tensor sigmas, Tensor steps)");
 
   // ---- token_entropy

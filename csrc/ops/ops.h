@@ -59,7 +59,7 @@ struct PowerStep {
 // Power steps of all layers of a model, in place in us, once after an optimiser step: u ← Wᵀv / ‖Wᵀv‖, v = W u / ‖W u‖,
 // in each layer until σ grows by less than tolerance (relative), at most steps_max times; tolerance 0: always so many.
 // weights [out_i, in_i] of one dtype and device, us [in_i]. No host synchronisation. Defaults: python/isentrope/ops.py.
-PowerStep power_step(at::TensorList weights, at::TensorList us, int64_t steps_max = 20, double tolerance = 1e-3);
+PowerStep power_step(at::TensorList weights, at::TensorList us, int64_t steps_max = 20, double tolerance = 1e-4);
 
 // ---- token_entropy ---------------------------------------------------------------------------------------------
 struct TokenEntropy {

@@ -50,6 +50,10 @@ py::dict to_dict(const train::Record& record) {
     attention["entropy"] = record.attention->entropy;
     attention["normalized"] = record.attention->normalized;
     attention["max_logit"] = record.attention->max_logit;
+    if (!record.attention->bound.empty()) {
+      attention["bound"] = record.attention->bound;
+      attention["certified"] = record.attention->certified;
+    }
     attention["collapsed"] = record.attention->collapsed;
     attention["overloaded"] = record.attention->overloaded;
     attention["alarms"] = record.attention->alarms;

@@ -20,6 +20,7 @@ namespace isentrope::train {
 
 struct AttentionEntropyConfig {
   int64_t every = 10;
+  bool bound = false;
   double coef = 0.0;
   double threshold = 0.5;
   bool learn_threshold = true;
@@ -30,6 +31,8 @@ struct AttentionEntropyConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("every", every, "Steps between two looks at the entropy of attention in metrics.jsonl; 0 for none.", at_least(0));
+    v("bound", bound,
+      "Whether a look also tells what the spread of the logits alone promises of the entropy (csrc/model/entropy_bound.h).");
     v("coef", coef, "Weight of the penalty on the entropy of attention; 0 for none.", at_least(0));
     v("threshold", threshold, "Where the thresholds of all heads start, as a share of the largest entropy.", between(0, 1));
     v("learn_threshold", learn_threshold, "Whether each layer and head learns its own threshold.");

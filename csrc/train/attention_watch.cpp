@@ -13,18 +13,24 @@ void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& row
   const Tensor seen = record.window > 0 ? keys.clamp_max(record.window) : keys;                   // [T]
   const Tensor weight = (rows & (seen > 1)).to(torch::kFloat64);                                  // [B, T]
   const Tensor inverse_log = torch::where(seen > 1, seen.log().reciprocal(), 0.0);
-  std::vector<Tensor> entropy, normalized, max_logit;
+  std::vector<Tensor> entropy, normalized, max_logit, bound, certified;
   for (size_t layer = 0; layer < record.entropy.size(); ++layer) {
     const Tensor H = record.entropy[layer].detach().to(torch::kFloat64) * weight.unsqueeze(1);  // [B, H, T]
     entropy.push_back(H.sum(at::IntArrayRef({0, 2})));
     normalized.push_back((H * inverse_log).sum(at::IntArrayRef({0, 2})));
     max_logit.push_back(record.max_logit[layer].masked_fill(rows.logical_not().unsqueeze(1), -INFINITY).amax({0, 2}));
+    if (!record.with_bound) continue;
+    const Tensor share = record.bound[layer].to(torch::kFloat64) * inverse_log;  // [B, H, T]
+    bound.push_back((share * weight.unsqueeze(1)).sum(at::IntArrayRef({0, 2})));
+    certified.push_back(((share > kCertified) * weight.unsqueeze(1)).sum(at::IntArrayRef({0, 2})));
   }
-  const Tensor E = torch::stack(entropy), N = torch::stack(normalized), M = torch::stack(max_logit), count = weight.sum();
-  entropy_ = empty() ? E : entropy_ + E;
-  normalized_ = normalized_.defined() ? normalized_ + N : N;
+  const auto add = [](Tensor& sum, const Tensor& more) { sum = sum.defined() ? sum + more : more; };
+  add(entropy_, torch::stack(entropy));
+  add(normalized_, torch::stack(normalized));
+  if (record.with_bound) add(bound_, torch::stack(bound)), add(certified_, torch::stack(certified));
+  const Tensor M = torch::stack(max_logit);
   max_logit_ = max_logit_.defined() ? torch::maximum(max_logit_, M) : M;
-  count_ = count_.defined() ? count_ + count : count;
+  add(count_, weight.sum());
 }
 
 AttentionStatistics AttentionWatch::statistics() const {
@@ -36,7 +42,11 @@ AttentionStatistics AttentionWatch::statistics() const {
       t.emplace_back(y.const_data_ptr<double>() + l * y.size(1), y.const_data_ptr<double>() + (l + 1) * y.size(1));
     return t;
   };
-  AttentionStatistics s{table(entropy_ / rows), table(normalized_ / rows), table(max_logit_), 0, 0, {}};
+  AttentionStatistics s;
+  s.entropy = table(entropy_ / rows);
+  s.normalized = table(normalized_ / rows);
+  s.max_logit = table(max_logit_);
+  if (bound_.defined()) s.bound = table(bound_ / rows), s.certified = table(certified_ / rows);
   double largest = 0, heads = 0;
   for (const auto& layer : s.entropy)
     for (const double H : layer) largest = std::max(largest, H), ++heads;

@@ -18,14 +18,18 @@ namespace isentrope::train {
 // Sums over the micro-batches of an update. Only sizes are known on the host until statistics(), which waits for a device.
 class AttentionWatch {
  public:
+  explicit AttentionWatch(bool with_bound = false) : with_bound_(with_bound) {}
+  // What the next forward pass is to fill in.
+  model::AttentionRecord record() const { return {.entropy = {}, .max_logit = {}, .with_bound = with_bound_, .bound = {}}; }
   // rows [B, T] bool: the tokens that are no padding.
   void add(const model::AttentionRecord& record, const torch::Tensor& rows);
   bool empty() const { return !entropy_.defined(); }
   AttentionStatistics statistics() const;
 
  private:
-  torch::Tensor entropy_, normalized_, max_logit_;  // [L, H] double, double, float
-  torch::Tensor count_;                             // [] double: rows
+  bool with_bound_;
+  torch::Tensor entropy_, normalized_, max_logit_, bound_, certified_;  // [L, H] double, max_logit_ float
+  torch::Tensor count_;                                                 // [] double: rows
 };
 
 // A head has collapsed below this normalized entropy: a choice. The paper on entropy collapse (arXiv 2303.06296) gives no
@@ -37,6 +41,8 @@ inline constexpr double kCollapsed = 0.05;
 inline constexpr double kLow = 0.2;
 inline constexpr double kAlarmShare = 0.25;
 inline constexpr int64_t kAlarmSteps = 100;
+// A row is certified where the bound on its entropy promises more than this share of log n.
+inline constexpr double kCertified = 0.1;
 
 class AttentionAlarm {
  public:

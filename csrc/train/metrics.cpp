@@ -88,7 +88,9 @@ std::string to_json(const HeadTable& table) {
 
 std::string to_json(const AttentionStatistics& a) {
   return "{\"entropy\": " + to_json(a.entropy) + ", \"normalized\": " + to_json(a.normalized) +
-         ", \"max_logit\": " + to_json(a.max_logit) + ", \"collapsed\": " + number(a.collapsed) +
+         ", \"max_logit\": " + to_json(a.max_logit) +
+         (a.bound.empty() ? "" : ", \"bound\": " + to_json(a.bound) + ", \"certified\": " + to_json(a.certified)) +
+         ", \"collapsed\": " + number(a.collapsed) +
          ", \"overloaded\": " + number(a.overloaded) + ", \"alarms\": " + nlohmann::json(a.alarms).dump() + "}";
 }
 

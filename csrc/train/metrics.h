@@ -25,8 +25,8 @@
 //   eval/entropy, eval/length         of the samples: nats a token, tokens
 //   time_s                 seconds since the run began or was resumed
 //
-//   attention_entropy      every objective.attention_entropy.every steps, an object: entropy, normalized, max_logit
-//                          (layer × head), collapsed, overloaded, alarms: AttentionStatistics below
+//   attention_entropy      every objective.attention_entropy.every steps, an object: entropy, normalized, max_logit and, if asked
+//                          for, bound, certified (layer × head), collapsed, overloaded, alarms: AttentionStatistics below
 //   sigma                  every model.sigma_reparam.every steps, an object {"layers.0.q": [σ, γ], …} of the weights after the
 //                          step: SigmaFigures below
 //
@@ -55,6 +55,8 @@ struct AttentionStatistics {
   double collapsed = 0;             // share of the L · H heads whose normalized entropy is below 0.05
   double overloaded = 0;            // share whose entropy is in the highest quarter of [0, largest entropy of any head]
   std::vector<std::string> alarms;  // "layer 2: 3 of 4 heads have collapsed …"
+  HeadTable bound = {};             // mean over rows of bound / log n (csrc/model/entropy_bound.h); never above normalized
+  HeadTable certified = {};         // share of rows whose bound / log n is above 0.1
 };
 
 // A layer of learned spectral norm after an update.

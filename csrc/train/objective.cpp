@@ -27,7 +27,9 @@ std::vector<Batch> split(const Batch& update, int64_t micro_tokens) {
 // One forward pass of a micro-batch, and what its attention has to say.
 class Pass {
  public:
-  Pass(const AttentionEntropy& attention, AttentionWatch* watch) : attention_(attention), watch_(watch) {}
+  Pass(const AttentionEntropy& attention, AttentionWatch* watch) : attention_(attention), watch_(watch) {
+    if (watch_) record_ = watch_->record();
+  }
 
   Tensor logits(model::Decoder& model, const Batch& micro) {
     rows_ = micro.tokens != data::kPad;

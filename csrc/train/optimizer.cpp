@@ -17,6 +17,18 @@ using torch::Tensor;
 // What one fused update takes: tensors that share a decay.
 struct Group {
   std::vector<Tensor> parameters, grads, first, second, steps;
+
+  void adamw(const OptimizerConfig& c, double lr, double weight_decay) {
+    at::_foreach_add_(steps, 1);
+    at::_fused_adamw_(parameters, grads, first, second, /*max_exp_avg_sqs=*/{}, steps, lr, c.betas[0], c.betas[1], weight_decay,
+                      c.eps, /*amsgrad=*/false, /*maximize=*/false);
+  }
+  // torch's own decay would go through the momentum.
+  void sgd(const OptimizerConfig& c, double lr, double weight_decay) {
+    if (weight_decay > 0) at::_foreach_mul_(parameters, 1 - lr * weight_decay);
+    at::_fused_sgd_(parameters, grads, first, /*weight_decay=*/0, c.betas[0], lr, /*dampening=*/0, /*nesterov=*/false,
+                    /*maximize=*/false, /*is_first_step=*/false);
+  }
 };
 
 std::string shape_of(const Tensor& tensor) {
@@ -59,7 +71,10 @@ double global_norm(const std::vector<Tensor>& grads) {
 }  // namespace
 
 std::string OptimizerConfig::problem() const {
-  if (betas.size() != 2) return "betas: " + std::to_string(betas.size()) + " values; AdamW has two moments";
+  const size_t moments = kind == "sgd" ? 1 : 2;
+  if (betas.size() != moments)
+    return "betas: " + std::to_string(betas.size()) + " values; " +
+           (kind == "sgd" ? "sgd has one moment: write [0.9], or [0] for none" : "adamw has two moments: write [0.9, 0.999]");
   for (double beta : betas)
     if (beta >= 1.0) return "betas: a decay of 1 never forgets; it must be below 1";
   return "";
@@ -71,8 +86,9 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::s
     names_.push_back(name);
     parameters_.push_back(parameter);
     first_.push_back(torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach());
-    second_.push_back(torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach());
-    steps_.push_back(torch::zeros({}, parameter.options().dtype(torch::kFloat32).requires_grad(false)));
+    const bool adamw = config.kind == "adamw";
+    second_.push_back(adamw ? torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach() : Tensor());
+    steps_.push_back(adamw ? torch::zeros({}, parameter.options().dtype(torch::kFloat32).requires_grad(false)) : Tensor());
   }
 }
 
@@ -113,11 +129,8 @@ double Optimizer::step(double lr) {
   for (int decayed = 0; decayed < 2; ++decayed) {
     Group& group = groups[decayed];
     if (group.parameters.empty()) continue;
-    at::_foreach_add_(group.steps, 1);
-    at::_fused_adamw_(group.parameters, group.grads, group.first, group.second, /*max_exp_avg_sqs=*/{},
-                      group.steps, lr, config_.betas[0], config_.betas[1],
-                      decayed ? config_.weight_decay : 0.0, config_.eps,
-                      /*amsgrad=*/false, /*maximize=*/false);
+    const double decay = decayed ? config_.weight_decay : 0.0;
+    config_.kind == "sgd" ? group.sgd(config_, lr, decay) : group.adamw(config_, lr, decay);
   }
   return norm;
 }
@@ -126,6 +139,7 @@ std::map<std::string, Tensor> Optimizer::state() const {
   std::map<std::string, Tensor> state;
   for (size_t i = 0; i < names_.size(); ++i) {
     state["first." + names_[i]] = first_[i];
+    if (!second_[i].defined()) continue;
     state["second." + names_[i]] = second_[i];
     state["step." + names_[i]] = steps_[i];
   }

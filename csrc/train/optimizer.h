@@ -1,4 +1,9 @@
-// AdamW (Loshchilov and Hutter, ICLR 2019) with decoupled decay on matrices alone, and clipping by the global norm.
+// The update rules, with decoupled decay on matrices alone and clipping of the gradient by its global norm. g: the gradient, t: the
+// number of the step, η: the learning rate.
+//
+//   adamw  m ← β₁ m + (1-β₁) g,  v ← β₂ v + (1-β₂) g²,  w ← (1 - η decay) w - η (m / (1-β₁ᵗ)) / (√(v / (1-β₂ᵗ)) + eps)
+//          (Loshchilov and Hutter, ICLR 2019)
+//   sgd    m ← β m + g,  w ← (1 - η decay) w - η m          (heavy ball, as torch.optim.SGD)
 #pragma once
 #include <torch/types.h>
 
@@ -23,10 +28,10 @@ struct OptimizerConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("kind", kind, "Update rule.", one_of({"adamw"}));
+    v("kind", kind, "Update rule (csrc/train/optimizer.h).", one_of({"adamw", "sgd"}));
     v("lr", lr, "Peak learning rate.", above(0));
-    v("betas", betas, "Decay of the two moments.", between(0, 1));
-    v("eps", eps, "Added to the root of the second moment.", above(0));
+    v("betas", betas, "Decays of the moments: two of adamw, one of sgd, its momentum.", between(0, 1));
+    v("eps", eps, "Added to the root of the second moment; adamw.", above(0));
     v("weight_decay", weight_decay, "Decoupled decay of matrices; norms, biases and learned spectral norms have none.",
       at_least(0));
     v("max_grad_norm", max_grad_norm, "Gradients are scaled down to this norm; 0 for no clipping.", at_least(0));
@@ -43,14 +48,15 @@ class Optimizer {
   // throws NonFinite naming the first bad gradient, before any weight has changed.
   double step(double lr);
 
-  // Moments and step count by name, for checkpoints; restore() takes what state() gave and names what differs.
+  // Moments and step counts by name, for checkpoints; restore() takes what state() gave and names what differs.
   std::map<std::string, torch::Tensor> state() const;
   void restore(const std::map<std::string, torch::Tensor>& state);
 
  private:
   OptimizerConfig config_;
   std::vector<std::string> names_;
-  std::vector<torch::Tensor> parameters_, first_, second_, steps_;
+  std::vector<torch::Tensor> parameters_, first_;
+  std::vector<torch::Tensor> second_, steps_;  // of adamw; undefined tensors with sgd
 };
 
 struct NonFinite : std::runtime_error {

@@ -198,7 +198,7 @@ Record Trainer::step() {
     open_->optimizer.zero_grad();
     const uint64_t seed = derived_seed(config_.run.seed, data::Purpose::selection, phase_, step_, u);
     const bool looks = u == 0 && look > 0 && (step_ + 1) % look == 0;
-    AttentionWatch watch;
+    AttentionWatch watch(looks && phase.objective.attention_entropy.bound);
     auto stats = open_->objective->backward(model_, update, seed, looks || clips ? &watch : nullptr);
     if (!std::isfinite(stats["loss"]))
       fail("the loss is not finite; first bad tensor: " + first_non_finite(model_) + kUnchanged);

@@ -358,7 +358,7 @@ class LayerStep(NamedTuple):
 
 
 @torch.no_grad()
-def power_step(module: nn.Module, *, steps_max: int = 20, tolerance: float = 1e-3) -> dict[str, LayerStep]:
+def power_step(module: nn.Module, *, steps_max: int = 20, tolerance: float = 1e-4) -> dict[str, LayerStep]:
     """Moves u of all SigmaLinear and SigmaConv2d in module at once; call it after each optimiser step.
 
     Args:

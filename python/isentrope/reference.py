@@ -65,7 +65,7 @@ def sigma_linear(x, weight, gamma, u, bias=None, *, sigma_grad="through"):
 # ---- power_step ------------------------------------------------------------------------------------------------------
 
 
-def power_step(weights, us, *, steps_max=20, tolerance=1e-3):
+def power_step(weights, us, *, steps_max=20, tolerance=1e-4):
     """weights [out_i, in_i], us [in_i] → new us, σ of each, steps of each. us stay as they are."""
     results = []
     for weight, u in zip(weights, us):

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "csrc/model/entropy_bound.h"
 #include "csrc/train/attention_entropy.h"
 
 namespace isentrope::train {
@@ -50,6 +51,49 @@ TEST(AttentionWatch, MicroBatchesAddUpAndWindowsBoundTheKeys) {
     EXPECT_NEAR(cut.statistics().normalized[0][h], whole.statistics().normalized[0][h], 1e-12);
     EXPECT_EQ(cut.statistics().max_logit[0][h], whole.statistics().max_logit[0][h]);
   }
+}
+
+// Logits straight from keys: queries are unit vectors, so that row t has the logits k[:, t] / √8.
+TEST(EntropyBound, IsBelowTheEntropyAndEqualToItWhereOneLogitStandsOut) {
+  const int64_t B = 2, H = 4, T = 131;  // more than one block of queries
+  for (const double spread : {0.0, 0.5, 3.0, 30.0})
+    for (const int option : {0, 1, 2, 3}) {
+      const Tensor q = torch::randn({B, H, T, 8}) * spread, k = torch::randn({B, 2, T, 8});
+      ops::EntropyAttentionOptions options;
+      if (option == 1) options.window = 7;
+      if (option == 2) options.softcap = 2.0;
+      if (option == 3) options.temperature = torch::rand({H, T}) + 0.5;
+      const Tensor entropy = ops::entropy_attention(q, k, k, options).entropy, bound = model::entropy_bound(q, k, options);
+      ASSERT_EQ(bound.sizes(), entropy.sizes());
+      // Rounding of the entropy itself, a sum of at most 131 terms below log 131.
+      EXPECT_LE((bound - entropy).max().item<double>(), 1e-5) << spread << " " << option;
+      EXPECT_GE(bound.min().item<double>(), 0);
+      EXPECT_TRUE(spread > 0 || torch::allclose(bound, entropy, 1e-5, 1e-6)) << "equal logits have the entropy log n";
+    }
+
+  // One logit of a, all others 0: the row that the bound is made from.
+  for (const double a : {0.5, 4.0, 12.0}) {
+    const Tensor q = torch::zeros({1, 1, T, 8}), k = torch::zeros({1, 1, T, 8});
+    q.select(-1, 0).fill_(std::sqrt(8.0));
+    k[0][0][0][0] = a;
+    const Tensor entropy = ops::entropy_attention(q, k, k).entropy, bound = model::entropy_bound(q, k, {});
+    EXPECT_TRUE(torch::allclose(bound, entropy, 1e-4, 1e-5)) << a;  // exp amplifies the rounding of r ≤ 12 by 12
+  }
+}
+
+TEST(AttentionWatch, TellsTheBoundWhereItIsAskedFor) {
+  AttentionWatch watch(/*with_bound=*/true);
+  model::AttentionRecord record = watch.record();
+  ASSERT_TRUE(record.with_bound);
+  record.entropy = {entropies()};
+  record.max_logit = {entropies()};
+  record.bound = {entropies() / 6};
+  watch.add(record, kRows);
+  const AttentionStatistics s = watch.statistics();
+  EXPECT_NEAR(s.bound[0][0], s.normalized[0][0] / 6, 1e-6);
+  // Of the first head's rows bound / log n is 0.12, 0.15, 0.14 and 0.14, of the second's 0.02, 0.03, 0.04 and 0.07.
+  EXPECT_EQ(s.certified, (HeadTable{{1.0, 0.0}}));
+  EXPECT_TRUE(AttentionWatch().record().bound.empty());
 }
 
 AttentionStatistics normalized(std::vector<double> heads) {

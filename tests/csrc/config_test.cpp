@@ -281,7 +281,7 @@ TEST_F(ConfigTest, KeysThatDoNotGoTogether) {
 }
 
 TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
-  const std::string corpus = "corpus: {python_stdlib: true}",
+  const std::string corpus = "corpus: {python_sources: [stdlib]}",
                     tint = "tint: {task: signed_sum, terms: [3, 4, 5]}";
   EXPECT_EQ(error(with(tint, corpus)),
             "run.yaml:7: phases.0: data: corpus belongs to pretrain phases, and objective.kind is sft");
@@ -289,7 +289,7 @@ TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
             "run.yaml:7: phases.0: data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}");
   EXPECT_EQ(error(with(tint, "corpus: {}"), {"phases.sft.objective.kind=pretrain"}),
             "run.yaml:7: phases.0.data.corpus: paths is empty; name files or folders, or write "
-            "python_stdlib: true");
+            "python_sources: [stdlib]");
   EXPECT_TRUE(error(with(tint, corpus), {"phases.sft.objective.kind=pretrain"})
                   .starts_with("run.yaml:11: phases.0: stop: a pretrain phase stops at bits_per_byte"));
   EXPECT_EQ(

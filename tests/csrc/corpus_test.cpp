@@ -157,10 +157,10 @@ TEST_F(CorpusTest, AMappedShardOutlivesItsReplacement) {
   EXPECT_EQ(shard->tokens().size(), 7u);
 }
 
-TEST_F(CorpusTest, FindsTheStandardLibrary) {
+TEST_F(CorpusTest, FindsPythonSources) {
   CorpusConfig corpus = config();
   corpus.paths = {};
-  corpus.python_stdlib = true;
+  corpus.python_sources = {"stdlib"};
   const Names names = names_of(corpus);
   EXPECT_NE(std::find(names.begin(), names.end(), "json/decoder.py"), names.end());
   for (const std::string& name : names) {
@@ -168,11 +168,20 @@ TEST_F(CorpusTest, FindsTheStandardLibrary) {
     EXPECT_EQ(("/" + name).find("/test/"), std::string::npos) << name;
     EXPECT_EQ(("/" + name).find("/site-packages/"), std::string::npos) << name;
   }
+  corpus.python_sources = {"json", "stdlib"};  // a package of its own, and what it is part of: a file counts once
+  const Names both = names_of(corpus);
+  EXPECT_EQ(both.front(), "__init__.py");
+  EXPECT_EQ(both.size(), names.size());
+  corpus.python_sources = {"no_such_package"};
+  expect_all(message<std::runtime_error>([&] { find_files(corpus); }), {"python_sources", "no_such_package", "install"});
+  corpus.python_sources = {"os; rm"};
+  expect_all(message([&] { find_files(corpus); }), {"python_sources", "os; rm", "no name of a package"});
+  corpus.python_sources = {"stdlib"};
   const std::string path = std::getenv("PATH");
   ::setenv("PATH", folder_.c_str(), 1);
   const std::string without = message<std::runtime_error>([&] { find_files(corpus); });
   ::setenv("PATH", path.c_str(), 1);
-  expect_all(without, {"python_stdlib", "python3", "paths"});
+  expect_all(without, {"python_sources", "python3", "paths"});
 }
 
 TEST_F(CorpusTest, ErrorsNameWhatIsWrong) {
@@ -182,7 +191,7 @@ TEST_F(CorpusTest, ErrorsNameWhatIsWrong) {
     return message([&] { open_corpus(corpus, bytes_, Split::train); });
   };
   write("a.md", "x");
-  expect_all(wrong({}), {"paths is empty", "python_stdlib"});
+  expect_all(wrong({}), {"paths is empty", "python_sources"});
   expect_all(wrong({folder_ + "/none"}), {"/none", "no file or folder", "data.corpus.paths"});
   expect_all(wrong({folder_ + "/text/*.py"}), {"no file matches", "/text/*.py"});
   expect_all(wrong({folder_ + "/text"}), {"/text", ".txt", "suffixes"});

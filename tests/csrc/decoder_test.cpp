@@ -512,6 +512,11 @@ TEST(Decoder, WeightsAreDrawnFromTheSeed) {
     EXPECT_NEAR(weight.std().item<double>() / wanted, 1, 4.5 / std::sqrt(2.0 * weight.numel())) << name;
     EXPECT_NEAR(weight.mean().item<double>() / wanted, 0, 4.5 / std::sqrt(1.0 * weight.numel())) << name;
   }
+  config.init_std = 0.1;
+  for (const auto& [name, weight] : Decoder(config, 7)->named_weights()) {
+    if (weight.dim() == 1) continue;
+    EXPECT_NEAR(weight.std().item<double>() / 0.1, 1, 4.5 / std::sqrt(2.0 * weight.numel())) << name;
+  }
 }
 
 std::string message(const std::function<void()>& f) {

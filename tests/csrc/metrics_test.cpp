@@ -60,6 +60,12 @@ TEST(ToJson, AttentionIsAnObjectOfTables) {
             R"({"phase": "sft", "step": 20, "loss": 1, "attention_entropy": {"entropy": [[1, 2], [3, 4]], )"
             R"("normalized": [[0.5, 0.25], [0, 1]], "max_logit": [[7, 8], [9, 10]], "collapsed": 0.25, "overloaded": 0.5, )"
             R"("alarms": ["layer 1: \"x\""]}})");
+  record.attention = AttentionStatistics{.entropy = {{1}}, .normalized = {{0.5}}, .max_logit = {{7}}, .alarms = {}};
+  record.attention->bound = {{0.25}};
+  record.attention->certified = {{0.75}};
+  EXPECT_EQ(to_json(record),
+            R"({"phase": "sft", "step": 20, "loss": 1, "attention_entropy": {"entropy": [[1]], "normalized": [[0.5]], )"
+            R"("max_logit": [[7]], "bound": [[0.25]], "certified": [[0.75]], "collapsed": 0, "overloaded": 0, "alarms": []}})");
 }
 
 TEST(ToJson, SpectralNormsAreAnObjectOfLayers) {

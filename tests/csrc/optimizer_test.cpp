@@ -1,4 +1,4 @@
-// AdamW against its formulas in double, and the learning-rate schedule.
+// The update rules against their formulas in double, and the learning-rate schedule.
 #include "csrc/train/optimizer.h"
 
 #include <ATen/Parallel.h>
@@ -34,7 +34,7 @@ Named model() {
           {"one", leaf({1, 1}, 4)}};
 }
 
-// Loshchilov and Hutter, algorithm 2 with decoupled decay, in double.
+// csrc/train/optimizer.h in double.
 struct Reference {
   std::vector<Tensor> weights, first, second;
   int64_t t = 0;
@@ -50,13 +50,19 @@ struct Reference {
     ++t;
     double squares = 0;
     for (const Tensor& g : grads) squares += g.to(torch::kFloat64).square().sum().item<double>();
-    const double norm = std::sqrt(squares), b1 = c.betas[0], b2 = c.betas[1];
+    const double norm = std::sqrt(squares), b1 = c.betas[0];
     const double scale = c.max_grad_norm > 0 && norm > c.max_grad_norm ? c.max_grad_norm / norm : 1.0;
     for (size_t i = 0; i < grads.size(); ++i) {
       const Tensor g = grads[i].to(torch::kFloat64) * scale;
+      if (weights[i].dim() >= 2) weights[i] = weights[i] * (1 - lr * c.weight_decay);
+      if (c.kind == "sgd") {
+        first[i] = b1 * first[i] + g;
+        weights[i] = weights[i] - lr * first[i];
+        continue;
+      }
+      const double b2 = c.betas[1];
       first[i] = b1 * first[i] + (1 - b1) * g;
       second[i] = b2 * second[i] + (1 - b2) * g.square();
-      if (weights[i].dim() >= 2) weights[i] = weights[i] * (1 - lr * c.weight_decay);
       weights[i] = weights[i] - lr * (first[i] / (1 - std::pow(b1, t))) /
                                     ((second[i] / (1 - std::pow(b2, t))).sqrt() + c.eps);
     }
@@ -117,6 +123,34 @@ TEST(Optimizer, AgreesWithDoubleAsWellAsTorchDoes) {
   }
 }
 
+TEST(Optimizer, SgdFollowsItsFormula) {
+  OptimizerConfig config;
+  config.kind = "sgd";
+  config.betas = {0.9};
+  config.weight_decay = 0.1;
+  config.max_grad_norm = 5.0;
+  const Named parameters = model();
+  Reference reference(parameters);
+  Optimizer optimizer(config, parameters);
+  constexpr int kSteps = 20;
+  for (int step = 0; step < kSteps; ++step) {
+    std::vector<Tensor> grads;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      grads.push_back(draw(parameters[i].second, 100 + 10 * step + i) * (step % 2 ? 1.0 : 0.01));
+      Tensor(parameters[i].second).mutable_grad() = grads.back().clone();
+    }
+    optimizer.step(1e-2);
+    reference.step(grads, config, 1e-2);
+  }
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const double size = largest(reference.weights[i]);
+    // Two roundings of the weight a step, of half a unit in the last place each.
+    EXPECT_LE(largest(parameters[i].second.detach().to(torch::kFloat64) - reference.weights[i]), kSteps * size * 0x1p-23)
+        << parameters[i].first;
+  }
+  for (const auto& [name, tensor] : optimizer.state()) EXPECT_TRUE(name.starts_with("first.")) << name;
+}
+
 TEST(Optimizer, ReturnsTheNormBeforeClippingAndSkipsWhatHasNoGradient) {
   OptimizerConfig config;
   config.max_grad_norm = 1.0;
@@ -171,9 +205,13 @@ void train(Optimizer& optimizer, const Named& parameters, int first, int last) {
   }
 }
 
-TEST(Optimizer, RestoredStateGoesOnBitForBit) {
+class OptimizerKinds : public testing::TestWithParam<OptimizerConfig> {};
+INSTANTIATE_TEST_SUITE_P(Kinds, OptimizerKinds, testing::Values(OptimizerConfig{}, OptimizerConfig{.kind = "sgd", .betas = {0.9}}),
+                         [](const auto& info) { return info.param.kind; });
+
+TEST_P(OptimizerKinds, RestoredStateGoesOnBitForBit) {
   const Named whole = model(), first = model(), second = model();
-  Optimizer a({}, whole), b({}, first), c({}, second);
+  Optimizer a(GetParam(), whole), b(GetParam(), first), c(GetParam(), second);
   train(a, whole, 0, 7);
   train(b, first, 0, 3);
   std::map<std::string, Tensor> state;
@@ -231,6 +269,11 @@ TEST(Optimizer, ConfigProblems) {
   EXPECT_NE(config.problem(), "");
   config.betas = {0.9, 1.0};
   EXPECT_NE(config.problem(), "");
+  config.kind = "sgd";
+  config.betas = {0.9, 0.98};
+  EXPECT_EQ(config.problem(), "betas: 2 values; sgd has one moment: write [0.9], or [0] for none");
+  config.betas = {0.9};
+  EXPECT_EQ(config.problem(), "");
 }
 
 TEST(Schedule, Shapes) {

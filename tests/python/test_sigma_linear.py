@@ -2,6 +2,10 @@
 in double."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -490,6 +494,37 @@ def test_sigma_follows_the_svd(rate):
     assert errors["adaptive"].mean() <= errors["single"].mean(), errors
     if rate > 1e-3:  # an update as large as the weight: one step is far behind, adaptive ones are not
         assert 20 * errors["adaptive"][0] < errors["single"][0], errors
+
+
+PEAK = """
+import pathlib, re, sys, torch, isentrope
+status = lambda key: int(re.search(key + r":\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+torch.set_num_threads(1)
+weight, gamma, u = torch.randn(4096, 4096, requires_grad=True), torch.ones((), requires_grad=True), torch.randn(4096)
+x = torch.randn(4, 4096, requires_grad=True)
+isentrope.sigma_linear(x[:, :64], weight[:64, :64], gamma, u[:64]).y.sum().backward()  # what the first call sets up
+isentrope.power_step([weight.detach()[:64, :64]], [u[:64].clone()])
+weight.grad = None
+def growth(run):
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+    before = status("VmRSS")
+    result = run()
+    return result, status("VmHWM") - before
+y, forward = growth(lambda: isentrope.sigma_linear(x, weight, gamma, u).y)
+_, backward = growth(lambda: y.sum().backward())
+_, power = growth(lambda: isentrope.power_step([weight.detach()], [u]))
+print(forward, backward, power)
+"""
+
+
+def test_no_weight_is_copied():
+    weight = 4096 * 4096 * 4
+    told = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(Path(isentrope.__file__).resolve().parents[1])}).stdout  # fmt: skip
+    forward, backward, power = (1024 * int(x) for x in told.split())
+    # A quarter: what a BLAS packs of it at a time, and pages that allocators keep.
+    assert forward < weight / 4 and power < weight / 4, told
+    assert weight <= backward < 1.25 * weight, told  # the gradient of W itself, and no more
 
 
 def test_forward_backward_and_evaluation_leave_u_alone(device):

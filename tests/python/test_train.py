@@ -292,18 +292,23 @@ def test_checkpoint_that_transformers_cannot_compute_is_refused(tmp_path):
 
 
 def test_sigma_and_gamma_of_every_layer_are_told(finished, tmp_path):
-    train(ROOT / "configs" / "tiny" / "sigma.yaml", tmp_path, "model.sigma_reparam.svd=true")
+    train(ROOT / "configs" / "tiny" / "sigma.yaml", tmp_path, "model.sigma_reparam={layers: all, every: 1, svd: true}")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     told = [line["sigma"] for line in lines if "sigma" in line]
-    assert [line["step"] for line in lines if "sigma" in line] == [10, 20, 30, 40]
+    assert [line["step"] for line in lines if "sigma" in line] == list(range(1, 41))
     assert list(told[0]) == [f"layers.{i}.{name}" for i in range(2) for name in "q k v o gate up down".split()] + ["head"]
+    short = []  # by what share σ is below the true norm, with the power steps of the default settings
     for layers in told:
         for sigma, gamma, svd in layers.values():
-            assert gamma > 0 and sigma == pytest.approx(svd, rel=0.02)
+            assert gamma > 0 and sigma <= svd * (1 + 1e-6)
+            short.append(1 - sigma / svd)
+    # Where one singular value overtakes another, σ waits a few updates on it. With one power step an update it is 0.9 % low
+    # in the mean here.
+    assert sum(short) / len(short) < 1e-3 and max(short) < 0.1
     assert all(gamma != 1 for _, gamma, _ in told[0].values())  # it learns
     assert all(0 < line["sigma/time_share"] < 1 for line in lines if "loss" in line)
     told = [line["sigma"]["head"] for line in metrics(finished("sigma")) if "sigma" in line]
-    assert told == [line["sigma"]["head"][:2] for line in lines if "sigma" in line]
+    assert told == [line["sigma"]["head"][:2] for line in lines if "sigma" in line and line["step"] % 10 == 0]
 
 
 def test_sigma_checkpoint_is_plain_in_transformers(finished):
