@@ -1,0 +1,86 @@
+"""``isentrope report RUN [RUN …] -o report.html``: runs as one page that needs nothing beside itself.
+
+runs.py reads the folders, plots.py draws, page.py and page.html.j2 lay out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def write_page(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], refresh: float = 0) -> int:
+    """Writes the page of the runs in ``folders`` in place of ``output``, whole or not at all. Returns its size in bytes.
+
+    refresh: seconds after which a browser loads the page again; 0 for never.
+
+    Raises:
+        ReportError: a folder that is no run, or a line of it that cannot be read; the message names it.
+    """
+    from isentrope.report.page import page
+    from isentrope.report.runs import read_runs
+
+    text = page(read_runs([Path(folder) for folder in folders]), refresh).encode()
+    output = Path(output)
+    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(text)
+        os.replace(beside, output)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ReportError(f"{output}: cannot be written: {error.strerror}; name another file with -o") from None
+    return len(text)
+
+
+class ReportError(Exception):
+    """What is wrong with the files of a run, with the file and how to mend it."""
+
+
+def watch(folders: Sequence[str], output: Path, interval: float) -> None:
+    """Writes the page whenever a run has written more, until Ctrl-C; then once more, without the refresh."""
+    files = [Path(folder) / name for folder in folders for name in ("metrics.jsonl", "samples.jsonl", "config.yaml")]
+    seen: list[tuple[int, int]] | None = None
+    try:
+        while True:
+            now = [(s.st_size, s.st_mtime_ns) for s in (file.stat() for file in files if file.exists())]
+            if now != seen:
+                write_page(folders, output, refresh=interval)
+                seen = now
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        write_page(folders, output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="isentrope report", description="Write a page that shows one run or several.")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the first run)")
+    parser.add_argument("--watch", action="store_true", help="write it again whenever a run goes on, until Ctrl-C")
+    parser.add_argument("--interval", metavar="SECONDS", type=float, default=5.0,
+                        help="with --watch: seconds between looks (default: 5)")  # fmt: skip
+    options = parser.parse_args(argv)
+    if not 0 < options.interval < float("inf"):
+        parser.error(f"--interval: {options.interval} s; wanted more than 0")
+    output = options.output or Path(options.runs[0]) / "report.html"
+    try:
+        size = write_page(options.runs, output, refresh=options.interval if options.watch else 0)
+        print(f"{output}  {size / 1e6:.2f} MB" + ("; watching, Ctrl-C ends" if options.watch else ""), flush=True)
+        if options.watch:
+            watch(options.runs, output, options.interval)
+            return 130
+    except ReportError as error:
+        print(f"isentrope report: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        if error.name not in ("matplotlib", "jinja2", "markupsafe", "yaml", "numpy"):
+            raise
+        print(f"isentrope report: the Python package {error.name} is missing: pip install 'isentrope[report]'", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,5 @@
+import sys
+
+from isentrope.report import main
+
+sys.exit(main())
