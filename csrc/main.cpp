@@ -49,6 +49,10 @@ int main(int argc, char** argv) {
   judge->add_option("overrides", overrides, "key.path=value …");
   judge->add_option("--split", split, "Held-out part.")->capture_default_str()->check(CLI::IsMember({"validation", "test"}));
 
+  auto* report = app.add_subcommand("report", "Write a page that shows one run or several: loss, entropies, samples.");
+  report->prefix_command();  // every argument, --help too, is Python's
+  report->set_help_flag();
+
   auto* version = app.add_subcommand("version", "Versions, devices, instruction set, backends in the build.");
   CLI11_PARSE(app, argc, argv);
 
@@ -57,6 +61,7 @@ int main(int argc, char** argv) {
     if (*show) return config_command(config, overrides, explain);
     if (*draw) return sample_command(checkpoint, sample);
     if (*judge) return evaluate_command(checkpoint, config, overrides, split);
+    if (*report) return report_command(report->remaining());
     if (*version) return version_command();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "isentrope: %s\n", error.what());

@@ -190,8 +190,8 @@ find_python() {
 
 # install_python MODE: torch where it is missing, the build tools, and nvcc of the version that torch was built with.
 install_python() {
-  local tools=("cmake>=3.28" ninja "setuptools>=77" numpy pyyaml)
-  [ "$1" != test ] || tools+=(pytest transformers matplotlib)
+  local tools=("cmake>=3.28" ninja "setuptools>=77" numpy pyyaml jinja2 matplotlib)
+  [ "$1" != test ] || tools+=(pytest transformers tensorboard)
   if ! at_least $OLDEST_TORCH "$TORCH"; then
     stage "install torch (about 5 GB)" "$PYTHON" -m pip install "torch>=$OLDEST_TORCH"
     read -r PYTHON_VERSION TORCH TOOLKIT _ < <(python_facts "$PYTHON")
@@ -218,6 +218,7 @@ setup() {
   printf '#if __cplusplus < 202002L\n#error\n#endif\n' | "$CXX" -std=c++20 -E -x c++ - >/dev/null 2>&1 ||
     fail "$("$CXX" --version | head -n 1) does not know C++20" "Name a newer compiler: CXX=g++-12 $0"
   PATH=$(dirname "$PYTHON"):$PATH
+  export ISENTROPE_PYTHON=$PYTHON  # `isentrope report` and metrics.tensorboard run in it
   [ -z "${CONDA_PREFIX:-}" ] || export CMAKE_PREFIX_PATH=$CONDA_PREFIX${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
   setup_key() { echo "$PYTHON $TORCH $ISENTROPE_CUDA ${CUDACXX:-} $(cksum <"$ROOT/scripts/setup.sh")"; }
   if ! done_before "$ROOT/build/setup-done" "$(setup_key)" "$mode"; then

@@ -3,11 +3,14 @@
 #include <ATen/Version.h>
 #include <torch/cuda.h>
 #include <torch/version.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -145,6 +148,18 @@ int evaluate_command(const std::string& path, const std::string& file, const std
   const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);
   std::printf("%s\n", to_json(phase.name, split, result).dump().c_str());
   return 0;
+}
+
+int report_command(const std::vector<std::string>& arguments) {
+  const std::string python = python_program();
+  std::vector<std::string> words{python, "-m", "isentrope.report"};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  std::vector<char*> command;
+  for (std::string& word : words) command.push_back(word.data());
+  command.push_back(nullptr);
+  ::execvp(python.c_str(), command.data());
+  throw std::runtime_error("report: " + python + " cannot be started: " + std::strerror(errno) +
+                           "; name a Python that has isentrope in ISENTROPE_PYTHON");
 }
 
 int version_command() {

@@ -28,6 +28,9 @@ int sample_command(const std::string& checkpoint, const SampleOptions& options);
 int evaluate_command(const std::string& checkpoint, const std::string& config, const std::vector<std::string>& overrides,
                      const std::string& split);
 
+// Hands over to python/isentrope/report.py, which writes the page.
+int report_command(const std::vector<std::string>& arguments);
+
 int version_command();
 
 }  // namespace isentrope::train

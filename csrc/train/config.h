@@ -90,8 +90,19 @@ struct PhaseConfig {
   }
 };
 
+struct MetricsConfig {
+  bool tensorboard = false;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("tensorboard", tensorboard,
+      "Write the metrics to <run.dir>/tensorboard too, for TensorBoard; takes the Python package tensorboard.");
+  }
+};
+
 struct TrainConfig {
   RunConfig run;
+  MetricsConfig metrics;
   model::DecoderConfig model;
   data::TokenizerConfig tokenizer;
   std::vector<PhaseConfig> phases;
@@ -102,6 +113,7 @@ struct TrainConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("run", run, "The run itself.");
+    v("metrics", metrics, "Where metrics go beside metrics.jsonl.");
     v("model", model, "The decoder.");
     v("tokenizer", tokenizer, "Text to tokens.");
     v("phases", phases, "Phases, in the order in which they run.");

@@ -8,14 +8,23 @@
 namespace isentrope::train {
 namespace {
 
+constexpr int64_t kShownTokens = 256;  // of a window of text
+
 struct Answers {
   std::vector<double> right;  // [prompts · samples], 1 or 0
   double entropy = 0;         // mean over tokens
   double length = 0;          // mean over completions
+  std::vector<Sample> shown;  // the first to each of the first prompts
 };
 
+std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
+  std::vector<std::string> texts;
+  for (const int64_t id : ids) texts.push_back(tokenizer.decode({id}));
+  return texts;
+}
+
 Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer, const std::vector<data::Example>& examples,
-               const rl::RewardSum& score, const rl::SamplingConfig& sampling, int64_t samples) {
+               const rl::RewardSum& score, const rl::SamplingConfig& sampling, int64_t samples, int64_t show) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples) prompts.push_back(tokenizer.encode(example.prompt));
   const auto completions =
@@ -33,6 +42,13 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer, co
     for (float H : completion.entropy) answers.entropy += H;
   }
   for (double s : score(prompt_text, text, example_of).total) answers.right.push_back(s >= 0.5);
+  for (size_t i = 0; i < completions.size() && completions[i].prompt < show; i += static_cast<size_t>(samples)) {
+    const rl::Completion& completion = completions[i];
+    answers.shown.push_back({.prompt = prompt_text[i],
+                             .tokens = token_texts(tokenizer, completion.tokens),
+                             .entropy = {completion.entropy.begin(), completion.entropy.end()},
+                             .right = answers.right[i] > 0});
+  }
   answers.entropy /= std::max(tokens, 1.0);
   answers.length = tokens / static_cast<double>(std::max<size_t>(completions.size(), 1));
   return answers;
@@ -59,14 +75,16 @@ std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewa
 
 HeldOutText::HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
                          int64_t context, int64_t rows, const std::string& name)
-    : windows_(std::move(tokens), context, /*seed=*/0, name),
+    : tokenizer_(tokenizer),
+      windows_(std::move(tokens), context, /*seed=*/0, name),
       bytes_of_(torch::empty({tokenizer.size()}, torch::kInt64)),
       rows_(rows) {
   int64_t* bytes = bytes_of_.data_ptr<int64_t>();  // [V]
   for (int64_t id = 0; id < tokenizer.size(); ++id) bytes[id] = tokenizer.bytes_of(id);
 }
 
-Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config) const {
+Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config,
+                                 std::vector<Sample>* shown) const {
   torch::NoGradGuard no_grad;
   model::Decoder decoder = model;
   // The first windows of one order: spread over the text, and always the same.
@@ -78,9 +96,16 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     tokens += static_cast<double>(learnt.numel());
     bytes += bytes_of_.index_select(0, learnt).sum().item<double>();
     const data::Batch moved = batch.to(model->embedding().device());
-    nats -= ops::token_entropy(decoder->forward(moved.tokens), moved.target)
-                .logprob.sum(torch::kFloat64)
-                .item<double>();
+    const ops::TokenEntropy judged = ops::token_entropy(decoder->forward(moved.tokens), moved.target);
+    nats -= judged.logprob.sum(torch::kFloat64).item<double>();
+    for (int64_t row = 0; shown && row < batch.size() && first + row < config.show; ++row) {
+      const auto counts = (batch.target[row] != data::kIgnore).nonzero().flatten().slice(0, 0, kShownTokens);
+      const auto ids = batch.target[row].index_select(0, counts);                              // [n]
+      const auto entropy = judged.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
+      const int64_t* id = ids.const_data_ptr<int64_t>();
+      const double* H = entropy.const_data_ptr<double>();
+      shown->push_back({.prompt = "", .tokens = token_texts(tokenizer_, {id, id + ids.numel()}), .entropy = {H, H + ids.numel()}});
+    }
   }
   return {{"eval/loss", nats / tokens},
           {"eval/bits_per_byte", nats / (std::max(bytes, 1.0) * std::log(2.0))}};
@@ -94,18 +119,20 @@ HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<r
       score_(first_of(rewards), tokenizer.eos(), custom),
       max_new_tokens_(max_new_tokens) {}
 
-Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config) const {
+Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
+                                    std::vector<Sample>* shown) const {
   // A list that is shorter than asked for is used whole, once.
   auto prompts = [&](int64_t count) { return source_->take(0, std::min(count, source_->size())); };
   rl::SamplingConfig sampling;
   sampling.max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : max_new_tokens_;
 
   sampling.temperature = 0;
-  const Answers greedy = answer(model, tokenizer_, prompts(config.prompts), score_, sampling, 1);
+  const Answers greedy = answer(model, tokenizer_, prompts(config.prompts), score_, sampling, 1, 0);
   sampling.temperature = config.temperature;
   const auto sampled_prompts = prompts(config.sampled_prompts);
   const int64_t k = config.samples;
-  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, k);
+  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, k, config.show);
+  if (shown) *shown = sampled.shown;
 
   double solved = 0;
   for (size_t p = 0; p < sampled_prompts.size(); ++p) {

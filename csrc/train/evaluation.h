@@ -13,6 +13,7 @@
 #include "csrc/model/decoder.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/samples.h"
 
 namespace isentrope::train {
 
@@ -25,6 +26,7 @@ struct EvaluationConfig {
   double temperature = 1.0;
   int64_t max_new_tokens = 0;
   int64_t windows = 64;
+  int64_t show = 4;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -38,6 +40,7 @@ struct EvaluationConfig {
       at_least(0));
     v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.",
       at_least(1));
+    v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.", at_least(0));
   }
 };
 
@@ -47,8 +50,10 @@ using Evaluation = std::map<std::string, double>;
 class HeldOut {
  public:
   virtual ~HeldOut() = default;
-  // A pure function of weights and config: two evaluations of the same weights agree.
-  virtual Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config) const = 0;
+  // A pure function of weights and config: two evaluations of the same weights agree. shown: gets the first
+  // config.show samples.
+  virtual Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
+                              std::vector<Sample>* shown = nullptr) const = 0;
 };
 
 // Windows of a held-out text: eval/loss, nats a token, and eval/bits_per_byte, the nats of all targets divided
@@ -58,9 +63,11 @@ class HeldOutText : public HeldOut {
   // rows: windows that are computed together. Throws as data::Windows does.
   HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
               int64_t context, int64_t rows, const std::string& name);
-  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config) const override;
+  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
+                      std::vector<Sample>* shown) const override;
 
  private:
+  const data::Tokenizer& tokenizer_;
   data::Windows windows_;
   torch::Tensor bytes_of_;  // [V] int64: bytes of text that a token stands for
   int64_t rows_;
@@ -75,7 +82,8 @@ class HeldOutPrompts : public HeldOut {
   HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                  const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
                  data::Split split, int64_t max_new_tokens);
-  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config) const override;
+  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
+                      std::vector<Sample>* shown) const override;
 
  private:
   const data::Tokenizer& tokenizer_;

@@ -157,9 +157,9 @@ Metrics::Metrics(const std::string& file) : file_(file) {
 
 Metrics::~Metrics() { ::close(fd_); }
 
-void Metrics::write(const Record& record) {
-  const std::string line = to_json(record) + "\n";
-  std::string_view rest = line;
+void Metrics::write(const std::string& line) {
+  const std::string whole = line + "\n";
+  std::string_view rest = whole;
   while (!rest.empty()) {
     const ssize_t written = ::write(fd_, rest.data(), rest.size());
     if (written < 0 && errno == EINTR) continue;

@@ -93,8 +93,9 @@ class Metrics {
   ~Metrics();
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
-  // One write a record: a killed process leaves whole lines, but for the last at most.
-  void write(const Record& record);
+  // One write a line: a killed process leaves whole lines, but for the last at most.
+  void write(const std::string& line);  // without its end of line
+  void write(const Record& record) { write(to_json(record)); }
 
  private:
   std::string file_;

@@ -2,6 +2,8 @@
 //
 //   <dir>/lock            locked while a trainer runs; the process id of the last one
 //   <dir>/metrics.jsonl   csrc/train/metrics.h
+//   <dir>/samples.jsonl   csrc/train/samples.h
+//   <dir>/tensorboard/    csrc/train/tensorboard.h, with metrics.tensorboard
 //   <dir>/checkpoints/    csrc/train/checkpoint.h
 //   <dir>/config.yaml     the resolved configuration
 #pragma once
@@ -21,6 +23,7 @@ class RunFolder {
 
   const std::string& dir() const { return dir_; }
   std::string metrics() const { return dir_ + "/metrics.jsonl"; }
+  std::string samples() const { return dir_ + "/samples.jsonl"; }
   std::string config() const { return dir_ + "/config.yaml"; }
 
  private:

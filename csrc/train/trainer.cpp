@@ -115,8 +115,12 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
 
   keep_metrics_until(folder_.metrics(), names, static_cast<int64_t>(phase_), step_);
-  metrics_ = std::make_unique<Metrics>(folder_.metrics());
+  keep_metrics_until(folder_.samples(), names, static_cast<int64_t>(phase_), step_);
   write_durably(folder_.config(), print_config(config_));
+  // Before metrics.jsonl is there: a run that cannot begin leaves no run behind.
+  if (config_.metrics.tensorboard && !finished()) tensorboard_ = std::make_unique<TensorBoard>(folder_.dir());
+  metrics_ = std::make_unique<Metrics>(folder_.metrics());
+  samples_ = std::make_unique<Metrics>(folder_.samples());
   if (!finished()) open_phase(state && !state->phase_finished && latest ? &*state : nullptr);
 }
 
@@ -243,7 +247,9 @@ std::vector<Record> Trainer::advance() {
   const PhaseConfig& phase = open_->config;
   std::vector<Record> records;
   const auto record = [&](Record line) {
-    metrics_->write(line);
+    const std::string text = to_json(line);
+    metrics_->write(text);
+    if (tensorboard_) tensorboard_->write(text);
     records.push_back(std::move(line));
   };
   if (step_ < phase.steps) {  // all may be done where the evaluation at the phase's end failed, and the run was resumed
@@ -259,14 +265,13 @@ std::vector<Record> Trainer::advance() {
   const EvaluationConfig& evaluation = phase.evaluation;
   try {
     if (evaluation.every > 0 && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
-      const Evaluation result = open_->validation->evaluate(model_, evaluation);
-      record(evaluated("validation", result));
-      ended = ended || (phase.stop && phase.stop->reached(result));
+      record(evaluate("validation"));
+      ended = ended || (phase.stop && phase.stop->reached(records.back().values));
     }
     if (ended) {
-      const Evaluation result = open_->test->evaluate(model_, config_.test);
-      record(evaluated("test", result));
-      results_.push_back({phase.name, result});
+      record(evaluate("test"));
+      results_.push_back({phase.name, records.back().values});
+      results_.back().second.erase("time_s");
     }
   } catch (...) {  // a reward in Python may fail: what was learnt stays
     checkpoint(false);
@@ -279,7 +284,10 @@ std::vector<Record> Trainer::advance() {
     open_.reset();
     ++phase_;
     step_ = 0;
-    if (!finished()) open_phase(nullptr);
+    if (finished())
+      tensorboard_.reset();  // all is written when the run is
+    else
+      open_phase(nullptr);
   } else if (config_.run.checkpoint_every > 0 && step_ % config_.run.checkpoint_every == 0) {
     checkpoint(false);
   }
@@ -318,9 +326,14 @@ void Trainer::checkpoint(bool phase_finished) {
   last_checkpoint_ = dir;
 }
 
-Record Trainer::evaluated(const std::string& split, Evaluation evaluation) const {
-  evaluation["time_s"] = seconds_since(begun_);
-  return {.phase = open_->config.name, .step = step_, .values = std::move(evaluation), .split = split};
+Record Trainer::evaluate(const std::string& split) {
+  const bool test = split == "test";
+  std::vector<Sample> shown;
+  Evaluation found = (test ? open_->test : open_->validation)
+                         ->evaluate(model_, test ? config_.test : open_->config.evaluation, &shown);
+  if (!shown.empty()) samples_->write(to_json(open_->config.name, step_, split, shown));
+  found["time_s"] = seconds_since(begun_);
+  return {.phase = open_->config.name, .step = step_, .values = std::move(found), .split = split};
 }
 
 void Trainer::fail(const std::string& what) const {

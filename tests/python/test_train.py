@@ -101,6 +101,7 @@ def test_killed_run_repeats_itself(finished, tmp_path, name, kills):
         resume = True
     train(config, folder, resume=True)
     assert metrics(folder) == whole
+    assert (folder / "samples.jsonl").read_bytes() == (finished(name) / "samples.jsonl").read_bytes()
     assert weights(folder) == weights(finished(name))
 
 
@@ -168,6 +169,39 @@ def test_evaluate_measures_what_training_did(finished):
         assert found.pop("phase") == line["phase"] and found.pop("split") == "test"
         assert found == {key.removeprefix("eval/"): value for key, value in line.items()
                          if key.startswith("eval/") and key != "eval/split"}
+
+
+def samples(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def test_evaluations_show_samples(finished, tmp_path):
+    lines = samples(finished("sft"))
+    told = [(line["phase"], line["step"], line["eval/split"]) for line in metrics(finished("sft")) if "eval/split" in line]
+    assert [(line["phase"], line["step"], line["eval/split"]) for line in lines] == told
+    for line in lines:
+        assert len(line["samples"]) == 4
+        for sample in line["samples"]:
+            assert sample["prompt"].endswith("=") and isinstance(sample["right"], bool)
+            assert len(sample["tokens"]) == len(sample["entropy"]) > 0
+            assert all(0 <= H <= math.log(25) for H in sample["entropy"])
+    # All samples of an evaluation: their mean entropy and length are those that it tells.
+    options = ["test.show=16", "test.sampled_prompts=16", "test.samples=1", "phases.sft.evaluation.show=0"]
+    train(ROOT / "configs" / "tiny" / "sft.yaml", tmp_path, *options)
+    (line,), (test,) = samples(tmp_path), evaluations(tmp_path, "test")
+    entropies = [H for sample in line["samples"] for H in sample["entropy"]]
+    assert len(entropies) / 16 == test["eval/length"] and sum(s["right"] for s in line["samples"]) / 16 == test["eval/sampled"]
+    assert sum(entropies) / len(entropies) == pytest.approx(test["eval/entropy"], abs=1e-4)
+
+
+def test_evaluations_show_text(finished):
+    text = [(path.read_bytes() + b"<|endoftext|>").decode() for path in (ROOT / "configs" / "tiny" / "corpus").iterdir()]
+    for line in samples(finished("pretrain")):
+        for sample in line["samples"]:
+            assert sample["prompt"] == "" and "right" not in sample
+            assert len(sample["tokens"]) == len(sample["entropy"]) <= 32
+            assert any("".join(sample["tokens"]).split("<|endoftext|>")[0] in document for document in text)
+            assert all(0 < H <= math.log(258) for H in sample["entropy"])
 
 
 def test_the_loss_is_that_of_transformers(finished, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def write_page(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], refresh: float = 0) -> int:
-    """Writes the page of the runs in ``folders`` in place of ``output``, whole or not at all. Returns its size in bytes.
+    """Writes the page of the runs in ``folders`` in place of ``output``, whole or not at all. Returns its bytes.
 
     refresh: seconds after which a browser loads the page again; 0 for never.
 
@@ -59,10 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 after an error, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="isentrope report", description="Write a page that shows one run or several.")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the first run)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the first run)"
+    )
     parser.add_argument("--watch", action="store_true", help="write it again whenever a run goes on, until Ctrl-C")
-    parser.add_argument("--interval", metavar="SECONDS", type=float, default=5.0,
-                        help="with --watch: seconds between looks (default: 5)")  # fmt: skip
+    parser.add_argument(
+        "--interval",
+        metavar="SECONDS",
+        type=float,
+        default=5.0,
+        help="with --watch: seconds between looks (default: 5)",
+    )
     options = parser.parse_args(argv)
     if not 0 < options.interval < float("inf"):
         parser.error(f"--interval: {options.interval} s; wanted more than 0")
@@ -79,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if error.name not in ("matplotlib", "jinja2", "markupsafe", "yaml", "numpy"):
             raise
-        print(f"isentrope report: the Python package {error.name} is missing: pip install 'isentrope[report]'", file=sys.stderr)
+        print(
+            f"isentrope report: the Python package {error.name} is missing: pip install 'isentrope[report]'",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

@@ -16,8 +16,9 @@ from isentrope.report import plots
 from isentrope.report.plots import COLOURS, DASHES, MARKERS, Curve, StepAxis
 from isentrope.report.runs import Run, Series
 
-# Section → figures: title, what is measured, {name in the legend: key of metrics.jsonl}. Keys of evaluations are drawn as
-# points, of the validation and of the test data. All keys that no figure has come under "Other figures".
+# Section → figures: title, what is measured, {name in the legend: key of metrics.jsonl}. Keys of evaluations are drawn
+# as points, of the validation and of the test data. All keys that no figure has come under "Other figures".
+# fmt: off
 SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
     ("Learning", [
         ("Loss", "as minimised", {"training": "loss", "held-out": "eval/loss"}),
@@ -30,8 +31,8 @@ SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
         ("Length of completions", "tokens", {"training": "length/mean", "held-out": "eval/length"}),
     ]),
     ("Attention", [
-        ("Attention entropy", "share of log n, over all heads", {"mean": "attention/mean", "lowest": "attention/lowest"}),
-        ("Heads in trouble", "share of all heads", {"collapsed": "attention/collapsed", "overloaded": "attention/overloaded"}),
+        ("Attention entropy", "share of log n, of all heads", {"mean": "attention/mean", "lowest": "attention/lowest"}),
+        ("Heads", "share of all", {"collapsed": "attention/collapsed", "overloaded": "attention/overloaded"}),
     ]),
     ("Policy update", [
         ("Divergence from the policy that drew", "nats a token", {"k1": "kl/k1", "k2": "kl/k2", "k3": "kl/k3"}),
@@ -43,10 +44,11 @@ SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
     ("Optimisation and speed", [
         ("Gradient norm", "before clipping", {"": "grad_norm"}),
         ("Learning rate", "", {"": "lr"}),
-        ("Throughput", "tokens a second", {"learnt and drawn": "tokens_per_s", "drawn, in rollouts": "rollout_tokens_per_s"}),
+        ("Throughput", "tokens a second", {"learnt and drawn": "tokens_per_s", "drawn": "rollout_tokens_per_s"}),
         ("Time in power steps", "share of a step", {"": "sigma/time_share"}),
     ]),
-]  # fmt: skip
+]
+# fmt: on
 UNSEEN = {"eval/k", "time_s"}  # told in words
 SHADES = 8  # of the colour of a token
 
@@ -74,7 +76,9 @@ class Pages:
 
     def axis(self, *series) -> StepAxis:
         """Over the phases in which any of the series has a value."""
-        return StepAxis({p: n for p, n in self.lengths.items() if any(p in s.phases for s in series)}, named=len(self.lengths) > 1)
+        return StepAxis(
+            {p: n for p, n in self.lengths.items() if any(p in s.phases for s in series)}, named=len(self.lengths) > 1
+        )
 
     def drawn(self, panel: Panel, figure, notes: list[str]) -> Panel:
         self.figures += 1
@@ -83,11 +87,14 @@ class Pages:
         return panel
 
     def curves(self, title: str, unit: str, keys: dict[str, str]) -> Panel | None:
-        """A figure of some keys of all runs: one run has a colour a key, several have a colour a run and a dash a key."""
+        """A figure of some keys of all runs. One run has a colour a key; several a colour a run and a dash a key."""
         several = len(self.runs) > 1
         panel, curves, tested = Panel(title, unit), [], False
-        there = {name: key for name, key in keys.items()
-                 if any(k in run.series for run in self.runs for k in (key, f"validation {key}", f"test {key}"))}  # fmt: skip
+        there = {
+            name: key
+            for name, key in keys.items()
+            if any(k in run.series for run in self.runs for k in (key, f"validation {key}", f"test {key}"))
+        }
         for i, (name, key) in enumerate(there.items()):
             judged = key.startswith("eval/")
             marker = MARKERS[i % len(MARKERS)] if judged else ""
@@ -98,13 +105,29 @@ class Pages:
                     series = run.series.get(f"{split} {key}".strip())
                     if series is not None:
                         tested |= split == "test"
-                        curves.append(Curve(series, colour, look if several or not look else "-", "D" if split == "test" else marker))
+                        curves.append(
+                            Curve(
+                                series, colour, look if several or not look else "-", "D" if split == "test" else marker
+                            )
+                        )
             if name and (len(there) > 1 or name != next(iter(keys))):
                 told = name
                 if key == "eval/pass@k":
-                    told = "pass@" + "/".join(sorted({f"{k:g}" for run in self.runs for split in ("validation", "test")
-                                                      if (s := run.series.get(f"{split} eval/k")) for k in s.all()}) or "k")  # fmt: skip
-                panel.legend.append((told, "" if several else COLOURS[i % len(COLOURS)], dash if several else "-", marker))
+                    told = "pass@" + "/".join(
+                        sorted(
+                            {
+                                f"{k:g}"
+                                for run in self.runs
+                                for split in ("validation", "test")
+                                if (s := run.series.get(f"{split} eval/k"))
+                                for k in s.all()
+                            }
+                        )
+                        or "k"
+                    )
+                panel.legend.append(
+                    (told, "" if several else COLOURS[i % len(COLOURS)], dash if several else "-", marker)
+                )
         if not curves:
             return None
         if tested:
@@ -144,13 +167,21 @@ class Pages:
     def bounds(self, run: Run) -> list[Panel]:
         """Means over the heads of a layer of what is proved about the entropy, where it was asked for."""
         panels = []
-        for table, title, unit in (("bound", "Lower bound of the entropy", "share of log n, mean of a layer's heads"),
-                                   ("certified", "Rows certified", "share whose bound is above 0.1 log n")):  # fmt: skip
+        for table, title, unit in (
+            ("bound", "Lower bound of the entropy", "share of log n, mean of a layer's heads"),
+            ("certified", "Rows certified", "share whose bound is above 0.1 log n"),
+        ):
             if table in run.attention:
                 means = run.attention[table]
                 layers = means.all().shape[1]
-                groups = [(f"layer {i}", Series({p: (s, [[v[i].mean()] for v in vs]) for p, (s, vs) in means.phases.items()}), colour)
-                          for i, colour in enumerate(plots.depth_colours(layers))]  # fmt: skip
+                groups = [
+                    (
+                        f"layer {i}",
+                        Series({p: (s, [[v[i].mean()] for v in vs]) for p, (s, vs) in means.phases.items()}),
+                        colour,
+                    )
+                    for i, colour in enumerate(plots.depth_colours(layers))
+                ]
                 panels.append(self.drawn(Panel(title, unit), *plots.draw_depths(self.axis(means), groups, ["-"])))
         return panels
 
@@ -162,12 +193,16 @@ class Pages:
         panels = []
         for kind, layers in kinds.items():
             layers.sort(key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")])
-            groups = [(layer, run.sigma[layer], colour) for layer, colour in zip(layers, plots.depth_colours(len(layers)))]
+            groups = [
+                (layer, run.sigma[layer], colour) for layer, colour in zip(layers, plots.depth_colours(len(layers)))
+            ]
             panel = Panel(kind, f"{len(layers)} layers" if len(layers) > 1 else layers[0])
-            panels.append(self.drawn(panel, *plots.draw_depths(self.axis(*(s for _, s, _ in groups)), groups, ["-", "--", "."])))
+            panels.append(
+                self.drawn(panel, *plots.draw_depths(self.axis(*(s for _, s, _ in groups)), groups, ["-", "--", "."]))
+            )
         return panels
 
-    # ---- words ---------------------------------------------------------------------------------------------------------
+    # ---- words -----------------------------------------------------------------------------------------------------
 
     def summary(self, run: Run) -> dict[str, str]:
         """What a run came to. Names are columns of a table; a run leaves out what it has nothing for."""
@@ -188,11 +223,15 @@ class Pages:
         if run.seconds:
             row["time"] = duration(run.seconds)
         for name, value, form in (
-            ("last loss", last("loss"), "{:.3g}"), ("held-out loss", judged("loss"), "{:.3g}"),
-            ("bits per byte", judged("bits_per_byte"), "{:.3f}"), ("last reward", last("reward/mean"), "{:.3f}"),
-            ("greedy", judged("greedy"), "{:.1%}"), ("sampled", judged("sampled"), "{:.1%}"),
-            ("pass@{:g}".format(judged("k") or 0), judged("pass@k"), "{:.1%}"), ("policy entropy", last("entropy/mean"), "{:.3f}"),
-        ):  # fmt: skip
+            ("last loss", last("loss"), "{:.3g}"),
+            ("held-out loss", judged("loss"), "{:.3g}"),
+            ("bits per byte", judged("bits_per_byte"), "{:.3f}"),
+            ("last reward", last("reward/mean"), "{:.3f}"),
+            ("greedy", judged("greedy"), "{:.1%}"),
+            ("sampled", judged("sampled"), "{:.1%}"),
+            ("pass@{:g}".format(judged("k") or 0), judged("pass@k"), "{:.1%}"),
+            ("policy entropy", last("entropy/mean"), "{:.3f}"),
+        ):
             if value is not None:
                 row[name] = form.format(value)
         if "attention/lowest" in run.series:
@@ -216,17 +255,31 @@ class Pages:
         for line in reversed(last.values()):
             samples = [s for s in line["samples"] if isinstance(s, dict)]
             all_entropies = [h for s in samples for h in s.get("entropy", []) if isinstance(h, (int, float))]
-            top = max(float(np.percentile(all_entropies, 98)) if all_entropies else 0, 0.5)  # nats of the strongest shade
+            top = max(
+                float(np.percentile(all_entropies, 98)) if all_entropies else 0, 0.5
+            )  # nats of the strongest shade
             texts = []
             for s in samples:
                 tokens = []
                 for text, h in zip(s.get("tokens", []), s.get("entropy", [])):
                     known = isinstance(h, (int, float)) and math.isfinite(h)
-                    tokens.append({"text": str(text).replace("\n", "↵\n").replace("\t", "→\t"),
-                                   "shade": min(SHADES - 1, int(SHADES * max(h, 0) / top)) if known else 0,
-                                   "title": f"{h:.3f} nats" if known else "not finite"})  # fmt: skip
+                    tokens.append(
+                        {
+                            "text": str(text).replace("\n", "↵\n").replace("\t", "→\t"),
+                            "shade": min(SHADES - 1, int(SHADES * max(h, 0) / top)) if known else 0,
+                            "title": f"{h:.3f} nats" if known else "not finite",
+                        }
+                    )
                 texts.append({"prompt": str(s.get("prompt", "")), "tokens": tokens, "right": s.get("right")})
-            shown.append({"phase": line["phase"], "step": line["step"], "split": line.get("eval/split", ""), "texts": texts, "top": top})
+            shown.append(
+                {
+                    "phase": line["phase"],
+                    "step": line["step"],
+                    "split": line.get("eval/split", ""),
+                    "texts": texts,
+                    "top": top,
+                }
+            )
         return shown
 
     def differences(self) -> list[tuple[str, list[str]]]:
@@ -239,7 +292,9 @@ class Pages:
 def duration(seconds: float) -> str:
     minutes, whole = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole:02d} s" if minutes else f"{seconds:.3g} s"
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole:02d} s" if minutes else f"{seconds:.3g} s"
+    )
 
 
 def page(runs: list[Run], refresh: float = 0) -> str:
@@ -247,16 +302,39 @@ def page(runs: list[Run], refresh: float = 0) -> str:
     parts = Pages(runs)
     with matplotlib.rc_context(plots.SETTINGS):
         sections = parts.sections()
-        details = [{"run": run, "colour": colour, "heat": parts.heat(run), "alarms": parts.alarms(run), "bounds": parts.bounds(run),
-                    "sigma": parts.sigma(run), "samples": parts.samples(run)}
-                   for run, colour in zip(runs, parts.colours)]  # fmt: skip
+        details = [
+            {
+                "run": run,
+                "colour": colour,
+                "heat": parts.heat(run),
+                "alarms": parts.alarms(run),
+                "bounds": parts.bounds(run),
+                "sigma": parts.sigma(run),
+                "samples": parts.samples(run),
+            }
+            for run, colour in zip(runs, parts.colours)
+        ]
     rows = [parts.summary(run) for run in runs]
     colours = plots.heat_colours()
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("isentrope.report", "."), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("isentrope.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
     return environment.get_template("page.html.j2").render(
-        runs=runs, several=len(runs) > 1, colours=parts.colours, refresh=refresh, sections=sections, details=details,
-        names=list(dict.fromkeys(name for row in rows for name in row)), rows=rows, differences=parts.differences(),
+        runs=runs,
+        several=len(runs) > 1,
+        colours=parts.colours,
+        refresh=refresh,
+        sections=sections,
+        details=details,
+        names=list(dict.fromkeys(name for row in rows for name in row)),
+        rows=rows,
+        differences=parts.differences(),
         heat_colours=[to_hex(colours(i / 8)) for i in range(9)],
-        depth_colours=plots.depth_colours(6), shades=SHADES,
-    )  # fmt: skip
+        depth_colours=plots.depth_colours(6),
+        shades=SHADES,
+    )

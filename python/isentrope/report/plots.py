@@ -25,12 +25,27 @@ POINTS = 1000  # at most so many are drawn of a curve
 HEIGHT = 2.0  # of a figure, inches
 COLLAPSED = 0.05  # csrc/train/attention_watch.h
 SETTINGS = {
-    "svg.fonttype": "none", "svg.hashsalt": "isentrope", "image.composite_image": False, "font.size": 9,
-    "text.color": MUTED, "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED,
-    "axes.linewidth": 0.8, "xtick.major.size": 3, "ytick.major.size": 0, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.spines.left": False, "lines.linewidth": 1.4, "grid.color": LINE,
-    "grid.linewidth": 0.6, "lines.solid_capstyle": "round", "axes.axisbelow": True,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "isentrope",
+    "image.composite_image": False,
+    "font.size": 9,
+    "text.color": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.linewidth": 0.8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "lines.linewidth": 1.4,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "lines.solid_capstyle": "round",
+    "axes.axisbelow": True,
+}
 
 
 def heat_colours() -> matplotlib.colors.Colormap:
@@ -79,8 +94,15 @@ class StepAxis:
             if self.named:
                 room = int(self.width[phase] * axes.figure.get_figwidth() * 13)  # letters that fit
                 name = phase if len(phase) <= room else phase[: max(room - 1, 1)] + "…"
-                axes.text(self.start[phase], 1.02, name, transform=axes.get_xaxis_transform(), va="bottom", color=MUTED,
-                          parse_math=False)  # fmt: skip
+                axes.text(
+                    self.start[phase],
+                    1.02,
+                    name,
+                    transform=axes.get_xaxis_transform(),
+                    va="bottom",
+                    color=MUTED,
+                    parse_math=False,
+                )
         axes.set_xticks(ticks, labels)
 
 
@@ -115,7 +137,9 @@ def thin(x: np.ndarray, y: np.ndarray, points: int) -> Thin:
 def svg(figure: Figure, number: int, title: str) -> str:
     """The figure as an element of a page: ids with its number, so that no two are alike; no date, no declaration."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -126,8 +150,12 @@ def svg(figure: Figure, number: int, title: str) -> str:
         text = text.replace(stand_in, colour)
     size = re.search(r'viewBox="[^"]*"', text)[0]
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return re.sub(r"<svg[^>]*>", lambda _: f'<svg {size} xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{label}">',
-                  text, count=1)  # fmt: skip
+    return re.sub(
+        r"<svg[^>]*>",
+        lambda _: f'<svg {size} xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{label}">',
+        text,
+        count=1,
+    )
 
 
 @dataclass
@@ -164,8 +192,16 @@ def draw_curves(axis: StepAxis, curves: Sequence[Curve]) -> tuple[Figure, list[s
                 thinned = max(thinned, -(-len(values) // len(t.x)))
                 axes.fill_between(t.x, t.low, t.high, color=curve.colour, alpha=0.22, lw=0)
             alone = len(t.x) == 1 or not np.isfinite(t.mean).all()  # a value between two gaps has no line
-            axes.plot(t.x, t.mean, color=curve.colour, ls=curve.dash, ms=3.4 if curve.marker else 2, mew=0, zorder=3,
-                      marker=curve.marker if len(t.x) <= 60 or curve.dash == "" else "." if alone else "")  # fmt: skip
+            axes.plot(
+                t.x,
+                t.mean,
+                color=curve.colour,
+                ls=curve.dash,
+                ms=3.4 if curve.marker else 2,
+                mew=0,
+                zorder=3,
+                marker=curve.marker if len(t.x) <= 60 or curve.dash == "" else "." if alone else "",
+            )
     said = []
     every = np.concatenate(finite) if finite else np.array([])
     if every.size and every.min() > 0 and every.max() > 50 * np.median(every):
@@ -178,7 +214,16 @@ def draw_curves(axis: StepAxis, curves: Sequence[Curve]) -> tuple[Figure, list[s
         axes.set_yticks([])
     if lost:
         places = np.unique(np.concatenate(bad))
-        axes.plot(places, np.full(len(places), 0.97), "x", color=BAD, ms=5, mew=1.4, transform=axes.get_xaxis_transform(), zorder=4)
+        axes.plot(
+            places,
+            np.full(len(places), 0.97),
+            "x",
+            color=BAD,
+            ms=5,
+            mew=1.4,
+            transform=axes.get_xaxis_transform(),
+            zorder=4,
+        )
         said.append(f"{lost} value{'s' if lost > 1 else ''} not finite (×)")
     if thinned:
         said.append(f"line: mean of up to {thinned} steps; band: their range")
@@ -206,9 +251,19 @@ def draw_heat(axis: StepAxis, series: Series, alarms: Sequence[tuple[str, int]])
             all_lost = np.isnan(values).all(1)
             values = np.where(all_lost, np.nan, np.where(np.isnan(values), np.inf, values).min(1))
             said = [f"each column: the lowest of up to {size} looks"]
-        left, right = axis.at(phase, max(steps[0] - every / 2, 0)), axis.at(phase, min(steps[-1] + every / 2, axis.lengths[phase]))
-        axes.imshow(values.T, aspect="auto", interpolation="none", cmap=heat_colours(), vmin=COLLAPSED, vmax=1,
-                    extent=(left, max(right, left + 0.004), rows - 0.5, -0.5))  # fmt: skip
+        left, right = (
+            axis.at(phase, max(steps[0] - every / 2, 0)),
+            axis.at(phase, min(steps[-1] + every / 2, axis.lengths[phase])),
+        )
+        axes.imshow(
+            values.T,
+            aspect="auto",
+            interpolation="none",
+            cmap=heat_colours(),
+            vmin=COLLAPSED,
+            vmax=1,
+            extent=(left, max(right, left + 0.004), rows - 0.5, -0.5),
+        )
     lost = int(np.isnan(every_look).sum())
     if lost:
         said.append(f"{lost} value{'s' if lost > 1 else ''} not finite (grey)")
@@ -217,13 +272,24 @@ def draw_heat(axis: StepAxis, series: Series, alarms: Sequence[tuple[str, int]])
         axes.set_yticks(range(rows), [f"{row // heads} · {row % heads}" for row in range(rows)], fontsize=7.5)
     else:
         step = -(-layers // 32)
-        axes.set_yticks([(layer + 0.5) * heads - 0.5 for layer in range(0, layers, step)], [str(i) for i in range(0, layers, step)])
+        axes.set_yticks(
+            [(layer + 0.5) * heads - 0.5 for layer in range(0, layers, step)], [str(i) for i in range(0, layers, step)]
+        )
     for layer in range(1, layers):
         axes.axhline(layer * heads - 0.5, color=LINE, lw=0.8)
     axis.mark(axes)
     if alarms:
         places = np.unique(np.round([axis.at(phase, step) for phase, step in alarms], 3))
-        axes.plot(places, np.full(len(places), 1.0), "v", color=BAD, ms=5, mew=0, transform=axes.get_xaxis_transform(), clip_on=False)
+        axes.plot(
+            places,
+            np.full(len(places), 1.0),
+            "v",
+            color=BAD,
+            ms=5,
+            mew=0,
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
     return figure, said
 
 
@@ -232,7 +298,9 @@ def depth_colours(count: int) -> list[str]:
     return [to_hex(c) for c in matplotlib.colormaps["plasma"](np.linspace(0.22, 0.84, max(count, 1)))]
 
 
-def draw_depths(axis: StepAxis, groups: Iterable[tuple[str, Series, str]], columns: Sequence[str]) -> tuple[Figure, list[str]]:
+def draw_depths(
+    axis: StepAxis, groups: Iterable[tuple[str, Series, str]], columns: Sequence[str]
+) -> tuple[Figure, list[str]]:
     """Lines of layers. groups: name, series, colour; columns: how each number of a value is drawn, "-", "--" or "."."""
     groups = list(groups)
     figure, axes = new_figure(HEIGHT)

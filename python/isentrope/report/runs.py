@@ -15,7 +15,11 @@ import yaml
 
 from isentrope.report import ReportError
 
-TABLES = ("normalized", "bound", "certified")  # of attention_entropy, [L][H] each; the last two where they were asked for
+TABLES = (
+    "normalized",
+    "bound",
+    "certified",
+)  # of attention_entropy, [L][H] each; the last two where they were asked for
 
 
 @dataclass
@@ -43,10 +47,14 @@ class Run:
     folder: Path
     label: str = ""  # unique on the page
     lengths: dict[str, int] = field(default_factory=dict)  # last step of each phase, in the order in which they ran
-    series: dict[str, Series] = field(default_factory=lambda: defaultdict(Series))  # by name; an evaluation's by "<split> <name>"
+    series: dict[str, Series] = field(
+        default_factory=lambda: defaultdict(Series)
+    )  # by name; an evaluation's by "<split> <name>"
     attention: dict[str, Series] = field(default_factory=lambda: defaultdict(Series))  # by table; values [L, H]
     alarms: list[tuple[str, int, list[str]]] = field(default_factory=list)  # phase, step, texts
-    sigma: dict[str, Series] = field(default_factory=lambda: defaultdict(Series))  # by layer; values [3]: σ, γ and the svd or NaN
+    sigma: dict[str, Series] = field(
+        default_factory=lambda: defaultdict(Series)
+    )  # by layer; values [3]: σ, γ and the svd or NaN
     samples: list[dict[str, Any]] = field(default_factory=list)  # lines of samples.jsonl
     seconds: float = 0  # of training, over all resumptions
     config_text: str = ""
@@ -66,15 +74,19 @@ def lines_of(file: Path, keys: dict[str, type]) -> Iterator[tuple[int, dict[str,
             except ValueError:
                 parsed = None
             if not isinstance(parsed, dict) or not all(isinstance(parsed.get(k), t) for k, t in keys.items()):
-                raise ReportError(f"{file}:{number}: not an object with {', '.join(keys)}: {line[:60]!r}; mend the line or "
-                                  "move the file away")  # fmt: skip
+                raise ReportError(
+                    f"{file}:{number}: not an object with {', '.join(keys)}: {line[:60]!r}; mend the line or "
+                    "move the file away"
+                )
             yield number, parsed
 
 
 def flat(value: Any, path: str = "") -> dict[str, str]:
     """A configuration by dotted path, as overrides name it; list elements by their name where they have one."""
     if isinstance(value, dict):
-        return {k: v for key, child in value.items() for k, v in flat(child, f"{path}.{key}" if path else str(key)).items()}
+        return {
+            k: v for key, child in value.items() for k, v in flat(child, f"{path}.{key}" if path else str(key)).items()
+        }
     if isinstance(value, list) and any(isinstance(child, dict) for child in value):
         names = [child.get("name", i) if isinstance(child, dict) else i for i, child in enumerate(value)]
         return {k: v for name, child in zip(names, value) for k, v in flat(child, f"{path}.{name}").items()}

@@ -1,0 +1,28 @@
+// What an evaluation shows of itself: the first few answers to held-out prompts, or windows of held-out text, token by
+// token. One JSON object a line in samples.jsonl, beside metrics.jsonl and cut with it when a run is resumed:
+//
+//   {"phase": "grpo", "step": 20, "eval/split": "validation", "samples": [
+//      {"prompt": "a+5b+6=", "tokens": ["b", "+", …], "entropy": [0.6912, 0.0301, …], "right": true}, …]}
+//
+// entropy: of the distribution that each token was drawn from (held-out text: is judged by), nats, to four decimals.
+// Text has an empty prompt and no "right". Bytes that are not UTF-8 read U+FFFD.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace isentrope::train {
+
+struct Sample {
+  std::string prompt;
+  std::vector<std::string> tokens;
+  std::vector<double> entropy;  // of each token
+  std::optional<bool> right = {};
+};
+
+// The line above, without its end of line.
+std::string to_json(const std::string& phase, int64_t step, const std::string& split,
+                    const std::vector<Sample>& samples);
+
+}  // namespace isentrope::train
