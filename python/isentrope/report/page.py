@@ -237,12 +237,12 @@ class Pages:
         if "attention/lowest" in run.series:
             lowest = run.series["attention/lowest"].all()
             if np.isfinite(lowest).any():
-                row["lowest attention entropy"] = f"{np.nanmin(lowest):.3f}"
+                row["lowest attention"] = f"{np.nanmin(lowest):.3f}"
             row["alarms"] = str(len(self.alarms(run)))
         if "tokens_per_s" in run.series:
             speeds = run.series["tokens_per_s"].all()
             if np.isfinite(speeds).any():
-                row["tokens/s, median"] = plots.short(float(f"{np.nanmedian(speeds):.3g}"))
+                row["tokens/s"] = plots.short(float(f"{np.nanmedian(speeds):.3g}"))
         return row
 
     def samples(self, run: Run) -> list[dict[str, Any]]:

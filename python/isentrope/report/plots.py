@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from isentrope.report.runs import Series
 
@@ -94,15 +95,8 @@ class StepAxis:
             if self.named:
                 room = int(self.width[phase] * axes.figure.get_figwidth() * 13)  # letters that fit
                 name = phase if len(phase) <= room else phase[: max(room - 1, 1)] + "…"
-                axes.text(
-                    self.start[phase],
-                    1.02,
-                    name,
-                    transform=axes.get_xaxis_transform(),
-                    va="bottom",
-                    color=MUTED,
-                    parse_math=False,
-                )
+                place = {"xycoords": axes.get_xaxis_transform(), "xytext": (0, 5), "textcoords": "offset points"}
+                axes.annotate(name, (self.start[phase], 1), **place, va="bottom", color=MUTED, parse_math=False)
         axes.set_xticks(ticks, labels)
 
 
@@ -169,7 +163,7 @@ class Curve:
 def new_figure(height: float, width: float = 4.7):
     """A figure and its axes, in inches; a page shows an inch as some 90 pixels, whatever the width."""
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0.5 / width, 0.26 / height, 1 - 0.55 / width, 1 - 0.48 / height))
+    axes = figure.add_axes((0.5 / width, 0.26 / height, 1 - 0.65 / width, 1 - 0.48 / height))
     return figure, axes
 
 
@@ -280,16 +274,8 @@ def draw_heat(axis: StepAxis, series: Series, alarms: Sequence[tuple[str, int]])
     axis.mark(axes)
     if alarms:
         places = np.unique(np.round([axis.at(phase, step) for phase, step in alarms], 3))
-        axes.plot(
-            places,
-            np.full(len(places), 1.0),
-            "v",
-            color=BAD,
-            ms=5,
-            mew=0,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-        )
+        above = axes.get_xaxis_transform() + ScaledTranslation(0, 2.5 / 72, axes.figure.dpi_scale_trans)
+        axes.plot(places, np.ones(len(places)), "v", color=BAD, ms=4, mew=0, transform=above, clip_on=False)
     return figure, said
 
 
