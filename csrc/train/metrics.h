@@ -33,6 +33,8 @@
 // Any other name is written before these two, in alphabetical order. All but tokens_per_s, rollout_tokens_per_s,
 // sigma/time_share and time_s repeat themselves when a run is repeated or resumed; all but the third number of sigma, which
 // LAPACK computes, with another number of threads too.
+//
+// What an evaluation shows of its answers stands beside it, in samples.jsonl: csrc/train/samples.h.
 #pragma once
 #include <chrono>
 #include <cstdint>

@@ -33,7 +33,8 @@ TensorBoard::TensorBoard(const std::string& run) : run_(run) {
   posix_spawnattr_init(&attributes);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
   const char* command[] = {python.c_str(), "-m", "isentrope.tensorboard", run.c_str(), nullptr};
-  const int error = ::posix_spawnp(&process_, python.c_str(), &files, &attributes, const_cast<char**>(command), environ);
+  const int error =
+      ::posix_spawnp(&process_, python.c_str(), &files, &attributes, const_cast<char**>(command), environ);
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&files);
   ::close(ends[1]);
@@ -82,8 +83,10 @@ void TensorBoard::write(const std::string& line) {
       const int status = end();
       const std::string how = WIFSIGNALED(status) ? "signal " + std::to_string(WTERMSIG(status))
                                                   : "exit code " + std::to_string(WEXITSTATUS(status));
-      std::fprintf(stderr, "warning: the writer of %s/tensorboard has ended (%s); training goes on without it. The next "
-                   "--resume writes all of it.\n", run_.c_str(), how.c_str());
+      std::fprintf(stderr,
+                   "warning: the writer of %s/tensorboard has ended (%s); training goes on without it. The next "
+                   "--resume writes all of it.\n",
+                   run_.c_str(), how.c_str());
       return;
     }
     sent += static_cast<size_t>(now);

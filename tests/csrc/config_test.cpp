@@ -122,7 +122,8 @@ TEST_F(ConfigTest, ReadsValuesAndLeavesDefaults) {
 TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   TrainConfig config =
       read(kGood, {"run.dir=\"a \\\"b\\\": #c\\\\\\n\"", "run.start=\"true\"", "model.norm_eps=1e-6",
-                   "phases.grpo.objective.clip_high=0.1", "tokenizer.characters=\"0 1'+:\\u00e9.\"",
+                   "phases.grpo.objective.clip_high=0.1", "metrics.tensorboard=true", "test.show=0",
+                   "tokenizer.characters=\"0 1'+:\\u00e9.\"",
                    "phases.1.optimizer.eps=3.0000000000000004e-9"});
   const std::string printed = print_config(config);
   write(printed);
@@ -134,6 +135,8 @@ TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   EXPECT_EQ(again.phases[1].optimizer.eps, 3.0000000000000004e-9);
   EXPECT_EQ(again.phases[1].objective.clip_high, 0.1);
   EXPECT_EQ(again.phases[0].objective.clip_high, std::nullopt);
+  EXPECT_TRUE(again.metrics.tensorboard);
+  EXPECT_EQ(again.test.show, 0);
 }
 
 TEST_F(ConfigTest, OriginsNameFileLineCommandLineAndDefault) {

@@ -16,9 +16,10 @@ TEST(SamplesToJson, ALineAsDocumented) {
 }
 
 TEST(SamplesToJson, BytesThatAreNotTextAndNumbersThatAreNone) {
-  EXPECT_EQ(to_json("p", 1, "test", {{"\xff", {"\xc3", "\xa9", "\n"}, {NAN, INFINITY, 2}, false}}),
-            "{\"phase\":\"p\",\"step\":1,\"eval/split\":\"test\",\"samples\":[{\"prompt\":\"\xef\xbf\xbd\",\"tokens\":[\"\xef"
-            "\xbf\xbd\",\"\xef\xbf\xbd\",\"\\n\"],\"entropy\":[null,null,2.0],\"right\":false}]}");
+  EXPECT_EQ(
+      to_json("p", 1, "test", {{"\xff", {"\xc3", "\xa9", "\n"}, {NAN, INFINITY, 2}, false}}),
+      "{\"phase\":\"p\",\"step\":1,\"eval/split\":\"test\",\"samples\":[{\"prompt\":\"\xef\xbf\xbd\",\"tokens\":[\"\xef"
+      "\xbf\xbd\",\"\xef\xbf\xbd\",\"\\n\"],\"entropy\":[null,null,2.0],\"right\":false}]}");
 }
 
 }  // namespace
