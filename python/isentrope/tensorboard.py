@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         while (line := lines.get()) is not None:
             parsed = json.loads(line)
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(parsed).items()]
-            writer.file_writer.add_summary(Summary(value=values), parsed["step"])  # one event a line: add_scalar is slow
+            writer.file_writer.add_summary(Summary(value=values), parsed["step"])  # add_scalar is slow
     return 0
 
 

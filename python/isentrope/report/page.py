@@ -26,7 +26,7 @@ SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
         ("Reward", "over the completions of a step", {"mean": "reward/mean", "standard deviation": "reward/std"}),
         ("Accuracy", "share of right answers to held-out prompts",
          {"greedy": "eval/greedy", "sampled": "eval/sampled", "pass@k": "eval/pass@k"}),
-        ("Policy entropy", "nats a token",
+        ("Policy entropy", "of the next token, nats",
          {"mean": "entropy/mean", "standard deviation": "entropy/std", "of held-out samples": "eval/entropy"}),
         ("Length of completions", "tokens", {"training": "length/mean", "held-out": "eval/length"}),
     ]),
@@ -86,7 +86,7 @@ class Pages:
         panel.notes += notes
         return panel
 
-    def curves(self, title: str, unit: str, keys: dict[str, str]) -> Panel | None:
+    def curves(self, title: str, unit: str, keys: dict[str, str], width: float = plots.WIDE) -> Panel | None:
         """A figure of some keys of all runs. One run has a colour a key; several a colour a run and a dash a key."""
         several = len(self.runs) > 1
         panel, curves, tested = Panel(title, unit), [], False
@@ -133,12 +133,12 @@ class Pages:
         if tested:
             panel.notes.append("◆ test data")
         axis = self.axis(*(curve.series for curve in curves))
-        return self.drawn(panel, *plots.draw_curves(axis, curves))
+        return self.drawn(panel, *plots.draw_curves(axis, curves, width))
 
     def sections(self) -> list[tuple[str, list[Panel]]]:
         known = {key for _, figures in SECTIONS for _, _, keys in figures for key in keys.values()}
         names = {name.removeprefix("validation ").removeprefix("test ") for run in self.runs for name in run.series}
-        others = [(name, "", {"": name}) for name in sorted(names - known - UNSEEN)]
+        others = [(name, "", {"": name}, plots.NARROW) for name in sorted(names - known - UNSEEN)]
         found = []
         for section, figures in [*SECTIONS, ("Other figures", others)]:
             panels = [panel for figure in figures if (panel := self.curves(*figure))]
@@ -172,17 +172,14 @@ class Pages:
             ("certified", "Rows certified", "share whose bound is above 0.1 log n"),
         ):
             if table in run.attention:
-                means = run.attention[table]
-                layers = means.all().shape[1]
-                groups = [
-                    (
-                        f"layer {i}",
-                        Series({p: (s, [[v[i].mean()] for v in vs]) for p, (s, vs) in means.phases.items()}),
-                        colour,
-                    )
-                    for i, colour in enumerate(plots.depth_colours(layers))
-                ]
-                panels.append(self.drawn(Panel(title, unit), *plots.draw_depths(self.axis(means), groups, ["-"])))
+                tables = run.attention[table]
+                lines = []
+                for i, colour in enumerate(plots.depth_colours(tables.all().shape[1])):
+                    means = {
+                        p: (steps, [[x[i].mean()] for x in values]) for p, (steps, values) in tables.phases.items()
+                    }
+                    lines.append((Series(means), colour))
+                panels.append(self.drawn(Panel(title, unit), *plots.draw_depths(self.axis(tables), lines, ["-"])))
         return panels
 
     def sigma(self, run: Run) -> list[Panel]:
@@ -193,13 +190,9 @@ class Pages:
         panels = []
         for kind, layers in kinds.items():
             layers.sort(key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")])
-            groups = [
-                (layer, run.sigma[layer], colour) for layer, colour in zip(layers, plots.depth_colours(len(layers)))
-            ]
-            panel = Panel(kind, f"{len(layers)} layers" if len(layers) > 1 else layers[0])
-            panels.append(
-                self.drawn(panel, *plots.draw_depths(self.axis(*(s for _, s, _ in groups)), groups, ["-", "--", "."]))
-            )
+            lines = [(run.sigma[layer], colour) for layer, colour in zip(layers, plots.depth_colours(len(layers)))]
+            drawn = plots.draw_depths(self.axis(*(s for s, _ in lines)), lines, ["-", "--", "."], plots.NARROW)
+            panels.append(self.drawn(Panel(kind, f"{len(layers)} layers" if kind not in layers else ""), *drawn))
         return panels
 
     # ---- words -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -23,7 +23,7 @@ MARKERS = ["o", "s", "^", "v"]
 INK, MUTED, LINE, BAD = "#101112", "#606162", "#d0d1d2", "#e01f2d"
 STYLE = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)"}
 POINTS = 1000  # at most so many are drawn of a curve
-HEIGHT = 2.0  # of a figure, inches
+HEIGHT, WIDE, NARROW = 2.0, 4.7, 3.5  # of figures, inches
 COLLAPSED = 0.05  # csrc/train/attention_watch.h
 SETTINGS = {
     "svg.fonttype": "none",
@@ -160,18 +160,18 @@ class Curve:
     marker: str = ""  # points without a line between them, or with one where dash says so
 
 
-def new_figure(height: float, width: float = 4.7):
+def new_figure(height: float, width: float):
     """A figure and its axes, in inches; a page shows an inch as some 90 pixels, whatever the width."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0.5 / width, 0.26 / height, 1 - 0.65 / width, 1 - 0.48 / height))
     return figure, axes
 
 
-def draw_curves(axis: StepAxis, curves: Sequence[Curve]) -> tuple[Figure, list[str]]:
+def draw_curves(axis: StepAxis, curves: Sequence[Curve], width: float = WIDE) -> tuple[Figure, list[str]]:
     """Curves over steps. Long ones are thinned: the mean of some steps as a line, their range as a band.
 
     Returns the figure and what is to be said below it."""
-    figure, axes = new_figure(HEIGHT)
+    figure, axes = new_figure(HEIGHT, width)
     finite, lost, thinned, bad = [], 0, 0, []
     for curve in curves:
         for phase in axis.lengths:
@@ -200,6 +200,7 @@ def draw_curves(axis: StepAxis, curves: Sequence[Curve]) -> tuple[Figure, list[s
     every = np.concatenate(finite) if finite else np.array([])
     if every.size and every.min() > 0 and every.max() > 50 * np.median(every):
         axes.set_yscale("log")
+        axes.tick_params(axis="y", which="minor", length=0)
         said.append("logarithmic scale")
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -285,14 +286,13 @@ def depth_colours(count: int) -> list[str]:
 
 
 def draw_depths(
-    axis: StepAxis, groups: Iterable[tuple[str, Series, str]], columns: Sequence[str]
+    axis: StepAxis, layers: Sequence[tuple[Series, str]], columns: Sequence[str], width: float = WIDE
 ) -> tuple[Figure, list[str]]:
-    """Lines of layers. groups: name, series, colour; columns: how each number of a value is drawn, "-", "--" or "."."""
-    groups = list(groups)
-    figure, axes = new_figure(HEIGHT)
+    """Lines of layers, each a series and its colour. columns: how each number of a value is drawn, "-", "--" or "."."""
+    figure, axes = new_figure(HEIGHT, width)
     lost = 0
-    limit = max(40, min(POINTS, 8000 // (len(groups) * len(columns))))
-    for _, series, colour in groups:
+    limit = max(40, min(POINTS, 8000 // (len(layers) * len(columns))))
+    for series, colour in layers:
         for phase in axis.lengths:
             steps, values = series.of(phase)
             for i, look in enumerate(columns if len(steps) else ()):
@@ -300,8 +300,9 @@ def draw_depths(
                 if np.isnan(values[:, i]).all():
                     continue
                 t = thin(axis.at(phase, steps), values[:, i], max(2, round(limit * axis.width[phase])))
-                if look == ".":
-                    axes.plot(t.x, t.mean, ls="", marker="o", ms=2.6, mew=0, color=colour)
+                if look == ".":  # some of the values
+                    some = slice(None, None, -(-len(steps) // 24))
+                    axes.plot(axis.at(phase, steps[some]), values[some, i], "o", ms=3, mew=0, color=colour)
                 else:
                     axes.plot(t.x, t.mean, ls=look, lw=1.2, color=colour, marker="." if len(t.x) == 1 else "")
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
