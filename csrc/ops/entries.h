@@ -10,6 +10,7 @@
 #include "kernels/grpo_loss.h"
 #include "kernels/sigma_linear.h"
 #include "kernels/token_entropy.h"
+#include "kernels/window_entropy.h"
 
 namespace isentrope::ops {
 
@@ -255,5 +256,27 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss,
                                                   const Tensor& weight, const Tensor& mask,
                                                   double entropy_coef, bool of_entropy,
                                                   void (*launch)(const kernels::GrpoLossBackward&));
+
+// ---- window_entropy --------------------------------------------------------------------------------------------------
+// (mean, count)
+std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                                   int64_t before, int64_t after, bool shrink);
+std::tuple<Tensor, Tensor> window_entropy_meta(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                               int64_t before, int64_t after, bool shrink);
+std::tuple<Tensor, Tensor> window_entropy_cpu(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                              int64_t before, int64_t after, bool shrink);
+std::tuple<Tensor, Tensor> window_entropy_run(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                              int64_t before, int64_t after, bool shrink,
+                                              void (*launch)(const kernels::WindowEntropyForward&), bool with_workspace);
+Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before, int64_t after);
+Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before, int64_t after);
+Tensor window_entropy_backward_run(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before, int64_t after,
+                                   void (*launch)(const kernels::WindowEntropyBackward&), bool with_workspace);
+
+// (high, threshold); _composite: of torch's own operators, for every device.
+std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean, const Tensor& count, c10::string_view threshold, double level,
+                                             c10::string_view scope);
+std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean, const Tensor& count, c10::string_view threshold,
+                                                   double level, c10::string_view scope);
 
 }  // namespace isentrope::ops

@@ -63,6 +63,15 @@ TORCH_LIBRARY(isentrope, m) {
   m.def(
       "grpo_loss_backward(Tensor? dloss, Tensor? dtoken_loss, Tensor slope, Tensor weight, Tensor mask, "
       "float entropy_coef, bool of_entropy) -> (Tensor dlogprob, Tensor dentropy)");
+  // ---- window_entropy
+  m.def(
+      "window_entropy(Tensor entropy, Tensor mask, Tensor? at=None, *, int before, int after, bool shrink=False) "
+      "-> (Tensor mean, Tensor count)");
+  m.def("window_entropy_backward(Tensor dmean, Tensor count, Tensor mask, *, int before, int after) -> Tensor");
+  m.def(
+      "window_select(Tensor mean, Tensor count, *, str threshold, float level, str scope=\"row\") "
+      "-> (Tensor high, Tensor threshold)");
+
   m.def("grpo_stat_names() -> str[]", isentrope::ops::grpo_stat_names);
   m.def("grpo_combine_stats(Tensor stats) -> Tensor", isentrope::ops::grpo_combine_stats);
 }
@@ -80,6 +89,9 @@ TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
   m.impl("grpo_select", grpo_select_cpu);
   m.impl("grpo_loss", grpo_loss_cpu);
   m.impl("grpo_loss_backward", grpo_loss_backward_cpu);
+  m.impl("window_entropy", window_entropy_cpu);
+  m.impl("window_entropy_backward", window_entropy_backward_cpu);
+  m.impl("window_select", window_select_cpu);
 }
 
 TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
@@ -95,6 +107,8 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
   m.impl("grpo_select", grpo_select_meta);
   m.impl("grpo_loss", grpo_loss_meta);
   m.impl("grpo_loss_backward", grpo_loss_backward_meta);
+  m.impl("window_entropy", window_entropy_meta);
+  m.impl("window_entropy_backward", window_entropy_backward_meta);
 }
 
 // The backward ops have no gradient of their own: a second derivative is refused by name.
@@ -111,6 +125,9 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   m.impl("grpo_select", torch::CppFunction::makeFallthrough());  // a choice: no gradient
   m.impl("grpo_loss", grpo_loss_autograd);
   m.impl("grpo_loss_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("window_entropy", window_entropy_autograd);
+  m.impl("window_entropy_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("window_select", torch::CppFunction::makeFallthrough());  // a choice: no gradient
 }
 
 // Counts the write, so that autograd notices who still needs what was overwritten.
@@ -122,6 +139,11 @@ TORCH_LIBRARY_IMPL(isentrope, ADInplaceOrView, m) {
 // As torch's own linear: x, weight and bias in autocast's dtype.
 TORCH_LIBRARY_IMPL(isentrope, AutocastCPU, m) { m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast); }
 TORCH_LIBRARY_IMPL(isentrope, AutocastCUDA, m) { m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast); }
+
+// Plain torch, on every device that has no entry of its own.
+TORCH_LIBRARY_IMPL(isentrope, CompositeExplicitAutograd, m) {
+  m.impl("window_select", isentrope::ops::window_select_composite);
+}
 
 // Plain torch, which differentiates it.
 TORCH_LIBRARY_IMPL(isentrope, CompositeImplicitAutograd, m) {

@@ -93,6 +93,23 @@ void token_entropy_backward_inplace_cuda(const Tensor& logits, const Tensor& tar
                              ignore_index, launch_token_entropy_backward);
 }
 
+// ---- window_entropy
+std::tuple<Tensor, Tensor> window_entropy_cuda(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                               int64_t before, int64_t after, bool shrink) {
+  const c10::DeviceGuard guard(entropy.device());
+  return window_entropy_run(
+      entropy, mask, at, before, after, shrink,
+      [](const auto& p) { kernels::window_entropy_forward_cuda(p, current_stream()); }, true);
+}
+
+Tensor window_entropy_backward_cuda(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
+                                    int64_t after) {
+  const c10::DeviceGuard guard(dmean.device());
+  return window_entropy_backward_run(
+      dmean, count, mask, before, after,
+      [](const auto& p) { kernels::window_entropy_backward_cuda(p, current_stream()); }, true);
+}
+
 // ---- grpo_select
 Tensor grpo_select_cuda(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
                         const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
@@ -141,6 +158,8 @@ TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
   m.impl("sigma_linear_backward", sigma_linear_backward_cuda);
   m.impl("power_step", power_step_cuda);
   m.impl("token_entropy", token_entropy_cuda);
+  m.impl("window_entropy", window_entropy_cuda);
+  m.impl("window_entropy_backward", window_entropy_backward_cuda);
   m.impl("token_entropy_backward", token_entropy_backward_cuda);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cuda);
   m.impl("grpo_select", grpo_select_cuda);

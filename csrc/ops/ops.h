@@ -74,6 +74,24 @@ struct TokenEntropy {
 TokenEntropy token_entropy(const Tensor& logits, const Tensor& target, double temperature = 1.0,
                            int64_t ignore_index = -100, bool moments = false, bool inplace_backward = false);
 
+// ---- window_entropy --------------------------------------------------------------------------------------------
+struct WindowEntropyOptions {
+  int64_t window = 4;               // tokens of a window
+  std::string side = "following";   // it begins with its token; after: behind it; centred: around it; trailing: ends with it
+  std::string partial = "drop";     // windows of fewer tokens: none, or shrink, the mean of those there are
+  std::string threshold = "quantile";  // value, quantile, top_fraction
+  double level = 0.95;
+  std::string scope = "row";        // row, batch: the mean over rows of their thresholds, global: of all windows together
+  std::optional<Tensor> at;         // [B, T] where windows may be; everywhere if left out
+};
+struct WindowEntropy {
+  Tensor mean;       // [B, T] float, or double for double entropy; 0 where there is no window; has a gradient
+  Tensor high;       // [B, T] bool: mean is at or above the threshold, or among the top_fraction
+  Tensor threshold;  // [B] with scope row, else []; infinite where there is no window
+};
+// entropy, mask [B, T]. Definitions: python/isentrope/ops.py.
+WindowEntropy window_entropy(const Tensor& entropy, const Tensor& mask, const WindowEntropyOptions& options = {});
+
 // ---- grpo_select -----------------------------------------------------------------------------------------------
 struct GrpoSelectOptions {
   std::string mode = "clip_cov";  // clip_cov, kl_cov, random_clip_cov, random_kl_cov

@@ -1,5 +1,7 @@
 """The mathematics of every op in plain torch: slow, obvious, differentiable by torch, any dtype. Tests judge by it."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -98,6 +100,49 @@ def token_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0, i
     logprob = logp.gather(-1, target.where(valid, 0)[..., None])[..., 0]
     rows = (logprob, -plogp.sum(-1), s.logsumexp(-1), (p * p).sum(-1), (p * plogp).sum(-1))
     return tuple(row.where(valid, 0) for row in rows)
+
+
+# ---- window_entropy --------------------------------------------------------------------------------------------------
+
+
+def window_entropy(entropy, mask, *, before, after, shrink=False, at=None):
+    """entropy, mask [B, T] → mean, n [B, T] of the windows t - before … t + after; n is 0 where there is none."""
+    T = entropy.shape[1]
+    t = torch.arange(T, device=entropy.device)
+    inside = (t[None, :] >= t[:, None] - before) & (t[None, :] <= t[:, None] + after)  # [T, T]: s in window(t)
+    holds = inside & (mask != 0)[:, None, :]  # [B, T, T]
+    n = holds.sum(-1)
+    n = n * (mask != 0) * (1 if at is None else (at != 0)) * (1 if shrink else n == before + after + 1)
+    sums = torch.where(holds, entropy[:, None, :], 0).sum(-1)
+    return torch.where(n > 0, sums / n.clamp_min(1), 0), n
+
+
+def window_select(mean, n, *, threshold, level, scope="row"):
+    """→ high [B, T], threshold [B] or []; one window after the other."""
+    rows = [[(m.item(), (b, t)) for t, m in enumerate(mean[b]) if n[b, t] > 0] for b in range(len(mean))]
+    high, found = torch.zeros_like(n, dtype=torch.bool), []
+    for group in [sum(rows, [])] if scope == "global" else rows:
+        values = torch.tensor([m for m, _ in group], dtype=mean.dtype)
+        if threshold == "value":
+            found.append(level)
+        elif not group:
+            found.append(math.inf)
+        elif threshold == "quantile":
+            found.append(torch.quantile(values, level).item())
+        else:
+            ranked = sorted(group, key=lambda x: -x[0])[: max(1, math.ceil(level * len(group)))]  # sorted is stable
+            found.append(ranked[-1][0])
+            for _, (b, t) in ranked:
+                high[b, t] = True
+    if scope == "batch":
+        there = [x for x, row in zip(found, rows) if row]
+        found = [sum(there) / len(there) if there else math.inf]
+    found = torch.tensor(found, dtype=mean.dtype)
+    if scope != "row":
+        found = found[0]
+    if threshold != "top_fraction":
+        high = (mean >= (found[:, None] if scope == "row" else found)) & (n > 0)
+    return high, found
 
 
 # ---- grpo_select -----------------------------------------------------------------------------------------------------
