@@ -86,7 +86,7 @@ std::vector<std::string> AttentionAlarm::look(int64_t step, const AttentionStati
     };
     if (collapsed > 0) told(collapsed, "have collapsed (entropy / log n below 0.05)");
     if (fallen > 0 && static_cast<double>(fallen) >= kAlarmShare * static_cast<double>(heads))
-      told(fallen, "lost more than half of their entropy within 100 steps (entropy / log n below 0.2)");
+      told(fallen, "lost more than half of their entropy within 100 steps (entropy / log n below 0.1)");
   }
   return alarms;
 }

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Shows where attention collapses and what keeps it: trains small models at rising learning rates and prints tables of their
+# losses, entropies and verdicts. What stands in docs/stability.md.
+#
+#   ./scripts/stability.sh              the decisive part: a quarter of an hour on two cores
+#   ./scripts/stability.sh --full       all of it: two hours
+#   ./scripts/stability.sh --time       what each method costs
+#
+# More: scripts/stability.py --help. Stopped, it goes on where it was when the same command is given again.
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+setup run
+build release run python_package
+cd "$ROOT"
+export PATH=$(dirname "$PYTHON"):$PATH  # the corpus is the sources of this environment's torch
+exec "$PYTHON" "$ROOT/scripts/stability.py" --program "$ROOT/build/release/bin/isentrope" "$@"
