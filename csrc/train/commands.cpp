@@ -79,11 +79,21 @@ void print_results(const std::vector<std::pair<std::string, Evaluation>>& result
   }
 }
 
+// What the steps of a grpo phase say of reward and entropy; nothing for a record without it.
+void print_law(const Record& record) {
+  const auto at = [&](const char* name) { return record.values.at(std::string("law/") + name); };
+  if (!record.values.contains("law/a")) return;
+  std::printf("\nReward over entropy, phase %s: R = %.3g - %.3g exp(H), ceiling %.3g at H = 0 (R2 %.2f, RMSE %.3g)%s\n",
+              record.phase.c_str(), at("b"), at("a"), at("ceiling"), at("r2"), at("rmse"),
+              at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here");
+}
+
 }  // namespace
 
 int train_command(const std::string& config, const std::vector<std::string>& overrides, bool resume, bool quiet) {
   Trainer trainer(read_config(config, overrides), resume);
   Console console(quiet);
+  Record last;  // step
   interrupted = false;
   std::signal(SIGINT, ask_to_stop);
   std::signal(SIGTERM, ask_to_stop);
@@ -93,7 +103,10 @@ int train_command(const std::string& config, const std::vector<std::string>& ove
     const PhaseConfig& phase = trainer.config().phases[trainer.phase()];
     console.begin_phase(phase.name, phase.steps, trainer.steps_done());
     for (const size_t current = trainer.phase(); !trainer.finished() && trainer.phase() == current && !interrupted;)
-      for (const Record& record : trainer.advance()) console.step(record);
+      for (const Record& record : trainer.advance()) {
+        console.step(record);
+        if (record.split.empty()) last = record;
+      }
     console.end_phase();
     if (interrupted && !trainer.finished()) {
       const std::string checkpoint = trainer.save();
@@ -108,6 +121,7 @@ int train_command(const std::string& config, const std::vector<std::string>& ove
   write_durably(trainer.config().run.dir + "/summary.json", summary.dump(2) + "\n");
   if (!quiet) {
     print_results(trainer.results());
+    print_law(last);
     const std::string checkpoint = *find_latest(trainer.config().run.dir);
     std::printf("\nCheckpoint  %s\n", checkpoint.c_str());
     std::printf("Resume      %s phases.%s.steps=N\n", again.c_str(), trainer.config().phases.back().name.c_str());

@@ -20,7 +20,7 @@
 namespace isentrope::train {
 namespace {
 
-constexpr std::array<std::string_view, 28> kOrder{"loss",
+constexpr std::array<std::string_view, 33> kOrder{"loss",
                                                   "reward/mean",
                                                   "reward/std",
                                                   "entropy/mean",
@@ -38,6 +38,11 @@ constexpr std::array<std::string_view, 28> kOrder{"loss",
                                                   "length/mean",
                                                   "tokens_per_s",
                                                   "rollout_tokens_per_s",
+                                                  "law/a",
+                                                  "law/b",
+                                                  "law/ceiling",
+                                                  "law/r2",
+                                                  "law/rmse",
                                                   "sigma/time_share",
                                                   "eval/loss",
                                                   "eval/bits_per_byte",

@@ -17,6 +17,9 @@
 //   length/mean            of the completions, tokens
 //   tokens_per_s           tokens learnt and drawn, prompts included, per second of the step
 //   rollout_tokens_per_s   tokens drawn per second of the rollouts
+//   law/a, law/b, law/r2, law/rmse   of R = -a exp(H) + b over the steps of a grpo phase so far (csrc/rl/entropy_law.h), where
+//                          nothing holds the entropy up
+//   law/ceiling            b - a, the reward at entropy 0
 //   sigma/time_share       share of the step's time that the power steps of model.sigma_reparam took
 //   eval/split             validation or test; evaluations alone, as all that follows
 //   eval/loss              cross-entropy of held-out text, nats a token

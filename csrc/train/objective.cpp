@@ -209,6 +209,15 @@ std::string ObjectiveConfig::problem() const {
   return "";
 }
 
+std::string ObjectiveConfig::holds_entropy() const {
+  if (kind != "grpo") return "it is no phase of rollouts";
+  if (entropy_coef > 0) return "entropy_coef is above 0";
+  if (loss == "clip_cov" || loss == "kl_cov" || loss == "random") return "loss " + loss + " holds the entropy up";
+  if (loss == "clip_higher" || clip_high.value_or(clip_low) > clip_low) return "clip_high is above clip_low";
+  if (ref_kl_coef > 0) return "a reference holds the policy back";
+  return "";
+}
+
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, const model::Decoder& model,
                                           double temperature, std::optional<model::Decoder> reference) {
   const model::DecoderConfig& c = model->config();

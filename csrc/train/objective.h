@@ -46,6 +46,8 @@ struct ObjectiveConfig {
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
+  // Why the law of csrc/rl/entropy_law.h cannot hold here: something keeps the entropy up. "" where it may be fitted.
+  std::string holds_entropy() const;
 
   template <class Visitor>
   void visit(Visitor& v) {

@@ -13,6 +13,7 @@
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
 #include "csrc/durable_file.h"
+#include "csrc/rl/entropy_law.h"
 
 namespace isentrope::train {
 namespace {
@@ -37,7 +38,8 @@ std::string first_non_finite(const model::Decoder& model) {
 }
 
 // Names under which a checkpoint keeps what the trainer needs beside model, optimiser and source.
-const std::string kResult = "result/", kReference = "reference/", kThreshold = "attention_threshold";
+const std::string kResult = "result/", kReference = "reference/", kThreshold = "attention_threshold",
+                  kLaw = "entropy_law";
 
 constexpr const char* kUnchanged = ". No weight was changed by this update";
 
@@ -75,6 +77,7 @@ struct Trainer::Phase {
   std::unique_ptr<HeldOut> validation, test;
   std::optional<model::Decoder> reference;
   AttentionAlarm alarm = {};
+  rl::EntropyLaw law = {};
 };
 
 Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards)
@@ -175,6 +178,8 @@ void Trainer::open_phase(const CheckpointState* state) {
     open_->optimizer.restore(state->optimizer);
     open_->source->restore(state->source);
     open_->alarm.restore(state->extra);
+    if (const auto law = state->extra.find(kLaw); law != state->extra.end())
+      open_->law.restore({law->second.const_data_ptr<double>(), law->second.const_data_ptr<double>() + law->second.numel()});
     if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined()) {
       torch::NoGradGuard no_grad;
       torch::Tensor(threshold).copy_(state->extra.at(kThreshold));
@@ -222,6 +227,11 @@ Record Trainer::step() {
     tokens += (update.tokens != tokenizer_.pad_id()).sum().item<double>();
   }
   if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
+  if (phase.objective.holds_entropy().empty() && values.contains("entropy/mean")) {
+    open_->law.add(values.at("entropy/mean"), values.at("reward/mean"));
+    if (const auto law = open_->law.fit())
+      values.insert({{"law/a", law->a}, {"law/b", law->b}, {"law/ceiling", law->ceiling()}, {"law/r2", law->r2}, {"law/rmse", law->rmse}});
+  }
   values["lr"] = lr;
   const double generated = values.contains("generated") ? values["generated"] : 0;
   if (generated > 0) values["rollout_tokens_per_s"] = generated / source_seconds;
@@ -316,6 +326,7 @@ void Trainer::checkpoint(bool phase_finished) {
     if (open_->reference)
       for (const auto& [name, weight] : (*open_->reference)->named_weights()) state.extra[kReference + name] = weight;
     state.extra.merge(open_->alarm.state());
+    if (open_->law.points() > 0) state.extra[kLaw] = torch::tensor(open_->law.state(), torch::kFloat64);
     if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined())
       state.extra[kThreshold] = threshold.detach();
   }
