@@ -261,7 +261,7 @@ def test_what_is_not_finite_is_told(tmp_path):
 
 
 def test_a_long_run(tmp_path):
-    folder = write_run(tmp_path / "long", {"sft": 70_000, "grpo": 30_000}, layers=6, heads=8)
+    folder = write_run(tmp_path / "long", {"sft": 70_000, "grpo": 30_000})
     line = (folder / "metrics.jsonl").read_text().splitlines()[41_234]
     assert '"loss"' in line
     spiked = json.dumps({**json.loads(line), "loss": 20.0})

@@ -73,6 +73,8 @@ class Pages:
             for phase, steps in run.lengths.items():
                 self.lengths[phase] = max(self.lengths.get(phase, 0), steps)
         self.figures = 0
+        judged = [run.series[key] for run in runs for key in ("validation eval/k", "test eval/k") if key in run.series]
+        self.k = "/".join(f"{k:g}" for k in sorted({k for series in judged for k in series.all()})) or "k"
 
     def axis(self, *series) -> StepAxis:
         """Over the phases in which any of the series has a value."""
@@ -96,38 +98,16 @@ class Pages:
             if any(k in run.series for run in self.runs for k in (key, f"validation {key}", f"test {key}"))
         }
         for i, (name, key) in enumerate(there.items()):
-            judged = key.startswith("eval/")
-            marker = MARKERS[i % len(MARKERS)] if judged else ""
-            dash = DASHES[i % len(DASHES)]
-            for run, colour in zip(self.runs, self.colours):
-                colour = colour if several else COLOURS[i % len(COLOURS)]
-                for split, look in (("", dash), ("validation", dash), ("test", "")):
-                    series = run.series.get(f"{split} {key}".strip())
-                    if series is not None:
+            marker = MARKERS[i % len(MARKERS)] if key.startswith("eval/") else ""
+            dash = DASHES[i % len(DASHES)] if several else "-"
+            own = COLOURS[i % len(COLOURS)]
+            for run, colour in zip(self.runs, self.colours if several else [own]):
+                for split, line, points in (("", dash, ""), ("validation", dash, marker), ("test", "", "D")):
+                    if (series := run.series.get(f"{split} {key}".strip())) is not None:
                         tested |= split == "test"
-                        curves.append(
-                            Curve(
-                                series, colour, look if several or not look else "-", "D" if split == "test" else marker
-                            )
-                        )
+                        curves.append(Curve(series, colour, line, points))
             if name and (len(there) > 1 or name != next(iter(keys))):
-                told = name
-                if key == "eval/pass@k":
-                    told = "pass@" + "/".join(
-                        sorted(
-                            {
-                                f"{k:g}"
-                                for run in self.runs
-                                for split in ("validation", "test")
-                                if (s := run.series.get(f"{split} eval/k"))
-                                for k in s.all()
-                            }
-                        )
-                        or "k"
-                    )
-                panel.legend.append(
-                    (told, "" if several else COLOURS[i % len(COLOURS)], dash if several else "-", marker)
-                )
+                panel.legend.append((name.replace("@k", "@" + self.k), "" if several else own, dash, marker))
         if not curves:
             return None
         if tested:

@@ -246,10 +246,8 @@ def draw_heat(axis: StepAxis, series: Series, alarms: Sequence[tuple[str, int]])
             all_lost = np.isnan(values).all(1)
             values = np.where(all_lost, np.nan, np.where(np.isnan(values), np.inf, values).min(1))
             said = [f"each column: the lowest of up to {size} looks"]
-        left, right = (
-            axis.at(phase, max(steps[0] - every / 2, 0)),
-            axis.at(phase, min(steps[-1] + every / 2, axis.lengths[phase])),
-        )
+        left = axis.at(phase, max(steps[0] - every / 2, 0))
+        right = axis.at(phase, min(steps[-1] + every / 2, axis.lengths[phase]))
         axes.imshow(
             values.T,
             aspect="auto",
