@@ -80,6 +80,7 @@ def write_run(folder, phases=None, seed=1, loss="kl_cov", plain=False, layers=3,
                             "reward/mean": generator.random(),
                             "reward/std": 0.4,
                             "kl/k1": 0.01,
+                            **{f"law/{name}": x for name, x in {"a": 0.1, "b": 0.9, "ceiling": 0.8, "r2": 0.95, "rmse": 0.01}.items()},
                             "clip/frac": 0.1,
                             "rollout_tokens_per_s": 9000.0,
                             "length/mean": 20.0,
@@ -197,6 +198,7 @@ def test_a_whole_run(tmp_path):
     assert text.count("layer 1: 4 of 4 heads have collapsed") == 2  # once a phase
     assert "kl_cov" in text and "50.0%" in text and "pass@8" in text and 'title="2.500 nats"' in text
     assert "30 sft + 20 grpo" in text and "25 s" in text
+    assert "Reward over entropy" in titles(text) and "R = 0.9 - 0.1 exp(H), ceiling 0.8, R² 0.95" in text and "law/a" not in text
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the PATH")

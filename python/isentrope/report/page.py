@@ -49,7 +49,7 @@ SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
     ]),
 ]
 # fmt: on
-UNSEEN = {"eval/k", "time_s"}  # told in words
+UNSEEN = {"eval/k", "time_s", "law/a", "law/b", "law/ceiling", "law/r2", "law/rmse"}  # told in words, or as a curve
 SHADES = 8  # of the colour of a token
 
 
@@ -122,9 +122,26 @@ class Pages:
         found = []
         for section, figures in [*SECTIONS, ("Other figures", others)]:
             panels = [panel for figure in figures if (panel := self.curves(*figure))]
+            if section == "Policy update" and (law := self.law()):
+                panels.append(law)
             if panels:
                 found.append((section, panels))
         return found
+
+    def law(self) -> Panel | None:
+        """Reward over entropy of all steps, and the law that the last of them fitted (csrc/rl/entropy_law.h)."""
+        panel, clouds = Panel("Reward over entropy", "R = b - a exp(H); each point a step"), []
+        for run, colour in zip(self.runs, self.colours):
+            for phase in run.series["law/a"].phases if "law/a" in run.series else ():
+                a, b, r2 = (run.series[f"law/{name}"].of(phase)[1][-1] for name in ("a", "b", "r2"))
+                points = {}
+                for name in ("entropy/mean", "reward/mean"):
+                    points[name] = dict(zip(*run.series[name].of(phase)))
+                steps = sorted(points["entropy/mean"].keys() & points["reward/mean"].keys())
+                clouds.append((*(np.array([points[name][step] for step in steps]) for name in points), a, b, colour))
+                panel.notes.append(f"{run.label + ': ' if len(self.runs) > 1 else ''}R = {b:.3g} - {a:.3g} exp(H), ceiling "
+                                   f"{b - a:.3g}, R² {r2:.2f}")  # fmt: skip
+        return self.drawn(panel, *plots.draw_law(clouds)) if clouds else None
 
     def heat(self, run: Run) -> Panel | None:
         series = run.attention.get("normalized")

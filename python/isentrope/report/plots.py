@@ -227,6 +227,22 @@ def draw_curves(axis: StepAxis, curves: Sequence[Curve], width: float = WIDE) ->
     return figure, said
 
 
+def draw_law(
+    clouds: Sequence[tuple[np.ndarray, np.ndarray, float, float, str]], width: float = WIDE
+) -> tuple[Figure, list[str]]:
+    """Clouds of (entropies [n] nats, rewards [n], a, b, colour), and R = b - a exp(H) through each."""
+    figure, axes = new_figure(HEIGHT, width)
+    for entropies, rewards, a, b, colour in clouds:
+        finite = np.isfinite(entropies) & np.isfinite(rewards)
+        axes.plot(entropies[finite], rewards[finite], ls="", marker="o", ms=2.6, mew=0, alpha=0.5, color=colour)
+        H = np.linspace(0, entropies[finite].max(initial=0.0), 60)
+        axes.plot(H, b - a * np.exp(H), color=colour)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(short))
+    axes.grid(axis="y")
+    return figure, []
+
+
 def draw_heat(axis: StepAxis, series: Series, alarms: Sequence[tuple[str, int]]) -> tuple[Figure, list[str]]:
     """Normalized attention entropy, heads in rows, looks in columns, alarms as triangles above."""
     every_look = series.all()  # [looks, L, H]
