@@ -48,18 +48,21 @@ def test_means_and_gradients(within_twice, device, dtype, side, window, length):
             (mean * weight.to(mean)).sum().backward()
             return mean, leaf.grad
 
-        plain_type = torch.float32
-        exact_of = lambda x: reference.window_entropy(x, mask, before=before, after=after, shrink=partial == "shrink", at=at)  # noqa: E731, B023
-        values = entropy.to(plain_type)
-        mean, gradient = compute(
-            lambda x: isentrope.window_entropy(x, mask, window=window, side=side, partial=partial, at=at).mean, values.to(dtype)
-        )  # noqa: B023
-        exact, exact_gradient = compute(lambda x: exact_of(x)[0], values.double())
-        plain, plain_gradient = compute(lambda x: exact_of(x)[0], values)
+        def ours(x):
+            return isentrope.window_entropy(x, mask, window=window, side=side, partial=partial, at=at).mean
+
+        def plain_torch(x):
+            return reference.window_entropy(x, mask, before=before, after=after, shrink=partial == "shrink", at=at)[0]
+
+        values = entropy.float()
+        mean, gradient = compute(ours, values.to(dtype))
+        exact, exact_gradient = compute(plain_torch, values.double())
+        plain, plain_gradient = compute(plain_torch, values)
         within_twice("mean", mean, plain, exact)
         within_twice("gradient", gradient, plain_gradient, exact_gradient)
         _, count = op.window_entropy(values.to(dtype), mask, at, before=before, after=after, shrink=partial == "shrink")
-        assert torch.equal(count.long(), exact_of(values)[1])
+        _, expected = reference.window_entropy(values, mask, before=before, after=after, shrink=partial == "shrink", at=at)
+        assert torch.equal(count.long(), expected)
 
 
 def test_a_value_that_is_not_finite_stays_in_its_windows(device):
@@ -127,16 +130,13 @@ def test_thresholds(device, threshold, level, scope, ties):
         entropy = entropy.round()
     mean, count = op.window_entropy(entropy, mask, None, before=0, after=3, shrink=False)
     expected_high, expected = reference.window_select(mean.cpu(), count.cpu(), threshold=threshold, level=level, scope=scope)
+    composite = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
     for name in ("own", "composite"):  # the CPU's selection, and the sorting that other devices use
-        guard = torch.device(device) if name == "own" else None
+        arguments = {"threshold": threshold, "level": level, "scope": scope}
         if name == "own":
-            high, found = op.window_select(mean, count, threshold=threshold, level=level, scope=scope)
+            high, found = op.window_select(mean, count, **arguments)
         else:
-            with torch.device(device):
-                high, found = op.window_select.default.redispatch(
-                    torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd), mean, count,
-                    threshold=threshold, level=level, scope=scope)  # fmt: skip
-        del guard
+            high, found = op.window_select.default.redispatch(composite, mean, count, **arguments)
         # Interpolation is rounded once, here and in torch.quantile; the mean over rows is a sum of six.
         torch.testing.assert_close(found.cpu(), expected, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
         if threshold == "quantile":  # by the threshold found, whose last bit may differ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,13 +153,19 @@ class Pages:
         return self.drawn(panel, *plots.draw_heat(self.axis(series), series, looks))
 
     def alarms(self, run: Run) -> list[dict[str, Any]]:
-        """Each text once, with its first and last step and how many looks gave it."""
+        """Each text once, with its first and last step and how many looks gave it. Texts that differ in the number of heads
+        alone are one, with the largest number."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for phase, step, texts in run.alarms:
             for text in texts:
-                row = found.setdefault((phase, text), {"phase": phase, "text": text, "first": step, "looks": 0})
+                counted = re.fullmatch(r"(.*: )(\d+)( of \d+ heads .*)", text)
+                kind = counted[1] + counted[3] if counted else text
+                row = found.setdefault((phase, kind), {"phase": phase, "first": step, "looks": 0, "counts": set()})
                 row["last"] = step
                 row["looks"] += 1
+                row["counts"].add(int(counted[2]) if counted else 0)
+                many = "up to " if len(row["counts"]) > 1 else ""
+                row["text"] = f"{counted[1]}{many}{max(row['counts'])}{counted[3]}" if counted else text
         return list(found.values())
 
     def bounds(self, run: Run) -> list[Panel]:
