@@ -1,8 +1,10 @@
 """sigma_linear, forward and backward, against torch's linear and against the two ways to the same layer in torch: the
 spectral_norm parametrization, and a wrapper that scales a copy of the weight by γ/σ. These two take a power step in forward; so
-"with a power step" ours takes one too, though in use it takes it once an update. power_step of all layers of a 12-layer, 768-wide model (72 matrices, 85 million weights, float32)
-against a Python loop over the layers, and against the matrix products of a training step of 8192 tokens alone (forward, dx and
-dW of every matrix; nothing else of the step is counted): a ratio of 100 there is a share of 1 %.
+"with a power step" ours takes one too, though in use it takes it once an update. power_step of all layers of a 12-layer, 768-wide
+model (72 matrices, 85 million weights, float32) against a Python loop over the layers, and against the matrix products of a
+training step of 8192 tokens alone (forward, dx and dW of every matrix; nothing else of the step is counted): a ratio of 100 there
+is a share of 1 %. "update" is forward and backward pass of a whole decoder of the trainer, with learned norms in all linear layers
+and the power steps after it, against the same decoder without.
 
 A ratio of 0.95 against torch's linear is 1.05 times its time. Where a processor has no bfloat16 products torch takes minutes for
 those here, and tokens are a 32nd, too few to tell of the shapes that targets are for; shape is tokens × in × out.
@@ -15,13 +17,20 @@ from torch.nn.utils.parametrizations import spectral_norm
 import isentrope
 from isentrope import reference
 
+from plain_model import Program
 from timing import compare, interleaved
 
-TARGETS = {"torch linear": 1 / 1.05, "spectral_norm": 1.15, "wrapper with γ": 1.15, "Python loop": 3, "bare products": 100}
+TARGETS = {"torch linear": 1 / 1.05, "spectral_norm": 1.15, "wrapper with γ": 1.15, "Python loop": 3, "bare products": 100,
+           "without": 1 / 1.05}
 SHAPES = [(2048, 1024, 1024), (4096, 512, 2048), (256, 2048, 512)]
 DTYPES = [torch.float32, torch.bfloat16]
 TOKENS = 8192
 LAYERS, WIDTH = 12, 768
+MODELS = {  # of model_bench; 512 and 1024 tokens
+    "6 layers of width 128": dict(layers=6, width=128, heads=4, kv_heads=4, mlp=344, vocabulary=258, context=128, batch=4, length=128),
+    "12 layers of width 768": dict(layers=12, width=768, heads=12, kv_heads=12, mlp=2048, vocabulary=258, context=128, batch=8,
+                                   length=128),
+}  # fmt: skip
 MATRICES = [(WIDTH, WIDTH)] * 4 + [(4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)]  # [out, in] of one layer
 
 
@@ -150,11 +159,27 @@ def power_rows(rounds):
     ]
 
 
-def rows(rounds=7, threads=1):
+def model_rows(program_path, rounds, threads):
+    table = []
+    for name, shape in MODELS.items():
+        programs = {who: Program(program_path, threads, sigma=sigma, **shape) for who, sigma in (("ours", 1), ("without", 0))}
+        seconds = {who: [] for who in programs}
+        for turn in range(rounds + 2):
+            for who, program in programs.items():
+                taken = program("update")["seconds"]
+                if turn >= 2:
+                    seconds[who].append(taken)
+        for program in programs.values():
+            program.close()
+        table.append({**row("update", [], torch.float32, compare(seconds, "ours", "without")), "shape": name})
+    return table
+
+
+def rows(program_path, rounds=7, threads=1):
     """One dictionary a shape, dtype and rival."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    table = power_rows(rounds)
+    table = power_rows(rounds) + model_rows(program_path, rounds, threads)
     for shape in SHAPES:
         for dtype in DTYPES:
             table += linear_rows(shape, dtype, rounds)

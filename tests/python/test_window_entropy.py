@@ -33,8 +33,8 @@ def draw(rows, length, device="cpu", dtype=torch.float32, holes=0.0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 8, 33, 300])
-@pytest.mark.parametrize("length", [1, 2, 31, 97, 257, 600])
+@pytest.mark.parametrize("window", [1, 3, 4, 33, 300])
+@pytest.mark.parametrize("length", [1, 2, 97, 257])
 def test_means_and_gradients(within_twice, device, dtype, side, window, length):
     entropy, mask = draw(3, length, device, dtype, holes=0.1)
     before, after = SIDES[side](window)
