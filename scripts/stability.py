@@ -35,7 +35,6 @@ DIVERGED, STALLED, COLLAPSED = 5.0, 0.1, 0.05
 LOWS = (0.2, 0.15, 0.1, 0.075)  # thresholds of an alarm that are compared
 LAST = 20  # updates whose mean loss is the last training loss
 LOCKS = defaultdict(threading.Lock)
-LEVELS = {"diverged": 3, "stalled": 2, "collapsed": 1, "ok": 0}
 
 ATTENTION = "phases.pretrain.objective.attention_entropy"
 METHODS = {
@@ -71,7 +70,8 @@ class Cell:
 
 
 def cells(table, norms, methods, rates, more=()):
-    """Groups [[Cell, …], …] of rising rates: what lies above a rate at which every seed stalls or diverges is left out."""
+    """Groups [[Cell, …], …] of rising rates: what lies above a rate at which every seed stalls or diverges, and no better than at
+    the rate before, is left out."""
     return [[Cell(table, norm, name, rate, (*options, *more)) for rate in rates]
             for norm in norms for name, options in methods.items()]
 
@@ -399,11 +399,15 @@ def main():
     results, failures = {}, []
 
     def climb(group):
+        before = None
         for cell in group:
             runs = [run(args.program, cell, seed, args.out) for seed in range(args.seeds)]
             results[cell] = runs
-            if all(LEVELS[verdict(r, one_byte).split("+")[0]] >= LEVELS["stalled"] for r in runs):
+            loss = statistics.fmean(r["loss"] for r in runs)
+            failed = all(verdict(r, one_byte).split("+")[0] in ("stalled", "diverged") for r in runs)
+            if failed and before is not None and loss >= before:  # a first rate may be too low to learn anything
                 return
+            before = loss
 
     with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
         for future in [pool.submit(climb, group) for group in (FULL if args.full else DECISIVE)]:

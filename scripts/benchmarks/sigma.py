@@ -26,9 +26,9 @@ SHAPES = [(2048, 1024, 1024), (4096, 512, 2048), (256, 2048, 512)]
 DTYPES = [torch.float32, torch.bfloat16]
 TOKENS = 8192
 LAYERS, WIDTH = 12, 768
-MODELS = {  # of model_bench; 512 and 1024 tokens
+MODELS = {  # of model_bench; 512 and 256 tokens
     "6 layers of width 128": dict(layers=6, width=128, heads=4, kv_heads=4, mlp=344, vocabulary=258, context=128, batch=4, length=128),
-    "12 layers of width 768": dict(layers=12, width=768, heads=12, kv_heads=12, mlp=2048, vocabulary=258, context=128, batch=8,
+    "12 layers of width 768": dict(layers=12, width=768, heads=12, kv_heads=12, mlp=2048, vocabulary=258, context=128, batch=2,
                                    length=128),
 }  # fmt: skip
 MATRICES = [(WIDTH, WIDTH)] * 4 + [(4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)]  # [out, in] of one layer
