@@ -4,14 +4,15 @@
 Without --full the decisive part: pre-norm at rate 1e-2, the other norms at 1e-2, and which layers need a learned spectral
 norm. With --full all of docs/stability.md. Runs that are done are not run again, so the same command resumes.
 
-Verdicts, fixed before any of these runs was made:
+Verdicts:
 
-    diverged   a loss, gradient or norm was not finite, or the last training loss is above 5 nats
-    stalled    the last training loss is not 0.1 nats below what bytes cost that are guessed by their frequency alone
+    diverged   a loss, gradient or norm was not finite, or the loss on test text is above 5 nats
+    stalled    the loss on test text is not 0.1 nats below what bytes cost that are guessed by their frequency alone
     collapsed  at some look the mean entropy / log n of all heads of a layer was below 0.05
     ok         none of these
 
-The last training loss is the mean of the last 20 updates. Looks at attention are made every second update.
+The last training loss is the mean of the last 20 updates, with the penalty where there is one. Looks at attention are made
+every second update.
 """
 
 import argparse
@@ -194,9 +195,9 @@ def train(program, cell, seed, out, folder, done):
 
 
 def verdict(result, one_byte):
-    if result["failure"] or not result["loss"] <= DIVERGED:
+    if result["failure"] or result["test"] is None or result["test"] > DIVERGED:
         return "diverged"
-    words = ["stalled"] if result["loss"] >= one_byte - STALLED else []
+    words = ["stalled"] if result["test"] >= one_byte - STALLED else []
     words += ["collapsed"] if min(result["lowest"], default=1) < COLLAPSED else []
     return "+".join(words) or "ok"
 
@@ -403,7 +404,7 @@ def main():
         for cell in group:
             runs = [run(args.program, cell, seed, args.out) for seed in range(args.seeds)]
             results[cell] = runs
-            loss = statistics.fmean(r["loss"] for r in runs)
+            loss = statistics.fmean(r["test"] or math.inf for r in runs)
             failed = all(verdict(r, one_byte).split("+")[0] in ("stalled", "diverged") for r in runs)
             if failed and before is not None and loss >= before:  # a first rate may be too low to learn anything
                 return
