@@ -139,6 +139,7 @@ class Pages:
                 for name in ("entropy/mean", "reward/mean"):
                     points[name] = dict(zip(*run.series[name].of(phase)))
                 steps = sorted(points["entropy/mean"].keys() & points["reward/mean"].keys())
+                steps = steps[:: -(-len(steps) // plots.POINTS) or 1]
                 clouds.append((*(np.array([points[name][step] for step in steps]) for name in points), a, b, colour))
                 panel.notes.append(f"{run.label + ': ' if len(self.runs) > 1 else ''}R = {b:.3g} - {a:.3g} exp(H), ceiling "
                                    f"{b - a:.3g}, R² {r2:.2f}")  # fmt: skip
