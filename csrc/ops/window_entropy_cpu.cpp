@@ -1,4 +1,4 @@
-// The CPU backend of window_entropy: a task a sequence, two sweeps for the sums of its blocks and one over its windows.
+// The CPU backend of window_entropy: a task a sequence.
 #include "csrc/ops/window_entropy_cpu.h"
 
 #include <algorithm>
@@ -13,57 +13,70 @@ namespace {
 
 using kernels::DType;
 using kernels::WindowReach;
-using kernels::WindowSums;
 
-WindowSums operator+(const WindowSums& a, const WindowSums& b) { return {a.sum + b.sum, a.count + b.count}; }
+// Windows of up to so many tokens are summed directly, a token of all windows at a time, which the compiler turns into vectors;
+// above it running sums cost less.
+constexpr int64_t kDirect = 32;
 
-// head and tail [length] of value(t), in blocks of w.
-template <class Value>
-void block_sums(int64_t length, int64_t w, const Value& value, WindowSums* head, WindowSums* tail) {
+// sums[t] ← Σ of values[s] over the window of t, tokens that do not exist counting 0. X: double, or int32_t for numbers of tokens.
+template <class X>
+void window_sums(int64_t length, int64_t before, int64_t after, const X* values, X* sums) {
+  const int64_t w = before + after + 1;
+  if (w <= kDirect) {
+    const int64_t left = std::max<int64_t>(before, 0), right = std::max<int64_t>(after, 0);
+    std::vector<X> padded(left + length + right);
+    std::copy_n(values, length, padded.begin() + left);
+    std::fill_n(sums, length, X(0));
+    for (int64_t k = 0; k < w; ++k) {
+      const X* from = padded.data() + left - before + k;
+      for (int64_t t = 0; t < length; ++t) sums[t] += from[t];
+    }
+    return;
+  }
+  std::vector<X> head(length), tail(length);
   for (int64_t begin = 0; begin < length; begin += w) {
     const int64_t end = std::min(begin + w, length);
-    WindowSums sum = {0, 0};
-    for (int64_t t = begin; t < end; ++t) head[t] = sum = sum + value(t);
-    sum = {0, 0};
-    for (int64_t t = end - 1; t >= begin; --t) tail[t] = sum = value(t) + sum;
+    X sum = 0;
+    for (int64_t t = begin; t < end; ++t) head[t] = sum += values[t];
+    sum = 0;
+    for (int64_t t = end - 1; t >= begin; --t) tail[t] = sum += values[t];
+  }
+  for (int64_t t = 0; t < length; ++t) {
+    const WindowReach reach = kernels::window_reach(t, before, after, length);
+    sums[t] = (reach.tail ? tail[reach.a] : X(0)) + (reach.head ? head[reach.b] : X(0));
   }
 }
 
-WindowSums window_of(const WindowReach& reach, const WindowSums* head, const WindowSums* tail) {
-  WindowSums sum = {0, 0};
-  if (reach.tail) sum = tail[reach.a];
-  if (reach.head) sum = sum + head[reach.b];
-  return sum;
-}
-
 template <class T>
-void forward(const kernels::WindowEntropyForward& p, int64_t row, WindowSums* head, WindowSums* tail) {
+void forward(const kernels::WindowEntropyForward& p, int64_t row) {
   const int64_t length = p.length, w = p.before + p.after + 1;
   const T* x = static_cast<const T*>(p.x) + row * length;
-  const bool* mask = p.mask + row * length;
+  const bool *mask = p.mask + row * length, *at = p.at ? p.at + row * length : mask;
   T* mean = static_cast<T*>(p.mean) + row * length;
   int32_t* count = p.count + row * length;
-  block_sums(length, w, [&](int64_t t) { return mask[t] ? WindowSums{static_cast<double>(x[t]), 1} : WindowSums{0, 0}; }, head, tail);
+  std::vector<double> values(length), sums(length);
+  std::vector<int32_t> ones(length);
+  for (int64_t t = 0; t < length; ++t) values[t] = mask[t] ? static_cast<double>(x[t]) : 0.0, ones[t] = mask[t];
+  window_sums(length, p.before, p.after, values.data(), sums.data());
+  window_sums(length, p.before, p.after, ones.data(), count);
+  const int64_t least = p.shrink ? 1 : w;
   for (int64_t t = 0; t < length; ++t) {
-    WindowSums sum = {0, 0};
-    if (mask[t] && (p.at == nullptr || p.at[row * length + t])) sum = window_of(kernels::window_reach(t, p.before, p.after, length), head, tail);
-    if (!p.shrink && sum.count < w) sum.count = 0;
-    mean[t] = sum.count == 0 ? T(0) : static_cast<T>(sum.sum / static_cast<double>(sum.count));
-    count[t] = static_cast<int32_t>(sum.count);
+    count[t] = mask[t] && at[t] && count[t] >= least ? count[t] : 0;
+    mean[t] = count[t] == 0 ? T(0) : static_cast<T>(sums[t] / count[t]);
   }
 }
 
 template <class T>
-void backward(const kernels::WindowEntropyBackward& p, int64_t row, WindowSums* head, WindowSums* tail) {
+void backward(const kernels::WindowEntropyBackward& p, int64_t row) {
   const int64_t length = p.length;
   const T* dmean = static_cast<const T*>(p.dmean) + row * length;
   const int32_t* count = p.count + row * length;
   const bool* mask = p.mask + row * length;
   T* dx = static_cast<T*>(p.dx) + row * length;
-  block_sums(length, p.before + p.after + 1,
-             [&](int64_t t) { return WindowSums{count[t] > 0 ? static_cast<double>(dmean[t]) / count[t] : 0.0, 0}; }, head, tail);
-  for (int64_t s = 0; s < length; ++s)  // of the windows that hold s: the mirror image
-    dx[s] = mask[s] ? static_cast<T>(window_of(kernels::window_reach(s, p.after, p.before, length), head, tail).sum) : T(0);
+  std::vector<double> values(length), sums(length);
+  for (int64_t t = 0; t < length; ++t) values[t] = count[t] > 0 ? static_cast<double>(dmean[t]) / count[t] : 0.0;
+  window_sums(length, p.after, p.before, values.data(), sums.data());  // over the windows that hold a token: the mirror image
+  for (int64_t s = 0; s < length; ++s) dx[s] = mask[s] ? static_cast<T>(sums[s]) : T(0);
 }
 
 // The quantile by linear interpolation between the values of ranks ⌊q(n-1)⌋ and the next; NaN counts as the largest.
@@ -109,26 +122,13 @@ void select(const WindowSelect& p, int64_t group) {
   }
 }
 
-// work(row, head, tail) for every row, with room for the sums.
-template <class Work>
-void for_rows(int64_t rows, int64_t length, const Work& work) {
-  for_tasks(rows, [&](int64_t row) {
-    std::vector<WindowSums> sums(2 * length);
-    work(row, sums.data(), sums.data() + length);
-  });
-}
-
 }  // namespace
 
 void window_entropy_forward_on_cpu(const kernels::WindowEntropyForward& p) {
-  for_rows(p.rows, p.length, [&](int64_t row, WindowSums* head, WindowSums* tail) {
-    p.dtype == DType::kDouble ? forward<double>(p, row, head, tail) : forward<float>(p, row, head, tail);
-  });
+  for_tasks(p.rows, [&](int64_t row) { p.dtype == DType::kDouble ? forward<double>(p, row) : forward<float>(p, row); });
 }
 void window_entropy_backward_on_cpu(const kernels::WindowEntropyBackward& p) {
-  for_rows(p.rows, p.length, [&](int64_t row, WindowSums* head, WindowSums* tail) {
-    p.dtype == DType::kDouble ? backward<double>(p, row, head, tail) : backward<float>(p, row, head, tail);
-  });
+  for_tasks(p.rows, [&](int64_t row) { p.dtype == DType::kDouble ? backward<double>(p, row) : backward<float>(p, row); });
 }
 void window_select_on_cpu(const WindowSelect& p) {
   for_tasks(p.groups, [&](int64_t group) { p.dtype == DType::kDouble ? select<double>(p, group) : select<float>(p, group); });
