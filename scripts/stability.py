@@ -112,7 +112,7 @@ FULL = [
     *cells("depth24", ["pre", "post"], PLAIN_AND_SIGMA, [1e-3, 1e-2], [*NARROW, "model.layers=24"]),
     *cells("sgd", ["pre"], PLAIN_AND_SIGMA, [3e-2, 1e-1, 3e-1, 1],
            ["phases.pretrain.optimizer.kind=sgd", "phases.pretrain.optimizer.betas=[0.9]"]),
-    *cells("depth48", ["pre", "post"], PLAIN_AND_SIGMA, [1e-3, 1e-2], [*NARROW, "model.layers=48"]),
+    *cells("depth48", ["pre"], PLAIN_AND_SIGMA, [1e-3, 1e-2], [*NARROW, "model.layers=48"]),
 ]
 
 
@@ -160,9 +160,9 @@ def measure(folder, failure):
         "falls": {str(low): first_fall(looks, low) for low in LOWS},
         "collapse": next((step for step, look in looks if min(flat(look["normalized"])) < COLLAPSED), None),
         "max_logit": max((max(flat(look["max_logit"])) for _, look in looks), default=0.0),
-        "certified": statistics.fmean(x for _, look in looks for x in flat(look["certified"])) if looks else 0.0,
-        "violations": sum(b > n + 1e-5 for _, look in looks
-                          for b, n in zip(flat(look["bound"]), flat(look["normalized"]))),
+        "certified": statistics.fmean(number(x, 0.0) for _, look in looks for layer in look["certified"] for x in layer) if looks else 0.0,
+        "violations": sum(number(b, 0.0) > number(n, math.inf) + 1e-5 for _, look in looks
+                          for bs, ns in zip(look["bound"], look["normalized"]) for b, n in zip(bs, ns)),
     }
 
 

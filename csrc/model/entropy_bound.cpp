@@ -37,7 +37,8 @@ Tensor entropy_bound(const Tensor& q, const Tensor& k, const ops::EntropyAttenti
     const Tensor r = at::linalg_vector_norm(centred, 2, {-1}, true).to(at::kDouble);
     const Tensor others = (n - 1).clamp_min(1), beta = at::exp(-r * (n / others).sqrt());
     const Tensor bound = at::log1p(others * beta) + r * (n * others).sqrt() * beta / (1 + others * beta);
-    blocks.push_back(at::where(n > 1, bound, at::zeros_like(bound)).squeeze(-1).to(at::kFloat));
+    const Tensor promises = (n > 1) & (beta > 0);  // β is 0 where r overflows, and ∞ · 0 no number
+    blocks.push_back(at::where(promises, bound, at::zeros_like(bound)).squeeze(-1).to(at::kFloat));
   }
   return at::cat(blocks, 2);
 }
