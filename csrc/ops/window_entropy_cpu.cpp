@@ -60,9 +60,12 @@ void forward(const kernels::WindowEntropyForward& p, int64_t row) {
   window_sums(length, p.before, p.after, values.data(), sums.data());
   window_sums(length, p.before, p.after, ones.data(), count);
   const int64_t least = p.shrink ? 1 : w;
-  for (int64_t t = 0; t < length; ++t) {
-    count[t] = mask[t] && at[t] && count[t] >= least ? count[t] : 0;
-    mean[t] = count[t] == 0 ? T(0) : static_cast<T>(sums[t] / count[t]);
+  for (int64_t t = 0; t < length; ++t) count[t] = mask[t] && at[t] && count[t] >= least ? count[t] : 0;
+  if (!p.shrink) {  // all counts are w or 0: no division, which would take longer than the sums
+    const double share = 1.0 / static_cast<double>(w);
+    for (int64_t t = 0; t < length; ++t) mean[t] = static_cast<T>(count[t] == 0 ? 0.0 : sums[t] * share);
+  } else {
+    for (int64_t t = 0; t < length; ++t) mean[t] = count[t] == 0 ? T(0) : static_cast<T>(sums[t] / count[t]);
   }
 }
 
