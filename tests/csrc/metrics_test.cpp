@@ -196,9 +196,10 @@ TEST_F(MetricsTest, ConsoleOfATerminalRedrawsOneLine) {
     console.end_phase();
   }
   old.empty() ? ::unsetenv("TERM") : ::setenv("TERM", old.c_str(), 1);
-  std::string text(4096, '\0');
-  text.resize(static_cast<size_t>(std::max<ssize_t>(::read(master, text.data(), text.size()), 0)));
   std::fclose(out);
+  std::string text;
+  char part[4096];
+  for (ssize_t got; (got = ::read(master, part, sizeof(part))) > 0;) text.append(part, static_cast<size_t>(got));  // to its end
   ::close(master);
   EXPECT_EQ(text.find("\r\033[2Ksft  0/10 ────"), 0u) << text;
   EXPECT_NE(text.find("\r\033[2Knote\r\n"), std::string::npos) << text;
