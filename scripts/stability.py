@@ -243,13 +243,15 @@ def detail(results, one_byte):
     rows = []
     for cell, runs in results.items():
         layer = [min(r["lowest"], default=None) for r in runs]
+        each = [min(depth) for depth in zip(*(r["lowest"] for r in runs if r["lowest"]))]  # over the seeds
         rows.append([cell.norm, cell.method, f"{cell.rate:g}", seeds_of([r["loss"] for r in runs], ".3f"),
                      seeds_of([r["test"] for r in runs], ".3f"), seeds_of(layer, ".3f"),
-                     seeds_of([r["max_logit"] for r in runs], ".3g"),
+                     " ".join(f"{x:.2f}" for x in each) if len(each) <= 8 else "–",
+                     seeds_of([r["falls"]["0.1"] for r in runs], "d"), seeds_of([r["max_logit"] for r in runs], ".3g"),
                      f"{statistics.fmean(r['certified'] for r in runs):.2f}",
                      outcome([verdict(r, one_byte) for r in runs])])
     return markdown(["norm", "method", "rate", "last training loss", "test loss", "lowest entropy / log n of a layer",
-                     "largest logit", "rows certified", "verdict"], rows)
+                     "of each layer, all seeds", "first alarm", "largest logit", "rows certified", "verdict"], rows)
 
 
 def summary(results, one_byte):
