@@ -12,5 +12,4 @@
 setup run
 build release run python_package
 cd "$ROOT"
-export PATH=$(dirname "$PYTHON"):$PATH  # the corpus is the sources of this environment's torch
 exec "$PYTHON" "$ROOT/scripts/stability.py" --program "$ROOT/build/release/bin/isentrope" "$@"

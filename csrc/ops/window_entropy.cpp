@@ -32,7 +32,12 @@ void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTe
 
 Tensor flags(const Tensor& x) { return x.ne(0).contiguous(); }
 
-void check_level(c10::string_view threshold, double level, c10::string_view scope) {
+void check_selection(const Tensor& mean, const Tensor& count, c10::string_view threshold, double level, c10::string_view scope) {
+  check_dtype(kOp, "mean", mean, {at::kFloat, at::kDouble});
+  check_dtype(kOp, "count", count, {at::kInt});
+  OP_CHECK(kOp, mean.dim() == 2, "mean has ", mean.dim(), " dimensions; wanted [B, T]");
+  check_shape(kOp, "count", count, mean.sym_sizes(), "as mean");
+  check_device(kOp, "count", count, "mean", mean);
   OP_CHECK(kOp, threshold == "value" || threshold == "quantile" || threshold == "top_fraction", "threshold is \"", threshold,
            "\"; wanted value, quantile or top_fraction");
   OP_CHECK(kOp, scope == "row" || scope == "batch" || scope == "global", "scope is \"", scope, "\"; wanted row, batch or global");
@@ -185,7 +190,7 @@ std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const 
 
 std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold, double level,
                                              c10::string_view scope) {
-  check_level(threshold, level, scope);
+  check_selection(mean_in, count_in, threshold, level, scope);
   if (threshold == "value" || mean_in.numel() == 0) return window_select_composite(mean_in, count_in, threshold, level, scope);
   const Tensor mean = mean_in.contiguous(), count = count_in.contiguous();
   const bool global = scope == "global", top = threshold == "top_fraction";
@@ -210,7 +215,7 @@ std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor
 // By sorting; nothing waits for the device.
 std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold,
                                                    double level, c10::string_view scope) {
-  check_level(threshold, level, scope);
+  check_selection(mean_in, count_in, threshold, level, scope);
   if (threshold == "value") {
     const Tensor chosen = value_threshold(mean_in, level, scope);
     return {at_or_above(mean_in, count_in, chosen), chosen};

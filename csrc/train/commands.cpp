@@ -79,13 +79,18 @@ void print_results(const std::vector<std::pair<std::string, Evaluation>>& result
   }
 }
 
-// What the steps of a grpo phase say of reward and entropy; nothing for a record without it.
-void print_law(const Record& record) {
-  const auto at = [&](const char* name) { return record.values.at(std::string("law/") + name); };
-  if (!record.values.contains("law/a")) return;
-  std::printf("\nReward over entropy, phase %s: R = %.3g - %.3g exp(H), ceiling %.3g at H = 0 (R2 %.2f, RMSE %.3g)%s\n",
-              record.phase.c_str(), at("b"), at("a"), at("ceiling"), at("r2"), at("rmse"),
-              at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here");
+// What the steps of a grpo phase say of reward and entropy, or why they say nothing. last: its last step.
+void print_law(const PhaseConfig& phase, const Record& last) {
+  if (phase.objective.kind != "grpo") return;
+  std::printf("\nReward over entropy, phase %s: ", phase.name.c_str());
+  const auto at = [&](const char* name) { return last.values.at(std::string("law/") + name); };
+  if (const std::string reason = phase.objective.holds_entropy(); !reason.empty())
+    std::printf("no law fitted, since %s\n", reason.c_str());
+  else if (!last.values.contains("law/a"))
+    std::printf("no law fitted, since it takes three steps with entropies that differ\n");
+  else
+    std::printf("R = %.3g - %.3g exp(H), ceiling %.3g at H = 0 (R2 %.2f, RMSE %.3g)%s\n", at("b"), at("a"), at("ceiling"), at("r2"),
+                at("rmse"), at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here");
 }
 
 }  // namespace
@@ -121,7 +126,7 @@ int train_command(const std::string& config, const std::vector<std::string>& ove
   write_durably(trainer.config().run.dir + "/summary.json", summary.dump(2) + "\n");
   if (!quiet) {
     print_results(trainer.results());
-    print_law(last);
+    print_law(trainer.config().phases.back(), last);
     const std::string checkpoint = *find_latest(trainer.config().run.dir);
     std::printf("\nCheckpoint  %s\n", checkpoint.c_str());
     std::printf("Resume      %s phases.%s.steps=N\n", again.c_str(), trainer.config().phases.back().name.c_str());

@@ -2,6 +2,8 @@
 unfold, mean and quantile (or sort, where the share is taken); 256 rows of 4096 tokens, all of them valid so that the rivals need no
 mask. The loop is timed on 8 rows and multiplied."""
 
+import math
+
 import numpy
 import torch
 
@@ -26,7 +28,7 @@ def unfold(entropy, window, scope, value=None, quantile=None, top_fraction=None)
     if value is not None:
         return mean, mean >= value
     if top_fraction is not None:
-        k = -(-int(mean.shape[1] * top_fraction * 1000) // 1000) + 1
+        k = math.ceil(mean.shape[1] * top_fraction)
         return mean, torch.zeros_like(mean, dtype=torch.bool).scatter_(1, mean.topk(k, dim=1).indices, True)
     if scope == "global":  # torch.quantile takes at most 2^24 values, and these are fewer
         return mean, mean >= torch.quantile(mean.flatten(), quantile)

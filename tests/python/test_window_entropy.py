@@ -183,6 +183,16 @@ def test_ares_windows_and_threshold(device):
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("error,message,count", [
+    (ValueError, "count has shape \\[2, 4\\]; wanted \\[2, 5\\]", torch.ones(2, 4, dtype=torch.int32)),
+    (TypeError, "count has dtype Long; wanted Int", torch.ones(2, 5, dtype=torch.int64)),
+])  # fmt: skip
+def test_a_selection_reads_nothing_beyond_its_counts(error, message, count):
+    with pytest.raises(error, match=message):
+        op.window_select(torch.zeros(2, 5), count, threshold="quantile", level=0.5)
+
+
 H, M = torch.zeros(2, 5), torch.ones(2, 5)
 
 
