@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "csrc/model/page_table.h"
 #include "csrc/ops/cpu_product.h"
 
 namespace isentrope::model::CPU_CAPABILITY {
@@ -52,8 +53,8 @@ void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, 
   }
 }
 
-template <bool kTransposed, bool kAdd, class T>
-void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* packed, T* c, int64_t ldc) {
+template <bool kTransposed, bool kAdd, class T, class Packed>
+void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const Packed* packed, T* c, int64_t ldc) {
   constexpr int64_t P = kPanel<T>;
   const auto all = [K](int64_t, int64_t) { return ops::CPU_CAPABILITY::Span{0, K}; };
   const int64_t whole = N / P * P;
@@ -188,6 +189,103 @@ void rotate(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_
   }
 }
 
+// ---- attention of one query over pages ------------------------------------------------------------------------------
+
+// Half a head is often shorter than the widest vector; a head's size is a multiple of 8.
+constexpr int64_t kHeadBytes = ops::CPU_CAPABILITY::kVectorBytes < 32 ? ops::CPU_CAPABILITY::kVectorBytes : 32;
+constexpr int64_t kHeadLanes = kHeadBytes / sizeof(float);
+using HeadLanes = ops::CPU_CAPABILITY::LanesOf<float, kHeadBytes>::type;
+
+inline HeadLanes load_head(const float* p) { return *reinterpret_cast<const HeadLanes*>(p); }
+inline HeadLanes load_head(const uint16_t* p) {
+  typedef uint16_t Short __attribute__((vector_size(kHeadBytes / 2), aligned(2), may_alias));
+  typedef uint32_t Wide __attribute__((vector_size(kHeadBytes)));
+  return reinterpret_cast<HeadLanes>(__builtin_convertvector(*reinterpret_cast<const Short*>(p), Wide) << 16);
+}
+
+// scores [kHeads, ld] of one page: scale · q k.
+template <int kHeads, class Storage>
+void page_scores(int64_t D, float scale, const float* q, const Storage* keys, float* scores, int64_t ld) {
+  constexpr int64_t kVectors = kPagePositions / kHeadLanes;
+  HeadLanes sum[kHeads][kVectors] = {};
+  for (int64_t d = 0; d < D; ++d, keys += kPagePositions) {
+    HeadLanes key[kVectors];
+    for (int64_t n = 0; n < kVectors; ++n) key[n] = load_head(keys + n * kHeadLanes);
+    for (int h = 0; h < kHeads; ++h)
+      for (int64_t n = 0; n < kVectors; ++n) sum[h][n] += q[h * D + d] * key[n];
+  }
+  for (int h = 0; h < kHeads; ++h)
+    for (int64_t n = 0; n < kVectors; ++n)
+      *reinterpret_cast<HeadLanes*>(scores + h * ld + n * kHeadLanes) = scale * sum[h][n];
+}
+
+// out [kHeads, D] += weights of one page · its values.
+template <int kHeads, class Storage>
+void page_values(int64_t D, int64_t begin, int64_t end, const float* weights, int64_t ld, const Storage* values, float* out) {
+  for (int64_t d = 0; d < D; d += kHeadLanes) {
+    HeadLanes sum[kHeads] = {};
+    for (int64_t n = begin; n < end; ++n) {
+      const HeadLanes value = load_head(values + n * D + d);
+      for (int h = 0; h < kHeads; ++h) sum[h] += weights[h * ld + n] * value;
+    }
+    for (int h = 0; h < kHeads; ++h) *reinterpret_cast<HeadLanes*>(out + h * D + d) += sum[h];
+  }
+}
+
+// Scores of the positions first … count − 1 become weights that add up to 1.
+inline void weigh(int64_t first, int64_t count, float softcap, float temperature, float* scores) {
+  if (softcap > 0)
+    for (int64_t i = first; i < count; ++i) scores[i] = softcap * std::tanh(scores[i] / softcap);
+  const float inverse = 1 / temperature;
+  float top = scores[first], sum = 0;
+#pragma omp simd reduction(max : top)
+  for (int64_t i = first; i < count; ++i) top = scores[i] > top ? scores[i] : top;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = first; i < count; ++i) sum += scores[i] = exponential((scores[i] - top) * inverse);
+  const float share = 1 / sum;
+#pragma omp simd
+  for (int64_t i = first; i < count; ++i) scores[i] *= share;
+}
+
+// kHeads query heads that share key head g.
+template <int kHeads, class Storage>
+void attend(const PagedAttention<Storage>& p, int64_t g, int64_t h) {
+  const int64_t D = p.head_size, plane = D * kPagePositions, from = p.first / kPagePositions, to = pages_of(p.count);
+  const int64_t ld = to * kPagePositions;
+  float *scores = p.scores + h * ld, *out = p.out + h * D;
+  for (int64_t i = from; i < to; ++i)
+    page_scores<kHeads>(D, p.scale, p.q + h * D, p.memory + p.pages[i] * p.page_stride + g * plane,
+                        scores + i * kPagePositions, ld);
+  for (int r = 0; r < kHeads; ++r)
+    weigh(p.first, p.count, p.softcap, p.temperature ? p.temperature[(h + r) * p.temperature_stride] : 1.0f, scores + r * ld);
+  for (int64_t d = 0; d < kHeads * D; ++d) out[d] = 0;
+  for (int64_t i = from; i < to; ++i) {
+    const int64_t begin = i == from ? p.first % kPagePositions : 0;
+    const int64_t end = p.count - i * kPagePositions < kPagePositions ? p.count - i * kPagePositions : kPagePositions;
+    page_values<kHeads>(D, begin, end, scores + i * kPagePositions, ld,
+                        p.memory + p.pages[i] * p.page_stride + (p.kv_heads + g) * plane, out);
+  }
+}
+
+template <class Storage>
+void attention(const PagedAttention<Storage>& p) {
+  const int64_t group = p.heads / p.kv_heads;
+  for (int64_t g = 0; g < p.kv_heads; ++g) {
+    int64_t h = g * group;
+    const int64_t end = h + group;
+    for (; h + 4 <= end; h += 4) attend<4>(p, g, h);
+    for (; h + 2 <= end; h += 2) attend<2>(p, g, h);
+    for (; h < end; ++h) attend<1>(p, g, h);
+  }
+}
+
+template <class Storage>
+void decode_product(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const Storage* packed, float* c, int64_t ldc,
+                    bool add) {
+  add ? packed_product<false, true>(M, N, K, a, lda, packed, c, ldc)
+      : packed_product<false, false>(M, N, K, a, lda, packed, c, ldc);
+}
+
 // ---- softmax ------------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -223,9 +321,14 @@ constexpr CpuKernels<T> kTable = {
     .softmax = softmax<T>,
 };
 
+template <class Storage>
+constexpr DecodeKernels<Storage> kDecodeTable = {.attention = attention<Storage>, .packed_product = decode_product<Storage>};
+
 }  // namespace
 
 const CpuKernels<float>& float_kernels() { return kTable<float>; }
 const CpuKernels<double>& double_kernels() { return kTable<double>; }
+const DecodeKernels<float>& float_decode_kernels() { return kDecodeTable<float>; }
+const DecodeKernels<uint16_t>& bfloat16_decode_kernels() { return kDecodeTable<uint16_t>; }
 
 }  // namespace isentrope::model::CPU_CAPABILITY

@@ -9,6 +9,23 @@
 
 namespace isentrope::model {
 
+// One query of H heads of size D against the positions first … count − 1 of a sequence, whose keys and values lie in pages
+// (csrc/model/page_table.h): of one page and layer keys [G, D, kPagePositions], then values [G, kPagePositions, D], in float or, as
+// its upper 16 bits, bfloat16. The mathematics is that of kernels/entropy_attention.h.
+template <class Storage>
+struct PagedAttention {
+  int64_t heads, kv_heads, head_size, first, count;
+  float scale, softcap;              // softcap 0: none
+  const float* temperature;          // of head h at [h · temperature_stride], or null: 1
+  int64_t temperature_stride;
+  const int32_t* pages;              // [⌈count / kPagePositions⌉]
+  const Storage* memory;             // of the layer; page i lies at memory + i · page_stride
+  int64_t page_stride;
+  const float* q;                    // [H, D]
+  float* out;                        // [H, D]
+  float* scores;                     // [H, count rounded up to whole pages], unused before and after
+};
+
 template <class T>
 struct CpuKernels {
   const char* name;  // instruction set
@@ -44,6 +61,15 @@ struct CpuKernels {
   void (*softmax)(int64_t V, T scale, const T* logits, T* weight, T* maximum, T* total, T* entropy);
 };
 
+// What decoding has beside them: float, with matrices and cache in float or bfloat16.
+template <class Storage>
+struct DecodeKernels {
+  void (*attention)(const PagedAttention<Storage>& p);
+  // c [M, N] (+)= a [M, K] · b, packed as CpuKernels::pack does.
+  void (*packed_product)(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const Storage* packed, float* c,
+                         int64_t ldc, bool add);
+};
+
 // Elements of b [K, N] in panels.
 inline int64_t packed_size(int64_t K, int64_t N, int64_t panel) {
   return (N + panel - 1) / panel * panel * K;
@@ -51,5 +77,8 @@ inline int64_t packed_size(int64_t K, int64_t N, int64_t panel) {
 
 template <class T>
 const CpuKernels<T>& cpu_kernels();
+// float, or uint16_t for bfloat16
+template <class Storage>
+const DecodeKernels<Storage>& decode_kernels();
 
 }  // namespace isentrope::model

@@ -3,10 +3,12 @@
 
 namespace isentrope::model {
 
-#define ISENTROPE_DECLARE(isa)                \
-  namespace isa {                             \
-  const CpuKernels<float>& float_kernels();   \
-  const CpuKernels<double>& double_kernels(); \
+#define ISENTROPE_DECLARE(isa)                               \
+  namespace isa {                                            \
+  const CpuKernels<float>& float_kernels();                  \
+  const CpuKernels<double>& double_kernels();                \
+  const DecodeKernels<float>& float_decode_kernels();        \
+  const DecodeKernels<uint16_t>& bfloat16_decode_kernels();  \
   }
 ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)
@@ -21,6 +23,16 @@ const CpuKernels<float>& cpu_kernels<float>() {
 template <>
 const CpuKernels<double>& cpu_kernels<double>() {
   return ops::pick(DEFAULT::double_kernels, AVX2::double_kernels, AVX512::double_kernels)();
+}
+
+template <>
+const DecodeKernels<float>& decode_kernels<float>() {
+  return ops::pick(DEFAULT::float_decode_kernels, AVX2::float_decode_kernels, AVX512::float_decode_kernels)();
+}
+
+template <>
+const DecodeKernels<uint16_t>& decode_kernels<uint16_t>() {
+  return ops::pick(DEFAULT::bfloat16_decode_kernels, AVX2::bfloat16_decode_kernels, AVX512::bfloat16_decode_kernels)();
 }
 
 }  // namespace isentrope::model

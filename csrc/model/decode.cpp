@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "csrc/model/cpu_kernels.h"
-#include "csrc/model/kv_cache.h"
-#include "csrc/ops/entropy_attention_cpu.h"
 
 namespace isentrope::model {
 namespace {
@@ -20,11 +19,18 @@ struct PackedLayer {
   Tensor temperature;           // [H, 1 or context], or undefined
 };
 
+inline void narrow(int64_t n, const float* from, float* to) { std::copy_n(from, n, to); }
+inline void narrow(int64_t n, const float* from, uint16_t* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = c10::BFloat16(from[i]).x;
+}
+
+// Storage: float, or uint16_t for matrices and cache in bfloat16.
+template <class Storage>
 class PackedModel : public DecodeModel {
  public:
   explicit PackedModel(const Decoder& decoder)
       : config(decoder->config()),
-        embedding(copy(decoder->embedding())),
+        embedding(stored(decoder->embedding().detach())),
         final_norm(copy(decoder->final_norm())),
         head(packed(folded(decoder->head()))),
         cosine(decoder->cosine().to(torch::kFloat32)),
@@ -35,11 +41,15 @@ class PackedModel : public DecodeModel {
                         copy(layer.q_norm), copy(layer.k_norm), temperature(layer.log_temperature)});
   }
 
-  std::unique_ptr<DecodeSession> session(int64_t slots, int64_t rows) const override;
+  std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows) const override;
   int64_t preferred_rows() const override { return 24; }
   bool parallel() const override { return true; }
 
+  static const Storage* data(const Tensor& x) { return static_cast<const Storage*>(x.const_data_ptr()); }
+  int64_t qkv_rows() const { return (config.heads + 2 * config.kv_heads) * config.head_size(); }
+
   const CpuKernels<float>& kernels = cpu_kernels<float>();
+  const DecodeKernels<Storage>& decode = decode_kernels<Storage>();
   DecoderConfig config;
   Tensor embedding, final_norm, head, cosine, sine;
   std::vector<PackedLayer> layers;
@@ -49,24 +59,32 @@ class PackedModel : public DecodeModel {
   Tensor temperature(const Tensor& log) const {  // [H] or [H · context] → [H, 1 or context]
     return log.defined() ? log.detach().exp().view({config.heads, -1}) : Tensor();
   }
+  static Tensor stored(const Tensor& x) {
+    return x.to(std::is_same_v<Storage, float> ? torch::kFloat32 : torch::kBFloat16, false, /*copy=*/true).contiguous();
+  }
   Tensor packed(const Tensor& weight) const {
     const Tensor plain = weight.detach().contiguous();
     const int64_t N = plain.size(0), K = plain.size(1);
     Tensor out = torch::empty({packed_size(K, N, kernels.panel)}, plain.options());
     kernels.pack(K, N, plain.data_ptr<float>(), 1, K, nullptr, nullptr, out.data_ptr<float>());
-    return out;
+    return std::is_same_v<Storage, float> ? out : stored(out);
   }
 };
 
+template <class Storage>
 class PackedSession : public DecodeSession {
  public:
-  PackedSession(const PackedModel& model, int64_t slots, int64_t rows)
+  PackedSession(const PackedModel<Storage>& model, int64_t pages, int64_t rows)
       : model_(model),
-        cache_(slots, model.config.layers, model.config.kv_heads, model.config.head_size(),
-               model.config.context),
+        plane_(model.config.head_size() * kPagePositions),
+        layer_stride_(2 * model.config.kv_heads * plane_),
+        page_stride_(model.config.layers * layer_stride_),
+        memory_(pages * page_stride_),
+        pages_(pages, [this](int32_t from, int32_t to) { std::copy_n(page(from), page_stride_, page(to)); }),
+        scores_(model.config.heads * pages_of(model.config.context) * kPagePositions),
         x_(buffer(rows, model.config.width)),
         normed_(buffer(rows, model.config.width)),
-        qkv_(buffer(rows, (model.config.heads + 2 * model.config.kv_heads) * model.config.head_size())),
+        qkv_(buffer(rows, model.qkv_rows())),
         attended_(buffer(rows, model.config.width)),
         gate_up_(buffer(rows, 2 * model.config.mlp)),
         inner_(buffer(rows, model.config.mlp)),
@@ -75,11 +93,16 @@ class PackedSession : public DecodeSession {
   Logits step(std::span<const DecodeRow> rows, int64_t logits_from) override {
     const DecoderConfig& c = model_.config;
     const int64_t n = rows.size(), C = c.width, M = c.mlp;
-    for (int64_t i = 0; i < n; ++i)
-      std::copy_n(model_.embedding.data_ptr<float>() + rows[i].token * C, C, row(x_, i));
+    for (int64_t i = 0; i < n; ++i) {
+      const Storage* from = model_.data(model_.embedding) + rows[i].token * C;
+      if constexpr (std::is_same_v<Storage, float>)
+        std::copy_n(from, C, row(x_, i));
+      else
+        for (int64_t k = 0; k < C; ++k) row(x_, i)[k] = c10::BFloat16(from[k], c10::BFloat16::from_bits());
+    }
     for (int64_t l = 0; l < c.layers; ++l) {
       const PackedLayer& layer = model_.layers[l];
-      multiply(n, qkv_rows(), C, normed(n, x_, layer.input_norm), layer.qkv, qkv_, false);
+      multiply(n, model_.qkv_rows(), C, normed(n, x_, layer.input_norm), layer.qkv, qkv_, false);
       attend(rows, l, layer);
       multiply(n, C, C, attended_, layer.o, x_, true);
       multiply(n, 2 * M, C, normed(n, x_, layer.post_norm), layer.gate_up, gate_up_, false);
@@ -91,14 +114,12 @@ class PackedSession : public DecodeSession {
     return {row(logits_, 0), logits_.size(1)};
   }
 
-  void copy(int64_t from, int64_t to, int64_t count) override { cache_.copy(from, to, count); }
+  PageTable& pages() override { return pages_; }
 
  private:
   static Tensor buffer(int64_t rows, int64_t width) { return torch::empty({rows, width}, torch::kFloat32); }
   static float* row(const Tensor& x, int64_t i) { return x.data_ptr<float>() + i * x.size(1); }
-  int64_t qkv_rows() const {
-    return (model_.config.heads + 2 * model_.config.kv_heads) * model_.config.head_size();
-  }
+  Storage* page(int32_t i) { return memory_.data() + i * page_stride_; }
 
   // What the next branch reads of the first n rows of the stream x: x itself where no norm stands here, its norm, or that in
   // the place of x.
@@ -110,10 +131,19 @@ class PackedSession : public DecodeSession {
     return y;
   }
   // y [n, N] (+)= x [n, K] · weightᵀ
-  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y,
-                bool add) const {
-    model_.kernels.packed_product(n, N, K, x.data_ptr<float>(), K, false, weight.data_ptr<float>(),
-                                  y.data_ptr<float>(), N, add);
+  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y, bool add) const {
+    model_.decode.packed_product(n, N, K, x.data_ptr<float>(), K, model_.data(weight), y.data_ptr<float>(), N, add);
+  }
+
+  // key, value [G, D] of one position and layer, in their places.
+  void put(int64_t sequence, int64_t layer, int64_t position, const float* key, const float* value) {
+    const int64_t G = model_.config.kv_heads, D = model_.config.head_size(), n = position % kPagePositions;
+    Storage* keys = page(pages_.pages(sequence)[position / kPagePositions]) + layer * layer_stride_;
+    Storage* values = keys + G * plane_;
+    for (int64_t g = 0; g < G; ++g) {
+      for (int64_t d = 0; d < D; ++d) narrow(1, key + g * D + d, keys + g * plane_ + d * kPagePositions + n);
+      narrow(D, value + g * D, values + g * plane_ + n * D);
+    }
   }
 
   void attend(std::span<const DecodeRow> rows, int64_t index, const PackedLayer& layer) {
@@ -123,49 +153,56 @@ class PackedSession : public DecodeSession {
       if (weight.defined())
         model_.kernels.rms_norm(count, D, c.norm_eps, heads, nullptr, weight.data_ptr<float>(), nullptr, heads, nullptr);
     };
-    kernels::EntropyAttentionForward p;  // one query
-    p.shape = {.batch = 1, .heads = H, .kv_heads = G, .queries = 1, .head_size = D,
-               .scale = 1 / std::sqrt(static_cast<double>(D)), .causal = true, .window = c.attention.window,
-               .softcap = c.attention.softcap};
-    p.q_strides = p.out_strides = {0, D, 0};
-    p.k_strides = p.v_strides = {0, D, G * D};
+    PagedAttention<Storage> p{};
+    p.heads = H;
+    p.kv_heads = G;
+    p.head_size = D;
+    p.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(D)));
+    p.softcap = static_cast<float>(c.attention.softcap);
+    p.memory = memory_.data() + index * layer_stride_;
+    p.page_stride = page_stride_;
+    p.scores = scores_.data();
     for (size_t i = 0; i < rows.size(); ++i) {
-      const auto [token, position, slot] = rows[i];
+      const auto [token, position, sequence] = rows[i];
       float* qkv = row(qkv_, i);
       norm_heads(qkv, H, layer.q_norm);
       norm_heads(qkv + H * D, G, layer.k_norm);
-      model_.kernels.rotate(H + G, D, qkv, D, qkv, D, model_.cosine.data_ptr<float>() + position * (D / 2),
-                            model_.sine.data_ptr<float>() + position * (D / 2), 1);
-      cache_.put(slot, index, position, qkv + H * D, qkv + (H + G) * D);
-      p.shape.keys = position + 1;
+      model_.kernels.rotate(H + G, D, qkv, D, qkv, D, model_.cosine.template data_ptr<float>() + position * (D / 2),
+                            model_.sine.template data_ptr<float>() + position * (D / 2), 1);
+      put(sequence, index, position, qkv + H * D, qkv + (H + G) * D);
+      p.count = position + 1;
+      p.first = c.attention.window > 0 ? std::max<int64_t>(p.count - c.attention.window, 0) : 0;
       if (const Tensor& t = layer.temperature; t.defined()) {
         p.temperature = t.data_ptr<float>() + (t.size(1) > 1 ? position : 0);
-        p.temperature_strides.head = t.size(1);
+        p.temperature_stride = t.size(1);
       }
+      p.pages = pages_.pages(sequence).data();
       p.q = qkv;
-      p.k = cache_.keys(slot, index);
-      p.v = cache_.values(slot, index);
       p.out = row(attended_, i);
-      ops::entropy_attention_forward_cpu(p);
+      model_.decode.attention(p);
     }
   }
 
-  const PackedModel& model_;
-  KvCache cache_;
+  const PackedModel<Storage>& model_;
+  int64_t plane_, layer_stride_, page_stride_;  // of one head's keys or values in a page, one layer, one page
+  std::vector<Storage> memory_;  // [pages, layers, keys | values, G, …]: CpuKernels' PagedAttention
+  PageTable pages_;
+  std::vector<float> scores_;
   Tensor x_, normed_, qkv_, attended_, gate_up_, inner_, logits_;
 };
 
-std::unique_ptr<DecodeSession> PackedModel::session(int64_t slots, int64_t rows) const {
-  return std::make_unique<PackedSession>(*this, slots, rows);
+template <class Storage>
+std::unique_ptr<DecodeSession> PackedModel<Storage>::session(int64_t pages, int64_t rows) const {
+  return std::make_unique<PackedSession<Storage>>(*this, pages, rows);
 }
 
 }  // namespace
 
-std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder) {
+std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder, bool bfloat16) {
   const Tensor& weight = decoder->embedding();
-  if (weight.is_cpu() && weight.scalar_type() == torch::kFloat32)
-    return std::make_unique<PackedModel>(decoder);
-  return make_aten_decode_model(decoder);
+  if (!weight.is_cpu() || weight.scalar_type() != torch::kFloat32) return make_aten_decode_model(decoder, bfloat16);
+  if (bfloat16) return std::make_unique<PackedModel<uint16_t>>(decoder);
+  return std::make_unique<PackedModel<float>>(decoder);
 }
 
 }  // namespace isentrope::model

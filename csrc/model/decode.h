@@ -5,12 +5,14 @@
 #include <span>
 
 #include "csrc/model/decoder.h"
+#include "csrc/model/page_table.h"
 
 namespace isentrope::model {
 
-// A token to be fed, its place in its sequence, and the slot of the cache that holds the positions before it.
+// A token to be fed, its place in its sequence, and the sequence of the page table that holds the positions before it and has
+// room for this one.
 struct DecodeRow {
-  int64_t token, position, slot;
+  int64_t token, position, sequence;
 };
 
 struct Logits {
@@ -19,15 +21,14 @@ struct Logits {
   const float* row(int64_t i) const { return data + i * ld; }
 };
 
-// A cache of some slots and the memory to step it; used by one thread at a time.
+// A cache of some pages and the memory to step it; used by one thread at a time.
 class DecodeSession {
  public:
   virtual ~DecodeSession() = default;
-  // Feeds rows and gives the logits that follow rows logits_from … (earlier rows of a prompt need none). Rows
-  // of the same slot stand in the order of their positions, and may be many: a prompt is fed so.
+  // Feeds rows and gives the logits that follow rows logits_from … (earlier rows of a prompt need none). Rows of the same
+  // sequence stand in the order of their positions, and may be many: a prompt is fed so.
   virtual Logits step(std::span<const DecodeRow> rows, int64_t logits_from) = 0;
-  // Slot `to` gets positions 0 … count − 1 of slot `from`: how a group shares its prompt.
-  virtual void copy(int64_t from, int64_t to, int64_t count) = 0;
+  virtual PageTable& pages() = 0;
 };
 
 // A decoder made ready to decode: weights are packed once, and shared by the sessions. Good until the weights
@@ -36,15 +37,16 @@ class DecodeModel {
  public:
   virtual ~DecodeModel() = default;
   // rows: most rows of one step.
-  virtual std::unique_ptr<DecodeSession> session(int64_t slots, int64_t rows) const = 0;
+  virtual std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows) const = 0;
   // Rows that one step is best given, and whether sessions may run side by side, one a thread.
   virtual int64_t preferred_rows() const = 0;
   virtual bool parallel() const = 0;
 };
 
-// float on the CPU: own kernels, where a row's logits do not depend, bit for bit, on the rows it is stepped
-// with or on threads. Other types and devices: ATen and entropy_attention on tensors.
-std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder);
-std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder);
+// float on the CPU: own kernels, where a row's logits do not depend, bit for bit, on the rows it is stepped with, on the pages
+// it has, or on threads. bfloat16: they keep matrices and cache in bfloat16 and compute in float. Other types and devices:
+// ATen and entropy_attention on tensors, which bfloat16 converts.
+std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder, bool bfloat16 = false);
+std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder, bool bfloat16 = false);
 
 }  // namespace isentrope::model

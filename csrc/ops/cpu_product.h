@@ -1,5 +1,5 @@
 // Products of blocks that lie in cache, for the CPU backends, compiled for the instruction set of the file that includes
-// it. Real is float or double.
+// it. Real is float or double; B is of that type or, for float, bfloat16.
 //
 //   C [M, N] = or += A [M, K] · B [K, N]
 //
@@ -36,6 +36,19 @@ struct LanesOf {
 template <class Real>
 using Lanes = typename LanesOf<Real, kVectorBytes>::type;
 
+// B may be kept in bfloat16, as the upper 16 bits of floats.
+template <class Real>
+Lanes<Real> load_lanes(const Real* p) {
+  return *reinterpret_cast<const Lanes<Real>*>(p);
+}
+template <class Real>
+Lanes<Real> load_lanes(const uint16_t* p) {
+  static_assert(sizeof(Real) == 4);
+  typedef uint16_t Short __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  return reinterpret_cast<Lanes<Real>>(__builtin_convertvector(*reinterpret_cast<const Short*>(p), Wide) << 16);
+}
+
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // from ≤ i < to
@@ -46,14 +59,14 @@ struct Span {
 inline Span overlap(Span a, Span b) { return {a.from > b.from ? a.from : b.from, a.to < b.to ? a.to : b.to}; }
 
 // Element (m, k) of A lies at a[m·lda + k], or a[k·lda + m] if transposed.
-template <class Real, int kRows, int kVectors, bool kTransposed, bool kAdd>
-void tile(int64_t K, const Real* a, int64_t lda, const Real* b, Real* c, int64_t ldc) {
+template <class Real, int kRows, int kVectors, bool kTransposed, bool kAdd, class Packed>
+void tile(int64_t K, const Real* a, int64_t lda, const Packed* b, Real* c, int64_t ldc) {
   using V = Lanes<Real>;
   V sum[kRows][kVectors] = {};
   for (int64_t k = 0; k < K; ++k, b += kPanel<Real>) {
     V row[kVectors];
 #pragma GCC unroll 2
-    for (int n = 0; n < kVectors; ++n) row[n] = reinterpret_cast<const V*>(b)[n];
+    for (int n = 0; n < kVectors; ++n) row[n] = load_lanes<Real>(b + n * kLanes<Real>);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 2
@@ -68,8 +81,8 @@ void tile(int64_t K, const Real* a, int64_t lda, const Real* b, Real* c, int64_t
     }
 }
 
-template <class Real, int kVectors, bool kTransposed, bool kAdd, int kRows = kTile>
-void tile_of(int64_t rows, int64_t K, const Real* a, int64_t lda, const Real* b, Real* c, int64_t ldc) {
+template <class Real, int kVectors, bool kTransposed, bool kAdd, int kRows = kTile, class Packed>
+void tile_of(int64_t rows, int64_t K, const Real* a, int64_t lda, const Packed* b, Real* c, int64_t ldc) {
   if (rows == kRows)
     tile<Real, kRows, kVectors, kTransposed, kAdd>(K, a, lda, b, c, ldc);
   else if constexpr (kRows > 1)
@@ -78,8 +91,8 @@ void tile_of(int64_t rows, int64_t K, const Real* a, int64_t lda, const Real* b,
 
 // By tiles of `height` ≤ kTile rows. span_of(m, n) is the span of k that the tile of rows m … and columns n … sums over; where
 // it is empty C stays as it is. panel: elements from one panel of B to the next. N counts whole vectors of columns.
-template <bool kTransposed, bool kAdd, class Real, class SpanOf>
-void product(int64_t M, int64_t N, int64_t height, const Real* a, int64_t lda, const Real* b, int64_t panel, Real* c,
+template <bool kTransposed, bool kAdd, class Real, class Packed, class SpanOf>
+void product(int64_t M, int64_t N, int64_t height, const Real* a, int64_t lda, const Packed* b, int64_t panel, Real* c,
              int64_t ldc, const SpanOf& span_of) {
   for (int64_t n = 0; n < N; n += kPanel<Real>, b += panel)
     for (int64_t m = 0; m < M; m += height) {
@@ -87,7 +100,7 @@ void product(int64_t M, int64_t N, int64_t height, const Real* a, int64_t lda, c
       if (k.empty()) continue;
       const int64_t rows = M - m < height ? M - m : height;
       const Real* from = a + (kTransposed ? k.from * lda + m : m * lda + k.from);
-      const Real* panel_rows = b + k.from * kPanel<Real>;
+      const Packed* panel_rows = b + k.from * kPanel<Real>;
       Real* to = c + m * ldc + n;
       if (N - n >= kPanel<Real>)
         tile_of<Real, 2, kTransposed, kAdd>(rows, k.to - k.from, from, lda, panel_rows, to, ldc);

@@ -1,69 +1,95 @@
 #include "csrc/rl/advantage.h"
 
-#include <torch/types.h>
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
 
 namespace isentrope::rl {
 namespace {
 
-void check_groups(const char* name, const torch::Tensor& groups, torch::ScalarType dtype) {
-  TORCH_CHECK(groups.dim() == 2, name, " has shape ", groups.sizes(), "; wanted [prompts, samples]");
-  TORCH_CHECK(groups.scalar_type() == dtype, name, " is ", groups.scalar_type(), "; wanted ", dtype);
-  TORCH_CHECK(groups.is_cpu(), name, " is on ", groups.device(), "; wanted the CPU");
+double sum(std::span<const double> x) { return std::accumulate(x.begin(), x.end(), 0.0); }
+
+void check(std::span<const double> rewards, std::span<const int64_t> lengths, const Groups& groups) {
+  const auto fail = [](const std::string& what) { throw std::invalid_argument("advantages: " + what); };
+  if (lengths.size() != rewards.size())
+    fail(std::to_string(lengths.size()) + " lengths for " + std::to_string(rewards.size()) + " rewards; wanted one each");
+  if (groups.empty() || groups.front() != 0 || groups.back() != static_cast<int64_t>(rewards.size()) ||
+      !std::is_sorted(groups.begin(), groups.end()))
+    fail("groups do not cut " + std::to_string(rewards.size()) + " rewards; wanted rising numbers from 0 to their count");
+  for (size_t i = 0; i < rewards.size(); ++i) {
+    if (!std::isfinite(rewards[i])) fail("reward " + std::to_string(i) + " is not finite");
+    if (lengths[i] < 0) fail("length " + std::to_string(i) + " is " + std::to_string(lengths[i]) + ", wanted 0 or more");
+  }
 }
 
-// a [P, K] centred by group; whitened as if each completion were its lengths [P, K] tokens.
-torch::Tensor whiten_by_token(const torch::Tensor& a, const torch::Tensor& lengths) {
-  const double tokens = lengths.sum().item<double>();
-  if (tokens <= 0) return a;
-  const torch::Tensor centred = a - (a * lengths).sum() / tokens;
-  if (tokens < 2) return centred;
-  const torch::Tensor variance = (centred.square() * lengths).sum() / (tokens - 1);
-  return centred * (variance + 1e-8).rsqrt();
+// Values and slopes of one group, rewards s and lengths n.
+void group_advantages(std::span<const double> s, std::span<const int64_t> n, const AdvantageConfig& config, double* value,
+                      double* slope) {
+  const auto K = static_cast<double>(s.size());
+  const bool single = s.size() < 2;
+  const double mean = single ? 0 : sum(s) / K;
+  double shift = mean, scale = 1;
+  if (config.kind == "grpo") {
+    double squares = 0;
+    for (const double x : s) squares += (x - mean) * (x - mean);
+    scale = 1 / ((single ? 1 : std::sqrt(squares / (K - 1))) + config.eps);
+  } else if (config.kind == "opo" && !single) {
+    double weighted = 0, tokens = 0;
+    for (size_t i = 0; i < s.size(); ++i) weighted += static_cast<double>(n[i]) * s[i], tokens += static_cast<double>(n[i]);
+    shift = weighted / std::max(tokens, 1.0);
+  }
+  for (size_t i = 0; i < s.size(); ++i) {
+    const double others = config.kind == "rloo" && !single ? (K * mean - s[i]) / (K - 1) : shift;
+    value[i] = (s[i] - others) * scale;
+    slope[i] = scale;
+  }
+}
+
+void whiten_by_token(std::span<const int64_t> lengths, Advantages& a) {
+  double tokens = 0, total = 0, squares = 0;
+  for (size_t i = 0; i < lengths.size(); ++i) tokens += static_cast<double>(lengths[i]), total += static_cast<double>(lengths[i]) * a.value[i];
+  if (tokens <= 0) return;
+  for (double& value : a.value) value -= total / tokens;
+  if (tokens < 2) return;
+  for (size_t i = 0; i < lengths.size(); ++i) squares += static_cast<double>(lengths[i]) * a.value[i] * a.value[i];
+  const double scale = 1 / std::sqrt(squares / (tokens - 1) + 1e-8);
+  for (double& value : a.value) value *= scale;
+  for (double& slope : a.slope) slope *= scale;
 }
 
 }  // namespace
 
-torch::Tensor advantages(const torch::Tensor& rewards, const torch::Tensor& lengths,
-                         const AdvantageConfig& config) {
-  check_groups("rewards", rewards, torch::kDouble);
-  check_groups("lengths", lengths, torch::kLong);
-  TORCH_CHECK(rewards.sizes() == lengths.sizes(), "rewards have shape ", rewards.sizes(), " and lengths ",
-              lengths.sizes(), "; wanted the same");
-  TORCH_CHECK(rewards.isfinite().all().item<bool>(), "rewards hold a value that is not finite");
-  TORCH_CHECK((lengths >= 0).all().item<bool>(), "lengths hold a negative value");
-  const std::string& kind = config.kind;
-  const double samples = static_cast<double>(rewards.size(1));
-  const bool single = rewards.size(1) < 2;
-  const torch::Tensor centred = single ? rewards : rewards - rewards.mean(1, /*keepdim=*/true);
-
-  if (kind == "dr_grpo") return centred;
-  if (kind == "grpo") {
-    if (single) return centred / (1.0 + config.eps);
-    return centred / (rewards.std(1, /*unbiased=*/true, /*keepdim=*/true) + config.eps);
+Advantages advantages(std::span<const double> rewards, std::span<const int64_t> lengths, const Groups& groups,
+                      const AdvantageConfig& config) {
+  check(rewards, lengths, groups);
+  const std::vector<std::string> kinds{"grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline", "opo"};
+  if (std::find(kinds.begin(), kinds.end(), config.kind) == kinds.end())
+    throw std::invalid_argument("advantage kind \"" + config.kind +
+                                "\" is unknown; known: grpo, dr_grpo, rloo, reinforce_plus_plus_baseline, opo");
+  Advantages a{std::vector<double>(rewards.size()), std::vector<double>(rewards.size())};
+  for (size_t g = 0; g + 1 < groups.size(); ++g) {
+    const int64_t first = groups[g], count = groups[g + 1] - first;
+    group_advantages(rewards.subspan(first, count), lengths.subspan(first, count), config, a.value.data() + first, a.slope.data() + first);
   }
-  if (kind == "rloo") return single ? centred : centred * (samples / (samples - 1));
-  if (kind == "opo") {
-    if (single) return rewards;
-    const torch::Tensor tokens = lengths.sum(1, /*keepdim=*/true).clamp_min(1);
-    return rewards - (rewards * lengths).sum(1, /*keepdim=*/true) / tokens;
-  }
-  if (kind == "reinforce_plus_plus_baseline") return whiten_by_token(centred, lengths);
-  TORCH_CHECK(false, "advantage kind \"", kind,
-              "\" is unknown; known: grpo, dr_grpo, rloo, reinforce_plus_plus_baseline, opo");
+  if (config.kind == "reinforce_plus_plus_baseline") whiten_by_token(lengths, a);
+  return a;
 }
 
-torch::Tensor keep_groups(const torch::Tensor& rewards) {
-  check_groups("rewards", rewards, torch::kDouble);
-  if (rewards.size(1) < 2) return torch::ones({rewards.size(0)}, torch::kBool);
-  return (rewards != rewards.select(1, 0).unsqueeze(1)).any(1);
+std::vector<bool> keep_groups(std::span<const double> rewards, const Groups& groups) {
+  std::vector<bool> kept;
+  for (size_t g = 0; g + 1 < groups.size(); ++g) {
+    const auto group = rewards.subspan(groups[g], groups[g + 1] - groups[g]);
+    kept.push_back(group.size() < 2 || std::any_of(group.begin(), group.end(), [&](double s) { return s != group[0]; }));
+  }
+  return kept;
 }
 
-torch::Tensor overlong_penalty(const torch::Tensor& lengths, const OverlongConfig& config, int64_t max_len) {
-  check_groups("lengths", lengths, torch::kLong);
-  TORCH_CHECK(config.buffer >= 1 && config.buffer <= max_len, "overlong buffer is ", config.buffer,
-              " tokens; wanted 1 to the length limit, ", max_len);
-  const torch::Tensor excess = (lengths - (max_len - config.buffer)).to(torch::kDouble);
-  return (excess * (-config.factor / static_cast<double>(config.buffer))).clamp_max(0.0);
+double overlong_penalty(int64_t length, const OverlongConfig& config, int64_t max_len) {
+  if (config.buffer < 1 || config.buffer > max_len)
+    throw std::invalid_argument("overlong buffer is " + std::to_string(config.buffer) + " tokens; wanted 1 to the length limit, " +
+                                std::to_string(max_len));
+  return std::min(0.0, -config.factor * static_cast<double>(length - (max_len - config.buffer)) / static_cast<double>(config.buffer));
 }
 
 }  // namespace isentrope::rl

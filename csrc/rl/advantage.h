@@ -1,12 +1,12 @@
 // From the rewards of a group of completions to one advantage a completion, and what is done to rewards and
-// groups before it. Pure functions; rewards, lengths and results live on the CPU.
+// groups before it. Pure C++.
 //
-// P prompts, K completions a prompt (the group); s = reward of a completion, n = its length in tokens.
+// K completions of a prompt are a group, and K may differ from group to group.
 #pragma once
-#include <torch/types.h>
-
 #include <cstdint>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "csrc/field.h"
 
@@ -24,8 +24,16 @@ struct AdvantageConfig {
   }
 };
 
-// rewards [P, K] double, lengths [P, K] int64 (≥ 0) → advantages [P, K] double; every token of a completion has its
-// completion's.
+// Values in groups, one group behind the other: those of group g are number groups[g] … groups[g + 1] − 1.
+using Groups = std::vector<int64_t>;
+
+struct Advantages {
+  std::vector<double> value;  // of each completion, all of whose tokens have it
+  std::vector<double> slope;  // by how much it grows with the completion's own reward where the others' stay, baseline and scale
+                              // held: a token with a return of its own has value + slope · (return − reward)
+};
+
+// rewards s and lengths n in tokens (≥ 0) of completions in groups.
 //
 //   grpo                           (s − mean s) / (std s + eps), std with K − 1             arXiv 2402.03300
 //   dr_grpo                        s − mean s                                               arXiv 2503.20783
@@ -36,14 +44,14 @@ struct AdvantageConfig {
 //
 // Means without a mark are over the group. A group of one has no baseline: its mean counts as 0 and its std as 1, so
 // grpo gives s / (1 + eps) and the others s. A group without tokens has baseline 0 in opo; a batch of fewer than two
-// tokens is centred but not scaled. No prompts: an empty result. Throws c10::Error on other shapes and dtypes, a
-// reward that is not finite, a negative length, an unknown kind.
-torch::Tensor advantages(const torch::Tensor& rewards, const torch::Tensor& lengths,
-                         const AdvantageConfig& config);
+// tokens is centred but not scaled. Throws std::invalid_argument on counts that differ, a reward that is not finite, a negative
+// length, an unknown kind.
+Advantages advantages(std::span<const double> rewards, std::span<const int64_t> lengths, const Groups& groups,
+                      const AdvantageConfig& config);
 
-// rewards [P, K] double → [P] bool: true where the rewards of a group differ, so that it has something to say
-// (dynamic sampling, DAPO, arXiv 2503.14476). A group of one is kept.
-torch::Tensor keep_groups(const torch::Tensor& rewards);
+// Of each group whether its values differ, so that it has something to say (dynamic sampling, DAPO, arXiv 2503.14476). A
+// group of one is kept.
+std::vector<bool> keep_groups(std::span<const double> rewards, const Groups& groups);
 
 struct OverlongConfig {
   int64_t buffer = 4096;
@@ -57,9 +65,9 @@ struct OverlongConfig {
   }
 };
 
-// lengths [P, K] int64 → [P, K] double to be added to the rewards (soft overlong punishment, DAPO):
+// To be added to the reward of a completion of n tokens (soft overlong punishment, DAPO):
 //   min(0, −factor · (n − (max_len − buffer)) / buffer)
-// Throws c10::Error where buffer is not in 1 … max_len.
-torch::Tensor overlong_penalty(const torch::Tensor& lengths, const OverlongConfig& config, int64_t max_len);
+// Throws std::invalid_argument where buffer is not in 1 … max_len.
+double overlong_penalty(int64_t length, const OverlongConfig& config, int64_t max_len);
 
 }  // namespace isentrope::rl

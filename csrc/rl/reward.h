@@ -53,6 +53,7 @@ using RewardFunction = std::function<std::vector<double>(const std::vector<std::
 
 struct Rewards {
   std::vector<double> total;            // weighted sum, one a completion
+  std::vector<double> first;            // score of the first reward, not weighted: at least 0.5 is a right answer
   std::map<std::string, double> stats;  // reward/<name>: mean score of each reward, not weighted
 };
 

@@ -1,7 +1,9 @@
-// Completions drawn from the model in the process: prompts that a group shares are prefilled once, every
-// sequence has its place in a KV cache, finished sequences leave the batch.
+// Completions drawn from the model in the process. Prompts that a group shares are prefilled once; every sequence holds pages of a
+// cache, and its place goes to the next one when it ends; where the cache is full, sequences wait or give their pages up and are
+// computed again later. None of this shows in what is drawn. On request sequences branch where the policy hesitates.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,18 +33,47 @@ struct SamplingConfig {
   }
 };
 
+struct CacheConfig {
+  int64_t cache_tokens = 0;
+  std::string dtype = "model";
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("cache_tokens", cache_tokens,
+      "Tokens that the cache of keys and values holds, of all threads together; sequences that do not fit wait, or are computed "
+      "again later. 0: as many as are generated at a time.",
+      at_least(0));
+    v("dtype", dtype, "Weights and cache of rollouts: the model's own type, or bfloat16, which takes half the memory of float32.",
+      one_of({"model", "bfloat16"}));
+  }
+};
+
+// Where sequences branch. H_t is the entropy of the distribution that token t was drawn from, the window of t its mean over
+// t … t + window − 1. When that is at least `threshold`, another sequence goes on from the tokens before t. It is on trial until
+// its own window of t is known, and is dropped unless it would have branched there too: two such sequences are interchangeable,
+// and what follows from either stands for the tokens before them without bias (csrc/rl/tree.h).
+struct Branching {
+  double threshold;        // nats
+  int64_t window = 4;      // also the least distance of two branches of a sequence
+  int64_t sequences = 16;  // most of a prompt, first samples included; its samples share what is above their number
+  int64_t tokens = 0;      // most that the branches of a prompt may draw, each counted as its longest; 0: any number
+};
+
 struct Completion {
   int64_t prompt;               // index into the prompts of the call
-  std::vector<int64_t> tokens;  // the stop token included, where one was drawn
+  int64_t sample = 0;           // of the prompt: the tree that it belongs to
+  int64_t parent = -1;          // index into the result of the completion that it branched off; −1: the first of its tree
+  int64_t begin = 0;            // first token of its own; those before are its parent's
+  std::vector<int64_t> tokens;  // from the prompt on; the stop token included, where one was drawn
   std::vector<float>
       logprob;  // of each token under softmax(logits / temperature), before min_new_tokens, top-k and top-p cut it
   std::vector<float> entropy;  // of that same distribution, in nats
-  bool stopped;                // false: cut at the length limit
+  bool stopped = false;        // false: cut at the length limit
 };
 
-// What fixes the draws of a call. Sequence (prompt i, sample j) draws from the stream (seed, purpose rollout
-// or evaluation, step, first_prompt + i, j): its tokens do not depend on what else is in the batch, beyond
-// rounding of the logits.
+// What fixes the draws of a call. Sequence (prompt i, sample j) draws from the stream (seed, purpose rollout or evaluation, step,
+// first_prompt + i, j), a branch from one that is made of its parent's and its place: its tokens do not depend on what else is
+// in the batch, on threads or on the cache, beyond rounding of the logits.
 struct RolloutKey {
   uint64_t seed = 0;
   int64_t step = 0;
@@ -50,11 +81,25 @@ struct RolloutKey {
   bool evaluation = false;
 };
 
-// samples completions for each prompt, ordered by prompt, then sample.
-// Throws where a prompt is empty, holds a token outside the vocabulary, or leaves no room in the context.
-std::vector<Completion> rollout(const model::Decoder& decoder,
-                                const std::vector<std::vector<int64_t>>& prompts, int64_t samples,
-                                const SamplingConfig& sampling, const std::vector<int64_t>& stop_tokens,
-                                const RolloutKey& key);
+// What a call did. All but `preempted` and `recomputed` are functions of its arguments alone.
+struct RolloutCounts {
+  int64_t drawn = 0;       // tokens, those of branches that were dropped included
+  int64_t branches = 0;    // that went on after their trial
+  int64_t dropped = 0;     // after their trial
+  int64_t preempted = 0;   // times that a sequence gave its pages up
+  int64_t recomputed = 0;  // tokens that were fed again therefore
+};
+
+// samples[i] completions for prompt i with their branches, ordered by prompt, sample, and within a tree parents before children.
+// Throws where a prompt is empty, holds a token outside the vocabulary, or leaves no room in the context, and where the cache
+// cannot hold one sequence.
+std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
+                                const std::vector<int64_t>& samples, const SamplingConfig& sampling,
+                                const std::vector<int64_t>& stop_tokens, const RolloutKey& key, const CacheConfig& cache = {},
+                                const std::optional<Branching>& branching = {}, RolloutCounts* counts = nullptr);
+// The same number of samples of each.
+std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts, int64_t samples,
+                                const SamplingConfig& sampling, const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
+                                const CacheConfig& cache = {});
 
 }  // namespace isentrope::rl

@@ -5,6 +5,9 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "csrc/rl/tree.h"
+#include "csrc/rl/windows.h"
+
 namespace isentrope::rl {
 namespace {
 
@@ -12,39 +15,77 @@ using data::Batch;
 using data::Example;
 using torch::Tensor;
 
-// One prompt with its completions and their rewards.
-struct Group {
-  std::vector<int64_t> prompt;
-  std::vector<Completion> completions;
+// What a step learns from: prompts with their completions, one group behind the other.
+struct Kept {
+  std::vector<std::vector<int64_t>> prompts;
+  Groups groups{0};                     // of completions
+  std::vector<Completion> completions;  // parents by their place here
+  std::vector<double> rewards;          // of each completion, penalties included
+
+  int64_t size() const { return static_cast<int64_t>(prompts.size()); }
 };
 
-// Rows of a policy update: prompt and completion padded on the right; target and statistics where the completion is.
-Batch collate(const Group* groups, int64_t count, const double* advantage /* [count, K] */, bool mask_truncated) {
-  int64_t B = 0, T = 1;
-  for (const Group* group = groups; group != groups + count; ++group)
-    for (const Completion& completion : group->completions) {
-      ++B;
-      T = std::max<int64_t>(T, group->prompt.size() + completion.tokens.size());
+// Advantages of the tokens of each completion's segments, their weights included: [completions][segments].
+struct TokenAdvantage {
+  int64_t begin, end;
+  double value;
+};
+std::vector<std::vector<TokenAdvantage>> token_advantages(const Kept& kept, const AdvantageConfig& config) {
+  const auto found = segments(kept.completions, kept.rewards);
+  // A tree counts in its group as one completion: with its value, and the length of its first sample.
+  std::vector<double> values;
+  std::vector<int64_t> lengths, tree_of;
+  Groups trees{0};
+  for (int64_t g = 0; g < kept.size(); ++g) {
+    for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i) {
+      const Completion& c = kept.completions[i];
+      if (c.parent < 0) {
+        values.push_back(found[i].front().value);
+        lengths.push_back(static_cast<int64_t>(c.tokens.size()));
+      }
+      tree_of.push_back(static_cast<int64_t>(values.size()) - 1);
     }
+    trees.push_back(static_cast<int64_t>(values.size()));
+  }
+  const Advantages a = advantages(values, lengths, trees, config);
+  std::vector<std::vector<TokenAdvantage>> out(found.size());
+  for (size_t i = 0; i < found.size(); ++i)
+    for (const Segment& s : found[i]) {
+      const int64_t j = tree_of[i];
+      out[i].push_back({s.begin, s.end, s.weight * (a.value[j] + a.slope[j] * (s.value - values[j]))});
+    }
+  return out;
+}
+
+// Rows of a policy update from groups first … last − 1: prompt and completion padded on the right; target and statistics where
+// the completion's own tokens are.
+Batch collate(const Kept& kept, int64_t first, int64_t last, const std::vector<std::vector<TokenAdvantage>>& advantage,
+              bool mask_truncated) {
+  const int64_t begin = kept.groups[first], B = kept.groups[last] - begin;
+  int64_t T = 1;
+  for (int64_t g = first; g < last; ++g)
+    for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i)
+      T = std::max<int64_t>(T, kept.prompts[g].size() + kept.completions[i].tokens.size());
   Batch batch{torch::zeros({B, T}, torch::kInt64), torch::full({B, T}, data::kIgnore, torch::kInt64),
               torch::zeros({B, T}, torch::kFloat32), torch::zeros({B, T}, torch::kFloat32)};
   auto tokens = batch.tokens.accessor<int64_t, 2>();
   auto target = batch.target.accessor<int64_t, 2>();
   auto logprob = batch.old_logprob.accessor<float, 2>();
-  auto row_advantage = batch.advantage.accessor<float, 2>();
-  int64_t row = 0;
-  for (const Group* group = groups; group != groups + count; ++group)
-    for (const Completion& completion : group->completions) {
-      const int64_t start = group->prompt.size(), length = completion.tokens.size();
-      std::copy(group->prompt.begin(), group->prompt.end(), tokens[row].data());
+  auto token_advantage = batch.advantage.accessor<float, 2>();
+  for (int64_t g = first; g < last; ++g)
+    for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i) {
+      const Completion& completion = kept.completions[i];
+      const int64_t row = i - begin, start = kept.prompts[g].size();
+      std::copy(kept.prompts[g].begin(), kept.prompts[g].end(), tokens[row].data());
       std::copy(completion.tokens.begin(), completion.tokens.end(), tokens[row].data() + start);
-      for (int64_t t = 0; t < length && (completion.stopped || !mask_truncated); ++t) {
-        const int64_t at = start + t - 1;  // the position whose logits predict the token
-        target[row][at] = completion.tokens[t];
-        logprob[row][at] = completion.logprob[t];
-        row_advantage[row][at] = static_cast<float>(advantage[row]);
-      }
-      ++row;
+      if (mask_truncated && !completion.stopped) continue;
+      for (const TokenAdvantage& part : advantage[i])
+        for (int64_t t = part.begin; t < part.end; ++t) {
+          const int64_t at = start + t - 1;  // the position whose logits predict the token
+          target[row][at] = completion.tokens[t];
+          logprob[row][at] = completion.logprob[t];
+          token_advantage[row][at] = static_cast<float>(part.value);
+        }
     }
   return batch;
 }
@@ -73,6 +114,12 @@ std::string RolloutConfig::problem() const {
            std::to_string(sampling.max_new_tokens) + ")";
   if (sampling.temperature == 0) return "temperature: 0 draws the same completion " + std::to_string(samples) +
                                         " times; a policy needs a temperature above 0";
+  if (branch && branch->sequences > 0 && branch->sequences < samples)
+    return "branch.sequences: " + std::to_string(branch->sequences) + " is below samples (" + std::to_string(samples) +
+           "), which it includes";
+  if (allocation && (allocation->least > samples || (allocation->most > 0 && allocation->most < samples)))
+    return "allocation: samples (" + std::to_string(samples) + ") is the mean, and does not lie between least (" +
+           std::to_string(allocation->least) + ") and most (" + std::to_string(allocation->most) + ")";
   return "";
 }
 
@@ -85,89 +132,155 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
       reward_(std::move(reward)),
       seed_(seed) {}
 
-data::StepData RolloutSource::next(int64_t step) {
-  const int64_t P = config_.prompts, K = config_.samples;
-  std::vector<Group> groups;               // kept, at most P
-  std::vector<double> rewards;             // [groups, K], with penalties
-  std::vector<double> all, entropy, length;  // over everything that was drawn
-  std::map<std::string, double> stats;
-  double truncated = 0, flat = 0, generated = 0;
+// How many completions each prompt gets, prompts · samples in all.
+std::vector<int64_t> RolloutSource::samples_of(const std::vector<Example>& examples) const {
+  const int64_t K = config_.samples, P = static_cast<int64_t>(examples.size());
+  if (!config_.allocation) return std::vector<int64_t>(P, K);
+  std::vector<double> shares;
+  for (const Example& example : examples) shares.push_back(record_.share(example.prompt));
+  return allocate(shares, P * K, config_.allocation->least, config_.allocation->most > 0 ? config_.allocation->most : 2 * K);
+}
 
-  for (int64_t draw = 0; static_cast<int64_t>(groups.size()) < P; ++draw) {
-    if (draw == config_.max_draws)
-      throw std::runtime_error("rollout.filter_groups: " + std::to_string(draw) + " batches of " + std::to_string(P) +
-                               " prompts gave only " + std::to_string(groups.size()) +
-                               " groups with differing rewards; the task is too easy or too hard for the model, or "
-                               "rollout.max_draws (" + std::to_string(config_.max_draws) + ") is too small");
+data::StepData RolloutSource::next(int64_t step) {
+  const int64_t P = config_.prompts;
+  const auto& branch = config_.branch;
+  std::optional<Branching> branching;
+  if (branch && threshold_)
+    branching = {.threshold = *threshold_, .window = branch->window,
+                 .sequences = branch->sequences > 0 ? branch->sequences : 2 * config_.samples, .tokens = branch->tokens};
+  Kept kept;
+  // Over everything that was drawn; rewards, thresholds and samples of the first sequence of each tree, which no branch bends.
+  std::vector<double> all, entropy, length, thresholds, samples_drawn;
+  std::map<std::string, double> stats;
+  RolloutCounts counts;
+  double truncated = 0, flat = 0, prompts_drawn = 0, draws = 0;
+
+  for (; kept.size() < P && draws < static_cast<double>(config_.max_draws); ++draws) {
     const std::vector<Example> examples = examples_->take(taken_, P);
     std::vector<std::vector<int64_t>> prompts;
     for (const Example& example : examples) prompts.push_back(tokenizer_.encode(example.prompt));
-    std::vector<Completion> completions = rollout(model_, prompts, K, config_.sampling, {tokenizer_.eos_id()},
-                                                  {.seed = seed_, .step = step, .first_prompt = taken_});
+    const std::vector<int64_t> samples = samples_of(examples);
+    RolloutCounts did;
+    std::vector<Completion> completions =
+        rollout(model_, prompts, samples, config_.sampling, {tokenizer_.eos_id()},
+                {.seed = seed_, .step = step, .first_prompt = taken_}, config_.cache, branching, &did);
     taken_ += P;
+    prompts_drawn += static_cast<double>(P);
+    counts.drawn += did.drawn, counts.branches += did.branches, counts.dropped += did.dropped, counts.preempted += did.preempted;
 
     std::vector<std::string> prompt_text, text;
     std::vector<Example> example_of;
-    std::vector<int64_t> lengths;
-    for (const Completion& completion : completions) {
+    Groups groups{0};
+    for (size_t i = 0; i < completions.size(); ++i) {
+      const Completion& completion = completions[i];
       const Example& example = examples[completion.prompt];
       prompt_text.push_back(example.prompt);
       text.push_back(tokenizer_.decode(completion.tokens));
       example_of.push_back(example);
-      lengths.push_back(static_cast<int64_t>(completion.tokens.size()));
       length.push_back(static_cast<double>(completion.tokens.size()));
-      generated += length.back();
       truncated += !completion.stopped;
-      entropy.insert(entropy.end(), completion.entropy.begin(), completion.entropy.end());
+      entropy.insert(entropy.end(), completion.entropy.begin() + completion.begin, completion.entropy.end());
+      if (i + 1 == completions.size() || completions[i + 1].prompt != completion.prompt)
+        groups.push_back(static_cast<int64_t>(i) + 1);
+      if (branch && completion.parent < 0)
+        if (const auto windows = window_means(completion.entropy, branch->window); !windows.empty())
+          thresholds.push_back(quantile(windows, branch->quantile));
     }
-    const Rewards scored = reward_(prompt_text, text, example_of);
+    Rewards scored = reward_(prompt_text, text, example_of);
     for (const auto& [name, value] : scored.stats) stats[name] += value;
-    all.insert(all.end(), scored.total.begin(), scored.total.end());
-
-    Tensor total = torch::tensor(scored.total, torch::kFloat64).view({P, K});
-    const Tensor differs = keep_groups(total);
-    if (config_.overlong)
-      total = total + overlong_penalty(torch::tensor(lengths, torch::kInt64).view({P, K}), *config_.overlong,
-                                       config_.sampling.max_new_tokens);
-    flat += static_cast<double>(P) - differs.sum().item<double>();
-    for (int64_t p = 0; p < P && static_cast<int64_t>(groups.size()) < P; ++p) {
-      if (config_.filter_groups && !differs[p].item<bool>()) continue;
-      const auto first = completions.begin() + p * K;
-      groups.push_back({prompts[p], {std::make_move_iterator(first), std::make_move_iterator(first + K)}});
-      const double* row = total.const_data_ptr<double>() + p * K;
-      rewards.insert(rewards.end(), row, row + K);
+    const std::vector<bool> differs = keep_groups(scored.total, groups);
+    for (int64_t p = 0; p < P; ++p) {
+      int64_t right = 0;
+      for (int64_t i = groups[p]; i < groups[p + 1]; ++i)
+        if (completions[i].parent < 0) {
+          all.push_back(scored.total[i]);
+          right += scored.first[i] >= 0.5;
+        }
+      samples_drawn.push_back(static_cast<double>(samples[p]));
+      if (config_.allocation) record_.add(examples[p].prompt, right, samples[p], config_.allocation->decay);
+      flat += !differs[p];
+      if (kept.size() == P || (config_.filter_groups && !differs[p])) continue;
+      const auto moved = static_cast<int64_t>(kept.completions.size()) - groups[p];
+      for (int64_t i = groups[p]; i < groups[p + 1]; ++i) {
+        Completion& completion = completions[i];
+        if (completion.parent >= 0) completion.parent += moved;
+        double reward = scored.total[i];
+        if (config_.overlong)
+          reward += overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong,
+                                     config_.sampling.max_new_tokens);
+        kept.rewards.push_back(reward);
+        kept.completions.push_back(std::move(completion));
+      }
+      kept.prompts.push_back(std::move(prompts[p]));
+      kept.groups.push_back(static_cast<int64_t>(kept.completions.size()));
     }
   }
 
-  std::vector<int64_t> lengths;
-  for (const Group& group : groups)
-    for (const Completion& completion : group.completions) lengths.push_back(completion.tokens.size());
-  const Tensor advantage = advantages(torch::tensor(rewards, torch::kFloat64).view({P, K}),
-                                      torch::tensor(lengths, torch::kInt64).view({P, K}), config_.advantage).contiguous();
-
   data::StepData data;
-  const int64_t share = P / config_.updates;
-  for (int64_t u = 0; u < config_.updates; ++u)
-    data.updates.push_back(collate(groups.data() + u * share, share, advantage.const_data_ptr<double>() + u * share * K,
-                                   config_.mask_truncated));
-  const double drawn = static_cast<double>(all.size());
-  for (auto& [name, value] : stats) value /= drawn / static_cast<double>(P * K);  // a mean of each draw → of all
+  const int64_t U = config_.updates;
+  empty_ = kept.size() < U ? empty_ + 1 : 0;
+  if (empty_ == config_.max_empty_steps)
+    throw std::runtime_error("rollout.filter_groups: " + std::to_string(empty_) + " steps in a row of " +
+                             std::to_string(config_.max_draws) + " batches of " + std::to_string(P) +
+                             " prompts each found too few groups whose rewards differ to make an update of; the task is too "
+                             "easy or too hard for the model, or rollout.max_draws is too small");
+  if (empty_ == 0) {
+    const auto advantage = token_advantages(kept, config_.advantage);
+    for (int64_t u = 0; u < U; ++u)
+      data.updates.push_back(collate(kept, kept.size() * u / U, kept.size() * (u + 1) / U, advantage, config_.mask_truncated));
+  }
+  if (!thresholds.empty()) {
+    const double seen = mean(thresholds);
+    threshold_ = threshold_ ? branch->decay * *threshold_ + (1 - branch->decay) * seen : seen;
+  }
+
+  for (auto& [name, value] : stats) value /= draws;  // a mean of each draw → of all
   stats["reward/mean"] = mean(all);
   stats["reward/std"] = deviation(all);
   stats["entropy/mean"] = mean(entropy);
   stats["entropy/std"] = deviation(entropy);
   stats["length/mean"] = mean(length);
-  stats["length/truncated"] = truncated / drawn;
-  stats["groups/flat"] = flat / (drawn / static_cast<double>(K));
-  stats["generated"] = generated;
+  stats["length/truncated"] = truncated / static_cast<double>(length.size());
+  stats["groups/flat"] = flat / prompts_drawn;
+  if (config_.filter_groups) {
+    stats["groups/kept"] = static_cast<double>(kept.size());
+    stats["groups/empty_steps"] = static_cast<double>(empty_);
+  }
+  if (branching) stats["branch/threshold"] = branching->threshold;
+  if (branch) {
+    stats["branch/kept"] = static_cast<double>(counts.branches) / prompts_drawn;
+    stats["branch/dropped"] = static_cast<double>(counts.dropped) / prompts_drawn;
+  }
+  if (config_.allocation) stats["samples/std"] = deviation(samples_drawn);
+  if (config_.cache.cache_tokens > 0) stats["cache/preempted"] = static_cast<double>(counts.preempted);
+  stats["generated"] = static_cast<double>(counts.drawn);
   data.stats = std::move(stats);
   return data;
 }
 
 std::map<std::string, torch::Tensor> RolloutSource::state() const {
-  return {{"taken", torch::tensor({taken_}, torch::kInt64)}};
+  std::map<std::string, Tensor> state{{"taken", torch::tensor({taken_, empty_}, torch::kInt64)}};
+  if (threshold_) state["branch"] = torch::tensor({*threshold_}, torch::kFloat64);
+  if (config_.allocation) {
+    const PassRecord::State record = record_.state();
+    state["record/prompt"] = torch::tensor(record.prompt, torch::kInt64);
+    state["record/right"] = torch::tensor(record.right, torch::kFloat64);
+    state["record/answers"] = torch::tensor(record.answers, torch::kFloat64);
+  }
+  return state;
 }
 
-void RolloutSource::restore(const std::map<std::string, torch::Tensor>& state) { taken_ = state.at("taken").item<int64_t>(); }
+void RolloutSource::restore(const std::map<std::string, torch::Tensor>& state) {
+  const Tensor& taken = state.at("taken");
+  taken_ = taken[0].item<int64_t>();
+  empty_ = taken.numel() > 1 ? taken[1].item<int64_t>() : 0;
+  if (const auto found = state.find("branch"); found != state.end()) threshold_ = found->second.item<double>();
+  const auto values = [&]<class T>(const char* name, T) {
+    const Tensor& x = state.at(name);
+    return std::vector<T>(x.const_data_ptr<T>(), x.const_data_ptr<T>() + x.numel());
+  };
+  if (config_.allocation && state.contains("record/prompt"))
+    record_.restore({values("record/prompt", int64_t{}), values("record/right", double{}), values("record/answers", double{})});
+}
 
 }  // namespace isentrope::rl

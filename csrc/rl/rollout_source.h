@@ -13,20 +13,46 @@
 #include "csrc/field.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/advantage.h"
+#include "csrc/rl/allocation.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/rollout.h"
 
 namespace isentrope::rl {
+
+// Where sequences branch (csrc/rl/rollout.h); the threshold is found while the run goes on.
+struct BranchConfig {
+  int64_t window = 4;
+  double quantile = 0.95;
+  double decay = 0.9;
+  int64_t sequences = 0;
+  int64_t tokens = 0;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("window", window, "Tokens of a window of entropy, and least distance of two branches of a sequence.", at_least(1));
+    v("quantile", quantile,
+      "Sequences branch where a window is as high as the threshold: this quantile of a completion's windows, its mean over the "
+      "completions of a step, and the running mean of that over the steps before. No branch in the first step.",
+      between(0, 1));
+    v("decay", decay, "Decay of that running mean.", between(0, 1));
+    v("sequences", sequences, "Most sequences of a prompt, its samples included; 0 for twice rollout.samples.", at_least(0));
+    v("tokens", tokens, "Most tokens that the branches of a prompt draw, each counted as its longest; 0 for any number.", at_least(0));
+  }
+};
 
 struct RolloutConfig {
   int64_t prompts = 32;
   int64_t samples = 8;
   int64_t updates = 1;
   SamplingConfig sampling;
+  CacheConfig cache;
+  std::optional<BranchConfig> branch;
+  std::optional<AllocationConfig> allocation;
   AdvantageConfig advantage;
   std::optional<OverlongConfig> overlong;
   bool filter_groups = false;
   int64_t max_draws = 10;
+  int64_t max_empty_steps = 3;
   bool mask_truncated = false;
 
   std::string problem() const;
@@ -37,10 +63,17 @@ struct RolloutConfig {
     v("samples", samples, "Completions a prompt: the group whose rewards are compared.", at_least(1));
     v("updates", updates, "Optimiser updates a step, each on its own share of the prompts.", at_least(1));
     sampling.visit(v);
+    cache.visit(v);
+    v("branch", branch, "Let sequences branch where the policy hesitates; absent: they do not.");
+    v("allocation", allocation,
+      "Share a step's prompts · samples completions out by how often each prompt was answered right before; absent: evenly.");
     v("advantage", advantage, "How rewards of a group become advantages.");
     v("overlong", overlong, "Soft penalty of completions near the length limit (DAPO); absent: none.");
     v("filter_groups", filter_groups, "Draw more prompts in place of groups whose rewards are all equal (DAPO).");
-    v("max_draws", max_draws, "filter_groups: batches of prompts drawn in one step before it stops with an error.", at_least(1));
+    v("max_draws", max_draws,
+      "filter_groups: most batches of prompts drawn in one step, which then learns from the groups that it found.", at_least(1));
+    v("max_empty_steps", max_empty_steps,
+      "filter_groups: so many steps in a row that find fewer groups than updates, and are skipped, stop the run.", at_least(1));
     v("mask_truncated", mask_truncated, "Leave completions that reached the length limit out of the loss.");
   }
 };
@@ -61,7 +94,13 @@ class RolloutSource : public data::BatchSource {
   std::shared_ptr<const data::ExampleSource> examples_;
   RewardSum reward_;
   uint64_t seed_;
-  int64_t taken_ = 0;  // prompts drawn so far
+  std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
+
+  // Pass from step to step.
+  int64_t taken_ = 0;               // prompts drawn so far
+  int64_t empty_ = 0;               // steps in a row that found too few groups
+  std::optional<double> threshold_;  // of branches, nats
+  PassRecord record_;
 };
 
 }  // namespace isentrope::rl

@@ -1,111 +1,148 @@
 #include "csrc/rl/advantage.h"
 
 #include <gtest/gtest.h>
-#include <torch/types.h>
 
 #include <cmath>
 
 namespace isentrope::rl {
 namespace {
 
-torch::Tensor doubles(std::vector<double> values, int64_t prompts) {
-  return torch::tensor(values, torch::kDouble).view({prompts, -1});
+using Values = std::vector<double>;
+
+// Groups of the same size.
+Groups groups_of(size_t values, int64_t groups) {
+  Groups out;
+  for (int64_t g = 0; g <= groups; ++g) out.push_back(static_cast<int64_t>(values) * g / groups);
+  return out;
 }
-torch::Tensor longs(std::vector<int64_t> values, int64_t prompts) {
-  return torch::tensor(values, torch::kLong).view({prompts, -1});
-}
-torch::Tensor advantages_of(const char* kind, const torch::Tensor& rewards, const torch::Tensor& lengths) {
+Advantages both_of(const char* kind, const Values& rewards, int64_t groups, std::vector<int64_t> lengths = {}) {
   AdvantageConfig config;
   config.kind = kind;
-  return advantages(rewards, lengths, config);
+  lengths.resize(rewards.size(), lengths.empty() ? 1 : 0);
+  return advantages(rewards, lengths, groups_of(rewards.size(), groups), config);
 }
-// wanted: values in the order of memory; digits: how many decimals of it are known.
-void expect_values(const torch::Tensor& got, const std::vector<double>& wanted, int digits) {
-  ASSERT_EQ(got.numel(), static_cast<int64_t>(wanted.size()));
-  const torch::Tensor flat = got.contiguous().view(-1);
-  for (size_t i = 0; i < wanted.size(); ++i)
-    EXPECT_NEAR(flat[i].item<double>(), wanted[i], 0.51 * std::pow(10.0, -digits)) << "element " << i;
+Values advantages_of(const char* kind, const Values& rewards, int64_t groups, const std::vector<int64_t>& lengths = {}) {
+  return both_of(kind, rewards, groups, lengths).value;
+}
+// digits: how many decimals of wanted are known.
+void expect_values(const Values& got, const Values& wanted, int digits) {
+  ASSERT_EQ(got.size(), wanted.size());
+  for (size_t i = 0; i < wanted.size(); ++i) EXPECT_NEAR(got[i], wanted[i], 0.51 * std::pow(10.0, -digits)) << "element " << i;
 }
 
-const std::vector<double> kRewards = {1, 0, 0, 1, 1, 0, 0, 0};
+const Values kRewards = {1, 0, 0, 1, 1, 0, 0, 0};
+const std::vector<const char*> kKinds{"grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus_baseline"};
 
 TEST(Advantage, GrpoGolden) {
   const double up = 1.207612, down = -0.724567;
-  expect_values(advantages_of("grpo", doubles(kRewards, 1), torch::ones({1, 8}, torch::kLong)),
-                {up, down, down, up, up, down, down, down}, 6);
+  expect_values(advantages_of("grpo", kRewards, 1), {up, down, down, up, up, down, down, down}, 6);
 }
 
 TEST(Advantage, RlooGoldenAndIsTheMeanOfTheOthers) {
   const double up = 0.714286, down = -0.428571;
-  expect_values(advantages_of("rloo", doubles(kRewards, 1), torch::ones({1, 8}, torch::kLong)),
-                {up, down, down, up, up, down, down, down}, 6);
-  const auto got = advantages_of("rloo", doubles({3, 5, 10}, 1), torch::ones({1, 3}, torch::kLong));
-  expect_values(got, {3 - 7.5, 5 - 6.5, 10 - 4.0}, 12);
+  expect_values(advantages_of("rloo", kRewards, 1), {up, down, down, up, up, down, down, down}, 6);
+  expect_values(advantages_of("rloo", {3, 5, 10}, 1), {3 - 7.5, 5 - 6.5, 10 - 4.0}, 12);
 }
 
 TEST(Advantage, DrGrpoCentresEachGroupAlone) {
-  expect_values(advantages_of("dr_grpo", doubles({1, 0, 5, 7}, 2), torch::ones({2, 2}, torch::kLong)),
-                {0.5, -0.5, -1, 1}, 12);
+  expect_values(advantages_of("dr_grpo", {1, 0, 5, 7}, 2), {0.5, -0.5, -1, 1}, 12);
 }
 
 TEST(Advantage, OpoWeighsTheBaselineByLength) {
   const double baseline = (1 * 1 + 3 * 3) / 4.0;
-  expect_values(advantages_of("opo", doubles({1, 3, 2, 6}, 2), longs({1, 3, 0, 0}, 2)),
-                {1 - baseline, 3 - baseline, 2, 6}, 12);
+  expect_values(advantages_of("opo", {1, 3, 2, 6}, 2, {1, 3, 0, 0}), {1 - baseline, 3 - baseline, 2, 6}, 12);
 }
 
 TEST(Advantage, ReinforcePlusPlusWhitensOverTokens) {
-  const torch::Tensor rewards = doubles({1, 0, 0, 4, 2, 9}, 2), lengths = longs({2, 5, 1, 4, 3, 7}, 2);
-  const torch::Tensor centred = (rewards - rewards.mean(1, true)).view(-1);
-  const torch::Tensor tokens = torch::repeat_interleave(centred, lengths.view(-1));
-  const torch::Tensor wanted = (centred - tokens.mean()) / (tokens.var(/*unbiased=*/true) + 1e-8).sqrt();
-  const torch::Tensor got = advantages_of("reinforce_plus_plus_baseline", rewards, lengths);
-  EXPECT_LT((got.view(-1) - wanted).abs().max().item<double>(), 1e-12);
+  const Values rewards{1, 0, 0, 4, 2, 9};
+  const std::vector<int64_t> lengths{2, 5, 1, 4, 3, 7};
+  Values tokens;  // of each token, centred by group
+  for (size_t i = 0; i < rewards.size(); ++i) tokens.insert(tokens.end(), lengths[i], rewards[i] - (i < 3 ? 1.0 / 3 : 5));
+  double mean = 0, variance = 0;
+  for (const double x : tokens) mean += x / 22;
+  for (const double x : tokens) variance += (x - mean) * (x - mean) / 21;
+  Values wanted;
+  for (size_t i = 0; i < rewards.size(); ++i)
+    wanted.push_back((rewards[i] - (i < 3 ? 1.0 / 3 : 5) - mean) / std::sqrt(variance + 1e-8));
+  expect_values(advantages_of("reinforce_plus_plus_baseline", rewards, 2, lengths), wanted, 12);
+}
+
+TEST(Advantage, GroupsMayDifferInSize) {
+  const Values rewards{1, 0, 3, 5, 10, 7};
+  const std::vector<int64_t> lengths{4, 1, 2, 6, 3, 5};
+  for (const char* kind : {"grpo", "dr_grpo", "rloo", "opo"}) {
+    AdvantageConfig config;
+    config.kind = kind;
+    const Values all = advantages(rewards, lengths, {0, 2, 5, 6}, config).value;
+    Values parts;
+    for (const auto& [first, last] : {std::pair(0, 2), std::pair(2, 5), std::pair(5, 6)}) {
+      const Values part = advantages_of(kind, {rewards.begin() + first, rewards.begin() + last}, 1, {lengths.begin() + first, lengths.begin() + last});
+      parts.insert(parts.end(), part.begin(), part.end());
+    }
+    EXPECT_EQ(all, parts) << kind;
+  }
+}
+
+// With baseline and scale held, which moving all but one reward of a large group by nothing does: value + slope · change.
+TEST(Advantage, SlopeIsTheGrowthWithAReturn) {
+  const double up = 1.207612, down = -0.724567;
+  expect_values(both_of("grpo", kRewards, 1).slope, Values(8, up - down), 5);
+  expect_values(both_of("dr_grpo", kRewards, 1).slope, Values(8, 1), 12);
+  expect_values(both_of("opo", kRewards, 1).slope, Values(8, 1), 12);
+  // The mean of the others does not know the own reward.
+  const Values before = advantages_of("rloo", {3, 5, 10}, 1), after = advantages_of("rloo", {3, 5, 11}, 1);
+  expect_values(both_of("rloo", {3, 5, 10}, 1).slope, Values(3, after[2] - before[2]), 12);
+  const auto whitened = both_of("reinforce_plus_plus_baseline", kRewards, 2);
+  expect_values(whitened.slope, Values(8, (whitened.value[0] - whitened.value[1])), 12);
 }
 
 TEST(Advantage, GroupOfOneHasNoBaseline) {
-  const torch::Tensor rewards = doubles({2, -3}, 2), lengths = longs({4, 1}, 2);
-  for (const char* kind : {"dr_grpo", "rloo", "opo"})
-    expect_values(advantages_of(kind, rewards, lengths), {2, -3}, 12);
-  expect_values(advantages_of("grpo", rewards, lengths), {2 / 1.000001, -3 / 1.000001}, 12);
-  EXPECT_TRUE(advantages_of("reinforce_plus_plus_baseline", rewards, lengths).isfinite().all().item<bool>());
+  for (const char* kind : {"dr_grpo", "rloo", "opo"}) expect_values(advantages_of(kind, {2, -3}, 2, {4, 1}), {2, -3}, 12);
+  expect_values(advantages_of("grpo", {2, -3}, 2, {4, 1}), {2 / 1.000001, -3 / 1.000001}, 12);
+  for (const double x : advantages_of("reinforce_plus_plus_baseline", {2, -3}, 2, {4, 1})) EXPECT_TRUE(std::isfinite(x));
 }
 
 TEST(Advantage, EqualRewardsAndEmptyBatchesGiveNoNaN) {
-  for (const char* kind : {"grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus_baseline"}) {
-    const auto flat =
-        advantages_of(kind, torch::ones({3, 4}, torch::kDouble), torch::ones({3, 4}, torch::kLong));
-    EXPECT_EQ(flat.abs().max().item<double>(), 0) << kind;
-    const auto zero =
-        advantages_of(kind, torch::ones({3, 4}, torch::kDouble), torch::zeros({3, 4}, torch::kLong));
-    EXPECT_TRUE(zero.isfinite().all().item<bool>()) << kind;
-    const auto none =
-        advantages_of(kind, torch::ones({0, 4}, torch::kDouble), torch::ones({0, 4}, torch::kLong));
-    EXPECT_EQ(none.numel(), 0) << kind;
+  for (const char* kind : kKinds) {
+    EXPECT_EQ(advantages_of(kind, Values(12, 1), 3), Values(12, 0)) << kind;
+    for (const double x : advantages_of(kind, Values(12, 1), 3, {0})) EXPECT_TRUE(std::isfinite(x)) << kind;
+    AdvantageConfig config;
+    config.kind = kind;
+    EXPECT_TRUE(advantages({}, {}, {0}, config).value.empty()) << kind;
   }
 }
 
 TEST(Advantage, BadInputIsNamed) {
-  const auto lengths = torch::ones({1, 2}, torch::kLong);
-  EXPECT_THROW(advantages_of("gae", doubles({1, 0}, 1), lengths), c10::Error);
-  EXPECT_THROW(advantages_of("grpo", doubles({1, NAN}, 1), lengths), c10::Error);
-  EXPECT_THROW(advantages_of("grpo", doubles({1, 0, 1}, 1), lengths), c10::Error);
-  EXPECT_THROW(advantages_of("grpo", doubles({1, 0}, 1).to(torch::kFloat), lengths), c10::Error);
-  EXPECT_THROW(advantages_of("grpo", doubles({1, 0}, 1), -lengths), c10::Error);
+  const auto expect = [](const char* kind, const Values& rewards, const std::vector<int64_t>& lengths, const Groups& groups,
+                         const std::string& text) {
+    AdvantageConfig config;
+    config.kind = kind;
+    try {
+      advantages(rewards, lengths, groups, config);
+      ADD_FAILURE() << "nothing was thrown, wanted: " << text;
+    } catch (const std::invalid_argument& e) {
+      EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+    }
+  };
+  expect("gae", {1, 0}, {1, 1}, {0, 2}, "advantage kind \"gae\" is unknown");
+  expect("grpo", {1, NAN}, {1, 1}, {0, 2}, "reward 1 is not finite");
+  expect("grpo", {1, 0, 1}, {1, 1}, {0, 3}, "2 lengths for 3 rewards");
+  expect("grpo", {1, 0}, {1, -1}, {0, 2}, "length 1 is -1");
+  expect("grpo", {1, 0}, {1, 1}, {0, 1}, "groups do not cut 2 rewards");
 }
 
 TEST(KeepGroups, KeepsGroupsWhoseRewardsDiffer) {
-  const auto kept = keep_groups(doubles({1, 1, 1, 1, 0, 1, 0.1, 0.1, 0.1}, 3));
-  EXPECT_FALSE(kept[0].item<bool>());
-  EXPECT_TRUE(kept[1].item<bool>());
-  EXPECT_FALSE(kept[2].item<bool>());
-  EXPECT_TRUE(keep_groups(doubles({1, 2}, 2)).all().item<bool>());
+  EXPECT_EQ(keep_groups(Values{1, 1, 1, 1, 0, 1, 0.1, 0.1}, {0, 3, 6, 8}), (std::vector<bool>{false, true, false}));
+  EXPECT_EQ(keep_groups(Values{1, 2}, {0, 1, 2}), (std::vector<bool>{true, true}));
 }
 
 TEST(Overlong, GoldenValues) {
-  const auto got = overlong_penalty(longs({100, 16384, 18432, 20480}, 1), OverlongConfig{}, 20480);
-  expect_values(got, {0, 0, -0.5, -1}, 12);
-  EXPECT_THROW(overlong_penalty(longs({1}, 1), OverlongConfig{}, 100), c10::Error);
+  const OverlongConfig config;
+  EXPECT_EQ(overlong_penalty(100, config, 20480), 0);
+  EXPECT_EQ(overlong_penalty(16384, config, 20480), 0);
+  EXPECT_EQ(overlong_penalty(18432, config, 20480), -0.5);
+  EXPECT_EQ(overlong_penalty(20480, config, 20480), -1);
+  EXPECT_THROW(overlong_penalty(1, config, 100), std::invalid_argument);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "csrc/data/random.h"
 #include "csrc/model/decode.h"
 #include "csrc/rl/sample.h"
 
@@ -149,6 +150,171 @@ TEST(Rollout, BitsDependOnNeitherBatchNorThreads) {
     for (size_t j = 0; j < alone.size(); ++j) expect_same(alone[j], all[p * 7 + j]);
   }
   at::set_num_threads(threads);
+}
+
+// The least engine: one sequence at a time, nothing shared.
+TEST(Rollout, AgreesWithSequencesDrawnAlone) {
+  const DecoderConfig config = small_config();
+  const Decoder decoder = make(config);
+  const auto prompts = ragged_prompts(kLengths, config.vocabulary);
+  const std::vector<int64_t> samples{2, 5, 1, 3, 4, 1, 2, 6, 30};
+  const auto all = rollout(decoder, prompts, samples, {}, {3}, {.seed = 2, .step = 4, .first_prompt = 100});
+  const auto model = model::make_decode_model(decoder);
+  Sampler sampler({}, config.vocabulary);
+  size_t at = 0;
+  for (size_t p = 0; p < prompts.size(); ++p)
+    for (int64_t j = 0; j < samples[p]; ++j, ++at) {
+      const auto session = model->session(model::pages_of(config.context), 1);
+      const int64_t table = session->pages().open();
+      data::Stream stream(2, data::Purpose::rollout, 4, 100 + p, j);
+      std::vector<int64_t> tokens = prompts[p];
+      Completion alone;
+      for (int64_t t = 0; t < config.context && !alone.stopped; ++t) {
+        session->pages().extend(table, t + 1);
+        const model::DecodeRow row{tokens[t], t, table};
+        const model::Logits logits = session->step({&row, 1}, 0);
+        if (t + 1 < static_cast<int64_t>(tokens.size())) continue;
+        if (t + 1 == config.context) break;
+        const Draw draw = sampler.draw(logits.row(0), stream.uniform());
+        tokens.push_back(draw.token);
+        alone.tokens.push_back(draw.token);
+        alone.logprob.push_back(draw.logprob);
+        alone.entropy.push_back(draw.entropy);
+        alone.stopped = draw.token == 3;
+      }
+      expect_same(all[at], alone);
+      EXPECT_EQ(all[at].prompt, static_cast<int64_t>(p));
+      EXPECT_EQ(all[at].sample, j);
+    }
+  EXPECT_EQ(at, all.size());
+}
+
+void expect_all_same(const std::vector<Completion>& a, const std::vector<Completion>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    expect_same(a[i], b[i]);
+    EXPECT_EQ(std::tuple(a[i].prompt, a[i].sample, a[i].parent, a[i].begin),
+              std::tuple(b[i].prompt, b[i].sample, b[i].parent, b[i].begin));
+  }
+}
+
+TEST(Rollout, AFullCacheCostsTimeAlone) {
+  const DecoderConfig config = small_config();
+  const Decoder decoder = make(config);
+  const auto prompts = ragged_prompts(kLengths, config.vocabulary);
+  const std::vector<int64_t> samples(prompts.size(), 6);
+  const RolloutKey key{.seed = 8};
+  const int threads = at::get_num_threads();
+  for (const auto& branching : {std::optional<Branching>(), std::optional<Branching>({.threshold = 1.0, .window = 3, .sequences = 20})}) {
+    at::set_num_threads(1);
+    RolloutCounts free, full;
+    const auto roomy = rollout(decoder, prompts, samples, {}, {3}, key, {}, branching, &free);
+    EXPECT_EQ(free.preempted, 0);
+    // 70 tokens are five pages; two more are the least.
+    for (const int64_t pages : {7, 8, 11, 14, 25, 40})
+      for (const int count : {1, 2, 3}) {
+        at::set_num_threads(count);
+        const auto tight = rollout(decoder, prompts, samples, {}, {3}, key, {.cache_tokens = pages * 16}, branching, &full);
+        expect_all_same(roomy, tight);
+        EXPECT_EQ(std::tuple(free.drawn, free.branches, free.dropped), std::tuple(full.drawn, full.branches, full.dropped));
+        if (pages < 20) {
+          EXPECT_GT(full.preempted, 0) << pages << " pages, " << count << " threads";
+          EXPECT_GT(full.recomputed, 0);
+        }
+      }
+  }
+  at::set_num_threads(threads);
+  const auto with = [&](int64_t tokens) { rollout(decoder, prompts, 1, {}, {3}, key, {.cache_tokens = tokens}); };
+  EXPECT_NO_THROW(with(112));
+  try {
+    with(111);
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const std::exception& e) {
+    EXPECT_NE(std::string(e.what()).find("rollout.cache_tokens: 111 cannot hold a sequence of 70 tokens; wanted at least 112"),
+              std::string::npos)
+        << e.what();
+  }
+}
+
+double window_mean(const Completion& c, int64_t t, int64_t w) {
+  double sum = 0;
+  for (int64_t i = t; i < t + w; ++i) sum += c.entropy[i];
+  return sum / static_cast<double>(w);
+}
+
+TEST(Rollout, BranchesLeaveWhereTheWindowIsHigh) {
+  const DecoderConfig config = small_config();
+  const Decoder decoder = make(config);
+  const auto prompts = ragged_prompts({1, 16, 31, 2, 24}, config.vocabulary);
+  const std::vector<int64_t> samples{4, 4, 4, 4, 1};
+  const RolloutKey key{.seed = 8};
+  SamplingConfig sampling;
+  sampling.max_new_tokens = 30;
+  const auto plain = rollout(decoder, prompts, samples, sampling, {3}, key);
+  for (const Branching& b : {Branching{.threshold = 1.2, .window = 3, .sequences = 18}, Branching{.threshold = 0.8, .window = 1, .sequences = 64},
+                             Branching{.threshold = 1.0, .window = 6, .sequences = 9, .tokens = 60}}) {
+    RolloutCounts counts;
+    const auto all = rollout(decoder, prompts, samples, sampling, {3}, key, {}, b, &counts);
+    std::vector<int64_t> sequences(prompts.size()), tokens(prompts.size());
+    size_t roots = 0;
+    for (size_t i = 0; i < all.size(); ++i) {
+      const Completion& c = all[i];
+      ++sequences[c.prompt];
+      if (c.parent < 0) {
+        expect_same(c, plain[roots++]);  // a branch changes nothing of what it left
+        EXPECT_EQ(c.begin, 0);
+        continue;
+      }
+      tokens[c.prompt] += static_cast<int64_t>(c.tokens.size()) - c.begin;
+      ASSERT_LT(c.parent, static_cast<int64_t>(i));
+      const Completion& parent = all[c.parent];
+      EXPECT_EQ(std::pair(c.prompt, c.sample), std::pair(parent.prompt, parent.sample));
+      ASSERT_GE(static_cast<int64_t>(c.tokens.size()), c.begin + b.window);
+      ASSERT_GE(static_cast<int64_t>(parent.tokens.size()), c.begin + b.window);
+      for (int64_t t = 0; t < c.begin; ++t) {
+        EXPECT_EQ(c.tokens[t], parent.tokens[t]);
+        EXPECT_EQ(c.logprob[t], parent.logprob[t]);
+      }
+      EXPECT_EQ(c.entropy[c.begin], parent.entropy[c.begin]);  // of one distribution
+      EXPECT_GE(window_mean(c, c.begin, b.window), b.threshold);
+      EXPECT_GE(window_mean(parent, c.begin, b.window), b.threshold);
+      if (parent.parent >= 0) {
+        EXPECT_GE(c.begin, parent.begin + b.window);
+      }
+      for (size_t j = 0; j < i; ++j)
+        if (all[j].parent == c.parent) {
+          EXPECT_GE(std::abs(all[j].begin - c.begin), b.window);
+        }
+    }
+    EXPECT_EQ(roots, plain.size());
+    EXPECT_GT(counts.branches, 3);
+    EXPECT_EQ(counts.branches, static_cast<int64_t>(all.size() - roots));
+    if (b.window > 1) EXPECT_GT(counts.dropped, 0);
+    else EXPECT_EQ(counts.dropped, 0) << "a window of one is the same for both";
+    for (size_t p = 0; p < prompts.size(); ++p) {
+      EXPECT_LE(sequences[p], b.sequences);
+      if (b.tokens > 0) EXPECT_LE(tokens[p], b.tokens);
+    }
+  }
+}
+
+TEST(Rollout, Bfloat16ErrsNoMoreThanAModelOfThatType) {
+  for (const auto& [heads, kv_heads, head_size] : {std::tuple{4, 2, 16}, std::tuple{6, 1, 8}, std::tuple{2, 2, 40}}) {
+    const DecoderConfig config = small_config(heads, kv_heads, head_size);
+    Decoder decoder = make(config), judge = make(config), narrow = make(config);
+    judge->to(torch::kFloat64);
+    narrow->to(torch::kBFloat16);
+    const auto prompts = ragged_prompts(kLengths, config.vocabulary);
+    double squares = 0, plain_squares = 0;
+    for (const Completion& c : rollout(decoder, prompts, 5, {}, {3}, {.seed = 9}, {.dtype = "bfloat16"})) {
+      const Tensor truth = trained(judge, prompts[c.prompt], c, 1.0).first;
+      squares += (torch::tensor(c.logprob, torch::kFloat64) - truth).square().sum().item<double>();
+      plain_squares += (trained(narrow, prompts[c.prompt], c, 1.0).first - truth).square().sum().item<double>();
+    }
+    std::cout << "error of log-probabilities in bfloat16: rollout " << std::sqrt(squares) << ", plain " << std::sqrt(plain_squares) << "\n";
+    EXPECT_GT(squares, 0);
+    EXPECT_LE(squares, plain_squares);
+  }
 }
 
 TEST(Rollout, EveryPartOfTheKeyChangesTheDraws) {
