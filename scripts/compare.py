@@ -6,6 +6,7 @@ last phase (model, data, earlier phases) share it: those phases are trained once
 last phase from that checkpoint. Such configurations stand in one table:
 
     at the last step   on the test prompts, after the last phase
+    tokens             drawn by the rollouts of the last phase until then
     at equal accuracy  on the validation prompts, at the first evaluation whose sampled accuracy reaches a level that
                        every run of the table reached at some time: the highest whole percentage, or --level
 
@@ -34,18 +35,25 @@ import yaml
 
 
 def evaluations(run_dir, phase):
-    """The evaluations of one phase in metrics.jsonl, in order: [{step, split, greedy, sampled, pass_k, k, entropy}, …]."""
-    found = []
+    """The evaluations of one phase in metrics.jsonl, in order: [{step, split, greedy, sampled, pass_k, k, entropy, tokens, sizes}, …].
+
+    tokens: drawn by the rollouts of the phase until then. sizes: {size: (sampled, length)}, where prompts are of several."""
+    found, tokens = [], 0
     path = Path(run_dir) / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:  # the torn last line of a run that was killed
             continue
-        if record.get("phase") == phase and "eval/split" in record:
+        if record.get("phase") != phase:
+            continue
+        tokens += record.get("generated", 0)
+        if "eval/split" in record:
+            sizes = {int(key.rsplit("/")[-1]): (value, record[key.replace("sampled", "length")])
+                     for key, value in record.items() if key.startswith("eval/sampled/")}
             found.append({"step": record["step"], "split": record["eval/split"], "greedy": record["eval/greedy"],
                           "sampled": record["eval/sampled"], "pass_k": record["eval/pass@k"], "k": int(record["eval/k"]),
-                          "entropy": record["eval/entropy"]})
+                          "entropy": record["eval/entropy"], "tokens": tokens, "sizes": sizes})
     return found
 
 
@@ -81,7 +89,7 @@ def cell(values, form):
     return text if len(there) == len(values) else f"{text} ({len(there)} of {len(values)})"
 
 
-PERCENT, NATS, COUNT = (".1f", 100), (".3f", 1), (".0f", 1)
+PERCENT, NATS, COUNT, THOUSANDS, TOKENS = (".1f", 100), (".3f", 1), (".0f", 1), (".0f", 1e-3), (".1f", 1)
 
 
 def table(start, rows, level):
@@ -90,12 +98,14 @@ def table(start, rows, level):
     passed = f"pass@{'/'.join(map(str, sorted(ks))) or 'k'}, %"
     level = common_level([run for points in rows.values() for run in points]) if level is None else level
     at = "" if level is None else f"at {100 * level:.0f} % sampled: "
-    head = ["", "step", "sampled, %", "greedy, %", passed, "entropy, nats", f"{at}step", passed, "entropy, nats"]
+    head = ["", "step", "sampled, %", "greedy, %", passed, "entropy, nats", "tokens, k", f"{at}step", "tokens, k", passed,
+            "entropy, nats"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
 
     def row(name, ends, reached):
         columns = [(ends, "step", COUNT), (ends, "sampled", PERCENT), (ends, "greedy", PERCENT), (ends, "pass_k", PERCENT),
-                   (ends, "entropy", NATS), (reached, "step", COUNT), (reached, "pass_k", PERCENT), (reached, "entropy", NATS)]
+                   (ends, "entropy", NATS), (ends, "tokens", THOUSANDS), (reached, "step", COUNT), (reached, "tokens", THOUSANDS),
+                   (reached, "pass_k", PERCENT), (reached, "entropy", NATS)]
         cells = [cell([p and p[key] for p in points], form) for points, key, form in columns]
         lines.append("| " + " | ".join([name, *cells]) + " |")
 
@@ -104,6 +114,21 @@ def table(start, rows, level):
     for name, runs in rows.items():
         row(name, [last_test(run) for run in runs],
             [None if level is None else first_reaching(run, level) for run in runs])
+    return lines
+
+
+def table_of_sizes(start, rows):
+    """Markdown lines of the share of right samples and their length for each size of prompts; none where there is one size."""
+    ends = {"start of the last phase": start, **{name: [last_test(run) for run in runs] for name, runs in rows.items()}}
+    sizes = sorted({size for points in ends.values() for p in points if p for size in p["sizes"]})
+    if not sizes:
+        return []
+    head = ["", *(f"sampled of {size}, %" for size in sizes), *(f"length of {size}" for size in sizes)]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for name, points in ends.items():
+        cells = [cell([p and p["sizes"][size][i] for p in points], form)
+                 for i, form in ((0, PERCENT), (1, TOKENS)) for size in sizes]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
     return lines
 
 
@@ -122,10 +147,13 @@ class Plan:
 
 def start_key(config):
     """Names all that decides how the last phase starts. Earlier phases are measured, and may be stopped, by the data and
-    rewards of the last one, so those count too; what the last phase minimises, and for how long, does not."""
-    later = {"name", "data", "rollout", "reward"}
+    rewards of the last one and the length of its answers, so those count too; how the last phase draws them, what it
+    minimises, and for how long, does not."""
+    last = config["phases"][-1]
+    later = {key: last.get(key) for key in ("name", "data", "reward")}
+    later["max_new_tokens"] = (last.get("rollout") or {}).get("max_new_tokens")
     fixed = {key: value for key, value in config.items() if key != "run"}
-    fixed["phases"] = config["phases"][:-1] + [{k: v for k, v in config["phases"][-1].items() if k in later}]
+    fixed["phases"] = config["phases"][:-1] + [later]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -213,7 +241,10 @@ def report(plans, seeds, level, out):
         first = members[0]
         starts = [last_test(evaluations(start_folder(first, seed, out), first.phases[-2])) for seed in seeds] \
             if len(first.phases) > 1 else []
-        lines += [*table([point for point in starts if point], rows, level), ""]
+        starts = [point for point in starts if point]
+        lines += [*table(starts, rows, level), ""]
+        if sizes := table_of_sizes(starts, rows):
+            lines += [*sizes, ""]
     seeds_named = ", ".join(map(str, seeds))
     lines.append(f"Seeds {seeds_named}: mean ± standard deviation. At the last step: test prompts. At equal accuracy: "
                  "validation prompts, at the first evaluation that reaches it.")

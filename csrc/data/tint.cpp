@@ -7,6 +7,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "csrc/data/shuffle.h"
 #include "csrc/data/split.h"
 #include "csrc/data/tint_trace.h"
 
@@ -136,6 +137,8 @@ TintProblem draw_problem(const TintConfig& config, int64_t terms, Stream& stream
 }
 
 std::string TintConfig::problem() const {
+  if (train > 0 && mix != "example")
+    return "train: a list of examples needs mix: example, since a batch from the list cannot choose its number of terms";
   const auto named = [](const std::string& key, const std::string& value,
                         std::initializer_list<const char*> names) {
     std::string known;
@@ -250,7 +253,9 @@ std::vector<Example> Tint::take(int64_t first, int64_t count) const {
   const int64_t terms = terms_of(first);
   for (int64_t i = first; i < first + count; ++i) {
     if (held_out_.empty()) {
-      TintSample sample = this->sample(i, terms);
+      const int64_t N = config_.train;
+      const int64_t index = N > 0 ? static_cast<int64_t>(Shuffle(seed_, i / N, N)(i % N)) : i;
+      TintSample sample = this->sample(index, config_.mix == "example" ? terms_of(index) : terms);
       examples.push_back(
           {std::move(sample.prompt), std::move(sample.completion), std::move(sample.answer_true)});
     } else {

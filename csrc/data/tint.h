@@ -54,6 +54,7 @@ struct TintShow {
 struct TintConfig {
   std::string task = "signed_sum";
   std::vector<int64_t> terms = {5};
+  std::string mix = "batch";
   double merge = 0.3;
   std::string sampling = "length";
   int64_t low = 0;
@@ -68,16 +69,18 @@ struct TintConfig {
   double intensity = 0;
   std::string label = "true";
   bool noise_answer = false;
+  int64_t train = 0;
   int64_t held_out = 1024;
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("task", task, "What is computed.", one_of({"signed_sum", "add", "sub", "mul", "median", "sort"}));
     v("terms", terms,
-      "Numbers in a problem of signed_sum, median and sort (the others have two); where several are given, "
-      "one is drawn "
-      "for each batch.",
+      "Numbers in a problem of signed_sum, median and sort (the others have two); where several are given, one is drawn as "
+      "mix says.",
       between(1, 26));
+    v("mix", mix, "Whether each batch or each example has a number of terms of its own; with example, evaluations are of all.",
+      one_of({"batch", "example"}));
     v("merge", merge, "signed_sum: probability that a term joins the step before it.", between(0, 1));
     v("sampling", sampling,
       "Numbers of the other tasks: uniform in low … high, or uniform in their count of digits.",
@@ -101,6 +104,7 @@ struct TintConfig {
       "Answer written after a trace with dynamic noise: the true one, or what the trace arrived at.",
       one_of({"true", "propagated"}));
     v("noise_answer", noise_answer, "Let static noise change the answer too.");
+    v("train", train, "Examples of training, in a new order each epoch; 0: ever new ones. Takes mix: example.", at_least(0));
     v("held_out", held_out,
       "Prompts in the validation list and in the test list, at most (a task with few prompts has fewer).",
       at_least(1));
@@ -122,22 +126,23 @@ struct TintSample {
 // terms needs no more than 0123456789abcdefgh+-=:A. of the quickstart.
 std::string tint_alphabet(const TintConfig& config);
 
-// Training: an endless stream; an example is a function of (config, seed, index, number of terms), and the
-// number of terms of a take() is a function of (config, seed, first). Validation and test: finite lists that
-// depend on neither seed nor noise; take() runs through one again and again. A hash of the prompt says which
-// split it belongs to (csrc/data/split.h), so that no task, seed or phase of a run trains on a prompt that
-// another one evaluates on. Example::answer is the true answer.
+// Training: an endless stream; an example is a function of (config, seed, index, number of terms). The number of terms of a
+// take() is a function of (config, seed, first), or, with mix: example, an example's of (config, seed, index). With `train` the
+// stream is a list of that many such examples, in a new order each epoch. Validation and test: finite lists that depend on
+// neither seed nor noise; take() runs through one again and again. A hash of the prompt says which split it belongs to
+// (csrc/data/split.h), so that no task, seed or phase of a run trains on a prompt that another one evaluates on.
+// Example::answer is the true answer.
 class Tint : public ExampleSource {
  public:
   // Throws std::invalid_argument for a config with a problem() and for a list that would be empty.
   Tint(const TintConfig& config, uint64_t seed, Split split);
 
   std::vector<Example> take(int64_t first, int64_t count) const override;
-  int64_t size() const override { return static_cast<int64_t>(held_out_.size()); }
+  int64_t size() const override { return held_out_.empty() ? config_.train : static_cast<int64_t>(held_out_.size()); }
 
   // Example index of the training stream with the given number of terms, with its report.
   TintSample sample(int64_t index, int64_t terms) const;
-  // Number of terms of take(first, …) in training.
+  // Number of terms of take(first, …) in training, or with mix: example of example `first`.
   int64_t terms_of(int64_t first) const;
 
  private:

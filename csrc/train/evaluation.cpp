@@ -12,6 +12,7 @@ constexpr int64_t kShownTokens = 256;  // of a window of text
 
 struct Answers {
   std::vector<double> right;  // [prompts · samples], 1 or 0
+  std::vector<double> lengths;  // [prompts · samples], tokens
   double entropy = 0;         // mean over tokens
   double length = 0;          // mean over completions
   std::vector<Sample> shown;  // the first to each of the first prompts
@@ -24,11 +25,12 @@ std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std
 }
 
 Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer, const std::vector<data::Example>& examples,
-               const rl::RewardSum& score, const rl::SamplingConfig& sampling, int64_t samples, int64_t show) {
+               const rl::RewardSum& score, const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache,
+               int64_t show) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples) prompts.push_back(tokenizer.encode(example.prompt));
   const auto completions =
-      rl::rollout(model, prompts, samples, sampling, {tokenizer.eos_id()}, {.evaluation = true});
+      rl::rollout(model, prompts, samples, sampling, {tokenizer.eos_id()}, {.evaluation = true}, cache);
 
   Answers answers;
   std::vector<std::string> prompt_text, text;
@@ -38,7 +40,8 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer, co
     example_of.push_back(examples[completion.prompt]);
     prompt_text.push_back(example_of.back().prompt);
     text.push_back(tokenizer.decode(completion.tokens));
-    tokens += static_cast<double>(completion.tokens.size());
+    answers.lengths.push_back(static_cast<double>(completion.tokens.size()));
+    tokens += answers.lengths.back();
     for (float H : completion.entropy) answers.entropy += H;
   }
   for (double s : score(prompt_text, text, example_of).total) answers.right.push_back(s >= 0.5);
@@ -58,11 +61,6 @@ double mean(const std::vector<double>& x) {
   double sum = 0;
   for (double value : x) sum += value;
   return x.empty() ? 0.0 : sum / static_cast<double>(x.size());
-}
-
-data::DataConfig largest(data::DataConfig config) {
-  if (config.tint) config.tint->terms = {*std::max_element(config.tint->terms.begin(), config.tint->terms.end())};
-  return config;
 }
 
 std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewards) {
@@ -113,38 +111,71 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
 
 HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                                const std::map<std::string, rl::RewardFunction>& custom,
-                               const data::Tokenizer& tokenizer, data::Split split, int64_t max_new_tokens)
-    : tokenizer_(tokenizer),
-      source_(data::make_source(largest(data), /*seed=*/0, split)),
-      score_(first_of(rewards), tokenizer.eos(), custom),
-      max_new_tokens_(max_new_tokens) {}
+                               const data::Tokenizer& tokenizer, data::Split split, int64_t max_new_tokens,
+                               const rl::CacheConfig& cache)
+    : tokenizer_(tokenizer), score_(first_of(rewards), tokenizer.eos(), custom), max_new_tokens_(max_new_tokens), cache_(cache) {
+  cache_.dtype = "model";  // the policy itself is measured
+  if (!data.tint) {
+    parts_.push_back({"", data::make_source(data, /*seed=*/0, split)});
+    return;
+  }
+  std::vector<int64_t> sizes = data.tint->terms;
+  std::sort(sizes.begin(), sizes.end());
+  sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
+  if (data.tint->mix == "batch") sizes = {sizes.back()};
+  for (const int64_t size : sizes) {
+    data::DataConfig one = data;
+    one.tint->terms = {size};
+    parts_.push_back({sizes.size() > 1 ? std::to_string(size) : "", data::make_source(one, /*seed=*/0, split)});
+  }
+}
+
+// As many of each part. A list that is shorter than asked for is used whole, once.
+std::vector<data::Example> HeldOutPrompts::take(int64_t count, std::vector<size_t>* part_of) const {
+  std::vector<data::Example> examples;
+  const auto parts = static_cast<int64_t>(parts_.size());
+  for (int64_t i = 0; i < parts; ++i) {
+    const data::ExampleSource& source = *parts_[i].source;
+    const auto some = source.take(0, std::min((count + parts - 1 - i) / parts, source.size()));
+    examples.insert(examples.end(), some.begin(), some.end());
+    if (part_of) part_of->insert(part_of->end(), some.size(), static_cast<size_t>(i));
+  }
+  return examples;
+}
 
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
                                     std::vector<Sample>* shown) const {
-  // A list that is shorter than asked for is used whole, once.
-  auto prompts = [&](int64_t count) { return source_->take(0, std::min(count, source_->size())); };
   rl::SamplingConfig sampling;
   sampling.max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : max_new_tokens_;
 
   sampling.temperature = 0;
-  const Answers greedy = answer(model, tokenizer_, prompts(config.prompts), score_, sampling, 1, 0);
+  const Answers greedy = answer(model, tokenizer_, take(config.prompts, nullptr), score_, sampling, 1, cache_, 0);
   sampling.temperature = config.temperature;
-  const auto sampled_prompts = prompts(config.sampled_prompts);
+  std::vector<size_t> part_of;
+  const auto sampled_prompts = take(config.sampled_prompts, &part_of);
   const int64_t k = config.samples;
-  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, k, config.show);
+  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, k, cache_, config.show);
   if (shown) *shown = sampled.shown;
 
   double solved = 0;
+  std::vector<std::vector<double>> right(parts_.size()), lengths(parts_.size());
   for (size_t p = 0; p < sampled_prompts.size(); ++p) {
     const auto first = sampled.right.begin() + p * k;
     solved += *std::max_element(first, first + k);
+    right[part_of[p]].insert(right[part_of[p]].end(), first, first + k);
+    lengths[part_of[p]].insert(lengths[part_of[p]].end(), sampled.lengths.begin() + p * k, sampled.lengths.begin() + (p + 1) * k);
   }
-  return {{"eval/greedy", mean(greedy.right)},
-          {"eval/sampled", mean(sampled.right)},
-          {"eval/pass@k", solved / static_cast<double>(std::max<size_t>(sampled_prompts.size(), 1))},
-          {"eval/k", static_cast<double>(k)},
-          {"eval/entropy", sampled.entropy},
-          {"eval/length", sampled.length}};
+  Evaluation found{{"eval/greedy", mean(greedy.right)},
+                   {"eval/sampled", mean(sampled.right)},
+                   {"eval/pass@k", solved / static_cast<double>(std::max<size_t>(sampled_prompts.size(), 1))},
+                   {"eval/k", static_cast<double>(k)},
+                   {"eval/entropy", sampled.entropy},
+                   {"eval/length", sampled.length}};
+  for (size_t i = 0; i < parts_.size() && parts_.size() > 1; ++i) {
+    found["eval/sampled/" + parts_[i].size] = mean(right[i]);
+    found["eval/length/" + parts_[i].size] = mean(lengths[i]);
+  }
+  return found;
 }
 
 }  // namespace isentrope::train

@@ -73,23 +73,31 @@ class HeldOutText : public HeldOut {
   int64_t rows_;
 };
 
-// Prompts and what a right answer to them is: eval/greedy, eval/sampled, eval/pass@k, eval/k, eval/entropy,
-// eval/length.
+// Prompts and what a right answer to them is: eval/greedy, eval/sampled, eval/pass@k, eval/k, eval/entropy, eval/length; where
+// the prompts are of several sizes also eval/sampled/<size> and eval/length/<size> of each.
 class HeldOutPrompts : public HeldOut {
  public:
   // A completion is right where the first of rewards gives it at least 0.5; no reward: exact.
-  // max_new_tokens: for evaluations that do not set their own. tint: the largest of its sizes, the one training is for.
+  // max_new_tokens: for evaluations that do not set their own; cache: of the rollouts. tint: the largest of its sizes, the one
+  // training is for, or with mix: example as many prompts of each.
   HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                  const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
-                 data::Split split, int64_t max_new_tokens);
+                 data::Split split, int64_t max_new_tokens, const rl::CacheConfig& cache = {});
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
                       std::vector<Sample>* shown) const override;
 
  private:
   const data::Tokenizer& tokenizer_;
-  std::unique_ptr<data::ExampleSource> source_;
+  struct Part {
+    std::string size;  // "" where there is one part
+    std::unique_ptr<data::ExampleSource> source;
+  };
+  std::vector<data::Example> take(int64_t count, std::vector<size_t>* part_of) const;
+
+  std::vector<Part> parts_;
   rl::RewardSum score_;
   int64_t max_new_tokens_;
+  rl::CacheConfig cache_;
 };
 
 }  // namespace isentrope::train

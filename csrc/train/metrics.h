@@ -21,11 +21,20 @@
 //                          nothing holds the entropy up
 //   law/ceiling            b - a, the reward at entropy 0
 //   sigma/time_share       share of the step's time that the power steps of model.sigma_reparam took
+//   generated              tokens drawn in the step, those of dropped branches included
+//   length/truncated, groups/flat     shares: completions cut at the length limit, groups whose rewards are equal
+//   groups/kept, groups/empty_steps   with rollout.filter_groups: groups that the step learns from, and how many steps in a row
+//                          had too few, this one included; such a step has no loss
+//   branch/threshold       with rollout.branch: entropy of a window at which sequences branch, nats
+//   branch/kept, branch/dropped       branches a prompt that went on, and that ended after their trial (csrc/rl/rollout.h)
+//   samples/std            with rollout.allocation: standard deviation of the samples a prompt
+//   cache/preempted        with rollout.cache_tokens: how often a sequence gave its pages up; depends on the number of threads
 //   eval/split             validation or test; evaluations alone, as all that follows
 //   eval/loss              cross-entropy of held-out text, nats a token
 //   eval/bits_per_byte     of held-out text: its bits in all, over its bytes
 //   eval/greedy, eval/sampled, eval/pass@k, eval/k   shares of right answers; k samples a prompt
 //   eval/entropy, eval/length         of the samples: nats a token, tokens
+//   eval/sampled/7, eval/length/7     the same of prompts of one size, where data.tint.mix is example
 //   time_s                 seconds since the run began or was resumed
 //
 //   attention_entropy      every objective.attention_entropy.every steps, an object: entropy, normalized, max_logit and, if asked

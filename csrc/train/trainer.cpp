@@ -66,7 +66,8 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
   return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split,
-                                          answers.rollout ? answers.rollout->sampling.max_new_tokens : 0);
+                                          answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
+                                          answers.rollout ? answers.rollout->cache : rl::CacheConfig());
 }
 
 struct Trainer::Phase {

@@ -228,5 +228,43 @@ TEST(Tint, ErrorsNameTheKeyAndTheRemedy) {
   EXPECT_THROW(Tint(TintConfig(), 1, Split::train).take(-1, 2), std::invalid_argument);
 }
 
+TEST(Tint, EachExampleHasASizeOfItsOwnWhereMixSaysSo) {
+  TintConfig config = config_of("signed_sum");
+  config.terms = {3, 5, 7};
+  config.mix = "example";
+  const Tint endless(config, 4, Split::train);
+  std::set<size_t> sizes;
+  for (const Example& example : endless.take(0, 64)) sizes.insert(example.prompt.size());
+  EXPECT_EQ(sizes.size(), 3u);
+  EXPECT_EQ(endless.size(), 0);
+  const auto whole = endless.take(0, 20), cut = endless.take(7, 5);
+  for (size_t i = 0; i < cut.size(); ++i) EXPECT_EQ(cut[i].prompt, whole[7 + i].prompt);
+  config.mix = "batch";
+  std::set<size_t> batch;
+  for (const Example& example : Tint(config, 4, Split::train).take(0, 64)) batch.insert(example.prompt.size());
+  EXPECT_EQ(batch.size(), 1u);
+}
+
+TEST(Tint, AListOfExamplesComesInANewOrderEachEpoch) {
+  TintConfig config = config_of("signed_sum");
+  config.terms = {3, 5};
+  config.mix = "example";
+  config.train = 37;
+  const Tint list(config, 4, Split::train);
+  EXPECT_EQ(list.size(), 37);
+  const auto prompts = [&](int64_t first) {
+    std::vector<std::string> out;
+    for (const Example& example : list.take(first, 37)) out.push_back(example.prompt);
+    return out;
+  };
+  std::vector<std::string> first = prompts(0), second = prompts(37);
+  EXPECT_NE(first, second);
+  std::sort(first.begin(), first.end());
+  std::sort(second.begin(), second.end());
+  EXPECT_EQ(first, second);
+  config.mix = "batch";
+  EXPECT_NE(config.problem().find("needs mix: example"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace isentrope::data

@@ -20,16 +20,18 @@ def record(phase, step, split, sampled, entropy):
 
 
 def point(step, split, sampled, entropy=0.5):
-    return {"step": step, "split": split, "greedy": sampled, "sampled": sampled, "pass_k": sampled, "k": 8, "entropy": entropy}
+    return {"step": step, "split": split, "greedy": sampled, "sampled": sampled, "pass_k": sampled, "k": 8, "entropy": entropy,
+            "tokens": 1000 * step, "sizes": {}}
 
 
 def test_evaluations_are_read_by_phase_and_a_torn_line_is_skipped(tmp_path):
-    lines = ['{"phase": "grpo", "step": 1, "loss": 0.1}', record("sft", 9, "test", 0.3, 0.7),
+    lines = ['{"phase": "grpo", "step": 1, "loss": 0.1, "generated": 30}', '{"phase": "grpo", "step": 2, "generated": 40}', record("sft", 9, "test", 0.3, 0.7),
              record("grpo", 2, "validation", 0.4, 0.6), record("grpo", 2, "test", 0.45, 0.55), '{"phase": "grpo", "st']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     points = compare.evaluations(tmp_path, "grpo")
     assert [(p["step"], p["split"], p["sampled"]) for p in points] == [(2, "validation", 0.4), (2, "test", 0.45)]
     assert compare.last_test(points)["entropy"] == 0.55
+    assert [p["tokens"] for p in points] == [70, 70]
     assert compare.evaluations(tmp_path / "nowhere", "grpo") == [] and compare.last_test([]) is None
 
 
@@ -54,13 +56,26 @@ def test_the_table_row_by_row():
                      [point(5, "validation", 0.4, 0.5), point(10, "validation", 0.6, 0.3), point(10, "test", 0.63, 0.3)]],
             "kl_cov": [[point(5, "validation", 0.5, 0.6), point(10, "validation", 0.7, 0.5), point(10, "test", 0.7, 0.5)]] * 2}
     lines = compare.table([point(3, "test", 0.3), point(4, "test", 0.3)], rows, None)
-    assert [cell.strip() for cell in lines[0].split("|")[2:8]] == ["step", "sampled, %", "greedy, %", "pass@8, %", "entropy, nats",
-                                                                  "at 60 % sampled: step"]
+    assert [cell.strip() for cell in lines[0].split("|")[2:9]] == ["step", "sampled, %", "greedy, %", "pass@8, %", "entropy, nats",
+                                                                  "tokens, k", "at 60 % sampled: step"]
     columns = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     assert columns[0][:3] == ["start of the last phase", "4 ± 1", "30.0 ± 0.0"] and columns[0][-1] == "–"
     assert columns[1][:3] == ["clip", "10 ± 0", "62.0 ± 1.4"]
-    assert columns[1][5:] == ["0.250 ± 0.071", "10 ± 0", "60.0 ± 0.0", "0.250 ± 0.071"]
+    assert columns[1][5:] == ["0.250 ± 0.071", "10 ± 0", "10 ± 0", "10 ± 0", "60.0 ± 0.0", "0.250 ± 0.071"]
     assert columns[2][-1] == "0.500 ± 0.000"
+
+
+def test_prompts_of_several_sizes_have_a_table_of_their_own(tmp_path):
+    line = json.loads(record("grpo", 2, "test", 0.5, 0.5)) | {"eval/sampled/3": 0.75, "eval/length/3": 20.0,
+                                                              "eval/sampled/10": 0.25, "eval/length/10": 61.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line))
+    points = compare.evaluations(tmp_path, "grpo")
+    assert points[0]["sizes"] == {3: (0.75, 20.0), 10: (0.25, 61.5)}
+    lines = compare.table_of_sizes(points, {"clip": [points, points], "ares": [points, []]})
+    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == ["sampled of 3, %", "sampled of 10, %", "length of 3", "length of 10"]
+    assert lines[3] == "| clip | 75.0 ± 0.0 | 25.0 ± 0.0 | 20.0 ± 0.0 | 61.5 ± 0.0 |"
+    assert lines[4] == "| ares | 75.0 (1 of 2) | 25.0 (1 of 2) | 20.0 (1 of 2) | 61.5 (1 of 2) |"
+    assert compare.table_of_sizes([point(3, "test", 0.3)], {"clip": [[point(5, "test", 0.5)]]}) == []
 
 
 def test_a_start_is_shared_by_what_decides_it():
@@ -70,7 +85,9 @@ def test_a_start_is_shared_by_what_decides_it():
 
     key = compare.start_key(config())
     assert key == compare.start_key(config(objective="kl_cov", steps=9, seed=2))
-    assert len({key, compare.start_key(config(data="b")), compare.start_key(config(width=16))}) == 3
+    assert key == compare.start_key(config(rollout={"samples": 4}))  # its answers are as long
+    others = [config(data="b"), config(width=16), config(rollout={"max_new_tokens": 9}), config(reward="exact")]
+    assert len({key, *map(compare.start_key, others)}) == 5
 
 
 # A program with the commands that compare.py uses. A run whose name holds "broken" fails; every call is noted.

@@ -75,7 +75,8 @@ def test_stored_losses(finished, name):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("name,kills", [("pretrain", 2), ("sft", 2), ("grpo", 4), ("grpo_clip_cov", 2), ("sigma", 3)])
+@pytest.mark.parametrize("name,kills", [("pretrain", 2), ("sft", 2), ("grpo", 4), ("grpo_clip_cov", 2), ("adaptive", 3),
+                                        ("sigma", 3)])
 def test_killed_run_repeats_itself(finished, tmp_path, name, kills):
     config = ROOT / "configs" / "tiny" / f"{name}.yaml"
     whole = metrics(finished(name))
@@ -136,6 +137,35 @@ def test_micro_batches_give_the_same_update(finished, tmp_path):
         assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-4, abs=1e-6)
         assert cut["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
         assert cut.get("select/frac") == whole.get("select/frac")
+
+
+def test_adaptive_rollouts_branch_share_out_and_are_filtered(finished):
+    steps = [line for line in metrics(finished("adaptive")) if line["phase"] == "grpo" and "eval/split" not in line]
+    assert "branch/threshold" not in steps[0]  # nothing is known of the policy's entropy yet
+    assert sum(line["branch/kept"] for line in steps) > 5 and sum(line["branch/dropped"] for line in steps) > 5
+    assert sum(line["cache/preempted"] for line in steps) > 0
+    assert steps[0]["samples/std"] == 0 and steps[-1]["samples/std"] > 0
+    assert all(line["groups/kept"] <= 8 for line in steps)
+    tests = [line for line in metrics(finished("adaptive")) if line.get("eval/split") == "test"]
+    for line in tests:
+        assert line["eval/sampled"] == pytest.approx((line["eval/sampled/2"] + line["eval/sampled/3"]) / 2)
+        assert line["eval/length"] == pytest.approx((line["eval/length/2"] + line["eval/length/3"]) / 2)
+
+
+def test_a_step_whose_groups_are_all_alike_is_skipped_and_counted(finished, tmp_path):
+    config = ROOT / "configs" / "tiny" / "adaptive.yaml"
+    start = max((finished("adaptive") / "checkpoints").glob("sft-*"))
+    never = [f"run.start={start}", 'phases.grpo.reward=[{kind: format, pattern: "x"}]']  # no answer has it
+    train(config, tmp_path / "skips", *never, "phases.grpo.steps=3")
+    steps = [line for line in metrics(tmp_path / "skips") if line["phase"] == "grpo" and "eval/split" not in line]
+    assert [line["groups/empty_steps"] for line in steps] == [1, 2, 3]
+    assert all("loss" not in line and line["groups/kept"] == 0 for line in steps)
+    weights = [sorted((folder / "checkpoints").glob(name))[-1] / "model.safetensors"
+               for folder, name in [(finished("adaptive"), "sft-*"), (tmp_path / "skips", "grpo-*")]]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    stopped = train(config, tmp_path / "stops", *never, "phases.grpo.rollout.max_empty_steps=2", check=False)
+    assert stopped.returncode == 1
+    assert "2 steps in a row of 2 batches of 8 prompts each found too few groups whose rewards differ" in stopped.stderr
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft", "sigma"])
