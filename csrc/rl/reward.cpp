@@ -160,7 +160,7 @@ Rewards RewardSum::operator()(const Texts& prompts, const Texts& completions,
     throw std::invalid_argument("reward: " + std::to_string(prompts.size()) + " prompts and " +
                                 std::to_string(examples.size()) + " examples for " + std::to_string(count) +
                                 " completions");
-  Rewards rewards{std::vector<double>(count, 0.0), {}};
+  Rewards rewards{std::vector<double>(count, 0.0), {}, {}};
   for (const Part& part : parts_) {
     const std::vector<double> scores = part.score(prompts, completions, examples);
     const std::string name = part.config.metric();
@@ -175,6 +175,7 @@ Rewards RewardSum::operator()(const Texts& prompts, const Texts& completions,
       rewards.total[i] += part.config.weight * scores[i];
       sum += scores[i];
     }
+    if (&part == &parts_.front()) rewards.first = scores;
     rewards.stats[name] = count == 0 ? 0 : sum / static_cast<double>(count);
   }
   return rewards;

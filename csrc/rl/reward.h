@@ -53,6 +53,7 @@ using RewardFunction = std::function<std::vector<double>(const std::vector<std::
 
 struct Rewards {
   std::vector<double> total;            // weighted sum, one a completion
+  std::vector<double> first;            // score of the first reward, not weighted: at least 0.5 is a right answer
   std::map<std::string, double> stats;  // reward/<name>: mean score of each reward, not weighted
 };
 
@@ -68,6 +69,8 @@ class RewardSum {
   // not finite (names the reward, the index, the value and the prompt).
   Rewards operator()(const std::vector<std::string>& prompts, const std::vector<std::string>& completions,
                      const std::vector<data::Example>& examples) const;
+
+  double first_weight() const { return parts_.front().config.weight; }
 
  private:
   struct Part {

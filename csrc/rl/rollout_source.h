@@ -13,6 +13,7 @@
 #include "csrc/field.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/advantage.h"
+#include "csrc/rl/ares.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/rollout.h"
 
@@ -25,6 +26,7 @@ struct RolloutConfig {
   SamplingConfig sampling;
   AdvantageConfig advantage;
   std::optional<OverlongConfig> overlong;
+  std::optional<AresConfig> ares;
   bool filter_groups = false;
   int64_t max_draws = 10;
   bool mask_truncated = false;
@@ -39,7 +41,9 @@ struct RolloutConfig {
     sampling.visit(v);
     v("advantage", advantage, "How rewards of a group become advantages.");
     v("overlong", overlong, "Soft penalty of completions near the length limit (DAPO); absent: none.");
-    v("filter_groups", filter_groups, "Draw more prompts in place of groups whose rewards are all equal (DAPO).");
+    v("ares", ares, "Shape rewards by the entropy of completions and the difficulty of prompts (ARES); absent: none.");
+    v("filter_groups", filter_groups,
+      "Draw more prompts in place of groups whose rewards are all equal (DAPO); with ares: all right or all wrong.");
     v("max_draws", max_draws, "filter_groups: batches of prompts drawn in one step before it stops with an error.", at_least(1));
     v("mask_truncated", mask_truncated, "Leave completions that reached the length limit out of the loss.");
   }
@@ -51,6 +55,7 @@ class RolloutSource : public data::BatchSource {
                 std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed);
 
   data::StepData next(int64_t step) override;
+  void observe(const std::map<std::string, double>& seen) override;
   std::map<std::string, torch::Tensor> state() const override;
   void restore(const std::map<std::string, torch::Tensor>& state) override;
 
@@ -61,6 +66,7 @@ class RolloutSource : public data::BatchSource {
   std::shared_ptr<const data::ExampleSource> examples_;
   RewardSum reward_;
   uint64_t seed_;
+  std::optional<Ares> ares_;
   int64_t taken_ = 0;  // prompts drawn so far
 };
 
