@@ -187,7 +187,8 @@ __global__ void __launch_bounds__(kThreads, 1) grpo_loss_forward_kernel(const Gr
       GrpoTerms<T> x = grpo_terms<form>(p.rule, centre, token, exponential(grpo_log_ratio(l, token.old_logprob)),
                                         mean_log_ratio, sequence_ratio, &slope);
       if (p.ref_logprob != nullptr && (statistics || p.rule.ref_kl_coef != 0)) {
-        const T ref = at<T>(p.ref_logprob, i, true), coef = T(p.rule.ref_kl_coef);
+        const T ref = at<T>(p.ref_logprob, i, true);
+        const T coef = T(p.rule.ref_kl_coef) * (p.ref_kl_weight == nullptr ? T(1) : at<T>(p.ref_kl_weight, i, true));
         const GrpoDivergence<T> divergence = divergence_of(p.rule.ref_kl, l - ref, exponential(-grpo_log_ratio(l, ref)));
         x.term[kSumLoss] += coef * divergence.loss;
         slope += coef * divergence.slope;

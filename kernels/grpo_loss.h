@@ -13,7 +13,8 @@
 //                      that mean clamped to [-20, 10]                                            2507.18071
 //   cispo              -sg[clip(r)] A ℓ                                                          2506.13585
 //   gpg                -A ℓ                                                                      2504.02546
-// Token loss = L + ref_kl_coef K(Δ) - entropy_coef H with Δ = ℓ - ℓ_ref; K (Schulman, "Approximating KL divergence"):
+// Token loss = L + ref_kl_coef u K(Δ) - entropy_coef H with Δ = ℓ - ℓ_ref and u = ref_kl_weight, 1 where none is given
+// (ARES, 2510.08457, weighs by difficulty and within windows of high entropy); K (Schulman, "Approximating KL divergence"):
 //   k1 = Δ      k2 = Δ²/2      k3 = exp(-Δ) + Δ - 1, Δ clamped to ±20 and k3 to 10, no gradient beyond
 //   k1+, k3+    the value of k1, k3 with the gradient of k2, which is the unbiased one
 // Loss = Σ_i w_i Σ_t M × token loss, with D the normalizer where one is given:
@@ -123,6 +124,7 @@ struct GrpoLossForward {
   const bool* mask = nullptr;         // [B, T]
   const bool* selected = nullptr;     // [B, T], or null for none
   const void* ref_logprob = nullptr;  // [B, T], or null
+  const void* ref_kl_weight = nullptr;  // [B, T] u, or null for 1
   const void* entropy = nullptr;      // [B, T], or null
   const void* normalizer = nullptr;   // [1], or null for the counts of this call
   void* loss = nullptr;               // [1]

@@ -16,11 +16,22 @@ struct Batch {
   torch::Tensor target;       // [B, T] int64; −100 where nothing is learnt (prompt, padding)
   torch::Tensor old_logprob;  // [B, T] float, 0 where target is −100; policy batches only
   torch::Tensor advantage;    // [B, T] float, 0 where target is −100; policy batches only
+  torch::Tensor ref_kl_weight = {};  // [B, T] float, of the divergence from the reference; undefined: 1 everywhere
+  torch::Tensor difficulty = {};     // [B] int64, rl::Difficulty of the prompt; undefined where nobody asks
 
   int64_t size() const { return tokens.size(0); }
   Batch to(torch::Device device) const {
-    auto move = [&](const torch::Tensor& x) { return x.defined() ? x.to(device) : x; };
-    return {move(tokens), move(target), move(old_logprob), move(advantage)};
+    return each([&](const torch::Tensor& x) { return x.to(device); });
+  }
+  Batch rows(int64_t begin, int64_t end) const {
+    return each([&](const torch::Tensor& x) { return x.slice(0, begin, end); });
+  }
+
+ private:
+  template <class Function>
+  Batch each(Function function) const {
+    auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
+    return {of(tokens), of(target), of(old_logprob), of(advantage), of(ref_kl_weight), of(difficulty)};
   }
 };
 
@@ -38,6 +49,8 @@ class BatchSource {
  public:
   virtual ~BatchSource() = default;
   virtual StepData next(int64_t step) = 0;
+  // After each update of a step: what the objective saw in it, by the names of csrc/train/metrics.h.
+  virtual void observe(const std::map<std::string, double>&) {}
   // All that a resumed run needs beside the step, by name; restore() takes what state() gave.
   virtual std::map<std::string, torch::Tensor> state() const { return {}; }
   virtual void restore(const std::map<std::string, torch::Tensor>&) {}

@@ -204,7 +204,7 @@ Tensor grpo_select_run(const GrpoSelectArguments& arguments, void (*launch)(cons
 // ---- grpo_loss ------------------------------------------------------------------------------------------------------
 struct GrpoLossArguments {
   Tensor logprob, old_logprob, advantage, mask;
-  OptionalTensor selected, ref_logprob, entropy, normalizer;
+  OptionalTensor selected, ref_logprob, ref_kl_weight, entropy, normalizer;
   c10::string_view mode, aggregate;
   double clip_low;
   std::optional<double> clip_high, dual_clip;
@@ -219,26 +219,26 @@ using GrpoLossOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
                                    const Tensor& mask, const OptionalTensor& selected,
-                                   const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
-                                   const OptionalTensor& normalizer, c10::string_view mode,
-                                   c10::string_view aggregate, double clip_low,
-                                   std::optional<double> clip_high, std::optional<double> dual_clip,
-                                   double kl_coef, c10::string_view ref_kl, double ref_kl_coef,
-                                   double entropy_coef, bool statistics, bool keep_slope);
+                                   const OptionalTensor& ref_logprob, const OptionalTensor& ref_kl_weight,
+                                   const OptionalTensor& entropy, const OptionalTensor& normalizer,
+                                   c10::string_view mode, c10::string_view aggregate, double clip_low,
+                                   std::optional<double> clip_high, std::optional<double> dual_clip, double kl_coef,
+                                   c10::string_view ref_kl, double ref_kl_coef, double entropy_coef, bool statistics,
+                                   bool keep_slope);
 GrpoLossOutputs grpo_loss_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                               const Tensor& mask, const OptionalTensor& selected,
-                               const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
-                               const OptionalTensor& normalizer, c10::string_view mode,
-                               c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
-                               std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                               double ref_kl_coef, double entropy_coef, bool statistics, bool keep_slope);
+                               const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
+                               const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
+                               const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
+                               double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
+                               double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
+                               bool statistics, bool keep_slope);
 GrpoLossOutputs grpo_loss_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                              const Tensor& mask, const OptionalTensor& selected,
-                              const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
-                              const OptionalTensor& normalizer, c10::string_view mode,
-                              c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
-                              std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                              double ref_kl_coef, double entropy_coef, bool statistics, bool keep_slope);
+                              const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
+                              const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
+                              const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
+                              double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
+                              double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
+                              bool statistics, bool keep_slope);
 GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& arguments,
                               void (*launch)(const kernels::GrpoLossForward&), bool with_workspace);
 

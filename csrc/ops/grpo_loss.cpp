@@ -112,6 +112,9 @@ GrpoLossRule rule_of(const GrpoLossArguments& a) {
   rule.aggregate = static_cast<GrpoAggregate>(index_of(kLoss, "aggregate", a.aggregate, kAggregates));
   OP_CHECK(kLoss, rule.ref_kl_coef == 0 || a.ref_logprob, "ref_kl_coef is ", rule.ref_kl_coef,
            ", and ref_logprob is missing; wanted the log-probabilities of the reference policy");
+  OP_CHECK(kLoss, !a.ref_kl_weight || a.ref_logprob,
+           "ref_kl_weight is given, and ref_logprob is missing; wanted the "
+           "log-probabilities of the reference policy, from which the weighted divergence is");
   OP_CHECK(kLoss, rule.entropy_coef == 0 || a.entropy, "entropy_coef is ", rule.entropy_coef,
            ", and entropy is missing; wanted the entropy that token_entropy gives");
   return rule;
@@ -123,6 +126,7 @@ GrpoLossRule check_arguments(const GrpoLossArguments& a) {
   check_values(kLoss, "advantage", a.advantage, a.logprob);
   check_like_logprob(kLoss, "mask", a.mask, a.logprob);
   if (a.ref_logprob) check_values(kLoss, "ref_logprob", *a.ref_logprob, a.logprob);
+  if (a.ref_kl_weight) check_values(kLoss, "ref_kl_weight", *a.ref_kl_weight, a.logprob);
   if (a.entropy) check_values(kLoss, "entropy", *a.entropy, a.logprob);
   if (a.selected) {
     check_dtype(kLoss, "selected", *a.selected, {at::kBool});
@@ -364,9 +368,9 @@ GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const G
   GrpoLossForward p;
   p.rule = check_arguments(a);
   const at::ScalarType type = compute_type(a.logprob);
-  const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type),
-               advantage = as(a.advantage, type), mask = as(a.mask, at::kBool),
-               selected = as(a.selected, at::kBool), ref_logprob = as(a.ref_logprob, type),
+  const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type), advantage = as(a.advantage, type),
+               mask = as(a.mask, at::kBool), selected = as(a.selected, at::kBool),
+               ref_logprob = as(a.ref_logprob, type), ref_kl_weight = as(a.ref_kl_weight, type),
                entropy = as(a.entropy, type), normalizer = as(a.normalizer, type);
   const auto outputs = empty_outputs(a.logprob, a.statistics, a.keep_slope);
   const auto& [loss, token_loss, stats, slope, weight] = outputs;
@@ -379,6 +383,7 @@ GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const G
   p.mask = mask.const_data_ptr<bool>();
   p.selected = static_cast<const bool*>(data(selected));
   p.ref_logprob = data(ref_logprob);
+  p.ref_kl_weight = data(ref_kl_weight);
   p.entropy = data(entropy);
   p.normalizer = data(normalizer);
   p.loss = loss.mutable_data_ptr();
@@ -397,28 +402,28 @@ GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const G
 }
 
 GrpoLossOutputs grpo_loss_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                              const Tensor& mask, const OptionalTensor& selected,
-                              const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
-                              const OptionalTensor& normalizer, c10::string_view mode,
-                              c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
-                              std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                              double ref_kl_coef, double entropy_coef, bool statistics, bool keep_slope) {
-  return grpo_loss_run(
-      {logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode, aggregate,
-       clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef, statistics, keep_slope},
-      forward_on_cpu, false);
+                              const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
+                              const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
+                              const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
+                              double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
+                              double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
+                              bool statistics, bool keep_slope) {
+  return grpo_loss_run({logprob, old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
+                        entropy, normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
+                        kl_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope},
+                       forward_on_cpu, false);
 }
 
 GrpoLossOutputs grpo_loss_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                               const Tensor& mask, const OptionalTensor& selected,
-                               const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
-                               const OptionalTensor& normalizer, c10::string_view mode,
-                               c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
-                               std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                               double ref_kl_coef, double entropy_coef, bool statistics, bool keep_slope) {
-  check_arguments({logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode,
-                   aggregate, clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef,
-                   statistics, keep_slope});
+                               const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
+                               const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
+                               const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
+                               double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
+                               double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
+                               bool statistics, bool keep_slope) {
+  check_arguments({logprob, old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
+                   entropy, normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
+                   kl_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope});
   return empty_outputs(logprob, statistics, keep_slope);
 }
 
@@ -508,7 +513,7 @@ GrpoLossOutputs call_forward(const GrpoLossArguments& a, bool keep_slope) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::grpo_loss", "")
                              .typed<decltype(grpo_loss_cpu)>();
-  return op.call(a.logprob, a.old_logprob, a.advantage, a.mask, a.selected, a.ref_logprob, a.entropy,
+  return op.call(a.logprob, a.old_logprob, a.advantage, a.mask, a.selected, a.ref_logprob, a.ref_kl_weight, a.entropy,
                  a.normalizer, a.mode, a.aggregate, a.clip_low, a.clip_high, a.dual_clip, a.kl_coef, a.ref_kl,
                  a.ref_kl_coef, a.entropy_coef, a.statistics, keep_slope);
 }
@@ -554,15 +559,16 @@ struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
 
 GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
                                    const Tensor& mask, const OptionalTensor& selected,
-                                   const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
-                                   const OptionalTensor& normalizer, c10::string_view mode,
-                                   c10::string_view aggregate, double clip_low,
-                                   std::optional<double> clip_high, std::optional<double> dual_clip,
-                                   double kl_coef, c10::string_view ref_kl, double ref_kl_coef,
-                                   double entropy_coef, bool statistics, bool keep_slope) {
-  const GrpoLossArguments arguments{logprob,    old_logprob, advantage, mask,      selected, ref_logprob, entropy,
-                                    normalizer, mode,        aggregate, clip_low,  clip_high, dual_clip,  kl_coef,
-                                    ref_kl,     ref_kl_coef, entropy_coef, statistics, keep_slope};
+                                   const OptionalTensor& ref_logprob, const OptionalTensor& ref_kl_weight,
+                                   const OptionalTensor& entropy, const OptionalTensor& normalizer,
+                                   c10::string_view mode, c10::string_view aggregate, double clip_low,
+                                   std::optional<double> clip_high, std::optional<double> dual_clip, double kl_coef,
+                                   c10::string_view ref_kl, double ref_kl_coef, double entropy_coef, bool statistics,
+                                   bool keep_slope) {
+  const GrpoLossArguments arguments{logprob,     old_logprob,   advantage,    mask,       selected,
+                                    ref_logprob, ref_kl_weight, entropy,      normalizer, mode,
+                                    aggregate,   clip_low,      clip_high,    dual_clip,  kl_coef,
+                                    ref_kl,      ref_kl_coef,   entropy_coef, statistics, keep_slope};
   const bool differentiable = logprob.requires_grad() || (entropy && entropy->requires_grad());
   if (!differentiable || !at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
@@ -574,10 +580,11 @@ GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logp
 
 GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
                    const Tensor& mask, const GrpoLossOptions& o) {
-  auto [loss, token_loss, stats, slope, weight] = call_forward(
-      {logprob, old_logprob, advantage, mask, o.selected, o.ref_logprob, o.entropy, o.normalizer, o.mode,
-       o.aggregate, o.clip_low, o.clip_high, o.dual_clip, o.kl_coef, o.ref_kl, o.ref_kl_coef, o.entropy_coef, o.statistics},
-      false);
+  auto [loss, token_loss, stats, slope, weight] =
+      call_forward({logprob, old_logprob, advantage, mask, o.selected, o.ref_logprob, o.ref_kl_weight, o.entropy,
+                    o.normalizer, o.mode, o.aggregate, o.clip_low, o.clip_high, o.dual_clip, o.kl_coef, o.ref_kl,
+                    o.ref_kl_coef, o.entropy_coef, o.statistics},
+                   false);
   return {loss, token_loss, stats};
 }
 

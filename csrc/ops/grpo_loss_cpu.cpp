@@ -204,10 +204,11 @@ __attribute__((noinline)) void add_policy(const GrpoLossRule& rule, const GrpoCe
     }
 }
 
-// Adds the divergence from the reference to losses and slopes, and to the sums. ref [padded].
-template <GrpoKl kind, bool statistics, class T>
-__attribute__((noinline)) void add_divergence(T coef, int padded, const T* ref, const Tokens<T>& x, T* __restrict loss,
-                                              T* __restrict slope, T (*__restrict sum)[kLanes]) {
+// Adds the divergence from the reference to losses and slopes, and to the sums. ref [padded]; weight [padded], not read
+// unless weighted.
+template <GrpoKl kind, bool statistics, bool weighted, class T>
+__attribute__((noinline)) void add_divergence(T coef, int padded, const T* ref, const T* weight, const Tokens<T>& x,
+                                              T* __restrict loss, T* __restrict slope, T (*__restrict sum)[kLanes]) {
   T exp_minus[kBlock];
   for (int i = 0; i < padded; ++i)
     exp_minus[i] = exponential(-grpo_log_ratio(x.logprob[i], ref[i]));
@@ -215,9 +216,10 @@ __attribute__((noinline)) void add_divergence(T coef, int padded, const T* ref, 
     for (int lane = 0; lane < kLanes; ++lane) {
       const int i = first + lane;
       const GrpoDivergence<T> kl = grpo_divergence<kind>(x.logprob[i] - ref[i], exp_minus[i]);
-      const T added = coef * kl.loss;
+      const T c = weighted ? coef * weight[i] : coef;
+      const T added = c * kl.loss;
       loss[i] += added;
-      slope[i] += coef * kl.slope * x.counts[i];
+      slope[i] += c * kl.slope * x.counts[i];
       sum[kSumLoss][lane] += added;
       if constexpr (statistics) {
         sum[kSumRefK1][lane] += kl.k1;
@@ -227,19 +229,19 @@ __attribute__((noinline)) void add_divergence(T coef, int padded, const T* ref, 
     }
 }
 
-template <bool statistics, class T>
+template <bool statistics, bool weighted, class T>
 auto divergence_of(GrpoKl kind) {
   switch (kind) {
     case GrpoKl::kK1:
-      return add_divergence<GrpoKl::kK1, statistics, T>;
+      return add_divergence<GrpoKl::kK1, statistics, weighted, T>;
     case GrpoKl::kK2:
-      return add_divergence<GrpoKl::kK2, statistics, T>;
+      return add_divergence<GrpoKl::kK2, statistics, weighted, T>;
     case GrpoKl::kK3:
-      return add_divergence<GrpoKl::kK3, statistics, T>;
+      return add_divergence<GrpoKl::kK3, statistics, weighted, T>;
     case GrpoKl::kK1Plus:
-      return add_divergence<GrpoKl::kK1Plus, statistics, T>;
+      return add_divergence<GrpoKl::kK1Plus, statistics, weighted, T>;
     default:
-      return add_divergence<GrpoKl::kK3Plus, statistics, T>;
+      return add_divergence<GrpoKl::kK3Plus, statistics, weighted, T>;
   }
 }
 
@@ -250,7 +252,8 @@ GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centr
   const T mean = log_ratio == nullptr ? T(0) : T(log_ratio[segment / grpo_segments(p.length)]);
   std::fill_n(sequence.log_ratio, kLanes, mean);
   std::fill_n(sequence.ratio, kLanes, std::exp(grpo_sequence_log_ratio(mean)));
-  const auto divergence = divergence_of<statistics, T>(p.rule.ref_kl);
+  const auto divergence = p.ref_kl_weight == nullptr ? divergence_of<statistics, false, T>(p.rule.ref_kl)
+                                                     : divergence_of<statistics, true, T>(p.rule.ref_kl);
   const bool bonus = p.entropy != nullptr && (statistics || p.rule.entropy_coef != 0);
   const bool refers = p.ref_logprob != nullptr && (statistics || p.rule.ref_kl_coef != 0);
   T sum[kGrpoWanted<statistics>][kLanes];
@@ -272,9 +275,10 @@ GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centr
     if (bonus) load(p.entropy, block, x.counts, x.entropy);
     add_policy<form, statistics, T>(p.rule, centre, block.padded, sequence, x, loss, slope, sum);
     if (refers) {
-      T ref[kBlock];
+      T ref[kBlock], weight[kBlock];
       load(p.ref_logprob, block, x.counts, ref);
-      divergence(T(p.rule.ref_kl_coef), block.padded, ref, x, loss, slope, sum);
+      if (p.ref_kl_weight != nullptr) load(p.ref_kl_weight, block, x.counts, weight);
+      divergence(T(p.rule.ref_kl_coef), block.padded, ref, weight, x, loss, slope, sum);
     }
     if (full) return;
     std::memcpy(token_loss, loss, block.count * sizeof(T));

@@ -55,7 +55,8 @@ TORCH_LIBRARY(isentrope, m) {
   // ---- grpo_loss
   m.def(
       "grpo_loss(Tensor logprob, Tensor old_logprob, Tensor advantage, Tensor mask, *, Tensor? selected=None, "
-      "Tensor? ref_logprob=None, Tensor? entropy=None, Tensor? normalizer=None, str mode=\"clip\", "
+      "Tensor? ref_logprob=None, Tensor? ref_kl_weight=None, Tensor? entropy=None, Tensor? normalizer=None, "
+      "str mode=\"clip\", "
       "str aggregate=\"token-mean\", float clip_low=0.2, float? clip_high=None, float? dual_clip=None, "
       "float kl_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool statistics=True, "
       "bool keep_slope=False) "

@@ -124,17 +124,17 @@ Tensor grpo_select_cuda(const Tensor& logprob, const Tensor& old_logprob, const 
 
 // ---- grpo_loss
 GrpoLossOutputs grpo_loss_cuda(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                               const Tensor& mask, const OptionalTensor& selected,
-                               const OptionalTensor& ref_logprob, const OptionalTensor& entropy,
-                               const OptionalTensor& normalizer, c10::string_view mode,
-                               c10::string_view aggregate, double clip_low, std::optional<double> clip_high,
-                               std::optional<double> dual_clip, double kl_coef, c10::string_view ref_kl,
-                               double ref_kl_coef, double entropy_coef, bool statistics,
-                               bool keep_slope) {
+                               const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
+                               const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
+                               const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
+                               double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
+                               double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
+                               bool statistics, bool keep_slope) {
   const c10::DeviceGuard guard(logprob.device());
   return grpo_loss_run(
-      {logprob, old_logprob, advantage, mask, selected, ref_logprob, entropy, normalizer, mode, aggregate,
-       clip_low, clip_high, dual_clip, kl_coef, ref_kl, ref_kl_coef, entropy_coef, statistics, keep_slope},
+      {logprob, old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
+       entropy, normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
+       kl_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope},
       [](const auto& p) { kernels::grpo_loss_forward_cuda(p, current_stream()); }, true);
 }
 

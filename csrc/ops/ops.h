@@ -121,6 +121,7 @@ struct GrpoLossOptions {
   double entropy_coef = 0.0;
   std::optional<Tensor> selected;     // [B, T] bool, of grpo_select; clip_cov and kl_cov
   std::optional<Tensor> ref_logprob;  // [B, T]; without a ref_kl_coef for the statistics alone, like entropy
+  std::optional<Tensor> ref_kl_weight;  // [B, T] factor of ref_kl_coef at each token; 1 where it is not given
   std::optional<Tensor> entropy;      // [B, T]
   // One number: tokens (token-mean), sequences with tokens (seq-mean-token-*), or the constant divisor instead of T
   // (seq-mean-token-sum-norm) of a whole step, so that the losses of its micro-batches add up to that of the whole.
@@ -132,7 +133,7 @@ struct GrpoLoss {
   Tensor token_loss;  // [B, T] same type, before aggregation; 0 outside the mask
   Tensor stats;       // [grpo_stat_names().size()] float, or [0]; no gradient
 };
-// Gradients of loss and token_loss by logprob and entropy; old_logprob, advantage and ref_logprob are constants.
+// Gradients of loss and token_loss by logprob and entropy; all else is constant.
 GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
                    const GrpoLossOptions& options);
 // The names of stats, in order: "tokens", "sequences", "entropy/mean", "ratio/max", "clip/frac", "cov/mean", …

@@ -70,6 +70,8 @@ class RewardSum {
   Rewards operator()(const std::vector<std::string>& prompts, const std::vector<std::string>& completions,
                      const std::vector<data::Example>& examples) const;
 
+  double first_weight() const { return parts_.front().config.weight; }
+
  private:
   struct Part {
     RewardConfig config;

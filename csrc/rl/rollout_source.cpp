@@ -21,6 +21,7 @@ struct Kept {
   Groups groups{0};                     // of completions
   std::vector<Completion> completions;  // parents by their place here
   std::vector<double> rewards;          // of each completion, penalties included
+  std::vector<bool> right;              // of each completion
 
   int64_t size() const { return static_cast<int64_t>(prompts.size()); }
 };
@@ -58,9 +59,9 @@ std::vector<std::vector<TokenAdvantage>> token_advantages(const Kept& kept, cons
 }
 
 // Rows of a policy update from groups first … last − 1: prompt and completion padded on the right; target and statistics where
-// the completion's own tokens are.
+// the completion's own tokens are. ares: of all completions of the step, where there is any.
 Batch collate(const Kept& kept, int64_t first, int64_t last, const std::vector<std::vector<TokenAdvantage>>& advantage,
-              bool mask_truncated) {
+              const AresStep& ares, bool mask_truncated) {
   const int64_t begin = kept.groups[first], B = kept.groups[last] - begin;
   int64_t T = 1;
   for (int64_t g = first; g < last; ++g)
@@ -68,6 +69,11 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const std::vector<s
       T = std::max<int64_t>(T, kept.prompts[g].size() + kept.completions[i].tokens.size());
   Batch batch{torch::zeros({B, T}, torch::kInt64), torch::full({B, T}, data::kIgnore, torch::kInt64),
               torch::zeros({B, T}, torch::kFloat32), torch::zeros({B, T}, torch::kFloat32)};
+  const bool weighs = !ares.kl_weight.empty();
+  if (weighs) {
+    batch.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
+    batch.difficulty = torch::empty({B}, torch::kInt64);
+  }
   auto tokens = batch.tokens.accessor<int64_t, 2>();
   auto target = batch.target.accessor<int64_t, 2>();
   auto logprob = batch.old_logprob.accessor<float, 2>();
@@ -78,6 +84,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const std::vector<s
       const int64_t row = i - begin, start = kept.prompts[g].size();
       std::copy(kept.prompts[g].begin(), kept.prompts[g].end(), tokens[row].data());
       std::copy(completion.tokens.begin(), completion.tokens.end(), tokens[row].data() + start);
+      if (weighs) batch.difficulty.mutable_data_ptr<int64_t>()[row] = ares.difficulty[i];
       if (mask_truncated && !completion.stopped) continue;
       for (const TokenAdvantage& part : advantage[i])
         for (int64_t t = part.begin; t < part.end; ++t) {
@@ -85,9 +92,27 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const std::vector<s
           target[row][at] = completion.tokens[t];
           logprob[row][at] = completion.logprob[t];
           token_advantage[row][at] = static_cast<float>(part.value);
+          if (weighs) batch.ref_kl_weight.mutable_data_ptr<float>()[row * T + at] = ares.kl_weight[i][t];
         }
     }
   return batch;
+}
+
+// Adds what ARES says of the completions, for a right answer of the first reward's weight, to their rewards.
+AresStep shape(Ares& ares, double weight, Kept& kept) {
+  std::vector<AresCompletion> completions;
+  for (size_t i = 0; i < kept.completions.size(); ++i)
+    completions.push_back({kept.completions[i].tokens, kept.completions[i].entropy, kept.right[i]});
+  AresStep shaped = ares.step(completions, kept.groups);
+  for (size_t i = 0; i < kept.rewards.size(); ++i) kept.rewards[i] += weight * shaped.shaping[i];
+  return shaped;
+}
+
+// 1 or 0
+std::vector<double> right_or_wrong(const std::vector<double>& scores) {
+  std::vector<double> right;
+  for (const double score : scores) right.push_back(score >= 0.5);
+  return right;
 }
 
 double mean(const std::vector<double>& x) {
@@ -130,7 +155,9 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
       tokenizer_(tokenizer),
       examples_(std::move(examples)),
       reward_(std::move(reward)),
-      seed_(seed) {}
+      seed_(seed) {
+  if (config_.ares) ares_.emplace(*config_.ares, trigger_tokens(config_.ares->triggers, tokenizer_));
+}
 
 // How many completions each prompt gets, prompts · samples in all.
 std::vector<int64_t> RolloutSource::samples_of(const std::vector<Example>& examples) const {
@@ -188,13 +215,14 @@ data::StepData RolloutSource::next(int64_t step) {
     }
     Rewards scored = reward_(prompt_text, text, example_of);
     for (const auto& [name, value] : scored.stats) stats[name] += value;
-    const std::vector<bool> differs = keep_groups(scored.total, groups);
+    const std::vector<double> accuracy = right_or_wrong(scored.first);
+    const std::vector<bool> differs = keep_groups(ares_ ? accuracy : scored.total, groups);
     for (int64_t p = 0; p < P; ++p) {
       int64_t right = 0;
       for (int64_t i = groups[p]; i < groups[p + 1]; ++i)
         if (completions[i].parent < 0) {
           all.push_back(scored.total[i]);
-          right += scored.first[i] >= 0.5;
+          right += accuracy[i] > 0;
         }
       samples_drawn.push_back(static_cast<double>(samples[p]));
       if (config_.allocation) record_.add(examples[p].prompt, right, samples[p], config_.allocation->decay);
@@ -209,6 +237,7 @@ data::StepData RolloutSource::next(int64_t step) {
           reward += overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong,
                                      config_.sampling.max_new_tokens);
         kept.rewards.push_back(reward);
+        kept.right.push_back(accuracy[i] > 0);
         kept.completions.push_back(std::move(completion));
       }
       kept.prompts.push_back(std::move(prompts[p]));
@@ -216,6 +245,7 @@ data::StepData RolloutSource::next(int64_t step) {
     }
   }
 
+  for (auto& [name, value] : stats) value /= draws;  // a mean of each draw → of all
   data::StepData data;
   const int64_t U = config_.updates;
   empty_ = kept.size() < U ? empty_ + 1 : 0;
@@ -225,16 +255,17 @@ data::StepData RolloutSource::next(int64_t step) {
                              " prompts each found too few groups whose rewards differ to make an update of; the task is too "
                              "easy or too hard for the model, or rollout.max_draws is too small");
   if (empty_ == 0) {
+    const AresStep ares = ares_ ? shape(*ares_, reward_.first_weight(), kept) : AresStep();
     const auto advantage = token_advantages(kept, config_.advantage);
     for (int64_t u = 0; u < U; ++u)
-      data.updates.push_back(collate(kept, kept.size() * u / U, kept.size() * (u + 1) / U, advantage, config_.mask_truncated));
+      data.updates.push_back(collate(kept, kept.size() * u / U, kept.size() * (u + 1) / U, advantage, ares, config_.mask_truncated));
+    stats.insert(ares.stats.begin(), ares.stats.end());
   }
   if (!thresholds.empty()) {
     const double seen = mean(thresholds);
     threshold_ = threshold_ ? branch->decay * *threshold_ + (1 - branch->decay) * seen : seen;
   }
 
-  for (auto& [name, value] : stats) value /= draws;  // a mean of each draw → of all
   stats["reward/mean"] = mean(all);
   stats["reward/std"] = deviation(all);
   stats["entropy/mean"] = mean(entropy);
@@ -260,6 +291,7 @@ data::StepData RolloutSource::next(int64_t step) {
 
 std::map<std::string, torch::Tensor> RolloutSource::state() const {
   std::map<std::string, Tensor> state{{"taken", torch::tensor({taken_, empty_}, torch::kInt64)}};
+  if (ares_) state["ares"] = torch::tensor(ares_->state(), torch::kFloat64);
   if (threshold_) state["branch"] = torch::tensor({*threshold_}, torch::kFloat64);
   if (config_.allocation) {
     const PassRecord::State record = record_.state();
@@ -281,6 +313,18 @@ void RolloutSource::restore(const std::map<std::string, torch::Tensor>& state) {
   };
   if (config_.allocation && state.contains("record/prompt"))
     record_.restore({values("record/prompt", int64_t{}), values("record/right", double{}), values("record/answers", double{})});
+  if (!ares_) return;
+  if (!state.contains("ares"))
+    throw std::runtime_error(
+        "rollout.ares: the checkpoint stands in a phase without it; take it out, or start the phase anew");
+  ares_->restore(values("ares", double{}));
+}
+
+void RolloutSource::observe(const std::map<std::string, double>& seen) {
+  if (!ares_) return;
+  for (int d = 0; d < kDifficulties; ++d)
+    if (const auto found = seen.find(std::string("ref_kl/") + kDifficultyNames[d]); found != seen.end())
+      ares_->measured(static_cast<Difficulty>(d), found->second);
 }
 
 }  // namespace isentrope::rl

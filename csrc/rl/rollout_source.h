@@ -14,6 +14,7 @@
 #include "csrc/model/decoder.h"
 #include "csrc/rl/advantage.h"
 #include "csrc/rl/allocation.h"
+#include "csrc/rl/ares.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/rollout.h"
 
@@ -50,6 +51,7 @@ struct RolloutConfig {
   std::optional<AllocationConfig> allocation;
   AdvantageConfig advantage;
   std::optional<OverlongConfig> overlong;
+  std::optional<AresConfig> ares;
   bool filter_groups = false;
   int64_t max_draws = 10;
   int64_t max_empty_steps = 3;
@@ -69,7 +71,9 @@ struct RolloutConfig {
       "Share a step's prompts · samples completions out by how often each prompt was answered right before; absent: evenly.");
     v("advantage", advantage, "How rewards of a group become advantages.");
     v("overlong", overlong, "Soft penalty of completions near the length limit (DAPO); absent: none.");
-    v("filter_groups", filter_groups, "Draw more prompts in place of groups whose rewards are all equal (DAPO).");
+    v("ares", ares, "Shape rewards by the entropy of completions and the difficulty of prompts (ARES); absent: none.");
+    v("filter_groups", filter_groups,
+      "Draw more prompts in place of groups whose rewards are all equal (DAPO); with ares: all right or all wrong.");
     v("max_draws", max_draws,
       "filter_groups: most batches of prompts drawn in one step, which then learns from the groups that it found.", at_least(1));
     v("max_empty_steps", max_empty_steps,
@@ -84,6 +88,7 @@ class RolloutSource : public data::BatchSource {
                 std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed);
 
   data::StepData next(int64_t step) override;
+  void observe(const std::map<std::string, double>& seen) override;
   std::map<std::string, torch::Tensor> state() const override;
   void restore(const std::map<std::string, torch::Tensor>& state) override;
 
@@ -96,11 +101,13 @@ class RolloutSource : public data::BatchSource {
   uint64_t seed_;
   std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
 
-  // Pass from step to step.
   int64_t taken_ = 0;               // prompts drawn so far
   int64_t empty_ = 0;               // steps in a row that found too few groups
   std::optional<double> threshold_;  // of branches, nats
   PassRecord record_;
+
+  // Pass from step to step.
+  std::optional<Ares> ares_;
 };
 
 }  // namespace isentrope::rl

@@ -84,7 +84,7 @@ void print_law(const PhaseConfig& phase, const Record& last) {
   if (phase.objective.kind != "grpo") return;
   std::printf("\nReward over entropy, phase %s: ", phase.name.c_str());
   const auto at = [&](const char* name) { return last.values.at(std::string("law/") + name); };
-  if (const std::string reason = phase.objective.holds_entropy(); !reason.empty())
+  if (const std::string reason = phase.holds_entropy(); !reason.empty())
     std::printf("no law fitted, since %s\n", reason.c_str());
   else if (!last.values.contains("law/a"))
     std::printf("no law fitted, since it takes three steps with entropies that differ\n");

@@ -72,6 +72,10 @@ struct PhaseConfig {
   std::optional<StopConfig> stop;
 
   std::string problem() const;  // keys that do not go together: a grpo phase without rollout or reward, …
+  // As of its objective, or that its rewards are shaped by entropy.
+  std::string holds_entropy() const {
+    return rollout && rollout->ares ? "rollout.ares shapes rewards by entropy" : objective.holds_entropy();
+  }
 
   template <class Visitor>
   void visit(Visitor& v) {

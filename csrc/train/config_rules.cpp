@@ -25,6 +25,9 @@ std::string PhaseConfig::problem() const {
     if (rollout) return "rollout belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!reward.empty()) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
   }
+  if (rollout && rollout->ares && rollout->ares->kl && objective.ref_kl_coef == 0)
+    return "rollout.ares.kl: it steers the weight of the divergence from the reference, and objective.ref_kl_coef is "
+           "0; give it a value above 0 (published: 1e-2)";
   const bool pretrain = objective.kind == "pretrain";
   if (pretrain && !data.corpus)
     return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
@@ -54,6 +57,13 @@ std::string TrainConfig::problem() const {
       return path +
              ": a grpo phase improves a model that was trained before; put an sft phase before it, or name a "
              "checkpoint in run.start";
+    if (phase.rollout && phase.rollout->ares) {
+      try {
+        rl::trigger_tokens(phase.rollout->ares->triggers, data::Tokenizer(tokenizer));
+      } catch (const std::invalid_argument& error) {
+        return path + "." + error.what();
+      }
+    }
     if (phase.rollout && phase.rollout->sampling.max_new_tokens >= model.context)
       return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
              " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";

@@ -8,6 +8,7 @@
 //   reward/mean, reward/std           of the step's completions
 //   entropy/mean, entropy/std         of the policy at the tokens that are learnt, nats
 //   kl/k1, kl/k2, kl/k3    estimators of KL(policy that drew ‖ policy); ref_kl/… of KL(policy ‖ reference), if there is one
+//   ref_kl/easy, ref_kl/medium, ref_kl/hard   with rollout.ares.kl: its k3 over the tokens of prompts of a difficulty
 //   ratio/max              largest policy / policy that drew
 //   clip/frac              share of tokens whose gradient the clipping removes
 //   cov/mean, cov/max      covariance of log-probability and advantage, over the tokens
@@ -21,6 +22,11 @@
 //                          nothing holds the entropy up
 //   law/ceiling            b - a, the reward at entropy 0
 //   sigma/time_share       share of the step's time that the power steps of model.sigma_reparam took
+//   ares/threshold         with rollout.ares (csrc/rl/ares.h): entropy from which on a window is high, nats
+//   ares/groups/…, ares/high/…, ares/target/…   for easy, medium and hard: groups of the step, the mean number of high
+//                          windows of their completions, and the number they are compared with
+//   ares/beta/…            with rollout.ares.kl: weights of the divergence from the reference in this step
+//   ares/shaping           mean of what was added to the rewards, which reward/mean does not tell
 //   generated              tokens drawn in the step, those of dropped branches included
 //   length/truncated, groups/flat     shares: completions cut at the length limit, groups whose rewards are equal
 //   groups/kept, groups/empty_steps   with rollout.filter_groups: groups that the step learns from, and how many steps in a row

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/ops/ops.h"
+#include "csrc/rl/ares.h"
 
 namespace isentrope::train {
 namespace {
@@ -17,10 +18,7 @@ std::vector<Batch> split(const Batch& update, int64_t micro_tokens) {
   const int64_t B = update.tokens.size(0), T = update.tokens.size(1);
   const int64_t rows = micro_tokens > 0 ? std::clamp<int64_t>(micro_tokens / std::max<int64_t>(T, 1), 1, B) : B;
   std::vector<Batch> parts;
-  for (int64_t b = 0; b < B; b += rows) {
-    auto part = [&](const Tensor& x) { return x.defined() ? x.slice(0, b, std::min(b + rows, B)) : x; };
-    parts.push_back({part(update.tokens), part(update.target), part(update.old_logprob), part(update.advantage)});
-  }
+  for (int64_t b = 0; b < B; b += rows) parts.push_back(update.rows(b, std::min(b + rows, B)));
   return parts;
 }
 
@@ -56,6 +54,15 @@ double share_of(const Batch& micro, const Batch& update) {
 }
 
 double mean(double sum, double count) { return count > 0 ? sum / count : 0.0; }
+
+// For each difficulty [kDifficulties, 2]: the sum of k3 (kernels/grpo_loss.h) over its tokens, and how many these are.
+Tensor divergence_by_difficulty(const Tensor& logprob, const Tensor& reference, const Batch& batch) {
+  const Tensor counts = (batch.target != data::kIgnore).to(torch::kFloat64);
+  const Tensor delta = (logprob.detach() - reference).to(torch::kFloat64).clamp(-20, 20);
+  const Tensor k3 = ((-delta).exp() + delta - 1).clamp_max(10);
+  const Tensor rows = torch::stack({(k3 * counts).sum(1), counts.sum(1)}, 1);  // [B, 2]
+  return torch::one_hot(batch.difficulty, rl::kDifficulties).to(torch::kFloat64).t().matmul(rows);
+}
 
 // Mean cross-entropy of the targets: every token of a text, or those of completions alone. The source decides.
 class CrossEntropy : public Objective {
@@ -112,6 +119,7 @@ class Grpo : public Objective {
 
     double loss = 0;
     std::vector<Tensor> stats;
+    Tensor divergence;  // [kDifficulties, 2], where the batch tells difficulties
     int64_t row = 0;
     for (size_t m = 0; m < micros.size(); ++m) {
       const Batch& micro = micros[m];
@@ -120,12 +128,19 @@ class Grpo : public Objective {
       Tensor picked;
       if (selected.defined()) picked = selected.slice(0, row, row + micro.size());
       else if (selects_) picked = select(policy.logprob.detach(), micro, seed + m);
-      const auto out = loss_of(policy, micro, picked, normalizer);
+      const auto out = loss_of(policy, micro, picked, normalizer, divergence);
       loss += pass.backward(out.loss, share_of(micro, update));
       stats.push_back(out.stats);
       row += micro.size();
     }
-    return values_of(loss, stats);
+    auto values = values_of(loss, stats);
+    if (divergence.defined()) {
+      const Tensor sums = divergence.to(torch::kCPU);
+      for (int64_t d = 0; d < rl::kDifficulties; ++d)
+        if (const double tokens = sums[d][1].item<double>(); tokens > 0)
+          values[std::string("ref_kl/") + rl::kDifficultyNames[d]] = sums[d][0].item<double>() / tokens;
+    }
+    return values;
   }
 
  private:
@@ -165,12 +180,16 @@ class Grpo : public Objective {
   }
 
   ops::GrpoLoss loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Tensor& selected,
-                        const Tensor& normalizer) const {
+                        const Tensor& normalizer, Tensor& divergence) const {
     std::optional<Tensor> reference;
     if (reference_) {
       torch::NoGradGuard no_grad;
       model::Decoder frozen = *reference_;
       reference = tokens_of(frozen->forward(batch.tokens), batch).logprob;
+    }
+    if (reference && batch.difficulty.defined()) {
+      const Tensor found = divergence_by_difficulty(policy.logprob, *reference, batch);
+      divergence = divergence.defined() ? divergence + found : found;
     }
     ops::GrpoLossOptions options;
     options.mode = mode_;
@@ -184,6 +203,7 @@ class Grpo : public Objective {
     options.entropy_coef = config_.entropy_coef;
     if (selected.defined()) options.selected = selected;
     options.ref_logprob = reference;
+    if (batch.ref_kl_weight.defined()) options.ref_kl_weight = batch.ref_kl_weight;
     // Entropy that only statistics want carries no gradient memory.
     options.entropy = config_.entropy_coef > 0 ? policy.entropy : policy.entropy.detach();
     options.normalizer = normalizer;

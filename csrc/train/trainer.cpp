@@ -202,7 +202,7 @@ Record Trainer::step() {
   double tokens = 0, sigma_seconds = 0;
   const int64_t look = phase.objective.attention_entropy.every;
   const bool clips = config_.model.attention.qk_clip > 0;
-  const double share = 1.0 / static_cast<double>(data.updates.size());
+  std::map<std::string, double> told;  // of each statistic, in how many updates it was told so far
   for (size_t u = 0; u < data.updates.size(); ++u) {
     const data::Batch update = data.updates[u].to(model_->embedding().device());
     open_->optimizer.zero_grad();
@@ -218,17 +218,17 @@ Record Trainer::step() {
     const Clock::time_point updated = Clock::now();
     sigmas = power_step();
     sigma_seconds += seconds_since(updated);
+    open_->source->observe(stats);
 
     for (const auto& [name, value] : stats) {
-      const bool largest = name.ends_with("/max");
-      if (u == 0) values[name] = largest ? value : share * value;  // in place of what the source said of it
-      else if (largest) values[name] = std::max(values[name], value);
-      else values[name] += share * value;
+      const double n = ++told[name];  // the first takes the place of what the source said of it
+      double& so_far = values[name];
+      so_far = n == 1 ? value : name.ends_with("/max") ? std::max(so_far, value) : so_far + (value - so_far) / n;
     }
     tokens += (update.tokens != tokenizer_.pad_id()).sum().item<double>();
   }
   if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
-  if (phase.objective.holds_entropy().empty() && values.contains("entropy/mean")) {
+  if (phase.holds_entropy().empty() && values.contains("entropy/mean")) {
     open_->law.add(values.at("entropy/mean"), values.at("reward/mean"));
     if (const auto law = open_->law.fit())
       values.insert({{"law/a", law->a}, {"law/b", law->b}, {"law/ceiling", law->ceiling()}, {"law/r2", law->r2}, {"law/rmse", law->rmse}});

@@ -486,6 +486,7 @@ def grpo_loss(
     *,
     selected: Tensor | None = None,
     ref_logprob: Tensor | None = None,
+    ref_kl_weight: Tensor | None = None,
     entropy: Tensor | None = None,
     mode: str = "clip",
     aggregate: str = "token-mean",
@@ -515,7 +516,7 @@ def grpo_loss(
     gpg          -A logprob
     ============ ===========================================================================================
 
-    and ``token_loss = policy term + ref_kl_coef * kl - entropy_coef * entropy``.
+    and ``token_loss = policy term + ref_kl_coef * ref_kl_weight * kl - entropy_coef * entropy``.
 
     Args:
         logprob, old_logprob, advantage: [B, T] as in grpo_select.
@@ -523,6 +524,7 @@ def grpo_loss(
         selected: [B, T] bool, of grpo_select; for clip_cov and kl_cov, which need it. A random selection makes them their
             own control.
         ref_logprob: [B, T] of the reference policy. With a ref_kl_coef of 0, for the statistics alone; so is entropy.
+        ref_kl_weight: [B, T], a factor of ref_kl_coef at each token, 1 by default; statistics do not know of it.
         entropy: [B, T] nats.
         aggregate: "token-mean" Σ/tokens; "seq-mean-token-sum" mean over sequences of their sums; "seq-mean-token-mean" mean
             over sequences of their means (what the authors of gspo use); "seq-mean-token-sum-norm" Σ/T. Sequences without a
@@ -556,6 +558,7 @@ def grpo_loss(
         mask,
         selected=selected,
         ref_logprob=ref_logprob,
+        ref_kl_weight=ref_kl_weight,
         entropy=entropy,
         normalizer=normalizer,
         mode=mode,

@@ -192,8 +192,8 @@ def grpo_select(logprob, old_logprob, advantage, mask, *, mode, seed, select_fra
 
 
 def grpo_token_loss(
-    logprob, old_logprob, advantage, mask, *, selected=None, ref_logprob=None, entropy=None, mode="clip", clip_low=0.2,
-    clip_high=None, dual_clip=None, kl_coef=1.0, ref_kl="k3", ref_kl_coef=0.0, entropy_coef=0.0,
+    logprob, old_logprob, advantage, mask, *, selected=None, ref_logprob=None, ref_kl_weight=None, entropy=None, mode="clip",
+    clip_low=0.2, clip_high=None, dual_clip=None, kl_coef=1.0, ref_kl="k3", ref_kl_coef=0.0, entropy_coef=0.0,
 ) -> Tensor:  # fmt: skip
     """All [B, T] → [B, T]; 0 where mask is False."""
     l, old, A = (x.where(mask, 0) for x in (logprob, old_logprob, advantage))
@@ -222,7 +222,8 @@ def grpo_token_loss(
         kl = value[ref_kl[:2]]
         if ref_kl.endswith("+"):
             kl = kl.detach() + value["k2"] - value["k2"].detach()
-        loss = loss + ref_kl_coef * kl
+        weight = 1 if ref_kl_weight is None else ref_kl_weight.where(mask, 0)
+        loss = loss + ref_kl_coef * weight * kl
     if entropy_coef:
         loss = loss - entropy_coef * entropy.where(mask, 0)
     return loss.where(mask, 0)

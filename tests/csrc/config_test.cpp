@@ -103,6 +103,27 @@ TEST_F(ConfigTest, SpectralNormsThatCannotBe) {
             std::string::npos);
 }
 
+TEST_F(ConfigTest, AresThatCannotBe) {
+  const std::string ares = "phases.grpo.rollout.ares=";
+  EXPECT_EQ(read(kGood).phases[1].rollout->ares.has_value(), false);
+  EXPECT_EQ(read(kGood, {ares + "{triggers: [\":\", a]}"}).phases[1].rollout->ares->triggers,
+            (std::vector<std::string>{":", "a"}));
+  EXPECT_EQ(error(kGood, {ares + "{triggers: [\":\", so]}"}),
+            "command line: phases.1.rollout.ares.triggers: \"so\" is no token of this tokenizer, and would never be "
+            "found; take it out of the list");
+  EXPECT_EQ(
+      error(kGood, {ares + "{easy: 0.3}"}),
+      "command line: phases.1.rollout.ares: medium: 0.333333 is above easy (0.300000); easy groups have more right "
+      "completions than medium ones");
+  EXPECT_NE(error(kGood, {ares + "{form: strict, alpha: 1}"}).find("alpha: 1.000000 takes all"), std::string::npos);
+  EXPECT_NE(error(kGood, {ares + "{window: 0}"}).find("phases.1.rollout.ares.window: 0 is out of range"),
+            std::string::npos);
+  EXPECT_EQ(error(kGood, {ares + "{kl: {}}"}),
+            "command line: phases.1: rollout.ares.kl: it steers the weight of the divergence from the reference, and "
+            "objective.ref_kl_coef is 0; give it a value above 0 (published: 1e-2)");
+  EXPECT_EQ(error(kGood, {ares + "{kl: {}}", "phases.grpo.objective.ref_kl_coef=0.01"}), "no error");
+}
+
 TEST_F(ConfigTest, ReadsValuesAndLeavesDefaults) {
   const TrainConfig config = read(kGood);
   EXPECT_EQ(config.run.dir, "runs/x");

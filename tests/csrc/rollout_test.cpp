@@ -7,7 +7,9 @@
 #include <numeric>
 
 #include "csrc/data/random.h"
+#include "csrc/data/source.h"
 #include "csrc/model/decode.h"
+#include "csrc/rl/rollout_source.h"
 #include "csrc/rl/sample.h"
 
 namespace isentrope::rl {
@@ -415,6 +417,109 @@ TEST(Rollout, ErrorsNameWhatIsWrong) {
   torch::NoGradGuard no_grad;
   decoder->head().weight[4].fill_(NAN);
   expect({{1}}, 1, {3}, "not finite");
+}
+
+// ---- RolloutSource --------------------------------------------------------------------------------------------------
+
+struct SourceOfSums {
+  data::Tokenizer tokenizer{data::TokenizerConfig{}};
+  RolloutConfig config;
+  Decoder decoder = nullptr;
+
+  SourceOfSums() {
+    DecoderConfig model = small_config();
+    model.vocabulary = tokenizer.size();
+    decoder = make(model);
+    config.prompts = 6;
+    config.samples = 4;
+    config.updates = 2;
+    config.sampling.max_new_tokens = 12;
+  }
+  RolloutSource make_source() const {
+    data::DataConfig sums;
+    sums.tint.emplace().terms = {2};
+    const RewardFunction even = [](const auto&, const std::vector<std::string>& completions, const auto&) {
+      std::vector<double> scores;
+      for (const std::string& text : completions) scores.push_back(text[0] % 2 == 0);
+      return scores;
+    };
+    return {config,
+            decoder,
+            tokenizer,
+            data::make_source(sums, 1, data::Split::train),
+            RewardSum({{.kind = "even", .weight = 0.5}}, tokenizer.eos(), {{"even", even}}),
+            7};
+  }
+};
+
+TEST(RolloutSource, AresGoesOnFromItsState) {
+  SourceOfSums sums;
+  RolloutSource plain = sums.make_source();
+  const data::StepData unshaped = plain.next(0);
+  EXPECT_FALSE(unshaped.updates[0].ref_kl_weight.defined() || unshaped.updates[0].difficulty.defined());
+
+  sums.config.ares.emplace().window = 2;
+  sums.config.ares->kl = {.every = 1, .inside = 0.5};
+  RolloutSource whole = sums.make_source(), resumed = sums.make_source();
+  const auto step = [](RolloutSource& source, int64_t s) {
+    data::StepData data = source.next(s);
+    for (size_t u = 0; u < data.updates.size(); ++u)
+      source.observe({{"ref_kl/hard", 0.004 * static_cast<double>(s)}, {"ref_kl/easy", 0.02}, {"loss", 1}});
+    return data;
+  };
+  double shaped = 0;
+  for (int64_t s = 0; s < 3; ++s) {
+    const data::StepData data = step(whole, s);
+    if (s > 0) continue;
+    for (int u = 0; u < 2; ++u) {
+      EXPECT_TRUE(torch::equal(data.updates[u].target, unshaped.updates[u].target));
+      shaped += (data.updates[u].advantage - unshaped.updates[u].advantage).abs().sum().item<double>();
+    }
+  }
+  EXPECT_GT(shaped, 0) << "no reward was shaped";
+  resumed.restore(whole.state());
+  bool inside = false, steered = false;
+  for (int64_t s = 3; s < 5; ++s) {
+    const data::StepData a = step(whole, s), b = step(resumed, s);
+    EXPECT_EQ(a.stats, b.stats);
+    for (int u = 0; u < 2; ++u) {
+      const data::Batch &x = a.updates[u], &y = b.updates[u];
+      EXPECT_TRUE(torch::equal(x.tokens, y.tokens) && torch::equal(x.advantage, y.advantage) &&
+                  torch::equal(x.ref_kl_weight, y.ref_kl_weight) && torch::equal(x.difficulty, y.difficulty));
+      EXPECT_EQ(x.difficulty.sizes(), (std::vector<int64_t>{12}));
+      EXPECT_TRUE(x.ref_kl_weight.masked_select(x.target == data::kIgnore).eq(1).all().item<bool>());
+      const Tensor hard = x.ref_kl_weight.index({x.difficulty == kHard})
+                              .masked_select(x.target.index({x.difficulty == kHard}) != data::kIgnore);
+      const float beta = static_cast<float>(a.stats.at("ares/beta/hard"));
+      EXPECT_TRUE(
+          hard.eq(beta).logical_or(hard.eq(static_cast<float>(a.stats.at("ares/beta/hard") * 0.5))).all().item<bool>());
+      inside = inside || hard.ne(beta).any().item<bool>();
+      steered = steered || beta != 1;
+    }
+  }
+  EXPECT_TRUE(inside && steered) << "no window was high, or no weight moved: nothing was tested";
+
+  EXPECT_THROW(resumed.restore(plain.state()), std::runtime_error);
+}
+
+// Which groups a filter keeps, it decides by right and wrong: shaped rewards would differ in nearly all.
+TEST(RolloutSource, TheFilterOfGroupsLooksAtAccuracies) {
+  SourceOfSums sums;
+  sums.config.ares.emplace().window = 2;
+  sums.config.filter_groups = true;
+  const data::StepData data = sums.make_source().next(0);
+  EXPECT_GT(data.stats.at("groups/flat"), 0) << "no group was flat, so nothing was tested";
+  EXPECT_EQ(data.stats.at("ares/groups/easy") + data.stats.at("ares/groups/medium") + data.stats.at("ares/groups/hard"),
+            6);
+  for (const data::Batch& batch : data.updates)
+    for (int64_t group = 0; group < 3; ++group) {
+      int64_t right = 0;
+      for (int64_t row = 4 * group; row < 4 * group + 4; ++row) {
+        const Tensor drawn = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
+        right += sums.tokenizer.decode({drawn[0].item<int64_t>()})[0] % 2 == 0;
+      }
+      EXPECT_TRUE(0 < right && right < 4) << right << " of 4 are right";
+    }
 }
 
 // Uniforms in the middle of n equal intervals: a token of probability p is drawn n·p times, give or take one.

@@ -29,7 +29,8 @@ constexpr DType kDTypeOf = sizeof(T) == 8 ? DType::kDouble : DType::kFloat;
 struct Case {
   int64_t B = 1, T = 1;
   GrpoLossRule rule;
-  std::vector<double> logprob, old_logprob, advantage, entropy, ref_logprob;  // [B, T]; the last two may be empty
+  std::vector<double> logprob, old_logprob, advantage, entropy, ref_logprob,
+      ref_kl_weight;                                                          // [B, T]; the last three may be empty
   std::vector<uint8_t> mask, selected;                                        // [B, T]; selected may be empty
   double normalizer = 0;                                                      // 0: none
 
@@ -162,7 +163,8 @@ struct Expected {
         if (inside) dL += A(rule.penalty) * A(d > 0 ? 1 : d < 0 ? -1 : 0);
       }
     }
-    if (!t.ref_logprob.empty()) reference(rule, l - A(t.ref_logprob[i]), L, dL);
+    if (!t.ref_logprob.empty())
+      reference(rule, l - A(t.ref_logprob[i]), t.ref_kl_weight.empty() ? A(1) : A(t.ref_kl_weight[i]), L, dL);
     if (!t.entropy.empty()) {
       const A H = A(t.entropy[i]);
       L -= A(rule.entropy_coef) * H;
@@ -190,7 +192,7 @@ struct Expected {
     largest(kernels::kCovMax, c, size);
   }
 
-  void reference(const GrpoLossRule& rule, A delta, A& L, A& dL) {
+  void reference(const GrpoLossRule& rule, A delta, A weight, A& L, A& dL) {
     const A near = std::clamp(delta, A(-20), A(20)), k2 = delta * delta / 2;
     A k3 = std::exp(-near) + near - 1, dk3 = 1 - std::exp(-near);
     const A size = std::min(std::exp(-near) + std::fabs(near) + 1, A(20));
@@ -198,7 +200,7 @@ struct Expected {
     const GrpoKl kind = rule.ref_kl;
     const A k = kind == GrpoKl::kK1 || kind == GrpoKl::kK1Plus ? delta : kind == GrpoKl::kK2 ? k2 : k3;
     const A dk = kind == GrpoKl::kK1 ? A(1) : kind == GrpoKl::kK3 ? dk3 : delta;
-    L += A(rule.ref_kl_coef) * k, dL += A(rule.ref_kl_coef) * dk;
+    L += A(rule.ref_kl_coef) * weight * k, dL += A(rule.ref_kl_coef) * weight * dk;
     stats[kernels::kRefK1].add(delta);
     stats[kernels::kRefK2].add(k2);
     stats[kernels::kRefK3].add(k3, size);
@@ -266,13 +268,15 @@ void expect_total(const char* name, T actual, const Total<P>& plain, const Total
 // Both kernels, and every output against the plain loops.
 template <class T>
 void run(Case t, bool with_slope = true, int64_t offset = 0, bool with_stats = true) {
-  for (auto* x : {&t.logprob, &t.old_logprob, &t.advantage, &t.entropy, &t.ref_logprob}) *x = doubles(convert<float>(*x));
+  for (auto* x : {&t.logprob, &t.old_logprob, &t.advantage, &t.entropy, &t.ref_logprob, &t.ref_kl_weight})
+    *x = doubles(convert<float>(*x));
   using Exact = std::conditional_t<sizeof(T) == 8, long double, double>;
   const Expected<Exact> exact(t);
   const Expected<T> plain(t);
 
   Arrays<T> in(t, offset);
-  const auto entropy = optional<T>(t.entropy, "entropy"), ref_logprob = optional<T>(t.ref_logprob, "ref_logprob");
+  const auto entropy = optional<T>(t.entropy, "entropy"), ref_logprob = optional<T>(t.ref_logprob, "ref_logprob"),
+             ref_kl_weight = optional<T>(t.ref_kl_weight, "ref_kl_weight");
   const auto normalizer = optional<T>(t.normalizer > 0 ? std::vector<double>{t.normalizer} : std::vector<double>{}, "normalizer");
   DeviceBuffer<uint8_t> selected(t.selected, "selected");
   DeviceBuffer<T> loss(1, "loss"), token_loss(t.size(), "token_loss"), slope(t.size(), "slope"), weight(t.B, "weight");
@@ -289,6 +293,7 @@ void run(Case t, bool with_slope = true, int64_t offset = 0, bool with_stats = t
   f.mask = in.mask_data();
   f.selected = t.selected.empty() ? nullptr : reinterpret_cast<const bool*>(selected.data());
   f.ref_logprob = data(ref_logprob);
+  f.ref_kl_weight = data(ref_kl_weight);
   f.entropy = data(entropy);
   f.normalizer = data(normalizer);
   f.loss = loss.data();
@@ -367,6 +372,17 @@ TYPED_TEST(GrpoLoss, EveryDivergence) {
     Case t = random_case(3, 257, "clip_higher", true);
     t.rule.ref_kl = kind;
     run<TypeParam>(t);
+  }
+}
+
+// Statistics are of the divergence itself, with and without them.
+TYPED_TEST(GrpoLoss, WeightOfTheDivergence) {
+  for (const bool statistics : {true, false}) {
+    Case t = random_case(3, 257, "clip", true);
+    t.ref_kl_weight = uniform(t.size(), 8, 0, 3);
+    for (int64_t i = 0; i < t.size(); ++i)
+      if (!t.mask[i]) t.ref_kl_weight[i] = kNaN;
+    run<TypeParam>(t, true, 0, statistics);
   }
 }
 

@@ -46,14 +46,18 @@ def draw(batch, length, dtype=torch.float32, device="cpu", spread=0.3):
         values["advantage"][2] = 0
     mask[0, 0] = True
     values = {name: x.to(dtype).where(mask, NAN).to(device) for name, x in values.items()}
-    return {**values, "mask": mask.to(device), "selected": ((torch.rand(batch, length) < 0.2) & mask).to(device)}
+    selected = ((torch.rand(batch, length) < 0.2) & mask).to(device)
+    weight = (torch.rand(batch, length) * 3).to(dtype).where(mask, NAN).to(device)
+    return {**values, "mask": mask.to(device), "selected": selected, "ref_kl_weight": weight}
 
 
-def inputs(x, mode, **options):
+def inputs(x, mode, weighted=False, **options):
     """Arguments and options of a call for that mode."""
     selects = mode in ("clip_cov", "kl_cov")
     arguments = [x["logprob"], x["old_logprob"], x["advantage"], x["mask"]]
     options = {"mode": mode, "ref_logprob": x["ref_logprob"], "entropy": x["entropy"], **options}
+    if weighted:
+        options["ref_kl_weight"] = x["ref_kl_weight"]
     return arguments, {**options, "selected": x["selected"]} if selects else options
 
 
@@ -215,6 +219,23 @@ def test_divergences_from_the_reference(within_twice, device, kind):
     check(within_twice, x, "clip", ref_kl=kind, ref_kl_coef=0.5)
 
 
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k1+", "k3+"])
+def test_weight_of_the_divergence(within_twice, device, kind):
+    options = {**FULL, "ref_kl": kind, "weighted": True}
+    for op in (isentrope.grpo_loss, WITHOUT_STATISTICS):
+        for shape in ((1, 1), (5, 97), (2, 2049)):
+            check(within_twice, draw(*shape, device=device), "clip", op, **options)
+        for dtype in (torch.float64, torch.bfloat16):
+            check(within_twice, draw(5, 33, dtype, device), "clip", op, **options)
+    x = draw(5, 97, device=device)
+    arguments, options = inputs(x, "clip", **options)
+    weighted = isentrope.grpo_loss(*arguments, **options)
+    plain = isentrope.grpo_loss(*arguments, **{**options, "ref_kl_weight": None})
+    ones = isentrope.grpo_loss(*arguments, **{**options, "ref_kl_weight": torch.ones_like(x["ref_kl_weight"])})
+    assert torch.equal(weighted.stats, plain.stats) and not torch.equal(weighted.token_loss, plain.token_loss)
+    assert torch.equal(ones.token_loss, plain.token_loss) and torch.equal(ones.loss, plain.loss)
+
+
 def test_dual_clip(within_twice, device):
     x = draw(9, 65, device=device, spread=1.5)
     for op in (isentrope.grpo_loss, WITHOUT_STATISTICS):
@@ -240,7 +261,7 @@ def test_log_ratios_beyond_the_clamp(within_twice, device, mode):
 def test_gradcheck(device, mode):
     x = draw(3, 7, torch.float64, device)
     x = {name: v.where(x["mask"], 0.5) if v.is_floating_point() else v for name, v in x.items()}
-    fixed, options = inputs(x, mode, **{**FULL, "ref_kl": "k3"})
+    fixed, options = inputs(x, mode, **{**FULL, "ref_kl": "k3", "weighted": True})
 
     def op(logprob, entropy):
         out = isentrope.grpo_loss(logprob, *fixed[1:], **{**options, "entropy": entropy})
@@ -587,6 +608,8 @@ BAD_LOSS = [
     ({"dual_clip": 3.0, "mode": "gpg"}, ValueError, "dual_clip is given with mode gpg"),
     ({"ref_kl_coef": 0.1}, ValueError, "ref_logprob is missing"),
     ({"ref_kl_coef": -1.0}, ValueError, "ref_kl_coef is -1"),
+    ({"ref_kl_weight": torch.ones(2, 3)}, ValueError, "ref_kl_weight is given, and ref_logprob is missing"),
+    ({"ref_logprob": torch.zeros(2, 3), "ref_kl_weight": torch.ones(2)}, ValueError, "ref_kl_weight has shape"),
     ({"entropy_coef": 0.1}, ValueError, "entropy is missing"),
     ({"kl_coef": -1.0}, ValueError, "kl_coef is -1"),
     ({"normalizer": torch.ones(2)}, ValueError, r"normalizer has shape \[2\]; wanted one number"),

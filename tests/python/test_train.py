@@ -76,7 +76,7 @@ def test_stored_losses(finished, name):
 
 
 @pytest.mark.parametrize("name,kills", [("pretrain", 2), ("sft", 2), ("grpo", 4), ("grpo_clip_cov", 2), ("adaptive", 3),
-                                        ("sigma", 3)])
+                                        ("ares", 3), ("sigma", 3)])
 def test_killed_run_repeats_itself(finished, tmp_path, name, kills):
     config = ROOT / "configs" / "tiny" / f"{name}.yaml"
     whole = metrics(finished(name))
@@ -166,6 +166,34 @@ def test_a_step_whose_groups_are_all_alike_is_skipped_and_counted(finished, tmp_
     stopped = train(config, tmp_path / "stops", *never, "phases.grpo.rollout.max_empty_steps=2", check=False)
     assert stopped.returncode == 1
     assert "2 steps in a row of 2 batches of 8 prompts each found too few groups whose rewards differ" in stopped.stderr
+def test_ares_steers_the_reference(finished, tmp_path):
+    lines = [line for line in metrics(finished("ares")) if line["phase"] == "grpo" and "loss" in line]
+    names = ("easy", "medium", "hard")
+    for line in lines:
+        assert sum(line[f"ares/groups/{name}"] for name in names) == 8
+        assert 0 < line["ares/threshold"] < math.log(25)
+        for name in names:
+            assert (line[f"ares/groups/{name}"] > 0) == (f"ares/high/{name}" in line) == (f"ares/target/{name}" in line)
+            assert line.get(f"ref_kl/{name}", 0) >= 0
+    assert any(line["ares/shaping"] != 0 for line in lines)
+    assert any(line[f"ares/beta/{name}"] != 1 for line in lines for name in names)
+    # The weights reach the loss: from the second update on, there is a divergence that they can weigh.
+    start = finished("ares") / "checkpoints" / "sft-000060"
+    config = ROOT / "configs" / "tiny" / "ares.yaml"
+    for folder, inside in (("held", 1), ("free", 0)):
+        train(config, tmp_path / folder, f"run.start={start}", "phases.grpo.steps=1",
+              f"phases.grpo.rollout.ares.kl.inside={inside}")
+    held, free = (metrics(tmp_path / folder)[0] for folder in ("held", "free"))
+    assert held["ref_kl/k3"] > 0 and held["loss"] > free["loss"]
+    # However an update is cut, it is the same, and so is what it says of difficulties. 1e-3: differences of log-probabilities
+    # that are nearly equal lose digits.
+    train(config, tmp_path / "whole", f"run.start={start}", "phases.grpo.steps=1", "phases.grpo.batch.micro_tokens=0")
+    whole, cut = metrics(tmp_path / "whole")[0], lines[0]
+    assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-4, abs=1e-6)
+    seen = {name for name in whole if name.startswith("ref_kl/")}
+    assert seen == {name for name in cut if name.startswith("ref_kl/")} and seen & {f"ref_kl/{name}" for name in names}
+    for name in seen:
+        assert cut[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-7), name
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft", "sigma"])

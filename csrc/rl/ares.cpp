@@ -1,0 +1,217 @@
+#include "csrc/rl/ares.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+namespace isentrope::rl {
+namespace {
+
+// The table of the header.
+struct Shape {
+  double margin, kappa, temperature, scale, share;
+};
+constexpr Shape kShapes[kDifficulties] = {{.15, 2, 2, 1, .6}, {.25, 3, 2.5, 1, .8}, {.35, 4, 3, 1.2, 1}};
+constexpr double kLargestScale = 1.2;
+
+// Of the controller of β, as published.
+constexpr double kRate = 0.05, kLargestError = 0.2, kLeastBeta = 1e-4, kLargestBeta = 1e2;
+
+double logistic(double x) { return 1 / (1 + std::exp(-x)); }
+
+double huber(double x, double kappa) { return x <= kappa ? x * x / (2 * kappa) : x - kappa / 2; }
+
+// The running mean that starts with its first value.
+void follow(std::optional<double>& mean, double value, double decay) {
+  mean = mean ? decay * *mean + (1 - decay) * value : value;
+}
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+  return text;
+}
+
+struct Moments {
+  double groups = 0, completions = 0, sum = 0, squares = 0;
+  double mean() const { return sum / completions; }
+  double variance() const { return std::max(squares / completions - mean() * mean(), 0.0); }
+};
+
+}  // namespace
+
+std::string AresConfig::problem() const {
+  if (medium > easy)
+    return "medium: " + std::to_string(medium) + " is above easy (" + std::to_string(easy) +
+           "); easy groups have more right completions than medium ones";
+  if (form == "strict" && alpha * kLargestScale >= 1)
+    return "alpha: " + std::to_string(alpha) +
+           " takes all from a right answer to a hard prompt, and a wrong one cannot rank below it; form strict wants "
+           "less than 1/1.2";
+  for (const std::string& trigger : triggers)
+    if (trigger.empty()) return "triggers: one is empty; leave it out (no trigger at all: every high window counts)";
+  return "";
+}
+
+std::vector<int64_t> counted_windows(const std::vector<double>& means, double threshold,
+                                     const std::vector<bool>& trigger) {
+  std::vector<int64_t> begins;
+  for (size_t t = 0; t < means.size(); ++t)
+    if (means[t] >= threshold && (trigger.empty() || (t > 0 && trigger[t - 1])))
+      begins.push_back(static_cast<int64_t>(t));
+  return begins;
+}
+
+Difficulty difficulty(double accuracy, const AresConfig& config) {
+  return accuracy >= config.easy ? kEasy : accuracy >= config.medium ? kMedium : kHard;
+}
+
+double ares_shaping(const AresConfig& config, Difficulty difficulty, bool right, double high, double target,
+                    double lambda) {
+  const Shape& shape = kShapes[difficulty];
+  const double delta = high - target;
+  if (config.form == "paper") {
+    const double off = difficulty == kEasy     ? std::max(0.0, delta)
+                       : difficulty == kMedium ? std::abs(delta)
+                                               : std::max(0.0, -delta);
+    return right ? 0.0 : -lambda * off;
+  }
+  const double m = std::max(1.0, shape.margin * std::max(target, 1.0)), cap = config.alpha * shape.scale;
+  const auto penalty = [&](double beyond, double share) {
+    return std::min(cap, share * cap * huber(std::max(beyond, 0.0), shape.kappa) / (m + shape.kappa));
+  };
+  if (!right) {
+    const double rise = logistic(std::max(delta - m, 0.0) / shape.temperature);
+    if (config.form == "released") return cap * shape.share * rise;
+    return std::min(cap, (1 - cap) / 2) * shape.share * (2 * rise - 1);
+  }
+  if (difficulty == kEasy) return -penalty(delta - m, 1);
+  if (difficulty == kMedium) return -penalty(std::abs(delta) - m, 1);
+  return delta >= -m ? cap * logistic((delta + m) / shape.temperature) : -penalty(-delta - m, 0.5);
+}
+
+std::vector<bool> trigger_tokens(const std::vector<std::string>& triggers, const data::Tokenizer& tokenizer) {
+  std::vector<bool> is_trigger(tokenizer.size(), false);
+  for (const std::string& trigger : triggers) {
+    bool found = false;
+    for (int64_t id = 0; id < tokenizer.size(); ++id)
+      if (lower(tokenizer.decode({id})) == lower(trigger)) is_trigger[id] = found = true;
+    if (!found)
+      throw std::invalid_argument(
+          "rollout.ares.triggers: \"" + trigger +
+          "\" is no token of this tokenizer, and would never be found; take it out of the list");
+  }
+  return is_trigger;
+}
+
+Ares::Ares(const AresConfig& config, std::vector<bool> trigger) : config_(config), trigger_(std::move(trigger)) {}
+
+AresStep Ares::step(const std::vector<AresCompletion>& completions, const std::vector<int64_t>& groups) {
+  const bool rising = std::adjacent_find(groups.begin(), groups.end(), std::greater_equal<>()) == groups.end();
+  if (groups.empty() || groups.front() != 0 || groups.back() != static_cast<int64_t>(completions.size()) || !rising)
+    throw std::invalid_argument("ares: wanted offsets of groups that rise from 0 to the " +
+                                std::to_string(completions.size()) + " completions");
+  AresStep out;
+  if (completions.empty()) return out;
+
+  std::vector<std::vector<double>> means;
+  std::vector<double> quantiles;
+  for (const AresCompletion& completion : completions) {
+    means.push_back(window_means(completion.entropy, config_.window));
+    if (!means.back().empty()) quantiles.push_back(quantile(means.back(), config_.quantile));
+  }
+  // Without a window in this step there is none to compare.
+  const double own = quantiles.empty() ? std::numeric_limits<double>::infinity() : quantile(quantiles, 0.5);
+  const double threshold = threshold_.value_or(own);
+  if (!quantiles.empty()) follow(threshold_, own, config_.threshold_decay);
+
+  std::vector<std::vector<int64_t>> counted;
+  std::array<Moments, kDifficulties> moments;
+  for (size_t g = 0; g + 1 < groups.size(); ++g) {
+    double right = 0;
+    for (int64_t i = groups[g]; i < groups[g + 1]; ++i) right += completions[i].right;
+    const Difficulty d = rl::difficulty(right / static_cast<double>(groups[g + 1] - groups[g]), config_);
+    ++moments[d].groups;
+    for (int64_t i = groups[g]; i < groups[g + 1]; ++i) {
+      std::vector<bool> trigger;
+      if (!config_.triggers.empty())
+        for (const int64_t token : completions[i].tokens) trigger.push_back(trigger_.at(token));
+      counted.push_back(counted_windows(means[i], threshold, trigger));
+      const auto high = static_cast<double>(counted.back().size());
+      out.difficulty.push_back(d);
+      ++moments[d].completions;
+      moments[d].sum += high;
+      moments[d].squares += high * high;
+    }
+  }
+
+  std::array<double, kDifficulties> target{}, lambda{};
+  for (int d = 0; d < kDifficulties; ++d) {
+    const std::string name = kDifficultyNames[d];
+    const Moments& m = moments[d];
+    out.stats["ares/groups/" + name] = m.groups;
+    if (m.completions > 0) {
+      target[d] = target_[d].value_or(m.mean());
+      lambda[d] = std::max(0.0, (m.mean() - target[d]) / (m.variance() + 1));
+      out.stats["ares/high/" + name] = m.mean();
+      out.stats["ares/target/" + name] = target[d];
+      follow(target_[d], m.mean(), config_.target_decay);
+    }
+    if (config_.kl) out.stats["ares/beta/" + name] = controller_[d].beta;
+  }
+
+  for (size_t i = 0; i < completions.size(); ++i) {
+    const Difficulty d = out.difficulty[i];
+    out.shaping.push_back(
+        ares_shaping(config_, d, completions[i].right, static_cast<double>(counted[i].size()), target[d], lambda[d]));
+    if (!config_.kl) continue;
+    const double beta = controller_[d].beta;
+    std::vector<float>& weight = out.kl_weight.emplace_back(completions[i].tokens.size(), static_cast<float>(beta));
+    for (const int64_t begin : counted[i])
+      std::fill_n(weight.begin() + begin, config_.window, static_cast<float>(beta * config_.kl->inside));
+  }
+  out.stats["ares/threshold"] = threshold;
+  out.stats["ares/shaping"] =
+      std::accumulate(out.shaping.begin(), out.shaping.end(), 0.0) / static_cast<double>(out.shaping.size());
+  return out;
+}
+
+void Ares::measured(Difficulty difficulty, double kl) {
+  if (!config_.kl) return;
+  Controller& c = controller_[difficulty];
+  follow(c.kl, kl, config_.kl->decay);
+  if (++c.measurements % config_.kl->every != 0) return;
+  const double error = *c.kl / config_.kl->target - 1;
+  if (std::abs(error) < config_.kl->dead_zone) return;
+  c.beta =
+      std::clamp(c.beta * std::exp(kRate * std::clamp(error, -kLargestError, kLargestError)), kLeastBeta, kLargestBeta);
+}
+
+// threshold, then for each difficulty target, β, mean of the divergence, measurements; NaN for what is not known.
+std::vector<double> Ares::state() const {
+  const double unknown = std::numeric_limits<double>::quiet_NaN();
+  std::vector<double> state{threshold_.value_or(unknown)};
+  for (int d = 0; d < kDifficulties; ++d)
+    for (const double x : {target_[d].value_or(unknown), controller_[d].beta, controller_[d].kl.value_or(unknown),
+                           static_cast<double>(controller_[d].measurements)})
+      state.push_back(x);
+  return state;
+}
+
+void Ares::restore(const std::vector<double>& state) {
+  if (state.size() != 1 + 4 * kDifficulties)
+    throw std::runtime_error("ares: a state of " + std::to_string(state.size()) + " numbers; wanted " +
+                             std::to_string(1 + 4 * kDifficulties));
+  const auto known = [](double x) { return std::isnan(x) ? std::nullopt : std::optional(x); };
+  threshold_ = known(state[0]);
+  for (int d = 0; d < kDifficulties; ++d) {
+    const double* x = state.data() + 1 + 4 * d;
+    target_[d] = known(x[0]);
+    controller_[d] = {.beta = x[1], .kl = known(x[2]), .measurements = static_cast<int64_t>(x[3])};
+  }
+}
+
+}  // namespace isentrope::rl

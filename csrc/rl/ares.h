@@ -1,0 +1,181 @@
+// ARES: rewards that make a policy explore little where prompts are easy and much where they are hard (arXiv
+// 2510.08457; its code says AEPO). How much a completion explores is the number N of its stretches of high token
+// entropy. Pure C++.
+//
+//   window      w tokens of a completion in a row; its value is the mean of their entropies, nats
+//   threshold   of a step: the median over its completions of the q-quantile of a completion's windows. In use is its
+//               running mean over the steps before; in the first step its own
+//   high        a window whose value is at least the threshold
+//   N           with triggers: how many tokens are triggers with a high window right behind them; without: the high windows
+//   difficulty  of a group, by its share of right completions, to which the first reward gives at least 0.5: easy from
+//               2/3 on, medium from 1/3 on, else hard
+//   N*          of a difficulty: the running mean, over the steps before that had such groups, of their completions'
+//               mean N; where there is none yet, the mean of this step. Δ = N − N*
+//
+// shaping, added to the reward of a completion: m = max(1, f max(N*, 1)), cap = alpha · scale, σ logistic, h(x) = x²/2κ
+// up to κ, then x − κ/2, and 0 below 0
+//
+//                          easy  medium  hard
+//     margin fraction f     .15     .25   .35
+//     κ                       2       3     4
+//     temperature τ           2     2.5     3
+//     scale                   1       1   1.2
+//     share s                .6      .8     1
+//
+//   released   right   easy, medium   −min(cap, cap h(x − m)/(m + κ)) with x = Δ if easy, |Δ| if medium
+//                      hard           cap σ((Δ + m)/τ) from Δ = −m on, below it −min(cap, cap h(−Δ − m)/2(m + κ))
+//              wrong                  cap s σ(max(Δ − m, 0)/τ)
+//   strict     right                  as released
+//              wrong                  min(cap, (1 − cap)/2) s (2σ(max(Δ − m, 0)/τ) − 1)
+//   paper      right                  0
+//              wrong                  −λ g; g = max(0, Δ) if easy, |Δ| if medium, max(0, −Δ) if hard
+//
+// released is the published code. There σ(0) = ½ pays every wrong answer, at least 0.15 to 0.3 at alpha 0.5, and one
+// can come before a right answer of its group. In strict it cannot: a right one keeps at least 1 − cap, a wrong one gets
+// less than half of that, and nothing up to the margin above the target. In paper λ = max(0, (E − N*)/(V + 1)), with E
+// and V the mean and variance of N over this step's completions of the difficulty. (A target from the same step would
+// make λ 0; the 1, one window squared, is for a step whose N are all equal.)
+//
+// What the paper does otherwise: its threshold is the mean over the batch of the quantiles of single tokens. What the
+// published code does otherwise: N* is the rounded mean of the step itself; a trigger is looked for in the likeliest
+// token, not in the one drawn; alpha has a schedule, which rounding alone moves and which is left out here.
+//
+// kl: a controller for each difficulty of the weight β of the divergence from the reference. β starts at 1. K is the
+// running mean of the divergence (k3, nats a token) measured at each update that has such groups. After every `every`
+// of these: log β += 0.05 clip(e, ±0.2) unless |e| is below the dead zone, β in [1e-4, 1e2]. The error is e = K/target
+// − 1, the relative one that adaptive penalties of RLHF use; the paper names none. Tokens of the windows that N counts
+// have β · inside.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "csrc/data/tokenizer.h"
+#include "csrc/field.h"
+#include "csrc/rl/windows.h"
+
+namespace isentrope::rl {
+
+enum Difficulty { kEasy, kMedium, kHard, kDifficulties };
+constexpr const char* kDifficultyNames[kDifficulties] = {"easy", "medium", "hard"};
+
+struct AresKlConfig {
+  double target = 0.01;
+  int64_t every = 100;
+  double decay = 0.97;
+  double dead_zone = 0.02;
+  double inside = 1.0;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("target", target, "Divergence from the reference, nats a token, that the weights are steered to.", above(0));
+    v("every", every, "Updates with groups of a difficulty between two changes of its weight.", at_least(1));
+    v("decay", decay, "Decay of the running mean of the divergence.", between(0, 1));
+    v("dead_zone", dead_zone, "Relative error up to which a weight stays.", at_least(0));
+    v("inside", inside, "Factor of the weight at the tokens of high windows; below 1 lets them explore.", at_least(0));
+  }
+};
+
+struct AresConfig {
+  std::string form = "released";
+  double alpha = 0.5;
+  int64_t window = 4;
+  std::vector<std::string> triggers;
+  double quantile = 0.95;
+  double threshold_decay = 0.99;
+  double target_decay = 0.9;
+  double easy = 2.0 / 3;
+  double medium = 1.0 / 3;
+  std::optional<AresKlConfig> kl;
+
+  std::string problem() const;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("form", form,
+      "Shape of the reward (csrc/rl/ares.h): that of the published code, one in which no wrong answer outranks a right "
+      "one, or that of the paper.",
+      one_of({"released", "strict", "paper"}));
+    v("alpha", alpha,
+      "Most that is added to a reward or taken from it, 1.2 of it for hard prompts, times the weight of the first "
+      "reward; not for paper.",
+      between(0, 2));
+    v("window", window, "Tokens of a window of entropy.", at_least(1));
+    v("triggers", triggers,
+      "Tokens behind which high windows count, upper and lower case alike; empty: all high windows count.");
+    v("quantile", quantile, "Quantile of a completion's windows that makes its threshold.", between(0, 1));
+    v("threshold_decay", threshold_decay, "Decay of the threshold's running mean over steps.", between(0, 1));
+    v("target_decay", target_decay, "Decay of the running mean over steps that a difficulty's target is.",
+      between(0, 1));
+    v("easy", easy, "Least share of right completions of an easy group.", between(0, 1));
+    v("medium", medium, "Least share of right completions of a medium group; the others are hard.", between(0, 1));
+    v("kl", kl, "Steer the weight of the divergence from the reference for each difficulty; absent: it stays.");
+  }
+};
+
+// ---- pure functions -------------------------------------------------------------------------------------------------
+
+// Where the windows that N counts begin, in order. trigger: for each token whether it is one; empty: all windows count.
+std::vector<int64_t> counted_windows(const std::vector<double>& means, double threshold,
+                                     const std::vector<bool>& trigger);
+
+Difficulty difficulty(double accuracy, const AresConfig& config);
+
+// lambda: of form paper alone.
+double ares_shaping(const AresConfig& config, Difficulty difficulty, bool right, double high, double target,
+                    double lambda = 0);
+
+// For each token of the tokenizer whether it is one of the triggers, upper and lower case alike. Throws
+// std::invalid_argument that names a trigger which is no token.
+std::vector<bool> trigger_tokens(const std::vector<std::string>& triggers, const data::Tokenizer& tokenizer);
+
+// ---- from step to step ----------------------------------------------------------------------------------------------
+
+struct AresCompletion {
+  std::span<const int64_t> tokens;
+  std::span<const float> entropy;  // of each token
+  bool right;
+};
+
+struct AresStep {
+  std::vector<double> shaping;                // [completions] to be added to rewards where a right answer has 1
+  std::vector<Difficulty> difficulty;         // [completions] of the group
+  std::vector<std::vector<float>> kl_weight;  // [completions][tokens]; empty without kl
+  std::map<std::string, double> stats;        // ares/… of csrc/train/metrics.h
+};
+
+class Ares {
+ public:
+  // trigger: for each token whether it is a trigger, trigger_tokens(); not looked at where config names none.
+  Ares(const AresConfig& config, std::vector<bool> trigger);
+
+  // The completions of a step, group after group: those of group g are number groups[g] … groups[g + 1] − 1, at least
+  // one. No group at all: an empty result, and nothing is learnt. Throws std::invalid_argument for other offsets.
+  AresStep step(const std::vector<AresCompletion>& completions, const std::vector<int64_t>& groups);
+
+  // After an update: the mean divergence from the reference over the tokens of a difficulty.
+  void measured(Difficulty difficulty, double kl);
+
+  // What a resumed run goes on from. restore throws std::runtime_error for what state() did not give.
+  std::vector<double> state() const;
+  void restore(const std::vector<double>& state);
+
+ private:
+  struct Controller {
+    double beta = 1;
+    std::optional<double> kl = {};  // running mean
+    int64_t measurements = 0;
+  };
+
+  AresConfig config_;
+  std::vector<bool> trigger_;
+  std::optional<double> threshold_;
+  std::array<std::optional<double>, kDifficulties> target_;
+  std::array<Controller, kDifficulties> controller_;
+};
+
+}  // namespace isentrope::rl
