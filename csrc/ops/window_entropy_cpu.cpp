@@ -38,7 +38,8 @@ struct Span {
 // padded[i] ← value(s) at s = i - before, 0 where there is no such token.
 template <class X, class Value>
 void pad(const Span& span, X* padded, const Value& value) {
-  const int64_t left = std::max<int64_t>(span.before, 0), first = left - span.before;  // the first token that any window holds
+  const int64_t left = std::max<int64_t>(span.before, 0),
+                first = left - span.before;  // the first token that any window holds
   const int64_t last = std::min(span.length, first + span.padded() - left);
   std::fill_n(padded, left, X(0));
   X* to = padded + span.before;
@@ -113,7 +114,8 @@ void forward(const kernels::WindowEntropyForward& p, int64_t row) {
   const auto* at = p.at ? reinterpret_cast<const uint8_t*>(p.at) + row * length : mask;
   T* mean = static_cast<T*>(p.mean) + row * length;
   int32_t* count = p.count + row * length;
-  const WindowSumsOf<double> total(length, p.before, p.after, [&](int64_t s) { return mask[s] ? static_cast<double>(x[s]) : 0.0; });
+  const WindowSumsOf<double> total(length, p.before, p.after,
+                                   [&](int64_t s) { return mask[s] ? static_cast<double>(x[s]) : 0.0; });
   const WindowSumsOf<Count> number(length, p.before, p.after, [&](int64_t s) { return static_cast<Count>(mask[s]); });
   const double* sums = total.sums;
   const auto least = static_cast<int32_t>(p.shrink ? 1 : w);
@@ -137,8 +139,9 @@ void backward(const kernels::WindowEntropyBackward& p, int64_t row) {
   const bool* mask = p.mask + row * length;
   T* dx = static_cast<T*>(p.dx) + row * length;
   // Over the windows that hold a token: the mirror image.
-  const WindowSumsOf<double> total(length, p.after, p.before,
-                                   [&](int64_t t) { return count[t] > 0 ? static_cast<double>(dmean[t]) / count[t] : 0.0; });
+  const WindowSumsOf<double> total(length, p.after, p.before, [&](int64_t t) {
+    return count[t] > 0 ? static_cast<double>(dmean[t]) / count[t] : 0.0;
+  });
   for (int64_t s = 0; s < length; ++s) dx[s] = mask[s] ? static_cast<T>(total.sums[s]) : T(0);
 }
 
@@ -227,7 +230,8 @@ void select(const WindowSelect& p, int64_t group) {
     const double place = p.fraction * static_cast<double>(n - 1);
     const auto rank = static_cast<int64_t>(place);
     const Neighbours<K> found = keys_at(keys.get(), p.size, none + rank, band.get());
-    const double low = value_of<T>(found.at), above = value_of<T>(found.next), share = place - static_cast<double>(rank);
+    const double low = value_of<T>(found.at), above = value_of<T>(found.next),
+                 share = place - static_cast<double>(rank);
     threshold = static_cast<T>(share == 0 ? low : low + share * (above - low));
     return;
   }
@@ -266,10 +270,12 @@ void window_entropy_forward_on_cpu(const kernels::WindowEntropyForward& p) {
   });
 }
 void window_entropy_backward_on_cpu(const kernels::WindowEntropyBackward& p) {
-  for_tasks(p.rows, [&](int64_t row) { p.dtype == DType::kDouble ? backward<double>(p, row) : backward<float>(p, row); });
+  for_tasks(p.rows,
+            [&](int64_t row) { p.dtype == DType::kDouble ? backward<double>(p, row) : backward<float>(p, row); });
 }
 void window_select_on_cpu(const WindowSelect& p) {
-  for_tasks(p.groups, [&](int64_t group) { p.dtype == DType::kDouble ? select<double>(p, group) : select<float>(p, group); });
+  for_tasks(p.groups,
+            [&](int64_t group) { p.dtype == DType::kDouble ? select<double>(p, group) : select<float>(p, group); });
 }
 void window_mark_on_cpu(const WindowMark& p) {
   for_tasks(p.rows, [&](int64_t row) { p.dtype == DType::kDouble ? mark<double>(p, row) : mark<float>(p, row); });

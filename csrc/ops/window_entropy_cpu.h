@@ -30,12 +30,12 @@ struct WindowMark {
 };
 
 // Nothing here depends on which thread runs it.
-#define ISENTROPE_DECLARE(ISA)                                                     \
-  namespace ISA {                                                                  \
-  void window_entropy_forward_on_cpu(const kernels::WindowEntropyForward& p);      \
-  void window_entropy_backward_on_cpu(const kernels::WindowEntropyBackward& p);    \
-  void window_select_on_cpu(const WindowSelect& p);                                \
-  void window_mark_on_cpu(const WindowMark& p);                                    \
+#define ISENTROPE_DECLARE(ISA)                                                  \
+  namespace ISA {                                                               \
+  void window_entropy_forward_on_cpu(const kernels::WindowEntropyForward& p);   \
+  void window_entropy_backward_on_cpu(const kernels::WindowEntropyBackward& p); \
+  void window_select_on_cpu(const WindowSelect& p);                             \
+  void window_mark_on_cpu(const WindowMark& p);                                 \
   }
 ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)

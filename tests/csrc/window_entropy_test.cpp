@@ -17,7 +17,9 @@ std::vector<double> list(const at::Tensor& x) {
 
 TEST(WindowEntropy, EverySideMeansItsOwnTokens) {
   const at::Tensor entropy = at::arange(1, 6, at::kDouble).unsqueeze(0), mask = at::ones({1, 5}, at::kBool);
-  const auto mean = [&](const std::string& side) { return list(window_entropy(entropy, mask, {.window = 2, .side = side}).mean); };
+  const auto mean = [&](const std::string& side) {
+    return list(window_entropy(entropy, mask, {.window = 2, .side = side}).mean);
+  };
   EXPECT_EQ(mean("following"), (std::vector<double>{1.5, 2.5, 3.5, 4.5, 0}));
   EXPECT_EQ(mean("after"), (std::vector<double>{2.5, 3.5, 4.5, 0, 0}));
   EXPECT_EQ(mean("centred"), (std::vector<double>{1.5, 2.5, 3.5, 4.5, 0}));
@@ -33,7 +35,8 @@ TEST(WindowEntropy, ThresholdsOfRowsThatEndEarly) {
   EXPECT_EQ(list(found.high), (std::vector<double>{0, 1, 1, 0, 0, 1, 0, 0}));
   found.mean.sum().backward();
   EXPECT_EQ(list(entropy.grad()), (std::vector<double>{0.5, 1, 1, 0.5, 0.5, 1, 0.5, 0}));
-  const WindowEntropy none = window_entropy(entropy.detach(), mask, {.window = 5, .threshold = "top_fraction", .level = 0.5});
+  const WindowEntropy none =
+      window_entropy(entropy.detach(), mask, {.window = 5, .threshold = "top_fraction", .level = 0.5});
   EXPECT_FALSE(none.high.any().item<bool>());
   EXPECT_TRUE(none.threshold.isinf().all().item<bool>());
 }
