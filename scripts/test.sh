@@ -28,8 +28,9 @@ run() {
 }
 
 cd "$ROOT"
+export OMP_WAIT_POLICY=passive  # as the test presets have it
 setup test
-[ $sanitized = 0 ] || build asan test
+[ $sanitized = 0 ] || build asan test tests
 [ $plain = 0 ] || { build release test && install_package; }
 [ $sanitized = 0 ] || run "C++ tests with sanitizers" ctest --preset asan
 if [ $plain = 1 ]; then

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "csrc/ops/check.h"
+#include "csrc/ops/cpu_dispatch.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
 #include "csrc/ops/window_entropy_cpu.h"
@@ -30,7 +31,7 @@ void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTe
            "the window is from ", before, " tokens before to ", after, " after; wanted at least 1 token and below 2^31");
 }
 
-Tensor flags(const Tensor& x) { return x.ne(0).contiguous(); }
+Tensor flags(const Tensor& x) { return (x.scalar_type() == at::kBool ? x : x.ne(0)).contiguous(); }
 
 void check_selection(const Tensor& mean, const Tensor& count, c10::string_view threshold, double level, c10::string_view scope) {
   check_dtype(kOp, "mean", mean, {at::kFloat, at::kDouble});
@@ -127,11 +128,11 @@ Tensor window_entropy_backward_run(const Tensor& dmean_in, const Tensor& count_i
 
 std::tuple<Tensor, Tensor> window_entropy_cpu(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
                                               int64_t after, bool shrink) {
-  return window_entropy_run(entropy, mask, at, before, after, shrink, window_entropy_forward_on_cpu, false);
+  return window_entropy_run(entropy, mask, at, before, after, shrink, ISENTROPE_PICK(window_entropy_forward_on_cpu), false);
 }
 
 Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before, int64_t after) {
-  return window_entropy_backward_run(dmean, count, mask, before, after, window_entropy_backward_on_cpu, false);
+  return window_entropy_backward_run(dmean, count, mask, before, after, ISENTROPE_PICK(window_entropy_backward_on_cpu), false);
 }
 
 std::tuple<Tensor, Tensor> window_entropy_meta(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
@@ -191,25 +192,41 @@ std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const 
 std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold, double level,
                                              c10::string_view scope) {
   check_selection(mean_in, count_in, threshold, level, scope);
-  if (threshold == "value" || mean_in.numel() == 0) return window_select_composite(mean_in, count_in, threshold, level, scope);
+  if (mean_in.numel() == 0) return window_select_composite(mean_in, count_in, threshold, level, scope);
   const Tensor mean = mean_in.contiguous(), count = count_in.contiguous();
   const bool global = scope == "global", top = threshold == "top_fraction";
-  Tensor high = top ? at::empty(mean.sizes(), mean.options().dtype(at::kBool)) : Tensor();
-  WindowSelect p;
-  p.dtype = kernel_dtype(kOp, mean);
-  p.groups = global ? 1 : mean.size(0);
-  p.size = mean.numel() / p.groups;
-  Tensor chosen = at::empty({p.groups}, mean.options());
-  p.mean = mean.const_data_ptr();
-  p.count = count.const_data_ptr<int32_t>();
-  p.fraction = level;
-  p.top = top;
-  p.threshold = chosen.mutable_data_ptr();
-  p.high = top ? high.mutable_data_ptr<bool>() : nullptr;
-  window_select_on_cpu(p);
-  if (scope == "batch") chosen = mean_of_finite(chosen, count.gt(0).any(1));
-  if (global) chosen = chosen.squeeze(0);
-  return {top ? high : at_or_above(mean, count, chosen), chosen};
+  Tensor high = at::empty(mean.sizes(), mean.options().dtype(at::kBool)), chosen;
+  if (threshold == "value") {
+    chosen = value_threshold(mean, level, scope);
+  } else {
+    WindowSelect p;
+    p.dtype = kernel_dtype(kOp, mean);
+    p.groups = global ? 1 : mean.size(0);
+    p.size = mean.numel() / p.groups;
+    chosen = at::empty({p.groups}, mean.options());
+    p.mean = mean.const_data_ptr();
+    p.count = count.const_data_ptr<int32_t>();
+    p.fraction = level;
+    p.top = top;
+    p.threshold = chosen.mutable_data_ptr();
+    p.high = top ? high.mutable_data_ptr<bool>() : nullptr;
+    ISENTROPE_PICK(window_select_on_cpu)(p);
+    if (scope == "batch") chosen = mean_of_finite(chosen, count.amax(1).gt(0));
+    if (global) chosen = chosen.squeeze(0);
+  }
+  if (!top) {
+    WindowMark p;
+    p.dtype = kernel_dtype(kOp, mean);
+    p.rows = mean.size(0);
+    p.length = mean.size(1);
+    p.mean = mean.const_data_ptr();
+    p.count = count.const_data_ptr<int32_t>();
+    p.threshold = chosen.const_data_ptr();
+    p.one_threshold = chosen.dim() == 0;
+    p.high = high.mutable_data_ptr<bool>();
+    ISENTROPE_PICK(window_mark_on_cpu)(p);
+  }
+  return {high, chosen};
 }
 
 // By sorting; nothing waits for the device.

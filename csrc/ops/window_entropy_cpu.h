@@ -1,5 +1,4 @@
-// What the CPU backend of window_entropy offers to window_entropy.cpp. Running sums and a selection gain nothing from wider
-// vectors, so it is compiled once.
+// What the CPU backend of window_entropy offers to window_entropy.cpp, once for every instruction set.
 #pragma once
 #include <cstdint>
 
@@ -19,9 +18,28 @@ struct WindowSelect {
   bool* high = nullptr;            // [groups, size], with top
 };
 
+// The windows at or above a threshold.
+struct WindowMark {
+  kernels::DType dtype = kernels::DType::kFloat;
+  int64_t rows = 0, length = 0;
+  const void* mean = nullptr;       // [rows, length]
+  const int32_t* count = nullptr;   // [rows, length]
+  const void* threshold = nullptr;  // [rows], or [1] for all of them
+  bool one_threshold = false;
+  bool* high = nullptr;  // [rows, length]
+};
+
 // Nothing here depends on which thread runs it.
-void window_entropy_forward_on_cpu(const kernels::WindowEntropyForward& p);
-void window_entropy_backward_on_cpu(const kernels::WindowEntropyBackward& p);
-void window_select_on_cpu(const WindowSelect& p);
+#define ISENTROPE_DECLARE(ISA)                                                  \
+  namespace ISA {                                                               \
+  void window_entropy_forward_on_cpu(const kernels::WindowEntropyForward& p);   \
+  void window_entropy_backward_on_cpu(const kernels::WindowEntropyBackward& p); \
+  void window_select_on_cpu(const WindowSelect& p);                             \
+  void window_mark_on_cpu(const WindowMark& p);                                 \
+  }
+ISENTROPE_DECLARE(DEFAULT)
+ISENTROPE_DECLARE(AVX2)
+ISENTROPE_DECLARE(AVX512)
+#undef ISENTROPE_DECLARE
 
 }  // namespace isentrope::ops

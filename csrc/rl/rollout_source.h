@@ -93,20 +93,20 @@ class RolloutSource : public data::BatchSource {
   void restore(const std::map<std::string, torch::Tensor>& state) override;
 
  private:
+  std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
+
   RolloutConfig config_;
   model::Decoder model_;
   const data::Tokenizer& tokenizer_;
   std::shared_ptr<const data::ExampleSource> examples_;
   RewardSum reward_;
   uint64_t seed_;
-  std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
 
-  int64_t taken_ = 0;               // prompts drawn so far
-  int64_t empty_ = 0;               // steps in a row that found too few groups
+  // What passes from step to step.
+  int64_t taken_ = 0;                // prompts drawn so far
+  int64_t empty_ = 0;                // steps in a row that found too few groups
   std::optional<double> threshold_;  // of branches, nats
   PassRecord record_;
-
-  // Pass from step to step.
   std::optional<Ares> ares_;
 };
 

@@ -148,6 +148,44 @@ def test_thresholds(device, threshold, level, scope, ties):
             assert torch.equal(taken.cpu(), (numbers.cpu() * level).double().ceil().long().clamp_min(1).minimum(numbers.cpu()))
 
 
+SELECTIONS = [("quantile", 0.0), ("quantile", 0.5), ("quantile", 0.95), ("quantile", 1.0),
+              ("top_fraction", 1e-9), ("top_fraction", 0.05), ("top_fraction", 1.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("values", ["equal", "ties", "sorted", "period", "infinities", "zeros", "denormal", "nan", "outliers"])
+@pytest.mark.parametrize("number", [1, 2, 511, 512, 5000])
+def test_selection_is_that_of_sorting(dtype, values, number):
+    """Values that mislead a selection by samples, on both sides of where it begins to draw them (512)."""
+    place = torch.arange(number, dtype=dtype)
+    mean = {"equal": torch.full((number,), 1.5, dtype=dtype), "ties": (place * 7 % 11).floor(), "sorted": place,
+            "period": torch.where(place % 32 == 0, 1e6, place % 3),  # the samples of 5000 see little else
+            "infinities": torch.tensor([math.inf, -math.inf, 1.0], dtype=dtype)[place.long() % 3],
+            "zeros": torch.tensor([-0.0, 0.0], dtype=dtype)[place.long() % 2],
+            "denormal": (place - number // 2) * torch.finfo(dtype).smallest_normal / 2**15,
+            "nan": torch.where(place % 10 == 0, math.nan, torch.rand(number, dtype=dtype)),
+            "outliers": torch.where(place == number - 1, 1e30, torch.rand(number, dtype=dtype))}[values]  # fmt: skip
+    count = (torch.rand(number) < 0.9).int()
+    count[0] = 1
+    held = mean[count > 0].sort().values  # NaN last
+    n = len(held)
+    for threshold, level in SELECTIONS:
+        high, found = op.window_select(mean[None], count[None], threshold=threshold, level=level, scope="row")
+        if threshold == "top_fraction":
+            taken = max(1, math.ceil(level * n))
+            expected = held[n - taken]
+            order = torch.where(count > 0, mean, -math.inf).masked_fill(count == 0, -math.inf)
+            windows = (count > 0).nonzero().flatten()
+            first = windows[order[windows].sort(descending=True, stable=True).indices[:taken]]
+            assert high[0].nonzero().flatten().tolist() == sorted(first.tolist()), (threshold, level)
+        else:
+            share, rank = level * (n - 1) % 1, int(level * (n - 1))
+            low, above = held[rank].double(), held[min(rank + 1, n - 1)].double()
+            expected = (low if share == 0 else low + share * (above - low)).to(dtype)
+            assert torch.equal(high[0], (mean >= found[0]) & (count > 0)), (threshold, level)
+        torch.testing.assert_close(found[0], expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_no_window_at_all(device):
     entropy = torch.rand(2, 3, device=device)
     for mask in (torch.ones(2, 3, device=device), torch.zeros(2, 3, device=device)):
