@@ -8,6 +8,7 @@
 
 #include "kernels/entropy_attention.h"
 #include "kernels/grpo_loss.h"
+#include "kernels/linear_token_entropy.h"
 #include "kernels/sigma_linear.h"
 #include "kernels/token_entropy.h"
 #include "kernels/window_entropy.h"
@@ -204,6 +205,18 @@ TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor&
                                              const OptionalTensor& bias, std::optional<double> softcap,
                                              double temperature, int64_t ignore_index, bool moments);
 
+// What a GPU does for linear_token_entropy: the launchers of kernels/linear_token_entropy.h and out = a b (+ out if add), where a
+// and b are of one type and have unit stride in one dimension, out is contiguous, of that type or of the one sums are kept in.
+struct LogitBackend {
+  void (*forward)(const kernels::LinearTokenEntropyForward&);
+  void (*backward)(const kernels::LinearTokenEntropyBackward&);
+  void (*product)(const Tensor& out, const Tensor& a, const Tensor& b, bool add);
+};
+void logit_product_cuda(const Tensor& out, const Tensor& a, const Tensor& b, bool add);
+TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                             const OptionalTensor& bias, std::optional<double> softcap, double temperature,
+                                             int64_t ignore_index, bool moments, const LogitBackend& backend);
+
 // (dhidden, dweight, dbias), those that are not wanted empty; entropy, anchor, log_sum as the forward op gave them.
 using LinearTokenEntropyGradients = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -217,6 +230,11 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
     std::array<bool, 3> wanted);
+LinearTokenEntropyGradients linear_token_entropy_backward_run(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
+    std::array<bool, 3> wanted, const LogitBackend& backend);
 
 // ---- grpo_select ----------------------------------------------------------------------------------------------------
 struct GrpoSelectArguments {

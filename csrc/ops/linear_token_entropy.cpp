@@ -3,6 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 
@@ -100,7 +101,7 @@ TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor&
   if (rows == 0) return outputs;
   static_assert(sizeof(TokenEntropySums) == 5 * sizeof(double));
   const Tensor sums = at::empty({rows, vocab_shares(weight.size(0)), 5}, at::kDouble), target_logit = at::empty({rows}, at::kDouble);
-  LinearTokenEntropyForward p;
+  LinearTokenEntropyCpuForward p;
   token_entropy_rows(p, outputs);
   p.logits = arguments.logits;
   p.sums = static_cast<TokenEntropySums*>(sums.mutable_data_ptr());
@@ -118,20 +119,48 @@ TokenEntropyOutputs linear_token_entropy_meta(const Tensor& hidden, const Tensor
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
+namespace {
+
+// The outputs of the forward pass and the incoming gradients, checked and contiguous.
+struct Statistics {
+  Tensor entropy, anchor, log_sum, dlogprob, dentropy, dlse;
+
+  Statistics(const Tensor& hidden, const Tensor& target, const Tensor& entropy_in, const Tensor& anchor_in,
+             const Tensor& log_sum_in, const OptionalTensor& dlogprob_in, const OptionalTensor& dentropy_in,
+             const OptionalTensor& dlse_in, const OptionalTensor& bias, std::array<bool, 3> wanted) {
+    OP_CHECK(kBackward, bias || !wanted[2], "wanted[2] asks for the gradient of a bias, and there is none");
+    const at::ScalarType type = statistic_type(hidden);
+    entropy = row_statistic(kBackward, entropy_in, "entropy", target, type);
+    anchor = row_statistic(kBackward, anchor_in, "anchor", target, type);
+    log_sum = row_statistic(kBackward, log_sum_in, "log_sum", target, type);
+    dlogprob = row_gradient(kBackward, dlogprob_in, "dlogprob", target, type);
+    dentropy = row_gradient(kBackward, dentropy_in, "dentropy", target, type);
+    dlse = row_gradient(kBackward, dlse_in, "dlse", target, type);
+  }
+
+  void fill(kernels::TokenEntropyRowGradients& p) const {
+    auto data_or_null = [](const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; };
+    p.entropy = entropy.const_data_ptr();
+    p.anchor = anchor.const_data_ptr();
+    p.log_sum = log_sum.const_data_ptr();
+    p.dlogprob = data_or_null(dlogprob);
+    p.dentropy = data_or_null(dentropy);
+    p.dlse = data_or_null(dlse);
+  }
+};
+
+}  // namespace
+
 LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
     const Tensor& hidden, const Tensor& weight, const Tensor& target_in, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
     std::array<bool, 3> wanted) {
   check_arguments(hidden, weight, target_in, bias, softcap, temperature);
-  OP_CHECK(kBackward, bias || !wanted[2], "wanted[2] asks for the gradient of a bias, and there is none");
   const Tensor target = target_in.contiguous();
   check_targets(kBackward, target, weight.size(0), ignore_index);
+  const Statistics statistics(hidden, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias, wanted);
   const at::ScalarType type = statistic_type(hidden);
-  auto statistic = [&](const Tensor& x, const char* name) { return row_statistic(kBackward, x, name, target, type); };
-  auto gradient = [&](const OptionalTensor& x, const char* name) { return row_gradient(kBackward, x, name, target, type); };
-  const Tensor H = statistic(entropy, "entropy"), m = statistic(anchor, "anchor"), l = statistic(log_sum, "log_sum");
-  const Tensor dlp = gradient(dlogprob, "dlogprob"), dH = gradient(dentropy, "dentropy"), dz = gradient(dlse, "dlse");
   auto value = [type](const Tensor& x, int64_t n) {
     if (!x.defined()) return 0.0;
     return type == at::kDouble ? x.const_data_ptr<double>()[n] : static_cast<double>(x.const_data_ptr<float>()[n]);
@@ -139,8 +168,8 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
   const int64_t* y = target.const_data_ptr<int64_t>();
   // Rows whose gradient is 0 whatever their logits: ignored, nothing flows in, every logit -inf.
   const Arguments arguments(hidden, weight, target, bias, softcap, temperature, [&](int64_t n) {
-    if (y[n] == ignore_index || (value(dlp, n) == 0 && value(dH, n) == 0 && value(dz, n) == 0)) return false;
-    return !(std::isinf(value(m, n)) && value(l, n) == 0);
+    if (y[n] == ignore_index || (value(statistics.dlogprob, n) == 0 && value(statistics.dentropy, n) == 0 && value(statistics.dlse, n) == 0)) return false;
+    return !(std::isinf(value(statistics.anchor, n)) && value(statistics.log_sum, n) == 0);
   });
   const int64_t rows = arguments.logits.rows, C = weight.size(1), V = weight.size(0);
   auto new_gradient = [&](bool of, at::IntArrayRef sizes) {
@@ -156,14 +185,9 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
   const bool sums_in_place = rows == target.numel() && hidden.scalar_type() == type;
   Tensor sums;  // of dhidden, [rows, C]
   if (wanted[0]) sums = sums_in_place ? dhidden : at::empty({rows, C}, wide);
-  LinearTokenEntropyBackward p;
+  LinearTokenEntropyCpuBackward p;
   p.logits = arguments.logits;
-  p.entropy = H.const_data_ptr();
-  p.anchor = m.const_data_ptr();
-  p.log_sum = l.const_data_ptr();
-  p.dlogprob = dlp.defined() ? dlp.const_data_ptr() : nullptr;
-  p.dentropy = dH.defined() ? dH.const_data_ptr() : nullptr;
-  p.dlse = dz.defined() ? dz.const_data_ptr() : nullptr;
+  statistics.fill(p);
   p.dlogits = dlogits.mutable_data_ptr();
   p.dhidden = wanted[0] ? sums.mutable_data_ptr() : nullptr;
   p.dweight = wanted[1] ? dweight.mutable_data_ptr() : nullptr;
@@ -188,6 +212,105 @@ LinearTokenEntropyGradients linear_token_entropy_backward_meta(
     return of ? at::empty_symint(sizes, hidden.options()) : at::empty({0}, hidden.options());
   };
   return {like(wanted[0], hidden.sym_sizes()), like(wanted[1], weight.sym_sizes()), like(wanted[2], {weight.sym_size(0)})};
+}
+
+// ---- a GPU's blocks: a product, then a kernel -----------------------------------------------------------------------
+
+namespace {
+
+// Wide enough to fill a GPU with a product of a few hundred rows; 1/64 of a large vocabulary.
+int64_t gpu_block(int64_t vocab) { return std::min(vocab, std::max<int64_t>(1024, vocab / 64)); }
+
+// The logits of one block after the other.
+struct Blocks {
+  Tensor hidden, weight, bias, target;  // [N, C], [V, C], [V], [N]
+  Tensor buffer;
+
+  Blocks(const Tensor& hidden_in, const Tensor& weight_in, const Tensor& target_in, const OptionalTensor& bias_in)
+      : hidden(with_rows(hidden_in.reshape({-1, hidden_in.size(-1)}))),
+        weight(with_rows(weight_in)),
+        target(target_in.contiguous()),
+        buffer(at::empty({hidden.size(0) * gpu_block(weight.size(0))}, hidden.options().dtype(statistic_type(hidden)))) {
+    if (bias_in) bias = bias_in->contiguous();
+  }
+
+  Tensor weight_of(const kernels::LogitBlock& p) const { return weight.slice(0, p.first, p.first + p.columns); }
+
+  // body(p, logits [N, columns]) for every block, p with all but what is its own of the op.
+  template <class Parameters, class Body>
+  void each(Parameters p, std::optional<double> softcap, double temperature, int64_t ignore_index, const LogitBackend& backend,
+            const Body& body) const {
+    p.dtype = kernel_dtype(kOp, hidden);
+    p.rows = hidden.size(0);
+    p.vocab = weight.size(0);
+    p.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
+    p.target = target.const_data_ptr<int64_t>();
+    p.ignore_index = ignore_index;
+    p.softcap = softcap.value_or(0);
+    p.temperature = temperature;
+    for (p.first = 0; p.first < p.vocab; p.first += p.columns) {
+      p.columns = std::min(gpu_block(p.vocab), p.vocab - p.first);
+      const Tensor logits = buffer.narrow(0, 0, p.rows * p.columns).view({p.rows, p.columns});
+      backend.product(logits, hidden, weight_of(p).t(), false);
+      p.logits = logits.const_data_ptr();
+      body(p, logits);
+    }
+  }
+};
+
+}  // namespace
+
+TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                             const OptionalTensor& bias, std::optional<double> softcap, double temperature,
+                                             int64_t ignore_index, bool moments, const LogitBackend& backend) {
+  check_arguments(hidden, weight, target, bias, softcap, temperature);
+  const auto outputs = token_entropy_empty(hidden, target, moments);
+  if (target.numel() == 0) return outputs;
+  const Blocks blocks(hidden, weight, target, bias);
+  const Tensor sums = at::empty({target.numel(), kernels::kLogitBlockSums}, blocks.buffer.options());
+  kernels::LinearTokenEntropyForward p;
+  token_entropy_rows(p, outputs);
+  p.sums = sums.mutable_data_ptr();
+  blocks.each(p, softcap, temperature, ignore_index, backend, [&](const auto& block, const Tensor&) { backend.forward(block); });
+  return outputs;
+}
+
+LinearTokenEntropyGradients linear_token_entropy_backward_run(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
+    std::array<bool, 3> wanted, const LogitBackend& backend) {
+  check_arguments(hidden, weight, target, bias, softcap, temperature);
+  const Statistics statistics(hidden, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias, wanted);
+  const bool rows = target.numel() > 0;
+  auto new_gradient = [&](bool of, at::IntArrayRef sizes) {
+    if (!of) return at::empty({0}, hidden.options());
+    return rows ? at::empty(sizes, hidden.options()) : at::zeros(sizes, hidden.options());
+  };
+  Tensor dhidden = new_gradient(wanted[0], hidden.sizes()), dweight = new_gradient(wanted[1], weight.sizes()),
+         dbias = new_gradient(wanted[2], {weight.size(0)});
+  if (!rows) return {dhidden, dweight, dbias};
+  const Blocks blocks(hidden, weight, target, bias);
+  const bool wide = hidden.scalar_type() == blocks.buffer.scalar_type();
+  const Tensor narrow = wide ? blocks.buffer : at::empty(blocks.buffer.sizes(), hidden.options());
+  Tensor sums;  // of dhidden, [N, C]
+  if (wanted[0])
+    sums = wide ? dhidden.view({-1, weight.size(1)}) : at::empty(blocks.hidden.sizes(), blocks.buffer.options());
+  kernels::LinearTokenEntropyBackward p;
+  statistics.fill(p);
+  p.dlogits = narrow.mutable_data_ptr();
+  blocks.each(p, softcap, temperature, ignore_index, backend, [&](const auto& block, const Tensor& logits) {
+    backend.backward(block);
+    const Tensor dz = narrow.narrow(0, 0, logits.numel()).view(logits.sizes());
+    if (wanted[0]) backend.product(sums, dz, blocks.weight_of(block), block.first > 0);
+    if (wanted[1]) backend.product(dweight.slice(0, block.first, block.first + block.columns), dz.t(), blocks.hidden, false);
+    if (wanted[2]) {
+      Tensor part = dbias.slice(0, block.first, block.first + block.columns);
+      at::sum_out(part, dz, 0);
+    }
+  });
+  if (wanted[0] && !wide) dhidden.view(sums.sizes()).copy_(sums);
+  return {dhidden, dweight, dbias};
 }
 
 // ---- autograd, autocast ---------------------------------------------------------------------------------------------

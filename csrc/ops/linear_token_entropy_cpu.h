@@ -39,13 +39,13 @@ struct LinearLogits {
   double temperature = 1;
 };
 
-struct LinearTokenEntropyForward : kernels::TokenEntropyRows {  // [N]; rows that are not among the M are left alone
+struct LinearTokenEntropyCpuForward : kernels::TokenEntropyRows {  // [N]; rows that are not among the M are left alone
   LinearLogits logits;
   TokenEntropySums* sums = nullptr;  // [M, vocab_shares(V)] scratch
   double* target_logit = nullptr;    // [M] scratch
 };
 
-struct LinearTokenEntropyBackward : kernels::TokenEntropyRowGradients {  // [N]
+struct LinearTokenEntropyCpuBackward : kernels::TokenEntropyRowGradients {  // [N]
   LinearLogits logits;
   void* dlogits = nullptr;  // [M, dlogits_stride(V)] scratch in float, or double for double
   void* dhidden = nullptr;  // [M, C] in the same; null where it is not wanted, like the next two
@@ -57,8 +57,8 @@ inline int64_t dlogits_stride(int64_t vocab) { return vocab_block(vocab) + 16; }
 
 #define ISENTROPE_DECLARE(ISA)                                            \
   namespace ISA {                                                         \
-  void linear_token_entropy_forward(const LinearTokenEntropyForward& p);  \
-  void linear_token_entropy_backward(const LinearTokenEntropyBackward& p); \
+  void linear_token_entropy_forward(const LinearTokenEntropyCpuForward& p);  \
+  void linear_token_entropy_backward(const LinearTokenEntropyCpuBackward& p); \
   }
 ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)
