@@ -34,23 +34,36 @@ struct LogitRows {
 };
 
 // Row outputs are float, or double where the logits are double; so are their gradients.
-struct TokenEntropyForward {
+struct TokenEntropyRows {
+  void* logprob = nullptr;      // [N]
+  void* entropy = nullptr;      // [N]
+  void* lse = nullptr;          // [N]
+  void* anchor = nullptr;       // [N] a logit: the maximum, or at most 2·ln(2)·τ below it
+  void* log_sum = nullptr;      // [N] log Σ exp((z - anchor)/τ)
+  void* sum_p2 = nullptr;       // [N], or null: no moments
+  void* sum_p2_logp = nullptr;  // [N], null where sum_p2 is
+};
+
+struct TokenEntropyForward : TokenEntropyRows {
   DType dtype = DType::kFloat;
   LogitRows layout;
   const void* logits = nullptr;     // [N, V] dtype, as layout says
   const int64_t* target = nullptr;  // [N]
   int64_t ignore_index = -100;
   double temperature = 1.0;         // τ > 0
-  void* logprob = nullptr;          // [N]
-  void* entropy = nullptr;          // [N]
-  void* lse = nullptr;              // [N]
-  void* anchor = nullptr;           // [N] a logit: the maximum, or at most 2·ln(2)·τ below it
-  void* log_sum = nullptr;          // [N] log Σ exp((z - anchor)/τ)
-  void* sum_p2 = nullptr;           // [N], or null: no moments
-  void* sum_p2_logp = nullptr;      // [N], null where sum_p2 is
 };
 
-struct TokenEntropyBackward {
+// What the gradient of the logits is made of.
+struct TokenEntropyRowGradients {
+  const void* entropy = nullptr;   // [N] as the forward pass gave it, like the next two
+  const void* anchor = nullptr;    // [N]
+  const void* log_sum = nullptr;   // [N]
+  const void* dlogprob = nullptr;  // [N], or null for 0
+  const void* dentropy = nullptr;  // [N], or null for 0
+  const void* dlse = nullptr;      // [N], or null for 0
+};
+
+struct TokenEntropyBackward : TokenEntropyRowGradients {
   DType dtype = DType::kFloat;
   LogitRows layout;                 // of logits
   LogitRows dlogits_layout;         // of dlogits: same N and V
@@ -58,12 +71,6 @@ struct TokenEntropyBackward {
   const int64_t* target = nullptr;  // [N]
   int64_t ignore_index = -100;
   double temperature = 1.0;
-  const void* entropy = nullptr;    // [N] as the forward pass gave it, like the next two
-  const void* anchor = nullptr;     // [N]
-  const void* log_sum = nullptr;    // [N]
-  const void* dlogprob = nullptr;   // [N], or null for 0
-  const void* dentropy = nullptr;   // [N], or null for 0
-  const void* dlse = nullptr;       // [N], or null for 0
   void* dlogits = nullptr;          // [N, V] dtype; may be the logits themselves, with the same layout
 };
 

@@ -8,9 +8,7 @@
 namespace isentrope::model::CPU_CAPABILITY {
 namespace {
 
-using ops::CPU_CAPABILITY::kTile;
-template <class T>
-constexpr int64_t kPanel = ops::CPU_CAPABILITY::kPanel<T>;
+using ops::CPU_CAPABILITY::kPanel;
 
 // e^x. float: 2^n · p(r), x = n ln 2 + r, |r| ≤ ln 2 / 2, with the polynomial of Cephes' expf (Moshier):
 // within one unit in the last place, and p(0) = 1. Below −87.3, where the result would be subnormal, 0.
@@ -53,36 +51,17 @@ void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, 
   }
 }
 
-template <bool kTransposed, bool kAdd, class T, class Packed>
-void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const Packed* packed, T* c, int64_t ldc) {
-  constexpr int64_t P = kPanel<T>;
-  const auto all = [K](int64_t, int64_t) { return ops::CPU_CAPABILITY::Span{0, K}; };
-  const int64_t whole = N / P * P;
-  ops::CPU_CAPABILITY::product<kTransposed, kAdd>(M, whole, kTile, a, lda, packed, K * P, c, ldc, all);
-  if (N == whole) return;
-  // The last panel's columns beyond N are computed and left.
-  T block[kTile * P];
-  for (int64_t m = 0; m < M; m += kTile) {
-    const int64_t rows = M - m < kTile ? M - m : kTile;
-    ops::CPU_CAPABILITY::product<kTransposed, false>(rows, P, kTile, a + (kTransposed ? m : m * lda), lda,
-                                                     packed + whole * K, 0, block, P, all);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < N - whole; ++i) {
-        T& to = c[(m + r) * ldc + whole + i];
-        to = kAdd ? to + block[r * P + i] : block[r * P + i];
-      }
-  }
-}
-
 template <class T>
 void packed_product(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, bool transposed, const T* packed, T* c,
                     int64_t ldc, bool add) {
+  using namespace ops::CPU_CAPABILITY;
+  const int64_t panel = K * kPanel<T>;
   if (transposed)
-    add ? packed_product<true, true>(M, N, K, a, lda, packed, c, ldc)
-        : packed_product<true, false>(M, N, K, a, lda, packed, c, ldc);
+    add ? whole_product<true, true>(M, N, K, a, lda, packed, panel, c, ldc)
+        : whole_product<true, false>(M, N, K, a, lda, packed, panel, c, ldc);
   else
-    add ? packed_product<false, true>(M, N, K, a, lda, packed, c, ldc)
-        : packed_product<false, false>(M, N, K, a, lda, packed, c, ldc);
+    add ? whole_product<false, true>(M, N, K, a, lda, packed, panel, c, ldc)
+        : whole_product<false, false>(M, N, K, a, lda, packed, panel, c, ldc);
 }
 
 // ---- norm, gate, rotation -----------------------------------------------------------------------------------------
@@ -282,8 +261,9 @@ void attention(const PagedAttention<Storage>& p) {
 template <class Storage>
 void decode_product(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const Storage* packed, float* c, int64_t ldc,
                     bool add) {
-  add ? packed_product<false, true>(M, N, K, a, lda, packed, c, ldc)
-      : packed_product<false, false>(M, N, K, a, lda, packed, c, ldc);
+  const int64_t panel = K * kPanel<float>;
+  add ? ops::CPU_CAPABILITY::whole_product<false, true>(M, N, K, a, lda, packed, panel, c, ldc)
+      : ops::CPU_CAPABILITY::whole_product<false, false>(M, N, K, a, lda, packed, panel, c, ldc);
 }
 
 // ---- softmax ------------------------------------------------------------------------------------------------------

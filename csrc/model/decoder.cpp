@@ -8,7 +8,6 @@
 #include "csrc/data/random.h"
 #include "csrc/model/entropy_bound.h"
 #include "csrc/model/layers.h"
-#include "csrc/ops/ops.h"
 
 namespace isentrope::model {
 namespace {
@@ -208,6 +207,16 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
 Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record) {
   const Tensor x = hidden(tokens, record);
   return model::linear(x.view({-1, config_.width}), head_).view({x.size(0), x.size(1), config_.vocabulary});
+}
+
+ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
+                                             AttentionRecord* record) {
+  if (!config_.fused_head) return ops::token_entropy(forward(tokens, record), target, temperature);
+  Tensor x = hidden(tokens, record);
+  // z = γ/σ · (W h) = W (γ/σ · h). One copy of the factor a row: its gradient is summed by rows, in an order that does not depend
+  // on the number of threads, as that of all of x at once would.
+  if (!head_.parts.empty()) x = x * norm_scale(head_).expand({x.size(0), x.size(1), 1});
+  return ops::linear_token_entropy(x, head_.weight, target, {.temperature = temperature});
 }
 
 int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) {

@@ -16,6 +16,7 @@
 
 #include "csrc/field.h"
 #include "csrc/model/linear.h"
+#include "csrc/ops/ops.h"
 
 namespace isentrope::model {
 
@@ -89,6 +90,7 @@ struct DecoderConfig {
   std::optional<double> init_std = {};
   std::string norm = "pre";
   bool tied_head = false;
+  bool fused_head = true;
   AttentionConfig attention;
   SigmaConfig sigma_reparam;
   int64_t vocabulary = 0;  // set from the tokenizer, not a key
@@ -115,6 +117,9 @@ struct DecoderConfig {
       "of that for the projections onto the residual stream.",
       above(0));
     v("tied_head", tied_head, "Use the embedding as output head.");
+    v("fused_head", fused_head,
+      "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: logits of a "
+      "batch never exist together. False: from logits, which takes memory of tokens times vocabulary. A matter of rounding.");
     v("attention", attention, "What is done to the logits of attention.");
     v("sigma_reparam", sigma_reparam, "Linear layers of learned spectral norm (sigmaReparam).");
   }
@@ -163,6 +168,12 @@ class DecoderImpl : public torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& tokens, AttentionRecord* record = nullptr);
   // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ.
   torch::Tensor hidden(const torch::Tensor& tokens, AttentionRecord* record = nullptr);
+
+  // Log-probability of target [B, T] and entropy of every position, [B, T], with the gradients of a loss; logits are divided by
+  // temperature. Positions whose target is -100 give 0 and are left out of the product with the head. The one place
+  // that minds model.fused_head.
+  ops::TokenEntropy token_entropy(const torch::Tensor& tokens, const torch::Tensor& target, double temperature = 1.0,
+                                  AttentionRecord* record = nullptr);
 
   // QK-clip (Kimi K2, arXiv 2507.20534): for max_logit [L][H] of an update, scales the query and key rows of every head above
   // model.attention.qk_clip such that the same inputs would have given that much; a key head shared by several takes the square

@@ -225,6 +225,15 @@ Tensor spectral_norms(const Projection& p) {
   return at::stack(sigmas);
 }
 
+Tensor norm_scale(const Projection& p) {
+  TORCH_CHECK(p.parts.size() == 1 && p.parts[0].rows == p.weight.size(0), p.name, ": ", p.parts.size(),
+              " parts with a learned norm; wanted one, of all rows");
+  const Tensor none = at::empty({0, p.weight.size(1)}, p.weight.options());  // σ is wanted alone
+  const Tensor sigma = ops::sigma_linear(none, p.weight, p.gamma[0], p.u[0], {}, p.through ? "through" : "detached").sigma;
+  const Tensor zero = sigma == 0;
+  return (p.gamma[0] / sigma.masked_fill(zero, 1)).masked_fill(zero, 0);
+}
+
 Tensor folded(const Projection& p) {
   if (p.parts.empty()) return p.weight;
   const at::NoGradGuard no_grad;

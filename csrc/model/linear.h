@@ -37,6 +37,8 @@ at::Tensor linear(const at::Tensor& x, const Projection& projection);
 
 // σ [P].
 at::Tensor spectral_norms(const Projection& projection);
+// γ / σ [] of a weight that is one part, with gradients: of γ, and of W where projection.through. 0 where σ is.
+at::Tensor norm_scale(const Projection& projection);
 // γ / σ · W [M, K] without its gradient, W itself where there is no part. A product with it has the bits of linear() on the
 // CPU.
 at::Tensor folded(const Projection& projection);

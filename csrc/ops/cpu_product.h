@@ -109,6 +109,27 @@ void product(int64_t M, int64_t N, int64_t height, const Real* a, int64_t lda, c
     }
 }
 
+// The same over all of K, N any number of columns: those of the last panel beyond N are computed and left.
+template <bool kTransposed, bool kAdd, class Real, class Packed>
+void whole_product(int64_t M, int64_t N, int64_t K, const Real* a, int64_t lda, const Packed* b, int64_t panel, Real* c,
+                   int64_t ldc) {
+  constexpr int64_t P = kPanel<Real>;
+  const auto all = [K](int64_t, int64_t) { return Span{0, K}; };
+  const int64_t whole = N / P * P;
+  product<kTransposed, kAdd>(M, whole, kTile, a, lda, b, panel, c, ldc, all);
+  if (N == whole) return;
+  Real block[kTile * P];
+  for (int64_t m = 0; m < M; m += kTile) {
+    const int64_t rows = M - m < kTile ? M - m : kTile;
+    product<kTransposed, false>(rows, P, kTile, a + (kTransposed ? m : m * lda), lda, b + whole / P * panel, 0, block, P, all);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < N - whole; ++i) {
+        Real& to = c[(m + r) * ldc + whole + i];
+        to = kAdd ? to + block[r * P + i] : block[r * P + i];
+      }
+  }
+}
+
 // ---- packing --------------------------------------------------------------------------------------------------------
 
 // to [⌈N/kPanel⌉, length, kPanel] = x [K, ldx] in panels; x has its N columns filled up to whole panels. Returns whether all

@@ -8,6 +8,7 @@
 
 #include "kernels/entropy_attention.h"
 #include "kernels/grpo_loss.h"
+#include "kernels/linear_token_entropy.h"
 #include "kernels/sigma_linear.h"
 #include "kernels/token_entropy.h"
 #include "kernels/window_entropy.h"
@@ -179,6 +180,61 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits, con
                                 const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                 const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
                                 int64_t ignore_index, void (*launch)(const kernels::TokenEntropyBackward&));
+
+// What linear_token_entropy shares: the type of statistics of rows of x; outputs like it; their pointers; arguments of a backward
+// pass, checked and made contiguous (undefined where there is none); an error for a target that is neither a class nor
+// ignore_index.
+at::ScalarType statistic_type(const Tensor& x);
+TokenEntropyOutputs token_entropy_empty(const Tensor& like, const Tensor& target, bool moments);
+void token_entropy_rows(kernels::TokenEntropyRows& p, const TokenEntropyOutputs& outputs);
+Tensor row_gradient(const char* op, const OptionalTensor& gradient, const char* name, const Tensor& target, at::ScalarType type);
+Tensor row_statistic(const char* op, const Tensor& x, const char* name, const Tensor& target, at::ScalarType type);
+void check_targets(const char* op, const Tensor& target, int64_t vocab, int64_t ignore_index);
+
+// ---- linear_token_entropy --------------------------------------------------------------------------------------------
+TokenEntropyOutputs linear_token_entropy_autograd(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                  const OptionalTensor& bias, std::optional<double> softcap,
+                                                  double temperature, int64_t ignore_index, bool moments);
+TokenEntropyOutputs linear_token_entropy_autocast(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                  const OptionalTensor& bias, std::optional<double> softcap,
+                                                  double temperature, int64_t ignore_index, bool moments);
+TokenEntropyOutputs linear_token_entropy_meta(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                              const OptionalTensor& bias, std::optional<double> softcap,
+                                              double temperature, int64_t ignore_index, bool moments);
+TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                             const OptionalTensor& bias, std::optional<double> softcap,
+                                             double temperature, int64_t ignore_index, bool moments);
+
+// What a GPU does for linear_token_entropy: the launchers of kernels/linear_token_entropy.h and out = a b (+ out if add), where a
+// and b are of one type and have unit stride in one dimension, out is contiguous, of that type or of the one sums are kept in.
+struct LogitBackend {
+  void (*forward)(const kernels::LinearTokenEntropyForward&);
+  void (*backward)(const kernels::LinearTokenEntropyBackward&);
+  void (*product)(const Tensor& out, const Tensor& a, const Tensor& b, bool add);
+};
+void logit_product_cuda(const Tensor& out, const Tensor& a, const Tensor& b, bool add);
+TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                             const OptionalTensor& bias, std::optional<double> softcap, double temperature,
+                                             int64_t ignore_index, bool moments, const LogitBackend& backend);
+
+// (dhidden, dweight, dbias), those that are not wanted empty; entropy, anchor, log_sum as the forward op gave them.
+using LinearTokenEntropyGradients = std::tuple<Tensor, Tensor, Tensor>;
+
+LinearTokenEntropyGradients linear_token_entropy_backward_meta(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
+    std::array<bool, 3> wanted);
+LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
+    std::array<bool, 3> wanted);
+LinearTokenEntropyGradients linear_token_entropy_backward_run(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
+    std::array<bool, 3> wanted, const LogitBackend& backend);
 
 // ---- grpo_select ----------------------------------------------------------------------------------------------------
 struct GrpoSelectArguments {

@@ -24,8 +24,6 @@ using Arguments = EntropyAttentionArguments;
 constexpr const char* kOp = "entropy_attention";
 constexpr int64_t kMostHeadSize = 256;
 
-at::ScalarType statistic_type(const Tensor& q) { return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
 bool given(const OptionalTensor& x) { return x && x->defined(); }
 
 // ---- checks ----------------------------------------------------------------------------------------------------------

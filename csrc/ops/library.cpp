@@ -46,6 +46,16 @@ TORCH_LIBRARY(isentrope, m) {
       "token_entropy_backward_(Tensor(a!) logits, Tensor target, Tensor entropy, Tensor anchor, Tensor log_sum, "
       "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, int ignore_index=-100) -> ()");
 
+  // ---- linear_token_entropy
+  m.def(
+      "linear_token_entropy(Tensor hidden, Tensor weight, Tensor target, *, Tensor? bias=None, float? softcap=None, "
+      "float temperature=1.0, int ignore_index=-100, bool moments=False) -> (Tensor logprob, Tensor entropy, Tensor lse, "
+      "Tensor anchor, Tensor log_sum, Tensor sum_p2, Tensor sum_p2_logp)");
+  m.def(
+      "linear_token_entropy_backward(Tensor hidden, Tensor weight, Tensor target, Tensor entropy, Tensor anchor, "
+      "Tensor log_sum, Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, Tensor? bias=None, float? softcap=None, "
+      "float temperature=1.0, int ignore_index=-100, bool[3] wanted) -> (Tensor dhidden, Tensor dweight, Tensor dbias)");
+
   // ---- grpo_select
   m.def(
       "grpo_select(Tensor logprob, Tensor old_logprob, Tensor advantage, Tensor mask, *, str mode, int seed, "
@@ -87,6 +97,8 @@ TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
   m.impl("token_entropy", token_entropy_cpu);
   m.impl("token_entropy_backward", token_entropy_backward_cpu);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cpu);
+  m.impl("linear_token_entropy", linear_token_entropy_cpu);
+  m.impl("linear_token_entropy_backward", linear_token_entropy_backward_cpu);
   m.impl("grpo_select", grpo_select_cpu);
   m.impl("grpo_loss", grpo_loss_cpu);
   m.impl("grpo_loss_backward", grpo_loss_backward_cpu);
@@ -105,6 +117,8 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
   m.impl("token_entropy", token_entropy_meta);
   m.impl("token_entropy_backward", token_entropy_backward_meta);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_meta);
+  m.impl("linear_token_entropy", linear_token_entropy_meta);
+  m.impl("linear_token_entropy_backward", linear_token_entropy_backward_meta);
   m.impl("grpo_select", grpo_select_meta);
   m.impl("grpo_loss", grpo_loss_meta);
   m.impl("grpo_loss_backward", grpo_loss_backward_meta);
@@ -123,6 +137,8 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   m.impl("token_entropy", token_entropy_autograd);
   m.impl("token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
+  m.impl("linear_token_entropy", linear_token_entropy_autograd);
+  m.impl("linear_token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("grpo_select", torch::CppFunction::makeFallthrough());  // a choice: no gradient
   m.impl("grpo_loss", grpo_loss_autograd);
   m.impl("grpo_loss_backward", torch::autograd::autogradNotImplementedFallback());
@@ -137,9 +153,15 @@ TORCH_LIBRARY_IMPL(isentrope, ADInplaceOrView, m) {
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
 }
 
-// As torch's own linear: x, weight and bias in autocast's dtype.
-TORCH_LIBRARY_IMPL(isentrope, AutocastCPU, m) { m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast); }
-TORCH_LIBRARY_IMPL(isentrope, AutocastCUDA, m) { m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast); }
+// As torch's own linear: the input, weight and bias in autocast's dtype.
+TORCH_LIBRARY_IMPL(isentrope, AutocastCPU, m) {
+  m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast);
+  m.impl("linear_token_entropy", isentrope::ops::linear_token_entropy_autocast);
+}
+TORCH_LIBRARY_IMPL(isentrope, AutocastCUDA, m) {
+  m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast);
+  m.impl("linear_token_entropy", isentrope::ops::linear_token_entropy_autocast);
+}
 
 // Plain torch, on every device that has no entry of its own.
 TORCH_LIBRARY_IMPL(isentrope, CompositeExplicitAutograd, m) {

@@ -93,6 +93,30 @@ void token_entropy_backward_inplace_cuda(const Tensor& logits, const Tensor& tar
                              ignore_index, launch_token_entropy_backward);
 }
 
+// ---- linear_token_entropy
+const LogitBackend kLogits = {
+    [](const auto& p) { kernels::linear_token_entropy_forward_cuda(p, current_stream()); },
+    [](const auto& p) { kernels::linear_token_entropy_backward_cuda(p, current_stream()); },
+    logit_product_cuda,
+};
+
+TokenEntropyOutputs linear_token_entropy_cuda(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                              const OptionalTensor& bias, std::optional<double> softcap,
+                                              double temperature, int64_t ignore_index, bool moments) {
+  const c10::DeviceGuard guard(hidden.device());
+  return linear_token_entropy_run(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, kLogits);
+}
+
+LinearTokenEntropyGradients linear_token_entropy_backward_cuda(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
+    std::array<bool, 3> wanted) {
+  const c10::DeviceGuard guard(hidden.device());
+  return linear_token_entropy_backward_run(hidden, weight, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias,
+                                           softcap, temperature, ignore_index, wanted, kLogits);
+}
+
 // ---- window_entropy
 std::tuple<Tensor, Tensor> window_entropy_cuda(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
                                                int64_t before, int64_t after, bool shrink) {
@@ -158,6 +182,8 @@ TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
   m.impl("sigma_linear_backward", sigma_linear_backward_cuda);
   m.impl("power_step", power_step_cuda);
   m.impl("token_entropy", token_entropy_cuda);
+  m.impl("linear_token_entropy", linear_token_entropy_cuda);
+  m.impl("linear_token_entropy_backward", linear_token_entropy_backward_cuda);
   m.impl("window_entropy", window_entropy_cuda);
   m.impl("window_entropy_backward", window_entropy_backward_cuda);
   m.impl("token_entropy_backward", token_entropy_backward_cuda);

@@ -74,6 +74,19 @@ struct TokenEntropy {
 TokenEntropy token_entropy(const Tensor& logits, const Tensor& target, double temperature = 1.0,
                            int64_t ignore_index = -100, bool moments = false, bool inplace_backward = false);
 
+// ---- linear_token_entropy --------------------------------------------------------------------------------------
+struct LinearTokenEntropyOptions {
+  std::optional<Tensor> bias;     // [V] like weight
+  std::optional<double> softcap;  // z → softcap · tanh(z / softcap)
+  double temperature = 1.0;
+  int64_t ignore_index = -100;
+  bool moments = false;
+};
+// token_entropy of the logits hidden · weightᵀ, which never exist together, in neither direction: hidden [N, C] or [B, T, C],
+// weight [V, C], target [N] or [B, T]. Gradients of hidden, weight and bias.
+TokenEntropy linear_token_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                  const LinearTokenEntropyOptions& options = {});
+
 // ---- window_entropy --------------------------------------------------------------------------------------------
 struct WindowEntropyOptions {
   int64_t window = 4;               // tokens of a window

@@ -1,5 +1,5 @@
-// What sigma_linear needs of CUDA beside its kernels: products by cuBLAS, whose alpha and beta stay on the device. In a file
-// of its own, since it is the only one that includes CUDA's headers and links cuBLAS.
+// What sigma_linear and linear_token_entropy need of CUDA beside their kernels: products by cuBLAS; sigma_linear's alpha and beta
+// stay on the device. In a file of its own, since it is the only one that includes CUDA's headers and links cuBLAS.
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
 
@@ -9,14 +9,14 @@ namespace isentrope::ops {
 namespace {
 
 // The handle of the current stream, its pointer mode put back however the block ends.
-struct DevicePointers {
+struct PointerMode {
   cublasHandle_t handle = at::cuda::getCurrentCUDABlasHandle();
   cublasPointerMode_t before;
-  DevicePointers() {
+  explicit PointerMode(cublasPointerMode_t mode) {
     TORCH_CUDABLAS_CHECK(cublasGetPointerMode(handle, &before));
-    TORCH_CUDABLAS_CHECK(cublasSetPointerMode(handle, CUBLAS_POINTER_MODE_DEVICE));
+    TORCH_CUDABLAS_CHECK(cublasSetPointerMode(handle, mode));
   }
-  ~DevicePointers() { cublasSetPointerMode(handle, before); }
+  ~PointerMode() { cublasSetPointerMode(handle, before); }
 };
 
 // A row-major matrix as cuBLAS reads it, by columns: as it lies, it is its own transpose.
@@ -48,24 +48,38 @@ Types types_of(at::ScalarType type) {
     case at::kHalf:
       return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
     default:
-      TORCH_CHECK_TYPE(false, "isentrope::sigma_linear: no product takes ", type);
+      TORCH_CHECK_TYPE(false, "isentrope: no product takes ", type);
   }
+}
+
+// out = alpha · a b + beta · out; a and b are of one type, out of that or of the one that sums are kept in.
+void product(cublasPointerMode_t mode, const Tensor& out, const Tensor& a, const Tensor& b, const void* alpha, const void* beta) {
+  const PointerMode cublas(mode);
+  const Operand left(a), right(b);
+  const Types types = types_of(a.scalar_type());
+  // By columns out is outᵀ = bᵀ aᵀ.
+  TORCH_CUDABLAS_CHECK(cublasGemmEx(cublas.handle, right.operation, left.operation, static_cast<int>(out.size(1)),
+                                    static_cast<int>(out.size(0)), static_cast<int>(a.size(1)), alpha, b.const_data_ptr(),
+                                    types.element, right.leading, a.const_data_ptr(), types.element, left.leading, beta,
+                                    out.mutable_data_ptr(), types_of(out.scalar_type()).element,
+                                    static_cast<int>(out.size(1)), types.compute, CUBLAS_GEMM_DEFAULT));
 }
 
 }  // namespace
 
 void sigma_matmul_cuda(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& factors,
                        kernels::SigmaFactor alpha, kernels::SigmaFactor beta) {
-  const DevicePointers cublas;
-  const Operand left(a), right(b);
-  const Types types = types_of(out.scalar_type());
   const char* factor = static_cast<const char*>(factors.const_data_ptr());
-  // By columns out is outᵀ = bᵀ aᵀ.
-  TORCH_CUDABLAS_CHECK(cublasGemmEx(
-      cublas.handle, right.operation, left.operation, static_cast<int>(out.size(1)), static_cast<int>(out.size(0)),
-      static_cast<int>(a.size(1)), factor + alpha * factors.element_size(), b.const_data_ptr(), types.element,
-      right.leading, a.const_data_ptr(), types.element, left.leading, factor + beta * factors.element_size(),
-      out.mutable_data_ptr(), types.element, static_cast<int>(out.size(1)), types.compute, CUBLAS_GEMM_DEFAULT));
+  product(CUBLAS_POINTER_MODE_DEVICE, out, a, b, factor + alpha * factors.element_size(), factor + beta * factors.element_size());
+}
+
+void logit_product_cuda(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  if (a.scalar_type() == at::kDouble) {
+    const double alpha = 1, beta = add;
+    return product(CUBLAS_POINTER_MODE_HOST, out, a, b, &alpha, &beta);
+  }
+  const float alpha = 1, beta = add;
+  product(CUBLAS_POINTER_MODE_HOST, out, a, b, &alpha, &beta);
 }
 
 }  // namespace isentrope::ops

@@ -27,6 +27,7 @@ using kernels::TokenEntropyBackward;
 using kernels::TokenEntropyForward;
 
 constexpr const char* kOp = "token_entropy";
+constexpr const char* kBackward = "token_entropy_backward";
 
 void check_arguments(const Tensor& logits, const Tensor& target, double temperature) {
   check_dtype(kOp, "logits", logits, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
@@ -37,8 +38,6 @@ void check_arguments(const Tensor& logits, const Tensor& target, double temperat
   check_device(kOp, "target", target, "logits", logits);
   OP_CHECK(kOp, std::isfinite(temperature) && temperature > 0, "temperature is ", temperature, "; wanted above 0");
 }
-
-at::ScalarType statistic_type(const Tensor& logits) { return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 // x [N, V] or [B, T, V] with any strides but 1 in the last dimension.
 LogitRows layout_of(const Tensor& x) {
@@ -54,32 +53,7 @@ LogitRows layout_of(const Tensor& x) {
 // The copy is made only where the vocabulary is not contiguous.
 Tensor with_contiguous_vocab(const Tensor& x) { return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous(); }
 
-// An incoming gradient as the kernels take it: [N] in the statistics' type, or undefined.
-Tensor row_gradient(const OptionalTensor& gradient, const char* name, const Tensor& target, at::ScalarType type) {
-  if (!gradient || !gradient->defined()) return {};
-  check_shape("token_entropy_backward", name, *gradient, target.sym_sizes(), "as target");
-  check_device("token_entropy_backward", name, *gradient, "target", target);
-  return gradient->to(type).contiguous();
-}
-
 const void* data_or_null(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
-
-// A target that is neither a class nor ignore_index is an error that names its row.
-void check_targets(const Tensor& target, int64_t vocab, int64_t ignore_index) {
-  const int64_t* y = target.const_data_ptr<int64_t>();
-  for (int64_t n = 0; n < target.numel(); ++n)
-    if (y[n] != ignore_index && (y[n] < 0 || y[n] >= vocab))
-      TORCH_CHECK_INDEX(false, "isentrope::token_entropy: target[", n, "] (counted row by row) is ", y[n],
-                        "; wanted 0 to ", vocab - 1, " or ignore_index, which is ", ignore_index);
-}
-
-TokenEntropyOutputs empty_outputs(const Tensor& logits, const Tensor& target, bool moments) {
-  const auto options = logits.options().dtype(statistic_type(logits));
-  auto rows = [&] { return at::empty_symint(target.sym_sizes(), options); };
-  auto optional_rows = [&] { return moments ? rows() : at::empty({0}, options); };
-  Tensor logprob = rows(), entropy = rows(), lse = rows(), anchor = rows(), log_sum = rows();
-  return {logprob, entropy, lse, anchor, log_sum, optional_rows(), optional_rows()};
-}
 
 // ---- the CPU's launchers: units of work over torch's threads --------------------------------------------------------
 
@@ -102,12 +76,58 @@ void backward_on_cpu(const TokenEntropyBackward& p) {
 
 }  // namespace
 
+// ---- what linear_token_entropy shares -------------------------------------------------------------------------------
+
+at::ScalarType statistic_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+TokenEntropyOutputs token_entropy_empty(const Tensor& like, const Tensor& target, bool moments) {
+  const auto options = like.options().dtype(statistic_type(like));
+  auto rows = [&] { return at::empty_symint(target.sym_sizes(), options); };
+  auto optional_rows = [&] { return moments ? rows() : at::empty({0}, options); };
+  Tensor logprob = rows(), entropy = rows(), lse = rows(), anchor = rows(), log_sum = rows();
+  return {logprob, entropy, lse, anchor, log_sum, optional_rows(), optional_rows()};
+}
+
+void token_entropy_rows(kernels::TokenEntropyRows& p, const TokenEntropyOutputs& outputs) {
+  const auto& [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] = outputs;
+  const bool moments = sum_p2.numel() > 0;
+  p.logprob = logprob.mutable_data_ptr();
+  p.entropy = entropy.mutable_data_ptr();
+  p.lse = lse.mutable_data_ptr();
+  p.anchor = anchor.mutable_data_ptr();
+  p.log_sum = log_sum.mutable_data_ptr();
+  p.sum_p2 = moments ? sum_p2.mutable_data_ptr() : nullptr;
+  p.sum_p2_logp = moments ? sum_p2_logp.mutable_data_ptr() : nullptr;
+}
+
+// An incoming gradient as the kernels take it: [N] in the statistics' type, or undefined.
+Tensor row_gradient(const char* op, const OptionalTensor& gradient, const char* name, const Tensor& target, at::ScalarType type) {
+  if (!gradient || !gradient->defined()) return {};
+  check_shape(op, name, *gradient, target.sym_sizes(), "as target");
+  check_device(op, name, *gradient, "target", target);
+  return gradient->to(type).contiguous();
+}
+
+Tensor row_statistic(const char* op, const Tensor& x, const char* name, const Tensor& target, at::ScalarType type) {
+  check_shape(op, name, x, target.sym_sizes(), "as target");
+  check_dtype(op, name, x, {type});
+  check_device(op, name, x, "target", target);
+  return x.contiguous();
+}
+
+void check_targets(const char* op, const Tensor& target, int64_t vocab, int64_t ignore_index) {
+  const int64_t* y = target.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < target.numel(); ++n)
+    if (y[n] != ignore_index && (y[n] < 0 || y[n] >= vocab))
+      TORCH_CHECK_INDEX(false, "isentrope::", op, ": target[", n, "] (counted row by row) is ", y[n], "; wanted 0 to ",
+                        vocab - 1, " or ignore_index, which is ", ignore_index);
+}
+
 TokenEntropyOutputs token_entropy_run(const Tensor& logits_in, const Tensor& target_in, double temperature,
                                       int64_t ignore_index, bool moments, void (*launch)(const TokenEntropyForward&)) {
   check_arguments(logits_in, target_in, temperature);
   const Tensor logits = with_contiguous_vocab(logits_in), target = target_in.contiguous();
-  auto outputs = empty_outputs(logits, target, moments);
-  auto& [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] = outputs;
+  const auto outputs = token_entropy_empty(logits, target, moments);
   if (target.numel() == 0) return outputs;
   TokenEntropyForward p;
   p.dtype = kernel_dtype(kOp, logits);
@@ -116,13 +136,7 @@ TokenEntropyOutputs token_entropy_run(const Tensor& logits_in, const Tensor& tar
   p.target = target.const_data_ptr<int64_t>();
   p.ignore_index = ignore_index;
   p.temperature = temperature;
-  p.logprob = logprob.mutable_data_ptr();
-  p.entropy = entropy.mutable_data_ptr();
-  p.lse = lse.mutable_data_ptr();
-  p.anchor = anchor.mutable_data_ptr();
-  p.log_sum = log_sum.mutable_data_ptr();
-  p.sum_p2 = moments ? sum_p2.mutable_data_ptr() : nullptr;
-  p.sum_p2_logp = moments ? sum_p2_logp.mutable_data_ptr() : nullptr;
+  token_entropy_rows(p, outputs);
   launch(p);
   return outputs;
 }
@@ -130,14 +144,14 @@ TokenEntropyOutputs token_entropy_run(const Tensor& logits_in, const Tensor& tar
 TokenEntropyOutputs token_entropy_cpu(const Tensor& logits, const Tensor& target, double temperature,
                                       int64_t ignore_index, bool moments, bool) {
   check_arguments(logits, target, temperature);
-  check_targets(target.contiguous(), logits.size(-1), ignore_index);
+  check_targets(kOp, target.contiguous(), logits.size(-1), ignore_index);
   return token_entropy_run(logits, target, temperature, ignore_index, moments, forward_on_cpu);
 }
 
 TokenEntropyOutputs token_entropy_meta(const Tensor& logits, const Tensor& target, double temperature, int64_t, bool moments,
                                        bool) {
   check_arguments(logits, target, temperature);
-  return empty_outputs(logits, target, moments);
+  return token_entropy_empty(logits, target, moments);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
@@ -155,15 +169,10 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits_in, 
   // Where the vocabulary of logits is strided, "in place" means through a contiguous copy.
   const Tensor written = inplace ? logits : dlogits;
   const at::ScalarType type = statistic_type(logits);
-  auto statistic = [&](const Tensor& x, const char* name) {
-    check_shape("token_entropy_backward", name, x, target.sym_sizes(), "as target");
-    check_dtype("token_entropy_backward", name, x, {type});
-    check_device("token_entropy_backward", name, x, "target", target);
-    return x.contiguous();
-  };
+  auto statistic = [&](const Tensor& x, const char* name) { return row_statistic(kBackward, x, name, target, type); };
+  auto gradient = [&](const OptionalTensor& x, const char* name) { return row_gradient(kBackward, x, name, target, type); };
   const Tensor H = statistic(entropy, "entropy"), m = statistic(anchor, "anchor"), l = statistic(log_sum, "log_sum");
-  const Tensor dlp = row_gradient(dlogprob, "dlogprob", target, type), dH = row_gradient(dentropy, "dentropy", target, type),
-               dz = row_gradient(dlse, "dlse", target, type);
+  const Tensor dlp = gradient(dlogprob, "dlogprob"), dH = gradient(dentropy, "dentropy"), dz = gradient(dlse, "dlse");
   TokenEntropyBackward p;
   p.dtype = kernel_dtype(kOp, logits);
   p.layout = layout_of(logits);

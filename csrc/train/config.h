@@ -74,7 +74,9 @@ struct PhaseConfig {
   std::string problem() const;  // keys that do not go together: a grpo phase without rollout or reward, …
   // As of its objective, or that its rewards are shaped by entropy.
   std::string holds_entropy() const {
-    return rollout && rollout->ares ? "rollout.ares shapes rewards by entropy" : objective.holds_entropy();
+    if (rollout && rollout->ares) return "rollout.ares shapes rewards by entropy";
+    if (rollout && rollout->allocation) return "rollout.allocation chooses by their rewards whose completions count";
+    return objective.holds_entropy();
   }
 
   template <class Visitor>

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "csrc/ops/ops.h"
-
 namespace isentrope::train {
 namespace {
 
@@ -94,7 +92,7 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     tokens += static_cast<double>(learnt.numel());
     bytes += bytes_of_.index_select(0, learnt).sum().item<double>();
     const data::Batch moved = batch.to(model->embedding().device());
-    const ops::TokenEntropy judged = ops::token_entropy(decoder->forward(moved.tokens), moved.target);
+    const ops::TokenEntropy judged = decoder->token_entropy(moved.tokens, moved.target);
     nats -= judged.logprob.sum(torch::kFloat64).item<double>();
     for (int64_t row = 0; shown && row < batch.size() && first + row < config.show; ++row) {
       const auto counts = (batch.target[row] != data::kIgnore).nonzero().flatten().slice(0, 0, kShownTokens);

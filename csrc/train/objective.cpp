@@ -29,9 +29,10 @@ class Pass {
     if (watch_) record_ = watch_->record();
   }
 
-  Tensor logits(model::Decoder& model, const Batch& micro) {
+  ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature) {
     rows_ = micro.tokens != data::kPad;
-    return model->forward(micro.tokens, watch_ || attention_.regularises() ? &record_ : nullptr);
+    return model->token_entropy(micro.tokens, micro.target, temperature,
+                                watch_ || attention_.regularises() ? &record_ : nullptr);
   }
 
   // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention. Returns their sum.
@@ -75,7 +76,7 @@ class CrossEntropy : public Objective {
     double loss_sum = 0, entropy_sum = 0, entropy_squares = 0;
     for (const Batch& micro : split(update, batch_.micro_tokens)) {
       Pass pass(attention_, watch);
-      const auto out = ops::token_entropy(pass.logits(model, micro), micro.target);
+      const auto out = pass.tokens(model, micro, /*temperature=*/1.0);
       loss_sum += pass.backward(-out.logprob.sum() / std::max(tokens, 1.0), share_of(micro, update));
       // Ignored rows have entropy 0 and leave the sums alone.
       const Tensor entropy = out.entropy.detach();
@@ -113,7 +114,7 @@ class Grpo : public Objective {
     if (selects_ && config_.scope == "global" && micros.size() > 1) {
       torch::NoGradGuard no_grad;
       std::vector<Tensor> parts;
-      for (const Batch& micro : micros) parts.push_back(tokens_of(model->forward(micro.tokens), micro).logprob);
+      for (const Batch& micro : micros) parts.push_back(tokens_of(model, micro).logprob);
       selected = select(torch::cat(parts), update, seed);
     }
 
@@ -124,7 +125,7 @@ class Grpo : public Objective {
     for (size_t m = 0; m < micros.size(); ++m) {
       const Batch& micro = micros[m];
       Pass pass(attention_, watch);
-      const auto policy = tokens_of(pass.logits(model, micro), micro);
+      const auto policy = pass.tokens(model, micro, temperature_);
       Tensor picked;
       if (selected.defined()) picked = selected.slice(0, row, row + micro.size());
       else if (selects_) picked = select(policy.logprob.detach(), micro, seed + m);
@@ -153,8 +154,8 @@ class Grpo : public Objective {
     return values;
   }
 
-  ops::TokenEntropy tokens_of(const Tensor& logits, const Batch& batch) const {
-    return ops::token_entropy(logits, batch.target, temperature_);
+  ops::TokenEntropy tokens_of(model::Decoder model, const Batch& batch) const {
+    return model->token_entropy(batch.tokens, batch.target, temperature_);
   }
 
   // What the sums of token losses are divided by, counted over the whole update.
@@ -184,8 +185,7 @@ class Grpo : public Objective {
     std::optional<Tensor> reference;
     if (reference_) {
       torch::NoGradGuard no_grad;
-      model::Decoder frozen = *reference_;
-      reference = tokens_of(frozen->forward(batch.tokens), batch).logprob;
+      reference = tokens_of(*reference_, batch).logprob;
     }
     if (reference && batch.difficulty.defined()) {
       const Tensor found = divergence_by_difficulty(policy.logprob, *reference, batch);

@@ -102,6 +102,16 @@ def token_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0, i
     return tuple(row.where(valid, 0) for row in rows)
 
 
+# ---- linear_token_entropy --------------------------------------------------------------------------------------------
+
+
+def linear_token_entropy(hidden, weight, target, *, bias=None, softcap=None, temperature=1.0, ignore_index=-100):
+    """hidden [..., C], weight [V, C], target [...] → as token_entropy."""
+    z = torch.nn.functional.linear(hidden, weight, bias)
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    return token_entropy(z, target, temperature=temperature, ignore_index=ignore_index)
+
+
 # ---- window_entropy --------------------------------------------------------------------------------------------------
 
 

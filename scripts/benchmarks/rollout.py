@@ -4,6 +4,10 @@ Every contender runs once a round, so that drift of the machine's speed meets th
 of (rival's time / our time). The limit is 2 FLOP a weight and token (embedding left out) at the rate of a float product of
 1024³ in the same rounds. Values first: the program's logits equal those of the plain model, the loops draw the same greedy
 tokens, and the program draws as many tokens as asked.
+
+Mixed lengths: 192 prompts, answers of 8 to 256 tokens that end with probability 1/64 a token, continuous batching beside fixed
+batches of as many rows, of the same engine and the same draws, in turn: one where the rows of answers that have ended are left
+out, and one where they are computed until the batch's longest has ended.
 """
 
 import statistics
@@ -16,6 +20,8 @@ from plain_model import QUICKSTART, PlainDecoder, Program, StaticCacheLoop, fixe
 PEERS = ["transformers"]
 TARGETS = {"PyTorch loop, static cache": 1.8, "the loop compiled": 1.2, "transformers generate": 2.0}
 PROMPTS, SAMPLES, PROMPT, NEW = 32, 8, 16, 34
+MIXED = {"width": 128, "heads": 4, "kv_heads": 4, "mlp": 384, "vocabulary": 64, "context": 280, "prompts": 192, "samples": 1,
+         "prompt": 16, "new_tokens": 256, "min_tokens": 8, "stops": 1, "rows": 24}
 
 
 def prompt_rows():
@@ -40,6 +46,29 @@ def hugging_face(weights):
                                   max_new_tokens=NEW, pad_token_id=0)[:, PROMPT:]
 
     return generate
+
+
+def mixed_rows(program_path, rounds=7, threads=1):
+    program = Program(program_path, threads, **MIXED)
+    for command in ("rollout", "batches"):
+        program(command)
+    times = {command: [] for command in ("rollout", "batches", "padded")}
+    for _ in range(rounds):
+        answers = {command: program(command) for command in times}
+        assert len({answer["tokens"] for answer in answers.values()}) == 1
+        for command, answer in answers.items():
+            times[command].append(answer["seconds"] / answer["tokens"])
+    program.close()
+    table = []
+    for command, name in (("batches", "fixed batch"), ("padded", "fixed batch, all rows to its end")):
+        ratios = [theirs / mine for theirs, mine in zip(times[command], times["rollout"])]
+        ours, theirs = statistics.median(times["rollout"]), statistics.median(times[command])
+        table.append({
+            "op": "rollout", "shape": f"{MIXED['prompts']} prompts, 8 to 256 new tokens", "dtype": "float32", "threads": threads,
+            "ours_s": ours * 1000, "peer": name, "peer_s": theirs * 1000, "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)], "target": 1.6, "ours_tokens_per_s": 1 / ours, "peer_tokens_per_s": 1 / theirs,
+        })
+    return table
 
 
 def rows(program_path, rounds=7, threads=1):
@@ -85,4 +114,4 @@ def rows(program_path, rounds=7, threads=1):
             "ours_tokens_per_s": total / statistics.median(ours), "peer_tokens_per_s": total / statistics.median(seconds),
             "share_of_limit": statistics.median(total / s / rate for s, rate in zip(ours, limit)) / threads,
         })
-    return table
+    return table + mixed_rows(program_path, rounds, threads)

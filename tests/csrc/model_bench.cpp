@@ -6,12 +6,16 @@
 //   logits PATH         logits of the fixed token batch as raw float32
 //   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy and,
 //                       with sigma=1 (learned spectral norms of all linear layers), the power step
-//   rollout             prompts · samples completions of new_tokens; prints tokens and seconds
+//   rollout             prompts · samples completions of min_tokens … new_tokens, stops of the vocabulary's last tokens end one;
+//                       prints tokens and seconds
+//   batches             the same completions, `rows` prompts at a time: the next begin when the last of these has ended
+//   padded              as batches, where also those that have ended are computed until the last has, as in generate() loops
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <ATen/Parallel.h>
 #include <malloc.h>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <iostream>
@@ -43,11 +47,13 @@ struct Bench {
   std::map<std::string, int64_t> shape{{"layers", 3},      {"width", 64},      {"heads", 4},    {"kv_heads", 4},
                                        {"mlp", 192},       {"vocabulary", 25}, {"context", 64}, {"batch", 64},
                                        {"length", 50},     {"prompts", 32},    {"samples", 8},  {"prompt", 16},
-                                       {"new_tokens", 34}, {"threads", 1},     {"stops", 0},    {"sigma", 0}};
+                                       {"new_tokens", 34}, {"threads", 1},     {"stops", 0},    {"sigma", 0},
+                                       {"min_tokens", 0},  {"rows", 24}};
   Decoder model{nullptr};
   Tensor tokens;  // [batch, length]
   std::vector<std::vector<int64_t>> prompts;
   int64_t calls = 0;
+  double unpadded = 0;  // seconds of what padded only looks at
 
   void make() {
     DecoderConfig config;
@@ -67,6 +73,30 @@ struct Bench {
       prompts.emplace_back();
       for (int64_t t = 0; t < shape["prompt"]; ++t) prompts.back().push_back((i * 31 + t * 17) % V);
     }
+  }
+
+  // Completions of prompts first … last − 1. padded: draws them, then as many tokens for each as the longest has, which alone
+  // counts in time.
+  int64_t draw(int64_t first, int64_t last, bool padded) {
+    isentrope::rl::SamplingConfig sampling;
+    sampling.max_new_tokens = shape["new_tokens"];
+    sampling.min_new_tokens = shape["min_tokens"];
+    std::vector<int64_t> stops;
+    for (int64_t i = 0; i < shape["stops"]; ++i) stops.push_back(shape["vocabulary"] - 1 - i);
+    const std::vector<std::vector<int64_t>> some(prompts.begin() + first, prompts.begin() + last);
+    const isentrope::rl::RolloutKey key{.seed = 1, .step = calls, .first_prompt = first};
+    const double start = now();
+    int64_t count = 0, longest = 0;
+    for (const auto& completion : isentrope::rl::rollout(model, some, shape["samples"], sampling, stops, key)) {
+      count += completion.tokens.size();
+      longest = std::max<int64_t>(longest, completion.tokens.size());
+    }
+    if (padded) {
+      unpadded += now() - start;
+      sampling.max_new_tokens = longest;
+      isentrope::rl::rollout(model, some, shape["samples"], sampling, {}, key);
+    }
+    return count;
   }
 
   std::string run(const std::string& command, const std::string& path) {
@@ -98,16 +128,13 @@ struct Bench {
       const Tensor logits = model(tokens).slice(1, 0, -1).reshape({-1, shape["vocabulary"]});
       torch::cross_entropy_loss(logits, tokens.slice(1, 1).reshape({-1})).backward();
       model->power_step();
-    } else if (command == "rollout") {
+    } else if (command == "rollout" || command == "batches" || command == "padded") {
+      const auto P = static_cast<int64_t>(prompts.size()), rows = command == "rollout" ? P : shape["rows"];
+      if (command == "rollout") ++calls;  // the others repeat its draws
       int64_t count = 0;
-      isentrope::rl::SamplingConfig sampling;
-      sampling.max_new_tokens = shape["new_tokens"];
-      std::vector<int64_t> stops;
-      for (int64_t i = 0; i < shape["stops"]; ++i) stops.push_back(shape["vocabulary"] - 1 - i);
-      for (const auto& completion : isentrope::rl::rollout(model, prompts, shape["samples"], sampling, stops,
-                                                           {.seed = 1, .step = calls++}))
-        count += completion.tokens.size();
-      out << "{\"tokens\": " << count << ", \"seconds\": " << now() - start << "}";
+      for (int64_t first = 0; first < P; first += rows) count += draw(first, std::min(first + rows, P), command == "padded");
+      out << "{\"tokens\": " << count << ", \"seconds\": " << now() - start - unpadded << "}";
+      unpadded = 0;
       return out.str();
     } else if (command == "gemm") {
       const Tensor a = torch::ones({1024, 1024}), b = torch::ones({1024, 1024});

@@ -1,0 +1,400 @@
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "csrc/ops/check.h"
+#include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/entries.h"
+#include "csrc/ops/linear_token_entropy_cpu.h"
+#include "csrc/ops/ops.h"
+
+namespace isentrope::ops {
+namespace {
+
+constexpr const char* kOp = "linear_token_entropy";
+constexpr const char* kBackward = "linear_token_entropy_backward";
+
+void check_arguments(const Tensor& hidden, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
+                     std::optional<double> softcap, double temperature) {
+  check_dtype(kOp, "hidden", hidden, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
+  check_dtype(kOp, "weight", weight, {hidden.scalar_type()});
+  check_dtype(kOp, "target", target, {at::kLong});
+  OP_CHECK(kOp, hidden.dim() == 2 || hidden.dim() == 3, "hidden has ", hidden.dim(), " dimensions; wanted [N, C] or [B, T, C]");
+  OP_CHECK(kOp, weight.dim() == 2, "weight has ", weight.dim(), " dimensions; wanted [V, C]");
+  OP_CHECK(kOp, weight.sym_size(0) >= 1 && weight.sym_size(1) >= 1, "weight has shape ", weight.sym_sizes(),
+           "; wanted a vocabulary and a width of at least 1");
+  OP_CHECK(kOp, hidden.sym_size(-1) == weight.sym_size(1), "hidden has shape ", hidden.sym_sizes(), "; wanted [..., ",
+           weight.sym_size(1), "], the columns of weight");
+  check_shape(kOp, "target", target, hidden.sym_sizes().slice(0, hidden.dim() - 1), "hidden without its last dimension");
+  check_device(kOp, "weight", weight, "hidden", hidden);
+  check_device(kOp, "target", target, "hidden", hidden);
+  if (bias) {
+    check_dtype(kOp, "bias", *bias, {hidden.scalar_type()});
+    check_shape(kOp, "bias", *bias, {weight.sym_size(0)}, "the rows of weight");
+    check_device(kOp, "bias", *bias, "hidden", hidden);
+  }
+  if (softcap)
+    OP_CHECK(kOp, std::isfinite(*softcap) && *softcap > 0, "softcap is ", *softcap, "; wanted above 0, or none");
+  OP_CHECK(kOp, std::isfinite(temperature) && temperature > 0, "temperature is ", temperature, "; wanted above 0");
+}
+
+// Unit stride in a row, rows that do not share memory.
+Tensor with_rows(const Tensor& x) {
+  const bool rows = (x.stride(1) == 1 || x.size(1) == 1) && (x.stride(0) >= x.size(1) || x.size(0) <= 1);
+  return rows ? x : x.contiguous();
+}
+
+// ---- the CPU's backend ----------------------------------------------------------------------------------------------
+
+// The arguments as the backend reads them; holds what it points into.
+struct Arguments {
+  Tensor hidden, weight, bias, target, row;
+  LinearLogits logits;
+
+  // takes_part(n): whether row n is one of the M.
+  Arguments(const Tensor& hidden_in, const Tensor& weight_in, const Tensor& target_in, const OptionalTensor& bias_in,
+            std::optional<double> softcap, double temperature, const std::function<bool(int64_t)>& takes_part)
+      : hidden(with_rows(hidden_in.reshape({-1, hidden_in.size(-1)}))),
+        weight(with_rows(weight_in)),
+        target(target_in.contiguous()),
+        row(at::empty({target_in.numel()}, at::kLong)) {
+    int64_t* rows = row.mutable_data_ptr<int64_t>();
+    for (int64_t n = 0; n < target.numel(); ++n)
+      if (takes_part(n)) rows[logits.rows++] = n;
+    logits.dtype = kernel_dtype(kOp, hidden);
+    logits.width = weight.size(1);
+    logits.vocab = weight.size(0);
+    logits.row = rows;
+    logits.hidden = hidden.const_data_ptr();
+    logits.hidden_stride = hidden.stride(0);
+    logits.weight = weight.const_data_ptr();
+    logits.weight_stride = weight.stride(0);
+    if (bias_in) {
+      bias = bias_in->contiguous();
+      logits.bias = bias.const_data_ptr();
+    }
+    logits.target = target.const_data_ptr<int64_t>();
+    logits.softcap = softcap.value_or(0);
+    logits.temperature = temperature;
+  }
+};
+
+}  // namespace
+
+TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target_in,
+                                             const OptionalTensor& bias, std::optional<double> softcap,
+                                             double temperature, int64_t ignore_index, bool moments) {
+  check_arguments(hidden, weight, target_in, bias, softcap, temperature);
+  const Tensor target = target_in.contiguous();
+  check_targets(kOp, target, weight.size(0), ignore_index);
+  const int64_t* y = target.const_data_ptr<int64_t>();
+  const Arguments arguments(hidden, weight, target, bias, softcap, temperature, [&](int64_t n) { return y[n] != ignore_index; });
+  const int64_t rows = arguments.logits.rows;
+  auto outputs = token_entropy_empty(hidden, target, moments);
+  if (rows < target.numel())
+    std::apply([](const auto&... x) { (Tensor(x).zero_(), ...); }, outputs);
+  if (rows == 0) return outputs;
+  static_assert(sizeof(TokenEntropySums) == 5 * sizeof(double));
+  const Tensor sums = at::empty({rows, vocab_shares(weight.size(0)), 5}, at::kDouble), target_logit = at::empty({rows}, at::kDouble);
+  LinearTokenEntropyCpuForward p;
+  token_entropy_rows(p, outputs);
+  p.logits = arguments.logits;
+  p.sums = static_cast<TokenEntropySums*>(sums.mutable_data_ptr());
+  p.target_logit = target_logit.mutable_data_ptr<double>();
+  ISENTROPE_PICK(linear_token_entropy_forward)(p);
+  return outputs;
+}
+
+TokenEntropyOutputs linear_token_entropy_meta(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                              const OptionalTensor& bias, std::optional<double> softcap,
+                                              double temperature, int64_t, bool moments) {
+  check_arguments(hidden, weight, target, bias, softcap, temperature);
+  return token_entropy_empty(hidden, target, moments);
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// The outputs of the forward pass and the incoming gradients, checked and contiguous.
+struct Statistics {
+  Tensor entropy, anchor, log_sum, dlogprob, dentropy, dlse;
+
+  Statistics(const Tensor& hidden, const Tensor& target, const Tensor& entropy_in, const Tensor& anchor_in,
+             const Tensor& log_sum_in, const OptionalTensor& dlogprob_in, const OptionalTensor& dentropy_in,
+             const OptionalTensor& dlse_in, const OptionalTensor& bias, std::array<bool, 3> wanted) {
+    OP_CHECK(kBackward, bias || !wanted[2], "wanted[2] asks for the gradient of a bias, and there is none");
+    const at::ScalarType type = statistic_type(hidden);
+    entropy = row_statistic(kBackward, entropy_in, "entropy", target, type);
+    anchor = row_statistic(kBackward, anchor_in, "anchor", target, type);
+    log_sum = row_statistic(kBackward, log_sum_in, "log_sum", target, type);
+    dlogprob = row_gradient(kBackward, dlogprob_in, "dlogprob", target, type);
+    dentropy = row_gradient(kBackward, dentropy_in, "dentropy", target, type);
+    dlse = row_gradient(kBackward, dlse_in, "dlse", target, type);
+  }
+
+  void fill(kernels::TokenEntropyRowGradients& p) const {
+    auto data_or_null = [](const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; };
+    p.entropy = entropy.const_data_ptr();
+    p.anchor = anchor.const_data_ptr();
+    p.log_sum = log_sum.const_data_ptr();
+    p.dlogprob = data_or_null(dlogprob);
+    p.dentropy = data_or_null(dentropy);
+    p.dlse = data_or_null(dlse);
+  }
+};
+
+}  // namespace
+
+LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target_in, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
+    std::array<bool, 3> wanted) {
+  check_arguments(hidden, weight, target_in, bias, softcap, temperature);
+  const Tensor target = target_in.contiguous();
+  check_targets(kBackward, target, weight.size(0), ignore_index);
+  const Statistics statistics(hidden, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias, wanted);
+  const at::ScalarType type = statistic_type(hidden);
+  auto value = [type](const Tensor& x, int64_t n) {
+    if (!x.defined()) return 0.0;
+    return type == at::kDouble ? x.const_data_ptr<double>()[n] : static_cast<double>(x.const_data_ptr<float>()[n]);
+  };
+  const int64_t* y = target.const_data_ptr<int64_t>();
+  // Rows whose gradient is 0 whatever their logits: ignored, nothing flows in, every logit -inf.
+  const Arguments arguments(hidden, weight, target, bias, softcap, temperature, [&](int64_t n) {
+    if (y[n] == ignore_index || (value(statistics.dlogprob, n) == 0 && value(statistics.dentropy, n) == 0 && value(statistics.dlse, n) == 0)) return false;
+    return !(std::isinf(value(statistics.anchor, n)) && value(statistics.log_sum, n) == 0);
+  });
+  const int64_t rows = arguments.logits.rows, C = weight.size(1), V = weight.size(0);
+  auto new_gradient = [&](bool of, at::IntArrayRef sizes) {
+    if (!of) return at::empty({0}, hidden.options());
+    return rows > 0 ? at::empty(sizes, hidden.options()) : at::zeros(sizes, hidden.options());
+  };
+  Tensor dhidden = new_gradient(wanted[0], hidden.sizes()), dweight = new_gradient(wanted[1], {V, C}),
+         dbias = new_gradient(wanted[2], {V});
+  if (rows == 0) return {dhidden, dweight, dbias};
+
+  const auto wide = hidden.options().dtype(type);
+  const Tensor dlogits = at::empty({rows, dlogits_stride(V)}, wide);
+  const bool sums_in_place = rows == target.numel() && hidden.scalar_type() == type;
+  Tensor sums;  // of dhidden, [rows, C]
+  if (wanted[0]) sums = sums_in_place ? dhidden : at::empty({rows, C}, wide);
+  LinearTokenEntropyCpuBackward p;
+  p.logits = arguments.logits;
+  statistics.fill(p);
+  p.dlogits = dlogits.mutable_data_ptr();
+  p.dhidden = wanted[0] ? sums.mutable_data_ptr() : nullptr;
+  p.dweight = wanted[1] ? dweight.mutable_data_ptr() : nullptr;
+  p.dbias = wanted[2] ? dbias.mutable_data_ptr() : nullptr;
+  ISENTROPE_PICK(linear_token_entropy_backward)(p);
+  if (wanted[0] && !sums_in_place) {
+    const Tensor flat = dhidden.view({-1, C});
+    if (rows == target.numel())
+      flat.copy_(sums);
+    else
+      flat.zero_().index_copy_(0, arguments.row.slice(0, 0, rows), sums.to(flat.scalar_type()));
+  }
+  return {dhidden, dweight, dbias};
+}
+
+LinearTokenEntropyGradients linear_token_entropy_backward_meta(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor&, const Tensor&, const Tensor&,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor& bias,
+    std::optional<double> softcap, double temperature, int64_t, std::array<bool, 3> wanted) {
+  check_arguments(hidden, weight, target, bias, softcap, temperature);
+  auto like = [&](bool of, c10::SymIntArrayRef sizes) {
+    return of ? at::empty_symint(sizes, hidden.options()) : at::empty({0}, hidden.options());
+  };
+  return {like(wanted[0], hidden.sym_sizes()), like(wanted[1], weight.sym_sizes()), like(wanted[2], {weight.sym_size(0)})};
+}
+
+// ---- a GPU's blocks: a product, then a kernel -----------------------------------------------------------------------
+
+namespace {
+
+// Wide enough to fill a GPU with a product of a few hundred rows; 1/64 of a large vocabulary.
+int64_t gpu_block(int64_t vocab) { return std::min(vocab, std::max<int64_t>(1024, vocab / 64)); }
+
+// The logits of one block after the other.
+struct Blocks {
+  Tensor hidden, weight, bias, target;  // [N, C], [V, C], [V], [N]
+  Tensor buffer;
+
+  Blocks(const Tensor& hidden_in, const Tensor& weight_in, const Tensor& target_in, const OptionalTensor& bias_in)
+      : hidden(with_rows(hidden_in.reshape({-1, hidden_in.size(-1)}))),
+        weight(with_rows(weight_in)),
+        target(target_in.contiguous()),
+        buffer(at::empty({hidden.size(0) * gpu_block(weight.size(0))}, hidden.options().dtype(statistic_type(hidden)))) {
+    if (bias_in) bias = bias_in->contiguous();
+  }
+
+  Tensor weight_of(const kernels::LogitBlock& p) const { return weight.slice(0, p.first, p.first + p.columns); }
+
+  // body(p, logits [N, columns]) for every block, p with all but what is its own of the op.
+  template <class Parameters, class Body>
+  void each(Parameters p, std::optional<double> softcap, double temperature, int64_t ignore_index, const LogitBackend& backend,
+            const Body& body) const {
+    p.dtype = kernel_dtype(kOp, hidden);
+    p.rows = hidden.size(0);
+    p.vocab = weight.size(0);
+    p.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
+    p.target = target.const_data_ptr<int64_t>();
+    p.ignore_index = ignore_index;
+    p.softcap = softcap.value_or(0);
+    p.temperature = temperature;
+    for (p.first = 0; p.first < p.vocab; p.first += p.columns) {
+      p.columns = std::min(gpu_block(p.vocab), p.vocab - p.first);
+      const Tensor logits = buffer.narrow(0, 0, p.rows * p.columns).view({p.rows, p.columns});
+      backend.product(logits, hidden, weight_of(p).t(), false);
+      p.logits = logits.const_data_ptr();
+      body(p, logits);
+    }
+  }
+};
+
+}  // namespace
+
+TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                             const OptionalTensor& bias, std::optional<double> softcap, double temperature,
+                                             int64_t ignore_index, bool moments, const LogitBackend& backend) {
+  check_arguments(hidden, weight, target, bias, softcap, temperature);
+  const auto outputs = token_entropy_empty(hidden, target, moments);
+  if (target.numel() == 0) return outputs;
+  const Blocks blocks(hidden, weight, target, bias);
+  const Tensor sums = at::empty({target.numel(), kernels::kLogitBlockSums}, blocks.buffer.options());
+  kernels::LinearTokenEntropyForward p;
+  token_entropy_rows(p, outputs);
+  p.sums = sums.mutable_data_ptr();
+  blocks.each(p, softcap, temperature, ignore_index, backend, [&](const auto& block, const Tensor&) { backend.forward(block); });
+  return outputs;
+}
+
+LinearTokenEntropyGradients linear_token_entropy_backward_run(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
+    std::array<bool, 3> wanted, const LogitBackend& backend) {
+  check_arguments(hidden, weight, target, bias, softcap, temperature);
+  const Statistics statistics(hidden, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias, wanted);
+  const bool rows = target.numel() > 0;
+  auto new_gradient = [&](bool of, at::IntArrayRef sizes) {
+    if (!of) return at::empty({0}, hidden.options());
+    return rows ? at::empty(sizes, hidden.options()) : at::zeros(sizes, hidden.options());
+  };
+  Tensor dhidden = new_gradient(wanted[0], hidden.sizes()), dweight = new_gradient(wanted[1], weight.sizes()),
+         dbias = new_gradient(wanted[2], {weight.size(0)});
+  if (!rows) return {dhidden, dweight, dbias};
+  const Blocks blocks(hidden, weight, target, bias);
+  const bool wide = hidden.scalar_type() == blocks.buffer.scalar_type();
+  const Tensor narrow = wide ? blocks.buffer : at::empty(blocks.buffer.sizes(), hidden.options());
+  Tensor sums;  // of dhidden, [N, C]
+  if (wanted[0])
+    sums = wide ? dhidden.view({-1, weight.size(1)}) : at::empty(blocks.hidden.sizes(), blocks.buffer.options());
+  kernels::LinearTokenEntropyBackward p;
+  statistics.fill(p);
+  p.dlogits = narrow.mutable_data_ptr();
+  blocks.each(p, softcap, temperature, ignore_index, backend, [&](const auto& block, const Tensor& logits) {
+    backend.backward(block);
+    const Tensor dz = narrow.narrow(0, 0, logits.numel()).view(logits.sizes());
+    if (wanted[0]) backend.product(sums, dz, blocks.weight_of(block), block.first > 0);
+    if (wanted[1]) backend.product(dweight.slice(0, block.first, block.first + block.columns), dz.t(), blocks.hidden, false);
+    if (wanted[2]) {
+      Tensor part = dbias.slice(0, block.first, block.first + block.columns);
+      at::sum_out(part, dz, 0);
+    }
+  });
+  if (wanted[0] && !wide) dhidden.view(sums.sizes()).copy_(sums);
+  return {dhidden, dweight, dbias};
+}
+
+// ---- autograd, autocast ---------------------------------------------------------------------------------------------
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+TokenEntropyOutputs call_forward(const Tensor& hidden, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
+                                 std::optional<double> softcap, double temperature, int64_t ignore_index, bool moments) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("isentrope::linear_token_entropy", "")
+                             .typed<decltype(linear_token_entropy_cpu)>();
+  return op.call(hidden, weight, target, bias, softcap, temperature, ignore_index, moments);
+}
+
+OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
+
+struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropyFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                               const OptionalTensor& bias, std::optional<double> softcap, double temperature,
+                               int64_t ignore_index, bool moments) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
+        call_forward(hidden, weight, target, bias, softcap, temperature, ignore_index, moments);
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({hidden, weight, target, bias.value_or(Tensor()), entropy, anchor, log_sum});
+    ctx->mark_non_differentiable({anchor, log_sum, sum_p2, sum_p2_logp});
+    ctx->saved_data["softcap"] = softcap;
+    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    return {logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list d) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("isentrope::linear_token_entropy_backward", "")
+                               .typed<decltype(linear_token_entropy_backward_cpu)>();
+    variable_list out(8);
+    if (!d[0].defined() && !d[1].defined() && !d[2].defined()) return out;
+    const auto saved = ctx->get_saved_variables();
+    // Arguments of forward: hidden, weight, target, bias; needs_input_grad counts the tensors that were given.
+    const std::array<bool, 3> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        saved[3].defined() && ctx->needs_input_grad(3)};
+    const auto [dhidden, dweight, dbias] =
+        op.call(saved[0], saved[1], saved[2], saved[4], saved[5], saved[6], optional(d[0]), optional(d[1]), optional(d[2]),
+                optional(saved[3]), ctx->saved_data["softcap"].toOptional<double>(), ctx->saved_data["temperature"].toDouble(),
+                ctx->saved_data["ignore_index"].toInt(), wanted);
+    if (wanted[0]) out[0] = dhidden;
+    if (wanted[1]) out[1] = dweight;
+    if (wanted[2]) out[3] = dbias;
+    return out;
+  }
+};
+
+}  // namespace
+
+TokenEntropyOutputs linear_token_entropy_autograd(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                  const OptionalTensor& bias, std::optional<double> softcap,
+                                                  double temperature, int64_t ignore_index, bool moments) {
+  const auto out =
+      LinearTokenEntropyFunction::apply(hidden, weight, target, bias, softcap, temperature, ignore_index, moments);
+  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
+}
+
+TokenEntropyOutputs linear_token_entropy_autocast(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                  const OptionalTensor& bias, std::optional<double> softcap,
+                                                  double temperature, int64_t ignore_index, bool moments) {
+  const c10::DeviceType device = hidden.device().type();
+  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const at::ScalarType type = at::autocast::get_autocast_dtype(device);
+  auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, device); };
+  return call_forward(cast(hidden), cast(weight), target, bias ? OptionalTensor(cast(*bias)) : std::nullopt, softcap,
+                      temperature, ignore_index, moments);
+}
+
+TokenEntropy linear_token_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                  const LinearTokenEntropyOptions& options) {
+  auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
+      call_forward(hidden, weight, target, options.bias, options.softcap, options.temperature, options.ignore_index,
+                   options.moments);
+  if (!options.moments) sum_p2 = sum_p2_logp = Tensor();
+  return {logprob, entropy, lse, sum_p2, sum_p2_logp};
+}
+
+}  // namespace isentrope::ops

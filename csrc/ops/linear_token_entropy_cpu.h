@@ -1,0 +1,68 @@
+// What the CPU backend of linear_token_entropy offers to linear_token_entropy.cpp, once for every instruction set.
+#pragma once
+#include <cstdint>
+
+#include "csrc/ops/token_entropy_cpu.h"
+
+namespace isentrope::ops {
+
+// Sums of a row are kept in so many parts at most, each over blocks of the vocabulary that follow each other: tasks for as many
+// threads, however few rows there are. Not a matter of how many threads there are, so that the bits are none either.
+constexpr int64_t kVocabShares = 16;
+
+// Columns of logits that exist at once: 1/64 of the vocabulary and a multiple of every panel. From 128 on a block's products
+// run at the rate of large ones; above 256 they are not faster, and its packed weight leaves the second-level cache.
+inline int64_t vocab_block(int64_t vocab) {
+  const int64_t wanted = vocab / 64 < 128 ? 128 : vocab / 64 > 256 ? 256 : vocab / 64, least = vocab < wanted ? vocab : wanted;
+  return (least + 31) / 32 * 32;
+}
+
+inline int64_t vocab_shares(int64_t vocab) {
+  const int64_t blocks = (vocab + vocab_block(vocab) - 1) / vocab_block(vocab);
+  return blocks < kVocabShares ? blocks : kVocabShares;
+}
+
+// The logits of M of N rows, of hidden · weightᵀ + bias.
+struct LinearLogits {
+  kernels::DType dtype = kernels::DType::kFloat;
+  int64_t rows = 0;                  // M
+  int64_t width = 0;                 // C
+  int64_t vocab = 0;                 // V
+  const int64_t* row = nullptr;      // [M] rising: places in hidden, target and all that has N rows
+  const void* hidden = nullptr;      // [N, C] dtype
+  int64_t hidden_stride = 0;         // elements from row to row, as below
+  const void* weight = nullptr;      // [V, C] dtype
+  int64_t weight_stride = 0;
+  const void* bias = nullptr;        // [V] dtype, or null
+  const int64_t* target = nullptr;   // [N] 0 … V - 1 in the M rows
+  double softcap = 0;                // 0 for none
+  double temperature = 1;
+};
+
+struct LinearTokenEntropyCpuForward : kernels::TokenEntropyRows {  // [N]; rows that are not among the M are left alone
+  LinearLogits logits;
+  TokenEntropySums* sums = nullptr;  // [M, vocab_shares(V)] scratch
+  double* target_logit = nullptr;    // [M] scratch
+};
+
+struct LinearTokenEntropyCpuBackward : kernels::TokenEntropyRowGradients {  // [N]
+  LinearLogits logits;
+  void* dlogits = nullptr;  // [M, dlogits_stride(V)] scratch in float, or double for double
+  void* dhidden = nullptr;  // [M, C] in the same; null where it is not wanted, like the next two
+  void* dweight = nullptr;  // [V, C] dtype
+  void* dbias = nullptr;    // [V] dtype
+};
+// Padded, so that its rows do not fall on the same few sets of the cache.
+inline int64_t dlogits_stride(int64_t vocab) { return vocab_block(vocab) + 16; }
+
+#define ISENTROPE_DECLARE(ISA)                                            \
+  namespace ISA {                                                         \
+  void linear_token_entropy_forward(const LinearTokenEntropyCpuForward& p);  \
+  void linear_token_entropy_backward(const LinearTokenEntropyCpuBackward& p); \
+  }
+ISENTROPE_DECLARE(DEFAULT)
+ISENTROPE_DECLARE(AVX2)
+ISENTROPE_DECLARE(AVX512)
+#undef ISENTROPE_DECLARE
+
+}  // namespace isentrope::ops
