@@ -480,7 +480,8 @@ def test_norms_elsewhere_are_not_taken_for_llama(tmp_path, norm):
         transformers.AutoModelForCausalLM.from_pretrained(final_checkpoint(tmp_path))
     told = subprocess.run([binary(), "evaluate", str(tmp_path), "configs/tiny/sigma.yaml"],
                           capture_output=True, text=True, check=True, cwd=ROOT)
-    assert json.loads(told.stdout)["bits_per_byte"] == evaluations(tmp_path, "test")[0]["eval/bits_per_byte"]
+    # A head of learned norm takes γ/σ on the hidden states, its folded export on the weights: each is rounded once.
+    assert json.loads(told.stdout)["bits_per_byte"] == pytest.approx(evaluations(tmp_path, "test")[0]["eval/bits_per_byte"], rel=1e-7)
 
 
 MISTAKES = [
