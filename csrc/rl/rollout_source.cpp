@@ -142,9 +142,9 @@ std::string RolloutConfig::problem() const {
   if (branch && branch->sequences > 0 && branch->sequences < samples)
     return "branch.sequences: " + std::to_string(branch->sequences) + " is below samples (" + std::to_string(samples) +
            "), which it includes";
-  if (allocation && (allocation->least > samples || (allocation->most > 0 && allocation->most < samples)))
+  if (allocation && (allocation->least > samples || most_samples() < samples))
     return "allocation: samples (" + std::to_string(samples) + ") is the mean, and does not lie between least (" +
-           std::to_string(allocation->least) + ") and most (" + std::to_string(allocation->most) + ")";
+           std::to_string(allocation->least) + ") and most (" + std::to_string(most_samples()) + ")";
   return "";
 }
 
@@ -165,7 +165,7 @@ std::vector<int64_t> RolloutSource::samples_of(const std::vector<Example>& examp
   if (!config_.allocation) return std::vector<int64_t>(P, K);
   std::vector<double> shares;
   for (const Example& example : examples) shares.push_back(record_.share(example.prompt));
-  return allocate(shares, P * K, config_.allocation->least, config_.allocation->most > 0 ? config_.allocation->most : 2 * K);
+  return allocate(shares, P * K, config_.allocation->least, config_.most_samples());
 }
 
 data::StepData RolloutSource::next(int64_t step) {

@@ -58,6 +58,7 @@ struct RolloutConfig {
   bool mask_truncated = false;
 
   std::string problem() const;
+  int64_t most_samples() const { return allocation->most > 0 ? allocation->most : 2 * samples; }  // with allocation
 
   template <class Visitor>
   void visit(Visitor& v) {
