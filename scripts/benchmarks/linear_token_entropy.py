@@ -127,8 +127,9 @@ def measure(hidden, weight, target, weights, rounds):
             if rival in memory and memory["ours"] is not None:
                 row |= {"ours_bytes": memory["ours"], "peer_bytes": memory[rival]}
             table.append(row)
-        if memory["ours"] is not None:
-            beside = max(memory["ours"] - gradients, 1)
+        # Pages that the process has and does not use are not counted where they serve a gradient: then nothing is known.
+        if memory["ours"] is not None and memory["ours"] > gradients:
+            beside = memory["ours"] - gradients
             table.append({
                 "op": f"linear_token_entropy {name}, memory beside gradients",
                 "shape": [*hidden.shape, weight.shape[0]],
