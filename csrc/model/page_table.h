@@ -9,7 +9,7 @@
 
 namespace isentrope::model {
 
-// Two vectors of float in AVX2, one in AVX-512. A sequence leaves half of its last page unused in the mean.
+// Two vectors of eight floats, which the scores of a page are summed in. A sequence leaves half of its last page unused in the mean.
 inline constexpr int64_t kPagePositions = 16;
 
 inline int64_t pages_of(int64_t positions) { return (positions + kPagePositions - 1) / kPagePositions; }

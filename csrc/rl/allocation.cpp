@@ -5,15 +5,10 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "csrc/data/split.h"
+
 namespace isentrope::rl {
 namespace {
-
-// FNV-1a (Fowler, Noll, Vo), 64 bits: two of a million prompts share it with probability 3e-8.
-uint64_t hash(std::string_view text) {
-  uint64_t h = 0xCBF29CE484222325ull;
-  for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3ull;
-  return h;
-}
 
 constexpr double kPrior = 2;  // answers that the mean counts as
 
@@ -22,13 +17,13 @@ constexpr double kPrior = 2;  // answers that the mean counts as
 double PassRecord::mean() const { return (all_.right + kPrior / 2) / (all_.answers + kPrior); }
 
 double PassRecord::share(std::string_view prompt) const {
-  const auto found = counts_.find(hash(prompt));
+  const auto found = counts_.find(data::prompt_hash(prompt));
   const Count c = found == counts_.end() ? Count() : found->second;
   return (c.right + kPrior * mean()) / (c.answers + kPrior);
 }
 
 void PassRecord::add(std::string_view prompt, int64_t right, int64_t answers, double decay) {
-  for (Count* c : {&counts_[hash(prompt)], &all_}) {
+  for (Count* c : {&counts_[data::prompt_hash(prompt)], &all_}) {
     // The mean is over many prompts, so that it forgets over as many answers more.
     const double kept = c == &all_ ? std::pow(decay, 1 / static_cast<double>(counts_.size())) : decay;
     c->right = kept * c->right + static_cast<double>(right);

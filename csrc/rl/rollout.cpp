@@ -445,11 +445,7 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
     RolloutCounts own;
     Worker(job, most, pages, own).run();
     const std::lock_guard lock(mutex);
-    sum.drawn += own.drawn;
-    sum.branches += own.branches;
-    sum.dropped += own.dropped;
-    sum.preempted += own.preempted;
-    sum.recomputed += own.recomputed;
+    sum += own;
   };
   if (workers == 1) {
     work();

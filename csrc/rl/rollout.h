@@ -88,6 +88,12 @@ struct RolloutCounts {
   int64_t dropped = 0;     // after their trial
   int64_t preempted = 0;   // times that a sequence gave its pages up
   int64_t recomputed = 0;  // tokens that were fed again therefore
+
+  RolloutCounts& operator+=(const RolloutCounts& other) {
+    drawn += other.drawn, branches += other.branches, dropped += other.dropped;
+    preempted += other.preempted, recomputed += other.recomputed;
+    return *this;
+  }
 };
 
 // samples[i] completions for prompt i with their branches, ordered by prompt, sample, and within a tree parents before children.

@@ -193,7 +193,7 @@ data::StepData RolloutSource::next(int64_t step) {
                 {.seed = seed_, .step = step, .first_prompt = taken_}, config_.cache, branching, &did);
     taken_ += P;
     prompts_drawn += static_cast<double>(P);
-    counts.drawn += did.drawn, counts.branches += did.branches, counts.dropped += did.dropped, counts.preempted += did.preempted;
+    counts += did;
 
     std::vector<std::string> prompt_text, text;
     std::vector<Example> example_of;

@@ -1,4 +1,4 @@
-// Returns of sequences that branched (csrc/rl/rollout.h), without bias. Pure C++.
+// Returns of sequences that branched (csrc/rl/rollout.h), without bias.
 //
 // A tree is a first sample y with its branches. Where a branch leaves at token t, y and the branch go on from the same tokens,
 // y_<t. Both count in what those tokens, and all before them, led to:

@@ -12,7 +12,6 @@ struct Answers {
   std::vector<double> right;  // [prompts · samples], 1 or 0
   std::vector<double> lengths;  // [prompts · samples], tokens
   double entropy = 0;         // mean over tokens
-  double length = 0;          // mean over completions
   std::vector<Sample> shown;  // the first to each of the first prompts
 };
 
@@ -51,7 +50,6 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer, co
                              .right = answers.right[i] > 0});
   }
   answers.entropy /= std::max(tokens, 1.0);
-  answers.length = tokens / static_cast<double>(std::max<size_t>(completions.size(), 1));
   return answers;
 }
 
@@ -168,7 +166,7 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
                    {"eval/pass@k", solved / static_cast<double>(std::max<size_t>(sampled_prompts.size(), 1))},
                    {"eval/k", static_cast<double>(k)},
                    {"eval/entropy", sampled.entropy},
-                   {"eval/length", sampled.length}};
+                   {"eval/length", mean(sampled.lengths)}};
   for (size_t i = 0; i < parts_.size() && parts_.size() > 1; ++i) {
     found["eval/sampled/" + parts_[i].size] = mean(right[i]);
     found["eval/length/" + parts_[i].size] = mean(lengths[i]);

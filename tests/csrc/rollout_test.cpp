@@ -300,6 +300,23 @@ TEST(Rollout, BranchesLeaveWhereTheWindowIsHigh) {
   }
 }
 
+TEST(Rollout, NothingBranchesWithoutAHighWindowOrRoom) {
+  const Decoder decoder = make(small_config());
+  const auto prompts = ragged_prompts({1, 16, 31}, 27);
+  const std::vector<int64_t> samples{3, 1, 4};
+  SamplingConfig sampling;
+  sampling.max_new_tokens = 12;
+  const auto plain = rollout(decoder, prompts, samples, sampling, {3}, {.seed = 8});
+  for (const Branching& b : {Branching{.threshold = 100, .sequences = 20},                // no window is as high
+                             Branching{.threshold = 0, .window = 13, .sequences = 20},    // every completion is shorter
+                             Branching{.threshold = 0, .sequences = 1},                   // the samples fill the cap
+                             Branching{.threshold = 0, .sequences = 20, .tokens = 1}}) {  // no branch is as short
+    RolloutCounts counts;
+    expect_all_same(rollout(decoder, prompts, samples, sampling, {3}, {.seed = 8}, {}, b, &counts), plain);
+    EXPECT_EQ(counts.branches + counts.dropped, 0);
+  }
+}
+
 TEST(Rollout, Bfloat16ErrsNoMoreThanAModelOfThatType) {
   for (const auto& [heads, kv_heads, head_size] : {std::tuple{4, 2, 16}, std::tuple{6, 1, 8}, std::tuple{2, 2, 40}}) {
     const DecoderConfig config = small_config(heads, kv_heads, head_size);
