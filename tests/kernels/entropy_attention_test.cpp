@@ -23,11 +23,6 @@ constexpr bool kChecked = simt::kInstrumented;
 constexpr bool kChecked = false;
 #endif
 
-template <class T>
-constexpr DType kDTypeOf = sizeof(T) == 4                      ? DType::kFloat
-                           : std::is_same<T, gpu::half>::value ? DType::kHalf
-                                                               : DType::kBFloat16;
-
 enum Temperature { kNone, kHead, kRow, kBatchRow };
 enum Gradient { kDout = 1, kDlse = 2, kDentropy = 4, kAll = 7 };
 

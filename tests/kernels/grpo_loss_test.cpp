@@ -21,9 +21,6 @@ using kernels::GrpoLossRule;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 const double kNaN = std::nan("");
 
-template <class T>
-constexpr DType kDTypeOf = sizeof(T) == 8 ? DType::kDouble : DType::kFloat;
-
 // ---- cases -----------------------------------------------------------------------------------------------------------
 
 struct Case {

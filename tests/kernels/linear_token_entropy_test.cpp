@@ -9,16 +9,9 @@
 namespace isentrope::testing {
 namespace {
 
-using kernels::DType;
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 const double kNaN = std::nan("");
-
-template <class T>
-constexpr DType kDTypeOf = sizeof(T) == 8                      ? DType::kDouble
-                           : sizeof(T) == 4                    ? DType::kFloat
-                           : std::is_same<T, gpu::half>::value ? DType::kHalf
-                                                               : DType::kBFloat16;
 
 enum Output { kLogprob, kEntropy, kLse, kSumP2, kSumP2Logp, kOutputs };
 const char* const kNames[kOutputs] = {"logprob", "entropy", "lse", "sum_p2", "sum_p2_logp"};

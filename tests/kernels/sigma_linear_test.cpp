@@ -9,15 +9,8 @@
 namespace isentrope::testing {
 namespace {
 
-using kernels::DType;
 
 const double kNaN = std::nan("");
-
-template <class T>
-constexpr DType kDTypeOf = sizeof(T) == 8                      ? DType::kDouble
-                           : sizeof(T) == 4                    ? DType::kFloat
-                           : std::is_same<T, gpu::half>::value ? DType::kHalf
-                                                               : DType::kBFloat16;
 
 template <class A>
 std::vector<double> doubles(const std::vector<A>& x) {

@@ -8,6 +8,7 @@
 #include <limits>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/gpu/check.h"
@@ -16,6 +17,12 @@
 #include "kernels/gpu/platform.h"
 
 namespace isentrope::testing {
+
+template <class T>
+constexpr kernels::DType kDTypeOf = sizeof(T) == 8                   ? kernels::DType::kDouble
+                                    : sizeof(T) == 4                 ? kernels::DType::kFloat
+                                    : std::is_same_v<T, gpu::half>   ? kernels::DType::kHalf
+                                                                     : kernels::DType::kBFloat16;
 
 // count elements of T that a kernel can reach. offset: elements by which data() is past a 256-byte boundary, for odd
 // alignments. New memory is NaN (all bits one). On the SIMT machine there are red zones around it.

@@ -81,10 +81,12 @@ def test_fused_head_is_a_matter_of_rounding(finished, tmp_path, name):
     fused, plain = metrics(finished(name)), metrics(tmp_path / "run")
     first = plain[0]["phase"]
     losses = [[line["loss"] for line in lines if line["phase"] == first and "loss" in line] for lines in (fused, plain)]
-    # As between instruction sets: rounding, which steps amplify; here 4e-5 of the loss (grpo), 2e-7 in the others.
-    assert len(losses[0]) == len(losses[1]) and losses[0] == pytest.approx(losses[1], rel=1e-3)
+    # Measured: 3e-5 of the loss in grpo, whose large steps amplify rounding as they do between instruction sets; 1.3e-7 at most
+    # in the others, some units in the last place of a float.
+    rel = 1e-3 if name == "grpo" else 1e-6
+    assert len(losses[0]) == len(losses[1]) and losses[0] == pytest.approx(losses[1], rel=rel)
     evaluated = [[line["eval/loss"] for line in lines if "eval/loss" in line] for lines in (fused, plain)]
-    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-3)
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=rel)
 
 
 @pytest.mark.parametrize("name,kills", [("pretrain", 2), ("sft", 2), ("grpo", 4), ("grpo_clip_cov", 2), ("adaptive", 3),
