@@ -39,8 +39,7 @@ void DurableFile::fail(const char* what) const {
   const int error = errno;
   std::string message = temporary_ + ": " + what + ": " + std::strerror(error);
   struct statvfs disk {};
-  if ((error == ENOSPC || error == EDQUOT || error == EFBIG) &&
-      ::statvfs(folder_of(file_).c_str(), &disk) == 0)
+  if ((error == ENOSPC || error == EDQUOT || error == EFBIG) && ::statvfs(folder_of(file_).c_str(), &disk) == 0)
     message += " (" + std::to_string(bytes_) + " bytes needed, " +
                std::to_string(static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize) +
                " free; make room, or name another folder in the configuration: run.dir, data.corpus.cache)";

@@ -35,19 +35,27 @@ int main(int argc, char** argv) {
   auto* draw = app.add_subcommand("sample", "Complete prompts with a checkpoint.");
   draw->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
   draw->add_option("--prompt", sample.prompts, "A prompt; may be given several times.")->required();
-  draw->add_option("--samples", sample.samples, "Completions a prompt.")->capture_default_str()->check(CLI::PositiveNumber);
-  draw->add_option("--temperature", sample.temperature, "0 for the likeliest tokens.")->capture_default_str()->check(CLI::NonNegativeNumber);
+  draw->add_option("--samples", sample.samples, "Completions a prompt.")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  draw->add_option("--temperature", sample.temperature, "0 for the likeliest tokens.")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   draw->add_option("--top-k", sample.top_k, "0 for all tokens.")->capture_default_str()->check(CLI::NonNegativeNumber);
   draw->add_option("--top-p", sample.top_p, "1 for all tokens.")->capture_default_str()->check(CLI::Range(0.0, 1.0));
-  draw->add_option("--max-new-tokens", sample.max_new_tokens, "0 for what the context leaves.")->capture_default_str()->check(CLI::NonNegativeNumber);
+  draw->add_option("--max-new-tokens", sample.max_new_tokens, "0 for what the context leaves.")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   draw->add_option("--seed", sample.seed, "Fixes the draws.")->capture_default_str();
 
-  auto* judge = app.add_subcommand(
-      "evaluate", "Accuracy of a checkpoint on held-out prompts, or its loss on held-out text.");
+  auto* judge =
+      app.add_subcommand("evaluate", "Accuracy of a checkpoint on held-out prompts, or its loss on held-out text.");
   judge->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
   judge->add_option("config", config, "YAML file.")->required();
   judge->add_option("overrides", overrides, "key.path=value …");
-  judge->add_option("--split", split, "Held-out part.")->capture_default_str()->check(CLI::IsMember({"validation", "test"}));
+  judge->add_option("--split", split, "Held-out part.")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"validation", "test"}));
 
   auto* report = app.add_subcommand("report", "Write a page that shows one run or several: loss, entropies, samples.");
   report->prefix_command();  // every argument, --help too, is Python's

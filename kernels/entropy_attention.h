@@ -48,8 +48,8 @@ struct AttentionShape {
   int64_t head_size = 0;  // D, a multiple of 8 up to 256
   double scale = 1;       // above 0
   bool causal = false;
-  int64_t window = 0;   // 0: none; causal only
-  double softcap = 0;   // 0: none
+  int64_t window = 0;  // 0: none; causal only
+  double softcap = 0;  // 0: none
   // Out of range values are bounded to 0 … S, and to the rows there are: nothing is read out of bounds.
   const int64_t* key_lengths = nullptr;  // [B], or null
   const int64_t* query_start = nullptr;  // [B], or null
@@ -82,20 +82,20 @@ struct EntropyAttentionBackward {
   const void* k = nullptr;
   const void* v = nullptr;
   const void* temperature = nullptr;
-  const void* out = nullptr;       // as the forward pass gave it, like lse and entropy
-  const void* lse = nullptr;       // [B, H, T]
-  const void* entropy = nullptr;   // [B, H, T]; needed with dentropy; with dtemperature it keeps digits, and may be null
-  const void* dout = nullptr;      // [B, H, T, D] dtype; rows 16-byte aligned on CUDA, like q, k, v and out
-  const void* dlse = nullptr;      // [B, H, T], or null for 0
+  const void* out = nullptr;      // as the forward pass gave it, like lse and entropy
+  const void* lse = nullptr;      // [B, H, T]
+  const void* entropy = nullptr;  // [B, H, T]; needed with dentropy; with dtemperature it keeps digits, and may be null
+  const void* dout = nullptr;     // [B, H, T, D] dtype; rows 16-byte aligned on CUDA, like q, k, v and out
+  const void* dlse = nullptr;     // [B, H, T], or null for 0
   const void* dentropy = nullptr;  // [B, H, T], or null for 0
   void* dq = nullptr;              // [B, H, T, D] dtype
   void* dk = nullptr;              // [B, G, S, D] dtype; every row is written, those that no query sees with 0
   void* dv = nullptr;              // [B, G, S, D] dtype; the same
   void* dtemperature = nullptr;    // [B, H, T], or null where it is not wanted
   HeadStrides q_strides, k_strides, v_strides, out_strides, dout_strides, dq_strides, dk_strides, dv_strides;
-  HeadStrides statistic_strides;   // of lse, entropy, dlse, dentropy, dtemperature
+  HeadStrides statistic_strides;  // of lse, entropy, dlse, dentropy, dtemperature
   HeadStrides temperature_strides;
-  void* workspace = nullptr;       // [entropy_attention_backward_workspace] bytes, 16-byte aligned; CUDA only
+  void* workspace = nullptr;  // [entropy_attention_backward_workspace] bytes, 16-byte aligned; CUDA only
 };
 
 // Bytes of workspace; 0 where none is needed. They depend on the shape alone, not on lengths.

@@ -1,11 +1,10 @@
 // Two passes over the tokens, a block a segment of a sequence, and after each a block of one that joins what the segments
 // say in a fixed order. The selection ranks 64-bit keys and finds the n-th smallest byte by byte, from the highest: a
 // histogram a byte, each launch picking up where the last one left off, so that nothing waits for the host.
-#include "kernels/grpo_loss.h"
-
 #include "kernels/gpu/dispatch.h"
 #include "kernels/gpu/launch.h"
 #include "kernels/gpu/reduce.h"
+#include "kernels/grpo_loss.h"
 
 namespace isentrope::kernels {
 namespace grpo {
@@ -51,7 +50,8 @@ struct Segment {
   int64_t row, begin, end;  // the sequence; the first token and the one after the last, counted over all sequences
 };
 GPU_DEVICE Segment segment_of(int64_t length) {
-  const int64_t per_row = grpo_segments(length), row = blockIdx.x / per_row, first = blockIdx.x % per_row * kGrpoSegment;
+  const int64_t per_row = grpo_segments(length), row = blockIdx.x / per_row,
+                first = blockIdx.x % per_row * kGrpoSegment;
   const int64_t last = first + kGrpoSegment < length ? first + kGrpoSegment : length;
   return {row, row * length + first, row * length + last};
 }
@@ -65,10 +65,10 @@ GPU_DEVICE T at(const void* values, int64_t i, bool counts) {
 // ---- workspaces ------------------------------------------------------------------------------------------------------
 
 struct LossWorkspace {
-  GrpoCentre* centre;             // [1]
-  double* log_ratio;              // [B] mean d of the sequence
-  GrpoMoments<double>* moments;   // [B, segments]
-  GrpoTerms<double>* terms;       // [B, segments]; without statistics the loss alone
+  GrpoCentre* centre;            // [1]
+  double* log_ratio;             // [B] mean d of the sequence
+  GrpoMoments<double>* moments;  // [B, segments]
+  GrpoTerms<double>* terms;      // [B, segments]; without statistics the loss alone
 };
 inline LossWorkspace loss_workspace(void* p, int64_t batch, int64_t length) {
   LossWorkspace w;
@@ -157,18 +157,24 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 GPU_DEVICE GrpoDivergence<T> divergence_of(GrpoKl kind, T delta, T exp_minus) {
   switch (kind) {
-    case GrpoKl::kK1: return grpo_divergence<GrpoKl::kK1>(delta, exp_minus);
-    case GrpoKl::kK2: return grpo_divergence<GrpoKl::kK2>(delta, exp_minus);
-    case GrpoKl::kK1Plus: return grpo_divergence<GrpoKl::kK1Plus>(delta, exp_minus);
-    case GrpoKl::kK3Plus: return grpo_divergence<GrpoKl::kK3Plus>(delta, exp_minus);
-    default: return grpo_divergence<GrpoKl::kK3>(delta, exp_minus);
+    case GrpoKl::kK1:
+      return grpo_divergence<GrpoKl::kK1>(delta, exp_minus);
+    case GrpoKl::kK2:
+      return grpo_divergence<GrpoKl::kK2>(delta, exp_minus);
+    case GrpoKl::kK1Plus:
+      return grpo_divergence<GrpoKl::kK1Plus>(delta, exp_minus);
+    case GrpoKl::kK3Plus:
+      return grpo_divergence<GrpoKl::kK3Plus>(delta, exp_minus);
+    default:
+      return grpo_divergence<GrpoKl::kK3>(delta, exp_minus);
   }
 }
 
 // Grid: B * segments. Token losses, slopes, and the sums of the segment. (One block an SM is enough to ask for: more, and
 // ptxas spills registers for the sake of occupancy.)
 template <class T, GrpoForm form, bool statistics>
-__global__ void __launch_bounds__(kThreads, 1) grpo_loss_forward_kernel(const GrpoLossForward p, const LossWorkspace w) {
+__global__ void __launch_bounds__(kThreads, 1)
+    grpo_loss_forward_kernel(const GrpoLossForward p, const LossWorkspace w) {
   constexpr int kTerms = kGrpoWanted<statistics>;
   using Sums = GrpoTerms<double, kTerms>;
   GPU_SHARED(Sums, scratch, kThreads / 32);
@@ -182,14 +188,19 @@ __global__ void __launch_bounds__(kThreads, 1) grpo_loss_forward_kernel(const Gr
     T slope = T(0), loss = T(0);
     if (counts) {
       const T l = at<T>(p.logprob, i, true);
-      const GrpoToken<T> token = {l, at<T>(p.old_logprob, i, true), at<T>(p.advantage, i, true), at<T>(p.entropy, i, true),
-                                  T(1), p.selected != nullptr && p.selected[i] ? T(1) : T(0)};
+      const GrpoToken<T> token = {l,
+                                  at<T>(p.old_logprob, i, true),
+                                  at<T>(p.advantage, i, true),
+                                  at<T>(p.entropy, i, true),
+                                  T(1),
+                                  p.selected != nullptr && p.selected[i] ? T(1) : T(0)};
       GrpoTerms<T> x = grpo_terms<form>(p.rule, centre, token, exponential(grpo_log_ratio(l, token.old_logprob)),
                                         mean_log_ratio, sequence_ratio, &slope);
       if (p.ref_logprob != nullptr && (statistics || p.rule.ref_kl_coef != 0)) {
         const T ref = at<T>(p.ref_logprob, i, true);
         const T coef = T(p.rule.ref_kl_coef) * (p.ref_kl_weight == nullptr ? T(1) : at<T>(p.ref_kl_weight, i, true));
-        const GrpoDivergence<T> divergence = divergence_of(p.rule.ref_kl, l - ref, exponential(-grpo_log_ratio(l, ref)));
+        const GrpoDivergence<T> divergence =
+            divergence_of(p.rule.ref_kl, l - ref, exponential(-grpo_log_ratio(l, ref)));
         x.term[kSumLoss] += coef * divergence.loss;
         slope += coef * divergence.slope;
         x.term[kSumRefK1] = divergence.k1;
@@ -220,8 +231,7 @@ __global__ void __launch_bounds__(kThreads, 1) grpo_finish_kernel(const GrpoLoss
   for (int64_t row = threadIdx.x; row < p.batch; row += kThreads) {
     double tokens = 0;
     for (int64_t s = row * segments; s < (row + 1) * segments; ++s) tokens += w.moments[s].tokens;
-    const double weight =
-        grpo_weight(p.rule.aggregate, centre, tokens, p.length, static_cast<const T*>(p.normalizer));
+    const double weight = grpo_weight(p.rule.aggregate, centre, tokens, p.length, static_cast<const T*>(p.normalizer));
     static_cast<T*>(p.weight)[row] = static_cast<T>(weight);
     for (int64_t s = row * segments; s < (row + 1) * segments; ++s) {
       Sums x = first_terms<double, kTerms>(w.terms[s]);
@@ -241,7 +251,8 @@ __global__ void __launch_bounds__(kThreads, 1) grpo_finish_kernel(const GrpoLoss
 template <class T>
 __global__ void __launch_bounds__(kThreads) grpo_loss_backward_kernel(const GrpoLossBackward p) {
   const Segment segment = segment_of(p.length);
-  const T row = p.dloss == nullptr ? T(0) : static_cast<const T*>(p.weight)[segment.row] * *static_cast<const T*>(p.dloss);
+  const T row =
+      p.dloss == nullptr ? T(0) : static_cast<const T*>(p.weight)[segment.row] * *static_cast<const T*>(p.dloss);
   for (int64_t i = segment.begin + threadIdx.x; i < segment.end; i += kThreads) {
     const bool counts = p.mask[i];
     const T d = counts ? row + at<T>(p.dtoken_loss, i, true) : T(0);
@@ -315,7 +326,8 @@ GPU_DEVICE GrpoSearch search_before(int byte, const GrpoSelect& p, const SelectW
 }
 
 // Grid: any. Counts the bytes number byte of the keys with the prefix found so far.
-__global__ void __launch_bounds__(kThreads) grpo_histogram_kernel(int byte, const GrpoSelect p, const SelectWorkspace w) {
+__global__ void __launch_bounds__(kThreads)
+    grpo_histogram_kernel(int byte, const GrpoSelect p, const SelectWorkspace w) {
   GPU_SHARED(uint32_t, counts, 256);
   const GrpoSearch search = search_before(byte, p, w, counts);
   if (blockIdx.x == 0 && threadIdx.x == 0) w.search[byte] = search;
@@ -349,8 +361,8 @@ unsigned segments_of(int64_t batch, int64_t length) { return static_cast<unsigne
 
 // means: those of advantage, logprob and entropy are wanted.
 template <class T>
-void centre(const GrpoLossForward& p, bool means, const void* old_logprob, GrpoMoments<double>* moments, GrpoCentre* centre,
-            double* log_ratio, void* stream) {
+void centre(const GrpoLossForward& p, bool means, const void* old_logprob, GrpoMoments<double>* moments,
+            GrpoCentre* centre, double* log_ratio, void* stream) {
   gpu::launch(grpo_moments_kernel<T>, dim3(segments_of(p.batch, p.length)), dim3(kThreads), 0, stream,
               means || old_logprob != nullptr ? p.logprob : nullptr, old_logprob, means ? p.advantage : nullptr,
               means ? p.entropy : nullptr, p.mask, p.length, moments);

@@ -49,7 +49,9 @@ constexpr double kMaxK3 = 10.0;                // one token must not own the los
 // Sums run over segments of a sequence, cut here whatever the threads and blocks, so that the bits do not
 // depend on their number: 2048 tokens are some microseconds of a core and 8 rounds of a block of 256.
 constexpr int64_t kGrpoSegment = 2048;
-ISENTROPE_HOST_DEVICE constexpr int64_t grpo_segments(int64_t length) { return (length + kGrpoSegment - 1) / kGrpoSegment; }
+ISENTROPE_HOST_DEVICE constexpr int64_t grpo_segments(int64_t length) {
+  return (length + kGrpoSegment - 1) / kGrpoSegment;
+}
 
 // ---- statistics -----------------------------------------------------------------------------------------------------
 
@@ -90,12 +92,7 @@ constexpr const char* kGrpoStatNames[kGrpoStats] = {
 // -A r with a clip; the same with the ratio of the sequence; -sg[clip(r)] A ℓ; -A ℓ
 enum class GrpoForm { kTokenRatio, kSequenceRatio, kClippedWeight, kUnitWeight };
 enum class GrpoKl { kK1, kK2, kK3, kK1Plus, kK3Plus };
-enum class GrpoAggregate {
-  kTokenMean,
-  kSequenceMeanTokenSum,
-  kSequenceMeanTokenMean,
-  kSequenceMeanTokenSumNorm
-};
+enum class GrpoAggregate { kTokenMean, kSequenceMeanTokenSum, kSequenceMeanTokenMean, kSequenceMeanTokenSumNorm };
 enum class GrpoChoice { kClipCov, kKlCov, kRandomClipCov, kRandomKlCov };
 
 // A mode as numbers.
@@ -118,20 +115,20 @@ struct GrpoLossForward {
   int64_t batch = 0;   // B
   int64_t length = 0;  // T
   GrpoLossRule rule;
-  const void* logprob = nullptr;      // [B, T]
-  const void* old_logprob = nullptr;  // [B, T]
-  const void* advantage = nullptr;    // [B, T]
-  const bool* mask = nullptr;         // [B, T]
-  const bool* selected = nullptr;     // [B, T], or null for none
-  const void* ref_logprob = nullptr;  // [B, T], or null
+  const void* logprob = nullptr;        // [B, T]
+  const void* old_logprob = nullptr;    // [B, T]
+  const void* advantage = nullptr;      // [B, T]
+  const bool* mask = nullptr;           // [B, T]
+  const bool* selected = nullptr;       // [B, T], or null for none
+  const void* ref_logprob = nullptr;    // [B, T], or null
   const void* ref_kl_weight = nullptr;  // [B, T] u, or null for 1
-  const void* entropy = nullptr;      // [B, T], or null
-  const void* normalizer = nullptr;   // [1], or null for the counts of this call
-  void* loss = nullptr;               // [1]
-  void* token_loss = nullptr;         // [B, T]; 0 where M = 0
-  float* stats = nullptr;             // [kGrpoStats], or null where none are wanted
-  void* slope = nullptr;   // [B, T] derivative of the token loss by ℓ, or null where no gradient is wanted
-  void* weight = nullptr;  // [B] w_i
+  const void* entropy = nullptr;        // [B, T], or null
+  const void* normalizer = nullptr;     // [1], or null for the counts of this call
+  void* loss = nullptr;                 // [1]
+  void* token_loss = nullptr;           // [B, T]; 0 where M = 0
+  float* stats = nullptr;               // [kGrpoStats], or null where none are wanted
+  void* slope = nullptr;      // [B, T] derivative of the token loss by ℓ, or null where no gradient is wanted
+  void* weight = nullptr;     // [B] w_i
   void* workspace = nullptr;  // [grpo_loss_workspace] bytes, 16-byte aligned; CUDA only
 };
 
@@ -186,8 +183,8 @@ struct GrpoMoments {
 };
 template <class T, class U>
 ISENTROPE_HOST_DEVICE inline GrpoMoments<T> grpo_add(const GrpoMoments<T>& a, const GrpoMoments<U>& b) {
-  return {a.tokens + T(b.tokens), a.advantage + T(b.advantage), a.logprob + T(b.logprob),
-          a.entropy + T(b.entropy), a.log_ratio + T(b.log_ratio)};
+  return {a.tokens + T(b.tokens), a.advantage + T(b.advantage), a.logprob + T(b.logprob), a.entropy + T(b.entropy),
+          a.log_ratio + T(b.log_ratio)};
 }
 
 // What the second pass needs of the first: N, S, and the means.
@@ -263,8 +260,8 @@ struct GrpoPolicy {
 // ratio is that of the loss; inside is 0 where its logarithm was clamped, else 1; d as in the head of this
 // file.
 template <GrpoForm form, class T>
-ISENTROPE_HOST_DEVICE inline GrpoPolicy<T> grpo_policy(const GrpoLossRule& rule, const GrpoToken<T>& x, T d,
-                                                       T ratio, T inside) {
+ISENTROPE_HOST_DEVICE inline GrpoPolicy<T> grpo_policy(const GrpoLossRule& rule, const GrpoToken<T>& x, T d, T ratio,
+                                                       T inside) {
   const T lower = T(rule.lower), upper = T(rule.upper), clipped = grpo_clamp(ratio, lower, upper);
   const T below = ratio < lower ? T(1) : T(0), above = ratio > upper ? T(1) : T(0);
   if constexpr (form == GrpoForm::kUnitWeight) {
@@ -283,8 +280,8 @@ ISENTROPE_HOST_DEVICE inline GrpoPolicy<T> grpo_policy(const GrpoLossRule& rule,
     const T sign = (d > T(0) ? T(1) : T(0)) - (d < T(0) ? T(1) : T(0));
     const T loss = larger > dual_bound ? dual_bound : larger;
     const T slope = held + dual > T(0) ? T(0) : pull;
-    return {(keep > T(0) ? loss : T(0)) + penalty * sign * d,
-            (keep > T(0) ? slope : T(0)) + penalty * sign * inside, held * below, held * above, dual};
+    return {(keep > T(0) ? loss : T(0)) + penalty * sign * d, (keep > T(0) ? slope : T(0)) + penalty * sign * inside,
+            held * below, held * above, dual};
   }
 }
 
@@ -305,10 +302,10 @@ ISENTROPE_HOST_DEVICE inline GrpoTerms<T> grpo_terms(const GrpoLossRule& rule, c
   const T cov = grpo_covariance(centre, x.advantage, x.logprob);
   const T spread = x.entropy - T(centre.entropy);
   *slope = x.counts > T(0) ? policy.slope : T(0);
-  return {{policy.loss - T(rule.entropy_coef) * x.entropy, ratio * x.counts, -d, T(0.5) * d * d,
-           exp_d - T(1) - d, T(0), T(0), T(0), policy.low * x.counts, policy.high * x.counts,
-           policy.dual * x.counts, cov * x.counts, x.selected, spread * spread * x.counts,
-           x.counts > T(0) ? ratio : T(-3.0e38), x.counts > T(0) ? cov : T(-3.0e38)}};
+  return {{policy.loss - T(rule.entropy_coef) * x.entropy, ratio * x.counts, -d, T(0.5) * d * d, exp_d - T(1) - d, T(0),
+           T(0), T(0), policy.low * x.counts, policy.high * x.counts, policy.dual * x.counts, cov * x.counts,
+           x.selected, spread * spread * x.counts, x.counts > T(0) ? ratio : T(-3.0e38),
+           x.counts > T(0) ? cov : T(-3.0e38)}};
 }
 
 // K(Δ), its derivative by ℓ, and the plain estimators. exp_minus = exp(-Δ), Δ clamped.
@@ -329,8 +326,8 @@ ISENTROPE_HOST_DEVICE inline GrpoDivergence<T> grpo_divergence(T delta, T exp_mi
 
 // The weight of a sequence of tokens tokens; normalizer: what was given, or null.
 template <class T>
-ISENTROPE_HOST_DEVICE inline double grpo_weight(GrpoAggregate aggregate, const GrpoCentre& centre,
-                                                double tokens, int64_t length, const T* normalizer) {
+ISENTROPE_HOST_DEVICE inline double grpo_weight(GrpoAggregate aggregate, const GrpoCentre& centre, double tokens,
+                                                int64_t length, const T* normalizer) {
   double divisor = aggregate == GrpoAggregate::kTokenMean                  ? centre.tokens
                    : aggregate == GrpoAggregate::kSequenceMeanTokenSumNorm ? static_cast<double>(length)
                                                                            : centre.sequences;
@@ -396,8 +393,7 @@ ISENTROPE_HOST_DEVICE inline int64_t selection_count(double fraction, int64_t mi
 // GrpoCentre; log ratios [B]; GrpoMoments<double> [B, segments]; GrpoTerms<double> [B, segments].
 ISENTROPE_HOST_DEVICE constexpr int64_t grpo_loss_workspace(int64_t batch, int64_t length) {
   return static_cast<int64_t>(sizeof(GrpoCentre)) + batch * static_cast<int64_t>(sizeof(double)) +
-         batch * grpo_segments(length) *
-             static_cast<int64_t>(sizeof(GrpoMoments<double>) + sizeof(GrpoTerms<double>));
+         batch * grpo_segments(length) * static_cast<int64_t>(sizeof(GrpoMoments<double>) + sizeof(GrpoTerms<double>));
 }
 
 // How far the search for the n-th smallest key has come after some of its bytes, from the highest.

@@ -1,10 +1,9 @@
 // What goes on between the products of a block: a thread block a row. Its logits have just been written and lie in the second-level
 // cache, where loads of single elements, side by side, are as good as wide ones.
-#include "kernels/linear_token_entropy.h"
-
 #include "kernels/gpu/dispatch.h"
 #include "kernels/gpu/launch.h"
 #include "kernels/gpu/reduce.h"
+#include "kernels/linear_token_entropy.h"
 #include "kernels/token_entropy.cuh"
 
 namespace isentrope::kernels {
@@ -95,8 +94,8 @@ void linear_token_entropy_forward_cuda(const LinearTokenEntropyForward& p, void*
   for_dtype("linear_token_entropy_forward: dtype", p.dtype, [&](auto type) {
     using T = gpu::TypeOf<type()>;
     gpu::dispatch<false, true>("linear_token_entropy_forward: moments", p.sum_p2 != nullptr, [&](auto moments) {
-      gpu::launch(linear_token_entropy_forward_kernel<T, moments()>, dim3(static_cast<unsigned>(p.rows)), dim3(kThreads), 0,
-                  stream, p);
+      gpu::launch(linear_token_entropy_forward_kernel<T, moments()>, dim3(static_cast<unsigned>(p.rows)),
+                  dim3(kThreads), 0, stream, p);
     });
   });
 }
@@ -105,7 +104,8 @@ void linear_token_entropy_backward_cuda(const LinearTokenEntropyBackward& p, voi
   using namespace linear_token_entropy;
   for_dtype("linear_token_entropy_backward: dtype", p.dtype, [&](auto type) {
     using T = gpu::TypeOf<type()>;
-    gpu::launch(linear_token_entropy_backward_kernel<T>, dim3(static_cast<unsigned>(p.rows)), dim3(kThreads), 0, stream, p);
+    gpu::launch(linear_token_entropy_backward_kernel<T>, dim3(static_cast<unsigned>(p.rows)), dim3(kThreads), 0, stream,
+                p);
   });
 }
 

@@ -21,17 +21,17 @@ namespace isentrope::kernels {
 // A block of the vocabulary: columns first … first + columns - 1 of N rows of V logits, W's product with h. Logits and all that
 // is kept of a row are float, or double where dtype is double.
 struct LogitBlock {
-  DType dtype = DType::kFloat;      // of h, W, b and dlogits
-  int64_t rows = 0;                 // N
-  int64_t vocab = 0;                // V
+  DType dtype = DType::kFloat;  // of h, W, b and dlogits
+  int64_t rows = 0;             // N
+  int64_t vocab = 0;            // V
   int64_t first = 0;
   int64_t columns = 0;
   const void* logits = nullptr;     // [N, columns], contiguous
   const void* bias = nullptr;       // [V] dtype, or null
   const int64_t* target = nullptr;  // [N]
   int64_t ignore_index = -100;
-  double softcap = 0;               // 0 for none
-  double temperature = 1;           // τ > 0
+  double softcap = 0;      // 0 for none
+  double temperature = 1;  // τ > 0
 };
 
 // The blocks are given in order, each in a launch of its own; the last writes the outputs.

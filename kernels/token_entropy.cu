@@ -1,12 +1,11 @@
 // One block a row (one warp a row where V is small). Forward: every thread keeps the centred sums of the logits it
 // meets, then the block joins them. Backward: one pass, a logit in, its gradient out.
-#include "kernels/token_entropy.h"
-
 #include "kernels/gpu/dispatch.h"
 #include "kernels/gpu/launch.h"
 #include "kernels/gpu/reduce.h"
 #include "kernels/gpu/vector.h"
 #include "kernels/token_entropy.cuh"
+#include "kernels/token_entropy.h"
 
 namespace isentrope::kernels {
 namespace token_entropy {
@@ -131,8 +130,8 @@ void token_entropy_forward_cuda(const TokenEntropyForward& p, void* stream) {
         using T = gpu::TypeOf<type()>;
         gpu::dispatch<false, true>("token_entropy_forward: moments", p.sum_p2 != nullptr, [&](auto moments) {
           for_threads(p.layout.vocab, [&](auto threads) {
-            gpu::launch(token_entropy_forward_kernel<T, threads(), moments()>, dim3(static_cast<unsigned>(p.layout.rows)),
-                        dim3(threads()), 0, stream, p);
+            gpu::launch(token_entropy_forward_kernel<T, threads(), moments()>,
+                        dim3(static_cast<unsigned>(p.layout.rows)), dim3(threads()), 0, stream, p);
           });
         });
       });

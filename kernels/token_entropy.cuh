@@ -68,8 +68,8 @@ struct Join {
 };
 
 template <class A>
-GPU_DEVICE void write_row(const TokenEntropyRows& p, int64_t n, A logprob, A entropy, A lse, A anchor, A log_sum, A sum_p2,
-                          A sum_p2_logp) {
+GPU_DEVICE void write_row(const TokenEntropyRows& p, int64_t n, A logprob, A entropy, A lse, A anchor, A log_sum,
+                          A sum_p2, A sum_p2_logp) {
   static_cast<A*>(p.logprob)[n] = logprob;
   static_cast<A*>(p.entropy)[n] = entropy;
   static_cast<A*>(p.lse)[n] = lse;
@@ -106,7 +106,8 @@ GPU_DEVICE A value_or_zero(const void* x, int64_t n) {
 // The gradient of row n is 0 whatever its logits: nothing flows in, or all of them are -inf (log_sum is NaN where all is NaN).
 template <class A>
 GPU_DEVICE bool nothing_flows(const TokenEntropyRowGradients& p, int64_t n) {
-  const bool none = value_or_zero<A>(p.dlogprob, n) == 0 && value_or_zero<A>(p.dentropy, n) == 0 && value_or_zero<A>(p.dlse, n) == 0;
+  const bool none =
+      value_or_zero<A>(p.dlogprob, n) == 0 && value_or_zero<A>(p.dentropy, n) == 0 && value_or_zero<A>(p.dlse, n) == 0;
   return none || (value_or_zero<A>(p.anchor, n) == -INFINITY && value_or_zero<A>(p.log_sum, n) == 0);
 }
 
@@ -122,7 +123,8 @@ struct Gradient {
     anchor = value_or_zero<A>(p.anchor, n);
     c = static_cast<A>(1.4426950408889634074 / temperature);
     log2_sum = value_or_zero<A>(p.log_sum, n) * A(1.4426950408889634074);
-    constant = (value_or_zero<A>(p.dlse, n) - dlogprob - dentropy * value_or_zero<A>(p.entropy, n)) * inverse_temperature;
+    constant =
+        (value_or_zero<A>(p.dlse, n) - dlogprob - dentropy * value_or_zero<A>(p.entropy, n)) * inverse_temperature;
     slope = -dentropy * A(0.69314718055994530942) * inverse_temperature;
     target_share = dlogprob * inverse_temperature;
     if (!valid) constant = static_cast<A>(NAN);

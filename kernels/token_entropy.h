@@ -50,7 +50,7 @@ struct TokenEntropyForward : TokenEntropyRows {
   const void* logits = nullptr;     // [N, V] dtype, as layout says
   const int64_t* target = nullptr;  // [N]
   int64_t ignore_index = -100;
-  double temperature = 1.0;         // τ > 0
+  double temperature = 1.0;  // τ > 0
 };
 
 // What the gradient of the logits is made of.
@@ -71,7 +71,7 @@ struct TokenEntropyBackward : TokenEntropyRowGradients {
   const int64_t* target = nullptr;  // [N]
   int64_t ignore_index = -100;
   double temperature = 1.0;
-  void* dlogits = nullptr;          // [N, V] dtype; may be the logits themselves, with the same layout
+  void* dlogits = nullptr;  // [N, V] dtype; may be the logits themselves, with the same layout
 };
 
 // One read of the logits. stream is a cudaStream_t; returns before the work is done. Throws std::invalid_argument for a

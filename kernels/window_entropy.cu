@@ -1,9 +1,8 @@
 // A block a sequence: head and tail sums by scans of 256 tokens at a time, which carry on where the last ones ended; then each
 // window from at most two of them. All of it stays near the cache: 40 bytes a token.
-#include "kernels/window_entropy.h"
-
 #include "kernels/gpu/dispatch.h"
 #include "kernels/gpu/launch.h"
+#include "kernels/window_entropy.h"
 
 namespace isentrope::kernels {
 namespace window {
@@ -22,7 +21,8 @@ GPU_DEVICE void scan(int64_t length, int64_t w, const Value& value, WindowSums* 
   for (int64_t begin = 0; begin < length; begin += kThreads) {
     const int64_t i = begin + thread, t = kBackwards ? length - 1 - i : i;
     const int64_t end = (t / w + 1) * w < length ? (t / w + 1) * w : length;
-    const int64_t back = kBackwards ? end - 1 - t : t % w;  // elements of the block that the scan has met before this one
+    const int64_t back =
+        kBackwards ? end - 1 - t : t % w;  // elements of the block that the scan has met before this one
     WindowSums sum = i < length ? value(t) : WindowSums{0, 0};
     scratch[thread] = sum;
     for (int offset = 1; offset < kThreads; offset *= 2) {
@@ -60,9 +60,11 @@ __global__ void __launch_bounds__(kThreads) window_entropy_forward_kernel(Window
   scan<true>(T_, w, value, &scratch[0], tail);
   for (int64_t t = threadIdx.x; t < T_; t += kThreads) {
     WindowSums sum = {0, 0};
-    if (mask[t] && (p.at == nullptr || p.at[row * T_ + t])) sum = window_of(window_reach(t, p.before, p.after, T_), head, tail);
+    if (mask[t] && (p.at == nullptr || p.at[row * T_ + t]))
+      sum = window_of(window_reach(t, p.before, p.after, T_), head, tail);
     if (!p.shrink && sum.count < w) sum.count = 0;
-    static_cast<T*>(p.mean)[row * T_ + t] = sum.count == 0 ? T(0) : static_cast<T>(sum.sum / static_cast<double>(sum.count));
+    static_cast<T*>(p.mean)[row * T_ + t] =
+        sum.count == 0 ? T(0) : static_cast<T>(sum.sum / static_cast<double>(sum.count));
     p.count[row * T_ + t] = static_cast<int32_t>(sum.count);
   }
 }
@@ -89,15 +91,15 @@ __global__ void __launch_bounds__(kThreads) window_entropy_backward_kernel(Windo
 
 void window_entropy_forward_cuda(const WindowEntropyForward& p, void* stream) {
   gpu::dispatch<DType::kFloat, DType::kDouble>("window_entropy_forward: dtype", p.dtype, [&](auto type) {
-    gpu::launch(window::window_entropy_forward_kernel<gpu::TypeOf<type()>>, dim3(static_cast<unsigned>(p.rows)), window::kThreads, 0,
-                stream, p);
+    gpu::launch(window::window_entropy_forward_kernel<gpu::TypeOf<type()>>, dim3(static_cast<unsigned>(p.rows)),
+                window::kThreads, 0, stream, p);
   });
 }
 
 void window_entropy_backward_cuda(const WindowEntropyBackward& p, void* stream) {
   gpu::dispatch<DType::kFloat, DType::kDouble>("window_entropy_backward: dtype", p.dtype, [&](auto type) {
-    gpu::launch(window::window_entropy_backward_kernel<gpu::TypeOf<type()>>, dim3(static_cast<unsigned>(p.rows)), window::kThreads, 0,
-                stream, p);
+    gpu::launch(window::window_entropy_backward_kernel<gpu::TypeOf<type()>>, dim3(static_cast<unsigned>(p.rows)),
+                window::kThreads, 0, stream, p);
   });
 }
 

@@ -12,10 +12,10 @@ namespace isentrope::data {
 // B sequences padded on the right to T. Position t of target, old_logprob and advantage speaks of the token that
 // follows tokens[:, t], as the logits of position t do.
 struct Batch {
-  torch::Tensor tokens;       // [B, T] int64
-  torch::Tensor target;       // [B, T] int64; −100 where nothing is learnt (prompt, padding)
-  torch::Tensor old_logprob;  // [B, T] float, 0 where target is −100; policy batches only
-  torch::Tensor advantage;    // [B, T] float, 0 where target is −100; policy batches only
+  torch::Tensor tokens;              // [B, T] int64
+  torch::Tensor target;              // [B, T] int64; −100 where nothing is learnt (prompt, padding)
+  torch::Tensor old_logprob;         // [B, T] float, 0 where target is −100; policy batches only
+  torch::Tensor advantage;           // [B, T] float, 0 where target is −100; policy batches only
   torch::Tensor ref_kl_weight = {};  // [B, T] float, of the divergence from the reference; undefined: 1 everywhere
   torch::Tensor difficulty = {};     // [B] int64, rl::Difficulty of the prompt; undefined where nobody asks
 

@@ -41,10 +41,10 @@ Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, 
     if (length > context) {
       if (overlong == "drop") continue;
       if (overlong == "error" || sequence.prompt >= context)
-        throw std::invalid_argument(
-            described(i, examples[i]) + " has " + std::to_string(length) + " tokens (" +
-            std::to_string(sequence.prompt) + " of prompt), the context holds " + std::to_string(context) +
-            "; raise model.context, shorten it, or set data.overlong to drop or truncate");
+        throw std::invalid_argument(described(i, examples[i]) + " has " + std::to_string(length) + " tokens (" +
+                                    std::to_string(sequence.prompt) + " of prompt), the context holds " +
+                                    std::to_string(context) +
+                                    "; raise model.context, shorten it, or set data.overlong to drop or truncate");
       sequence.ids.resize(static_cast<size_t>(context));
     }
     const auto kept = static_cast<int64_t>(sequence.ids.size());

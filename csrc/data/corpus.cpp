@@ -28,8 +28,8 @@ bool contains(const std::vector<std::string>& list, const std::string& name) {
 }
 
 bool has_suffix(const std::string& name, const std::vector<std::string>& suffixes) {
-  return suffixes.empty() || std::any_of(suffixes.begin(), suffixes.end(),
-                                         [&](const auto& suffix) { return name.ends_with(suffix); });
+  return suffixes.empty() ||
+         std::any_of(suffixes.begin(), suffixes.end(), [&](const auto& suffix) { return name.ends_with(suffix); });
 }
 
 std::string joined(const std::vector<std::string>& words) {
@@ -66,17 +66,16 @@ std::vector<std::string> matches(const std::string& pattern) {
   std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + found.gl_pathc);
   ::globfree(&found);
   if (failed != 0 && failed != GLOB_NOMATCH)
-    throw std::runtime_error("corpus: the pattern " + pattern +
-                             " could not be searched: " + std::strerror(errno));
+    throw std::runtime_error("corpus: the pattern " + pattern + " could not be searched: " + std::strerror(errno));
   return paths;
 }
 
 // The folder of a package; found, not imported.
 std::string python_sources(const std::string& package) {
-  const std::string ask =
-      package == "stdlib"
-          ? "python3 -c 'import sysconfig; print(sysconfig.get_paths()[\"stdlib\"])'"
-          : "python3 -c 'import importlib.util; print(importlib.util.find_spec(\"" + package + "\").submodule_search_locations[0])'";
+  const std::string ask = package == "stdlib"
+                              ? "python3 -c 'import sysconfig; print(sysconfig.get_paths()[\"stdlib\"])'"
+                              : "python3 -c 'import importlib.util; print(importlib.util.find_spec(\"" + package +
+                                    "\").submodule_search_locations[0])'";
   std::string folder;
   if (std::FILE* answer = ::popen((ask + " 2>/dev/null").c_str(), "r")) {
     std::array<char, 4096> line{};
@@ -85,9 +84,9 @@ std::string python_sources(const std::string& package) {
   }
   folder.erase(folder.find_last_not_of("\n") + 1);
   if (!fs::is_directory(folder))
-    throw std::runtime_error("corpus: python_sources: `" + ask + "` should print a folder and printed \"" + folder +
-                             "\"; install " + (package == "stdlib" ? "python3" : package + " for the python3 on the PATH") +
-                             ", or name folders in paths");
+    throw std::runtime_error(
+        "corpus: python_sources: `" + ask + "` should print a folder and printed \"" + folder + "\"; install " +
+        (package == "stdlib" ? "python3" : package + " for the python3 on the PATH") + ", or name folders in paths");
   return folder;
 }
 
@@ -175,23 +174,21 @@ std::string CorpusConfig::problem() const {
   if (paths.empty() && python_sources.empty())
     return "paths is empty; name files or folders, or write python_sources: [stdlib]";
   for (const std::string& package : python_sources)
-    if (package.empty() || !std::all_of(package.begin(), package.end(), [](unsigned char c) { return std::isalnum(c) || c == '_'; }))
+    if (package.empty() ||
+        !std::all_of(package.begin(), package.end(), [](unsigned char c) { return std::isalnum(c) || c == '_'; }))
       return "python_sources holds \"" + package + "\", which is no name of a package, such as torch";
   for (const double share : {validation_fraction, test_fraction})
     if (!(share >= 0 && share <= 1)) return "validation_fraction and test_fraction are in 0 … 1";
-  if (validation_fraction + test_fraction >= 1)
-    return "validation_fraction + test_fraction leave nothing for training";
+  if (validation_fraction + test_fraction >= 1) return "validation_fraction + test_fraction leave nothing for training";
   for (const std::string& path : paths)
     if (path.empty() || path.find("**") != std::string::npos)
-      return "paths holds \"" + path +
-             "\"; a folder is searched with all that is below it: name the folder itself";
+      return "paths holds \"" + path + "\"; a folder is searched with all that is below it: name the folder itself";
   if (cache.empty()) return "cache is empty; name a folder for the token shards";
   return "";
 }
 
 std::vector<CorpusFile> find_files(const CorpusConfig& config) {
-  if (const std::string wrong = config.problem(); !wrong.empty())
-    throw std::invalid_argument("corpus: " + wrong);
+  if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("corpus: " + wrong);
   std::vector<CorpusFile> files;
   std::set<std::string> met;  // by their true paths
   const auto add = [&](const std::vector<CorpusFile>& more) {
@@ -206,8 +203,7 @@ std::vector<CorpusFile> find_files(const CorpusConfig& config) {
     std::vector<CorpusFile> found;
     for (const std::string& place : pattern ? matches(path) : std::vector<std::string>{path}) {
       if (fs::is_directory(place))
-        for (CorpusFile& file : files_below(place, config.suffixes, config.exclude))
-          found.push_back(std::move(file));
+        for (CorpusFile& file : files_below(place, config.suffixes, config.exclude)) found.push_back(std::move(file));
       else
         found.push_back(described(place, fs::path(place).filename().string()));
     }
@@ -224,12 +220,10 @@ std::vector<CorpusFile> find_files(const CorpusConfig& config) {
   return files;
 }
 
-std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const Tokenizer& tokenizer,
-                                              Split split) {
+std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const Tokenizer& tokenizer, Split split) {
   const std::vector<CorpusFile> files = find_files(config);
   const uint64_t fingerprint = fingerprint_of(files);
-  const std::string shard =
-      config.cache + "/" + shard_name(config, tokenizer) + "." + name_of(split) + ".tokens";
+  const std::string shard = config.cache + "/" + shard_name(config, tokenizer) + "." + name_of(split) + ".tokens";
   const CacheLock lock(config.cache);
   if (TokenShard::fingerprint_of(shard) != fingerprint)
     write_shard(shard, fingerprint, files, config, tokenizer, split);

@@ -30,10 +30,10 @@ struct CorpusConfig {
       "How the names of a folder's files end; empty for all files. A file named in paths counts anyway.");
     v("exclude", exclude, "Names of folders that are left out wherever they stand below a folder of paths.");
     v("python_sources", python_sources,
-      "Add the sources (.py), without tests, of packages of the python3 on the PATH, by name; stdlib is its standard library.");
+      "Add the sources (.py), without tests, of packages of the python3 on the PATH, by name; stdlib is its standard "
+      "library.");
     v("validation_fraction", validation_fraction,
-      "Share of the files held out for validation; a hash of a file's path below its folder chooses.",
-      between(0, 1));
+      "Share of the files held out for validation; a hash of a file's path below its folder chooses.", between(0, 1));
     v("test_fraction", test_fraction, "The same for test.", between(0, 1));
     v("cache", cache,
       "Folder of the token shards, two bytes a token; they are used again until a file or the tokenizer "
@@ -59,7 +59,6 @@ std::vector<CorpusFile> find_files(const CorpusConfig& config);
 // (path, size, time of change), splits and tokenizer; processes that want the same at once wait for the first.
 // Throws as find_files does, and std::runtime_error with the file for text that the tokenizer does not take and
 // for a cache that cannot be written.
-std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const Tokenizer& tokenizer,
-                                              Split split);
+std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const Tokenizer& tokenizer, Split split);
 
 }  // namespace isentrope::data

@@ -57,8 +57,8 @@ std::optional<std::string> text_at(const Json& object, const std::string& key, b
   if (value == object.end() || value->is_null()) return std::nullopt;
   if (value->is_string()) return value->get<std::string>();
   if (integers && value->is_number_integer()) return value->dump();
-  throw std::runtime_error(where + ": \"" + key + "\" is a JSON " + value->type_name() +
-                           "; it must be a string" + (integers ? " or an integer" : ""));
+  throw std::runtime_error(where + ": \"" + key + "\" is a JSON " + value->type_name() + "; it must be a string" +
+                           (integers ? " or an integer" : ""));
 }
 
 Example parse(const JsonlConfig& config, const std::string& line, const std::string& where) {
@@ -66,11 +66,9 @@ Example parse(const JsonlConfig& config, const std::string& line, const std::str
   try {
     object = Json::parse(line);
   } catch (const Json::parse_error& error) {
-    const std::string what =
-        error.what();  // "[json.exception.parse_error.101] parse error at line 1, column 9: …"
+    const std::string what = error.what();  // "[json.exception.parse_error.101] parse error at line 1, column 9: …"
     const size_t column = what.find("column");
-    throw std::runtime_error(where + ": not JSON at " +
-                             (column == std::string::npos ? what : what.substr(column)));
+    throw std::runtime_error(where + ": not JSON at " + (column == std::string::npos ? what : what.substr(column)));
   }
   if (!object.is_object())
     throw std::runtime_error(where + ": a JSON " + std::string(object.type_name()) +
@@ -81,8 +79,8 @@ Example parse(const JsonlConfig& config, const std::string& line, const std::str
   if (!prompt) throw std::runtime_error(where + ": the key \"" + config.prompt_key + "\" is missing");
   if (prompt->empty()) throw std::runtime_error(where + ": \"" + config.prompt_key + "\" is empty");
   if (!completion && !answer)
-    throw std::runtime_error(where + ": the key \"" + config.completion_key +
-                             "\" is missing, and there is no \"" + config.answer_key + "\" either");
+    throw std::runtime_error(where + ": the key \"" + config.completion_key + "\" is missing, and there is no \"" +
+                             config.answer_key + "\" either");
   return {*prompt, completion.value_or(""), answer.value_or("")};
 }
 
@@ -107,8 +105,7 @@ std::string JsonlConfig::problem() const {
   if (path.empty()) return "path is empty; give the file of the training examples";
   for (const double share : {validation_fraction, test_fraction})
     if (!(share >= 0 && share <= 1)) return "validation_fraction and test_fraction are in 0 … 1";
-  const double held_out =
-      (validation_path.empty() ? validation_fraction : 0) + (test_path.empty() ? test_fraction : 0);
+  const double held_out = (validation_path.empty() ? validation_fraction : 0) + (test_path.empty() ? test_fraction : 0);
   if (held_out >= 1) return "validation_fraction + test_fraction leave nothing of path for training";
   if (prompt_key.empty() || completion_key.empty() || answer_key.empty())
     return "prompt_key, completion_key and answer_key may not be empty";
@@ -118,8 +115,7 @@ std::string JsonlConfig::problem() const {
 }
 
 Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split) : seed_(seed), split_(split) {
-  if (const std::string wrong = config.problem(); !wrong.empty())
-    throw std::invalid_argument("jsonl: " + wrong);
+  if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("jsonl: " + wrong);
   const std::string& own = split == Split::validation ? config.validation_path : config.test_path;
   const char* name = split == Split::train ? "training" : split == Split::validation ? "validation" : "test";
   if (split != Split::train && !own.empty()) {
@@ -132,10 +128,9 @@ Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split) : seed_(seed
   const size_t all = examples_.size();
   std::erase_if(examples_, [&](const Example& e) { return split_of(e.prompt, validation, test) != split; });
   if (examples_.empty())
-    throw std::runtime_error("jsonl: none of the " + std::to_string(all) + " examples of " + config.path +
-                             " falls into the " + name +
-                             " split; change validation_fraction or test_fraction, or give " +
-                             "validation_path and test_path");
+    throw std::runtime_error(
+        "jsonl: none of the " + std::to_string(all) + " examples of " + config.path + " falls into the " + name +
+        " split; change validation_fraction or test_fraction, or give " + "validation_path and test_path");
 }
 
 std::vector<Example> Jsonl::take(int64_t first, int64_t count) const {

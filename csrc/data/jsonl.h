@@ -29,10 +29,8 @@ struct JsonlConfig {
       between(0, 1));
     v("test_fraction", test_fraction, "The same for test.", between(0, 1));
     v("prompt_key", prompt_key, "Key of the prompt, a string; required in each object.");
-    v("completion_key", completion_key,
-      "Key of the completion, a string; may be missing where there is an answer.");
-    v("answer_key", answer_key,
-      "Key of the answer that rewards compare with, a string or an integer; may be missing.");
+    v("completion_key", completion_key, "Key of the completion, a string; may be missing where there is an answer.");
+    v("answer_key", answer_key, "Key of the answer that rewards compare with, a string or an integer; may be missing.");
   }
   std::string problem() const;
 };

@@ -8,8 +8,7 @@
 
 namespace isentrope::data {
 
-Windows::Windows(std::shared_ptr<const TokenShard> tokens, int64_t context, uint64_t seed,
-                 const std::string& name)
+Windows::Windows(std::shared_ptr<const TokenShard> tokens, int64_t context, uint64_t seed, const std::string& name)
     : tokens_(std::move(tokens)), context_(context), size_(0), seed_(seed) {
   const auto n = static_cast<int64_t>(tokens_->tokens().size());
   if (n <= context)
@@ -48,8 +47,7 @@ Batch Windows::take(int64_t first, int64_t count) const {
   return batch;
 }
 
-PackedSource::PackedSource(std::shared_ptr<const TokenShard> tokens, int64_t sequences, int64_t context,
-                           uint64_t seed)
+PackedSource::PackedSource(std::shared_ptr<const TokenShard> tokens, int64_t sequences, int64_t context, uint64_t seed)
     : windows_(std::move(tokens), context, seed, "training"), sequences_(sequences) {}
 
 StepData PackedSource::next(int64_t step) { return {{windows_.take(step * sequences_, sequences_)}, {}}; }
@@ -63,11 +61,10 @@ void PackedSource::restore(const std::map<std::string, torch::Tensor>& state) {
   const auto own = this->state();
   for (const auto& [name, value] : own)
     if (const auto found = state.find(name); found == state.end() || !torch::equal(found->second, value))
-      throw std::runtime_error(
-          "corpus: it is not the one that this run began with (now " +
-          std::to_string(own.at("tokens").item<int64_t>()) + " tokens, " + name +
-          " differs), so it cannot go on as it would have; put the files back as they were, or "
-          "begin a new run");
+      throw std::runtime_error("corpus: it is not the one that this run began with (now " +
+                               std::to_string(own.at("tokens").item<int64_t>()) + " tokens, " + name +
+                               " differs), so it cannot go on as it would have; put the files back as they were, or "
+                               "begin a new run");
 }
 
 }  // namespace isentrope::data

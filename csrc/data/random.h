@@ -8,16 +8,7 @@
 
 namespace isentrope::data {
 
-enum class Purpose : uint64_t {
-  initialisation = 1,
-  example,
-  noise,
-  shuffle,
-  rollout,
-  selection,
-  evaluation,
-  window
-};
+enum class Purpose : uint64_t { initialisation = 1, example, noise, shuffle, rollout, selection, evaluation, window };
 
 class Stream {
  public:

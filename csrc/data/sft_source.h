@@ -12,8 +12,8 @@ namespace isentrope::data {
 class SftSource : public BatchSource {
  public:
   // overlong: as csrc/data/collate.h.
-  SftSource(std::shared_ptr<const ExampleSource> examples, const Tokenizer& tokenizer, int64_t sequences, int64_t context,
-            const std::string& overlong);
+  SftSource(std::shared_ptr<const ExampleSource> examples, const Tokenizer& tokenizer, int64_t sequences,
+            int64_t context, const std::string& overlong);
 
   // Step s takes examples s · sequences … of the stream: there is nothing to save.
   StepData next(int64_t step) override;

@@ -14,8 +14,7 @@ std::string DataConfig::problem() const {
 }
 
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split) {
-  if (const std::string wrong = config.problem(); !wrong.empty())
-    throw std::invalid_argument("data: " + wrong);
+  if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("data: " + wrong);
   if (config.tint) return std::make_unique<Tint>(*config.tint, seed, split);
   if (config.jsonl) return std::make_unique<Jsonl>(*config.jsonl, seed, split);
   throw std::invalid_argument("data: a corpus has no prompts and completions; write tint: or jsonl:");

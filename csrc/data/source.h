@@ -24,8 +24,7 @@ struct DataConfig {
     v("tint", tint, "Generated integer problems with traces.");
     v("jsonl", jsonl, "A file of prompts and completions.");
     v("corpus", corpus, "Text files, learnt whole; pretrain phases.");
-    v("overlong", overlong,
-      "An example longer than the context: stop the run, leave it out, or cut its completion.",
+    v("overlong", overlong, "An example longer than the context: stop the run, leave it out, or cut its completion.",
       one_of({"error", "drop", "truncate"}));
   }
   std::string problem() const;

@@ -28,8 +28,7 @@ int64_t draw_number(const TintConfig& config, Stream& stream) {
   if (config.sampling == "magnitude") {
     const auto span = static_cast<uint64_t>(config.high - config.low) + 1;
     if (span <= 0xFFFFFFFFull) return config.low + stream.below(static_cast<uint32_t>(span));
-    const uint64_t mask =
-        ~0ull >> __builtin_clzll(span);  // as many bits as span has; what is too large is drawn again
+    const uint64_t mask = ~0ull >> __builtin_clzll(span);  // as many bits as span has; what is too large is drawn again
     for (;;) {
       const uint64_t high = stream.bits();
       const uint64_t value = ((high << 32) | stream.bits()) & mask;
@@ -93,15 +92,12 @@ std::vector<Example> held_out_list(const TintConfig& config, Split split) {
   std::vector<Example> list;
   std::unordered_set<std::string> seen;
   const size_t lengths = has_terms(config) ? config.terms.size() : 1;
-  std::vector<Stream>
-      streams;  // one a number of terms: its prompts are the same whichever others are in the list
+  std::vector<Stream> streams;  // one a number of terms: its prompts are the same whichever others are in the list
   for (size_t i = 0; i < lengths; ++i)
-    streams.emplace_back(0, Purpose::evaluation, static_cast<uint64_t>(split),
-                         static_cast<uint64_t>(config.terms[i]));
+    streams.emplace_back(0, Purpose::evaluation, static_cast<uint64_t>(split), static_cast<uint64_t>(config.terms[i]));
   std::vector<bool> used_up(lengths, false);
   size_t left = lengths;
-  for (size_t turn = 0; left > 0 && static_cast<int64_t>(list.size()) < config.held_out;
-       turn = (turn + 1) % lengths) {
+  for (size_t turn = 0; left > 0 && static_cast<int64_t>(list.size()) < config.held_out; turn = (turn + 1) % lengths) {
     if (used_up[turn]) continue;
     bool found = false;
     for (int i = 0; i < kVainDraws && !found; ++i) {
@@ -138,9 +134,9 @@ TintProblem draw_problem(const TintConfig& config, int64_t terms, Stream& stream
 
 std::string TintConfig::problem() const {
   if (train > 0 && mix != "example")
-    return "train: a list of examples needs mix: example, since a batch from the list cannot choose its number of terms";
-  const auto named = [](const std::string& key, const std::string& value,
-                        std::initializer_list<const char*> names) {
+    return "train: a list of examples needs mix: example, since a batch from the list cannot choose its number of "
+           "terms";
+  const auto named = [](const std::string& key, const std::string& value, std::initializer_list<const char*> names) {
     std::string known;
     for (const char* name : names) {
       if (value == name) return std::string();
@@ -150,9 +146,8 @@ std::string TintConfig::problem() const {
   };
   for (const std::string& wrong :
        {named("task", task, {"signed_sum", "add", "sub", "mul", "median", "sort"}),
-        named("sampling", sampling, {"magnitude", "length"}),
-        named("algorithm", algorithm, {"selection", "insertion"}), named("even", even, {"lower", "mean"}),
-        named("label", label, {"true", "propagated"}),
+        named("sampling", sampling, {"magnitude", "length"}), named("algorithm", algorithm, {"selection", "insertion"}),
+        named("even", even, {"lower", "mean"}), named("label", label, {"true", "propagated"}),
         named("noise", noise, {"none", "static_char", "static_int", "static_line", "dynamic"})})
     if (!wrong.empty()) return wrong;
   if (terms.empty()) return "terms is empty; give at least one number of terms, for example [5]";
@@ -161,23 +156,22 @@ std::string TintConfig::problem() const {
   using Share = std::pair<const char*, double>;
   for (const auto& [key, value] :
        {Share{"merge", merge}, Share{"contamination", contamination}, Share{"intensity", intensity}})
-    if (!(value >= 0 && value <= 1))
-      return std::string(key) + " is " + std::to_string(value) + "; it is in 0 … 1";
+    if (!(value >= 0 && value <= 1)) return std::string(key) + " is " + std::to_string(value) + "; it is in 0 … 1";
   if (held_out < 1) return "held_out is " + std::to_string(held_out) + "; it is at least 1";
   if (task == "signed_sum") return "";
   if (sampling == "magnitude") {
     if (low < 0 || low > high)
       return "low (" + std::to_string(low) + ") must be in 0 … high (" + std::to_string(high) + ")";
     if (high > (task == "mul" ? 99'999'999 : 999'999'999'999'999))
-      return "high (" + std::to_string(high) + ") has more than " +
-             (task == "mul" ? "8 digits" : "15 digits") + " for " + task;
+      return "high (" + std::to_string(high) + ") has more than " + (task == "mul" ? "8 digits" : "15 digits") +
+             " for " + task;
   } else {
     if (digits.min < 1 || digits.min > digits.max)
       return "digits.min (" + std::to_string(digits.min) + ") must be in 1 … digits.max (" +
              std::to_string(digits.max) + ")";
     if (digits.max > (task == "mul" ? 8 : 15))
-      return "digits.max (" + std::to_string(digits.max) + ") is more than " + (task == "mul" ? "8" : "15") +
-             " for " + task;
+      return "digits.max (" + std::to_string(digits.max) + ") is more than " + (task == "mul" ? "8" : "15") + " for " +
+             task;
   }
   if (cot && !show.line_no && !show.code && !show.vars && !show.delta)
     return "cot is on, but show hides every part of a line; set one of line_no, code, vars, delta, or cot: "
@@ -221,13 +215,11 @@ std::string tint_alphabet(const TintConfig& config) {
 }
 
 Tint::Tint(const TintConfig& config, uint64_t seed, Split split) : config_(config), seed_(seed) {
-  if (const std::string wrong = config.problem(); !wrong.empty())
-    throw std::invalid_argument("tint: " + wrong);
+  if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("tint: " + wrong);
   if (split == Split::train) return;
   held_out_ = held_out_list(config, split);
   if (held_out_.empty())
-    throw std::invalid_argument("tint: " + config.task +
-                                " has so few different prompts that none belongs to the " +
+    throw std::invalid_argument("tint: " + config.task + " has so few different prompts that none belongs to the " +
                                 (split == Split::validation ? "validation" : "test") +
                                 " split; give it more terms or larger numbers");
 }
@@ -246,8 +238,7 @@ TintSample Tint::sample(int64_t index, int64_t terms) const {
 
 std::vector<Example> Tint::take(int64_t first, int64_t count) const {
   if (first < 0 || count < 0)
-    throw std::invalid_argument("tint: take(" + std::to_string(first) + ", " + std::to_string(count) +
-                                ") is negative");
+    throw std::invalid_argument("tint: take(" + std::to_string(first) + ", " + std::to_string(count) + ") is negative");
   std::vector<Example> examples;
   examples.reserve(static_cast<size_t>(count));
   const int64_t terms = terms_of(first);
@@ -256,8 +247,7 @@ std::vector<Example> Tint::take(int64_t first, int64_t count) const {
       const int64_t N = config_.train;
       const int64_t index = N > 0 ? static_cast<int64_t>(Shuffle(seed_, i / N, N)(i % N)) : i;
       TintSample sample = this->sample(index, config_.mix == "example" ? terms_of(index) : terms);
-      examples.push_back(
-          {std::move(sample.prompt), std::move(sample.completion), std::move(sample.answer_true)});
+      examples.push_back({std::move(sample.prompt), std::move(sample.completion), std::move(sample.answer_true)});
     } else {
       examples.push_back(held_out_[static_cast<size_t>(i) % held_out_.size()]);
     }

@@ -76,18 +76,18 @@ struct TintConfig {
   void visit(Visitor& v) {
     v("task", task, "What is computed.", one_of({"signed_sum", "add", "sub", "mul", "median", "sort"}));
     v("terms", terms,
-      "Numbers in a problem of signed_sum, median and sort (the others have two); where several are given, one is drawn as "
+      "Numbers in a problem of signed_sum, median and sort (the others have two); where several are given, one is "
+      "drawn as "
       "mix says.",
       between(1, 26));
-    v("mix", mix, "Whether each batch or each example has a number of terms of its own; with example, evaluations are of all.",
+    v("mix", mix,
+      "Whether each batch or each example has a number of terms of its own; with example, evaluations are of all.",
       one_of({"batch", "example"}));
     v("merge", merge, "signed_sum: probability that a term joins the step before it.", between(0, 1));
-    v("sampling", sampling,
-      "Numbers of the other tasks: uniform in low … high, or uniform in their count of digits.",
+    v("sampling", sampling, "Numbers of the other tasks: uniform in low … high, or uniform in their count of digits.",
       one_of({"magnitude", "length"}));
     v("low", low, "Least number, for sampling: magnitude.", between(0, 999999999999999));
-    v("high", high, "Largest number, for sampling: magnitude; below 10^8 for mul.",
-      between(0, 999999999999999));
+    v("high", high, "Largest number, for sampling: magnitude; below 10^8 for mul.", between(0, 999999999999999));
     v("digits", digits, "Digits of a number, for sampling: length.");
     v("algorithm", algorithm, "How sort and median sort.", one_of({"selection", "insertion"}));
     v("even", even, "Median of an even count: the lower of the middle two, or their mean where it is whole.",
@@ -100,14 +100,13 @@ struct TintConfig {
       one_of({"none", "static_char", "static_int", "static_line", "dynamic"}));
     v("contamination", contamination, "Share of the examples that get noise.", between(0, 1));
     v("intensity", intensity, "Probability of an error at each place where one can be.", between(0, 1));
-    v("label", label,
-      "Answer written after a trace with dynamic noise: the true one, or what the trace arrived at.",
+    v("label", label, "Answer written after a trace with dynamic noise: the true one, or what the trace arrived at.",
       one_of({"true", "propagated"}));
     v("noise_answer", noise_answer, "Let static noise change the answer too.");
-    v("train", train, "Examples of training, in a new order each epoch; 0: ever new ones. Takes mix: example.", at_least(0));
+    v("train", train, "Examples of training, in a new order each epoch; 0: ever new ones. Takes mix: example.",
+      at_least(0));
     v("held_out", held_out,
-      "Prompts in the validation list and in the test list, at most (a task with few prompts has fewer).",
-      at_least(1));
+      "Prompts in the validation list and in the test list, at most (a task with few prompts has fewer).", at_least(1));
   }
   std::string problem() const;
 };

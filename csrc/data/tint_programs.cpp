@@ -123,8 +123,7 @@ Trace run_within(const TintConfig& config, std::vector<int64_t> values, Faults& 
   if (config.task == "sort" || config.task == "median") {
     machine.let('x', join(values));
     config.algorithm == "selection" ? selection_sort(machine, values) : insertion_sort(machine, values);
-    return machine.finish(config.task == "sort" ? join(values)
-                                                : std::to_string(run_median(config, machine, values)));
+    return machine.finish(config.task == "sort" ? join(values) : std::to_string(run_median(config, machine, values)));
   }
   const int64_t a = values[0], b = values[1];
   machine.let('a', std::to_string(a));
@@ -170,9 +169,7 @@ bool Machine::compare(int line, char variable, bool right) {
   return value;
 }
 
-void Machine::assign(int line, char variable, const std::string& value) {
-  record(line, variable, value, false);
-}
+void Machine::assign(int line, char variable, const std::string& value) { record(line, variable, value, false); }
 
 void Machine::let(char variable, const std::string& value) {
   const auto place =
@@ -194,8 +191,7 @@ void Machine::record(int line, char variable, const std::string& value, bool wro
   if (show_.line_no) entry.form.append("L").append(std::to_string(line));
   if (show_.code) field(entry.form, ' ') += source_[static_cast<size_t>(line) - 1];
   if (show_.vars) {
-    for (const auto& [name, content] : variables_)
-      (field(entry.content, ';') += name).append("=").append(content);
+    for (const auto& [name, content] : variables_) (field(entry.content, ';') += name).append("=").append(content);
   }
   if (show_.delta) (field(entry.content, ' ') += variable).append("=").append(value);
   if (!entry.content.empty()) field(entry.form, ' ');

@@ -52,8 +52,7 @@ SignedSumSteps draw_steps(const std::vector<int64_t>& values, double merge, Stre
   SignedSumSteps steps;
   do {
     std::iota(order.begin(), order.end(), size_t{0});
-    for (size_t i = order.size(); i > 1; --i)
-      std::swap(order[i - 1], order[stream.below(static_cast<uint32_t>(i))]);
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[stream.below(static_cast<uint32_t>(i))]);
     steps.clear();
     for (const size_t index : order) {
       if (steps.empty() || stream.uniform() >= merge) steps.emplace_back();

@@ -32,8 +32,7 @@ std::string read_header(int fd, TokenShardHeader& header) {
            std::to_string(kHeader.token_bytes);
   const uint64_t room = (static_cast<uint64_t>(status.st_size) - sizeof(header)) / sizeof(uint16_t);
   if (room != header.count)
-    return "truncated: room for " + std::to_string(room) + " tokens, the header counts " +
-           std::to_string(header.count);
+    return "truncated: room for " + std::to_string(room) + " tokens, the header counts " + std::to_string(header.count);
   return "";
 }
 

@@ -82,37 +82,31 @@ std::vector<std::string> code_points(std::string_view text) {
 }
 
 std::string TokenizerConfig::problem() const {
-  if (kind != "characters" && kind != "bytes")
-    return "kind is \"" + kind + "\"; it can be characters or bytes";
+  if (kind != "characters" && kind != "bytes") return "kind is \"" + kind + "\"; it can be characters or bytes";
   if (kind == "bytes")
-    return eos.empty()
-               ? ""
-               : "eos is \"" + eos + "\"; it belongs to kind characters, kind bytes ends with " + kEndOfText;
+    return eos.empty() ? ""
+                       : "eos is \"" + eos + "\"; it belongs to kind characters, kind bytes ends with " + kEndOfText;
   std::vector<std::string> points;
   std::unordered_map<std::string, size_t> seen;
   try {
     points = code_points(characters);
-    if (!eos.empty() && code_points(eos).size() != 1)
-      return "eos is \"" + eos + "\"; it is one character, or empty";
+    if (!eos.empty() && code_points(eos).size() != 1) return "eos is \"" + eos + "\"; it is one character, or empty";
   } catch (const std::invalid_argument& error) {
     return std::string("characters or eos: ") + error.what();
   }
-  if (points.empty())
-    return "characters is empty; list every character of the data, the end of sequence last";
+  if (points.empty()) return "characters is empty; list every character of the data, the end of sequence last";
   for (size_t i = 0; i < points.size(); ++i) {
     const auto [place, fresh] = seen.emplace(points[i], i + 1);
     if (!fresh)
-      return "characters holds " + named(points[i]) + " at places " + std::to_string(place->second) +
-             " and " + std::to_string(i + 1) + "; each stands once";
+      return "characters holds " + named(points[i]) + " at places " + std::to_string(place->second) + " and " +
+             std::to_string(i + 1) + "; each stands once";
   }
-  if (!eos.empty() && !seen.count(eos))
-    return "eos " + named(eos) + " is not among characters \"" + characters + "\"";
+  if (!eos.empty() && !seen.count(eos)) return "eos " + named(eos) + " is not among characters \"" + characters + "\"";
   return "";
 }
 
 Tokenizer::Tokenizer(const TokenizerConfig& config) : config_(config) {
-  if (const std::string wrong = config.problem(); !wrong.empty())
-    throw std::invalid_argument("tokenizer: " + wrong);
+  if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("tokenizer: " + wrong);
   tokens_.push_back(kPad);
   if (bytes()) {
     for (int b = 0; b < 256; ++b) tokens_.emplace_back(1, static_cast<char>(b));
@@ -138,11 +132,9 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
     if (place == ids_.end()) {
       constexpr size_t kShown = 40;  // characters on either side: enough to find the place
       std::string around;
-      for (size_t j = i - std::min(i, kShown); j < std::min(i + kShown, points.size()); ++j)
-        around += points[j];
-      throw std::invalid_argument("tokenizer: character " + named(points[i]) + " at place " +
-                                  std::to_string(i + 1) + " (\"" + around + "\") is not in the alphabet \"" +
-                                  config_.characters +
+      for (size_t j = i - std::min(i, kShown); j < std::min(i + kShown, points.size()); ++j) around += points[j];
+      throw std::invalid_argument("tokenizer: character " + named(points[i]) + " at place " + std::to_string(i + 1) +
+                                  " (\"" + around + "\") is not in the alphabet \"" + config_.characters +
                                   "\"; add it to tokenizer.characters, or take tokenizer.kind bytes");
     }
     ids.push_back(place->second);
@@ -232,16 +224,15 @@ Tokenizer Tokenizer::load(const std::string& folder) {
       config.characters = "";
       for (size_t id = 1; id < tokens.size(); ++id) {
         if (code_points(tokens[id]).size() != 1)
-          throw std::runtime_error("id " + std::to_string(id) + " (\"" + tokens[id] +
-                                   "\") is not one character");
+          throw std::runtime_error("id " + std::to_string(id) + " (\"" + tokens[id] + "\") is not one character");
         config.characters += tokens[id];
       }
       config.eos = settings.at("eos_token").get<std::string>();
     }
     Tokenizer tokenizer(config);
     if (tokens.size() != tokenizer.tokens_.size())
-      throw std::runtime_error("a byte tokenizer has " + std::to_string(tokenizer.size()) +
-                               " tokens, this one has " + std::to_string(tokens.size()));
+      throw std::runtime_error("a byte tokenizer has " + std::to_string(tokenizer.size()) + " tokens, this one has " +
+                               std::to_string(tokens.size()));
     for (size_t id = 0; id < tokens.size(); ++id)
       if (tokens[id] != tokenizer.written(id))
         throw std::runtime_error("id " + std::to_string(id) + " is \"" + tokens[id] + "\", wanted \"" +

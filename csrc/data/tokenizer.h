@@ -25,8 +25,7 @@ struct TokenizerConfig {
     v("characters", characters,
       "The alphabet of kind characters: the character at place i (from 1) has id i, each stands once; id 0 "
       "is padding.");
-    v("eos", eos,
-      "The character that ends a sequence; empty for the last one of the alphabet. Kind characters alone.");
+    v("eos", eos, "The character that ends a sequence; empty for the last one of the alphabet. Kind characters alone.");
   }
   std::string problem() const;
 };

@@ -95,8 +95,8 @@ void rms_norm(int64_t rows, int64_t C, double eps, const T* x, const T* delta, c
 }
 
 template <class T>
-void rms_norm_backward(int64_t rows, int64_t C, const T* sum, const T* weight, const T* inverse_rms,
-                       const T* dy, const T* dsum, T* dx, T* dweight) {
+void rms_norm_backward(int64_t rows, int64_t C, const T* sum, const T* weight, const T* inverse_rms, const T* dy,
+                       const T* dsum, T* dx, T* dweight) {
   for (int64_t row = 0; row < rows; ++row) {
     const T *s = sum + row * C, *d = dy + row * C;
     const T inverse = inverse_rms[row];
@@ -200,7 +200,8 @@ void page_scores(int64_t D, float scale, const float* q, const Storage* keys, fl
 
 // out [kHeads, D] += weights of one page · its values.
 template <int kHeads, class Storage>
-void page_values(int64_t D, int64_t begin, int64_t end, const float* weights, int64_t ld, const Storage* values, float* out) {
+void page_values(int64_t D, int64_t begin, int64_t end, const float* weights, int64_t ld, const Storage* values,
+                 float* out) {
   for (int64_t d = 0; d < D; d += kHeadLanes) {
     HeadLanes sum[kHeads] = {};
     for (int64_t n = begin; n < end; ++n) {
@@ -236,7 +237,8 @@ void attend(const PagedAttention<Storage>& p, int64_t g, int64_t h) {
     page_scores<kHeads>(D, p.scale, p.q + h * D, p.memory + p.pages[i] * p.page_stride + g * plane,
                         scores + i * kPagePositions, ld);
   for (int r = 0; r < kHeads; ++r)
-    weigh(p.first, p.count, p.softcap, p.temperature ? p.temperature[(h + r) * p.temperature_stride] : 1.0f, scores + r * ld);
+    weigh(p.first, p.count, p.softcap, p.temperature ? p.temperature[(h + r) * p.temperature_stride] : 1.0f,
+          scores + r * ld);
   for (int64_t d = 0; d < kHeads * D; ++d) out[d] = 0;
   for (int64_t i = from; i < to; ++i) {
     const int64_t begin = i == from ? p.first % kPagePositions : 0;
@@ -259,8 +261,8 @@ void attention(const PagedAttention<Storage>& p) {
 }
 
 template <class Storage>
-void decode_product(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const Storage* packed, float* c, int64_t ldc,
-                    bool add) {
+void decode_product(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const Storage* packed, float* c,
+                    int64_t ldc, bool add) {
   const int64_t panel = K * kPanel<float>;
   add ? ops::CPU_CAPABILITY::whole_product<false, true>(M, N, K, a, lda, packed, panel, c, ldc)
       : ops::CPU_CAPABILITY::whole_product<false, false>(M, N, K, a, lda, packed, panel, c, ldc);
@@ -302,7 +304,8 @@ constexpr CpuKernels<T> kTable = {
 };
 
 template <class Storage>
-constexpr DecodeKernels<Storage> kDecodeTable = {.attention = attention<Storage>, .packed_product = decode_product<Storage>};
+constexpr DecodeKernels<Storage> kDecodeTable = {.attention = attention<Storage>,
+                                                 .packed_product = decode_product<Storage>};
 
 }  // namespace
 

@@ -15,15 +15,15 @@ namespace isentrope::model {
 template <class Storage>
 struct PagedAttention {
   int64_t heads, kv_heads, head_size, first, count;
-  float scale, softcap;              // softcap 0: none
-  const float* temperature;          // of head h at [h · temperature_stride], or null: 1
+  float scale, softcap;      // softcap 0: none
+  const float* temperature;  // of head h at [h · temperature_stride], or null: 1
   int64_t temperature_stride;
-  const int32_t* pages;              // [⌈count / kPagePositions⌉]
-  const Storage* memory;             // of the layer; page i lies at memory + i · page_stride
+  const int32_t* pages;   // [⌈count / kPagePositions⌉]
+  const Storage* memory;  // of the layer; page i lies at memory + i · page_stride
   int64_t page_stride;
-  const float* q;                    // [H, D]
-  float* out;                        // [H, D]
-  float* scores;                     // [H, count rounded up to whole pages], unused before and after
+  const float* q;  // [H, D]
+  float* out;      // [H, D]
+  float* scores;   // [H, count rounded up to whole pages], unused before and after
 };
 
 template <class T>
@@ -36,16 +36,16 @@ struct CpuKernels {
   void (*pack)(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, const T* k_scale, const T* n_scale,
                T* out);
   // c [M, N] (+)= a [M, K] · b. Element (m, k) of a lies at a[m · lda + k], or a[k · lda + m] if transposed.
-  void (*packed_product)(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, bool transposed, const T* packed, T* c,
-                         int64_t ldc, bool add);
+  void (*packed_product)(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, bool transposed, const T* packed,
+                         T* c, int64_t ldc, bool add);
 
   // sum = x + delta (x itself where delta is null, and then sum may be null), y = weight · sum / rms(sum),
   // rms(s) = sqrt(mean(s²) + eps); inverse_rms [rows] may be null. x, delta, sum, y [rows, C].
-  void (*rms_norm)(int64_t rows, int64_t C, double eps, const T* x, const T* delta, const T* weight, T* sum,
-                   T* y, T* inverse_rms);
+  void (*rms_norm)(int64_t rows, int64_t C, double eps, const T* x, const T* delta, const T* weight, T* sum, T* y,
+                   T* inverse_rms);
   // dx = dsum + gradient through the norm; dsum may be null. dweight [C] is added to.
-  void (*rms_norm_backward)(int64_t rows, int64_t C, const T* sum, const T* weight, const T* inverse_rms,
-                            const T* dy, const T* dsum, T* dx, T* dweight);
+  void (*rms_norm_backward)(int64_t rows, int64_t C, const T* sum, const T* weight, const T* inverse_rms, const T* dy,
+                            const T* dsum, T* dx, T* dweight);
 
   // y [rows, M] = silu(gate) · up, gate_up [rows, 2M] = gate | up.
   void (*swiglu)(int64_t rows, int64_t M, const T* gate_up, T* y);
@@ -53,8 +53,8 @@ struct CpuKernels {
 
   // y = x rotated by the angles of one position (direction 1) or back (−1), for heads of D elements, x_stride
   // and y_stride apart: pairs (i, i + D/2), cosine and sine [D/2]. y may be x.
-  void (*rotate)(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_t y_stride,
-                 const T* cosine, const T* sine, T direction);
+  void (*rotate)(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_t y_stride, const T* cosine,
+                 const T* sine, T direction);
 
   // With y = scale · logits and m its maximum: weight_n = e^(y_n − m), total = Σ weight, and the entropy of
   // weight / total.
@@ -71,9 +71,7 @@ struct DecodeKernels {
 };
 
 // Elements of b [K, N] in panels.
-inline int64_t packed_size(int64_t K, int64_t N, int64_t panel) {
-  return (N + panel - 1) / panel * panel * K;
-}
+inline int64_t packed_size(int64_t K, int64_t N, int64_t panel) { return (N + panel - 1) / panel * panel * K; }
 
 template <class T>
 const CpuKernels<T>& cpu_kernels();

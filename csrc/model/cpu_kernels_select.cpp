@@ -3,12 +3,12 @@
 
 namespace isentrope::model {
 
-#define ISENTROPE_DECLARE(isa)                               \
-  namespace isa {                                            \
-  const CpuKernels<float>& float_kernels();                  \
-  const CpuKernels<double>& double_kernels();                \
-  const DecodeKernels<float>& float_decode_kernels();        \
-  const DecodeKernels<uint16_t>& bfloat16_decode_kernels();  \
+#define ISENTROPE_DECLARE(isa)                              \
+  namespace isa {                                           \
+  const CpuKernels<float>& float_kernels();                 \
+  const CpuKernels<double>& double_kernels();               \
+  const DecodeKernels<float>& float_decode_kernels();       \
+  const DecodeKernels<uint16_t>& bfloat16_decode_kernels(); \
   }
 ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)

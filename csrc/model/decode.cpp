@@ -14,9 +14,9 @@ using torch::Tensor;
 
 struct PackedLayer {
   Tensor input_norm, qkv, o, post_norm, gate_up,
-      down;                     // norms [C] or undefined; projections in panels (CpuKernels::pack)
-  Tensor q_norm, k_norm;        // [D], or undefined
-  Tensor temperature;           // [H, 1 or context], or undefined
+      down;               // norms [C] or undefined; projections in panels (CpuKernels::pack)
+  Tensor q_norm, k_norm;  // [D], or undefined
+  Tensor temperature;     // [H, 1 or context], or undefined
 };
 
 inline void narrow(int64_t n, const float* from, float* to) { std::copy_n(from, n, to); }
@@ -55,7 +55,9 @@ class PackedModel : public DecodeModel {
   std::vector<PackedLayer> layers;
 
  private:
-  static Tensor copy(const Tensor& weight) { return weight.defined() ? weight.detach().clone().contiguous() : Tensor(); }
+  static Tensor copy(const Tensor& weight) {
+    return weight.defined() ? weight.detach().clone().contiguous() : Tensor();
+  }
   Tensor temperature(const Tensor& log) const {  // [H] or [H · context] → [H, 1 or context]
     return log.defined() ? log.detach().exp().view({config.heads, -1}) : Tensor();
   }
@@ -131,7 +133,8 @@ class PackedSession : public DecodeSession {
     return y;
   }
   // y [n, N] (+)= x [n, K] · weightᵀ
-  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y, bool add) const {
+  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y,
+                bool add) const {
     model_.decode.packed_product(n, N, K, x.data_ptr<float>(), K, model_.data(weight), y.data_ptr<float>(), N, add);
   }
 
@@ -151,7 +154,8 @@ class PackedSession : public DecodeSession {
     const int64_t H = c.heads, G = c.kv_heads, D = c.head_size();
     const auto norm_heads = [&](float* heads, int64_t count, const Tensor& weight) {
       if (weight.defined())
-        model_.kernels.rms_norm(count, D, c.norm_eps, heads, nullptr, weight.data_ptr<float>(), nullptr, heads, nullptr);
+        model_.kernels.rms_norm(count, D, c.norm_eps, heads, nullptr, weight.data_ptr<float>(), nullptr, heads,
+                                nullptr);
     };
     PagedAttention<Storage> p{};
     p.heads = H;
@@ -185,7 +189,7 @@ class PackedSession : public DecodeSession {
 
   const PackedModel<Storage>& model_;
   int64_t plane_, layer_stride_, page_stride_;  // of one head's keys or values in a page, one layer, one page
-  std::vector<Storage> memory_;  // [pages, layers, keys | values, G, …]: CpuKernels' PagedAttention
+  std::vector<Storage> memory_;                 // [pages, layers, keys | values, G, …]: CpuKernels' PagedAttention
   PageTable pages_;
   std::vector<float> scores_;
   Tensor x_, normed_, qkv_, attended_, gate_up_, inner_, logits_;

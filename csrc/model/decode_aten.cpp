@@ -112,9 +112,7 @@ class AtenSession : public DecodeSession {
 class AtenModel : public DecodeModel {
  public:
   AtenModel(const Decoder& decoder, bool bfloat16) : w_{decoder, {}, {}, {}, decoder->layers()} {
-    const auto plain = [&](const Tensor& x) {
-      return !x.defined() || !bfloat16 ? x : x.detach().to(torch::kBFloat16);
-    };
+    const auto plain = [&](const Tensor& x) { return !x.defined() || !bfloat16 ? x : x.detach().to(torch::kBFloat16); };
     w_.embedding = plain(decoder->embedding());
     w_.final_norm = plain(decoder->final_norm());
     w_.head = plain(folded(decoder->head()));

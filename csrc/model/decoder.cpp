@@ -90,15 +90,14 @@ Projection DecoderImpl::projection(torch::nn::Module& owner, const std::string& 
 }
 
 DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(config) {
-  if (const std::string problem = config.problem(); !problem.empty())
-    throw std::invalid_argument("model." + problem);
-  if (config.vocabulary < 1)
-    throw std::invalid_argument("model: vocabulary is 0; it is set from the tokenizer");
+  if (const std::string problem = config.problem(); !problem.empty()) throw std::invalid_argument("model." + problem);
+  if (config.vocabulary < 1) throw std::invalid_argument("model: vocabulary is 0; it is set from the tokenizer");
   const int64_t C = config.width, M = config.mlp, V = config.vocabulary, D = config.head_size();
-  const double fan_in = 1 / std::sqrt(static_cast<double>(C)),
-               mlp_fan_in = 1 / std::sqrt(static_cast<double>(M));
+  const double fan_in = 1 / std::sqrt(static_cast<double>(C)), mlp_fan_in = 1 / std::sqrt(static_cast<double>(M));
   uint64_t index = 0;
-  auto drawn = [&](at::IntArrayRef sizes, double std) { return normal(sizes, config.init_std.value_or(std), seed, index++); };
+  auto drawn = [&](at::IntArrayRef sizes, double std) {
+    return normal(sizes, config.init_std.value_or(std), seed, index++);
+  };
   embedding_ = register_parameter("embedding", drawn({V, C}, 0.02));
   const int64_t HD = config.heads * D, GD = config.kv_heads * D;
   const bool normed = config.norm != "none", after = config.norm == "post";
@@ -130,7 +129,8 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
     if (config.attention.temperature == "head")
       layer.log_temperature = block->register_parameter("log_temperature", torch::zeros({config.heads}));
     if (config.attention.temperature == "row")
-      layer.log_temperature = block->register_parameter("log_temperature", torch::zeros({config.heads * config.context}));
+      layer.log_temperature =
+          block->register_parameter("log_temperature", torch::zeros({config.heads * config.context}));
   }
   if (normed) final_norm_ = register_parameter("final_norm", torch::ones({C}));
   head_ = config.tied_head ? Projection{.name = "head", .weight = embedding_, .parts = {}, .gamma = {}, .u = {}}
@@ -178,16 +178,14 @@ Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, co
 }
 
 Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
-  TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0,
-              "decoder: tokens are ", tokens.sizes(), " ", tokens.scalar_type(),
-              ", wanted [B, T] int64 with T ≥ 1");
+  TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0, "decoder: tokens are ",
+              tokens.sizes(), " ", tokens.scalar_type(), ", wanted [B, T] int64 with T ≥ 1");
   const int64_t B = tokens.size(0), T = tokens.size(1), C = config_.width;
-  TORCH_CHECK(T <= config_.context, "decoder: sequences of ", T, " tokens, but model.context is ",
-              config_.context, "; shorten them or raise model.context");
+  TORCH_CHECK(T <= config_.context, "decoder: sequences of ", T, " tokens, but model.context is ", config_.context,
+              "; shorten them or raise model.context");
   if (tokens.is_cpu() && B > 0)
     TORCH_CHECK(tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < config_.vocabulary,
-                "decoder: a token lies outside 0 … ", config_.vocabulary - 1,
-                ", the vocabulary of the model");
+                "decoder: a token lies outside 0 … ", config_.vocabulary - 1, ", the vocabulary of the model");
   const Tensor cosine = cosine_.slice(0, 0, T).to(embedding_.options());
   const Tensor sine = sine_.slice(0, 0, T).to(embedding_.options());
   const bool after = config_.norm == "post";
@@ -224,7 +222,9 @@ int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) 
   const int64_t D = config_.head_size(), H = config_.heads, G = config_.kv_heads, group = H / G;
   int64_t clipped = 0;
   for (size_t l = 0; l < layers_.size(); ++l) {
-    const auto share = [&](int64_t h) { return std::min(1.0, config_.attention.qk_clip / std::max(max_logit[l][h], 1e-30)); };
+    const auto share = [&](int64_t h) {
+      return std::min(1.0, config_.attention.qk_clip / std::max(max_logit[l][h], 1e-30));
+    };
     const auto scale_rows = [&](int64_t head, double factor) {
       layers_[l].qkv.weight.slice(0, head * D, (head + 1) * D).mul_(factor);
     };

@@ -36,7 +36,8 @@ struct AttentionConfig {
       "Learned temperature of the logits: none, one a head, or one a head and position of the query.",
       one_of({"none", "head", "row"}));
     v("qk_clip", qk_clip,
-      "After an update, query and key weights of heads whose largest logit was above this are scaled back to it; 0 for none.",
+      "After an update, query and key weights of heads whose largest logit was above this are scaled back to it; 0 for "
+      "none.",
       at_least(0));
   }
 };
@@ -113,13 +114,16 @@ struct DecoderConfig {
       "itself; none.",
       one_of({"pre", "post", "none"}));
     v("init_std", init_std,
-      "Standard deviation that all matrices are drawn with; left out: 0.02 for embedding and head, fan_in^-0.5 elsewhere, half "
+      "Standard deviation that all matrices are drawn with; left out: 0.02 for embedding and head, fan_in^-0.5 "
+      "elsewhere, half "
       "of that for the projections onto the residual stream.",
       above(0));
     v("tied_head", tied_head, "Use the embedding as output head.");
     v("fused_head", fused_head,
-      "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: logits of a "
-      "batch never exist together. False: from logits, which takes memory of tokens times vocabulary. A matter of rounding.");
+      "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: "
+      "logits of a "
+      "batch never exist together. False: from logits, which takes memory of tokens times vocabulary. A matter of "
+      "rounding.");
     v("attention", attention, "What is done to the logits of attention.");
     v("sigma_reparam", sigma_reparam, "Linear layers of learned spectral norm (sigmaReparam).");
   }
@@ -210,8 +214,8 @@ class DecoderImpl : public torch::nn::Module {
 
  private:
   torch::Tensor normed_heads(const torch::Tensor& qkv, const LayerWeights& layer) const;
-  torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const LayerWeights& layer,
-                       AttentionRecord* record) const;
+  torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                       const LayerWeights& layer, AttentionRecord* record) const;
 
   Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
                         torch::Tensor weight, const std::vector<SigmaPart>& runs) const;

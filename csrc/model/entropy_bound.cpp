@@ -17,12 +17,14 @@ Tensor entropy_bound(const Tensor& q, const Tensor& k, const ops::EntropyAttenti
   const at::NoGradGuard no_grad;
   const int64_t B = q.size(0), H = q.size(1), T = q.size(2), D = q.size(3), G = k.size(1);
   const double scale = options.scale.value_or(1 / std::sqrt(static_cast<double>(D)));
-  const Tensor key = at::arange(T, q.options().dtype(at::kLong)), keys_t = k.unsqueeze(2).transpose(-1, -2);  // [B, G, 1, D, T]
+  const Tensor key = at::arange(T, q.options().dtype(at::kLong)),
+               keys_t = k.unsqueeze(2).transpose(-1, -2);  // [B, G, 1, D, T]
   std::vector<Tensor> blocks;
   for (int64_t first = 0; first < T; first += kQueries) {
     const int64_t last = std::min(first + kQueries, T);  // causal: no query of the block sees a later key
     const Tensor queries = q.slice(2, first, last).reshape({B, G, H / G, last - first, D});
-    Tensor s = at::matmul(queries, keys_t.narrow(-1, 0, last)).to(at::kFloat).mul_(scale).view({B, H, last - first, last});
+    Tensor s =
+        at::matmul(queries, keys_t.narrow(-1, 0, last)).to(at::kFloat).mul_(scale).view({B, H, last - first, last});
     if (options.softcap) s = at::tanh(s / *options.softcap) * *options.softcap;
     if (options.temperature) {
       const Tensor& t = *options.temperature;

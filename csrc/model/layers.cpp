@@ -36,8 +36,8 @@ void for_rows(int64_t rows, const F& f) {
 }
 
 struct AddRmsNorm : Function<AddRmsNorm> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x_in,
-                               const std::optional<Tensor>& delta_in, const Tensor& weight, double eps) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x_in, const std::optional<Tensor>& delta_in,
+                               const Tensor& weight, double eps) {
     const Tensor x = x_in.contiguous(), delta = delta_in ? delta_in->contiguous() : Tensor();
     const int64_t N = x.size(0), C = x.size(1);
     Tensor sum = delta.defined() ? at::empty_like(x) : Tensor();
@@ -47,8 +47,8 @@ struct AddRmsNorm : Function<AddRmsNorm> {
         const int64_t at = row * C;
         scalar_t *d = data_or_null<scalar_t>(delta), *s = data_or_null<scalar_t>(sum);
         cpu_kernels<scalar_t>().rms_norm(count, C, eps, x.data_ptr<scalar_t>() + at, d ? d + at : d,
-                                         weight.data_ptr<scalar_t>(), s ? s + at : s,
-                                         y.data_ptr<scalar_t>() + at, inverse_rms.data_ptr<scalar_t>() + row);
+                                         weight.data_ptr<scalar_t>(), s ? s + at : s, y.data_ptr<scalar_t>() + at,
+                                         inverse_rms.data_ptr<scalar_t>() + row);
       });
     });
     ctx->save_for_backward({delta.defined() ? sum : x, weight, inverse_rms});
@@ -71,11 +71,10 @@ struct AddRmsNorm : Function<AddRmsNorm> {
       for_rows(N, [&](int64_t row, int64_t count) {
         const int64_t at = row * C;
         scalar_t* through = data_or_null<scalar_t>(dsum);
-        cpu_kernels<scalar_t>().rms_norm_backward(
-            count, C, sum.data_ptr<scalar_t>() + at, weight.data_ptr<scalar_t>(),
-            inverse_rms.data_ptr<scalar_t>() + row, dy.data_ptr<scalar_t>() + at,
-            through ? through + at : through, dx.data_ptr<scalar_t>() + at,
-            partial.data_ptr<scalar_t>() + row / kRows * C);
+        cpu_kernels<scalar_t>().rms_norm_backward(count, C, sum.data_ptr<scalar_t>() + at, weight.data_ptr<scalar_t>(),
+                                                  inverse_rms.data_ptr<scalar_t>() + row, dy.data_ptr<scalar_t>() + at,
+                                                  through ? through + at : through, dx.data_ptr<scalar_t>() + at,
+                                                  partial.data_ptr<scalar_t>() + row / kRows * C);
       });
     });
     return {dx, added ? dx : Tensor(), partial.sum(0), Tensor()};
@@ -114,8 +113,7 @@ struct SwiGlu : Function<SwiGlu> {
 
 // Moves rows between qkv [B, T, H + 2G, D] and parts[0] [B, H, T, D], parts[1], parts[2] [B, G, T, D]: out of
 // qkv and turned forwards, or back into it and turned backwards.
-void rotary_move(const Tensor& qkv, const Tensor (&parts)[3], const Tensor& cosine, const Tensor& sine,
-                 bool forwards) {
+void rotary_move(const Tensor& qkv, const Tensor (&parts)[3], const Tensor& cosine, const Tensor& sine, bool forwards) {
   const int64_t T = parts[0].size(2), D = parts[0].size(3), width = qkv.size(1);
   AT_DISPATCH_FLOATING_TYPES(qkv.scalar_type(), "rotary_split", [&] {
     const auto rotate = cpu_kernels<scalar_t>().rotate;
@@ -149,8 +147,8 @@ void rotary_move(const Tensor& qkv, const Tensor (&parts)[3], const Tensor& cosi
 }
 
 struct RotarySplit : Function<RotarySplit> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& cosine,
-                               const Tensor& sine, int64_t H, int64_t G) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& cosine, const Tensor& sine,
+                               int64_t H, int64_t G) {
     const Tensor qkv = input.contiguous();
     const int64_t T = cosine.size(0), D = 2 * cosine.size(1), B = qkv.size(0) / T;
     const Tensor parts[3] = {at::empty({B, H, T, D}, qkv.options()), at::empty({B, G, T, D}, qkv.options()),
@@ -181,8 +179,7 @@ bool has_cpu_kernels(const Tensor& x) {
   return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
 }
 
-std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                                        double eps) {
+std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps) {
   if (has_cpu_kernels(x)) {
     const std::optional<Tensor> given = delta.defined() ? std::optional(delta) : std::nullopt;
     variable_list out = AddRmsNorm::apply(x, given, weight, eps);
@@ -216,9 +213,8 @@ std::tuple<Tensor, Tensor, Tensor> rotary_split(const Tensor& qkv, const Tensor&
     return {out[0], out[1], out[2]};
   }
   const int64_t T = cosine.size(0), D = 2 * cosine.size(1);
-  const auto parts = qkv.view({-1, T, heads + 2 * kv_heads, D})
-                         .transpose(1, 2)
-                         .split_with_sizes({heads, kv_heads, kv_heads}, 1);
+  const auto parts =
+      qkv.view({-1, T, heads + 2 * kv_heads, D}).transpose(1, 2).split_with_sizes({heads, kv_heads, kv_heads}, 1);
   return {turned(parts[0], cosine, sine), turned(parts[1], cosine, sine), parts[2]};
 }
 

@@ -13,8 +13,7 @@ using at::Tensor;
 
 // sum = x + delta, y = weight · sum / sqrt(mean(sum²) + eps); → (sum, y). x, delta [N, C], weight [C]; delta
 // may be undefined: sum is x then. (RMSNorm: Zhang and Sennrich, NeurIPS 2019, arXiv:1910.07467.)
-std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                                        double eps);
+std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps);
 
 // One place of the residual stream: the sum x + delta (x where delta is undefined), and how it goes on. → (x, what the next
 // branch reads). Norm before the branch: (sum, its norm); norm_after: the norm for both; weight undefined: the sum for both.

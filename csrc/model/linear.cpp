@@ -54,8 +54,7 @@ void weight_gradient(int64_t rows, int64_t M, int64_t K, const T* dy, const T* x
   const auto& kernels = cpu_kernels<T>();
   at::parallel_for(0, (M + 11) / 12, 1, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * 12, last = std::min(end * 12, M);
-    const Tensor packed =
-        at::empty({packed_size(kDepth, K, kernels.panel)}, c10::CppTypeToScalarType<T>::value);
+    const Tensor packed = at::empty({packed_size(kDepth, K, kernels.panel)}, c10::CppTypeToScalarType<T>::value);
     for (int64_t row = 0; row < rows; row += kDepth) {
       const int64_t depth = std::min(kDepth, rows - row);
       kernels.pack(depth, K, x + row * K, K, 1, nullptr, nullptr, packed.data_ptr<T>());
@@ -180,8 +179,7 @@ struct Linear : torch::autograd::Function<Linear> {
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_backward", [&] {
       multiply<scalar_t>(N, K, M, dy.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), K, 1,
                          data_or_null<scalar_t>(norms.scale), nullptr, dx.data_ptr<scalar_t>());
-      weight_gradient<scalar_t>(N, M, K, dy.data_ptr<scalar_t>(), x.data_ptr<scalar_t>(),
-                                dweight.data_ptr<scalar_t>());
+      weight_gradient<scalar_t>(N, M, K, dy.data_ptr<scalar_t>(), x.data_ptr<scalar_t>(), dweight.data_ptr<scalar_t>());
       if (u.defined())
         dgamma = sigma_gradient<scalar_t>(weight, u, norms, ctx->saved_data["parts"].toIntVector(),
                                           ctx->saved_data["through"].toBool(), dweight);
@@ -229,7 +227,8 @@ Tensor norm_scale(const Projection& p) {
   TORCH_CHECK(p.parts.size() == 1 && p.parts[0].rows == p.weight.size(0), p.name, ": ", p.parts.size(),
               " parts with a learned norm; wanted one, of all rows");
   const Tensor none = at::empty({0, p.weight.size(1)}, p.weight.options());  // σ is wanted alone
-  const Tensor sigma = ops::sigma_linear(none, p.weight, p.gamma[0], p.u[0], {}, p.through ? "through" : "detached").sigma;
+  const Tensor sigma =
+      ops::sigma_linear(none, p.weight, p.gamma[0], p.u[0], {}, p.through ? "through" : "detached").sigma;
   const Tensor zero = sigma == 0;
   return (p.gamma[0] / sigma.masked_fill(zero, 1)).masked_fill(zero, 0);
 }

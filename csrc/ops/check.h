@@ -24,19 +24,24 @@ inline void check_dtype(const char* op, const char* name, const at::Tensor& x,
 // A dtype that check_dtype has let through, as the kernels name it.
 inline kernels::DType kernel_dtype(const char* op, const at::Tensor& x) {
   switch (x.scalar_type()) {
-    case at::kFloat: return kernels::DType::kFloat;
-    case at::kBFloat16: return kernels::DType::kBFloat16;
-    case at::kHalf: return kernels::DType::kHalf;
-    case at::kDouble: return kernels::DType::kDouble;
-    default: TORCH_CHECK_TYPE(false, "isentrope::", op, ": no kernel takes ", x.scalar_type());
+    case at::kFloat:
+      return kernels::DType::kFloat;
+    case at::kBFloat16:
+      return kernels::DType::kBFloat16;
+    case at::kHalf:
+      return kernels::DType::kHalf;
+    case at::kDouble:
+      return kernels::DType::kDouble;
+    default:
+      TORCH_CHECK_TYPE(false, "isentrope::", op, ": no kernel takes ", x.scalar_type());
   }
 }
 
 // x on the device of like.
 inline void check_device(const char* op, const char* name, const at::Tensor& x, const char* like_name,
                          const at::Tensor& like) {
-  OP_CHECK(op, x.device() == like.device(), name, " is on ", x.device(), "; wanted ", like.device(), ", where ", like_name,
-           " is");
+  OP_CHECK(op, x.device() == like.device(), name, " is on ", x.device(), "; wanted ", like.device(), ", where ",
+           like_name, " is");
 }
 
 inline void check_shape(const char* op, const char* name, const at::Tensor& x, c10::SymIntArrayRef wanted,

@@ -121,7 +121,8 @@ void whole_product(int64_t M, int64_t N, int64_t K, const Real* a, int64_t lda, 
   Real block[kTile * P];
   for (int64_t m = 0; m < M; m += kTile) {
     const int64_t rows = M - m < kTile ? M - m : kTile;
-    product<kTransposed, false>(rows, P, kTile, a + (kTransposed ? m : m * lda), lda, b + whole / P * panel, 0, block, P, all);
+    product<kTransposed, false>(rows, P, kTile, a + (kTransposed ? m : m * lda), lda, b + whole / P * panel, 0, block,
+                                P, all);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t i = 0; i < N - whole; ++i) {
         Real& to = c[(m + r) * ldc + whole + i];

@@ -287,11 +287,14 @@ ISENTROPE_INLINE void store_half(uint16_t* p, Float x) {
     const uint32_t bits = same_bits<uint32_t>(static_cast<float>(x.v[i]));
     const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
     uint32_t y;
-    if (magnitude > 0x7f800000u) y = 0x7e00u;            // NaN
-    else if (magnitude >= 0x477ff000u) y = 0x7c00u;      // rounds above the largest: infinity
-    else if (magnitude < 0x38800000u)                    // a denormal half: let the addition of 0.5 round
+    if (magnitude > 0x7f800000u)
+      y = 0x7e00u;  // NaN
+    else if (magnitude >= 0x477ff000u)
+      y = 0x7c00u;                     // rounds above the largest: infinity
+    else if (magnitude < 0x38800000u)  // a denormal half: let the addition of 0.5 round
       y = same_bits<uint32_t>(same_bits<float>(magnitude) + 0.5f) - 0x3f000000u;
-    else y = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    else
+      y = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     p[i] = static_cast<uint16_t>(sign | y);
   }
 }
@@ -340,9 +343,7 @@ template <>
 struct Pairs<Half> {
   using Vector = Float;
   Float first, second;
-  static ISENTROPE_INLINE Pairs load(const Half* p) {
-    return {load_half(&p->bits), load_half(&p[Float::kWidth].bits)};
-  }
+  static ISENTROPE_INLINE Pairs load(const Half* p) { return {load_half(&p->bits), load_half(&p[Float::kWidth].bits)}; }
   ISENTROPE_INLINE void store(Half* p) const {
     store_half(&p->bits, first);
     store_half(&p[Float::kWidth].bits, second);

@@ -98,8 +98,8 @@ struct SigmaBackend {
   void (*matmul)(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& factors, kernels::SigmaFactor alpha,
                  kernels::SigmaFactor beta);
 };
-void sigma_matmul_cuda(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& factors, kernels::SigmaFactor alpha,
-                       kernels::SigmaFactor beta);
+void sigma_matmul_cuda(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& factors,
+                       kernels::SigmaFactor alpha, kernels::SigmaFactor beta);
 
 // (y, sigma [], v [out], factors [4])
 using SigmaLinearOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -113,33 +113,38 @@ SigmaLinearOutputs sigma_linear_meta(const Tensor& x, const Tensor& weight, cons
 SigmaLinearOutputs sigma_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
                                     const OptionalTensor& bias, c10::string_view sigma_grad);
 SigmaLinearOutputs sigma_linear_run(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
-                                    const OptionalTensor& bias, c10::string_view sigma_grad, const SigmaBackend& backend);
+                                    const OptionalTensor& bias, c10::string_view sigma_grad,
+                                    const SigmaBackend& backend);
 
 // (dx, dweight, dgamma, dbias), those that are not wanted empty. Without dy only dweight can be wanted.
 using SigmaLinearGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-SigmaLinearGradients sigma_linear_backward_meta(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& sigma,
-                                                const Tensor& v, const Tensor& factors, const OptionalTensor& dy,
-                                                const OptionalTensor& dsigma, c10::string_view sigma_grad,
-                                                std::array<bool, 4> wanted);
-SigmaLinearGradients sigma_linear_backward_cpu(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& sigma,
-                                               const Tensor& v, const Tensor& factors, const OptionalTensor& dy,
-                                               const OptionalTensor& dsigma, c10::string_view sigma_grad,
-                                               std::array<bool, 4> wanted);
-SigmaLinearGradients sigma_linear_backward_run(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& sigma,
-                                               const Tensor& v, const Tensor& factors, const OptionalTensor& dy,
-                                               const OptionalTensor& dsigma, c10::string_view sigma_grad,
-                                               std::array<bool, 4> wanted, const SigmaBackend& backend);
+SigmaLinearGradients sigma_linear_backward_meta(const Tensor& x, const Tensor& weight, const Tensor& u,
+                                                const Tensor& sigma, const Tensor& v, const Tensor& factors,
+                                                const OptionalTensor& dy, const OptionalTensor& dsigma,
+                                                c10::string_view sigma_grad, std::array<bool, 4> wanted);
+SigmaLinearGradients sigma_linear_backward_cpu(const Tensor& x, const Tensor& weight, const Tensor& u,
+                                               const Tensor& sigma, const Tensor& v, const Tensor& factors,
+                                               const OptionalTensor& dy, const OptionalTensor& dsigma,
+                                               c10::string_view sigma_grad, std::array<bool, 4> wanted);
+SigmaLinearGradients sigma_linear_backward_run(const Tensor& x, const Tensor& weight, const Tensor& u,
+                                               const Tensor& sigma, const Tensor& v, const Tensor& factors,
+                                               const OptionalTensor& dy, const OptionalTensor& dsigma,
+                                               c10::string_view sigma_grad, std::array<bool, 4> wanted,
+                                               const SigmaBackend& backend);
 
 // ---- power_step ------------------------------------------------------------------------------------------------------
 // (sigmas [layers], steps [layers])
 std::tuple<Tensor, Tensor> power_step_inplace_or_view(at::TensorList weights, at::TensorList us, int64_t steps_max,
                                                       double tolerance);
-std::tuple<Tensor, Tensor> power_step_meta(at::TensorList weights, at::TensorList us, int64_t steps_max, double tolerance);
-std::tuple<Tensor, Tensor> power_step_cpu(at::TensorList weights, at::TensorList us, int64_t steps_max, double tolerance);
+std::tuple<Tensor, Tensor> power_step_meta(at::TensorList weights, at::TensorList us, int64_t steps_max,
+                                           double tolerance);
+std::tuple<Tensor, Tensor> power_step_cpu(at::TensorList weights, at::TensorList us, int64_t steps_max,
+                                          double tolerance);
 // with_workspace: the launcher is CUDA's, whose workspace is allocated here.
-std::tuple<Tensor, Tensor> power_step_run(at::TensorList weights, at::TensorList us, int64_t steps_max, double tolerance,
-                                          void (*launch)(const kernels::PowerStep&), bool with_workspace);
+std::tuple<Tensor, Tensor> power_step_run(at::TensorList weights, at::TensorList us, int64_t steps_max,
+                                          double tolerance, void (*launch)(const kernels::PowerStep&),
+                                          bool with_workspace);
 
 // ---- token_entropy -----------------------------------------------------------------------------------------------
 // (logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp), each of target's shape; without moments the last
@@ -176,10 +181,11 @@ void token_entropy_backward_inplace_cpu(const Tensor& logits, const Tensor& targ
                                         const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
                                         int64_t ignore_index);
 // Writes into dlogits, a new tensor or the logits themselves.
-void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits, const Tensor& target, const Tensor& entropy,
-                                const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
-                                const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                int64_t ignore_index, void (*launch)(const kernels::TokenEntropyBackward&));
+void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits, const Tensor& target,
+                                const Tensor& entropy, const Tensor& anchor, const Tensor& log_sum,
+                                const OptionalTensor& dlogprob, const OptionalTensor& dentropy,
+                                const OptionalTensor& dlse, double temperature, int64_t ignore_index,
+                                void (*launch)(const kernels::TokenEntropyBackward&));
 
 // What linear_token_entropy shares: the type of statistics of rows of x; outputs like it; their pointers; arguments of a backward
 // pass, checked and made contiguous (undefined where there is none); an error for a target that is neither a class nor
@@ -187,7 +193,8 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits, con
 at::ScalarType statistic_type(const Tensor& x);
 TokenEntropyOutputs token_entropy_empty(const Tensor& like, const Tensor& target, bool moments);
 void token_entropy_rows(kernels::TokenEntropyRows& p, const TokenEntropyOutputs& outputs);
-Tensor row_gradient(const char* op, const OptionalTensor& gradient, const char* name, const Tensor& target, at::ScalarType type);
+Tensor row_gradient(const char* op, const OptionalTensor& gradient, const char* name, const Tensor& target,
+                    at::ScalarType type);
 Tensor row_statistic(const char* op, const Tensor& x, const char* name, const Tensor& target, at::ScalarType type);
 void check_targets(const char* op, const Tensor& target, int64_t vocab, int64_t ignore_index);
 
@@ -214,8 +221,9 @@ struct LogitBackend {
 };
 void logit_product_cuda(const Tensor& out, const Tensor& a, const Tensor& b, bool add);
 TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
-                                             const OptionalTensor& bias, std::optional<double> softcap, double temperature,
-                                             int64_t ignore_index, bool moments, const LogitBackend& backend);
+                                             const OptionalTensor& bias, std::optional<double> softcap,
+                                             double temperature, int64_t ignore_index, bool moments,
+                                             const LogitBackend& backend);
 
 // (dhidden, dweight, dbias), those that are not wanted empty; entropy, anchor, log_sum as the forward op gave them.
 using LinearTokenEntropyGradients = std::tuple<Tensor, Tensor, Tensor>;
@@ -245,14 +253,12 @@ struct GrpoSelectArguments {
   std::optional<double> clip_high;
   int64_t minimum;
 };
-Tensor grpo_select_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                       const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
-                       double cov_lower, double cov_upper, double clip_low, std::optional<double> clip_high,
-                       int64_t minimum);
-Tensor grpo_select_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                        const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
-                        double cov_lower, double cov_upper, double clip_low, std::optional<double> clip_high,
-                        int64_t minimum);
+Tensor grpo_select_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                       c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
+                       double clip_low, std::optional<double> clip_high, int64_t minimum);
+Tensor grpo_select_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                        c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
+                        double clip_low, std::optional<double> clip_high, int64_t minimum);
 // with_workspace: the launcher is CUDA's, whose workspace is allocated here.
 Tensor grpo_select_run(const GrpoSelectArguments& arguments, void (*launch)(const kernels::GrpoSelect&),
                        bool with_workspace);
@@ -295,21 +301,18 @@ GrpoLossOutputs grpo_loss_cpu(const Tensor& logprob, const Tensor& old_logprob, 
                               double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
                               double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
                               bool statistics, bool keep_slope);
-GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& arguments,
-                              void (*launch)(const kernels::GrpoLossForward&), bool with_workspace);
+GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& arguments, void (*launch)(const kernels::GrpoLossForward&),
+                              bool with_workspace);
 
 // (dlogprob, dentropy), both [B, T]; dentropy is empty without of_entropy.
-std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss,
-                                                   const OptionalTensor& dtoken_loss, const Tensor& slope,
-                                                   const Tensor& weight, const Tensor& mask,
+std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
+                                                   const Tensor& slope, const Tensor& weight, const Tensor& mask,
                                                    double entropy_coef, bool of_entropy);
-std::tuple<Tensor, Tensor> grpo_loss_backward_cpu(const OptionalTensor& dloss,
-                                                  const OptionalTensor& dtoken_loss, const Tensor& slope,
-                                                  const Tensor& weight, const Tensor& mask,
+std::tuple<Tensor, Tensor> grpo_loss_backward_cpu(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
+                                                  const Tensor& slope, const Tensor& weight, const Tensor& mask,
                                                   double entropy_coef, bool of_entropy);
-std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss,
-                                                  const OptionalTensor& dtoken_loss, const Tensor& slope,
-                                                  const Tensor& weight, const Tensor& mask,
+std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
+                                                  const Tensor& slope, const Tensor& weight, const Tensor& mask,
                                                   double entropy_coef, bool of_entropy,
                                                   void (*launch)(const kernels::GrpoLossBackward&));
 
@@ -323,15 +326,19 @@ std::tuple<Tensor, Tensor> window_entropy_cpu(const Tensor& entropy, const Tenso
                                               int64_t before, int64_t after, bool shrink);
 std::tuple<Tensor, Tensor> window_entropy_run(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
                                               int64_t before, int64_t after, bool shrink,
-                                              void (*launch)(const kernels::WindowEntropyForward&), bool with_workspace);
-Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before, int64_t after);
-Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before, int64_t after);
-Tensor window_entropy_backward_run(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before, int64_t after,
-                                   void (*launch)(const kernels::WindowEntropyBackward&), bool with_workspace);
+                                              void (*launch)(const kernels::WindowEntropyForward&),
+                                              bool with_workspace);
+Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
+                                    int64_t after);
+Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
+                                   int64_t after);
+Tensor window_entropy_backward_run(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
+                                   int64_t after, void (*launch)(const kernels::WindowEntropyBackward&),
+                                   bool with_workspace);
 
 // (high, threshold); _composite: of torch's own operators, for every device.
-std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean, const Tensor& count, c10::string_view threshold, double level,
-                                             c10::string_view scope);
+std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean, const Tensor& count, c10::string_view threshold,
+                                             double level, c10::string_view scope);
 std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean, const Tensor& count, c10::string_view threshold,
                                                    double level, c10::string_view scope);
 

@@ -35,7 +35,8 @@ void check_integers(const char* name, const Tensor& x, const Tensor& q, const c1
 }
 
 void check_arguments(const Arguments& a) {
-  const auto& [q, k, v, causal, window, softcap, scale, temperature, key_lengths, query_start, cu_seqlens, max_seqlen] = a;
+  const auto& [q, k, v, causal, window, softcap, scale, temperature, key_lengths, query_start, cu_seqlens, max_seqlen] =
+      a;
   const bool packed = given(cu_seqlens);
   const int64_t dims = packed ? 3 : 4;
   check_dtype(kOp, "q", q, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
@@ -46,7 +47,8 @@ void check_arguments(const Arguments& a) {
   OP_CHECK(kOp, q.dim() == dims, "q has ", q.dim(), " dimensions; wanted ",
            packed ? "[total, H, D], since cu_seqlens is given" : "[B, H, T, D], or [total, H, D] with cu_seqlens");
   OP_CHECK(kOp, k.dim() == dims, "k has ", k.dim(), " dimensions; wanted ", dims, " as q has");
-  OP_CHECK(kOp, k.sym_sizes() == v.sym_sizes(), "v has shape ", v.sym_sizes(), "; wanted ", k.sym_sizes(), ", the shape of k");
+  OP_CHECK(kOp, k.sym_sizes() == v.sym_sizes(), "v has shape ", v.sym_sizes(), "; wanted ", k.sym_sizes(),
+           ", the shape of k");
   OP_CHECK(kOp, q.sym_size(0) == k.sym_size(0), "k has ", k.sym_size(0), packed ? " rows" : " batches", "; wanted ",
            q.sym_size(0), " as q has");
   OP_CHECK(kOp, q.sym_size(-1) == k.sym_size(-1), "k has a head size of ", k.sym_size(-1), "; wanted ", q.sym_size(-1),
@@ -57,23 +59,29 @@ void check_arguments(const Arguments& a) {
            kMostHeadSize, "; pad q, k and v with zeros and give scale");
   OP_CHECK(kOp, !window || *window >= 1, "window is ", *window, "; wanted at least 1, or none");
   OP_CHECK(kOp, !window || causal, "window is given and causal is false; a window looks back from a query's own place");
-  OP_CHECK(kOp, !softcap || (std::isfinite(*softcap) && *softcap > 0), "softcap is ", *softcap, "; wanted above 0, or none");
-  OP_CHECK(kOp, !scale || (std::isfinite(*scale) && *scale > 0), "scale is ", *scale, "; wanted above 0, or none for 1/sqrt(D)");
+  OP_CHECK(kOp, !softcap || (std::isfinite(*softcap) && *softcap > 0), "softcap is ", *softcap,
+           "; wanted above 0, or none");
+  OP_CHECK(kOp, !scale || (std::isfinite(*scale) && *scale > 0), "scale is ", *scale,
+           "; wanted above 0, or none for 1/sqrt(D)");
   if (given(temperature)) {
     const Tensor& t = *temperature;
     const c10::SymInt T = packed ? q.sym_size(0) : q.sym_size(2);
     OP_CHECK(kOp, t.is_floating_point(), "temperature has dtype ", t.scalar_type(), "; wanted a floating point type");
-    const bool one_a_head = t.dim() == 1 && t.sym_size(0) == H, one_a_row = t.dim() == 2 && t.sym_size(0) == H && t.sym_size(1) == T;
-    const bool own = !packed && t.dim() == 3 && t.sym_size(0) == q.sym_size(0) && t.sym_size(1) == H && t.sym_size(2) == T;
-    OP_CHECK(kOp, one_a_head || one_a_row || own, "temperature has shape ", t.sym_sizes(), "; wanted [", H, "], one a head, [", H,
-             ", ", T, "], one a row", packed ? "" : ", or one a row of every batch, as q without its last dimension");
+    const bool one_a_head = t.dim() == 1 && t.sym_size(0) == H,
+               one_a_row = t.dim() == 2 && t.sym_size(0) == H && t.sym_size(1) == T;
+    const bool own =
+        !packed && t.dim() == 3 && t.sym_size(0) == q.sym_size(0) && t.sym_size(1) == H && t.sym_size(2) == T;
+    OP_CHECK(kOp, one_a_head || one_a_row || own, "temperature has shape ", t.sym_sizes(), "; wanted [", H,
+             "], one a head, [", H, ", ", T, "], one a row",
+             packed ? "" : ", or one a row of every batch, as q without its last dimension");
     check_device(kOp, "temperature", t, "q", q);
   }
   if (packed) {
     OP_CHECK(kOp, !given(key_lengths), "key_lengths and cu_seqlens are both given; packed sequences have no padding");
-    OP_CHECK(kOp, !given(query_start), "query_start and cu_seqlens are both given; packed queries start at their own keys");
-    OP_CHECK(kOp, cu_seqlens->dim() == 1 && cu_seqlens->sym_size(0) >= 1, "cu_seqlens has shape ", cu_seqlens->sym_sizes(),
-             "; wanted [sequences + 1]");
+    OP_CHECK(kOp, !given(query_start),
+             "query_start and cu_seqlens are both given; packed queries start at their own keys");
+    OP_CHECK(kOp, cu_seqlens->dim() == 1 && cu_seqlens->sym_size(0) >= 1, "cu_seqlens has shape ",
+             cu_seqlens->sym_sizes(), "; wanted [sequences + 1]");
     check_integers("cu_seqlens", *cu_seqlens, q, cu_seqlens->sym_size(0), "sequences + 1");
   }
   OP_CHECK(kOp, packed || !max_seqlen, "max_seqlen is given without cu_seqlens, which it is about");
@@ -84,7 +92,9 @@ void check_arguments(const Arguments& a) {
 // What is known of values without waiting for a device: on the CPU alone. (On a GPU bad values are bounded, and a temperature that
 // is not above 0 gives NaN.)
 void check_values(const Arguments& a) {
-  auto integers = [](const OptionalTensor& x) { return given(x) ? x->to(at::kLong).contiguous() : at::empty({0}, at::kLong); };
+  auto integers = [](const OptionalTensor& x) {
+    return given(x) ? x->to(at::kLong).contiguous() : at::empty({0}, at::kLong);
+  };
   const Tensor lengths = integers(a.key_lengths), starts = integers(a.query_start), ends = integers(a.cu_seqlens);
   for (int64_t b = 0; b < lengths.numel(); ++b) {
     const int64_t n = lengths.const_data_ptr<int64_t>()[b];
@@ -100,14 +110,14 @@ void check_values(const Arguments& a) {
     OP_CHECK(kOp, n > 0 || end[0] == 0, "cu_seqlens[0] is ", end[0], "; wanted 0");
     OP_CHECK(kOp, n == 0 || end[n] >= end[n - 1], "cu_seqlens[", n, "] is ", end[n], ", below the one before it (",
              end[n - 1], "); wanted rising values");
-    OP_CHECK(kOp, n == 0 || !a.max_seqlen || end[n] - end[n - 1] <= *a.max_seqlen, "cu_seqlens: sequence ", n - 1, " has ",
-             end[n] - end[n - 1], " rows; wanted at most max_seqlen (", *a.max_seqlen, ")");
-    OP_CHECK(kOp, n + 1 < ends.numel() || end[n] == a.q.size(0), "cu_seqlens ends at ", end[n], "; wanted ", a.q.size(0),
-             ", the rows of q");
+    OP_CHECK(kOp, n == 0 || !a.max_seqlen || end[n] - end[n - 1] <= *a.max_seqlen, "cu_seqlens: sequence ", n - 1,
+             " has ", end[n] - end[n - 1], " rows; wanted at most max_seqlen (", *a.max_seqlen, ")");
+    OP_CHECK(kOp, n + 1 < ends.numel() || end[n] == a.q.size(0), "cu_seqlens ends at ", end[n], "; wanted ",
+             a.q.size(0), ", the rows of q");
   }
   if (given(a.temperature))
-    OP_CHECK(kOp, a.temperature->gt(0).all().item<bool>(), "temperature holds a value that is not above 0; the least is ",
-             a.temperature->min().item<double>());
+    OP_CHECK(kOp, a.temperature->gt(0).all().item<bool>(),
+             "temperature holds a value that is not above 0; the least is ", a.temperature->min().item<double>());
 }
 
 // ---- parameters ------------------------------------------------------------------------------------------------------
@@ -134,7 +144,8 @@ Tensor with_whole_rows(const Tensor& x) {
   if (x.stride(-1) != 1) return x.contiguous();
   if (x.is_cpu()) return x;
   bool aligned = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
-  for (int64_t d = 0; d + 1 < x.dim(); ++d) aligned = aligned && (x.size(d) == 1 || x.stride(d) * x.element_size() % 16 == 0);
+  for (int64_t d = 0; d + 1 < x.dim(); ++d)
+    aligned = aligned && (x.size(d) == 1 || x.stride(d) * x.element_size() % 16 == 0);
   return aligned ? x : x.clone(at::MemoryFormat::Contiguous);
 }
 
@@ -143,8 +154,15 @@ Prepared prepare(const Arguments& a) {
   if (a.q.is_cpu()) check_values(a);
   auto integers = [](const OptionalTensor& x) { return given(x) ? x->to(at::kLong).contiguous() : Tensor(); };
   auto pointer = [](const Tensor& x) { return x.defined() ? x.const_data_ptr<int64_t>() : nullptr; };
-  Prepared r{with_whole_rows(a.q), with_whole_rows(a.k), with_whole_rows(a.v), {}, integers(a.key_lengths),
-             integers(a.query_start), integers(a.cu_seqlens), {}, {}};
+  Prepared r{with_whole_rows(a.q),
+             with_whole_rows(a.k),
+             with_whole_rows(a.v),
+             {},
+             integers(a.key_lengths),
+             integers(a.query_start),
+             integers(a.cu_seqlens),
+             {},
+             {}};
   AttentionShape& shape = r.shape;
   const bool packed = r.cu_seqlens.defined();
   shape.heads = a.q.size(1);
@@ -206,7 +224,8 @@ void set_inputs(Parameters& p, const Prepared& a) {
 // ---- forward ---------------------------------------------------------------------------------------------------------
 
 EntropyAttentionOutputs entropy_attention_run(const Arguments& arguments, bool return_entropy,
-                                              void (*launch)(const EntropyAttentionForward&), AttentionWorkspace workspace) {
+                                              void (*launch)(const EntropyAttentionForward&),
+                                              AttentionWorkspace workspace) {
   const Prepared a = prepare(arguments);
   auto outputs = empty_outputs(arguments.q, return_entropy);
   auto& [out, lse, entropy, max_logit] = outputs;
@@ -284,16 +303,20 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
   launch(p);
   if (rows.defined()) {  // [B, H, T] or [total, H] → [H], [H, T] or [B, H, T]
     const Tensor each = rows.dim() == 3 ? rows : rows.t().unsqueeze(0);
-    dtemperature.copy_(dtemperature.dim() == 1 ? each.sum(at::IntArrayRef({0, 2})) : dtemperature.dim() == 2 ? each.sum(0) : each);
+    dtemperature.copy_(dtemperature.dim() == 1   ? each.sum(at::IntArrayRef({0, 2}))
+                       : dtemperature.dim() == 2 ? each.sum(0)
+                                                 : each);
   }
   return gradients;
 }
 
-EntropyAttentionGradients entropy_attention_backward_cpu(const Arguments& arguments, const EntropyAttentionState& state) {
+EntropyAttentionGradients entropy_attention_backward_cpu(const Arguments& arguments,
+                                                         const EntropyAttentionState& state) {
   return entropy_attention_backward_run(arguments, state, ISENTROPE_PICK(entropy_attention_backward_cpu), nullptr);
 }
 
-EntropyAttentionGradients entropy_attention_backward_meta(const Arguments& arguments, const EntropyAttentionState& state) {
+EntropyAttentionGradients entropy_attention_backward_meta(const Arguments& arguments,
+                                                          const EntropyAttentionState& state) {
   OP_CHECK("entropy_attention_backward", !state.of_temperature || given(arguments.temperature),
            "of_temperature is set and no temperature is given");
   return {at::empty_like(arguments.q), at::empty_like(arguments.k), at::empty_like(arguments.v),
@@ -349,11 +372,11 @@ struct EntropyAttentionFunction : torch::autograd::Function<EntropyAttentionFunc
     const variable_list saved = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
     const bool of_temperature = data["of_temperature"].toBool();
-    auto [dq, dk, dv, dtemperature] =
-        op.call(saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], optional(d[0]), optional(d[1]), optional(d[2]),
-                data["causal"].toBool(), data["window"].toOptional<int64_t>(), data["softcap"].toOptional<double>(),
-                data["scale"].toOptional<double>(), optional(saved[6]), optional(saved[7]), optional(saved[8]),
-                optional(saved[9]), data["max_seqlen"].toOptional<int64_t>(), of_temperature);
+    auto [dq, dk, dv, dtemperature] = op.call(
+        saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], optional(d[0]), optional(d[1]), optional(d[2]),
+        data["causal"].toBool(), data["window"].toOptional<int64_t>(), data["softcap"].toOptional<double>(),
+        data["scale"].toOptional<double>(), optional(saved[6]), optional(saved[7]), optional(saved[8]),
+        optional(saved[9]), data["max_seqlen"].toOptional<int64_t>(), of_temperature);
     gradients[0] = dq, gradients[1] = dk, gradients[2] = dv;
     if (of_temperature) gradients[3] = dtemperature;
     return gradients;
@@ -367,7 +390,8 @@ EntropyAttentionOutputs entropy_attention_autograd(const Arguments& a, bool retu
   return {out[0], out[1], out[2], out[3]};
 }
 
-EntropyAttention entropy_attention(const Tensor& q, const Tensor& k, const Tensor& v, const EntropyAttentionOptions& options) {
+EntropyAttention entropy_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const EntropyAttentionOptions& options) {
   auto [out, lse, entropy, max_logit] =
       call_forward({q, k, v, options.causal, options.window, options.softcap, options.scale, options.temperature,
                     options.key_lengths, options.query_start, options.cu_seqlens, options.max_seqlen},
@@ -381,10 +405,13 @@ EntropyAttention entropy_attention(const Tensor& q, const Tensor& k, const Tenso
 EntropyAttentionOutputs merge_attention_states_composite(const Tensor& out, const Tensor& lse, const Tensor& entropy,
                                                          const Tensor& max_logit) {
   constexpr const char* op = "merge_attention_states";
-  OP_CHECK(op, lse.dim() >= 1 && lse.sym_size(0) >= 1, "lse has shape ", lse.sym_sizes(), "; wanted [states, …], at least one state");
-  OP_CHECK(op, out.dim() == lse.dim() + 1, "out has ", out.dim(), " dimensions; wanted ", lse.dim() + 1, ", those of lse and D");
+  OP_CHECK(op, lse.dim() >= 1 && lse.sym_size(0) >= 1, "lse has shape ", lse.sym_sizes(),
+           "; wanted [states, …], at least one state");
+  OP_CHECK(op, out.dim() == lse.dim() + 1, "out has ", out.dim(), " dimensions; wanted ", lse.dim() + 1,
+           ", those of lse and D");
   check_shape(op, "lse", lse, out.sym_sizes().slice(0, out.dim() - 1), "out without its last dimension");
-  const bool with_entropy = entropy.sym_numel() != 0 || lse.sym_numel() == 0, with_max = max_logit.sym_numel() != 0 || lse.sym_numel() == 0;
+  const bool with_entropy = entropy.sym_numel() != 0 || lse.sym_numel() == 0,
+             with_max = max_logit.sym_numel() != 0 || lse.sym_numel() == 0;
   if (with_entropy) check_shape(op, "entropy", entropy, lse.sym_sizes(), "as lse");
   if (with_max) check_shape(op, "max_logit", max_logit, lse.sym_sizes(), "as lse");
   const Tensor empty = lse.eq(-INFINITY), anchor = std::get<0>(lse.detach().max(0));
@@ -397,7 +424,8 @@ EntropyAttentionOutputs merge_attention_states_composite(const Tensor& out, cons
           with_max ? std::get<0>(max_logit.detach().max(0)) : max_logit};
 }
 
-EntropyAttention merge_attention_states(const Tensor& out, const Tensor& lse, const Tensor& entropy, const Tensor& max_logit) {
+EntropyAttention merge_attention_states(const Tensor& out, const Tensor& lse, const Tensor& entropy,
+                                        const Tensor& max_logit) {
   const Tensor none = at::empty({0}, lse.options());
   auto [o, l, H, m] = merge_attention_states_composite(out, lse, entropy.defined() ? entropy : none,
                                                        max_logit.defined() ? max_logit : none);

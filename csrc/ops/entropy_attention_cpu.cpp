@@ -43,7 +43,7 @@ constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 constexpr double kLowest =
     -1100;  // 2^kLowest is 0 in double too; kept in place of -inf so that p · log p is 0, not NaN
 
-constexpr int64_t kRows = 96;            // a multiple of every kTile
+constexpr int64_t kRows = 96;  // a multiple of every kTile
 // Longer strips go over out less often: 512 is 3 % faster than 256 at T = 2048 (1024: 1 % more, for twice the scratch).
 constexpr int64_t kForwardStrip = 512;
 constexpr int64_t kBackwardStrip = 128;  // packed keys, gradients and two blocks of scores: 270 KB at D = 64, within L2
@@ -538,7 +538,8 @@ template <class Real>
 struct KeyRows {
   const Real* data;
   int64_t ld;
-  KeyRows(DType dtype, const void* x, const HeadStrides& strides, const Group& group, int64_t D, Span keys, Real* memory)
+  KeyRows(DType dtype, const void* x, const HeadStrides& strides, const Group& group, int64_t D, Span keys,
+          Real* memory)
       : data(memory), ld(Widths<Real>(D).row) {
     if (kernels::size_of(dtype) == sizeof(Real) && D % kLanes<Real> == 0) {
       ld = strides.row;
@@ -779,7 +780,7 @@ void forward(const EntropyAttentionForward& p) {
     const int64_t block = blocks - 1 - i / groups;  // causal: the last rows see most keys
     if (block * kRows < group.rows())
       forward_block<Products, kEntropy>(p, group, block, packed + i % groups * strips * strip_size, true,
-                                    own_scratch.get<Real>(forward_scratch<Products>(D)));
+                                        own_scratch.get<Real>(forward_scratch<Products>(D)));
     Products::end_task();
   });
 }
@@ -840,8 +841,8 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
   const int64_t keys = larger(0, smaller(range.to, group.sequence.keys) - range.from), padded = round_up(keys, strip);
   const Lease lease{own_scratch};
   const bool few = few_rows(p.shape);
-  const int64_t staged = larger(kPanel<Real> * (2 * row + kPanel<Real>),
-                                Products::kPanelKeys * larger(row, kRows + kPanel<Real>));
+  const int64_t staged =
+      larger(kPanel<Real> * (2 * row + kPanel<Real>), Products::kPanelKeys * larger(row, kRows + kPanel<Real>));
   Real* next = own_scratch.get<Real>((5 * padded + 5 * kRows + (few ? strip : 0)) * row + staged + 2 * kRows * width +
                                      strip + padded / strip);
   auto take = [&](int64_t count) { return (next += count) - count; };
@@ -857,8 +858,8 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
     const int64_t count = smaller(strip, keys - j);
     finite[j / strip] = pack_keys<Products>(p.dtype, p.k, p.k_strides, group, D, range.from + j, count, strip,
                                             k_columns + j * row, k_rows + j * row, staging);
-    pack_keys<Products>(p.dtype, p.v, p.v_strides, group, D, range.from + j, count, strip, v_columns + j * row,
-                        nullptr, staging);
+    pack_keys<Products>(p.dtype, p.v, p.v_strides, group, D, range.from + j, count, strip, v_columns + j * row, nullptr,
+                        staging);
   }
   std::memset(dk, 0, 2 * padded * row * sizeof(Real));
 
@@ -919,8 +920,8 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
       }
       Products::sum_over_queries(block, first, strip, panels, D, dout_finite, s, dout_rows, dv + at, staging);
       Products::sum_over_queries(block, first, strip, panels, D, q_finite, dp, q_rows, dk + at, staging);
-      Products::sum_over_keys(block, first, strip, panels, D, finite[(first - range.from) / strip] != 0, dp, k_rows + at,
-                              dq);
+      Products::sum_over_keys(block, first, strip, panels, D, finite[(first - range.from) / strip] != 0, dp,
+                              k_rows + at, dq);
     }
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t i = block.first + r;
@@ -960,8 +961,9 @@ void backward(const EntropyAttentionBackward& p) {
     const Span range{first, first + ranges.keys};
     Real *dq_partial = dq ? dq + i * rows * D : nullptr, *dtemperature_partial = dq ? dtemperature + i * rows : nullptr;
     if constexpr (kPairs && sizeof(Real) == sizeof(float))
-      if (takes_pairs(p) && keys_are_finite(p.k, p.k_strides, group, D) && keys_are_finite(p.v, p.v_strides, group, D) &&
-          rows_are_finite(p.q, p.q_strides, group, D) && rows_are_finite(p.dout, p.dout_strides, group, D))
+      if (takes_pairs(p) && keys_are_finite(p.k, p.k_strides, group, D) &&
+          keys_are_finite(p.v, p.v_strides, group, D) && rows_are_finite(p.q, p.q_strides, group, D) &&
+          rows_are_finite(p.dout, p.dout_strides, group, D))
         return backward_range<PairProducts, kEntropy, kTemperature>(p, group, range, dq_partial, dtemperature_partial);
     backward_range<PlainProducts<Real>, kEntropy, kTemperature>(p, group, range, dq_partial, dtemperature_partial);
   });

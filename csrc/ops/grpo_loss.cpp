@@ -49,15 +49,13 @@ void check_values(const char* op, const char* name, const Tensor& x, const Tenso
 }
 
 double checked(const char* op, const char* name, double value, double least) {
-  OP_CHECK(op, std::isfinite(value) && value >= least, name, " is ", value, "; wanted a number of at least ",
-           least);
+  OP_CHECK(op, std::isfinite(value) && value >= least, name, " is ", value, "; wanted a number of at least ", least);
   return value;
 }
 
 // The position of name among names; an error that lists them where it is not there.
 template <size_t kCount>
-size_t index_of(const char* op, const char* argument, c10::string_view name,
-                const char* const (&names)[kCount]) {
+size_t index_of(const char* op, const char* argument, c10::string_view name, const char* const (&names)[kCount]) {
   std::string list;
   for (size_t i = 0; i < kCount; ++i) {
     if (name == names[i]) return i;
@@ -85,12 +83,12 @@ GrpoLossRule rule_of(const GrpoLossArguments& a) {
                      "mode=..., seed=...) chooses"
                    : "given, which only clip_cov and kl_cov use; wanted None");
   rule.lower = 1.0 - checked(kLoss, "clip_low", a.clip_low, 0.0);
-  rule.upper = 1.0 + checked(kLoss, "clip_high",
-                             a.clip_high.value_or(mode == kClipHigher ? kClipHigherUpper : a.clip_low), 0.0);
+  rule.upper =
+      1.0 + checked(kLoss, "clip_high", a.clip_high.value_or(mode == kClipHigher ? kClipHigherUpper : a.clip_low), 0.0);
   rule.dual_clip = std::numeric_limits<double>::infinity();
   if (a.dual_clip.has_value()) {
-    OP_CHECK(kLoss, mode == kClip || mode == kClipHigher, "dual_clip is given with mode ",
-             std::string(a.mode), "; it belongs to clip and clip_higher, wanted None");
+    OP_CHECK(kLoss, mode == kClip || mode == kClipHigher, "dual_clip is given with mode ", std::string(a.mode),
+             "; it belongs to clip and clip_higher, wanted None");
     OP_CHECK(kLoss, std::isfinite(*a.dual_clip) && *a.dual_clip > 1, "dual_clip is ", *a.dual_clip,
              "; wanted above 1, or None");
     rule.dual_clip = *a.dual_clip;
@@ -145,8 +143,7 @@ Tensor as(const OptionalTensor& x, at::ScalarType type) { return x ? as(*x, type
 const void* data(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 
 GrpoLossOutputs empty_outputs(const Tensor& logprob, bool statistics, bool keep_slope) {
-  const auto options =
-      logprob.options().dtype(compute_type(logprob)).memory_format(at::MemoryFormat::Contiguous);
+  const auto options = logprob.options().dtype(compute_type(logprob)).memory_format(at::MemoryFormat::Contiguous);
   const auto shape = logprob.sym_sizes();
   return {at::empty({}, options), at::empty_symint(shape, options),
           at::empty({statistics ? kGrpoStats : 0}, options.dtype(at::kFloat)),
@@ -172,8 +169,7 @@ GrpoCentre centre_of(const GrpoLossForward& p, bool means, std::vector<GrpoMomen
   GrpoMoments<double> all{};
   GrpoCentre centre;
   for (int64_t row = 0; row < p.batch; ++row) {
-    for (int64_t s = 0; s < segments; ++s)
-      sequences[row] = grpo_add(sequences[row], partial[row * segments + s]);
+    for (int64_t s = 0; s < segments; ++s) sequences[row] = grpo_add(sequences[row], partial[row * segments + s]);
     all = grpo_add(all, sequences[row]);
     centre.sequences += sequences[row].tokens > 0;
   }
@@ -202,8 +198,8 @@ void forward_as(const GrpoLossForward& p) {
   for (int k = 0; k < kGrpoTerms; ++k) sums.term[k] = grpo_neutral(k);
   double loss = 0;
   for (int64_t row = 0; row < p.batch; ++row) {
-    const double weight = grpo_weight(p.rule.aggregate, centre, sequences[row].tokens, p.length,
-                                      static_cast<const T*>(p.normalizer));
+    const double weight =
+        grpo_weight(p.rule.aggregate, centre, sequences[row].tokens, p.length, static_cast<const T*>(p.normalizer));
     static_cast<T*>(p.weight)[row] = static_cast<T>(weight);
     for (int64_t s = row * segments; s < (row + 1) * segments; ++s) {
       if (weight != 0) loss += weight * partial[s].term[kSumLoss];
@@ -313,9 +309,8 @@ Tensor grpo_select_run(const GrpoSelectArguments& a, void (*launch)(const GrpoSe
   const at::ScalarType type = compute_type(a.logprob);
   OP_CHECK(kSelect, a.logprob.numel() < int64_t{0xffffffff}, "logprob has ", a.logprob.numel(),
            " tokens; wanted fewer than 2^32 - 1");
-  const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type),
-               advantage = as(a.advantage, type), mask = as(a.mask, at::kBool),
-               selected = empty_selection(a.logprob);
+  const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type), advantage = as(a.advantage, type),
+               mask = as(a.mask, at::kBool), selected = empty_selection(a.logprob);
   p.dtype = dtype_of(type);
   p.batch = logprob.size(0);
   p.length = logprob.size(1);
@@ -326,45 +321,41 @@ Tensor grpo_select_run(const GrpoSelectArguments& a, void (*launch)(const GrpoSe
   p.selected = selected.mutable_data_ptr<bool>();
   Tensor workspace;
   if (with_workspace) {
-    workspace = at::empty({static_cast<int64_t>(grpo_select_workspace(p.batch, p.length))},
-                          logprob.options().dtype(at::kByte));
+    workspace =
+        at::empty({static_cast<int64_t>(grpo_select_workspace(p.batch, p.length))}, logprob.options().dtype(at::kByte));
     p.workspace = workspace.mutable_data_ptr();
   }
   if (selected.numel() > 0) launch(p);
   return selected;
 }
 
-Tensor grpo_select_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                       const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
-                       double cov_lower, double cov_upper, double clip_low, std::optional<double> clip_high,
-                       int64_t minimum) {
-  return grpo_select_run({logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower,
-                          cov_upper, clip_low, clip_high, minimum},
+Tensor grpo_select_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                       c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
+                       double clip_low, std::optional<double> clip_high, int64_t minimum) {
+  return grpo_select_run({logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper,
+                          clip_low, clip_high, minimum},
                          select_on_cpu, false);
 }
 
-Tensor grpo_select_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                        const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
-                        double cov_lower, double cov_upper, double clip_low, std::optional<double> clip_high,
-                        int64_t minimum) {
-  select_parameters({logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper,
-                     clip_low, clip_high, minimum});
+Tensor grpo_select_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                        c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
+                        double clip_low, std::optional<double> clip_high, int64_t minimum) {
+  select_parameters({logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper, clip_low,
+                     clip_high, minimum});
   return empty_selection(logprob);
 }
 
-Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                   const Tensor& mask, const GrpoSelectOptions& o) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("isentrope::grpo_select", "")
-                             .typed<decltype(grpo_select_cpu)>();
-  return op.call(logprob, old_logprob, advantage, mask, o.mode, o.seed, o.select_fraction, o.cov_lower,
-                 o.cov_upper, o.clip_low, o.clip_high, o.minimum);
+Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                   const GrpoSelectOptions& o) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::grpo_select", "").typed<decltype(grpo_select_cpu)>();
+  return op.call(logprob, old_logprob, advantage, mask, o.mode, o.seed, o.select_fraction, o.cov_lower, o.cov_upper,
+                 o.clip_low, o.clip_high, o.minimum);
 }
 
 // ---- grpo_loss ------------------------------------------------------------------------------------------------------
 
-GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const GrpoLossForward&),
-                              bool with_workspace) {
+GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const GrpoLossForward&), bool with_workspace) {
   GrpoLossForward p;
   p.rule = check_arguments(a);
   const at::ScalarType type = compute_type(a.logprob);
@@ -393,8 +384,8 @@ GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const G
   p.weight = weight.mutable_data_ptr();
   Tensor workspace;
   if (with_workspace) {
-    workspace = at::empty({static_cast<int64_t>(grpo_loss_workspace(p.batch, p.length))},
-                          logprob.options().dtype(at::kByte));
+    workspace =
+        at::empty({static_cast<int64_t>(grpo_loss_workspace(p.batch, p.length))}, logprob.options().dtype(at::kByte));
     p.workspace = workspace.mutable_data_ptr();
   }
   launch(p);
@@ -441,8 +432,7 @@ void check_backward(const OptionalTensor& dloss, const OptionalTensor& dtoken_lo
   check_device(kBackward, "mask", mask, "slope", slope);
   check_device(kBackward, "weight", weight, "slope", slope);
   if (dloss) {
-    OP_CHECK(kBackward, dloss->sym_numel() == 1, "dloss has shape ", dloss->sym_sizes(),
-             "; wanted one number");
+    OP_CHECK(kBackward, dloss->sym_numel() == 1, "dloss has shape ", dloss->sym_sizes(), "; wanted one number");
     check_device(kBackward, "dloss", *dloss, "slope", slope);
   }
   if (dtoken_loss) {
@@ -459,8 +449,7 @@ std::tuple<Tensor, Tensor> empty_gradients(const Tensor& slope, bool of_entropy)
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss_in,
-                                                  const OptionalTensor& dtoken_loss_in,
+std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss_in, const OptionalTensor& dtoken_loss_in,
                                                   const Tensor& slope_in, const Tensor& weight_in,
                                                   const Tensor& mask_in, double entropy_coef, bool of_entropy,
                                                   void (*launch)(const GrpoLossBackward&)) {
@@ -486,18 +475,15 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss_in
   return gradients;
 }
 
-std::tuple<Tensor, Tensor> grpo_loss_backward_cpu(const OptionalTensor& dloss,
-                                                  const OptionalTensor& dtoken_loss, const Tensor& slope,
-                                                  const Tensor& weight, const Tensor& mask,
+std::tuple<Tensor, Tensor> grpo_loss_backward_cpu(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
+                                                  const Tensor& slope, const Tensor& weight, const Tensor& mask,
                                                   double entropy_coef, bool of_entropy) {
-  return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy,
-                                backward_on_cpu);
+  return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy, backward_on_cpu);
 }
 
-std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss,
-                                                   const OptionalTensor& dtoken_loss, const Tensor& slope,
-                                                   const Tensor& weight, const Tensor& mask, double,
-                                                   bool of_entropy) {
+std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
+                                                   const Tensor& slope, const Tensor& weight, const Tensor& mask,
+                                                   double, bool of_entropy) {
   check_backward(dloss, dtoken_loss, slope, weight, mask);
   return empty_gradients(slope, of_entropy);
 }
@@ -510,9 +496,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 GrpoLossOutputs call_forward(const GrpoLossArguments& a, bool keep_slope) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("isentrope::grpo_loss", "")
-                             .typed<decltype(grpo_loss_cpu)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::grpo_loss", "").typed<decltype(grpo_loss_cpu)>();
   return op.call(a.logprob, a.old_logprob, a.advantage, a.mask, a.selected, a.ref_logprob, a.ref_kl_weight, a.entropy,
                  a.normalizer, a.mode, a.aggregate, a.clip_low, a.clip_high, a.dual_clip, a.kl_coef, a.ref_kl,
                  a.ref_kl_coef, a.entropy_coef, a.statistics, keep_slope);
@@ -578,8 +563,8 @@ GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logp
   return {out[0], out[1], out[2], out[3], out[4]};
 }
 
-GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                   const Tensor& mask, const GrpoLossOptions& o) {
+GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                   const GrpoLossOptions& o) {
   auto [loss, token_loss, stats, slope, weight] =
       call_forward({logprob, old_logprob, advantage, mask, o.selected, o.ref_logprob, o.ref_kl_weight, o.entropy,
                     o.normalizer, o.mode, o.aggregate, o.clip_low, o.clip_high, o.dual_clip, o.kl_coef, o.ref_kl,
@@ -593,8 +578,8 @@ GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tenso
 std::vector<std::string> grpo_stat_names() { return {std::begin(kGrpoStatNames), std::end(kGrpoStatNames)}; }
 
 Tensor grpo_combine_stats(const Tensor& stats) {
-  OP_CHECK("grpo_combine_stats", stats.dim() == 2 && stats.size(1) == kGrpoStats, "stats has shape ",
-           stats.sizes(), "; wanted [calls, ", static_cast<int>(kGrpoStats), "]");
+  OP_CHECK("grpo_combine_stats", stats.dim() == 2 && stats.size(1) == kGrpoStats, "stats has shape ", stats.sizes(),
+           "; wanted [calls, ", static_cast<int>(kGrpoStats), "]");
   const Tensor s = stats.to(at::kDouble), tokens = s.select(1, kTokens);
   const Tensor share = (tokens / tokens.sum().clamp_min(1)).unsqueeze(1);
   Tensor combined = (s * share).sum(0);
@@ -611,8 +596,7 @@ Tensor grpo_combine_stats(const Tensor& stats) {
   combined[kSequences].copy_(s.select(1, kSequences).sum());
   combined[kEntropyStd].copy_(variance.clamp_min(0).sqrt());
   combined[kCovMean].copy_(covariance);
-  for (int k : {kRatioMax, kCovMax})
-    combined[k].copy_(at::where(combined[kTokens] > 0, largest[k], combined[k]));
+  for (int k : {kRatioMax, kCovMax}) combined[k].copy_(at::where(combined[kTokens] > 0, largest[k], combined[k]));
   return combined.to(at::kFloat);
 }
 

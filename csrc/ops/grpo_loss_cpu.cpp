@@ -188,8 +188,7 @@ __attribute__((noinline)) void add_policy(const GrpoLossRule& rule, const GrpoCe
   constexpr bool kWithRatio = kUsesRatio<form, statistics>;
   T exp_d[kBlock];
   if constexpr (kWithRatio)
-    for (int i = 0; i < padded; ++i)
-      exp_d[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
+    for (int i = 0; i < padded; ++i) exp_d[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
   const GrpoLossRule r = rule;
   const GrpoCentre c = centre;
   for (int first = 0; first < padded; first += kLanes)
@@ -197,8 +196,8 @@ __attribute__((noinline)) void add_policy(const GrpoLossRule& rule, const GrpoCe
       const int i = first + lane;
       const GrpoToken<T> token{x.logprob[i], x.old_logprob[i], x.advantage[i],
                                x.entropy[i], x.counts[i],      x.selected[i] * x.counts[i]};
-      const GrpoTerms<T> terms = grpo_terms<form, T>(r, c, token, kWithRatio ? exp_d[i] : T(0), sequence.log_ratio[lane],
-                                                     sequence.ratio[lane], &slope[i]);
+      const GrpoTerms<T> terms = grpo_terms<form, T>(r, c, token, kWithRatio ? exp_d[i] : T(0),
+                                                     sequence.log_ratio[lane], sequence.ratio[lane], &slope[i]);
       loss[i] = x.counts[i] > T(0) ? terms.term[kSumLoss] : T(0);
       merge(terms, lane, sum, std::make_integer_sequence<int, kGrpoWanted<statistics>>());
     }
@@ -210,8 +209,7 @@ template <GrpoKl kind, bool statistics, bool weighted, class T>
 __attribute__((noinline)) void add_divergence(T coef, int padded, const T* ref, const T* weight, const Tokens<T>& x,
                                               T* __restrict loss, T* __restrict slope, T (*__restrict sum)[kLanes]) {
   T exp_minus[kBlock];
-  for (int i = 0; i < padded; ++i)
-    exp_minus[i] = exponential(-grpo_log_ratio(x.logprob[i], ref[i]));
+  for (int i = 0; i < padded; ++i) exp_minus[i] = exponential(-grpo_log_ratio(x.logprob[i], ref[i]));
   for (int first = 0; first < padded; first += kLanes)
     for (int lane = 0; lane < kLanes; ++lane) {
       const int i = first + lane;
@@ -350,8 +348,7 @@ template <bool by_band, class T>
 __attribute__((noinline)) void find_candidates(const GrpoSelect& p, const GrpoCentre& centre, int padded,
                                                const Tokens<T>& x, T* __restrict cov, T* __restrict candidate) {
   const GrpoCentre c = centre;
-  for (int i = 0; i < padded; ++i)
-    cov[i] = grpo_covariance(c, x.advantage[i], x.logprob[i]);
+  for (int i = 0; i < padded; ++i) cov[i] = grpo_covariance(c, x.advantage[i], x.logprob[i]);
   if constexpr (!by_band) {
     for (int i = 0; i < padded; ++i) candidate[i] = x.counts[i];
     return;
@@ -362,8 +359,7 @@ __attribute__((noinline)) void find_candidates(const GrpoSelect& p, const GrpoCe
   rule.dual_clip = INFINITY;
   const T lower = T(p.cov_lower), upper = T(p.cov_upper);
   T ratio[kBlock];
-  for (int i = 0; i < padded; ++i)
-    ratio[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
+  for (int i = 0; i < padded; ++i) ratio[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
   for (int i = 0; i < padded; ++i) {
     const GrpoToken<T> token{x.logprob[i], x.old_logprob[i], x.advantage[i], T(0), x.counts[i], T(0)};
     const GrpoPolicy<T> policy = grpo_policy<GrpoForm::kTokenRatio, T>(rule, token, T(0), ratio[i], T(1));
@@ -418,8 +414,7 @@ int64_t keys_below(uint64_t limit, const Block& block, const T* among, const uin
 template <class T>
 int64_t segment_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segment, uint64_t limit, uint64_t* keys,
                      int64_t* available) {
-  const bool in_band = p.choice == GrpoChoice::kClipCov,
-             by_band = in_band || p.choice == GrpoChoice::kRandomClipCov;
+  const bool in_band = p.choice == GrpoChoice::kClipCov, by_band = in_band || p.choice == GrpoChoice::kRandomClipCov;
   int64_t found = 0;
   T candidates[kLanes] = {};
   for_blocks(segment, p.length, [&](const Block& block) {
@@ -452,8 +447,8 @@ void grpo_moments(const GrpoLossForward& p, bool means, int64_t begin, int64_t e
   });
 }
 
-void grpo_loss_forward(const GrpoLossForward& p, const GrpoCentre& centre, const double* sequence,
-                       int64_t begin, int64_t end, GrpoTerms<double>* partial) {
+void grpo_loss_forward(const GrpoLossForward& p, const GrpoCentre& centre, const double* sequence, int64_t begin,
+                       int64_t end, GrpoTerms<double>* partial) {
   with_type(p.dtype, [&](auto zero) {
     for (int64_t s = begin; s < end; ++s) partial[s] = segment_loss<decltype(zero)>(p, centre, sequence, s);
   });
@@ -465,12 +460,11 @@ void grpo_loss_backward(const GrpoLossBackward& p, int64_t begin, int64_t end) {
   });
 }
 
-int64_t grpo_select_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segment, uint64_t limit,
-                         uint64_t* keys, int64_t* available) {
+int64_t grpo_select_keys(const GrpoSelect& p, const GrpoCentre& centre, int64_t segment, uint64_t limit, uint64_t* keys,
+                         int64_t* available) {
   int64_t found = 0;
-  with_type(p.dtype, [&](auto zero) {
-    found = segment_keys<decltype(zero)>(p, centre, segment, limit, keys, available);
-  });
+  with_type(p.dtype,
+            [&](auto zero) { found = segment_keys<decltype(zero)>(p, centre, segment, limit, keys, available); });
   return found;
 }
 

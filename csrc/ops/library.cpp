@@ -36,7 +36,8 @@ TORCH_LIBRARY(isentrope, m) {
 
   // ---- token_entropy
   m.def(
-      "token_entropy(Tensor logits, Tensor target, *, float temperature=1.0, int ignore_index=-100, bool moments=False, "
+      "token_entropy(Tensor logits, Tensor target, *, float temperature=1.0, int ignore_index=-100, bool "
+      "moments=False, "
       "bool inplace_backward=False) -> (Tensor logprob, Tensor entropy, Tensor lse, Tensor anchor, Tensor log_sum, "
       "Tensor sum_p2, Tensor sum_p2_logp)");
   m.def(
@@ -49,12 +50,14 @@ TORCH_LIBRARY(isentrope, m) {
   // ---- linear_token_entropy
   m.def(
       "linear_token_entropy(Tensor hidden, Tensor weight, Tensor target, *, Tensor? bias=None, float? softcap=None, "
-      "float temperature=1.0, int ignore_index=-100, bool moments=False) -> (Tensor logprob, Tensor entropy, Tensor lse, "
+      "float temperature=1.0, int ignore_index=-100, bool moments=False) -> (Tensor logprob, Tensor entropy, Tensor "
+      "lse, "
       "Tensor anchor, Tensor log_sum, Tensor sum_p2, Tensor sum_p2_logp)");
   m.def(
       "linear_token_entropy_backward(Tensor hidden, Tensor weight, Tensor target, Tensor entropy, Tensor anchor, "
       "Tensor log_sum, Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, Tensor? bias=None, float? softcap=None, "
-      "float temperature=1.0, int ignore_index=-100, bool[3] wanted) -> (Tensor dhidden, Tensor dweight, Tensor dbias)");
+      "float temperature=1.0, int ignore_index=-100, bool[3] wanted) -> (Tensor dhidden, Tensor dweight, Tensor "
+      "dbias)");
 
   // ---- grpo_select
   m.def(

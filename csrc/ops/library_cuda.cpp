@@ -18,8 +18,7 @@ void* current_stream() {
 EntropyAttentionOutputs entropy_attention_cuda(const EntropyAttentionArguments& arguments, bool return_entropy) {
   const c10::DeviceGuard guard(arguments.q.device());
   return entropy_attention_run(
-      arguments, return_entropy,
-      [](const auto& p) { kernels::entropy_attention_forward_cuda(p, current_stream()); },
+      arguments, return_entropy, [](const auto& p) { kernels::entropy_attention_forward_cuda(p, current_stream()); },
       kernels::entropy_attention_workspace);
 }
 
@@ -45,16 +44,17 @@ SigmaLinearOutputs sigma_linear_cuda(const Tensor& x, const Tensor& weight, cons
   return sigma_linear_run(x, weight, gamma, u, bias, sigma_grad, kCuda);
 }
 
-SigmaLinearGradients sigma_linear_backward_cuda(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& sigma,
-                                                const Tensor& v, const Tensor& factors, const OptionalTensor& dy,
-                                                const OptionalTensor& dsigma, c10::string_view sigma_grad,
-                                                std::array<bool, 4> wanted) {
+SigmaLinearGradients sigma_linear_backward_cuda(const Tensor& x, const Tensor& weight, const Tensor& u,
+                                                const Tensor& sigma, const Tensor& v, const Tensor& factors,
+                                                const OptionalTensor& dy, const OptionalTensor& dsigma,
+                                                c10::string_view sigma_grad, std::array<bool, 4> wanted) {
   const c10::DeviceGuard guard(weight.device());
   return sigma_linear_backward_run(x, weight, u, sigma, v, factors, dy, dsigma, sigma_grad, wanted, kCuda);
 }
 
 // ---- power_step
-std::tuple<Tensor, Tensor> power_step_cuda(at::TensorList weights, at::TensorList us, int64_t steps_max, double tolerance) {
+std::tuple<Tensor, Tensor> power_step_cuda(at::TensorList weights, at::TensorList us, int64_t steps_max,
+                                           double tolerance) {
   const c10::DeviceGuard guard(weights[0].device());
   return power_step_run(
       weights, us, steps_max, tolerance, [](const auto& p) { kernels::power_step_cuda(p, current_stream()); }, true);
@@ -64,9 +64,8 @@ std::tuple<Tensor, Tensor> power_step_cuda(at::TensorList weights, at::TensorLis
 TokenEntropyOutputs token_entropy_cuda(const Tensor& logits, const Tensor& target, double temperature,
                                        int64_t ignore_index, bool moments, bool) {
   const c10::DeviceGuard guard(logits.device());
-  return token_entropy_run(logits, target, temperature, ignore_index, moments, [](const auto& p) {
-    kernels::token_entropy_forward_cuda(p, current_stream());
-  });
+  return token_entropy_run(logits, target, temperature, ignore_index, moments,
+                           [](const auto& p) { kernels::token_entropy_forward_cuda(p, current_stream()); });
 }
 
 void launch_token_entropy_backward(const kernels::TokenEntropyBackward& p) {
@@ -113,8 +112,8 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cuda(
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
     std::array<bool, 3> wanted) {
   const c10::DeviceGuard guard(hidden.device());
-  return linear_token_entropy_backward_run(hidden, weight, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias,
-                                           softcap, temperature, ignore_index, wanted, kLogits);
+  return linear_token_entropy_backward_run(hidden, weight, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse,
+                                           bias, softcap, temperature, ignore_index, wanted, kLogits);
 }
 
 // ---- window_entropy
@@ -135,14 +134,13 @@ Tensor window_entropy_backward_cuda(const Tensor& dmean, const Tensor& count, co
 }
 
 // ---- grpo_select
-Tensor grpo_select_cuda(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                        const Tensor& mask, c10::string_view mode, int64_t seed, double select_fraction,
-                        double cov_lower, double cov_upper, double clip_low, std::optional<double> clip_high,
-                        int64_t minimum) {
+Tensor grpo_select_cuda(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                        c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
+                        double clip_low, std::optional<double> clip_high, int64_t minimum) {
   const c10::DeviceGuard guard(logprob.device());
   return grpo_select_run(
-      {logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper, clip_low,
-       clip_high, minimum},
+      {logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper, clip_low, clip_high,
+       minimum},
       [](const auto& p) { kernels::grpo_select_cuda(p, current_stream()); }, true);
 }
 
@@ -162,9 +160,8 @@ GrpoLossOutputs grpo_loss_cuda(const Tensor& logprob, const Tensor& old_logprob,
       [](const auto& p) { kernels::grpo_loss_forward_cuda(p, current_stream()); }, true);
 }
 
-std::tuple<Tensor, Tensor> grpo_loss_backward_cuda(const OptionalTensor& dloss,
-                                                   const OptionalTensor& dtoken_loss, const Tensor& slope,
-                                                   const Tensor& weight, const Tensor& mask,
+std::tuple<Tensor, Tensor> grpo_loss_backward_cuda(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
+                                                   const Tensor& slope, const Tensor& weight, const Tensor& mask,
                                                    double entropy_coef, bool of_entropy) {
   const c10::DeviceGuard guard(slope.device());
   return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy,

@@ -24,13 +24,15 @@ void check_arguments(const Tensor& hidden, const Tensor& weight, const Tensor& t
   check_dtype(kOp, "hidden", hidden, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
   check_dtype(kOp, "weight", weight, {hidden.scalar_type()});
   check_dtype(kOp, "target", target, {at::kLong});
-  OP_CHECK(kOp, hidden.dim() == 2 || hidden.dim() == 3, "hidden has ", hidden.dim(), " dimensions; wanted [N, C] or [B, T, C]");
+  OP_CHECK(kOp, hidden.dim() == 2 || hidden.dim() == 3, "hidden has ", hidden.dim(),
+           " dimensions; wanted [N, C] or [B, T, C]");
   OP_CHECK(kOp, weight.dim() == 2, "weight has ", weight.dim(), " dimensions; wanted [V, C]");
   OP_CHECK(kOp, weight.sym_size(0) >= 1 && weight.sym_size(1) >= 1, "weight has shape ", weight.sym_sizes(),
            "; wanted a vocabulary and a width of at least 1");
   OP_CHECK(kOp, hidden.sym_size(-1) == weight.sym_size(1), "hidden has shape ", hidden.sym_sizes(), "; wanted [..., ",
            weight.sym_size(1), "], the columns of weight");
-  check_shape(kOp, "target", target, hidden.sym_sizes().slice(0, hidden.dim() - 1), "hidden without its last dimension");
+  check_shape(kOp, "target", target, hidden.sym_sizes().slice(0, hidden.dim() - 1),
+              "hidden without its last dimension");
   check_device(kOp, "weight", weight, "hidden", hidden);
   check_device(kOp, "target", target, "hidden", hidden);
   if (bias) {
@@ -93,14 +95,15 @@ TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor&
   const Tensor target = target_in.contiguous();
   check_targets(kOp, target, weight.size(0), ignore_index);
   const int64_t* y = target.const_data_ptr<int64_t>();
-  const Arguments arguments(hidden, weight, target, bias, softcap, temperature, [&](int64_t n) { return y[n] != ignore_index; });
+  const Arguments arguments(hidden, weight, target, bias, softcap, temperature,
+                            [&](int64_t n) { return y[n] != ignore_index; });
   const int64_t rows = arguments.logits.rows;
   auto outputs = token_entropy_empty(hidden, target, moments);
-  if (rows < target.numel())
-    std::apply([](const auto&... x) { (Tensor(x).zero_(), ...); }, outputs);
+  if (rows < target.numel()) std::apply([](const auto&... x) { (Tensor(x).zero_(), ...); }, outputs);
   if (rows == 0) return outputs;
   static_assert(sizeof(TokenEntropySums) == 5 * sizeof(double));
-  const Tensor sums = at::empty({rows, vocab_shares(weight.size(0)), 5}, at::kDouble), target_logit = at::empty({rows}, at::kDouble);
+  const Tensor sums = at::empty({rows, vocab_shares(weight.size(0)), 5}, at::kDouble),
+               target_logit = at::empty({rows}, at::kDouble);
   LinearTokenEntropyCpuForward p;
   token_entropy_rows(p, outputs);
   p.logits = arguments.logits;
@@ -168,7 +171,9 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
   const int64_t* y = target.const_data_ptr<int64_t>();
   // Rows whose gradient is 0 whatever their logits: ignored, nothing flows in, every logit -inf.
   const Arguments arguments(hidden, weight, target, bias, softcap, temperature, [&](int64_t n) {
-    if (y[n] == ignore_index || (value(statistics.dlogprob, n) == 0 && value(statistics.dentropy, n) == 0 && value(statistics.dlse, n) == 0)) return false;
+    if (y[n] == ignore_index ||
+        (value(statistics.dlogprob, n) == 0 && value(statistics.dentropy, n) == 0 && value(statistics.dlse, n) == 0))
+      return false;
     return !(std::isinf(value(statistics.anchor, n)) && value(statistics.log_sum, n) == 0);
   });
   const int64_t rows = arguments.logits.rows, C = weight.size(1), V = weight.size(0);
@@ -211,7 +216,8 @@ LinearTokenEntropyGradients linear_token_entropy_backward_meta(
   auto like = [&](bool of, c10::SymIntArrayRef sizes) {
     return of ? at::empty_symint(sizes, hidden.options()) : at::empty({0}, hidden.options());
   };
-  return {like(wanted[0], hidden.sym_sizes()), like(wanted[1], weight.sym_sizes()), like(wanted[2], {weight.sym_size(0)})};
+  return {like(wanted[0], hidden.sym_sizes()), like(wanted[1], weight.sym_sizes()),
+          like(wanted[2], {weight.sym_size(0)})};
 }
 
 // ---- a GPU's blocks: a product, then a kernel -----------------------------------------------------------------------
@@ -230,7 +236,8 @@ struct Blocks {
       : hidden(with_rows(hidden_in.reshape({-1, hidden_in.size(-1)}))),
         weight(with_rows(weight_in)),
         target(target_in.contiguous()),
-        buffer(at::empty({hidden.size(0) * gpu_block(weight.size(0))}, hidden.options().dtype(statistic_type(hidden)))) {
+        buffer(
+            at::empty({hidden.size(0) * gpu_block(weight.size(0))}, hidden.options().dtype(statistic_type(hidden)))) {
     if (bias_in) bias = bias_in->contiguous();
   }
 
@@ -238,8 +245,8 @@ struct Blocks {
 
   // body(p, logits [N, columns]) for every block, p with all but what is its own of the op.
   template <class Parameters, class Body>
-  void each(Parameters p, std::optional<double> softcap, double temperature, int64_t ignore_index, const LogitBackend& backend,
-            const Body& body) const {
+  void each(Parameters p, std::optional<double> softcap, double temperature, int64_t ignore_index,
+            const LogitBackend& backend, const Body& body) const {
     p.dtype = kernel_dtype(kOp, hidden);
     p.rows = hidden.size(0);
     p.vocab = weight.size(0);
@@ -261,8 +268,9 @@ struct Blocks {
 }  // namespace
 
 TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
-                                             const OptionalTensor& bias, std::optional<double> softcap, double temperature,
-                                             int64_t ignore_index, bool moments, const LogitBackend& backend) {
+                                             const OptionalTensor& bias, std::optional<double> softcap,
+                                             double temperature, int64_t ignore_index, bool moments,
+                                             const LogitBackend& backend) {
   check_arguments(hidden, weight, target, bias, softcap, temperature);
   const auto outputs = token_entropy_empty(hidden, target, moments);
   if (target.numel() == 0) return outputs;
@@ -271,7 +279,8 @@ TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor&
   kernels::LinearTokenEntropyForward p;
   token_entropy_rows(p, outputs);
   p.sums = sums.mutable_data_ptr();
-  blocks.each(p, softcap, temperature, ignore_index, backend, [&](const auto& block, const Tensor&) { backend.forward(block); });
+  blocks.each(p, softcap, temperature, ignore_index, backend,
+              [&](const auto& block, const Tensor&) { backend.forward(block); });
   return outputs;
 }
 
@@ -303,7 +312,8 @@ LinearTokenEntropyGradients linear_token_entropy_backward_run(
     backend.backward(block);
     const Tensor dz = narrow.narrow(0, 0, logits.numel()).view(logits.sizes());
     if (wanted[0]) backend.product(sums, dz, blocks.weight_of(block), block.first > 0);
-    if (wanted[1]) backend.product(dweight.slice(0, block.first, block.first + block.columns), dz.t(), blocks.hidden, false);
+    if (wanted[1])
+      backend.product(dweight.slice(0, block.first, block.first + block.columns), dz.t(), blocks.hidden, false);
     if (wanted[2]) {
       Tensor part = dbias.slice(0, block.first, block.first + block.columns);
       at::sum_out(part, dz, 0);
@@ -320,8 +330,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-TokenEntropyOutputs call_forward(const Tensor& hidden, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
-                                 std::optional<double> softcap, double temperature, int64_t ignore_index, bool moments) {
+TokenEntropyOutputs call_forward(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                 const OptionalTensor& bias, std::optional<double> softcap, double temperature,
+                                 int64_t ignore_index, bool moments) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::linear_token_entropy", "")
                              .typed<decltype(linear_token_entropy_cpu)>();
@@ -357,9 +368,9 @@ struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropy
     const std::array<bool, 3> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                         saved[3].defined() && ctx->needs_input_grad(3)};
     const auto [dhidden, dweight, dbias] =
-        op.call(saved[0], saved[1], saved[2], saved[4], saved[5], saved[6], optional(d[0]), optional(d[1]), optional(d[2]),
-                optional(saved[3]), ctx->saved_data["softcap"].toOptional<double>(), ctx->saved_data["temperature"].toDouble(),
-                ctx->saved_data["ignore_index"].toInt(), wanted);
+        op.call(saved[0], saved[1], saved[2], saved[4], saved[5], saved[6], optional(d[0]), optional(d[1]),
+                optional(d[2]), optional(saved[3]), ctx->saved_data["softcap"].toOptional<double>(),
+                ctx->saved_data["temperature"].toDouble(), ctx->saved_data["ignore_index"].toInt(), wanted);
     if (wanted[0]) out[0] = dhidden;
     if (wanted[1]) out[1] = dweight;
     if (wanted[2]) out[3] = dbias;

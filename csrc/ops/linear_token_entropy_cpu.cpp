@@ -22,7 +22,7 @@ constexpr int64_t kChunk = 96;  // rows of a product: a multiple of every kTile
 // Summed in registers before it goes to memory: a panel of so many rows and the operand beside it fit the first-level cache, and
 // short sums keep digits (with 384 the entropy of [97, 300] x [5003, 300] misses its bound of twice plain torch's error).
 constexpr int64_t kDepth = 192;
-constexpr int64_t kGroup = 1024;     // rows that share one packing of a block of weight
+constexpr int64_t kGroup = 1024;  // rows that share one packing of a block of weight
 constexpr int64_t kForwardTasks = 16;
 
 thread_local Scratch own_scratch, shared_scratch;  // of a task, and of the thread that hands out the tasks
@@ -60,14 +60,16 @@ void pack_logit_panel(const LinearLogits& p, int64_t first, Real* to) {
   Real piece[P * kPiece] = {};
   for (int64_t k = 0; k < C; k += kPiece, to += kPiece * P) {
     const int64_t length = smaller(kPiece, C - k);
-    for (int64_t i = 0; i < rows; ++i) load_row(p.dtype, p.weight, (first + i) * p.weight_stride + k, length, piece + i * kPiece);
+    for (int64_t i = 0; i < rows; ++i)
+      load_row(p.dtype, p.weight, (first + i) * p.weight_stride + k, length, piece + i * kPiece);
     pack_columns(length, piece, kPiece, to);
   }
 }
 
 // to [count, kPanel]: columns first … of rows of x [., columns], 0 beyond the last; row i at offset_of(i).
 template <class Real, class Offset>
-void pack_row_panel(DType dtype, const void* x, int64_t columns, int64_t first, int64_t count, const Offset& offset_of, Real* to) {
+void pack_row_panel(DType dtype, const void* x, int64_t columns, int64_t first, int64_t count, const Offset& offset_of,
+                    Real* to) {
   constexpr int64_t P = kPanel<Real>;
   const int64_t width = smaller(P, columns - first);
   if (width < P) std::memset(to, 0, count * P * sizeof(Real));
@@ -76,7 +78,8 @@ void pack_row_panel(DType dtype, const void* x, int64_t columns, int64_t first, 
 
 // z [rows, ldz] of whole panels = rows · weightᵀ, packed [panels, C, kPanel].
 template <class Real>
-void logits_of(const Rows<Real>& rows, int64_t count, int64_t C, int64_t panels, const Real* packed, Real* z, int64_t ldz) {
+void logits_of(const Rows<Real>& rows, int64_t count, int64_t C, int64_t panels, const Real* packed, Real* z,
+               int64_t ldz) {
   constexpr int64_t P = kPanel<Real>;
   const int64_t depth = parts(C, parts(C, kDepth));
   for (int64_t k = 0; k < C; k += depth) {
@@ -150,7 +153,8 @@ void forward(const LinearTokenEntropyCpuForward& p) {
 
 // dz [n] of a row's block, in place of its logits z.
 template <class Real>
-void gradient_row(const LinearTokenEntropyCpuBackward& p, int64_t row, int64_t first, int64_t n, Real* z, Real* slope, Real* bias) {
+void gradient_row(const LinearTokenEntropyCpuBackward& p, int64_t row, int64_t first, int64_t n, Real* z, Real* slope,
+                  Real* bias) {
   const LinearLogits& logits = p.logits;
   finish_logits(logits, first, n, z, bias, logits.softcap != 0 ? slope : nullptr);
   const RowGradient<Real> gradient(p, row);
@@ -161,7 +165,8 @@ void gradient_row(const LinearTokenEntropyCpuBackward& p, int64_t row, int64_t f
 
 // dweight of rows first … first + n - 1 of the vocabulary, in the columns of panel c: dzᵀ · h.
 template <class Real>
-void weight_panel(const LinearTokenEntropyCpuBackward& p, int64_t first, int64_t n, const Real* dz, int64_t ldz, int64_t c) {
+void weight_panel(const LinearTokenEntropyCpuBackward& p, int64_t first, int64_t n, const Real* dz, int64_t ldz,
+                  int64_t c) {
   const LinearLogits& logits = p.logits;
   constexpr int64_t P = kPanel<Real>;
   const int64_t M = logits.rows, C = logits.width, width = smaller(P, C - c * P);
@@ -169,7 +174,8 @@ void weight_panel(const LinearTokenEntropyCpuBackward& p, int64_t first, int64_t
   for (int64_t m = 0; m < M; m += kDepth) {
     const int64_t depth = smaller(kDepth, M - m);
     pack_row_panel(
-        logits.dtype, logits.hidden, C, c * P, depth, [&](int64_t i) { return logits.row[m + i] * logits.hidden_stride; }, packed);
+        logits.dtype, logits.hidden, C, c * P, depth,
+        [&](int64_t i) { return logits.row[m + i] * logits.hidden_stride; }, packed);
     const auto all = [depth](int64_t, int64_t) { return Span{0, depth}; };
     if (m == 0)
       product<true, false>(n, P, kTile, dz, ldz, packed, 0, sum, P, all);

@@ -13,7 +13,10 @@ constexpr int64_t kVocabShares = 16;
 // Columns of logits that exist at once: 1/64 of the vocabulary and a multiple of every panel. From 128 on a block's products
 // run at the rate of large ones; above 256 they are not faster, and its packed weight leaves the second-level cache.
 inline int64_t vocab_block(int64_t vocab) {
-  const int64_t wanted = vocab / 64 < 128 ? 128 : vocab / 64 > 256 ? 256 : vocab / 64, least = vocab < wanted ? vocab : wanted;
+  const int64_t wanted = vocab / 64 < 128   ? 128
+                         : vocab / 64 > 256 ? 256
+                                            : vocab / 64,
+                least = vocab < wanted ? vocab : wanted;
   return (least + 31) / 32 * 32;
 }
 
@@ -25,17 +28,17 @@ inline int64_t vocab_shares(int64_t vocab) {
 // The logits of M of N rows, of hidden · weightᵀ + bias.
 struct LinearLogits {
   kernels::DType dtype = kernels::DType::kFloat;
-  int64_t rows = 0;                  // M
-  int64_t width = 0;                 // C
-  int64_t vocab = 0;                 // V
-  const int64_t* row = nullptr;      // [M] rising: places in hidden, target and all that has N rows
-  const void* hidden = nullptr;      // [N, C] dtype
-  int64_t hidden_stride = 0;         // elements from row to row, as below
-  const void* weight = nullptr;      // [V, C] dtype
+  int64_t rows = 0;              // M
+  int64_t width = 0;             // C
+  int64_t vocab = 0;             // V
+  const int64_t* row = nullptr;  // [M] rising: places in hidden, target and all that has N rows
+  const void* hidden = nullptr;  // [N, C] dtype
+  int64_t hidden_stride = 0;     // elements from row to row, as below
+  const void* weight = nullptr;  // [V, C] dtype
   int64_t weight_stride = 0;
-  const void* bias = nullptr;        // [V] dtype, or null
-  const int64_t* target = nullptr;   // [N] 0 … V - 1 in the M rows
-  double softcap = 0;                // 0 for none
+  const void* bias = nullptr;       // [V] dtype, or null
+  const int64_t* target = nullptr;  // [N] 0 … V - 1 in the M rows
+  double softcap = 0;               // 0 for none
   double temperature = 1;
 };
 
@@ -55,9 +58,9 @@ struct LinearTokenEntropyCpuBackward : kernels::TokenEntropyRowGradients {  // [
 // Padded, so that its rows do not fall on the same few sets of the cache.
 inline int64_t dlogits_stride(int64_t vocab) { return vocab_block(vocab) + 16; }
 
-#define ISENTROPE_DECLARE(ISA)                                            \
-  namespace ISA {                                                         \
-  void linear_token_entropy_forward(const LinearTokenEntropyCpuForward& p);  \
+#define ISENTROPE_DECLARE(ISA)                                                \
+  namespace ISA {                                                             \
+  void linear_token_entropy_forward(const LinearTokenEntropyCpuForward& p);   \
   void linear_token_entropy_backward(const LinearTokenEntropyCpuBackward& p); \
   }
 ISENTROPE_DECLARE(DEFAULT)

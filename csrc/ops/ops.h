@@ -89,13 +89,14 @@ TokenEntropy linear_token_entropy(const Tensor& hidden, const Tensor& weight, co
 
 // ---- window_entropy --------------------------------------------------------------------------------------------
 struct WindowEntropyOptions {
-  int64_t window = 4;               // tokens of a window
-  std::string side = "following";   // it begins with its token; after: behind it; centred: around it; trailing: ends with it
-  std::string partial = "drop";     // windows of fewer tokens: none, or shrink, the mean of those there are
+  int64_t window = 4;  // tokens of a window
+  std::string side =
+      "following";  // it begins with its token; after: behind it; centred: around it; trailing: ends with it
+  std::string partial = "drop";        // windows of fewer tokens: none, or shrink, the mean of those there are
   std::string threshold = "quantile";  // value, quantile, top_fraction
   double level = 0.95;
-  std::string scope = "row";        // row, batch: the mean over rows of their thresholds, global: of all windows together
-  std::optional<Tensor> at;         // [B, T] where windows may be; everywhere if left out
+  std::string scope = "row";  // row, batch: the mean over rows of their thresholds, global: of all windows together
+  std::optional<Tensor> at;   // [B, T] where windows may be; everywhere if left out
 };
 struct WindowEntropy {
   Tensor mean;       // [B, T] float, or double for double entropy; 0 where there is no window; has a gradient
@@ -132,10 +133,10 @@ struct GrpoLossOptions {
   std::string ref_kl = "k3";        // k1, k2, k3, k1+, k3+
   double ref_kl_coef = 0.0;
   double entropy_coef = 0.0;
-  std::optional<Tensor> selected;     // [B, T] bool, of grpo_select; clip_cov and kl_cov
-  std::optional<Tensor> ref_logprob;  // [B, T]; without a ref_kl_coef for the statistics alone, like entropy
+  std::optional<Tensor> selected;       // [B, T] bool, of grpo_select; clip_cov and kl_cov
+  std::optional<Tensor> ref_logprob;    // [B, T]; without a ref_kl_coef for the statistics alone, like entropy
   std::optional<Tensor> ref_kl_weight;  // [B, T] factor of ref_kl_coef at each token; 1 where it is not given
-  std::optional<Tensor> entropy;      // [B, T]
+  std::optional<Tensor> entropy;        // [B, T]
   // One number: tokens (token-mean), sequences with tokens (seq-mean-token-*), or the constant divisor instead of T
   // (seq-mean-token-sum-norm) of a whole step, so that the losses of its micro-batches add up to that of the whole.
   std::optional<Tensor> normalizer;

@@ -93,12 +93,18 @@ void matmul_on_cpu(const Tensor& out, const Tensor& a, const Tensor& b, const Te
 }
 
 const SigmaBackend kCpu = {
-    [](const kernels::SigmaNorm& p) { ISENTROPE_PICK(sigma_norm)
-                                      (p); },
-    [](const kernels::SigmaDot& p) { ISENTROPE_PICK(sigma_dot)
-                                     (p); },
-    [](const kernels::SigmaRankOne& p) { ISENTROPE_PICK(sigma_rank_one)
-                                         (p); },
+    [](const kernels::SigmaNorm& p) {
+      ISENTROPE_PICK(sigma_norm)
+      (p);
+    },
+    [](const kernels::SigmaDot& p) {
+      ISENTROPE_PICK(sigma_dot)
+      (p);
+    },
+    [](const kernels::SigmaRankOne& p) {
+      ISENTROPE_PICK(sigma_rank_one)
+      (p);
+    },
     matmul_on_cpu,
 };
 
@@ -411,8 +417,12 @@ std::tuple<Tensor, Tensor> power_step_run(at::TensorList weights, at::TensorList
 std::tuple<Tensor, Tensor> power_step_cpu(at::TensorList weights, at::TensorList us, int64_t steps_max,
                                           double tolerance) {
   return power_step_run(
-      weights, us, steps_max, tolerance, [](const kernels::PowerStep& p) { ISENTROPE_PICK(power_step)
-                                                                           (p); }, false);
+      weights, us, steps_max, tolerance,
+      [](const kernels::PowerStep& p) {
+        ISENTROPE_PICK(power_step)
+        (p);
+      },
+      false);
 }
 
 std::tuple<Tensor, Tensor> power_step_meta(at::TensorList weights, at::TensorList us, int64_t steps_max,

@@ -53,15 +53,16 @@ Types types_of(at::ScalarType type) {
 }
 
 // out = alpha · a b + beta · out; a and b are of one type, out of that or of the one that sums are kept in.
-void product(cublasPointerMode_t mode, const Tensor& out, const Tensor& a, const Tensor& b, const void* alpha, const void* beta) {
+void product(cublasPointerMode_t mode, const Tensor& out, const Tensor& a, const Tensor& b, const void* alpha,
+             const void* beta) {
   const PointerMode cublas(mode);
   const Operand left(a), right(b);
   const Types types = types_of(a.scalar_type());
   // By columns out is outᵀ = bᵀ aᵀ.
   TORCH_CUDABLAS_CHECK(cublasGemmEx(cublas.handle, right.operation, left.operation, static_cast<int>(out.size(1)),
-                                    static_cast<int>(out.size(0)), static_cast<int>(a.size(1)), alpha, b.const_data_ptr(),
-                                    types.element, right.leading, a.const_data_ptr(), types.element, left.leading, beta,
-                                    out.mutable_data_ptr(), types_of(out.scalar_type()).element,
+                                    static_cast<int>(out.size(0)), static_cast<int>(a.size(1)), alpha,
+                                    b.const_data_ptr(), types.element, right.leading, a.const_data_ptr(), types.element,
+                                    left.leading, beta, out.mutable_data_ptr(), types_of(out.scalar_type()).element,
                                     static_cast<int>(out.size(1)), types.compute, CUBLAS_GEMM_DEFAULT));
 }
 
@@ -70,7 +71,8 @@ void product(cublasPointerMode_t mode, const Tensor& out, const Tensor& a, const
 void sigma_matmul_cuda(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& factors,
                        kernels::SigmaFactor alpha, kernels::SigmaFactor beta) {
   const char* factor = static_cast<const char*>(factors.const_data_ptr());
-  product(CUBLAS_POINTER_MODE_DEVICE, out, a, b, factor + alpha * factors.element_size(), factor + beta * factors.element_size());
+  product(CUBLAS_POINTER_MODE_DEVICE, out, a, b, factor + alpha * factors.element_size(),
+          factor + beta * factors.element_size());
 }
 
 void logit_product_cuda(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {

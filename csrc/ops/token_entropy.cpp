@@ -32,8 +32,10 @@ constexpr const char* kBackward = "token_entropy_backward";
 void check_arguments(const Tensor& logits, const Tensor& target, double temperature) {
   check_dtype(kOp, "logits", logits, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
   check_dtype(kOp, "target", target, {at::kLong});
-  OP_CHECK(kOp, logits.dim() == 2 || logits.dim() == 3, "logits has ", logits.dim(), " dimensions; wanted [N, V] or [B, T, V]");
-  check_shape(kOp, "target", target, logits.sym_sizes().slice(0, logits.dim() - 1), "logits without its last dimension");
+  OP_CHECK(kOp, logits.dim() == 2 || logits.dim() == 3, "logits has ", logits.dim(),
+           " dimensions; wanted [N, V] or [B, T, V]");
+  check_shape(kOp, "target", target, logits.sym_sizes().slice(0, logits.dim() - 1),
+              "logits without its last dimension");
   OP_CHECK(kOp, logits.sym_size(-1) >= 1, "logits has a vocabulary of 0; wanted at least 1");
   check_device(kOp, "target", target, "logits", logits);
   OP_CHECK(kOp, std::isfinite(temperature) && temperature > 0, "temperature is ", temperature, "; wanted above 0");
@@ -71,7 +73,8 @@ void forward_on_cpu(const TokenEntropyForward& p) {
 
 void backward_on_cpu(const TokenEntropyBackward& p) {
   at::parallel_for(0, p.layout.rows * token_entropy_chunks(p.layout.vocab), token_entropy_grain(p.layout.vocab),
-                   [&](int64_t begin, int64_t end) { ISENTROPE_PICK(token_entropy_backward_chunks)(p, begin, end); });
+                   [&](int64_t begin, int64_t end) { ISENTROPE_PICK(token_entropy_backward_chunks)
+                                                     (p, begin, end); });
 }
 
 }  // namespace
@@ -101,7 +104,8 @@ void token_entropy_rows(kernels::TokenEntropyRows& p, const TokenEntropyOutputs&
 }
 
 // An incoming gradient as the kernels take it: [N] in the statistics' type, or undefined.
-Tensor row_gradient(const char* op, const OptionalTensor& gradient, const char* name, const Tensor& target, at::ScalarType type) {
+Tensor row_gradient(const char* op, const OptionalTensor& gradient, const char* name, const Tensor& target,
+                    at::ScalarType type) {
   if (!gradient || !gradient->defined()) return {};
   check_shape(op, name, *gradient, target.sym_sizes(), "as target");
   check_device(op, name, *gradient, "target", target);
@@ -148,8 +152,8 @@ TokenEntropyOutputs token_entropy_cpu(const Tensor& logits, const Tensor& target
   return token_entropy_run(logits, target, temperature, ignore_index, moments, forward_on_cpu);
 }
 
-TokenEntropyOutputs token_entropy_meta(const Tensor& logits, const Tensor& target, double temperature, int64_t, bool moments,
-                                       bool) {
+TokenEntropyOutputs token_entropy_meta(const Tensor& logits, const Tensor& target, double temperature, int64_t,
+                                       bool moments, bool) {
   check_arguments(logits, target, temperature);
   return token_entropy_empty(logits, target, moments);
 }
@@ -170,7 +174,9 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits_in, 
   const Tensor written = inplace ? logits : dlogits;
   const at::ScalarType type = statistic_type(logits);
   auto statistic = [&](const Tensor& x, const char* name) { return row_statistic(kBackward, x, name, target, type); };
-  auto gradient = [&](const OptionalTensor& x, const char* name) { return row_gradient(kBackward, x, name, target, type); };
+  auto gradient = [&](const OptionalTensor& x, const char* name) {
+    return row_gradient(kBackward, x, name, target, type);
+  };
   const Tensor H = statistic(entropy, "entropy"), m = statistic(anchor, "anchor"), l = statistic(log_sum, "log_sum");
   const Tensor dlp = gradient(dlogprob, "dlogprob"), dH = gradient(dentropy, "dentropy"), dz = gradient(dlse, "dlse");
   TokenEntropyBackward p;
@@ -226,16 +232,16 @@ void token_entropy_backward_inplace_cpu(const Tensor& logits, const Tensor& targ
                              ignore_index, backward_on_cpu);
 }
 
-Tensor token_entropy_backward_meta(const Tensor& logits, const Tensor& target, const Tensor&, const Tensor&, const Tensor&,
-                                   const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double temperature,
-                                   int64_t) {
+Tensor token_entropy_backward_meta(const Tensor& logits, const Tensor& target, const Tensor&, const Tensor&,
+                                   const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                   double temperature, int64_t) {
   check_arguments(logits, target, temperature);
   return at::empty_symint(logits.sym_sizes(), logits.options());
 }
 
 void token_entropy_backward_inplace_meta(const Tensor& logits, const Tensor& target, const Tensor&, const Tensor&,
-                                         const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                                         double temperature, int64_t) {
+                                         const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                         const OptionalTensor&, double temperature, int64_t) {
   check_arguments(logits, target, temperature);
 }
 
@@ -323,10 +329,10 @@ TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& t
                                            int64_t ignore_index, bool moments, bool inplace_backward) {
   if (inplace_backward && !traced(logits) && logits.requires_grad() && at::GradMode::is_enabled()) {
     OP_CHECK(kOp, !logits.is_leaf(),
-             "inplace_backward overwrites logits, which is a leaf; wanted the result of a computation, or inplace_backward=false");
-    OP_CHECK(kOp, !rows_overlap(logits),
-             "inplace_backward overwrites logits, whose rows share memory (strides ", logits.strides(),
-             "); wanted logits.contiguous(), or inplace_backward=false");
+             "inplace_backward overwrites logits, which is a leaf; wanted the result of a computation, or "
+             "inplace_backward=false");
+    OP_CHECK(kOp, !rows_overlap(logits), "inplace_backward overwrites logits, whose rows share memory (strides ",
+             logits.strides(), "); wanted logits.contiguous(), or inplace_backward=false");
   }
   const auto out = TokenEntropyFunction::apply(logits, target, temperature, ignore_index, moments, inplace_backward);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};

@@ -12,7 +12,7 @@ using kernels::LogitRows;
 using kernels::TokenEntropyBackward;
 using kernels::TokenEntropyForward;
 
-constexpr int64_t kPastCache = int64_t{8} << 20; // a gradient above these bytes is not in cache when it is wanted next
+constexpr int64_t kPastCache = int64_t{8} << 20;  // a gradient above these bytes is not in cache when it is wanted next
 
 template <class T>
 const T* row_of(const void* base, const LogitRows& rows, int64_t n) {
@@ -61,8 +61,7 @@ template <class T>
 void backward(const TokenEntropyBackward& p, int64_t begin, int64_t end) {
   using S = ScalarOf<T>;
   const int64_t vocab = p.layout.vocab, chunks = token_entropy_chunks(vocab);
-  const bool past_cache =
-      p.dlogits != p.logits && p.layout.rows * vocab * static_cast<int64_t>(sizeof(T)) > kPastCache;
+  const bool past_cache = p.dlogits != p.logits && p.layout.rows * vocab * static_cast<int64_t>(sizeof(T)) > kPastCache;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = i / chunks, first = i % chunks * kTokenEntropyChunk, y = p.target[row] - first;
     const int64_t n = vocab - first < kTokenEntropyChunk ? vocab - first : kTokenEntropyChunk;
@@ -80,10 +79,14 @@ void backward(const TokenEntropyBackward& p, int64_t begin, int64_t end) {
 template <class Function>
 void for_dtype(DType dtype, const Function& function) {
   switch (dtype) {
-    case DType::kFloat: return function(static_cast<float*>(nullptr));
-    case DType::kBFloat16: return function(static_cast<BFloat16*>(nullptr));
-    case DType::kHalf: return function(static_cast<Half*>(nullptr));
-    case DType::kDouble: return function(static_cast<double*>(nullptr));
+    case DType::kFloat:
+      return function(static_cast<float*>(nullptr));
+    case DType::kBFloat16:
+      return function(static_cast<BFloat16*>(nullptr));
+    case DType::kHalf:
+      return function(static_cast<Half*>(nullptr));
+    case DType::kDouble:
+      return function(static_cast<double*>(nullptr));
   }
 }
 

@@ -14,7 +14,9 @@ constexpr int64_t kTokenEntropyChunk = 32768;
 inline int64_t token_entropy_chunks(int64_t vocab) { return (vocab + kTokenEntropyChunk - 1) / kTokenEntropyChunk; }
 
 // Fewest chunks a thread takes: about 32k logits.
-inline int64_t token_entropy_grain(int64_t vocab) { return vocab >= kTokenEntropyChunk ? 1 : kTokenEntropyChunk / vocab + 1; }
+inline int64_t token_entropy_grain(int64_t vocab) {
+  return vocab >= kTokenEntropyChunk ? 1 : kTokenEntropyChunk / vocab + 1;
+}
 
 // Sums over a chunk of s = 2^((z - anchor)·c), c = log2(e)/τ.
 struct TokenEntropySums {
@@ -28,13 +30,13 @@ struct TokenEntropySums {
 // forward_chunks: fills sums[begin, end); those of ignored rows are left alone.
 // finish: joins the chunks of rows [begin, end) in order and writes their outputs.
 // backward_chunks: writes dlogits of chunks [begin, end).
-#define ISENTROPE_DECLARE(ISA)                                                                                     \
-  namespace ISA {                                                                                                  \
-  void token_entropy_forward_chunks(const kernels::TokenEntropyForward& p, int64_t begin, int64_t end,             \
-                                    TokenEntropySums* sums);                                                       \
-  void token_entropy_finish(const kernels::TokenEntropyForward& p, int64_t begin, int64_t end,                     \
-                            const TokenEntropySums* sums);                                                         \
-  void token_entropy_backward_chunks(const kernels::TokenEntropyBackward& p, int64_t begin, int64_t end);          \
+#define ISENTROPE_DECLARE(ISA)                                                                            \
+  namespace ISA {                                                                                         \
+  void token_entropy_forward_chunks(const kernels::TokenEntropyForward& p, int64_t begin, int64_t end,    \
+                                    TokenEntropySums* sums);                                              \
+  void token_entropy_finish(const kernels::TokenEntropyForward& p, int64_t begin, int64_t end,            \
+                            const TokenEntropySums* sums);                                                \
+  void token_entropy_backward_chunks(const kernels::TokenEntropyBackward& p, int64_t begin, int64_t end); \
   }
 ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)

@@ -12,10 +12,10 @@ namespace isentrope::ops::CPU_CAPABILITY {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
-constexpr int64_t kBlock = 4096;   // 16 KB of floats: half of a usual L1, for the second look
-constexpr int64_t kGuess = 256;    // the first anchor is the maximum of so many
-constexpr double kSlack = 2.0;     // log2 s may rise to this: costs two bits of no accumulator, saves most second looks
-constexpr int64_t kPrefetch = 1536;              // bytes ahead; the hardware's own prefetch ends at each page
+constexpr int64_t kBlock = 4096;  // 16 KB of floats: half of a usual L1, for the second look
+constexpr int64_t kGuess = 256;   // the first anchor is the maximum of so many
+constexpr double kSlack = 2.0;    // log2 s may rise to this: costs two bits of no accumulator, saves most second looks
+constexpr int64_t kPrefetch = 1536;  // bytes ahead; the hardware's own prefetch ends at each page
 
 // n < kStep elements as a pair, the rest filled.
 template <class T>
@@ -30,8 +30,10 @@ struct Few {
 
 template <class T>
 T from_bits_or_value(uint16_t bits, double value) {
-  if constexpr (sizeof(T) == 2) return T{bits};
-  else return static_cast<T>(value);
+  if constexpr (sizeof(T) == 2)
+    return T{bits};
+  else
+    return static_cast<T>(value);
 }
 inline uint16_t minus_infinity_bits(const BFloat16*) { return 0xff80; }
 inline uint16_t minus_infinity_bits(const Half*) { return 0xfc00; }
@@ -50,9 +52,13 @@ double widen(const T* z) {
   return first > second ? first : second;
 }
 template <>
-inline double widen(const float* z) { return *z; }
+inline double widen(const float* z) {
+  return *z;
+}
 template <>
-inline double widen(const double* z) { return *z; }
+inline double widen(const double* z) {
+  return *z;
+}
 
 // ---- sums -----------------------------------------------------------------------------------------------------------
 
@@ -136,8 +142,7 @@ double maximum_of(const T* z, int64_t n) {
   using V = VectorOf<T>;
   V m(static_cast<ScalarOf<T>>(-kInfinity));
   for (int64_t i = 0; i < n; i += kStep<T>) {
-    const Pairs<T> pair =
-        i + kStep<T> <= n ? Pairs<T>::load(z + i) : Few<T>(z + i, n - i, minus_infinity<T>()).load();
+    const Pairs<T> pair = i + kStep<T> <= n ? Pairs<T>::load(z + i) : Few<T>(z + i, n - i, minus_infinity<T>()).load();
     m = max(pair.first, max(pair.second, m));
   }
   return static_cast<double>(reduce_max(m));
@@ -180,7 +185,8 @@ struct RowOutputs {
 };
 
 // part [chunks]: the sums of a row's chunks, joined in order.
-inline RowOutputs row_outputs(const TokenEntropySums* part, int64_t chunks, double target_logit, double temperature, double c) {
+inline RowOutputs row_outputs(const TokenEntropySums* part, int64_t chunks, double target_logit, double temperature,
+                              double c) {
   TokenEntropySums s = part[0];
   for (int64_t i = 1; i < chunks; ++i) {
     TokenEntropySums other = part[i];
@@ -282,9 +288,7 @@ struct RowGradient {
         dlse(plain_nan(get(p.dlse, n))) {}
 
   // The gradient is 0 whatever the logits are: nothing flows in, or every logit is -inf (log_sum is NaN where all is NaN).
-  bool zero() const {
-    return (dlogprob == 0 && dentropy == 0 && dlse == 0) || (anchor == -kInfinity && log_sum == 0);
-  }
+  bool zero() const { return (dlogprob == 0 && dentropy == 0 && dlse == 0) || (anchor == -kInfinity && log_sum == 0); }
 
   // dz [n] of logits z [n], a part of the row; dz may be z. y: the target's place in the part, outside 0 … n - 1 if it is
   // elsewhere in the row. valid: the row has a target.
@@ -294,7 +298,8 @@ struct RowGradient {
     const double c = static_cast<S>(kLog2e / temperature), log2_sum = log_sum * kLog2e;
     const double A = (dlse - dlogprob - dentropy * entropy) / temperature, B = -dentropy * kLn2 / temperature;
     const Gradient<V> gradient{V(static_cast<S>(anchor)), V(static_cast<S>(c)), V(static_cast<S>(-log2_sum)),
-                               V(static_cast<S>(valid && log2_sum == log2_sum ? plain_nan(A) : kNaN)), V(static_cast<S>(B))};
+                               V(static_cast<S>(valid && log2_sum == log2_sum ? plain_nan(A) : kNaN)),
+                               V(static_cast<S>(B))};
     const bool has_target = valid && y >= 0 && y < n;
     double target_gradient = 0;
     if (has_target) {
@@ -312,7 +317,9 @@ struct RowGradient {
   }
 
  private:
-  static double get(const void* from, int64_t n) { return from ? static_cast<double>(static_cast<const S*>(from)[n]) : 0.0; }
+  static double get(const void* from, int64_t n) {
+    return from ? static_cast<double>(static_cast<const S*>(from)[n]) : 0.0;
+  }
 };
 
 }  // namespace isentrope::ops::CPU_CAPABILITY

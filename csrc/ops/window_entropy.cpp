@@ -16,7 +16,8 @@ namespace {
 
 constexpr const char* kOp = "window_entropy";
 
-void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before, int64_t after) {
+void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
+                     int64_t after) {
   check_dtype(kOp, "entropy", entropy, {at::kFloat, at::kDouble});
   OP_CHECK(kOp, entropy.dim() == 2, "entropy has ", entropy.dim(), " dimensions; wanted [B, T]");
   check_shape(kOp, "mask", mask, entropy.sym_sizes(), "as entropy");
@@ -26,29 +27,34 @@ void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTe
     check_device(kOp, "at", *at, "entropy", entropy);
   }
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  OP_CHECK(kOp, before >= -kMost && before < kMost && after >= -kMost && after < kMost && before + after >= 0 &&
-                    before + after < kMost,
-           "the window is from ", before, " tokens before to ", after, " after; wanted at least 1 token and below 2^31");
+  OP_CHECK(kOp,
+           before >= -kMost && before < kMost && after >= -kMost && after < kMost && before + after >= 0 &&
+               before + after < kMost,
+           "the window is from ", before, " tokens before to ", after,
+           " after; wanted at least 1 token and below 2^31");
 }
 
 Tensor flags(const Tensor& x) { return (x.scalar_type() == at::kBool ? x : x.ne(0)).contiguous(); }
 
-void check_selection(const Tensor& mean, const Tensor& count, c10::string_view threshold, double level, c10::string_view scope) {
+void check_selection(const Tensor& mean, const Tensor& count, c10::string_view threshold, double level,
+                     c10::string_view scope) {
   check_dtype(kOp, "mean", mean, {at::kFloat, at::kDouble});
   check_dtype(kOp, "count", count, {at::kInt});
   OP_CHECK(kOp, mean.dim() == 2, "mean has ", mean.dim(), " dimensions; wanted [B, T]");
   check_shape(kOp, "count", count, mean.sym_sizes(), "as mean");
   check_device(kOp, "count", count, "mean", mean);
-  OP_CHECK(kOp, threshold == "value" || threshold == "quantile" || threshold == "top_fraction", "threshold is \"", threshold,
-           "\"; wanted value, quantile or top_fraction");
-  OP_CHECK(kOp, scope == "row" || scope == "batch" || scope == "global", "scope is \"", scope, "\"; wanted row, batch or global");
+  OP_CHECK(kOp, threshold == "value" || threshold == "quantile" || threshold == "top_fraction", "threshold is \"",
+           threshold, "\"; wanted value, quantile or top_fraction");
+  OP_CHECK(kOp, scope == "row" || scope == "batch" || scope == "global", "scope is \"", scope,
+           "\"; wanted row, batch or global");
   if (threshold == "value") {
     OP_CHECK(kOp, !std::isnan(level), "the threshold is NaN; wanted a number of nats");
   } else if (threshold == "quantile") {
     OP_CHECK(kOp, level >= 0 && level <= 1, "the quantile is ", level, "; wanted 0 to 1");
   } else {
     OP_CHECK(kOp, level > 0 && level <= 1, "top_fraction is ", level, "; wanted above 0, up to 1");
-    OP_CHECK(kOp, scope != "batch", "scope is batch, and top_fraction takes windows of a row or of all; wanted row or global");
+    OP_CHECK(kOp, scope != "batch",
+             "scope is batch, and top_fraction takes windows of a row or of all; wanted row or global");
   }
 }
 
@@ -64,18 +70,21 @@ Tensor at_or_above(const Tensor& mean, const Tensor& count, const Tensor& thresh
 }
 
 Tensor value_threshold(const Tensor& mean, double level, c10::string_view scope) {
-  return scope == "row" ? at::full_symint({mean.sym_size(0)}, level, mean.options()) : at::full({}, level, mean.options());
+  return scope == "row" ? at::full_symint({mean.sym_size(0)}, level, mean.options())
+                        : at::full({}, level, mean.options());
 }
 
 }  // namespace
 
 // ---- means ----------------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> window_entropy_run(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
-                                              int64_t after, bool shrink, void (*launch)(const kernels::WindowEntropyForward&),
+std::tuple<Tensor, Tensor> window_entropy_run(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                              int64_t before, int64_t after, bool shrink,
+                                              void (*launch)(const kernels::WindowEntropyForward&),
                                               bool with_workspace) {
   check_arguments(entropy, mask, at, before, after);
-  Tensor mean = at::empty(entropy.sizes(), entropy.options()), count = at::empty(entropy.sizes(), entropy.options().dtype(at::kInt));
+  Tensor mean = at::empty(entropy.sizes(), entropy.options()),
+         count = at::empty(entropy.sizes(), entropy.options().dtype(at::kInt));
   if (entropy.numel() == 0) return {mean, count};
   const Tensor x = entropy.contiguous(), counts = flags(mask), places = at ? flags(*at) : Tensor();
   Tensor workspace;
@@ -92,15 +101,17 @@ std::tuple<Tensor, Tensor> window_entropy_run(const Tensor& entropy, const Tenso
   p.mean = mean.mutable_data_ptr();
   p.count = count.mutable_data_ptr<int32_t>();
   if (with_workspace) {
-    workspace = at::empty({2 * entropy.numel() * static_cast<int64_t>(sizeof(kernels::WindowSums))}, entropy.options().dtype(at::kByte));
+    workspace = at::empty({2 * entropy.numel() * static_cast<int64_t>(sizeof(kernels::WindowSums))},
+                          entropy.options().dtype(at::kByte));
     p.workspace = static_cast<kernels::WindowSums*>(workspace.mutable_data_ptr());
   }
   launch(p);
   return {mean, count};
 }
 
-Tensor window_entropy_backward_run(const Tensor& dmean_in, const Tensor& count_in, const Tensor& mask, int64_t before, int64_t after,
-                                   void (*launch)(const kernels::WindowEntropyBackward&), bool with_workspace) {
+Tensor window_entropy_backward_run(const Tensor& dmean_in, const Tensor& count_in, const Tensor& mask, int64_t before,
+                                   int64_t after, void (*launch)(const kernels::WindowEntropyBackward&),
+                                   bool with_workspace) {
   check_arguments(dmean_in, mask, {}, before, after);
   check_shape("window_entropy_backward", "count", count_in, dmean_in.sym_sizes(), "as dmean");
   check_dtype("window_entropy_backward", "count", count_in, {at::kInt});
@@ -119,46 +130,53 @@ Tensor window_entropy_backward_run(const Tensor& dmean_in, const Tensor& count_i
   p.mask = counts.const_data_ptr<bool>();
   p.dx = dx.mutable_data_ptr();
   if (with_workspace) {
-    workspace = at::empty({2 * dx.numel() * static_cast<int64_t>(sizeof(kernels::WindowSums))}, dx.options().dtype(at::kByte));
+    workspace =
+        at::empty({2 * dx.numel() * static_cast<int64_t>(sizeof(kernels::WindowSums))}, dx.options().dtype(at::kByte));
     p.workspace = static_cast<kernels::WindowSums*>(workspace.mutable_data_ptr());
   }
   launch(p);
   return dx;
 }
 
-std::tuple<Tensor, Tensor> window_entropy_cpu(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
-                                              int64_t after, bool shrink) {
-  return window_entropy_run(entropy, mask, at, before, after, shrink, ISENTROPE_PICK(window_entropy_forward_on_cpu), false);
+std::tuple<Tensor, Tensor> window_entropy_cpu(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                              int64_t before, int64_t after, bool shrink) {
+  return window_entropy_run(entropy, mask, at, before, after, shrink, ISENTROPE_PICK(window_entropy_forward_on_cpu),
+                            false);
 }
 
-Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before, int64_t after) {
-  return window_entropy_backward_run(dmean, count, mask, before, after, ISENTROPE_PICK(window_entropy_backward_on_cpu), false);
+Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
+                                   int64_t after) {
+  return window_entropy_backward_run(dmean, count, mask, before, after, ISENTROPE_PICK(window_entropy_backward_on_cpu),
+                                     false);
 }
 
-std::tuple<Tensor, Tensor> window_entropy_meta(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
-                                               int64_t after, bool) {
+std::tuple<Tensor, Tensor> window_entropy_meta(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                               int64_t before, int64_t after, bool) {
   check_arguments(entropy, mask, at, before, after);
   return {at::empty_symint(entropy.sym_sizes(), entropy.options()),
           at::empty_symint(entropy.sym_sizes(), entropy.options().dtype(at::kInt))};
 }
 
-Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor&, const Tensor& mask, int64_t before, int64_t after) {
+Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor&, const Tensor& mask, int64_t before,
+                                    int64_t after) {
   check_arguments(dmean, mask, {}, before, after);
   return at::empty_symint(dmean.sym_sizes(), dmean.options());
 }
 
 namespace {
 
-std::tuple<Tensor, Tensor> call_forward(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
-                                        int64_t after, bool shrink) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::window_entropy", "").typed<decltype(window_entropy_cpu)>();
+std::tuple<Tensor, Tensor> call_forward(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                        int64_t before, int64_t after, bool shrink) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("isentrope::window_entropy", "")
+                             .typed<decltype(window_entropy_cpu)>();
   return op.call(entropy, mask, at, before, after, shrink);
 }
 
 struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> {
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& entropy, const Tensor& mask,
-                                                const OptionalTensor& at, int64_t before, int64_t after, bool shrink) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& entropy,
+                                                const Tensor& mask, const OptionalTensor& at, int64_t before,
+                                                int64_t after, bool shrink) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [mean, count] = call_forward(entropy, mask, at, before, after, shrink);
     ctx->save_for_backward({count, mask});
@@ -168,29 +186,31 @@ struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> 
     return {mean, count};
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list d) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list d) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("isentrope::window_entropy_backward", "")
                                .typed<decltype(window_entropy_backward_cpu)>();
     const auto saved = ctx->get_saved_variables();
     torch::autograd::variable_list gradients(6);
-    gradients[0] = op.call(d[0], saved[0], saved[1], ctx->saved_data["before"].toInt(), ctx->saved_data["after"].toInt());
+    gradients[0] =
+        op.call(d[0], saved[0], saved[1], ctx->saved_data["before"].toInt(), ctx->saved_data["after"].toInt());
     return gradients;
   }
 };
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
-                                                   int64_t after, bool shrink) {
+std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                                   int64_t before, int64_t after, bool shrink) {
   const auto out = WindowEntropyFunction::apply(entropy, mask, at, before, after, shrink);
   return {out[0], out[1]};
 }
 
 // ---- thresholds -----------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold, double level,
-                                             c10::string_view scope) {
+std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold,
+                                             double level, c10::string_view scope) {
   check_selection(mean_in, count_in, threshold, level, scope);
   if (mean_in.numel() == 0) return window_select_composite(mean_in, count_in, threshold, level, scope);
   const Tensor mean = mean_in.contiguous(), count = count_in.contiguous();
@@ -230,15 +250,16 @@ std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor
 }
 
 // By sorting; nothing waits for the device.
-std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold,
-                                                   double level, c10::string_view scope) {
+std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean_in, const Tensor& count_in,
+                                                   c10::string_view threshold, double level, c10::string_view scope) {
   check_selection(mean_in, count_in, threshold, level, scope);
   if (threshold == "value") {
     const Tensor chosen = value_threshold(mean_in, level, scope);
     return {at_or_above(mean_in, count_in, chosen), chosen};
   }
   const bool global = scope == "global";
-  const Tensor mean = global ? mean_in.reshape({1, -1}) : mean_in, has = (global ? count_in.reshape({1, -1}) : count_in).gt(0);
+  const Tensor mean = global ? mean_in.reshape({1, -1}) : mean_in,
+               has = (global ? count_in.reshape({1, -1}) : count_in).gt(0);
   const auto size = mean.sym_size(1);
   if (mean_in.sym_numel() == 0) {
     const auto rows = global || scope == "batch" ? Tensor(at::full({}, INFINITY, mean.options()))
@@ -247,7 +268,8 @@ std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean_in, const 
   }
   // Ranks from the largest down: NaN first, then values, then what is no window. Stable, so that ties keep their order.
   const Tensor number = has.sum(1, /*keepdim=*/true), none = number.eq(0);  // [groups, 1]
-  const auto [sorted, order] = at::sort(mean.masked_fill(has.logical_not(), -INFINITY), /*stable=*/true, 1, /*descending=*/true);
+  const auto [sorted, order] =
+      at::sort(mean.masked_fill(has.logical_not(), -INFINITY), /*stable=*/true, 1, /*descending=*/true);
   const auto value_at = [&](const Tensor& rank) { return sorted.gather(1, rank.clamp_min(0)).squeeze(1); };
   const Tensor infinite = at::full_like(number.squeeze(1), INFINITY, mean.options());
   if (threshold == "top_fraction") {
@@ -283,10 +305,12 @@ WindowEntropy window_entropy(const Tensor& entropy, const Tensor& mask, const Wi
     before = w - 1;
   else
     OP_CHECK(kOp, false, "side is \"", options.side, "\"; wanted following, after, centred or trailing");
-  OP_CHECK(kOp, options.partial == "drop" || options.partial == "shrink", "partial is \"", options.partial, "\"; wanted drop or shrink");
+  OP_CHECK(kOp, options.partial == "drop" || options.partial == "shrink", "partial is \"", options.partial,
+           "\"; wanted drop or shrink");
   auto [mean, count] = call_forward(entropy, mask, options.at, before, after, options.partial == "shrink");
-  static const auto select =
-      c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::window_select", "").typed<decltype(window_select_cpu)>();
+  static const auto select = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("isentrope::window_select", "")
+                                 .typed<decltype(window_select_cpu)>();
   auto [high, threshold] = select.call(mean.detach(), count, options.threshold, options.level, options.scope);
   return {mean, high, threshold};
 }

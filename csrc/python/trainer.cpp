@@ -1,10 +1,10 @@
 // isentrope._C: the trainer for Python. The ops need no binding: they are dispatcher ops.
+#include "csrc/train/trainer.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cmath>
-
-#include "csrc/train/trainer.h"
 
 namespace py = pybind11;
 using namespace isentrope;

@@ -13,19 +13,22 @@ double sum(std::span<const double> x) { return std::accumulate(x.begin(), x.end(
 void check(std::span<const double> rewards, std::span<const int64_t> lengths, const Groups& groups) {
   const auto fail = [](const std::string& what) { throw std::invalid_argument("advantages: " + what); };
   if (lengths.size() != rewards.size())
-    fail(std::to_string(lengths.size()) + " lengths for " + std::to_string(rewards.size()) + " rewards; wanted one each");
+    fail(std::to_string(lengths.size()) + " lengths for " + std::to_string(rewards.size()) +
+         " rewards; wanted one each");
   if (groups.empty() || groups.front() != 0 || groups.back() != static_cast<int64_t>(rewards.size()) ||
       !std::is_sorted(groups.begin(), groups.end()))
-    fail("groups do not cut " + std::to_string(rewards.size()) + " rewards; wanted rising numbers from 0 to their count");
+    fail("groups do not cut " + std::to_string(rewards.size()) +
+         " rewards; wanted rising numbers from 0 to their count");
   for (size_t i = 0; i < rewards.size(); ++i) {
     if (!std::isfinite(rewards[i])) fail("reward " + std::to_string(i) + " is not finite");
-    if (lengths[i] < 0) fail("length " + std::to_string(i) + " is " + std::to_string(lengths[i]) + ", wanted 0 or more");
+    if (lengths[i] < 0)
+      fail("length " + std::to_string(i) + " is " + std::to_string(lengths[i]) + ", wanted 0 or more");
   }
 }
 
 // Values and slopes of one group, rewards s and lengths n.
-void group_advantages(std::span<const double> s, std::span<const int64_t> n, const AdvantageConfig& config, double* value,
-                      double* slope) {
+void group_advantages(std::span<const double> s, std::span<const int64_t> n, const AdvantageConfig& config,
+                      double* value, double* slope) {
   const auto K = static_cast<double>(s.size());
   const bool single = s.size() < 2;
   const double mean = single ? 0 : sum(s) / K;
@@ -36,7 +39,8 @@ void group_advantages(std::span<const double> s, std::span<const int64_t> n, con
     scale = 1 / ((single ? 1 : std::sqrt(squares / (K - 1))) + config.eps);
   } else if (config.kind == "opo" && !single) {
     double weighted = 0, tokens = 0;
-    for (size_t i = 0; i < s.size(); ++i) weighted += static_cast<double>(n[i]) * s[i], tokens += static_cast<double>(n[i]);
+    for (size_t i = 0; i < s.size(); ++i)
+      weighted += static_cast<double>(n[i]) * s[i], tokens += static_cast<double>(n[i]);
     shift = weighted / std::max(tokens, 1.0);
   }
   for (size_t i = 0; i < s.size(); ++i) {
@@ -48,7 +52,8 @@ void group_advantages(std::span<const double> s, std::span<const int64_t> n, con
 
 void whiten_by_token(std::span<const int64_t> lengths, Advantages& a) {
   double tokens = 0, total = 0, squares = 0;
-  for (size_t i = 0; i < lengths.size(); ++i) tokens += static_cast<double>(lengths[i]), total += static_cast<double>(lengths[i]) * a.value[i];
+  for (size_t i = 0; i < lengths.size(); ++i)
+    tokens += static_cast<double>(lengths[i]), total += static_cast<double>(lengths[i]) * a.value[i];
   if (tokens <= 0) return;
   for (double& value : a.value) value -= total / tokens;
   if (tokens < 2) return;
@@ -70,7 +75,8 @@ Advantages advantages(std::span<const double> rewards, std::span<const int64_t> 
   Advantages a{std::vector<double>(rewards.size()), std::vector<double>(rewards.size())};
   for (size_t g = 0; g + 1 < groups.size(); ++g) {
     const int64_t first = groups[g], count = groups[g + 1] - first;
-    group_advantages(rewards.subspan(first, count), lengths.subspan(first, count), config, a.value.data() + first, a.slope.data() + first);
+    group_advantages(rewards.subspan(first, count), lengths.subspan(first, count), config, a.value.data() + first,
+                     a.slope.data() + first);
   }
   if (config.kind == "reinforce_plus_plus_baseline") whiten_by_token(lengths, a);
   return a;
@@ -80,16 +86,18 @@ std::vector<bool> keep_groups(std::span<const double> rewards, const Groups& gro
   std::vector<bool> kept;
   for (size_t g = 0; g + 1 < groups.size(); ++g) {
     const auto group = rewards.subspan(groups[g], groups[g + 1] - groups[g]);
-    kept.push_back(group.size() < 2 || std::any_of(group.begin(), group.end(), [&](double s) { return s != group[0]; }));
+    kept.push_back(group.size() < 2 ||
+                   std::any_of(group.begin(), group.end(), [&](double s) { return s != group[0]; }));
   }
   return kept;
 }
 
 double overlong_penalty(int64_t length, const OverlongConfig& config, int64_t max_len) {
   if (config.buffer < 1 || config.buffer > max_len)
-    throw std::invalid_argument("overlong buffer is " + std::to_string(config.buffer) + " tokens; wanted 1 to the length limit, " +
-                                std::to_string(max_len));
-  return std::min(0.0, -config.factor * static_cast<double>(length - (max_len - config.buffer)) / static_cast<double>(config.buffer));
+    throw std::invalid_argument("overlong buffer is " + std::to_string(config.buffer) +
+                                " tokens; wanted 1 to the length limit, " + std::to_string(max_len));
+  return std::min(0.0, -config.factor * static_cast<double>(length - (max_len - config.buffer)) /
+                           static_cast<double>(config.buffer));
 }
 
 }  // namespace isentrope::rl

@@ -29,8 +29,9 @@ using Groups = std::vector<int64_t>;
 
 struct Advantages {
   std::vector<double> value;  // of each completion, all of whose tokens have it
-  std::vector<double> slope;  // by how much it grows with the completion's own reward where the others' stay, baseline and scale
-                              // held: a token with a return of its own has value + slope · (return − reward)
+  std::vector<double>
+      slope;  // by how much it grows with the completion's own reward where the others' stay, baseline and scale
+              // held: a token with a return of its own has value + slope · (return − reward)
 };
 
 // rewards s and lengths n in tokens (≥ 0) of completions in groups.
@@ -59,8 +60,7 @@ struct OverlongConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("buffer", buffer, "The penalty grows from 0 over this many tokens before the length limit.",
-      at_least(1));
+    v("buffer", buffer, "The penalty grows from 0 over this many tokens before the length limit.", at_least(1));
     v("factor", factor, "Penalty of a completion as long as the limit.", at_least(0));
   }
 };

@@ -51,10 +51,11 @@ void PassRecord::restore(const State& state) {
 std::vector<int64_t> allocate(const std::vector<double>& shares, int64_t total, int64_t least, int64_t most) {
   const auto P = static_cast<int64_t>(shares.size());
   if (total < P * least || total > P * most)
-    throw std::invalid_argument("allocate: " + std::to_string(total) + " samples for " + std::to_string(P) + " prompts; wanted " +
-                                std::to_string(least) + " to " + std::to_string(most) + " each");
+    throw std::invalid_argument("allocate: " + std::to_string(total) + " samples for " + std::to_string(P) +
+                                " prompts; wanted " + std::to_string(least) + " to " + std::to_string(most) + " each");
   std::vector<double> wanted(P);
-  for (int64_t i = 0; i < P; ++i) wanted[i] = std::sqrt(std::max(shares[i] * (1 - shares[i]), 0.0)) + 1e-9;  // never all 0
+  for (int64_t i = 0; i < P; ++i)
+    wanted[i] = std::sqrt(std::max(shares[i] * (1 - shares[i]), 0.0)) + 1e-9;  // never all 0
   // The factor at which the bounded counts add up: they grow with it, so it is found by halving. 64 halvings leave less than the
   // rounding of a double.
   const auto bounded = [&](double factor, int64_t i) {

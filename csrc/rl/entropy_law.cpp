@@ -26,7 +26,8 @@ std::optional<EntropyLaw::Fit> EntropyLaw::fit() const {
 }
 
 void EntropyLaw::restore(const std::vector<double>& state) {
-  if (state.size() != 6) throw std::runtime_error("entropy law: a state of " + std::to_string(state.size()) + " numbers; wanted 6");
+  if (state.size() != 6)
+    throw std::runtime_error("entropy law: a state of " + std::to_string(state.size()) + " numbers; wanted 6");
   n_ = state[0], x_ = state[1], r_ = state[2], xx_ = state[3], xr_ = state[4], rr_ = state[5];
 }
 

@@ -31,8 +31,8 @@ class EntropyLaw {
   void restore(const std::vector<double>& state);
 
  private:
-  double n_ = 0, x_ = 0, r_ = 0;      // points; means of exp(H) and R
-  double xx_ = 0, xr_ = 0, rr_ = 0;   // sums of squares and products about the means
+  double n_ = 0, x_ = 0, r_ = 0;     // points; means of exp(H) and R
+  double xx_ = 0, xr_ = 0, rr_ = 0;  // sums of squares and products about the means
 };
 
 }  // namespace isentrope::rl

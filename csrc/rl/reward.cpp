@@ -75,8 +75,7 @@ double matched_answer(const std::string& completion, const Example& example, con
 double shortness(const std::string& text, const RewardConfig& config) {
   // Characters are counted, not bytes: those that continue a UTF-8 character are left out.
   const auto length = std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
-  const double left =
-      static_cast<double>(config.limit - length) / static_cast<double>(config.limit - config.target);
+  const double left = static_cast<double>(config.limit - length) / static_cast<double>(config.limit - config.target);
   return std::clamp(left, 0.0, 1.0);
 }
 
@@ -91,8 +90,7 @@ RewardFunction each(Score score) {
 }
 
 RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
-  if (config.kind == "exact")
-    return each([=](const std::string& c, const Example& e) { return exact(c, e, stop); });
+  if (config.kind == "exact") return each([=](const std::string& c, const Example& e) { return exact(c, e, stop); });
   if (config.kind == "length")
     return each([=](const std::string& c, const Example&) { return shortness(cut(c, stop).text, config); });
   if (config.pattern.empty())
@@ -110,11 +108,9 @@ RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
 std::string RewardConfig::problem() const {
   if (kind.empty()) return "kind is empty; it is exact, answer, format, length, or a function's name";
   if (!std::isfinite(weight)) return kind + ": weight is not finite";
-  if (kind == "format" && pattern.empty())
-    return "format: pattern is empty; give the regular expression to match";
+  if (kind == "format" && pattern.empty()) return "format: pattern is empty; give the regular expression to match";
   if (kind == "length" && !(target >= 0 && limit > target))
-    return "length: limit (" + std::to_string(limit) + ") must be above target (" + std::to_string(target) +
-           ")";
+    return "length: limit (" + std::to_string(limit) + ") must be above target (" + std::to_string(target) + ")";
   if (!pattern.empty() && (kind == "format" || kind == "answer")) {
     try {
       if (const auto groups = compiled(*this).mark_count(); kind == "answer" && groups < 1)
@@ -140,13 +136,12 @@ RewardSum::RewardSum(const std::vector<RewardConfig>& configs, const std::string
   }
   std::set<std::string> names;
   for (const RewardConfig& config : configs) {
-    if (const std::string wrong = config.problem(); !wrong.empty())
-      throw std::invalid_argument("reward: " + wrong);
+    if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("reward: " + wrong);
     const auto function = custom.find(config.kind);
     if (function == custom.end() && !kBuiltIn.count(config.kind))
       throw std::invalid_argument("reward: no kind \"" + config.kind + "\"; there are " + known +
-                                  ". A function of your own is given as Trainer(config, rewards={\"" +
-                                  config.kind + "\": f})");
+                                  ". A function of your own is given as Trainer(config, rewards={\"" + config.kind +
+                                  "\": f})");
     if (!names.insert(config.metric()).second)
       throw std::invalid_argument("reward: two are called " + config.metric() + "; give one of them a name");
     parts_.push_back({config, function == custom.end() ? built_in(config, stop) : function->second});

@@ -36,8 +36,7 @@ struct RewardConfig {
     v("kind", kind, "exact, answer, format, length, or the name of a function given to the trainer.");
     v("weight", weight, "Factor of the score in the sum; negative for a penalty.");
     v("name", name, "Name in metrics, reward/<name>; empty for the kind.");
-    v("pattern", pattern,
-      "ECMAScript regular expression. format: the whole text; answer: group 1 is the integer.");
+    v("pattern", pattern, "ECMAScript regular expression. format: the whole text; answer: group 1 is the integer.");
     v("target", target, "length: characters up to which the score is 1.", at_least(0));
     v("limit", limit, "length: characters from which on the score is 0.", at_least(0));
   }

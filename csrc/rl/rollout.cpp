@@ -56,14 +56,14 @@ struct Sequence {
   Leaf leaf;
   uint64_t id;  // of its stream
   data::Stream stream;
-  int64_t limit;            // most tokens of the completion
-  int64_t branches, spare;  // that may still leave it and what leaves it, and the tokens that they may draw
-  int64_t next_branch = 0;  // first token at which one may
-  int64_t trial_from = 0;   // of one on trial: its parent's next_branch when it left
-  bool on_trial = false;    // a branch whose window is not known yet
-  Sequence* parent = nullptr;     // of one on trial, where the parent stands still
-  bool paused = false;            // stands still: a branch of it is on trial
-  std::optional<int64_t> table;   // its number in the page table, where it has pages
+  int64_t limit;                 // most tokens of the completion
+  int64_t branches, spare;       // that may still leave it and what leaves it, and the tokens that they may draw
+  int64_t next_branch = 0;       // first token at which one may
+  int64_t trial_from = 0;        // of one on trial: its parent's next_branch when it left
+  bool on_trial = false;         // a branch whose window is not known yet
+  Sequence* parent = nullptr;    // of one on trial, where the parent stands still
+  bool paused = false;           // stands still: a branch of it is on trial
+  std::optional<int64_t> table;  // its number in the page table, where it has pages
 };
 
 class Worker {
@@ -227,19 +227,25 @@ class Worker {
 
   data::Stream stream(int64_t prompt, uint64_t id) const {
     const RolloutKey& key = job_.key;
-    return {key.seed, key.evaluation ? data::Purpose::evaluation : data::Purpose::rollout, static_cast<uint64_t>(key.step),
-            static_cast<uint64_t>(key.first_prompt + prompt), id};
+    return {key.seed, key.evaluation ? data::Purpose::evaluation : data::Purpose::rollout,
+            static_cast<uint64_t>(key.step), static_cast<uint64_t>(key.first_prompt + prompt), id};
   }
 
   Owned first_of_tree(int64_t prompt, int64_t sample) const {
-    auto s = std::make_unique<Sequence>(Sequence{.leaf = {}, .id = static_cast<uint64_t>(sample),
-                                                 .stream = stream(prompt, sample), .limit = job_.limit(prompt),
-                                                 .branches = 0, .spare = 0, .table = {}});
+    auto s = std::make_unique<Sequence>(Sequence{.leaf = {},
+                                                 .id = static_cast<uint64_t>(sample),
+                                                 .stream = stream(prompt, sample),
+                                                 .limit = job_.limit(prompt),
+                                                 .branches = 0,
+                                                 .spare = 0,
+                                                 .table = {}});
     s->leaf.completion.prompt = prompt;
     s->leaf.completion.sample = sample;
     if (job_.branching) {
       const int64_t samples = job_.samples[prompt];
-      const auto share = [&](int64_t x) { return std::max<int64_t>(x, 0) / samples + (sample < std::max<int64_t>(x, 0) % samples); };
+      const auto share = [&](int64_t x) {
+        return std::max<int64_t>(x, 0) / samples + (sample < std::max<int64_t>(x, 0) % samples);
+      };
       s->branches = share(job_.branching->sequences - samples);
       s->spare = job_.branching->tokens > 0 ? share(job_.branching->tokens) : s->branches * s->limit;
     }
@@ -252,8 +258,8 @@ class Worker {
   void extend(Sequence& s, const float* logits) {
     Completion& c = s.leaf.completion;
     const bool early = static_cast<int64_t>(c.tokens.size()) < job_.sampling.min_new_tokens;
-    const Draw draw = sampler_.draw(logits, s.stream.uniform(),
-                                    early ? std::span(job_.stop_tokens) : std::span<const int64_t>());
+    const Draw draw =
+        sampler_.draw(logits, s.stream.uniform(), early ? std::span(job_.stop_tokens) : std::span<const int64_t>());
     c.tokens.push_back(draw.token);
     c.logprob.push_back(draw.logprob);
     c.entropy.push_back(draw.entropy);
@@ -290,21 +296,24 @@ class Worker {
     const int64_t from = std::exchange(s.next_branch, t + w);
     data::Stream mix(s.id, data::Purpose::rollout, static_cast<uint64_t>(t), /*b=*/1);
     const uint64_t id = (uint64_t{mix.bits()} << 32 | mix.bits()) | uint64_t{1} << 63;  // no number of a sample
-    auto branch = std::make_unique<Sequence>(Sequence{.leaf = {.completion = {.prompt = c.prompt, .sample = c.sample, .begin = t,
-                                                                             .tokens = {c.tokens.begin(), c.tokens.begin() + t},
-                                                                             .logprob = {c.logprob.begin(), c.logprob.begin() + t},
-                                                                             .entropy = {c.entropy.begin(), c.entropy.begin() + t}},
-                                                               .path = s.leaf.path},
-                                                      .id = id,
-                                                      .stream = stream(c.prompt, id),
-                                                      .limit = s.limit,
-                                                      .branches = s.branches - 1,
-                                                      .spare = s.spare - longest,
-                                                      .next_branch = t + w,
-                                                      .trial_from = from,
-                                                      .on_trial = true,
-                                                      .parent = ended ? nullptr : &s,
-                                                      .table = {}});
+    auto branch = std::make_unique<Sequence>(
+        Sequence{.leaf = {.completion = {.prompt = c.prompt,
+                                         .sample = c.sample,
+                                         .begin = t,
+                                         .tokens = {c.tokens.begin(), c.tokens.begin() + t},
+                                         .logprob = {c.logprob.begin(), c.logprob.begin() + t},
+                                         .entropy = {c.entropy.begin(), c.entropy.begin() + t}},
+                          .path = s.leaf.path},
+                 .id = id,
+                 .stream = stream(c.prompt, id),
+                 .limit = s.limit,
+                 .branches = s.branches - 1,
+                 .spare = s.spare - longest,
+                 .next_branch = t + w,
+                 .trial_from = from,
+                 .on_trial = true,
+                 .parent = ended ? nullptr : &s,
+                 .table = {}});
     branch->leaf.path.push_back(t);
     branch->table = table_.fork(*s.table, position(*branch));
     s.paused = !ended;
@@ -344,9 +353,10 @@ class Worker {
   RolloutCounts& counts_;
   std::vector<Owned> running_;  // in the order of their admission
   std::deque<Owned> waiting_;
-  int64_t prompt_ = 0, sample_ = 0, last_sample_ = 0;  // the task in hand: samples sample_ … last_sample_ − 1 have not begun
-  std::optional<int64_t> prompt_table_;                // where its prompt is in the cache
-  std::vector<float> prompt_logits_;                   // [V], after the prompt's last token
+  int64_t prompt_ = 0, sample_ = 0,
+          last_sample_ = 0;              // the task in hand: samples sample_ … last_sample_ − 1 have not begun
+  std::optional<int64_t> prompt_table_;  // where its prompt is in the cache
+  std::vector<float> prompt_logits_;     // [V], after the prompt's last token
 };
 
 void check(const model::DecoderConfig& config, const std::vector<std::vector<int64_t>>& prompts,
@@ -363,15 +373,13 @@ void check(const model::DecoderConfig& config, const std::vector<std::vector<int
     if (prompts[i].empty()) throw std::invalid_argument(name + " is empty; it needs at least one token");
     if (static_cast<int64_t>(prompts[i].size()) >= config.context)
       throw std::invalid_argument(name + " has " + std::to_string(prompts[i].size()) +
-                                  " tokens and leaves no room in model.context (" +
-                                  std::to_string(config.context) + "); shorten it or raise model.context");
+                                  " tokens and leaves no room in model.context (" + std::to_string(config.context) +
+                                  "); shorten it or raise model.context");
     for (const int64_t token : prompts[i])
-      if (!in_vocabulary(token))
-        throw std::invalid_argument(name + " holds token " + std::to_string(token) + range);
+      if (!in_vocabulary(token)) throw std::invalid_argument(name + " holds token " + std::to_string(token) + range);
   }
   for (const int64_t token : stop_tokens)
-    if (!in_vocabulary(token))
-      throw std::invalid_argument("rollout: stop token " + std::to_string(token) + range);
+    if (!in_vocabulary(token)) throw std::invalid_argument("rollout: stop token " + std::to_string(token) + range);
 }
 
 // Runs of samples, so many that every thread has one.
@@ -411,15 +419,27 @@ std::vector<Completion> completions(std::vector<std::vector<Leaf>>& trees) {
 
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
-                                const std::vector<int64_t>& stop_tokens, const RolloutKey& key, const CacheConfig& cache,
-                                const std::optional<Branching>& branching, RolloutCounts* counts) {
+                                const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
+                                const CacheConfig& cache, const std::optional<Branching>& branching,
+                                RolloutCounts* counts) {
   const model::DecoderConfig& config = decoder->config();
   check(config, prompts, samples, stop_tokens);
   if (prompts.empty()) return {};
   const auto model = model::make_decode_model(decoder, cache.dtype == "bfloat16");
   const int64_t threads = model->parallel() ? at::get_num_threads() : 1;
-  Job job{*model, prompts, samples, config.vocabulary, config.context, sampling, stop_tokens,
-          std::vector<bool>(config.vocabulary), key, branching, {}, {}, {}};
+  Job job{*model,
+          prompts,
+          samples,
+          config.vocabulary,
+          config.context,
+          sampling,
+          stop_tokens,
+          std::vector<bool>(config.vocabulary),
+          key,
+          branching,
+          {},
+          {},
+          {}};
   for (const int64_t token : stop_tokens) job.stops[token] = true;
   make_tasks(job, threads);
 
@@ -429,9 +449,10 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
   // A worker must hold one whole sequence beside the prompt in hand, of whose pages it has a copy of one and one of its own.
   const int64_t least = model::pages_of(longest) + 2, held = cache.cache_tokens / model::kPagePositions;
   if (cache.cache_tokens > 0 && held < least)
-    throw std::invalid_argument("rollout.cache_tokens: " + std::to_string(cache.cache_tokens) + " cannot hold a sequence of " +
-                                std::to_string(longest) + " tokens; wanted at least " +
-                                std::to_string(least * model::kPagePositions) + ", or 0 for as many as are generated at a time");
+    throw std::invalid_argument("rollout.cache_tokens: " + std::to_string(cache.cache_tokens) +
+                                " cannot hold a sequence of " + std::to_string(longest) + " tokens; wanted at least " +
+                                std::to_string(least * model::kPagePositions) +
+                                ", or 0 for as many as are generated at a time");
   if (cache.cache_tokens > 0) workers = std::min(workers, held / least);
   const int64_t trees = job.trees.size(), rows = model->preferred_rows();
   const int64_t most = branching ? rows : std::min(rows, (trees + workers - 1) / workers);
@@ -458,8 +479,9 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
   return completions(job.trees);
 }
 
-std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts, int64_t samples,
-                                const SamplingConfig& sampling, const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
+std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
+                                int64_t samples, const SamplingConfig& sampling,
+                                const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
                                 const CacheConfig& cache) {
   return rollout(decoder, prompts, std::vector<int64_t>(prompts.size(), samples), sampling, stop_tokens, key, cache);
 }

@@ -24,12 +24,9 @@ struct SamplingConfig {
     v("temperature", temperature, "Logits are divided by it before sampling; 0 takes the likeliest token.",
       at_least(0));
     v("top_k", top_k, "Sample among the k likeliest tokens; 0 for all.", at_least(0));
-    v("top_p", top_p, "Sample among the fewest tokens whose probability reaches it; 1 for all.",
-      between(0, 1));
-    v("max_new_tokens", max_new_tokens, "Longest completion in tokens; 0 for what the context leaves.",
-      at_least(0));
-    v("min_new_tokens", min_new_tokens, "Tokens of a completion before which no stop token is drawn.",
-      at_least(0));
+    v("top_p", top_p, "Sample among the fewest tokens whose probability reaches it; 1 for all.", between(0, 1));
+    v("max_new_tokens", max_new_tokens, "Longest completion in tokens; 0 for what the context leaves.", at_least(0));
+    v("min_new_tokens", min_new_tokens, "Tokens of a completion before which no stop token is drawn.", at_least(0));
   }
 };
 
@@ -40,10 +37,12 @@ struct CacheConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("cache_tokens", cache_tokens,
-      "Tokens that the cache of keys and values holds, of all threads together; sequences that do not fit wait, or are computed "
+      "Tokens that the cache of keys and values holds, of all threads together; sequences that do not fit wait, or are "
+      "computed "
       "again later. 0: as many as are generated at a time.",
       at_least(0));
-    v("dtype", dtype, "Weights and cache of rollouts: the model's own type, or bfloat16, which takes half the memory of float32.",
+    v("dtype", dtype,
+      "Weights and cache of rollouts: the model's own type, or bfloat16, which takes half the memory of float32.",
       one_of({"model", "bfloat16"}));
   }
 };
@@ -60,10 +59,10 @@ struct Branching {
 };
 
 struct Completion {
-  int64_t prompt;               // index into the prompts of the call
-  int64_t sample = 0;           // of the prompt: the tree that it belongs to
-  int64_t parent = -1;          // index into the result of the completion that it branched off; −1: the first of its tree
-  int64_t begin = 0;            // first token of its own; those before are its parent's
+  int64_t prompt;       // index into the prompts of the call
+  int64_t sample = 0;   // of the prompt: the tree that it belongs to
+  int64_t parent = -1;  // index into the result of the completion that it branched off; −1: the first of its tree
+  int64_t begin = 0;    // first token of its own; those before are its parent's
   std::vector<int64_t> tokens;  // from the prompt on; the stop token included, where one was drawn
   std::vector<float>
       logprob;  // of each token under softmax(logits / temperature), before min_new_tokens, top-k and top-p cut it
@@ -101,11 +100,13 @@ struct RolloutCounts {
 // cannot hold one sequence.
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
-                                const std::vector<int64_t>& stop_tokens, const RolloutKey& key, const CacheConfig& cache = {},
-                                const std::optional<Branching>& branching = {}, RolloutCounts* counts = nullptr);
+                                const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
+                                const CacheConfig& cache = {}, const std::optional<Branching>& branching = {},
+                                RolloutCounts* counts = nullptr);
 // The same number of samples of each.
-std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts, int64_t samples,
-                                const SamplingConfig& sampling, const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
+std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
+                                int64_t samples, const SamplingConfig& sampling,
+                                const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
                                 const CacheConfig& cache = {});
 
 }  // namespace isentrope::rl

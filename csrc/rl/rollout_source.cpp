@@ -137,8 +137,9 @@ std::string RolloutConfig::problem() const {
   if (sampling.max_new_tokens > 0 && sampling.min_new_tokens > sampling.max_new_tokens)
     return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) + " is above max_new_tokens (" +
            std::to_string(sampling.max_new_tokens) + ")";
-  if (sampling.temperature == 0) return "temperature: 0 draws the same completion " + std::to_string(samples) +
-                                        " times; a policy needs a temperature above 0";
+  if (sampling.temperature == 0)
+    return "temperature: 0 draws the same completion " + std::to_string(samples) +
+           " times; a policy needs a temperature above 0";
   if (branch && branch->sequences > 0 && branch->sequences < samples)
     return "branch.sequences: " + std::to_string(branch->sequences) + " is below samples (" + std::to_string(samples) +
            "), which it includes";
@@ -173,8 +174,10 @@ data::StepData RolloutSource::next(int64_t step) {
   const auto& branch = config_.branch;
   std::optional<Branching> branching;
   if (branch && threshold_)
-    branching = {.threshold = *threshold_, .window = branch->window,
-                 .sequences = branch->sequences > 0 ? branch->sequences : 2 * config_.samples, .tokens = branch->tokens};
+    branching = {.threshold = *threshold_,
+                 .window = branch->window,
+                 .sequences = branch->sequences > 0 ? branch->sequences : 2 * config_.samples,
+                 .tokens = branch->tokens};
   Kept kept;
   // Over everything that was drawn; rewards, thresholds and samples of the first sequence of each tree, which no branch bends.
   std::vector<double> all, entropy, length, thresholds, samples_drawn;
@@ -250,15 +253,17 @@ data::StepData RolloutSource::next(int64_t step) {
   const int64_t U = config_.updates;
   empty_ = kept.size() < U ? empty_ + 1 : 0;
   if (empty_ == config_.max_empty_steps)
-    throw std::runtime_error("rollout.filter_groups: " + std::to_string(empty_) + " steps in a row of " +
-                             std::to_string(config_.max_draws) + " batches of " + std::to_string(P) +
-                             " prompts each found too few groups whose rewards differ to make an update of; the task is too "
-                             "easy or too hard for the model, or rollout.max_draws is too small");
+    throw std::runtime_error(
+        "rollout.filter_groups: " + std::to_string(empty_) + " steps in a row of " + std::to_string(config_.max_draws) +
+        " batches of " + std::to_string(P) +
+        " prompts each found too few groups whose rewards differ to make an update of; the task is too "
+        "easy or too hard for the model, or rollout.max_draws is too small");
   if (empty_ == 0) {
     const AresStep ares = ares_ ? shape(*ares_, reward_.first_weight(), kept) : AresStep();
     const auto advantage = token_advantages(kept, config_.advantage);
     for (int64_t u = 0; u < U; ++u)
-      data.updates.push_back(collate(kept, kept.size() * u / U, kept.size() * (u + 1) / U, advantage, ares, config_.mask_truncated));
+      data.updates.push_back(
+          collate(kept, kept.size() * u / U, kept.size() * (u + 1) / U, advantage, ares, config_.mask_truncated));
     stats.insert(ares.stats.begin(), ares.stats.end());
   }
   if (!thresholds.empty()) {
@@ -312,7 +317,8 @@ void RolloutSource::restore(const std::map<std::string, torch::Tensor>& state) {
     return std::vector<T>(x.const_data_ptr<T>(), x.const_data_ptr<T>() + x.numel());
   };
   if (config_.allocation && state.contains("record/prompt"))
-    record_.restore({values("record/prompt", int64_t{}), values("record/right", double{}), values("record/answers", double{})});
+    record_.restore(
+        {values("record/prompt", int64_t{}), values("record/right", double{}), values("record/answers", double{})});
   if (!ares_) return;
   if (!state.contains("ares"))
     throw std::runtime_error(

@@ -30,14 +30,18 @@ struct BranchConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("window", window, "Tokens of a window of entropy, and least distance of two branches of a sequence.", at_least(1));
+    v("window", window, "Tokens of a window of entropy, and least distance of two branches of a sequence.",
+      at_least(1));
     v("quantile", quantile,
-      "Sequences branch where a window is as high as the threshold: this quantile of a completion's windows, its mean over the "
+      "Sequences branch where a window is as high as the threshold: this quantile of a completion's windows, its mean "
+      "over the "
       "completions of a step, and the running mean of that over the steps before. No branch in the first step.",
       between(0, 1));
     v("decay", decay, "Decay of that running mean.", between(0, 1));
-    v("sequences", sequences, "Most sequences of a prompt, its samples included; 0 for twice rollout.samples.", at_least(0));
-    v("tokens", tokens, "Most tokens that the branches of a prompt draw, each counted as its longest; 0 for any number.", at_least(0));
+    v("sequences", sequences, "Most sequences of a prompt, its samples included; 0 for twice rollout.samples.",
+      at_least(0));
+    v("tokens", tokens,
+      "Most tokens that the branches of a prompt draw, each counted as its longest; 0 for any number.", at_least(0));
   }
 };
 
@@ -69,16 +73,19 @@ struct RolloutConfig {
     cache.visit(v);
     v("branch", branch, "Let sequences branch where the policy hesitates; absent: they do not.");
     v("allocation", allocation,
-      "Share a step's prompts · samples completions out by how often each prompt was answered right before; absent: evenly.");
+      "Share a step's prompts · samples completions out by how often each prompt was answered right before; absent: "
+      "evenly.");
     v("advantage", advantage, "How rewards of a group become advantages.");
     v("overlong", overlong, "Soft penalty of completions near the length limit (DAPO); absent: none.");
     v("ares", ares, "Shape rewards by the entropy of completions and the difficulty of prompts (ARES); absent: none.");
     v("filter_groups", filter_groups,
       "Draw more prompts in place of groups whose rewards are all equal (DAPO); with ares: all right or all wrong.");
     v("max_draws", max_draws,
-      "filter_groups: most batches of prompts drawn in one step, which then learns from the groups that it found.", at_least(1));
+      "filter_groups: most batches of prompts drawn in one step, which then learns from the groups that it found.",
+      at_least(1));
     v("max_empty_steps", max_empty_steps,
-      "filter_groups: so many steps in a row that find fewer groups than updates, and are skipped, stop the run.", at_least(1));
+      "filter_groups: so many steps in a row that find fewer groups than updates, and are skipped, stop the run.",
+      at_least(1));
     v("mask_truncated", mask_truncated, "Leave completions that reached the length limit out of the loss.");
   }
 };

@@ -33,7 +33,7 @@ Draw Sampler::draw(const float* logits, double uniform, std::span<const int64_t>
     if (!std::isfinite(highest))
       throw std::runtime_error("rollout: min_new_tokens forbids every token that the logits allow");
   }
-int64_t token = V;
+  int64_t token = V;
   if (config_.temperature == 0) {
     token = std::max_element(weight_.begin(), weight_.end()) - weight_.begin();
   } else if (config_.top_k < V || config_.top_p < 1) {
@@ -51,16 +51,13 @@ int64_t token = V;
 }
 
 int64_t Sampler::truncated(double uniform, float total) {
-  auto less_likely = [&](int32_t a, int32_t b) {
-    return weight_[a] != weight_[b] ? weight_[a] < weight_[b] : a > b;
-  };
+  auto less_likely = [&](int32_t a, int32_t b) { return weight_[a] != weight_[b] ? weight_[a] < weight_[b] : a > b; };
   std::iota(ranking_.begin(), ranking_.end(), 0);
   std::make_heap(ranking_.begin(), ranking_.end(), less_likely);
   // The heap gives up its likeliest one after the other, to the back of the vector.
   auto rest = ranking_.end();
   int64_t kept = 0;
-  double mass = 0,
-         enough = config_.top_k < static_cast<int64_t>(weight_.size()) ? INFINITY : config_.top_p * total;
+  double mass = 0, enough = config_.top_k < static_cast<int64_t>(weight_.size()) ? INFINITY : config_.top_p * total;
   do {
     std::pop_heap(ranking_.begin(), rest, less_likely);
     mass += weight_[*--rest];

@@ -12,7 +12,8 @@ std::vector<std::vector<Segment>> segments(std::span<const Completion> completio
   // Values from the leaves: children stand behind their parents. Segments are found from the last to the first.
   for (size_t i = completions.size(); i-- > 0;) {
     auto& below = children[i];
-    std::sort(below.begin(), below.end(), [&](size_t a, size_t b) { return completions[a].begin < completions[b].begin; });
+    std::sort(below.begin(), below.end(),
+              [&](size_t a, size_t b) { return completions[a].begin < completions[b].begin; });
     auto end = static_cast<int64_t>(completions[i].tokens.size());
     double value = rewards[i];
     for (size_t k = below.size(); k-- > 0;) {

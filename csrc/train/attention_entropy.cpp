@@ -6,7 +6,8 @@ namespace isentrope::train {
 
 using torch::Tensor;
 
-AttentionEntropy::AttentionEntropy(const AttentionEntropyConfig& config, int64_t layers, int64_t heads, torch::Device device)
+AttentionEntropy::AttentionEntropy(const AttentionEntropyConfig& config, int64_t layers, int64_t heads,
+                                   torch::Device device)
     : config_(config) {
   if (!regularises()) return;
   threshold_ = torch::full({layers * heads}, config.threshold, torch::TensorOptions(torch::kFloat32).device(device));
@@ -22,7 +23,7 @@ Tensor AttentionEntropy::penalty(const model::AttentionRecord& record, const Ten
   const Tensor counts = (log_n ? rows & (seen > 1) : rows).to(H.scalar_type()).unsqueeze(1);  // [B, 1, T]
   const Tensor entropy = torch::stack(record.entropy);                                        // [L, B, H, T]
   const Tensor theta = threshold_.view({layers, -1});                                         // [L, H]
-  Tensor delta, allowed;  // [L, H], or [L, B, H, T]
+  Tensor delta, allowed;                                                                      // [L, H], or [L, B, H, T]
   if (config_.reduction == "mean") {
     const Tensor number = counts.sum().clamp_min(1), mean_most = (counts * most).sum() / number;
     delta = (entropy * counts).sum(at::IntArrayRef({1, 3})) / number - theta * mean_most;

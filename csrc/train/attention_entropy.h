@@ -32,12 +32,16 @@ struct AttentionEntropyConfig {
   void visit(Visitor& v) {
     v("every", every, "Steps between two looks at the entropy of attention in metrics.jsonl; 0 for none.", at_least(0));
     v("bound", bound,
-      "Whether a look also tells what the spread of the logits alone promises of the entropy (csrc/model/entropy_bound.h).");
+      "Whether a look also tells what the spread of the logits alone promises of the entropy "
+      "(csrc/model/entropy_bound.h).");
     v("coef", coef, "Weight of the penalty on the entropy of attention; 0 for none.", at_least(0));
-    v("threshold", threshold, "Where the thresholds of all heads start, as a share of the largest entropy.", between(0, 1));
+    v("threshold", threshold, "Where the thresholds of all heads start, as a share of the largest entropy.",
+      between(0, 1));
     v("learn_threshold", learn_threshold, "Whether each layer and head learns its own threshold.");
-    v("tolerance", tolerance, "Half the width of the band that is not punished, as a share of the largest entropy.", at_least(0));
-    v("reduction", reduction, "mean: of the head's mean entropy over rows; sum: over the rows and the batch, each row alone.",
+    v("tolerance", tolerance, "Half the width of the band that is not punished, as a share of the largest entropy.",
+      at_least(0));
+    v("reduction", reduction,
+      "mean: of the head's mean entropy over rows; sum: over the rows and the batch, each row alone.",
       one_of({"mean", "sum"}));
     v("maximum", maximum, "The largest entropy of a row: log_n of the keys it sees, or log_t of the length for all.",
       one_of({"log_n", "log_t"}));

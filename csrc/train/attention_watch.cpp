@@ -9,9 +9,10 @@ using torch::Tensor;
 
 void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& rows) {
   const torch::NoGradGuard no_grad;
-  const Tensor keys = torch::arange(1, rows.size(1) + 1, rows.options().dtype(torch::kFloat64));  // a row sees itself too
-  const Tensor seen = record.window > 0 ? keys.clamp_max(record.window) : keys;                   // [T]
-  const Tensor weight = (rows & (seen > 1)).to(torch::kFloat64);                                  // [B, T]
+  const Tensor keys =
+      torch::arange(1, rows.size(1) + 1, rows.options().dtype(torch::kFloat64));  // a row sees itself too
+  const Tensor seen = record.window > 0 ? keys.clamp_max(record.window) : keys;   // [T]
+  const Tensor weight = (rows & (seen > 1)).to(torch::kFloat64);                  // [B, T]
   const Tensor inverse_log = torch::where(seen > 1, seen.log().reciprocal(), 0.0);
   std::vector<Tensor> entropy, normalized, max_logit, bound, certified;
   for (size_t layer = 0; layer < record.entropy.size(); ++layer) {

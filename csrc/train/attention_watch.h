@@ -20,7 +20,9 @@ class AttentionWatch {
  public:
   explicit AttentionWatch(bool with_bound = false) : with_bound_(with_bound) {}
   // What the next forward pass is to fill in.
-  model::AttentionRecord record() const { return {.entropy = {}, .max_logit = {}, .with_bound = with_bound_, .bound = {}}; }
+  model::AttentionRecord record() const {
+    return {.entropy = {}, .max_logit = {}, .with_bound = with_bound_, .bound = {}};
+  }
   // rows [B, T] bool: the tokens that are no padding.
   void add(const model::AttentionRecord& record, const torch::Tensor& rows);
   bool empty() const { return !entropy_.defined(); }

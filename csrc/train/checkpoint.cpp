@@ -104,8 +104,8 @@ CheckpointState read_position(const std::string& dir) {
   const json object = read_json(file);
   const int format = field<int>(file, object, "format");
   if (format != kFormat)
-    throw std::runtime_error(file + ": format " + std::to_string(format) +
-                             ", and this version reads format " + std::to_string(kFormat));
+    throw std::runtime_error(file + ": format " + std::to_string(format) + ", and this version reads format " +
+                             std::to_string(kFormat));
   CheckpointState state;
   state.phase = field<int64_t>(file, object, "phase");
   state.phase_name = field<std::string>(file, object, "phase_name");
@@ -181,9 +181,7 @@ std::vector<Found> complete_checkpoints(const std::string& run_dir) {
     if (entry.is_directory() && entry.path().extension() != ".tmp" && fs::exists(entry.path() / kDone))
       found.push_back({entry.path().string(), read_position(entry.path().string())});
   std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
-    auto key = [](const Found& f) {
-      return std::tie(f.state.phase, f.state.step, f.state.phase_finished, f.dir);
-    };
+    auto key = [](const Found& f) { return std::tie(f.state.phase, f.state.step, f.state.phase_finished, f.dir); };
     return key(a) < key(b);
   });
   return found;
@@ -244,7 +242,8 @@ model::DecoderConfig read_model_config(const std::string& dir) {
   if (object.contains("qk_norm")) {  // a checkpoint of before these had none of them
     config.attention.qk_norm = field<bool>(file, object, "qk_norm");
     config.attention.temperature = field<std::string>(file, object, "attention_temperature");
-    if (!object.at("sliding_window").is_null()) config.attention.window = field<int64_t>(file, object, "sliding_window");
+    if (!object.at("sliding_window").is_null())
+      config.attention.window = field<int64_t>(file, object, "sliding_window");
     if (!object.at("attn_logit_softcapping").is_null())
       config.attention.softcap = field<double>(file, object, "attn_logit_softcapping");
   }
@@ -261,8 +260,7 @@ model::DecoderConfig read_model_config(const std::string& dir) {
   config.norm_eps = field<double>(file, object, "rms_norm_eps");
   config.rope_base = field<double>(file, object, "rope_theta");
   config.tied_head = field<bool>(file, object, "tie_word_embeddings");
-  if (const std::string problem = config.problem(); !problem.empty())
-    throw std::runtime_error(file + ": " + problem);
+  if (const std::string problem = config.problem(); !problem.empty()) throw std::runtime_error(file + ": " + problem);
   return config;
 }
 
@@ -281,15 +279,12 @@ void load_weights(const std::string& dir, model::Decoder& decoder) {
       differences.push_back(name + " is " + shape_of(found->second) + ", wanted " + shape_of(tensor));
   }
   for (const auto& [name, tensor] : stored)
-    if (!wanted.count(name))
-      differences.push_back(name + " " + shape_of(tensor) + " has no place in this model");
+    if (!wanted.count(name)) differences.push_back(name + " " + shape_of(tensor) + " has no place in this model");
   if (!differences.empty()) {
     constexpr size_t kShown = 5;  // enough to see what kind of difference it is
     std::string message = file + ": weights of another model: ";
-    for (size_t i = 0; i < std::min(differences.size(), kShown); ++i)
-      message += (i ? "; " : "") + differences[i];
-    if (differences.size() > kShown)
-      message += "; and " + std::to_string(differences.size() - kShown) + " more";
+    for (size_t i = 0; i < std::min(differences.size(), kShown); ++i) message += (i ? "; " : "") + differences[i];
+    if (differences.size() > kShown) message += "; and " + std::to_string(differences.size() - kShown) + " more";
     throw std::runtime_error(message);
   }
   torch::NoGradGuard no_grad;

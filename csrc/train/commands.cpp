@@ -51,8 +51,7 @@ std::string joined(const std::vector<std::string>& words) {
 // "eval/pass@k" → "pass@k"
 std::string short_name(const std::string& name) { return name.substr(name.find('/') + 1); }
 
-nlohmann::ordered_json to_json(const std::string& phase, const std::string& split,
-                               const Evaluation& evaluation) {
+nlohmann::ordered_json to_json(const std::string& phase, const std::string& split, const Evaluation& evaluation) {
   nlohmann::ordered_json line{{"phase", phase}, {"split", split}};
   for (const auto& [name, value] : in_order(evaluation)) line[short_name(name)] = value;
   return line;
@@ -67,7 +66,8 @@ void print_results(const std::vector<std::pair<std::string, Evaluation>>& result
     for (const auto& [name, value] : in_order(evaluation)) {
       if (name == "eval/k") continue;  // it stands in the name of pass@8
       const bool pass = name == "eval/pass@k";
-      const std::string heading = pass ? "pass@" + std::to_string(std::llround(evaluation.at("eval/k"))) : short_name(name);
+      const std::string heading =
+          pass ? "pass@" + std::to_string(std::llround(evaluation.at("eval/k"))) : short_name(name);
       std::snprintf(cell, sizeof(cell), " %13s", heading.c_str());
       names += cell;
       std::snprintf(cell, sizeof(cell), " %13.4g", value);
@@ -89,8 +89,9 @@ void print_law(const PhaseConfig& phase, const Record& last) {
   else if (!last.values.contains("law/a"))
     std::printf("no law fitted, since it takes three steps with entropies that differ\n");
   else
-    std::printf("R = %.3g - %.3g exp(H), ceiling %.3g at H = 0 (R2 %.2f, RMSE %.3g)%s\n", at("b"), at("a"), at("ceiling"), at("r2"),
-                at("rmse"), at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here");
+    std::printf("R = %.3g - %.3g exp(H), ceiling %.3g at H = 0 (R2 %.2f, RMSE %.3g)%s\n", at("b"), at("a"),
+                at("ceiling"), at("r2"), at("rmse"),
+                at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here");
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ struct SampleOptions {
 int sample_command(const std::string& checkpoint, const SampleOptions& options);
 
 // Evaluates a checkpoint on held-out data of the configuration's last phase; split: validation or test.
-int evaluate_command(const std::string& checkpoint, const std::string& config, const std::vector<std::string>& overrides,
-                     const std::string& split);
+int evaluate_command(const std::string& checkpoint, const std::string& config,
+                     const std::vector<std::string>& overrides, const std::string& split);
 
 // Hands over to python/isentrope/report.py, which writes the page.
 int report_command(const std::vector<std::string>& arguments);

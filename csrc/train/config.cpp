@@ -28,9 +28,8 @@ size_t distance(const std::string& a, const std::string& b) {
 
 // "; did you mean 'loss'?" where a name is near, else all the names.
 std::string suggestion(const std::string& word, const std::vector<std::string>& names, const char* what) {
-  const auto nearest = std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) {
-    return distance(word, a) < distance(word, b);
-  });
+  const auto nearest = std::min_element(
+      names.begin(), names.end(), [&](const auto& a, const auto& b) { return distance(word, a) < distance(word, b); });
   if (nearest != names.end() && distance(word, *nearest) <= std::max<size_t>(2, word.size() / 3))
     return "; did you mean '" + *nearest + "'?";
   return std::string("; ") + what + " are " + join(names);
@@ -85,8 +84,7 @@ class Document {
   // Notes where every key and list element under node stands: at `everywhere`, or at its line of the file.
   void record(const YAML::Node& node, const std::string& path, const std::string& everywhere) {
     auto note = [&](const YAML::Node& at, const std::string& child) {
-      return places_
-          .emplace(child, everywhere.empty() ? file_ + ":" + std::to_string(at.Mark().line + 1) : everywhere)
+      return places_.emplace(child, everywhere.empty() ? file_ + ":" + std::to_string(at.Mark().line + 1) : everywhere)
           .second;
     };
     if (node.IsSequence())
@@ -101,8 +99,8 @@ class Document {
         const std::string child = child_path(path, entry.first.Scalar());
         if (!note(entry.first, child))
           throw ConfigError(
-              (everywhere.empty() ? file_ + ":" + std::to_string(entry.first.Mark().line + 1) : everywhere) +
-              ": " + child + ": written twice, first at " + place(child));
+              (everywhere.empty() ? file_ + ":" + std::to_string(entry.first.Mark().line + 1) : everywhere) + ": " +
+              child + ": written twice, first at " + place(child));
         record(entry.second, child, everywhere);
       }
   }
@@ -143,9 +141,7 @@ class Document {
         child = YAML::Clone(child);  // an anchor's other uses keep their value
       node.reset(child);
     }
-    const auto below = [&](const auto& entry) {
-      return entry.first == path || entry.first.starts_with(path + ".");
-    };
+    const auto below = [&](const auto& entry) { return entry.first == path || entry.first.starts_with(path + "."); };
     std::erase_if(places_, below);
     places_[path] = from;
     record(value, path, from);
@@ -236,8 +232,7 @@ class Reader {
       for (const auto& entry : node) {
         const std::string& name = entry.first.Scalar();
         if (std::find(keys.names.begin(), keys.names.end(), name) == keys.names.end())
-          document.fail(child_path(path, name),
-                        "unknown key" + suggestion(name, keys.names, "the keys here"));
+          document.fail(child_path(path, name), "unknown key" + suggestion(name, keys.names, "the keys here"));
       }
       Reader reader(document, node, path);
       value.visit(reader);
@@ -253,8 +248,7 @@ class Reader {
     } else if constexpr (std::is_same_v<T, std::string>) {
       if (!node.IsScalar()) wrong_type();
       value = node.Scalar();
-      if (!allowed.names.empty() &&
-          std::find(allowed.names.begin(), allowed.names.end(), value) == allowed.names.end())
+      if (!allowed.names.empty() && std::find(allowed.names.begin(), allowed.names.end(), value) == allowed.names.end())
         document.fail(path, "'" + value + "' is not " + range(allowed));
     } else {
       if (!node.IsScalar() || node.Tag() == "!" || !from_text(node.Scalar(), value)) wrong_type();
@@ -286,14 +280,12 @@ class Validator {
     if constexpr (is_optional<T>) {
       if (value) check(document, path, *value);
     } else if constexpr (is_list<T>) {
-      for (size_t i = 0; i < value.size(); ++i)
-        check(document, child_path(path, std::to_string(i)), value[i]);
+      for (size_t i = 0; i < value.size(); ++i) check(document, child_path(path, std::to_string(i)), value[i]);
     } else if constexpr (Section<T>) {
       Validator inner(document, path);
       value.visit(inner);
       if constexpr (Checked<T>)
-        if (const std::string problem = value.problem(); !problem.empty())
-          document.fail_section(path, problem);
+        if (const std::string problem = value.problem(); !problem.empty()) document.fail_section(path, problem);
     }
   }
 

@@ -53,8 +53,8 @@ struct StopConfig {
   void visit(Visitor& v) {
     v("sampled", sampled, "Least sampled accuracy at which the phase may end.", between(0, 1));
     v("greedy", greedy, "Least greedy accuracy at which the phase may end.", between(0, 1));
-    v("bits_per_byte", bits_per_byte,
-      "Most bits per byte of held-out text at which a pretrain phase may end.", at_least(0));
+    v("bits_per_byte", bits_per_byte, "Most bits per byte of held-out text at which a pretrain phase may end.",
+      at_least(0));
   }
 };
 

@@ -57,8 +57,7 @@ std::string type_name(bool plural = false) {
   else if constexpr (std::is_same_v<T, double>)
     return plural ? "numbers" : "a number";
   else {
-    static_assert(std::is_same_v<T, std::string>,
-                  "a configuration member of a type that csrc/field.h does not list");
+    static_assert(std::is_same_v<T, std::string>, "a configuration member of a type that csrc/field.h does not list");
     return plural ? "texts" : "a text";
   }
 }
@@ -86,7 +85,6 @@ inline std::string child_path(const std::string& path, const std::string& name) 
 
 // The configuration as YAML, every line that holds a value followed by what origin says of its path, if
 // given.
-std::string print_lines(const TrainConfig& config,
-                        const std::function<std::string(const std::string& path)>& origin);
+std::string print_lines(const TrainConfig& config, const std::function<std::string(const std::string& path)>& origin);
 
 }  // namespace isentrope::train

@@ -28,8 +28,7 @@ std::string to_text(const std::string& value) {
   static const std::set<std::string> kWords{"true", "false", "null", "yes", "no", "on", "off", "y", "n"};
   std::string lower = value;
   for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  if (!value.empty() && letter(value[0]) && std::all_of(value.begin(), value.end(), plain) &&
-      !kWords.count(lower))
+  if (!value.empty() && letter(value[0]) && std::all_of(value.begin(), value.end(), plain) && !kWords.count(lower))
     return value;
   std::string text = "\"";
   for (const char c : value) {
@@ -196,8 +195,7 @@ std::string wrapped(const std::string& text, size_t margin, size_t width) {
 
 }  // namespace
 
-std::string print_lines(const TrainConfig& config,
-                        const std::function<std::string(const std::string& path)>& origin) {
+std::string print_lines(const TrainConfig& config, const std::function<std::string(const std::string& path)>& origin) {
   TrainConfig copy = config;  // visit() is one function for readers and writers, and so not const
   Printer printer;
   copy.visit(printer);

@@ -13,8 +13,8 @@ bool StopConfig::reached(const Evaluation& evaluation) const {
 }
 
 std::string PhaseConfig::problem() const {
-  const bool plain = std::all_of(name.begin(), name.end(),
-                                 [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
+  const bool plain =
+      std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
   if (name.empty()) return "the phase has no name; write name: " + objective.kind;
   if (!plain) return "name: '" + name + "' names folders; use letters, digits, _ and - alone";
 
@@ -29,8 +29,7 @@ std::string PhaseConfig::problem() const {
     return "rollout.ares.kl: it steers the weight of the divergence from the reference, and objective.ref_kl_coef is "
            "0; give it a value above 0 (published: 1e-2)";
   const bool pretrain = objective.kind == "pretrain";
-  if (pretrain && !data.corpus)
-    return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
+  if (pretrain && !data.corpus) return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
   if (!pretrain && data.corpus)
     return "data: corpus belongs to pretrain phases, and objective.kind is " + objective.kind;
   if (stop && !stop->sampled && !stop->greedy && !stop->bits_per_byte)

@@ -9,10 +9,10 @@ namespace {
 constexpr int64_t kShownTokens = 256;  // of a window of text
 
 struct Answers {
-  std::vector<double> right;  // [prompts · samples], 1 or 0
+  std::vector<double> right;    // [prompts · samples], 1 or 0
   std::vector<double> lengths;  // [prompts · samples], tokens
-  double entropy = 0;         // mean over tokens
-  std::vector<Sample> shown;  // the first to each of the first prompts
+  double entropy = 0;           // mean over tokens
+  std::vector<Sample> shown;    // the first to each of the first prompts
 };
 
 std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
@@ -21,9 +21,9 @@ std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std
   return texts;
 }
 
-Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer, const std::vector<data::Example>& examples,
-               const rl::RewardSum& score, const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache,
-               int64_t show) {
+Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
+               const std::vector<data::Example>& examples, const rl::RewardSum& score,
+               const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples) prompts.push_back(tokenizer.encode(example.prompt));
   const auto completions =
@@ -94,22 +94,25 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     nats -= judged.logprob.sum(torch::kFloat64).item<double>();
     for (int64_t row = 0; shown && row < batch.size() && first + row < config.show; ++row) {
       const auto counts = (batch.target[row] != data::kIgnore).nonzero().flatten().slice(0, 0, kShownTokens);
-      const auto ids = batch.target[row].index_select(0, counts);                              // [n]
+      const auto ids = batch.target[row].index_select(0, counts);                                  // [n]
       const auto entropy = judged.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
       const int64_t* id = ids.const_data_ptr<int64_t>();
       const double* H = entropy.const_data_ptr<double>();
-      shown->push_back({.prompt = "", .tokens = token_texts(tokenizer_, {id, id + ids.numel()}), .entropy = {H, H + ids.numel()}});
+      shown->push_back(
+          {.prompt = "", .tokens = token_texts(tokenizer_, {id, id + ids.numel()}), .entropy = {H, H + ids.numel()}});
     }
   }
-  return {{"eval/loss", nats / tokens},
-          {"eval/bits_per_byte", nats / (std::max(bytes, 1.0) * std::log(2.0))}};
+  return {{"eval/loss", nats / tokens}, {"eval/bits_per_byte", nats / (std::max(bytes, 1.0) * std::log(2.0))}};
 }
 
 HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                                const std::map<std::string, rl::RewardFunction>& custom,
                                const data::Tokenizer& tokenizer, data::Split split, int64_t max_new_tokens,
                                const rl::CacheConfig& cache)
-    : tokenizer_(tokenizer), score_(first_of(rewards), tokenizer.eos(), custom), max_new_tokens_(max_new_tokens), cache_(cache) {
+    : tokenizer_(tokenizer),
+      score_(first_of(rewards), tokenizer.eos(), custom),
+      max_new_tokens_(max_new_tokens),
+      cache_(cache) {
   cache_.dtype = "model";  // the policy itself is measured
   if (!data.tint) {
     parts_.push_back({"", data::make_source(data, /*seed=*/0, split)});
@@ -159,7 +162,8 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
     const auto first = sampled.right.begin() + p * k;
     solved += *std::max_element(first, first + k);
     right[part_of[p]].insert(right[part_of[p]].end(), first, first + k);
-    lengths[part_of[p]].insert(lengths[part_of[p]].end(), sampled.lengths.begin() + p * k, sampled.lengths.begin() + (p + 1) * k);
+    lengths[part_of[p]].insert(lengths[part_of[p]].end(), sampled.lengths.begin() + p * k,
+                               sampled.lengths.begin() + (p + 1) * k);
   }
   Evaluation found{{"eval/greedy", mean(greedy.right)},
                    {"eval/sampled", mean(sampled.right)},

@@ -36,11 +36,11 @@ struct EvaluationConfig {
     v("sampled_prompts", sampled_prompts, "Held-out prompts answered by samples.", at_least(1));
     v("samples", samples, "Samples a prompt (k of pass@k).", at_least(1));
     v("temperature", temperature, "Temperature of the samples.", above(0));
-    v("max_new_tokens", max_new_tokens, "Longest answer in tokens; 0 for that of the rollouts, or what the context leaves.",
+    v("max_new_tokens", max_new_tokens,
+      "Longest answer in tokens; 0 for that of the rollouts, or what the context leaves.", at_least(0));
+    v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.", at_least(1));
+    v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.",
       at_least(0));
-    v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.",
-      at_least(1));
-    v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.", at_least(0));
   }
 };
 
@@ -61,8 +61,8 @@ class HeldOut {
 class HeldOutText : public HeldOut {
  public:
   // rows: windows that are computed together. Throws as data::Windows does.
-  HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
-              int64_t context, int64_t rows, const std::string& name);
+  HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer, int64_t context,
+              int64_t rows, const std::string& name);
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
                       std::vector<Sample>* shown) const override;
 

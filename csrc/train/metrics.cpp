@@ -20,38 +20,22 @@
 namespace isentrope::train {
 namespace {
 
-constexpr std::array<std::string_view, 33> kOrder{"loss",
-                                                  "reward/mean",
-                                                  "reward/std",
-                                                  "entropy/mean",
-                                                  "entropy/std",
-                                                  "kl/k1",
-                                                  "kl/k2",
-                                                  "kl/k3",
-                                                  "ratio/max",
-                                                  "clip/frac",
-                                                  "cov/mean",
-                                                  "cov/max",
-                                                  "select/frac",
-                                                  "grad_norm",
-                                                  "lr",
-                                                  "length/mean",
-                                                  "tokens_per_s",
-                                                  "rollout_tokens_per_s",
-                                                  "law/a",
-                                                  "law/b",
-                                                  "law/ceiling",
-                                                  "law/r2",
-                                                  "law/rmse",
-                                                  "sigma/time_share",
-                                                  "eval/loss",
-                                                  "eval/bits_per_byte",
-                                                  "eval/greedy",
-                                                  "eval/sampled",
-                                                  "eval/pass@k",
-                                                  "eval/k",
-                                                  "eval/entropy",
-                                                  "eval/length",
+constexpr std::array<std::string_view, 33> kOrder{"loss",         "reward/mean",
+                                                  "reward/std",   "entropy/mean",
+                                                  "entropy/std",  "kl/k1",
+                                                  "kl/k2",        "kl/k3",
+                                                  "ratio/max",    "clip/frac",
+                                                  "cov/mean",     "cov/max",
+                                                  "select/frac",  "grad_norm",
+                                                  "lr",           "length/mean",
+                                                  "tokens_per_s", "rollout_tokens_per_s",
+                                                  "law/a",        "law/b",
+                                                  "law/ceiling",  "law/r2",
+                                                  "law/rmse",     "sigma/time_share",
+                                                  "eval/loss",    "eval/bits_per_byte",
+                                                  "eval/greedy",  "eval/sampled",
+                                                  "eval/pass@k",  "eval/k",
+                                                  "eval/entropy", "eval/length",
                                                   "time_s"};
 
 // The shortest text that reads back to the same double.
@@ -72,8 +56,7 @@ std::string duration(double seconds) {
   const auto s = static_cast<int64_t>(seconds + 0.5);
   char text[48];
   if (s >= 3600)
-    std::snprintf(text, sizeof(text), "%ldh %02ldm", static_cast<long>(s / 3600),
-                  static_cast<long>(s / 60 % 60));
+    std::snprintf(text, sizeof(text), "%ldh %02ldm", static_cast<long>(s / 3600), static_cast<long>(s / 60 % 60));
   else if (s >= 60)
     std::snprintf(text, sizeof(text), "%ldm %02lds", static_cast<long>(s / 60), static_cast<long>(s % 60));
   else
@@ -95,8 +78,8 @@ std::string to_json(const AttentionStatistics& a) {
   return "{\"entropy\": " + to_json(a.entropy) + ", \"normalized\": " + to_json(a.normalized) +
          ", \"max_logit\": " + to_json(a.max_logit) +
          (a.bound.empty() ? "" : ", \"bound\": " + to_json(a.bound) + ", \"certified\": " + to_json(a.certified)) +
-         ", \"collapsed\": " + number(a.collapsed) +
-         ", \"overloaded\": " + number(a.overloaded) + ", \"alarms\": " + nlohmann::json(a.alarms).dump() + "}";
+         ", \"collapsed\": " + number(a.collapsed) + ", \"overloaded\": " + number(a.overloaded) +
+         ", \"alarms\": " + nlohmann::json(a.alarms).dump() + "}";
 }
 
 std::string to_json(const std::vector<SigmaFigures>& layers) {
@@ -127,8 +110,7 @@ std::string to_json(const Record& record) {
   return line + "}";
 }
 
-void keep_metrics_until(const std::string& file, const std::vector<std::string>& phases, int64_t phase,
-                        int64_t step) {
+void keep_metrics_until(const std::string& file, const std::vector<std::string>& phases, int64_t phase, int64_t step) {
   if (!std::filesystem::exists(file)) return;
   const std::string text = read_whole(file);
   std::string kept;
@@ -139,13 +121,12 @@ void keep_metrics_until(const std::string& file, const std::vector<std::string>&
     if (end == std::string::npos) break;  // torn: the process was killed while it wrote
     const auto line = nlohmann::json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
                                             text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
-    if (!line.is_object() || !line.contains("phase") || !line["phase"].is_string() ||
-        !line.contains("step") || !line["step"].is_number_integer())
+    if (!line.is_object() || !line.contains("phase") || !line["phase"].is_string() || !line.contains("step") ||
+        !line["step"].is_number_integer())
       throw std::runtime_error(file + ":" + std::to_string(number) +
                                ": not a line of metrics; mend the line or move the file away");
     const auto at = std::find(phases.begin(), phases.end(), line["phase"].get<std::string>());
-    const int64_t index =
-        at - phases.begin();  // a phase that is no longer in the configuration counts as to come
+    const int64_t index = at - phases.begin();  // a phase that is no longer in the configuration counts as to come
     if (index < phase || (index == phase && line["step"].get<int64_t>() <= step))
       kept.append(text, begin, end - begin + 1);
     begin = end + 1;
@@ -268,10 +249,10 @@ std::string Console::line(bool bar) const {
   if (!in_phase_)
     line += "  in " + duration(elapsed);
   else if (done > 0)
-    line += "  " +
-            duration(elapsed / static_cast<double>(done) *
-                     static_cast<double>(std::max<int64_t>(steps_ - last_.step, 0))) +
-            " left";
+    line +=
+        "  " +
+        duration(elapsed / static_cast<double>(done) * static_cast<double>(std::max<int64_t>(steps_ - last_.step, 0))) +
+        " left";
   return line;
 }
 

@@ -69,14 +69,14 @@ namespace isentrope::train {
 // sight.
 using HeadTable = std::vector<std::vector<double>>;  // [L][H]
 struct AttentionStatistics {
-  HeadTable entropy;                // mean over rows of the row's entropy, nats
-  HeadTable normalized;             // mean over rows of entropy / log n: 1 where all keys weigh alike, 0 where one has all
-  HeadTable max_logit;              // largest logit of any row
-  double collapsed = 0;             // share of the L · H heads whose normalized entropy is below 0.05
-  double overloaded = 0;            // share whose entropy is in the highest quarter of [0, largest entropy of any head]
+  HeadTable entropy;      // mean over rows of the row's entropy, nats
+  HeadTable normalized;   // mean over rows of entropy / log n: 1 where all keys weigh alike, 0 where one has all
+  HeadTable max_logit;    // largest logit of any row
+  double collapsed = 0;   // share of the L · H heads whose normalized entropy is below 0.05
+  double overloaded = 0;  // share whose entropy is in the highest quarter of [0, largest entropy of any head]
   std::vector<std::string> alarms;  // "layer 2: 3 of 4 heads have collapsed …"
-  HeadTable bound = {};             // mean over rows of bound / log n (csrc/model/entropy_bound.h); never above normalized
-  HeadTable certified = {};         // share of rows whose bound / log n is above 0.1
+  HeadTable bound = {};      // mean over rows of bound / log n (csrc/model/entropy_bound.h); never above normalized
+  HeadTable certified = {};  // share of rows whose bound / log n is above 0.1
 };
 
 // A layer of learned spectral norm after an update.
@@ -104,8 +104,7 @@ std::string to_json(const Record& record);
 
 // Removes every line that a run standing after step `step` of phase `phases[phase]` has still to write, and a
 // torn last line. The file is rewritten beside and renamed. A file that is not there is left so.
-void keep_metrics_until(const std::string& file, const std::vector<std::string>& phases, int64_t phase,
-                        int64_t step);
+void keep_metrics_until(const std::string& file, const std::vector<std::string>& phases, int64_t phase, int64_t step);
 
 class Metrics {
  public:

@@ -98,7 +98,11 @@ class Grpo : public Objective {
  public:
   Grpo(AttentionEntropy attention, const ObjectiveConfig& config, const BatchConfig& batch, double temperature,
        std::optional<model::Decoder> reference)
-      : Objective(std::move(attention)), config_(config), batch_(batch), temperature_(temperature), reference_(std::move(reference)) {
+      : Objective(std::move(attention)),
+        config_(config),
+        batch_(batch),
+        temperature_(temperature),
+        reference_(std::move(reference)) {
     selects_ = config.loss == "clip_cov" || config.loss == "kl_cov" || config.loss == "random";
     mode_ = config.loss == "random" ? config.random_like : config.loss;
     selection_ = config.loss == "random" ? "random_" + config.random_like : config.loss;
@@ -127,8 +131,10 @@ class Grpo : public Objective {
       Pass pass(attention_, watch);
       const auto policy = pass.tokens(model, micro, temperature_);
       Tensor picked;
-      if (selected.defined()) picked = selected.slice(0, row, row + micro.size());
-      else if (selects_) picked = select(policy.logprob.detach(), micro, seed + m);
+      if (selected.defined())
+        picked = selected.slice(0, row, row + micro.size());
+      else if (selects_)
+        picked = select(policy.logprob.detach(), micro, seed + m);
       const auto out = loss_of(policy, micro, picked, normalizer, divergence);
       loss += pass.backward(out.loss, share_of(micro, update));
       stats.push_back(out.stats);
@@ -210,7 +216,9 @@ class Grpo : public Objective {
     return ops::grpo_loss(policy.logprob, batch.old_logprob, batch.advantage, batch.target != data::kIgnore, options);
   }
 
-  double clip_high() const { return config_.clip_high.value_or(config_.loss == "clip_higher" ? 0.28 : config_.clip_low); }
+  double clip_high() const {
+    return config_.clip_high.value_or(config_.loss == "clip_higher" ? 0.28 : config_.clip_low);
+  }
 
   ObjectiveConfig config_;
   BatchConfig batch_;
@@ -223,7 +231,8 @@ class Grpo : public Objective {
 }  // namespace
 
 std::string ObjectiveConfig::problem() const {
-  if (dual_clip != 0 && dual_clip <= 1) return "dual_clip: " + std::to_string(dual_clip) + "; wanted above 1, or 0 for none";
+  if (dual_clip != 0 && dual_clip <= 1)
+    return "dual_clip: " + std::to_string(dual_clip) + "; wanted above 1, or 0 for none";
   if (cov_lower >= cov_upper) return "cov_lower: must lie below cov_upper";
   if (select_fraction == 0) return "select_fraction: 0 picks nothing; wanted above 0";
   return "";
@@ -238,8 +247,9 @@ std::string ObjectiveConfig::holds_entropy() const {
   return "";
 }
 
-std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, const model::Decoder& model,
-                                          double temperature, std::optional<model::Decoder> reference) {
+std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
+                                          const model::Decoder& model, double temperature,
+                                          std::optional<model::Decoder> reference) {
   const model::DecoderConfig& c = model->config();
   AttentionEntropy attention(config.attention_entropy, c.layers, c.heads, model->embedding().device());
   if (config.kind == "grpo")

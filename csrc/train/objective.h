@@ -19,7 +19,8 @@ struct BatchConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("sequences", sequences, "Sequences of an update; a grpo update takes prompts · samples / updates of them.", at_least(1));
+    v("sequences", sequences, "Sequences of an update; a grpo update takes prompts · samples / updates of them.",
+      at_least(1));
     v("micro_tokens", micro_tokens,
       "Most tokens, padding included, of one forward and backward pass; gradients add up over them. 0: all at once.",
       at_least(0));
@@ -59,11 +60,13 @@ struct ObjectiveConfig {
     v("aggregate", aggregate, "How token losses become one number.",
       one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"}));
     v("norm_length", norm_length,
-      "Divisor of seq-mean-token-sum-norm (Dr. GRPO: the length limit); 0 for the padded length of the update.", at_least(0));
-    v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped.", at_least(0));
-    v("clip_high", clip_high, "Ratios over 1 + clip_high are clipped; default clip_low, 0.28 for clip_higher.", at_least(0));
-    v("dual_clip", dual_clip, "Bound c of the loss at negative advantage (clip, clip_higher); 0 for none, else above 1.",
+      "Divisor of seq-mean-token-sum-norm (Dr. GRPO: the length limit); 0 for the padded length of the update.",
       at_least(0));
+    v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped.", at_least(0));
+    v("clip_high", clip_high, "Ratios over 1 + clip_high are clipped; default clip_low, 0.28 for clip_higher.",
+      at_least(0));
+    v("dual_clip", dual_clip,
+      "Bound c of the loss at negative advantage (clip, clip_higher); 0 for none, else above 1.", at_least(0));
     v("select_fraction", select_fraction, "Share of tokens that clip_cov, kl_cov or random picks.", between(0, 1));
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
     v("cov_upper", cov_upper, "and below this.");
@@ -71,14 +74,15 @@ struct ObjectiveConfig {
     v("random_like", random_like, "random: which rule it is the control of.", one_of({"clip_cov", "kl_cov"}));
     v("scope", scope, "Over what covariances are centred and ranked: all of an update, or each micro-batch.",
       one_of({"global", "micro"}));
-    v("ref_kl", ref_kl, "Estimator of the divergence from the reference model.", one_of({"k1", "k2", "k3", "k1+", "k3+"}));
+    v("ref_kl", ref_kl, "Estimator of the divergence from the reference model.",
+      one_of({"k1", "k2", "k3", "k1+", "k3+"}));
     v("ref_kl_coef", ref_kl_coef, "Weight of that divergence; the reference is the model at the start of the phase.",
       at_least(0));
     v("entropy_coef", entropy_coef, "Weight of the entropy bonus.", at_least(0));
-    v("attention_entropy", attention_entropy, "The entropy of attention: watched, and kept in a band where coef is above 0.");
+    v("attention_entropy", attention_entropy,
+      "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }
 };
-
 
 class Objective {
  public:
@@ -98,8 +102,8 @@ class Objective {
 // model: whose layers, heads and device the thresholds of attention have.
 // temperature: of the rollouts, so that log-probabilities speak of the policy that drew them.
 // reference: the model that ref_kl_coef measures the divergence from; needed where that is above 0.
-std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch, const model::Decoder& model,
-                                          double temperature = 1.0,
+std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
+                                          const model::Decoder& model, double temperature = 1.0,
                                           std::optional<model::Decoder> reference = std::nullopt);
 
 }  // namespace isentrope::train

@@ -20,8 +20,8 @@ struct Group {
 
   void adamw(const OptimizerConfig& c, double lr, double weight_decay) {
     at::_foreach_add_(steps, 1);
-    at::_fused_adamw_(parameters, grads, first, second, /*max_exp_avg_sqs=*/{}, steps, lr, c.betas[0], c.betas[1], weight_decay,
-                      c.eps, /*amsgrad=*/false, /*maximize=*/false);
+    at::_fused_adamw_(parameters, grads, first, second, /*max_exp_avg_sqs=*/{}, steps, lr, c.betas[0], c.betas[1],
+                      weight_decay, c.eps, /*amsgrad=*/false, /*maximize=*/false);
   }
   // torch's own decay would go through the momentum.
   void sgd(const OptimizerConfig& c, double lr, double weight_decay) {
@@ -61,8 +61,7 @@ double sum_of_squares(const Tensor& tensor) {
 }
 
 double global_norm(const std::vector<Tensor>& grads) {
-  if (!grads[0].is_cpu())
-    return torch::stack(at::_foreach_norm(grads)).to(torch::kFloat64).norm().item<double>();
+  if (!grads[0].is_cpu()) return torch::stack(at::_foreach_norm(grads)).to(torch::kFloat64).norm().item<double>();
   double squares = 0;
   for (const Tensor& grad : grads) squares += sum_of_squares(grad);
   return std::sqrt(squares);
@@ -74,7 +73,8 @@ std::string OptimizerConfig::problem() const {
   const size_t moments = kind == "sgd" ? 1 : 2;
   if (betas.size() != moments)
     return "betas: " + std::to_string(betas.size()) + " values; " +
-           (kind == "sgd" ? "sgd has one moment: write [0.9], or [0] for none" : "adamw has two moments: write [0.9, 0.999]");
+           (kind == "sgd" ? "sgd has one moment: write [0.9], or [0] for none"
+                          : "adamw has two moments: write [0.9, 0.999]");
   for (double beta : betas)
     if (beta >= 1.0) return "betas: a decay of 1 never forgets; it must be below 1";
   return "";
@@ -88,7 +88,8 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::s
     first_.push_back(torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach());
     const bool adamw = config.kind == "adamw";
     second_.push_back(adamw ? torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach() : Tensor());
-    steps_.push_back(adamw ? torch::zeros({}, parameter.options().dtype(torch::kFloat32).requires_grad(false)) : Tensor());
+    steps_.push_back(adamw ? torch::zeros({}, parameter.options().dtype(torch::kFloat32).requires_grad(false))
+                           : Tensor());
   }
 }
 
@@ -123,8 +124,7 @@ double Optimizer::step(double lr) {
                         " is not finite; no weight was changed");
     throw NonFinite("the norm of the gradients overflows though each is finite; no weight was changed");
   }
-  if (config_.max_grad_norm > 0 && norm > config_.max_grad_norm)
-    at::_foreach_mul_(grads, config_.max_grad_norm / norm);
+  if (config_.max_grad_norm > 0 && norm > config_.max_grad_norm) at::_foreach_mul_(grads, config_.max_grad_norm / norm);
 
   for (int decayed = 0; decayed < 2; ++decayed) {
     Group& group = groups[decayed];

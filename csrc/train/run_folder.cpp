@@ -17,8 +17,7 @@ namespace fs = std::filesystem;
 RunFolder::RunFolder(const std::string& dir, bool resume) : dir_(dir) {
   std::error_code error;
   fs::create_directories(dir, error);
-  if (error)
-    throw std::runtime_error(dir + ": the run's folder cannot be made: " + error.message() + "; see run.dir");
+  if (error) throw std::runtime_error(dir + ": the run's folder cannot be made: " + error.message() + "; see run.dir");
 
   // The lock belongs to the open file: the system lets go of it when the process ends, however it ends.
   const std::string file = dir + "/lock";
@@ -27,15 +26,13 @@ RunFolder::RunFolder(const std::string& dir, bool resume) : dir_(dir) {
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     const int reason = errno;
     ::close(lock_);
-    if (reason != EWOULDBLOCK)
-      throw std::runtime_error(file + ": cannot be locked: " + std::strerror(reason));
+    if (reason != EWOULDBLOCK) throw std::runtime_error(file + ": cannot be locked: " + std::strerror(reason));
     std::string holder = read_whole(file);
     holder.erase(holder.find_last_not_of(" \n") + 1);
-    throw std::runtime_error(
-        dir + ": another trainer (process " + (holder.empty() ? "unknown" : holder) +
-        ") is running in this folder. Wait for it, stop it and add --resume, or give this run "
-        "another folder: run.dir=" +
-        dir + "-2");
+    throw std::runtime_error(dir + ": another trainer (process " + (holder.empty() ? "unknown" : holder) +
+                             ") is running in this folder. Wait for it, stop it and add --resume, or give this run "
+                             "another folder: run.dir=" +
+                             dir + "-2");
   }
 
   const bool used = fs::exists(metrics()) || fs::exists(dir + "/checkpoints");
@@ -47,8 +44,7 @@ RunFolder::RunFolder(const std::string& dir, bool resume) : dir_(dir) {
                              dir + "-2");
   }
   const std::string pid = std::to_string(::getpid()) + "\n";
-  if (::ftruncate(lock_, 0) != 0 ||
-      ::pwrite(lock_, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+  if (::ftruncate(lock_, 0) != 0 || ::pwrite(lock_, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
     const int reason = errno;
     ::close(lock_);
     throw std::runtime_error(file + ": cannot be written: " + std::strerror(reason));

@@ -64,10 +64,8 @@ Entry read_entry(const std::string& file, const std::string& name, const json& v
   } catch (const json::exception& error) {
     broken(file, "header of tensor '" + name + "': " + error.what());
   }
-  const auto known =
-      std::find_if(kDtypes.begin(), kDtypes.end(), [&](const Dtype& d) { return dtype == d.name; });
-  if (known == kDtypes.end())
-    broken(file, "tensor '" + name + "' has dtype " + dtype + ", which is not read here");
+  const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const Dtype& d) { return dtype == d.name; });
+  if (known == kDtypes.end()) broken(file, "tensor '" + name + "' has dtype " + dtype + ", which is not read here");
   entry.type = known->type;
 
   uint64_t bytes = torch::elementSize(entry.type);
@@ -77,8 +75,7 @@ Entry read_entry(const std::string& file, const std::string& name, const json& v
     bytes *= static_cast<uint64_t>(size);
   }
   if (entry.end < entry.begin || entry.end - entry.begin != bytes)
-    broken(file, "tensor '" + name + "' has " +
-                     std::to_string(static_cast<int64_t>(entry.end - entry.begin)) +
+    broken(file, "tensor '" + name + "' has " + std::to_string(static_cast<int64_t>(entry.end - entry.begin)) +
                      " bytes, and its shape wants " + std::to_string(bytes));
   return entry;
 }
@@ -130,8 +127,7 @@ std::map<std::string, Tensor> read_safetensors(const std::string& file) {
   };
   if (size < sizeof(length)) truncated(sizeof(length));
   in.read(reinterpret_cast<char*>(&length), sizeof(length));
-  if (length > kLargestHeader)
-    broken(file, "not a safetensors file (header length " + std::to_string(length) + ")");
+  if (length > kLargestHeader) broken(file, "not a safetensors file (header length " + std::to_string(length) + ")");
   const uint64_t data = sizeof(length) + length;
   if (size < data) truncated(data);
   std::string text(length, ' ');

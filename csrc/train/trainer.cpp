@@ -100,7 +100,8 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
     state = load_checkpoint_state(from);
     const auto at = std::find(names.begin(), names.end(), state->phase_name);
     if (at == names.end())
-      throw std::runtime_error(from + " stands in phase '" + state->phase_name + "', which this configuration does not have");
+      throw std::runtime_error(from + " stands in phase '" + state->phase_name +
+                               "', which this configuration does not have");
     load_weights(from, model_);
     if (!model_->restore_sigma(state->extra)) model_->start_sigma(/*gamma_is_sigma=*/true);
     phase_ = at - names.begin();
@@ -134,16 +135,14 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase) 
   const uint64_t data_seed = derived_seed(config_.run.seed, data::Purpose::example, phase_);
   const int64_t context = config_.model.context;
   if (phase.data.corpus)
-    return std::make_unique<data::PackedSource>(
-        data::open_corpus(*phase.data.corpus, tokenizer_, data::Split::train), phase.batch.sequences, context,
-        data_seed);
+    return std::make_unique<data::PackedSource>(data::open_corpus(*phase.data.corpus, tokenizer_, data::Split::train),
+                                                phase.batch.sequences, context, data_seed);
   std::shared_ptr<const data::ExampleSource> examples = data::make_source(phase.data, data_seed, data::Split::train);
   if (phase.rollout)
-    return std::make_unique<rl::RolloutSource>(
-        *phase.rollout, model_, tokenizer_, examples, rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
-        derived_seed(config_.run.seed, data::Purpose::rollout, phase_));
-  return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context,
-                                           phase.data.overlong);
+    return std::make_unique<rl::RolloutSource>(*phase.rollout, model_, tokenizer_, examples,
+                                               rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
+                                               derived_seed(config_.run.seed, data::Purpose::rollout, phase_));
+  return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.overlong);
 }
 
 void Trainer::open_phase(const CheckpointState* state) {
@@ -165,7 +164,8 @@ void Trainer::open_phase(const CheckpointState* state) {
                                   phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters()) parameters.push_back({parameter.key(), parameter.value()});
-  if (const torch::Tensor& threshold = objective->attention().threshold(); threshold.defined() && threshold.requires_grad())
+  if (const torch::Tensor& threshold = objective->attention().threshold();
+      threshold.defined() && threshold.requires_grad())
     parameters.push_back({kThreshold, threshold});
   open_ = std::make_unique<Phase>(
       Phase{.config = phase,
@@ -180,7 +180,8 @@ void Trainer::open_phase(const CheckpointState* state) {
     open_->source->restore(state->source);
     open_->alarm.restore(state->extra);
     if (const auto law = state->extra.find(kLaw); law != state->extra.end())
-      open_->law.restore({law->second.const_data_ptr<double>(), law->second.const_data_ptr<double>() + law->second.numel()});
+      open_->law.restore(
+          {law->second.const_data_ptr<double>(), law->second.const_data_ptr<double>() + law->second.numel()});
     if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined()) {
       torch::NoGradGuard no_grad;
       torch::Tensor(threshold).copy_(state->extra.at(kThreshold));
@@ -231,7 +232,11 @@ Record Trainer::step() {
   if (phase.holds_entropy().empty() && values.contains("entropy/mean")) {
     open_->law.add(values.at("entropy/mean"), values.at("reward/mean"));
     if (const auto law = open_->law.fit())
-      values.insert({{"law/a", law->a}, {"law/b", law->b}, {"law/ceiling", law->ceiling()}, {"law/r2", law->r2}, {"law/rmse", law->rmse}});
+      values.insert({{"law/a", law->a},
+                     {"law/b", law->b},
+                     {"law/ceiling", law->ceiling()},
+                     {"law/r2", law->r2},
+                     {"law/rmse", law->rmse}});
   }
   values["lr"] = lr;
   const double generated = values.contains("generated") ? values["generated"] : 0;

@@ -39,7 +39,7 @@ class Trainer {
   std::string save();
 
   const TrainConfig& config() const { return config_; }
-  size_t phase() const { return phase_; }  // the phase that advance() is in
+  size_t phase() const { return phase_; }       // the phase that advance() is in
   int64_t steps_done() const { return step_; }  // of it
   const model::Decoder& model() const { return model_; }
   const data::Tokenizer& tokenizer() const { return tokenizer_; }
@@ -52,7 +52,7 @@ class Trainer {
   void open_phase(const CheckpointState* state);
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase) const;
   Record step();
-  std::vector<double> power_step();  // the model's; stops the run where a layer's norm is not finite
+  std::vector<double> power_step();           // the model's; stops the run where a layer's norm is not finite
   Record evaluate(const std::string& split);  // the open phase, on validation or test data; writes samples.jsonl
   void checkpoint(bool phase_finished);
   [[noreturn]] void fail(const std::string& what) const;

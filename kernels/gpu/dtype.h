@@ -10,10 +10,14 @@ constexpr size_t size_of(DType type) { return type == DType::kDouble ? 8 : type 
 
 constexpr const char* name_of(DType type) {
   switch (type) {
-    case DType::kFloat: return "float";
-    case DType::kBFloat16: return "bfloat16";
-    case DType::kHalf: return "half";
-    case DType::kDouble: return "double";
+    case DType::kFloat:
+      return "float";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kHalf:
+      return "half";
+    case DType::kDouble:
+      return "double";
   }
   return "unknown";
 }

@@ -30,7 +30,7 @@
 #define GPU_HERE
 #define GPU_SYNC_THREADS_HERE() __syncthreads()
 #define GPU_SHARED(Type, name, count) __shared__ __align__(16) Type name[count]
-#define GPU_DYNAMIC_SHARED(Type, name)                              \
+#define GPU_DYNAMIC_SHARED(Type, name)                                  \
   extern __shared__ __align__(128) unsigned char gpu_dynamic_shared_[]; \
   Type* name = reinterpret_cast<Type*>(gpu_dynamic_shared_)
 
@@ -52,10 +52,10 @@ GPU_HOST_DEVICE half to_half(float x) { return __float2half_rn(x); }
 #define GPU_AT , const char *file_ = __builtin_FILE(), int line_ = __builtin_LINE()
 #define GPU_HERE , file_, line_
 #define GPU_SYNC_THREADS_HERE() __syncthreads(file_, line_)
-#define GPU_SHARED(Type, name, count)                                                                     \
-  static const char name##_key_ = 0;                                                                      \
-  auto& name = *static_cast<::isentrope::simt::ArrayOf<Type, (count)>*>(::isentrope::simt::static_shared( \
-      &name##_key_, sizeof(Type) * (count), alignof(Type), #name))
+#define GPU_SHARED(Type, name, count)                                    \
+  static const char name##_key_ = 0;                                     \
+  auto& name = *static_cast<::isentrope::simt::ArrayOf<Type, (count)>*>( \
+      ::isentrope::simt::static_shared(&name##_key_, sizeof(Type) * (count), alignof(Type), #name))
 #define GPU_DYNAMIC_SHARED(Type, name) Type* name = static_cast<Type*>(::isentrope::simt::dynamic_shared())
 
 namespace isentrope::gpu {

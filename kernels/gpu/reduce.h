@@ -14,7 +14,8 @@ GPU_DEVICE T shuffle_xor(T value, int offset GPU_AT) {
   uint32_t word[sizeof(T) / 4];
   memcpy(word, &value, sizeof(T));
   GPU_UNROLL
-  for (int i = 0; i < static_cast<int>(sizeof(T) / 4); ++i) word[i] = __shfl_xor_sync(kAllLanes, word[i], offset, 32 GPU_HERE);
+  for (int i = 0; i < static_cast<int>(sizeof(T) / 4); ++i)
+    word[i] = __shfl_xor_sync(kAllLanes, word[i], offset, 32 GPU_HERE);
   memcpy(&value, word, sizeof(T));
   return value;
 }

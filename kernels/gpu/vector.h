@@ -14,7 +14,8 @@ struct alignas(16) Pack {
 // Elements from p to the next 16-byte boundary, at most count. p is aligned to its own type.
 template <class T>
 GPU_HOST_DEVICE int elements_to_boundary(const T* p, int64_t count) {
-  const int elements = static_cast<int>((16 - (reinterpret_cast<uintptr_t>(p) & 15)) & 15) / static_cast<int>(sizeof(T));
+  const int elements =
+      static_cast<int>((16 - (reinterpret_cast<uintptr_t>(p) & 15)) & 15) / static_cast<int>(sizeof(T));
   return elements < count ? elements : static_cast<int>(count);
 }
 

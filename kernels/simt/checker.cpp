@@ -50,7 +50,8 @@ struct Buffer {
 
 template <class T>
 T* reserve(size_t count) {
-  void* p = mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* p =
+      mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::runtime_error("simt: no address space for device memory and its shadow");
   return static_cast<T*>(p);
 }
@@ -91,8 +92,9 @@ void* device_malloc(size_t bytes, const char* name) {
     offset = start + padded(buffer.bytes) + kRedZone;
   }
   if (offset + padded(bytes) + kRedZone > kArenaBytes)
-    throw std::runtime_error("simt: " + std::to_string(bytes) + " bytes for " + name + " do not fit into the machine's " +
-                             std::to_string(kArenaBytes >> 20) + " MiB of device memory");
+    throw std::runtime_error("simt: " + std::to_string(bytes) + " bytes for " + name +
+                             " do not fit into the machine's " + std::to_string(kArenaBytes >> 20) +
+                             " MiB of device memory");
   d.buffers[offset] = {bytes, name};
   char* p = d.arena + offset;
   SIMT_UNPOISON(p - kRedZone, padded(bytes) + 2 * kRedZone);
@@ -110,7 +112,8 @@ void device_free(void* p) {
   Device& d = device();
   const std::lock_guard<std::mutex> lock(d.mutex);
   const auto buffer = d.buffers.find(static_cast<char*>(p) - d.arena);
-  if (buffer == d.buffers.end()) throw std::invalid_argument("simt: device_free of an address that device_malloc did not give");
+  if (buffer == d.buffers.end())
+    throw std::invalid_argument("simt: device_free of an address that device_malloc did not give");
   std::memset(d.flags + buffer->first, 0, buffer->second.bytes);
   SIMT_POISON(p, buffer->second.bytes);
   d.buffers.erase(buffer);
@@ -126,14 +129,16 @@ __attribute__((no_sanitize("address"))) void check_red_zones(const void* p) {
   Device& d = device();
   const std::lock_guard<std::mutex> lock(d.mutex);
   const auto buffer = d.buffers.find(static_cast<const char*>(p) - d.arena);
-  if (buffer == d.buffers.end()) throw std::invalid_argument("simt: check_red_zones of an address that device_malloc did not give");
+  if (buffer == d.buffers.end())
+    throw std::invalid_argument("simt: check_red_zones of an address that device_malloc did not give");
   const auto bytes = static_cast<std::ptrdiff_t>(buffer->second.bytes);
   const volatile unsigned char* c = static_cast<const unsigned char*>(p);
-  for (std::ptrdiff_t i = -static_cast<std::ptrdiff_t>(kRedZone); i < bytes + static_cast<std::ptrdiff_t>(kRedZone); ++i) {
+  for (std::ptrdiff_t i = -static_cast<std::ptrdiff_t>(kRedZone); i < bytes + static_cast<std::ptrdiff_t>(kRedZone);
+       ++i) {
     if (i == 0) i = bytes;
     if (c[i] != kRedZoneByte)
-      throw Failure("OUT OF BOUNDS: something wrote byte " + std::to_string(i) + " of " + buffer->second.name + ", which has " +
-                    std::to_string(bytes) + " bytes (run the checked tests for the line)");
+      throw Failure("OUT OF BOUNDS: something wrote byte " + std::to_string(i) + " of " + buffer->second.name +
+                    ", which has " + std::to_string(bytes) + " bytes (run the checked tests for the line)");
   }
 }
 
@@ -220,12 +225,13 @@ bool before(const Access& a, const Thread& t) {
 
 enum class Kind { kRead, kWrite, kAtomic };
 
-void report_race(const Memory& m, size_t i, Kind kind, const Access& now, const char* earlier_kind, const Access& earlier) {
+void report_race(const Memory& m, size_t i, Kind kind, const Access& now, const char* earlier_kind,
+                 const Access& earlier) {
   const char* names[] = {"read", "write", "atomic"};
   const char* name = names[static_cast<int>(kind)];
   report("race" + std::to_string(now.pc) + "/" + std::to_string(earlier.pc),
-         std::string("RACE: ") + name + " of " + m.name(i) + " by " + describe(now) + "\n    and an earlier " + earlier_kind +
-             " by " + describe(earlier));
+         std::string("RACE: ") + name + " of " + m.name(i) + " by " + describe(now) + "\n    and an earlier " +
+             earlier_kind + " by " + describe(earlier));
 }
 
 void check_byte(const Memory& m, size_t i, const Thread& t, Kind kind, const Access& now) {
@@ -233,9 +239,9 @@ void check_byte(const Memory& m, size_t i, const Thread& t, Kind kind, const Acc
   if (c.epoch != m.epoch) c = Cell{m.epoch, {}, {}, {}};
   const uint8_t flags = m.flags[i];
   if (flags & kInFlight) {
-    report("flight" + std::to_string(now.pc), std::string("IN FLIGHT: ") + (kind == Kind::kRead ? "read" : "write") + " of " +
-                                                  m.name(i) + " by " + describe(now) +
-                                                  "\n    while a copy into it is under way, started by " + describe(c.write));
+    report("flight" + std::to_string(now.pc),
+           std::string("IN FLIGHT: ") + (kind == Kind::kRead ? "read" : "write") + " of " + m.name(i) + " by " +
+               describe(now) + "\n    while a copy into it is under way, started by " + describe(c.write));
   } else {
     if (kind == Kind::kRead && !(flags & kWritten))
       report("unwritten" + std::to_string(now.pc), "UNINITIALISED: read of " + m.name(i) + " by " + describe(now));
@@ -271,8 +277,8 @@ void check_span(const Memory& m, size_t bytes, const Thread& t, Kind kind, const
   const Access now = make_access(t, pc);
   for (size_t i = 0; i < bytes; ++i) {
     if (!(m.flags[i] & kInside)) {
-      fail("OUT OF BOUNDS: %s of %zu bytes at %s by %s", kind == Kind::kRead ? "read" : "write", bytes, m.name(i).c_str(),
-           describe(now).c_str());
+      fail("OUT OF BOUNDS: %s of %zu bytes at %s by %s", kind == Kind::kRead ? "read" : "write", bytes,
+           m.name(i).c_str(), describe(now).c_str());
     }
     check_byte(m, i, t, kind, now);
   }
@@ -362,18 +368,18 @@ inline void seen(const void* p, size_t bytes, bool write, const void* pc) {
 
 extern "C" {
 #define PC __builtin_return_address(0)
-#define SIMT_HOOKS(n)                                                   \
-  void __tsan_read##n(void* p) { seen(p, n, false, PC); }               \
-  void __tsan_write##n(void* p) { seen(p, n, true, PC); }               \
-  void __tsan_unaligned_read##n(void* p) { seen(p, n, false, PC); }     \
-  void __tsan_unaligned_write##n(void* p) { seen(p, n, true, PC); }     \
-  void __tsan_volatile_read##n(void* p) { seen(p, n, false, PC); }      \
-  void __tsan_volatile_write##n(void* p) { seen(p, n, true, PC); }      \
+#define SIMT_HOOKS(n)                                                        \
+  void __tsan_read##n(void* p) { seen(p, n, false, PC); }                    \
+  void __tsan_write##n(void* p) { seen(p, n, true, PC); }                    \
+  void __tsan_unaligned_read##n(void* p) { seen(p, n, false, PC); }          \
+  void __tsan_unaligned_write##n(void* p) { seen(p, n, true, PC); }          \
+  void __tsan_volatile_read##n(void* p) { seen(p, n, false, PC); }           \
+  void __tsan_volatile_write##n(void* p) { seen(p, n, true, PC); }           \
   void __tsan_unaligned_volatile_read##n(void* p) { seen(p, n, false, PC); } \
   void __tsan_unaligned_volatile_write##n(void* p) { seen(p, n, true, PC); } \
-  void __tsan_read_write##n(void* p) {                                  \
-    seen(p, n, false, PC);                                              \
-    seen(p, n, true, PC);                                               \
+  void __tsan_read_write##n(void* p) {                                       \
+    seen(p, n, false, PC);                                                   \
+    seen(p, n, true, PC);                                                    \
   }
 SIMT_HOOKS(1)
 SIMT_HOOKS(2)
@@ -406,28 +412,28 @@ void __tsan_vptr_read(void**) {}
 
 // Atomics of the instrumented test code itself (std::atomic, statics, shared_ptr): done, not checked. Kernels use the
 // CUDA names, which report themselves.
-#define SIMT_FETCH(bits, operation)                                                                    \
+#define SIMT_FETCH(bits, operation)                                                                           \
   uint##bits##_t __tsan_atomic##bits##_fetch_##operation(volatile uint##bits##_t* p, uint##bits##_t v, int) { \
-    return __atomic_fetch_##operation(p, v, __ATOMIC_SEQ_CST);                                         \
+    return __atomic_fetch_##operation(p, v, __ATOMIC_SEQ_CST);                                                \
   }
-#define SIMT_ATOMICS(bits)                                                                             \
-  uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* p, int) {                   \
-    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                       \
-  }                                                                                                    \
-  void __tsan_atomic##bits##_store(volatile uint##bits##_t* p, uint##bits##_t v, int) {                \
-    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                          \
-  }                                                                                                    \
-  uint##bits##_t __tsan_atomic##bits##_exchange(volatile uint##bits##_t* p, uint##bits##_t v, int) {   \
-    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                                \
-  }                                                                                                    \
-  int __tsan_atomic##bits##_compare_exchange_strong(volatile uint##bits##_t* p, uint##bits##_t* e,     \
-                                                    uint##bits##_t v, int, int) {                      \
-    return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);            \
-  }                                                                                                    \
-  int __tsan_atomic##bits##_compare_exchange_weak(volatile uint##bits##_t* p, uint##bits##_t* e,       \
-                                                  uint##bits##_t v, int, int) {                        \
-    return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);            \
-  }                                                                                                    \
+#define SIMT_ATOMICS(bits)                                                                                           \
+  uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* p, int) {                                 \
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                                     \
+  }                                                                                                                  \
+  void __tsan_atomic##bits##_store(volatile uint##bits##_t* p, uint##bits##_t v, int) {                              \
+    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                                        \
+  }                                                                                                                  \
+  uint##bits##_t __tsan_atomic##bits##_exchange(volatile uint##bits##_t* p, uint##bits##_t v, int) {                 \
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                                              \
+  }                                                                                                                  \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile uint##bits##_t* p, uint##bits##_t* e, uint##bits##_t v, \
+                                                    int, int) {                                                      \
+    return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                          \
+  }                                                                                                                  \
+  int __tsan_atomic##bits##_compare_exchange_weak(volatile uint##bits##_t* p, uint##bits##_t* e, uint##bits##_t v,   \
+                                                  int, int) {                                                        \
+    return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                          \
+  }                                                                                                                  \
   SIMT_FETCH(bits, add) SIMT_FETCH(bits, sub) SIMT_FETCH(bits, and) SIMT_FETCH(bits, or) SIMT_FETCH(bits, xor)
 SIMT_ATOMICS(8)
 SIMT_ATOMICS(16)

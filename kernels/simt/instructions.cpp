@@ -11,11 +11,13 @@ static void require_shared(const void* p, size_t bytes, const char* what, const 
   const Worker& w = *worker;
   const char* c = static_cast<const char*>(p);
   if (c < w.shared || c + bytes > w.shared + w.shared_used)
-    fail("OUT OF BOUNDS: %s at %s:%d: thread %d gives an address outside the block's shared memory (offset %td, %zu bytes)", what,
-         short_path(file), line, w.current->linear, c - w.shared, w.shared_used);
+    fail(
+        "OUT OF BOUNDS: %s at %s:%d: thread %d gives an address outside the block's shared memory (offset %td, %zu "
+        "bytes)",
+        what, short_path(file), line, w.current->linear, c - w.shared, w.shared_used);
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0)
-    fail("MISALIGNED: %s at %s:%d: thread %d gives shared offset %td; wanted a multiple of %zu", what, short_path(file), line,
-         w.current->linear, c - w.shared, bytes);
+    fail("MISALIGNED: %s at %s:%d: thread %d gives shared offset %td; wanted a multiple of %zu", what, short_path(file),
+         line, w.current->linear, c - w.shared, bytes);
 }
 
 __attribute__((noinline)) void copy_async(void* shared, const void* global, unsigned bytes, unsigned valid_bytes,
@@ -26,11 +28,12 @@ __attribute__((noinline)) void copy_async(void* shared, const void* global, unsi
   ++w.statistics.copies;
   require_shared(shared, bytes, "asynchronous copy", file, line);
   if (valid_bytes && reinterpret_cast<uintptr_t>(global) % bytes != 0)
-    fail("MISALIGNED: asynchronous copy at %s:%d: thread %d gives global address %p; wanted a multiple of %u", short_path(file),
-         line, t.linear, global, bytes);
+    fail("MISALIGNED: asynchronous copy at %s:%d: thread %d gives global address %p; wanted a multiple of %u",
+         short_path(file), line, t.linear, global, bytes);
   if (w.checked) checker_copy_started(shared, bytes, global, valid_bytes, __builtin_return_address(0));
   std::memset(shared, 0xff, bytes);
-  t.copies.push_back({static_cast<char*>(shared), static_cast<const char*>(global), bytes, valid_bytes, t.group, file, line});
+  t.copies.push_back(
+      {static_cast<char*>(shared), static_cast<const char*>(global), bytes, valid_bytes, t.group, file, line});
 }
 
 void copy_async_commit() { ++worker->current->group; }
@@ -158,9 +161,9 @@ half to_half(float x) {
   std::memcpy(&bits, &x, 4);
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return {0x7fff};                                     // NaN
-  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};     // 65520 and above round to infinity
-  if (magnitude < 0x38800000u) {                                                    // below 2^-14: denormal
+  if (magnitude > 0x7f800000u) return {0x7fff};                                  // NaN
+  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65520 and above round to infinity
+  if (magnitude < 0x38800000u) {                                                 // below 2^-14: denormal
     const float scaled = std::fabs(x) * 0x1p24f;
     return {static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(scaled)))};
   }

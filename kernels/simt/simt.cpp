@@ -22,7 +22,8 @@ static thread_local Statistics last_statistics;
 Config& config() {
   static Config current = [] {
     Config c;
-    const char *order = std::getenv("SIMT_ORDER"), *seed = std::getenv("SIMT_SEED"), *threads = std::getenv("SIMT_THREADS");
+    const char *order = std::getenv("SIMT_ORDER"), *seed = std::getenv("SIMT_SEED"),
+               *threads = std::getenv("SIMT_THREADS");
     if (order) {
       const std::string name = order;
       if (name != "fifo" && name != "lifo" && name != "random")
@@ -53,7 +54,8 @@ std::string name_of(const Thread& thread) {
 
 void report(const std::string& key, const std::string& text) {
   Worker& w = *worker;
-  if (w.reported.insert(key).second && static_cast<int>(w.reports.size()) < config().max_reports) w.reports.push_back(text);
+  if (w.reported.insert(key).second && static_cast<int>(w.reports.size()) < config().max_reports)
+    w.reports.push_back(text);
 }
 
 void fail(const char* format, ...) {
@@ -164,8 +166,8 @@ static void enter_barrier(int id, int threads, int vote, const char* file, int l
     b.file = file;
     b.line = line;
   } else if (b.expected != threads) {
-    fail("DIVERGENT BARRIER: %d threads of barrier %d were announced at %s:%d, %d by thread %d at %s:%d", b.expected, id,
-         short_path(b.file), b.line, threads, t.linear, short_path(file), line);
+    fail("DIVERGENT BARRIER: %d threads of barrier %d were announced at %s:%d, %d by thread %d at %s:%d", b.expected,
+         id, short_path(b.file), b.line, threads, t.linear, short_path(file), line);
   } else if (threads == 0 && (b.line != line || std::strcmp(b.file, file) != 0)) {
     fail("DIVERGENT BARRIER: block %u waits at %s:%d, thread %d comes to the one at %s:%d", w.block, short_path(b.file),
          b.line, t.linear, short_path(file), line);
@@ -200,8 +202,10 @@ void* static_shared(const void* key, size_t bytes, size_t alignment, const char*
   const size_t offset = (w.shared_used + kSharedGap + alignment - 1) / alignment * alignment;
   w.shared_static += bytes;
   if (w.shared_static > 48 << 10 || offset + bytes + kSharedGap > kSharedArena)
-    fail("TOO MUCH SHARED MEMORY: static %s brings the block to %zu bytes beside %zu dynamic ones; wanted at most 48 KB static",
-         name, w.shared_static, w.shared_dynamic);
+    fail(
+        "TOO MUCH SHARED MEMORY: static %s brings the block to %zu bytes beside %zu dynamic ones; wanted at most 48 KB "
+        "static",
+        name, w.shared_static, w.shared_dynamic);
   w.regions.push_back({key, offset, bytes, name});
   w.shared_used = offset + bytes;
   std::memset(w.shared + offset, 0xff, bytes);
@@ -218,9 +222,9 @@ static void thread_main() {
   checking = false;
   Worker& w = *worker;
   Thread& t = *w.current;
-  if (!t.copies.empty()) 
-    fail("IN FLIGHT: block %u thread %d exits while its copy of %s:%d is under way (no copy_async_wait)", w.block, t.linear,
-         short_path(t.copies[0].file), t.copies[0].line);
+  if (!t.copies.empty())
+    fail("IN FLIGHT: block %u thread %d exits while its copy of %s:%d is under way (no copy_async_wait)", w.block,
+         t.linear, short_path(t.copies[0].file), t.copies[0].line);
   t.state = State::kDone;
   --w.alive;
   lane_exited(w, t);

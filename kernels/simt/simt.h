@@ -24,14 +24,30 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
-struct uint2 { unsigned x, y; };
-struct uint3 { unsigned x, y, z; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) double2 { double x, y; };
+struct uint2 {
+  unsigned x, y;
+};
+struct uint3 {
+  unsigned x, y, z;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
@@ -223,11 +239,11 @@ inline int __all_sync(unsigned mask, int predicate, SIMT_AT) {
 }
 
 // Out of line, so that the return address is the kernel's line. The operand's type follows the pointer's, as in CUDA.
-#define SIMT_ATOMIC(name, expression)                                                                     \
-  template <class T>                                                                                      \
-  __attribute__((noinline)) T name(T* p, typename std::common_type<T>::type v) {                          \
-    return isentrope::simt::atomic_update(p, [v](T old) { return static_cast<T>(expression); },           \
-                                          __builtin_return_address(0));                                   \
+#define SIMT_ATOMIC(name, expression)                                                       \
+  template <class T>                                                                        \
+  __attribute__((noinline)) T name(T* p, typename std::common_type<T>::type v) {            \
+    return isentrope::simt::atomic_update(                                                  \
+        p, [v](T old) { return static_cast<T>(expression); }, __builtin_return_address(0)); \
   }
 SIMT_ATOMIC(atomicAdd, old + v)
 SIMT_ATOMIC(atomicMax, old < v ? v : old)

@@ -27,7 +27,8 @@ Frames frames_of(const void* pc) {
     if (file) static_cast<Frames*>(data)->push_back(std::string(short_path(file)) + ":" + std::to_string(line));
     return 0;
   };
-  backtrace_pcinfo(state, reinterpret_cast<uintptr_t>(pc) - 1, add, [](void*, const char*, int) {}, &frames);
+  backtrace_pcinfo(
+      state, reinterpret_cast<uintptr_t>(pc) - 1, add, [](void*, const char*, int) {}, &frames);
   return frames;
 }
 #else

@@ -20,7 +20,8 @@ static void finish_group(Worker& w, int warp_index, Group& g, WarpFunction funct
   Warp& warp = w.warps[warp_index];
   const bool aligned = g.op == WarpOp::kLdmatrix || g.op == WarpOp::kMma;
   if (aligned && (g.arrived & g.mask) != ~0u)
-    fail("EXITED LANES: %s at %s:%d needs all 32 lanes, has %08x", name_of(g.op), short_path(g.file), g.line, g.arrived);
+    fail("EXITED LANES: %s at %s:%d needs all 32 lanes, has %08x", name_of(g.op), short_path(g.file), g.line,
+         g.arrived);
   if (function) function(g);
   if (g.op == WarpOp::kSync && w.checked) {
     Join join;
@@ -49,11 +50,11 @@ static Group& find_group(Worker& w, Warp& warp, unsigned mask, WarpOp op, int pa
     }
     if (!(g.mask & mask)) continue;
     if (g.mask != mask)
-      fail("OVERLAPPING MASKS: %s with mask %08x at %s:%d, while lanes wait in %s with mask %08x at %s:%d", name_of(op), mask,
-           short_path(file), line, name_of(g.op), g.mask, short_path(g.file), g.line);
+      fail("OVERLAPPING MASKS: %s with mask %08x at %s:%d, while lanes wait in %s with mask %08x at %s:%d", name_of(op),
+           mask, short_path(file), line, name_of(g.op), g.mask, short_path(g.file), g.line);
     if (g.op != op || g.parameter != parameter || (aligned && (g.line != line || std::strcmp(g.file, file) != 0)))
-      fail("DIVERGENT WARP: thread %d comes to %s at %s:%d, while lanes wait in %s at %s:%d", w.current->linear, name_of(op),
-           short_path(file), line, name_of(g.op), short_path(g.file), g.line);
+      fail("DIVERGENT WARP: thread %d comes to %s at %s:%d, while lanes wait in %s at %s:%d", w.current->linear,
+           name_of(op), short_path(file), line, name_of(g.op), short_path(g.file), g.line);
     return g;
   }
   *free = Group{true, mask, 0, op, parameter, file, line, {}};
@@ -69,7 +70,8 @@ void warp_operation(unsigned mask, WarpOp op, void* argument, WarpFunction funct
   Warp& warp = w.warps[t.warp];
   ++w.statistics.warp_operations;
   if (!(mask >> t.lane & 1))
-    fail("BAD MASK: thread %d is not in its own mask %08x of %s at %s:%d", t.linear, mask, name_of(op), short_path(file), line);
+    fail("BAD MASK: thread %d is not in its own mask %08x of %s at %s:%d", t.linear, mask, name_of(op),
+         short_path(file), line);
   Group& g = find_group(w, warp, mask & existing_lanes(w, t.warp), op, parameter, file, line);
   g.arrived |= 1u << t.lane;
   g.arguments[t.lane] = argument;
@@ -97,10 +99,18 @@ static void shuffle_lanes(const Group& g) {
     const int first = lane & ~(a.width - 1), end = first + a.width;
     int from = lane;
     switch (static_cast<Shuffle>(g.parameter)) {
-      case Shuffle::kIndex: from = first + (a.operand & (a.width - 1)); break;
-      case Shuffle::kUp: from = lane - a.operand < first ? lane : lane - a.operand; break;
-      case Shuffle::kDown: from = lane + a.operand >= end ? lane : lane + a.operand; break;
-      case Shuffle::kXor: from = (lane ^ a.operand) >= end ? lane : lane ^ a.operand; break;
+      case Shuffle::kIndex:
+        from = first + (a.operand & (a.width - 1));
+        break;
+      case Shuffle::kUp:
+        from = lane - a.operand < first ? lane : lane - a.operand;
+        break;
+      case Shuffle::kDown:
+        from = lane + a.operand >= end ? lane : lane + a.operand;
+        break;
+      case Shuffle::kXor:
+        from = (lane ^ a.operand) >= end ? lane : lane ^ a.operand;
+        break;
     }
     if (!(g.arrived >> from & 1))
       fail("INACTIVE LANE: lane %d of the shuffle at %s:%d reads lane %d, which takes no part in it", lane,
@@ -126,7 +136,8 @@ static void count_ballot(const Group& g) {
   unsigned result = 0;
   for (unsigned m = g.arrived; m; m &= m - 1)
     if (static_cast<BallotArgument*>(g.arguments[__builtin_ctz(m)])->predicate) result |= m & -m;
-  for (unsigned m = g.arrived; m; m &= m - 1) static_cast<BallotArgument*>(g.arguments[__builtin_ctz(m)])->result = result;
+  for (unsigned m = g.arrived; m; m &= m - 1)
+    static_cast<BallotArgument*>(g.arguments[__builtin_ctz(m)])->result = result;
 }
 
 unsigned ballot(unsigned mask, bool predicate, const char* file, int line) {

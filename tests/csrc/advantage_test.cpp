@@ -21,13 +21,15 @@ Advantages both_of(const char* kind, const Values& rewards, int64_t groups, std:
   lengths.resize(rewards.size(), lengths.empty() ? 1 : 0);
   return advantages(rewards, lengths, groups_of(rewards.size(), groups), config);
 }
-Values advantages_of(const char* kind, const Values& rewards, int64_t groups, const std::vector<int64_t>& lengths = {}) {
+Values advantages_of(const char* kind, const Values& rewards, int64_t groups,
+                     const std::vector<int64_t>& lengths = {}) {
   return both_of(kind, rewards, groups, lengths).value;
 }
 // digits: how many decimals of wanted are known.
 void expect_values(const Values& got, const Values& wanted, int digits) {
   ASSERT_EQ(got.size(), wanted.size());
-  for (size_t i = 0; i < wanted.size(); ++i) EXPECT_NEAR(got[i], wanted[i], 0.51 * std::pow(10.0, -digits)) << "element " << i;
+  for (size_t i = 0; i < wanted.size(); ++i)
+    EXPECT_NEAR(got[i], wanted[i], 0.51 * std::pow(10.0, -digits)) << "element " << i;
 }
 
 const Values kRewards = {1, 0, 0, 1, 1, 0, 0, 0};
@@ -57,7 +59,8 @@ TEST(Advantage, ReinforcePlusPlusWhitensOverTokens) {
   const Values rewards{1, 0, 0, 4, 2, 9};
   const std::vector<int64_t> lengths{2, 5, 1, 4, 3, 7};
   Values tokens;  // of each token, centred by group
-  for (size_t i = 0; i < rewards.size(); ++i) tokens.insert(tokens.end(), lengths[i], rewards[i] - (i < 3 ? 1.0 / 3 : 5));
+  for (size_t i = 0; i < rewards.size(); ++i)
+    tokens.insert(tokens.end(), lengths[i], rewards[i] - (i < 3 ? 1.0 / 3 : 5));
   double mean = 0, variance = 0;
   for (const double x : tokens) mean += x / 22;
   for (const double x : tokens) variance += (x - mean) * (x - mean) / 21;
@@ -76,7 +79,8 @@ TEST(Advantage, GroupsMayDifferInSize) {
     const Values all = advantages(rewards, lengths, {0, 2, 5, 6}, config).value;
     Values parts;
     for (const auto& [first, last] : {std::pair(0, 2), std::pair(2, 5), std::pair(5, 6)}) {
-      const Values part = advantages_of(kind, {rewards.begin() + first, rewards.begin() + last}, 1, {lengths.begin() + first, lengths.begin() + last});
+      const Values part = advantages_of(kind, {rewards.begin() + first, rewards.begin() + last}, 1,
+                                        {lengths.begin() + first, lengths.begin() + last});
       parts.insert(parts.end(), part.begin(), part.end());
     }
     EXPECT_EQ(all, parts) << kind;
@@ -97,9 +101,11 @@ TEST(Advantage, SlopeIsTheGrowthWithAReturn) {
 }
 
 TEST(Advantage, GroupOfOneHasNoBaseline) {
-  for (const char* kind : {"dr_grpo", "rloo", "opo"}) expect_values(advantages_of(kind, {2, -3}, 2, {4, 1}), {2, -3}, 12);
+  for (const char* kind : {"dr_grpo", "rloo", "opo"})
+    expect_values(advantages_of(kind, {2, -3}, 2, {4, 1}), {2, -3}, 12);
   expect_values(advantages_of("grpo", {2, -3}, 2, {4, 1}), {2 / 1.000001, -3 / 1.000001}, 12);
-  for (const double x : advantages_of("reinforce_plus_plus_baseline", {2, -3}, 2, {4, 1})) EXPECT_TRUE(std::isfinite(x));
+  for (const double x : advantages_of("reinforce_plus_plus_baseline", {2, -3}, 2, {4, 1}))
+    EXPECT_TRUE(std::isfinite(x));
 }
 
 TEST(Advantage, EqualRewardsAndEmptyBatchesGiveNoNaN) {
@@ -113,8 +119,8 @@ TEST(Advantage, EqualRewardsAndEmptyBatchesGiveNoNaN) {
 }
 
 TEST(Advantage, BadInputIsNamed) {
-  const auto expect = [](const char* kind, const Values& rewards, const std::vector<int64_t>& lengths, const Groups& groups,
-                         const std::string& text) {
+  const auto expect = [](const char* kind, const Values& rewards, const std::vector<int64_t>& lengths,
+                         const Groups& groups, const std::string& text) {
     AdvantageConfig config;
     config.kind = kind;
     try {

@@ -58,7 +58,8 @@ TEST(PassRecord, ComesBackFromItsState) {
   again.restore(record.state());
   record.add("prompt 3", 1, 8, 0.7);
   again.add("prompt 3", 1, 8, 0.7);
-  for (int i = 0; i < 25; ++i) EXPECT_EQ(record.share("prompt " + std::to_string(i)), again.share("prompt " + std::to_string(i)));
+  for (int i = 0; i < 25; ++i)
+    EXPECT_EQ(record.share("prompt " + std::to_string(i)), again.share("prompt " + std::to_string(i)));
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ model::AttentionRecord record_of(const Tensor& entropy, int64_t window = 0) {
 const Tensor kRows = torch::tensor({true, true, true, true, true, true, false, false}).view({2, 4});
 
 Tensor entropies() {
-  return torch::tensor({0.0, 0.5, 1.0, 1.2, 0.0, 0.1, 0.2, 0.3, 0.0, 0.6, 9.0, 9.0, 0.0, 0.3, 9.0, 9.0}, torch::kFloat32)
+  return torch::tensor({0.0, 0.5, 1.0, 1.2, 0.0, 0.1, 0.2, 0.3, 0.0, 0.6, 9.0, 9.0, 0.0, 0.3, 9.0, 9.0},
+                       torch::kFloat32)
       .view({2, 2, 4});
 }
 
@@ -63,7 +64,8 @@ TEST(EntropyBound, IsBelowTheEntropyAndEqualToItWhereOneLogitStandsOut) {
       if (option == 1) options.window = 7;
       if (option == 2) options.softcap = 2.0;
       if (option == 3) options.temperature = torch::rand({H, T}) + 0.5;
-      const Tensor entropy = ops::entropy_attention(q, k, k, options).entropy, bound = model::entropy_bound(q, k, options);
+      const Tensor entropy = ops::entropy_attention(q, k, k, options).entropy,
+                   bound = model::entropy_bound(q, k, options);
       ASSERT_EQ(bound.sizes(), entropy.sizes());
       // Rounding of the entropy itself, a sum of at most 131 terms below log 131.
       EXPECT_LE((bound - entropy).max().item<double>(), 1e-5) << spread << " " << option;
@@ -106,10 +108,12 @@ TEST(AttentionAlarm, TellsCollapseAndFalls) {
   AttentionAlarm alarm;
   EXPECT_TRUE(alarm.look(10, normalized({0.8, 0.8, 0.8, 0.8, 0.8})).empty());
   EXPECT_TRUE(alarm.look(20, normalized({0.08, 0.8, 0.8, 0.8, 0.8})).empty()) << "one of five is below a quarter";
-  EXPECT_TRUE(alarm.look(25, normalized({0.08, 0.15, 0.3, 0.3, 0.3})).empty()) << "a fall to 0.15 is what learning looks like";
-  EXPECT_EQ(alarm.look(30, normalized({0.08, 0.09, 0.8, 0.8, 0.8})),
-            std::vector<std::string>{
-                "layer 0: 2 of 5 heads lost more than half of their entropy within 100 steps (entropy / log n below 0.1)"});
+  EXPECT_TRUE(alarm.look(25, normalized({0.08, 0.15, 0.3, 0.3, 0.3})).empty())
+      << "a fall to 0.15 is what learning looks like";
+  EXPECT_EQ(
+      alarm.look(30, normalized({0.08, 0.09, 0.8, 0.8, 0.8})),
+      std::vector<std::string>{
+          "layer 0: 2 of 5 heads lost more than half of their entropy within 100 steps (entropy / log n below 0.1)"});
   EXPECT_TRUE(alarm.look(150, normalized({0.08, 0.09, 0.8, 0.8, 0.8})).empty()) << "what was long ago is forgotten";
   EXPECT_EQ(alarm.look(160, normalized({0.04, 0.09, 0.8, 0.8, 0.8})),
             std::vector<std::string>{"layer 0: 1 of 5 heads have collapsed (entropy / log n below 0.05)"});
@@ -150,11 +154,13 @@ TEST(AttentionEntropy, PenaltyIsThatOfItsFormula) {
   for (const char* reduction : {"mean", "sum"})
     for (const char* maximum : {"log_n", "log_t"})
       for (const double tolerance : {0.0, 0.2, 5.0}) {
-        AttentionEntropyConfig config{.coef = 0.7, .threshold = 0.4, .tolerance = tolerance, .reduction = reduction, .maximum = maximum};
+        AttentionEntropyConfig config{
+            .coef = 0.7, .threshold = 0.4, .tolerance = tolerance, .reduction = reduction, .maximum = maximum};
         AttentionEntropy attention(config, 1, 2, torch::kCPU);
         const Tensor H = entropies().requires_grad_();
         const Tensor penalty = attention.penalty(record_of(H), kRows);
-        EXPECT_NEAR(penalty.item<double>(), expected_penalty(config, H.detach(), {0.4, 0.4}), 1e-5) << reduction << " " << maximum;
+        EXPECT_NEAR(penalty.item<double>(), expected_penalty(config, H.detach(), {0.4, 0.4}), 1e-5)
+            << reduction << " " << maximum;
         penalty.backward();
         ASSERT_TRUE(attention.threshold().grad().defined());
         EXPECT_EQ(attention.threshold().grad().abs().sum().item<double>() > 0, tolerance < 1);

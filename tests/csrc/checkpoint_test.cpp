@@ -26,8 +26,7 @@ class Files : public testing::Test {
  protected:
   void SetUp() override {
     const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    dir_ = (fs::temp_directory_path() /
-            ("isentrope_checkpoint_" + std::to_string(::getpid()) + "_" + info->name()))
+    dir_ = (fs::temp_directory_path() / ("isentrope_checkpoint_" + std::to_string(::getpid()) + "_" + info->name()))
                .string();
     fs::create_directories(dir_);
   }
@@ -40,8 +39,7 @@ class Files : public testing::Test {
       f();
     } catch (const std::exception& error) {
       std::string message = error.what();
-      for (size_t at; (at = message.find(dir_ + "/")) != std::string::npos;)
-        message.erase(at, dir_.size() + 1);
+      for (size_t at; (at = message.find(dir_ + "/")) != std::string::npos;) message.erase(at, dir_.size() + 1);
       return message;
     }
     return "no error";
@@ -73,8 +71,7 @@ std::string with_file_limit(rlim_t bytes, F f) {
   }
   ::close(channel[1]);
   std::string message(4096, '\0');
-  message.resize(
-      static_cast<size_t>(std::max<ssize_t>(::read(channel[0], message.data(), message.size()), 0)));
+  message.resize(static_cast<size_t>(std::max<ssize_t>(::read(channel[0], message.data(), message.size()), 0)));
   ::close(channel[0]);
   ::waitpid(child, nullptr, 0);
   return message;
@@ -110,8 +107,7 @@ TEST_F(SafetensorsTest, EveryDtypeAndShapeReadsBack) {
 }
 
 TEST_F(SafetensorsTest, HeaderIsSortedAlignedAndWithoutGaps) {
-  write_safetensors(dir_ + "/x",
-                    {{"b", torch::zeros({3}, torch::kUInt8)}, {"a", torch::zeros({3}, torch::kInt64)}});
+  write_safetensors(dir_ + "/x", {{"b", torch::zeros({3}, torch::kUInt8)}, {"a", torch::zeros({3}, torch::kInt64)}});
   const std::string bytes = read_whole(dir_ + "/x");
   uint64_t length;
   std::memcpy(&length, bytes.data(), 8);
@@ -148,14 +144,13 @@ TEST_F(SafetensorsTest, TruncatedFilesSayHowMuchIsMissing) {
               "x: truncated: expected " + std::to_string(size) + " bytes, found " + std::to_string(left));
   }
   fs::resize_file(file, size - 41);
-  EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected " + std::to_string(size - 40) +
-                                                        " bytes, found " + std::to_string(size - 41));
+  EXPECT_EQ(error([&] { read_safetensors(file); }),
+            "x: truncated: expected " + std::to_string(size - 40) + " bytes, found " + std::to_string(size - 41));
   fs::resize_file(file, 3);
   EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected 8 bytes, found 3");
   fs::resize_file(file, 0);
   EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected 8 bytes, found 0");
-  EXPECT_EQ(error([&] { read_safetensors(dir_ + "/absent"); }),
-            "absent: cannot be read: No such file or directory");
+  EXPECT_EQ(error([&] { read_safetensors(dir_ + "/absent"); }), "absent: cannot be read: No such file or directory");
 }
 
 TEST_F(SafetensorsTest, BrokenHeaders) {
@@ -178,11 +173,9 @@ TEST_F(SafetensorsTest, BrokenHeaders) {
             "x: tensor 'a' has an impossible shape");
   EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}})", 4),
             "x: tensor 'a' has an impossible shape");
-  EXPECT_TRUE(
-      message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5).starts_with("x: expected "));
+  EXPECT_TRUE(message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5).starts_with("x: expected "));
   std::ofstream(dir_ + "/x") << "this is no such file at all";
-  EXPECT_TRUE(
-      error([&] { read_safetensors(dir_ + "/x"); }).starts_with("x: not a safetensors file (header length "));
+  EXPECT_TRUE(error([&] { read_safetensors(dir_ + "/x"); }).starts_with("x: not a safetensors file (header length "));
 }
 
 TEST_F(SafetensorsTest, AFullDiskLeavesTheOldFileAndNoOther) {
@@ -341,9 +334,10 @@ TEST_F(CheckpointTest, AnotherModelIsNamedByWhatDiffers) {
   EXPECT_TRUE(error([&] {
                 load_weights(dir_ + "/c", deeper.decoder);
               }).starts_with("c/model.safetensors: weights of another model: model.layers.2."));
-  EXPECT_TRUE(error([&] { load_weights(dir_ + "/c", tied.decoder); })
-                  .ends_with("lm_head.weight [" + std::to_string(run.tokenizer.size()) +
-                             ", 24] has no place in this model"));
+  EXPECT_TRUE(
+      error([&] {
+        load_weights(dir_ + "/c", tied.decoder);
+      }).ends_with("lm_head.weight [" + std::to_string(run.tokenizer.size()) + ", 24] has no place in this model"));
   Model wider;
   wider.config.model.mlp = 34;
   wider.decoder = model::Decoder(wider.config.model, 3);
@@ -365,8 +359,7 @@ TEST_F(CheckpointTest, OnlyCompleteFoldersAreUsed) {
   EXPECT_EQ(find_latest(dir_), dir);
   EXPECT_EQ(error([&] { load_checkpoint_state(dir_ + "/checkpoints/sft-000003"); }),
             "checkpoints/sft-000003: not a complete checkpoint (it has no file DONE); take another one");
-  EXPECT_EQ(error([&] { load_checkpoint_state(dir_ + "/none"); }),
-            "none: there is no such checkpoint folder");
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir_ + "/none"); }), "none: there is no such checkpoint folder");
   prune_checkpoints(dir_, 1);
   EXPECT_EQ(names_in(dir_ + "/checkpoints"), std::vector<std::string>{"sft-000001"});
 }
@@ -408,8 +401,7 @@ TEST_F(CheckpointTest, AFullDiskLeavesTheLastOne) {
   run.save(dir, state_at(0, "sft", 7));
   CheckpointState next = state_at(0, "sft", 8);
   next.optimizer["first"] = torch::zeros({100'000});  // more than the weights, so that the failure comes late
-  const std::string message =
-      with_file_limit(100'000, [&] { run.save(checkpoint_dir(dir_, "sft", 8), next); });
+  const std::string message = with_file_limit(100'000, [&] { run.save(checkpoint_dir(dir_, "sft", 8), next); });
   EXPECT_NE(message.find("trainer.safetensors.tmp: cannot be written"), std::string::npos) << message;
   EXPECT_EQ(names_in(dir_ + "/checkpoints"), std::vector<std::string>{"sft-000007"});
   EXPECT_EQ(find_latest(dir_), dir);
@@ -421,19 +413,15 @@ TEST_F(CheckpointTest, DamagedFilesAreNamed) {
   run.save(dir, state_at(0, "sft", 1));
   model::Decoder decoder(run.config.model, 2);
   fs::resize_file(dir + "/model.safetensors", fs::file_size(dir + "/model.safetensors") - 1);
-  EXPECT_TRUE(
-      error([&] { load_weights(dir, decoder); }).starts_with("c/model.safetensors: truncated: expected "));
+  EXPECT_TRUE(error([&] { load_weights(dir, decoder); }).starts_with("c/model.safetensors: truncated: expected "));
   json trainer = json::parse(read_whole(dir + "/trainer.json"));
   trainer["format"] = 1;
   std::ofstream(dir + "/trainer.json") << trainer;
-  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }),
-            "c/trainer.json: format 1, and this version reads format 2");
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }), "c/trainer.json: format 1, and this version reads format 2");
   std::ofstream(dir + "/trainer.json") << "{\"format\": 2}";
-  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }),
-            "c/trainer.json: 'phase' is missing or of another type");
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }), "c/trainer.json: 'phase' is missing or of another type");
   std::ofstream(dir + "/trainer.json") << "{";
-  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }),
-            "c/trainer.json: not a JSON object; the file is damaged");
+  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }), "c/trainer.json: not a JSON object; the file is damaged");
   std::ofstream(dir + "/config.json") << "{\"model_type\": \"gpt2\"}";
   EXPECT_EQ(error([&] { read_model_config(dir); }), "c/config.json: model_type is 'gpt2'; wanted 'llama'");
 }

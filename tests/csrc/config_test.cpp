@@ -18,8 +18,7 @@ class ConfigTest : public testing::Test {
  protected:
   void SetUp() override {
     const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    dir_ =
-        fs::temp_directory_path() / ("isentrope_config_" + std::to_string(::getpid()) + "_" + info->name());
+    dir_ = fs::temp_directory_path() / ("isentrope_config_" + std::to_string(::getpid()) + "_" + info->name());
     fs::create_directories(dir_);
     file_ = dir_ / "run.yaml";
   }
@@ -144,8 +143,7 @@ TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   TrainConfig config =
       read(kGood, {"run.dir=\"a \\\"b\\\": #c\\\\\\n\"", "run.start=\"true\"", "model.norm_eps=1e-6",
                    "phases.grpo.objective.clip_high=0.1", "metrics.tensorboard=true", "test.show=0",
-                   "tokenizer.characters=\"0 1'+:\\u00e9.\"",
-                   "phases.1.optimizer.eps=3.0000000000000004e-9"});
+                   "tokenizer.characters=\"0 1'+:\\u00e9.\"", "phases.1.optimizer.eps=3.0000000000000004e-9"});
   const std::string printed = print_config(config);
   write(printed);
   const TrainConfig again = read_config(file_);
@@ -182,8 +180,7 @@ TEST_F(ConfigTest, OriginsNameFileLineCommandLineAndDefault) {
 TEST_F(ConfigTest, OverridesReachListElementsByIndexAndName) {
   const TrainConfig config =
       read(kGood, {"phases.0.steps=10", "phases.grpo.steps=20", "phases.sft.data.tint.terms=[2,2]",
-                   "phases.grpo.schedule={kind: linear, warmup: 3}", "run.dir=a=b",
-                   "phases.grpo.reward.0.kind=exact"});
+                   "phases.grpo.schedule={kind: linear, warmup: 3}", "run.dir=a=b", "phases.grpo.reward.0.kind=exact"});
   EXPECT_EQ(config.phases[0].steps, 10);
   EXPECT_EQ(config.phases[1].steps, 20);
   EXPECT_EQ(config.phases[0].data.tint->terms, (std::vector<int64_t>{2, 2}));
@@ -209,41 +206,31 @@ TEST_F(ConfigTest, OverrideErrors) {
             "command line: 'phases.2.steps=1': phases has no element '2'; it has 2, named sft, grpo");
   EXPECT_EQ(error(kGood, {"run.dir.x=1"}), "command line: 'run.dir.x=1': run.dir is a value and has no keys");
   EXPECT_EQ(error(kGood, {"run..x=1"}), "command line: 'run..x=1': an empty name between dots");
-  EXPECT_EQ(error(kGood, {"phases.sft.steps=many"}),
-            "command line: phases.0.steps: wanted an integer, got 'many'");
+  EXPECT_EQ(error(kGood, {"phases.sft.steps=many"}), "command line: phases.0.steps: wanted an integer, got 'many'");
   EXPECT_EQ(error(kGood, {"run.sed=1"}), "command line: run.sed: unknown key; did you mean 'seed'?");
-  EXPECT_TRUE(
-      error(kGood, {"run.seed=[1"}).starts_with("command line: 'run.seed=[1': the value is not valid YAML"));
+  EXPECT_TRUE(error(kGood, {"run.seed=[1"}).starts_with("command line: 'run.seed=[1': the value is not valid YAML"));
 }
 
 TEST_F(ConfigTest, UnknownKeyNamesPlaceAndNearestName) {
   EXPECT_EQ(error(with("loss: kl_cov", "los: kl_cov")),
             "run.yaml:13: phases.1.objective.los: unknown key; did you mean 'loss'?");
   EXPECT_EQ(error(with("model:", "modle:")), "run.yaml:2: modle: unknown key; did you mean 'model'?");
-  EXPECT_TRUE(
-      error(with("  width: 64", "  zzzzzzzz: 64"))
-          .starts_with("run.yaml:3: model.zzzzzzzz: unknown key; the keys here are layers, width, heads"));
+  EXPECT_TRUE(error(with("  width: 64", "  zzzzzzzz: 64"))
+                  .starts_with("run.yaml:3: model.zzzzzzzz: unknown key; the keys here are layers, width, heads"));
 }
 
 TEST_F(ConfigTest, WrongTypes) {
-  EXPECT_EQ(error(with("steps: 2600", "steps: 2.5")),
-            "run.yaml:9: phases.0.steps: wanted an integer, got '2.5'");
+  EXPECT_EQ(error(with("steps: 2600", "steps: 2.5")), "run.yaml:9: phases.0.steps: wanted an integer, got '2.5'");
   EXPECT_EQ(error(with("steps: 2600", "steps: \"2600\"")),
             "run.yaml:9: phases.0.steps: wanted an integer, got the quoted text '2600'");
-  EXPECT_EQ(error(with("steps: 2600", "steps:")),
-            "run.yaml:9: phases.0.steps: wanted an integer, got nothing");
-  EXPECT_EQ(error(with("steps: 2600", "steps: [1]")),
-            "run.yaml:9: phases.0.steps: wanted an integer, got a list");
-  EXPECT_EQ(error(with("steps: 2600", "steps: 1e30")),
-            "run.yaml:9: phases.0.steps: wanted an integer, got '1e30'");
-  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: fast")),
-            "run.yaml:8: phases.0.optimizer.lr: wanted a number, got 'fast'");
-  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: .nan")),
-            "run.yaml:8: phases.0.optimizer.lr: wanted a number, got '.nan'");
+  EXPECT_EQ(error(with("steps: 2600", "steps:")), "run.yaml:9: phases.0.steps: wanted an integer, got nothing");
+  EXPECT_EQ(error(with("steps: 2600", "steps: [1]")), "run.yaml:9: phases.0.steps: wanted an integer, got a list");
+  EXPECT_EQ(error(with("steps: 2600", "steps: 1e30")), "run.yaml:9: phases.0.steps: wanted an integer, got '1e30'");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: fast")), "run.yaml:8: phases.0.optimizer.lr: wanted a number, got 'fast'");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: .nan")), "run.yaml:8: phases.0.optimizer.lr: wanted a number, got '.nan'");
   EXPECT_EQ(error(with("[0.9, 0.98]", "0.9")),
             "run.yaml:8: phases.0.optimizer.betas: wanted a list of numbers, got '0.9'");
-  EXPECT_EQ(error(with("[0.9, 0.98]", "[0.9, x]")),
-            "run.yaml:8: phases.0.optimizer.betas.1: wanted a number, got 'x'");
+  EXPECT_EQ(error(with("[0.9, 0.98]", "[0.9, x]")), "run.yaml:8: phases.0.optimizer.betas.1: wanted a number, got 'x'");
   EXPECT_EQ(error(with("stop: {sampled: 0.28}", "stop: 3")),
             "run.yaml:11: phases.0.stop: wanted a section of keys, got '3'");
   EXPECT_EQ(error(with("task: signed_sum", "cot: yes")),
@@ -252,10 +239,8 @@ TEST_F(ConfigTest, WrongTypes) {
 }
 
 TEST_F(ConfigTest, ValuesOutOfRange) {
-  EXPECT_EQ(error(with("steps: 2600", "steps: 0")),
-            "run.yaml:9: phases.0.steps: 0 is out of range; wanted at least 1");
-  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: 0")),
-            "run.yaml:8: phases.0.optimizer.lr: 0 is out of range; wanted above 0");
+  EXPECT_EQ(error(with("steps: 2600", "steps: 0")), "run.yaml:9: phases.0.steps: 0 is out of range; wanted at least 1");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: 0")), "run.yaml:8: phases.0.optimizer.lr: 0 is out of range; wanted above 0");
   EXPECT_EQ(error(with("sampled: 0.28", "sampled: 28")),
             "run.yaml:11: phases.0.stop.sampled: 28 is out of range; wanted 0 to 1");
   EXPECT_EQ(error(with("kind: grpo", "kind: gpro")),
@@ -273,8 +258,7 @@ TEST_F(ConfigTest, BrokenFiles) {
         try {
           read_config((dir_ / "absent.yaml").string());
         } catch (const ConfigError& error) {
-          EXPECT_TRUE(
-              std::string(error.what()).ends_with("absent.yaml: cannot be read: No such file or directory"));
+          EXPECT_TRUE(std::string(error.what()).ends_with("absent.yaml: cannot be read: No such file or directory"));
           throw;
         }
       },
@@ -292,21 +276,18 @@ TEST_F(ConfigTest, KeysThatDoNotGoTogether) {
             "run.yaml:12: phases.1: a grpo phase needs a rollout section (rollout: {} takes the defaults)");
   EXPECT_EQ(error(with("steps: 2600", "steps: 2600\n    rollout: {}")),
             "run.yaml:6: phases.0: rollout belongs to grpo phases, and objective.kind is sft");
-  EXPECT_TRUE(
-      error(with("updates: 4", "updates: 5")).starts_with("run.yaml:15: phases.1.rollout: updates: "));
+  EXPECT_TRUE(error(with("updates: 4", "updates: 5")).starts_with("run.yaml:15: phases.1.rollout: updates: "));
   EXPECT_TRUE(error(with("    evaluation: {every: 50}\n", "")).starts_with("run.yaml:10: phases.0: stop: "));
   EXPECT_TRUE(error(with("max_new_tokens: 34", "max_new_tokens: 64"))
                   .starts_with("run.yaml:15: phases.1.rollout.max_new_tokens: 64 "));
-  EXPECT_TRUE(error(with("betas: [0.9, 0.98]", "betas: [0.9]"))
-                  .starts_with("run.yaml:8: phases.0.optimizer: betas: 1 values"));
   EXPECT_TRUE(
-      error(with("name: sft", "name: a/b")).starts_with("run.yaml:6: phases.0: name: 'a/b' names folders"));
+      error(with("betas: [0.9, 0.98]", "betas: [0.9]")).starts_with("run.yaml:8: phases.0.optimizer: betas: 1 values"));
+  EXPECT_TRUE(error(with("name: sft", "name: a/b")).starts_with("run.yaml:6: phases.0: name: 'a/b' names folders"));
   EXPECT_TRUE(error(with("heads: 4", "heads: 5")).find("model: ") != std::string::npos);
 }
 
 TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
-  const std::string corpus = "corpus: {python_sources: [stdlib]}",
-                    tint = "tint: {task: signed_sum, terms: [3, 4, 5]}";
+  const std::string corpus = "corpus: {python_sources: [stdlib]}", tint = "tint: {task: signed_sum, terms: [3, 4, 5]}";
   EXPECT_EQ(error(with(tint, corpus)),
             "run.yaml:7: phases.0: data: corpus belongs to pretrain phases, and objective.kind is sft");
   EXPECT_EQ(error(kGood, {"phases.sft.objective.kind=pretrain"}),
@@ -316,11 +297,9 @@ TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
             "python_sources: [stdlib]");
   EXPECT_TRUE(error(with(tint, corpus), {"phases.sft.objective.kind=pretrain"})
                   .starts_with("run.yaml:11: phases.0: stop: a pretrain phase stops at bits_per_byte"));
-  EXPECT_EQ(
-      error(with(tint, corpus), {"phases.sft.objective.kind=pretrain", "phases.sft.stop={bits_per_byte: 2}"}),
-      "no error");
-  EXPECT_TRUE(
-      error(kGood, {"phases.sft.stop={bits_per_byte: 2}"}).starts_with("command line: phases.0: stop: "));
+  EXPECT_EQ(error(with(tint, corpus), {"phases.sft.objective.kind=pretrain", "phases.sft.stop={bits_per_byte: 2}"}),
+            "no error");
+  EXPECT_TRUE(error(kGood, {"phases.sft.stop={bits_per_byte: 2}"}).starts_with("command line: phases.0: stop: "));
 }
 
 TEST(Stop, WantsAllThatAreGiven) {

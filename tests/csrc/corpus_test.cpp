@@ -40,10 +40,7 @@ class CorpusTest : public ::testing::Test {
   }
   // The folder as a corpus that is for training alone.
   CorpusConfig config() const {
-    return {.paths = {folder_ + "/text"},
-            .validation_fraction = 0,
-            .test_fraction = 0,
-            .cache = folder_ + "/cache"};
+    return {.paths = {folder_ + "/text"}, .validation_fraction = 0, .test_fraction = 0, .cache = folder_ + "/cache"};
   }
   // The tokens of a split as text, ends of documents as "|".
   std::string text_of(const CorpusConfig& corpus, Split split = Split::train) const {
@@ -173,7 +170,8 @@ TEST_F(CorpusTest, FindsPythonSources) {
   EXPECT_EQ(both.front(), "__init__.py");
   EXPECT_EQ(both.size(), names.size());
   corpus.python_sources = {"no_such_package"};
-  expect_all(message<std::runtime_error>([&] { find_files(corpus); }), {"python_sources", "no_such_package", "install"});
+  expect_all(message<std::runtime_error>([&] { find_files(corpus); }),
+             {"python_sources", "no_such_package", "install"});
   corpus.python_sources = {"os; rm"};
   expect_all(message([&] { find_files(corpus); }), {"python_sources", "os; rm", "no name of a package"});
   corpus.python_sources = {"stdlib"};
@@ -205,8 +203,7 @@ TEST_F(CorpusTest, ErrorsNameWhatIsWrong) {
   expect_all(message([&] { find_files(corpus); }), {"leave nothing"});
   corpus = config();
   corpus.cache = folder_ + "/text/a.txt";
-  expect_all(message([&] { open_corpus(corpus, bytes_, Split::train); }),
-             {"cache", "a.txt", "data.corpus.cache"});
+  expect_all(message([&] { open_corpus(corpus, bytes_, Split::train); }), {"cache", "a.txt", "data.corpus.cache"});
 }
 
 TEST_F(CorpusTest, AFullDiskIsAnError) {
@@ -216,8 +213,7 @@ TEST_F(CorpusTest, AFullDiskIsAnError) {
     const struct rlimit limit { 50'000, 50'000 };
     ::signal(SIGXFSZ, SIG_IGN);  // so that write() fails with EFBIG
     ::setrlimit(RLIMIT_FSIZE, &limit);
-    const std::string told =
-        message<std::runtime_error>([&] { open_corpus(config(), bytes_, Split::train); });
+    const std::string told = message<std::runtime_error>([&] { open_corpus(config(), bytes_, Split::train); });
     const bool named = told.find("train.tokens.tmp: cannot be written") != std::string::npos &&
                        told.find("200002 bytes needed") != std::string::npos &&
                        told.find("data.corpus.cache") != std::string::npos;

@@ -89,8 +89,7 @@ Tensor plain_turn(const Tensor& x, const Tensor& cosine, const Tensor& sine) {  
 Tensor plain_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& c,
                        const Tensor& log_temperature) {
   const int64_t group = q.size(1) / k.size(1), T = q.size(2);
-  Tensor scores =
-      q.matmul(k.repeat_interleave(group, 1).transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3)));
+  Tensor scores = q.matmul(k.repeat_interleave(group, 1).transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3)));
   if (c.softcap > 0) scores = c.softcap * (scores / c.softcap).tanh();
   if (log_temperature.defined()) {
     const Tensor log = log_temperature.view({q.size(1), -1, 1});  // [H, 1 or context, 1]
@@ -127,16 +126,13 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
   };
   const int64_t B = tokens.size(0), T = tokens.size(1), D = c.head_size();
   const auto options = decoder->embedding().options();
-  const Tensor angle =
-      torch::outer(torch::arange(T, torch::kFloat64),
-                   torch::pow(c.rope_base, torch::arange(0, D, 2, torch::kFloat64) / -double(D)));
+  const Tensor angle = torch::outer(torch::arange(T, torch::kFloat64),
+                                    torch::pow(c.rope_base, torch::arange(0, D, 2, torch::kFloat64) / -double(D)));
   const Tensor cosine = angle.cos().to(options), sine = angle.sin().to(options);
   Tensor x = w["model.embed_tokens.weight"].index({tokens});
   for (int64_t i = 0; i < c.layers; ++i) {
     const std::string at = "model.layers." + std::to_string(i) + ".";
-    auto project = [&](const Tensor& y, const char* name) {
-      return y.matmul(w.at(at + name + ".weight").t());
-    };
+    auto project = [&](const Tensor& y, const char* name) { return y.matmul(w.at(at + name + ".weight").t()); };
     auto split = [&](const Tensor& y, int64_t heads) { return y.view({B, T, heads, D}).transpose(1, 2); };
     Tensor y = norm_if(before, x, at + "input_layernorm.weight");
     Tensor q = split(project(y, "self_attn.q_proj"), c.heads), k = split(project(y, "self_attn.k_proj"), c.kv_heads);
@@ -145,8 +141,10 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
       k = plain_norm(k, w.at(at + "self_attn.k_norm.weight"), c.norm_eps);
     }
     const Tensor v = split(project(y, "self_attn.v_proj"), c.kv_heads);
-    const Tensor log_temperature = c.attention.temperature == "none" ? Tensor() : w.at(at + "self_attn.log_temperature");
-    const Tensor attended = plain_attention(plain_turn(q, cosine, sine), plain_turn(k, cosine, sine), v, c.attention, log_temperature);
+    const Tensor log_temperature =
+        c.attention.temperature == "none" ? Tensor() : w.at(at + "self_attn.log_temperature");
+    const Tensor attended =
+        plain_attention(plain_turn(q, cosine, sine), plain_turn(k, cosine, sine), v, c.attention, log_temperature);
     x = x + project(attended.transpose(1, 2).reshape({B, T, c.width}), "self_attn.o_proj");
     x = norm_if(after, x, at + "post_attention_layernorm.weight");
     y = norm_if(before, x, at + "post_attention_layernorm.weight");
@@ -176,9 +174,7 @@ Values run(Decoder& decoder, const Tensor& tokens, bool plain) {
   return out;
 }
 
-double error(const Tensor& x, const Tensor& truth) {
-  return (x.to(torch::kFloat64) - truth).norm().item<double>();
-}
+double error(const Tensor& x, const Tensor& truth) { return (x.to(torch::kFloat64) - truth).norm().item<double>(); }
 
 struct Shape {
   int64_t B, T, heads, kv_heads, head_size;
@@ -237,8 +233,10 @@ INSTANTIATE_TEST_SUITE_P(Odd, DecoderShapes,
 INSTANTIATE_TEST_SUITE_P(
     Options, DecoderShapes,
     testing::Values(Shape{2, 33, 4, 2, 16, false, {.window = 7}}, Shape{2, 33, 4, 2, 16, false, {.softcap = 1.5}},
-                    Shape{2, 33, 4, 2, 16, false, {.qk_norm = true}}, Shape{2, 33, 4, 2, 16, false, {.temperature = "head"}},
-                    Shape{2, 33, 4, 2, 16, true, {.window = 9, .softcap = 1.5, .qk_norm = true, .temperature = "row"}}));
+                    Shape{2, 33, 4, 2, 16, false, {.qk_norm = true}},
+                    Shape{2, 33, 4, 2, 16, false, {.temperature = "head"}},
+                    Shape{
+                        2, 33, 4, 2, 16, true, {.window = 9, .softcap = 1.5, .qk_norm = true, .temperature = "row"}}));
 
 INSTANTIATE_TEST_SUITE_P(Norms, DecoderShapes,
                          testing::Values(Shape{2, 33, 4, 2, 16, false, {}, "post"},
@@ -506,8 +504,7 @@ TEST(Decoder, WeightsAreDrawnFromTheSeed) {
     EXPECT_FALSE(torch::equal(weight, other[i].second)) << name;
     const bool residual = name.find("o_proj") != name.npos || name.find("down") != name.npos;
     const bool vocabulary = name.find("embed") != name.npos || name.find("head") != name.npos;
-    const double wanted =
-        vocabulary ? 0.02 : (residual ? 0.5 : 1.0) / std::sqrt(static_cast<double>(weight.size(1)));
+    const double wanted = vocabulary ? 0.02 : (residual ? 0.5 : 1.0) / std::sqrt(static_cast<double>(weight.size(1)));
     // The standard deviation of a sample of n normals is off by 1 in √(2n); 4.5 of these are met once in 10⁵.
     EXPECT_NEAR(weight.std().item<double>() / wanted, 1, 4.5 / std::sqrt(2.0 * weight.numel())) << name;
     EXPECT_NEAR(weight.mean().item<double>() / wanted, 0, 4.5 / std::sqrt(1.0 * weight.numel())) << name;

@@ -32,7 +32,8 @@ TEST(EntropyLaw, IsLeastSquaresOfPointsThatScatter) {
   }
   double mx = 0, mr = 0, xx = 0, xr = 0, rr = 0, rest = 0;
   for (int i = 0; i < 40; ++i) mx += x[i] / 40, mr += r[i] / 40;
-  for (int i = 0; i < 40; ++i) xx += (x[i] - mx) * (x[i] - mx), xr += (x[i] - mx) * (r[i] - mr), rr += (r[i] - mr) * (r[i] - mr);
+  for (int i = 0; i < 40; ++i)
+    xx += (x[i] - mx) * (x[i] - mx), xr += (x[i] - mx) * (r[i] - mr), rr += (r[i] - mr) * (r[i] - mr);
   const double slope = xr / xx, b = mr - slope * mx;
   for (int i = 0; i < 40; ++i) rest += std::pow(r[i] - slope * x[i] - b, 2);
   const auto fit = law.fit();

@@ -20,8 +20,8 @@ namespace {
 class JsonlTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "isentrope_jsonl_" +
-              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    folder_ =
+        ::testing::TempDir() + "isentrope_jsonl_" + ::testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::remove_all(folder_);
     std::filesystem::create_directories(folder_);
   }
@@ -35,16 +35,13 @@ class JsonlTest : public ::testing::Test {
   JsonlConfig numbered(int n) const {
     std::string text;
     for (int i = 0; i < n; ++i)
-      text +=
-          "{\"prompt\": \"" + std::to_string(i) + "=\", \"completion\": \"" + std::to_string(i) + ".\"}\n";
+      text += "{\"prompt\": \"" + std::to_string(i) + "=\", \"completion\": \"" + std::to_string(i) + ".\"}\n";
     return {.path = write("numbered.jsonl", text), .validation_fraction = 0, .test_fraction = 0};
   }
   static std::string error_of(const JsonlConfig& config, Split split = Split::train) {
     return message([&] { Jsonl(config, 1, split); });
   }
-  std::string message_of(const std::string& text) const {
-    return error_of({.path = write("data.jsonl", text)});
-  }
+  std::string message_of(const std::string& text) const { return error_of({.path = write("data.jsonl", text)}); }
 
   std::string folder_;
 };
@@ -56,11 +53,10 @@ std::vector<std::string> prompts(const std::vector<Example>& examples) {
 }
 
 TEST_F(JsonlTest, ReadsItsKeys) {
-  const std::string path =
-      write("data.jsonl",
-            "{\"question\": \"ß\\n\", \"text\": \"two\", \"gold\": 12345678901234567890}\r\n"
-            "\n"
-            "{\"question\": \"q\", \"gold\": \"7\", \"more\": [1]}");
+  const std::string path = write("data.jsonl",
+                                 "{\"question\": \"ß\\n\", \"text\": \"two\", \"gold\": 12345678901234567890}\r\n"
+                                 "\n"
+                                 "{\"question\": \"q\", \"gold\": \"7\", \"more\": [1]}");
   const JsonlConfig config = {.path = path,
                               .validation_fraction = 0,
                               .test_fraction = 0,
@@ -94,8 +90,7 @@ TEST_F(JsonlTest, TakeIsOneStreamHoweverItIsCut) {
   for (const int64_t piece : {1, 2, 5, 7, 33}) {
     std::vector<std::string> joined;
     for (int64_t first = 0; first < 60; first += piece)
-      for (const auto& prompt : prompts(source.take(first, std::min(piece, 60 - first))))
-        joined.push_back(prompt);
+      for (const auto& prompt : prompts(source.take(first, std::min(piece, 60 - first)))) joined.push_back(prompt);
     EXPECT_EQ(joined, whole) << "in pieces of " << piece;
   }
   EXPECT_TRUE(source.take(3, 0).empty());
@@ -141,16 +136,13 @@ TEST_F(JsonlTest, ASplitMayHaveItsOwnFile) {
 TEST_F(JsonlTest, ErrorsNameFileAndLine) {
   const std::string good = "{\"prompt\": \"p\", \"completion\": \"c\"}\n";
   expect_all(message_of(good + "{\"prompt\": \"p\", }\n"), {"data.jsonl:2", "column 17"});
-  expect_all(message_of(good + "\n" + "{\"completion\": \"c\"}\n"),
-             {"data.jsonl:3", "\"prompt\" is missing"});
-  expect_all(message_of("{\"prompt\": \"p\"}\n"),
-             {"data.jsonl:1", "\"completion\" is missing", "\"answer\""});
+  expect_all(message_of(good + "\n" + "{\"completion\": \"c\"}\n"), {"data.jsonl:3", "\"prompt\" is missing"});
+  expect_all(message_of("{\"prompt\": \"p\"}\n"), {"data.jsonl:1", "\"completion\" is missing", "\"answer\""});
   expect_all(message_of("{\"prompt\": 5, \"completion\": \"c\"}\n"),
              {"data.jsonl:1", "\"prompt\" is a JSON number", "string"});
   expect_all(message_of("{\"prompt\": \"p\", \"answer\": 0.5}\n"),
              {"data.jsonl:1", "\"answer\"", "string or an integer"});
-  expect_all(message_of("{\"prompt\": \"\", \"completion\": \"c\"}\n"),
-             {"data.jsonl:1", "\"prompt\" is empty"});
+  expect_all(message_of("{\"prompt\": \"\", \"completion\": \"c\"}\n"), {"data.jsonl:1", "\"prompt\" is empty"});
   expect_all(message_of("[1]\n"), {"data.jsonl:1", "array", "object"});
   expect_all(message_of("{\"prompt\": \"\xff\"}\n"), {"data.jsonl:1", "not JSON"});
   expect_all(message_of("\n \n"), {"data.jsonl:1", "no example"});

@@ -25,8 +25,7 @@ class Files : public testing::Test {
   void SetUp() override {
     const auto* info = testing::UnitTest::GetInstance()->current_test_info();
     dir_ =
-        (fs::temp_directory_path() / ("isentrope_metrics_" + std::to_string(::getpid()) + "_" + info->name()))
-            .string();
+        (fs::temp_directory_path() / ("isentrope_metrics_" + std::to_string(::getpid()) + "_" + info->name())).string();
     fs::create_directories(dir_);
   }
   void TearDown() override { fs::remove_all(dir_); }
@@ -37,10 +36,7 @@ using RunFolderTest = Files;
 
 TEST(ToJson, KeysInOrderThenOthersByName) {
   const Record record{
-      "grpo",
-      3,
-      {{"zeta", 1}, {"lr", 0.5}, {"alpha", 2}, {"loss", -1.5}, {"time_s", 9}, {"reward/mean", 0.25}},
-      ""};
+      "grpo", 3, {{"zeta", 1}, {"lr", 0.5}, {"alpha", 2}, {"loss", -1.5}, {"time_s", 9}, {"reward/mean", 0.25}}, ""};
   EXPECT_EQ(
       to_json(record),
       R"({"phase": "grpo", "step": 3, "loss": -1.5, "reward/mean": 0.25, "lr": 0.5, "time_s": 9, "alpha": 2, "zeta": 1})");
@@ -48,24 +44,26 @@ TEST(ToJson, KeysInOrderThenOthersByName) {
 
 TEST(ToJson, EvaluationsNameTheirSplit) {
   const Record record{"a\"b", 0, {{"eval/greedy", 1}, {"eval/pass@k", 0.75}}, "validation"};
-  EXPECT_EQ(
-      to_json(record),
-      R"({"phase": "a\"b", "step": 0, "eval/split": "validation", "eval/greedy": 1, "eval/pass@k": 0.75})");
+  EXPECT_EQ(to_json(record),
+            R"({"phase": "a\"b", "step": 0, "eval/split": "validation", "eval/greedy": 1, "eval/pass@k": 0.75})");
 }
 
 TEST(ToJson, AttentionIsAnObjectOfTables) {
   Record record{"sft", 20, {{"loss", 1}}};
-  record.attention = AttentionStatistics{{{1, 2}, {3, 4}}, {{0.5, 0.25}, {0, 1}}, {{7, 8}, {9, 10}}, 0.25, 0.5, {"layer 1: \"x\""}};
-  EXPECT_EQ(to_json(record),
-            R"({"phase": "sft", "step": 20, "loss": 1, "attention_entropy": {"entropy": [[1, 2], [3, 4]], )"
-            R"("normalized": [[0.5, 0.25], [0, 1]], "max_logit": [[7, 8], [9, 10]], "collapsed": 0.25, "overloaded": 0.5, )"
-            R"("alarms": ["layer 1: \"x\""]}})");
+  record.attention =
+      AttentionStatistics{{{1, 2}, {3, 4}}, {{0.5, 0.25}, {0, 1}}, {{7, 8}, {9, 10}}, 0.25, 0.5, {"layer 1: \"x\""}};
+  EXPECT_EQ(
+      to_json(record),
+      R"({"phase": "sft", "step": 20, "loss": 1, "attention_entropy": {"entropy": [[1, 2], [3, 4]], )"
+      R"("normalized": [[0.5, 0.25], [0, 1]], "max_logit": [[7, 8], [9, 10]], "collapsed": 0.25, "overloaded": 0.5, )"
+      R"("alarms": ["layer 1: \"x\""]}})");
   record.attention = AttentionStatistics{.entropy = {{1}}, .normalized = {{0.5}}, .max_logit = {{7}}, .alarms = {}};
   record.attention->bound = {{0.25}};
   record.attention->certified = {{0.75}};
-  EXPECT_EQ(to_json(record),
-            R"({"phase": "sft", "step": 20, "loss": 1, "attention_entropy": {"entropy": [[1]], "normalized": [[0.5]], )"
-            R"("max_logit": [[7]], "bound": [[0.25]], "certified": [[0.75]], "collapsed": 0, "overloaded": 0, "alarms": []}})");
+  EXPECT_EQ(
+      to_json(record),
+      R"({"phase": "sft", "step": 20, "loss": 1, "attention_entropy": {"entropy": [[1]], "normalized": [[0.5]], )"
+      R"("max_logit": [[7]], "bound": [[0.25]], "certified": [[0.75]], "collapsed": 0, "overloaded": 0, "alarms": []}})");
 }
 
 TEST(ToJson, SpectralNormsAreAnObjectOfLayers) {
@@ -96,9 +94,8 @@ TEST_F(MetricsTest, AppendsWholeLines) {
   const std::string file = dir_ + "/m.jsonl";
   Metrics(file).write({"sft", 1, {{"loss", 2}}, ""});
   Metrics(file).write({"sft", 2, {{"loss", 1}}, ""});
-  EXPECT_EQ(
-      read_whole(file),
-      "{\"phase\": \"sft\", \"step\": 1, \"loss\": 2}\n{\"phase\": \"sft\", \"step\": 2, \"loss\": 1}\n");
+  EXPECT_EQ(read_whole(file),
+            "{\"phase\": \"sft\", \"step\": 1, \"loss\": 2}\n{\"phase\": \"sft\", \"step\": 2, \"loss\": 1}\n");
 }
 
 TEST_F(MetricsTest, AFullDiskIsAnError) {
@@ -154,10 +151,8 @@ TEST_F(MetricsTest, ConsoleOfAFileHasPlainLines) {
   {
     Console console(false, out, 0.0);
     console.begin_phase("grpo", 100, 10);
-    console.step({"grpo",
-                  12,
-                  {{"loss", -0.1}, {"reward/mean", 0.4125}, {"entropy/mean", 0.73}, {"tokens_per_s", 21400}},
-                  ""});
+    console.step(
+        {"grpo", 12, {{"loss", -0.1}, {"reward/mean", 0.4125}, {"entropy/mean", 0.73}, {"tokens_per_s", 21400}}, ""});
     console.print("note");
     console.end_phase();
   }
@@ -171,8 +166,7 @@ TEST_F(MetricsTest, ConsoleOfAFileHasPlainLines) {
   std::fclose(out);
   const std::string text = read_whole(path);
   EXPECT_EQ(text.find("grpo  12/100  reward 0.41"), 0u) << text;
-  EXPECT_NE(text.find("  entropy 0.730  21.4k tokens/s  0s left\nnote\ngrpo  12/100  "), std::string::npos)
-      << text;
+  EXPECT_NE(text.find("  entropy 0.730  21.4k tokens/s  0s left\nnote\ngrpo  12/100  "), std::string::npos) << text;
   EXPECT_NE(text.find("  in 0s\n"), std::string::npos) << text;
   EXPECT_EQ(text.find('\r'), std::string::npos) << text;
   EXPECT_EQ(text.find("nothing"), std::string::npos);
@@ -199,7 +193,8 @@ TEST_F(MetricsTest, ConsoleOfATerminalRedrawsOneLine) {
   std::fclose(out);
   std::string text;
   char part[4096];
-  for (ssize_t got; (got = ::read(master, part, sizeof(part))) > 0;) text.append(part, static_cast<size_t>(got));  // to its end
+  for (ssize_t got; (got = ::read(master, part, sizeof(part))) > 0;)
+    text.append(part, static_cast<size_t>(got));  // to its end
   ::close(master);
   EXPECT_EQ(text.find("\r\033[2Ksft  0/10 ────"), 0u) << text;
   EXPECT_NE(text.find("\r\033[2Knote\r\n"), std::string::npos) << text;
@@ -246,8 +241,7 @@ TEST_F(RunFolderTest, ASecondTrainerIsTurnedAwayAndNamesTheFirst) {
       RunFolder folder(run, resume);
       ADD_FAILURE() << "no error";
     } catch (const std::runtime_error& error) {
-      EXPECT_NE(std::string(error.what()).find("process " + std::to_string(child)), std::string::npos)
-          << error.what();
+      EXPECT_NE(std::string(error.what()).find("process " + std::to_string(child)), std::string::npos) << error.what();
     }
   }
   ASSERT_EQ(::kill(child, SIGKILL), 0);  // the lock dies with its process

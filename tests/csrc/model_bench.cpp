@@ -31,9 +31,7 @@ using isentrope::model::Decoder;
 using isentrope::model::DecoderConfig;
 using torch::Tensor;
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
   std::ofstream file(path, std::ios::binary);
@@ -44,11 +42,10 @@ void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
 }
 
 struct Bench {
-  std::map<std::string, int64_t> shape{{"layers", 3},      {"width", 64},      {"heads", 4},    {"kv_heads", 4},
-                                       {"mlp", 192},       {"vocabulary", 25}, {"context", 64}, {"batch", 64},
-                                       {"length", 50},     {"prompts", 32},    {"samples", 8},  {"prompt", 16},
-                                       {"new_tokens", 34}, {"threads", 1},     {"stops", 0},    {"sigma", 0},
-                                       {"min_tokens", 0},  {"rows", 24}};
+  std::map<std::string, int64_t> shape{
+      {"layers", 3},      {"width", 64},  {"heads", 4},   {"kv_heads", 4}, {"mlp", 192},      {"vocabulary", 25},
+      {"context", 64},    {"batch", 64},  {"length", 50}, {"prompts", 32}, {"samples", 8},    {"prompt", 16},
+      {"new_tokens", 34}, {"threads", 1}, {"stops", 0},   {"sigma", 0},    {"min_tokens", 0}, {"rows", 24}};
   Decoder model{nullptr};
   Tensor tokens;  // [batch, length]
   std::vector<std::vector<int64_t>> prompts;
@@ -67,8 +64,8 @@ struct Bench {
     if (shape["sigma"] != 0) config.sigma_reparam.layers = {"all"};
     model = Decoder(config, 1);
     const int64_t V = config.vocabulary;
-    tokens = (torch::arange(shape["batch"] * shape["length"]) * 7919 % 104729 % V)
-                 .view({shape["batch"], shape["length"]});
+    tokens =
+        (torch::arange(shape["batch"] * shape["length"]) * 7919 % 104729 % V).view({shape["batch"], shape["length"]});
     for (int64_t i = 0; i < shape["prompts"]; ++i) {
       prompts.emplace_back();
       for (int64_t t = 0; t < shape["prompt"]; ++t) prompts.back().push_back((i * 31 + t * 17) % V);
@@ -132,7 +129,8 @@ struct Bench {
       const auto P = static_cast<int64_t>(prompts.size()), rows = command == "rollout" ? P : shape["rows"];
       if (command == "rollout") ++calls;  // the others repeat its draws
       int64_t count = 0;
-      for (int64_t first = 0; first < P; first += rows) count += draw(first, std::min(first + rows, P), command == "padded");
+      for (int64_t first = 0; first < P; first += rows)
+        count += draw(first, std::min(first + rows, P), command == "padded");
       out << "{\"tokens\": " << count << ", \"seconds\": " << now() - start - unpadded << "}";
       unpadded = 0;
       return out.str();

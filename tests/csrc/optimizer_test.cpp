@@ -28,10 +28,7 @@ Tensor draw(const Tensor& like, uint64_t seed) {
 }
 
 Named model() {
-  return {{"embed", leaf({33, 31}, 1)},
-          {"norm", leaf({31}, 2)},
-          {"up", leaf({97, 31}, 3)},
-          {"one", leaf({1, 1}, 4)}};
+  return {{"embed", leaf({33, 31}, 1)}, {"norm", leaf({31}, 2)}, {"up", leaf({97, 31}, 3)}, {"one", leaf({1, 1}, 4)}};
 }
 
 // csrc/train/optimizer.h in double.
@@ -63,8 +60,8 @@ struct Reference {
       const double b2 = c.betas[1];
       first[i] = b1 * first[i] + (1 - b1) * g;
       second[i] = b2 * second[i] + (1 - b2) * g.square();
-      weights[i] = weights[i] - lr * (first[i] / (1 - std::pow(b1, t))) /
-                                    ((second[i] / (1 - std::pow(b2, t))).sqrt() + c.eps);
+      weights[i] =
+          weights[i] - lr * (first[i] / (1 - std::pow(b1, t))) / ((second[i] / (1 - std::pow(b2, t))).sqrt() + c.eps);
     }
   }
 };
@@ -118,8 +115,7 @@ TEST(Optimizer, AgreesWithDoubleAsWellAsTorchDoes) {
   for (size_t i = 0; i < parameters.size(); ++i) {
     const double error = largest(parameters[i].second.detach().to(torch::kFloat64) - reference.weights[i]);
     const double allowed = largest(plain.weights[i].detach().to(torch::kFloat64) - reference.weights[i]);
-    EXPECT_LE(error, std::max(2 * allowed, 1e-7))
-        << parameters[i].first;  // 1e-7: one rounding of a weight near 1
+    EXPECT_LE(error, std::max(2 * allowed, 1e-7)) << parameters[i].first;  // 1e-7: one rounding of a weight near 1
   }
 }
 
@@ -145,7 +141,8 @@ TEST(Optimizer, SgdFollowsItsFormula) {
   for (size_t i = 0; i < parameters.size(); ++i) {
     const double size = largest(reference.weights[i]);
     // Two roundings of the weight a step, of half a unit in the last place each.
-    EXPECT_LE(largest(parameters[i].second.detach().to(torch::kFloat64) - reference.weights[i]), kSteps * size * 0x1p-23)
+    EXPECT_LE(largest(parameters[i].second.detach().to(torch::kFloat64) - reference.weights[i]),
+              kSteps * size * 0x1p-23)
         << parameters[i].first;
   }
   for (const auto& [name, tensor] : optimizer.state()) EXPECT_TRUE(name.starts_with("first.")) << name;
@@ -206,7 +203,8 @@ void train(Optimizer& optimizer, const Named& parameters, int first, int last) {
 }
 
 class OptimizerKinds : public testing::TestWithParam<OptimizerConfig> {};
-INSTANTIATE_TEST_SUITE_P(Kinds, OptimizerKinds, testing::Values(OptimizerConfig{}, OptimizerConfig{.kind = "sgd", .betas = {0.9}}),
+INSTANTIATE_TEST_SUITE_P(Kinds, OptimizerKinds,
+                         testing::Values(OptimizerConfig{}, OptimizerConfig{.kind = "sgd", .betas = {0.9}}),
                          [](const auto& info) { return info.param.kind; });
 
 TEST_P(OptimizerKinds, RestoredStateGoesOnBitForBit) {
@@ -258,8 +256,7 @@ TEST(Optimizer, SameBitsForAnyNumberOfThreads) {
   const int threads = at::get_num_threads();
   const Named one = run(1), three = run(3);
   at::set_num_threads(threads);
-  for (size_t i = 0; i < one.size(); ++i)
-    EXPECT_TRUE(torch::equal(one[i].second, three[i].second)) << one[i].first;
+  for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(torch::equal(one[i].second, three[i].second)) << one[i].first;
 }
 
 TEST(Optimizer, ConfigProblems) {

@@ -27,9 +27,7 @@ std::shared_ptr<const TokenShard> row_of(int64_t n) {
   return shard;
 }
 
-Windows windows_of(int64_t n, int64_t context, uint64_t seed = 1) {
-  return {row_of(n), context, seed, "training"};
-}
+Windows windows_of(int64_t n, int64_t context, uint64_t seed = 1) { return {row_of(n), context, seed, "training"}; }
 
 TEST(Windows, EveryTokenIsATargetOnceAnEpoch) {
   for (const auto& [n, context] :
@@ -90,8 +88,7 @@ TEST(Windows, TakeIsOneStreamHoweverItIsCut) {
 }
 
 TEST(Windows, TooFewTokensAreAnError) {
-  expect_all(message<std::runtime_error>([] { windows_of(8, 8); }),
-             {"training", "8", "takes 9", "model.context"});
+  expect_all(message<std::runtime_error>([] { windows_of(8, 8); }), {"training", "8", "takes 9", "model.context"});
   EXPECT_EQ(windows_of(9, 8).size(), 2);
 }
 

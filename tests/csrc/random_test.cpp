@@ -33,9 +33,7 @@ double chi_square_bound(size_t cells) {
 }
 
 TEST(Philox, GivesThePublishedAnswers) {  // kat_vectors of Random123
-  const auto words = [](PhiloxBlock b) {
-    return std::array<uint32_t, 4>{b.word[0], b.word[1], b.word[2], b.word[3]};
-  };
+  const auto words = [](PhiloxBlock b) { return std::array<uint32_t, 4>{b.word[0], b.word[1], b.word[2], b.word[3]}; };
   using Words = std::array<uint32_t, 4>;
   EXPECT_EQ(words(philox(0, 0, 0)), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   EXPECT_EQ(words(philox(~0ull, ~0ull, ~0ull)), (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));

@@ -100,8 +100,8 @@ TEST(RewardSum, WeighsAndReportsMeans) {
                       ".", {{"mine", mine}});
   const Rewards rewards = sum({"p", "q"}, {"A1.", "A1."}, {{"p", "", "1"}, {"q", "", "2"}});
   EXPECT_EQ(rewards.total, (std::vector<double>{1 + 0.5 * 3 - 1, 0 - 0.5 - 1}));
-  EXPECT_EQ(rewards.stats, (std::map<std::string, double>{
-                               {"reward/answer", 0.5}, {"reward/mine", 1}, {"reward/digits", 1}}));
+  EXPECT_EQ(rewards.stats,
+            (std::map<std::string, double>{{"reward/answer", 0.5}, {"reward/mine", 1}, {"reward/digits", 1}}));
   EXPECT_EQ(calls, 1);
   EXPECT_TRUE(RewardSum({{}}, ".")({}, {}, {}).total.empty());
 }
@@ -109,32 +109,23 @@ TEST(RewardSum, WeighsAndReportsMeans) {
 TEST(RewardSum, NamesTheRewardThatIsWrong) {
   const auto run = [](std::vector<double> scores) {
     const RewardFunction mine = [scores](const auto&, const auto&, const auto&) { return scores; };
-    return message([&] {
-      RewardSum({{.kind = "mine"}}, ".", {{"mine", mine}})({"p0", "p1"}, {"a", "b"}, {{}, {}});
-    });
+    return message([&] { RewardSum({{.kind = "mine"}}, ".", {{"mine", mine}})({"p0", "p1"}, {"a", "b"}, {{}, {}}); });
   };
   expect_all(run({1}), {"reward/mine", "1 scores", "2 completions"});
   expect_all(run({1, 2, 3}), {"reward/mine", "3 scores"});
   expect_all(run({0, std::nan("")}), {"reward/mine", "score 1", "nan", "p1"});
   expect_all(run({-std::numeric_limits<double>::infinity(), 0}), {"score 0", "-inf", "p0"});
   EXPECT_EQ(run({0.5, -3}), "no error");
-  expect_all(message([] {
-               RewardSum({{}}, ".")({"p"}, {"a", "b"}, {{}, {}});
-             }),
-             {"1 prompts", "2 completions"});
+  expect_all(message([] { RewardSum({{}}, ".")({"p"}, {"a", "b"}, {{}, {}}); }), {"1 prompts", "2 completions"});
 }
 
 TEST(RewardSum, RefusesABadConfig) {
-  const RewardFunction f = [](const auto&, const auto& c, const auto&) {
-    return std::vector<double>(c.size());
-  };
-  const auto wrong = [](std::vector<RewardConfig> configs,
-                        std::map<std::string, RewardFunction> custom = {}) {
+  const RewardFunction f = [](const auto&, const auto& c, const auto&) { return std::vector<double>(c.size()); };
+  const auto wrong = [](std::vector<RewardConfig> configs, std::map<std::string, RewardFunction> custom = {}) {
     return message([&] { RewardSum(configs, ".", custom); });
   };
   expect_all(wrong({}), {"none"});
-  expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}),
-             {"mien", "answer, exact, format, length, mine", "rewards="});
+  expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}), {"mien", "answer, exact, format, length, mine", "rewards="});
   expect_all(wrong({{}}, {{"exact", f}}), {"exact", "built-in"});
   expect_all(wrong({{}, {}}), {"reward/answer", "name"});
   expect_all(wrong({{.weight = std::nan("")}}), {"weight", "finite"});

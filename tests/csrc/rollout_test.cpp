@@ -36,8 +36,10 @@ Decoder make(const DecoderConfig& config) {
   Decoder decoder(config, 5);
   torch::NoGradGuard no_grad;
   for (const auto& [name, weight] : decoder->named_weights())
-    if (weight.dim() == 2) weight.mul_(name == "lm_head.weight" ? 20 : 2);
-    else if (name.ends_with("log_temperature")) weight.copy_(torch::sin(torch::arange(weight.numel()) * 1.7) * 0.5);
+    if (weight.dim() == 2)
+      weight.mul_(name == "lm_head.weight" ? 20 : 2);
+    else if (name.ends_with("log_temperature"))
+      weight.copy_(torch::sin(torch::arange(weight.numel()) * 1.7) * 0.5);
   return decoder;
 }
 
@@ -100,8 +102,7 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
     for (const Completion& c : completions) {
       const auto [logp, entropy] = trained(decoder, prompts[c.prompt], c, temperature);
       const auto [true_logp, true_entropy] = trained(judge, prompts[c.prompt], c, temperature);
-      const Tensor got = torch::tensor(c.logprob, torch::kFloat64),
-                   H = torch::tensor(c.entropy, torch::kFloat64);
+      const Tensor got = torch::tensor(c.logprob, torch::kFloat64), H = torch::tensor(c.entropy, torch::kFloat64);
       auto largest = [](const Tensor& x) { return x.abs().max().item<double>(); };
       ours = std::max(ours, largest(got - true_logp));
       plain = std::max(plain, largest(logp - true_logp));
@@ -110,8 +111,8 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
       entropy_plain = std::max(entropy_plain, largest(entropy - true_entropy));
     }
     std::cout << "largest difference of log-probabilities: rollout from training " << between
-              << "; from double: rollout " << ours << ", training " << plain
-              << "; entropies: " << entropy_ours << ", " << entropy_plain << "\n";
+              << "; from double: rollout " << ours << ", training " << plain << "; entropies: " << entropy_ours << ", "
+              << entropy_plain << "\n";
     EXPECT_LE(ours, 2 * plain);
     EXPECT_LE(entropy_ours, 2 * entropy_plain);
   }
@@ -207,7 +208,8 @@ TEST(Rollout, AFullCacheCostsTimeAlone) {
   const std::vector<int64_t> samples(prompts.size(), 6);
   const RolloutKey key{.seed = 8};
   const int threads = at::get_num_threads();
-  for (const auto& branching : {std::optional<Branching>(), std::optional<Branching>({.threshold = 1.0, .window = 3, .sequences = 20})}) {
+  for (const auto& branching :
+       {std::optional<Branching>(), std::optional<Branching>({.threshold = 1.0, .window = 3, .sequences = 20})}) {
     at::set_num_threads(1);
     RolloutCounts free, full;
     const auto roomy = rollout(decoder, prompts, samples, {}, {3}, key, {}, branching, &free);
@@ -216,9 +218,11 @@ TEST(Rollout, AFullCacheCostsTimeAlone) {
     for (const int64_t pages : {7, 8, 11, 14, 25, 40})
       for (const int count : {1, 2, 3}) {
         at::set_num_threads(count);
-        const auto tight = rollout(decoder, prompts, samples, {}, {3}, key, {.cache_tokens = pages * 16}, branching, &full);
+        const auto tight =
+            rollout(decoder, prompts, samples, {}, {3}, key, {.cache_tokens = pages * 16}, branching, &full);
         expect_all_same(roomy, tight);
-        EXPECT_EQ(std::tuple(free.drawn, free.branches, free.dropped), std::tuple(full.drawn, full.branches, full.dropped));
+        EXPECT_EQ(std::tuple(free.drawn, free.branches, free.dropped),
+                  std::tuple(full.drawn, full.branches, full.dropped));
         if (pages < 20) {
           EXPECT_GT(full.preempted, 0) << pages << " pages, " << count << " threads";
           EXPECT_GT(full.recomputed, 0);
@@ -232,7 +236,8 @@ TEST(Rollout, AFullCacheCostsTimeAlone) {
     with(111);
     ADD_FAILURE() << "nothing was thrown";
   } catch (const std::exception& e) {
-    EXPECT_NE(std::string(e.what()).find("rollout.cache_tokens: 111 cannot hold a sequence of 70 tokens; wanted at least 112"),
+    EXPECT_NE(std::string(e.what()).find(
+                  "rollout.cache_tokens: 111 cannot hold a sequence of 70 tokens; wanted at least 112"),
               std::string::npos)
         << e.what();
   }
@@ -253,7 +258,8 @@ TEST(Rollout, BranchesLeaveWhereTheWindowIsHigh) {
   SamplingConfig sampling;
   sampling.max_new_tokens = 30;
   const auto plain = rollout(decoder, prompts, samples, sampling, {3}, key);
-  for (const Branching& b : {Branching{.threshold = 1.2, .window = 3, .sequences = 18}, Branching{.threshold = 0.8, .window = 1, .sequences = 64},
+  for (const Branching& b : {Branching{.threshold = 1.2, .window = 3, .sequences = 18},
+                             Branching{.threshold = 0.8, .window = 1, .sequences = 64},
                              Branching{.threshold = 1.0, .window = 6, .sequences = 9, .tokens = 60}}) {
     RolloutCounts counts;
     const auto all = rollout(decoder, prompts, samples, sampling, {3}, key, {}, b, &counts);
@@ -291,8 +297,10 @@ TEST(Rollout, BranchesLeaveWhereTheWindowIsHigh) {
     EXPECT_EQ(roots, plain.size());
     EXPECT_GT(counts.branches, 3);
     EXPECT_EQ(counts.branches, static_cast<int64_t>(all.size() - roots));
-    if (b.window > 1) EXPECT_GT(counts.dropped, 0);
-    else EXPECT_EQ(counts.dropped, 0) << "a window of one is the same for both";
+    if (b.window > 1)
+      EXPECT_GT(counts.dropped, 0);
+    else
+      EXPECT_EQ(counts.dropped, 0) << "a window of one is the same for both";
     for (size_t p = 0; p < prompts.size(); ++p) {
       EXPECT_LE(sequences[p], b.sequences);
       if (b.tokens > 0) EXPECT_LE(tokens[p], b.tokens);
@@ -330,7 +338,8 @@ TEST(Rollout, Bfloat16ErrsNoMoreThanAModelOfThatType) {
       squares += (torch::tensor(c.logprob, torch::kFloat64) - truth).square().sum().item<double>();
       plain_squares += (trained(narrow, prompts[c.prompt], c, 1.0).first - truth).square().sum().item<double>();
     }
-    std::cout << "error of log-probabilities in bfloat16: rollout " << std::sqrt(squares) << ", plain " << std::sqrt(plain_squares) << "\n";
+    std::cout << "error of log-probabilities in bfloat16: rollout " << std::sqrt(squares) << ", plain "
+              << std::sqrt(plain_squares) << "\n";
     EXPECT_GT(squares, 0);
     EXPECT_LE(squares, plain_squares);
   }
@@ -341,9 +350,8 @@ TEST(Rollout, EveryPartOfTheKeyChangesTheDraws) {
   const auto prompts = ragged_prompts({16}, 27);
   const auto base = rollout(decoder, prompts, 2, {}, {}, {.seed = 2});
   EXPECT_NE(base[0].tokens, base[1].tokens);
-  for (const RolloutKey& key :
-       {RolloutKey{.seed = 3}, RolloutKey{.seed = 2, .step = 1}, RolloutKey{.seed = 2, .first_prompt = 1},
-        RolloutKey{.seed = 2, .evaluation = true}})
+  for (const RolloutKey& key : {RolloutKey{.seed = 3}, RolloutKey{.seed = 2, .step = 1},
+                                RolloutKey{.seed = 2, .first_prompt = 1}, RolloutKey{.seed = 2, .evaluation = true}})
     EXPECT_NE(base[0].tokens, rollout(decoder, prompts, 2, {}, {}, key)[0].tokens);
 }
 
@@ -404,13 +412,11 @@ TEST(Rollout, GreedyTakesTheLikeliest) {
     std::vector<int64_t> sequence = prompts[c.prompt];
     const int64_t start = sequence.size(), n = c.tokens.size();
     sequence.insert(sequence.end(), c.tokens.begin(), c.tokens.end());
-    const Tensor best =
-        decoder(torch::tensor(sequence).unsqueeze(0))[0].slice(0, start - 1, start - 1 + n).argmax(-1);
+    const Tensor best = decoder(torch::tensor(sequence).unsqueeze(0))[0].slice(0, start - 1, start - 1 + n).argmax(-1);
     EXPECT_TRUE(torch::equal(best, torch::tensor(c.tokens))) << c.prompt;
-    EXPECT_LE(torch::abs(torch::tensor(c.logprob) - trained(decoder, prompts[c.prompt], c, 1.0).first)
-                  .max()
-                  .item<double>(),
-              1e-4);
+    EXPECT_LE(
+        torch::abs(torch::tensor(c.logprob) - trained(decoder, prompts[c.prompt], c, 1.0).first).max().item<double>(),
+        1e-4);
   }
 }
 
@@ -426,8 +432,7 @@ TEST(Rollout, ErrorsNameWhatIsWrong) {
     }
   };
   expect({{1}, {}}, 1, {3}, "prompt 1 is empty");
-  expect({std::vector<int64_t>(70, 1)}, 1, {3},
-         "prompt 0 has 70 tokens and leaves no room in model.context (70)");
+  expect({std::vector<int64_t>(70, 1)}, 1, {3}, "prompt 0 has 70 tokens and leaves no room in model.context (70)");
   expect({{1, 27}}, 1, {3}, "prompt 0 holds token 27, outside the vocabulary 0 … 26");
   expect({{1}}, 1, {-1}, "stop token -1");
   expect({{1}}, 0, {3}, "samples is 0");

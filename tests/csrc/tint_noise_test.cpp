@@ -23,8 +23,7 @@ TEST(TintNoise, NothingChangesAtZero) {
         config.label = "propagated";
         const auto clean = samples(config_of(task), 33), dirty = samples(config, 33);
         for (size_t i = 0; i < 33; ++i) {
-          ASSERT_EQ(clean[i].prompt + clean[i].completion, dirty[i].prompt + dirty[i].completion)
-              << label(config);
+          ASSERT_EQ(clean[i].prompt + clean[i].completion, dirty[i].prompt + dirty[i].completion) << label(config);
           ASSERT_EQ(dirty[i].n_errors, 0);
           ASSERT_EQ(dirty[i].noised, contamination == 1);
         }

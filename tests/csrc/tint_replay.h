@@ -25,8 +25,7 @@ inline TintConfig config_of(const std::string& task) {
   return config;
 }
 
-inline TintConfig noisy(const std::string& task, const std::string& noise, double contamination,
-                        double intensity) {
+inline TintConfig noisy(const std::string& task, const std::string& noise, double contamination, double intensity) {
   TintConfig config = config_of(task);
   config.noise = noise;
   config.contamination = contamination;
@@ -134,8 +133,7 @@ class Replay {
     if (next_ >= lines_.size()) throw std::runtime_error("the trace ends before its program");
     const std::string& text = lines_[next_++];
     const std::string head = "L" + std::to_string(line) + " " + name + "=";
-    if (text.compare(0, head.size(), head) != 0)
-      throw std::runtime_error("line \"" + text + "\" should begin " + head);
+    if (text.compare(0, head.size(), head) != 0) throw std::runtime_error("line \"" + text + "\" should begin " + head);
     return text.substr(head.size());
   }
 

@@ -62,8 +62,7 @@ TEST(Tint, SignedSumHasTheLengthsAndDrawsOfItsRecipe) {
   config.merge = 1;
   for (const TintSample& sample : samples(config, 33)) EXPECT_EQ(sample.completion.size(), 3u * 5 + 3 + 4);
   config.cot = false;
-  for (const TintSample& sample : samples(config, 33))
-    EXPECT_EQ(sample.completion, "A" + sample.answer_true + ".");
+  for (const TintSample& sample : samples(config, 33)) EXPECT_EQ(sample.completion, "A" + sample.answer_true + ".");
 }
 
 TEST(Tint, ShowChoosesTheFieldsOfALine) {
@@ -90,8 +89,7 @@ TEST(Tint, NumbersComeFromTheirRange) {
   config.high = 29;
   std::set<std::string> seen;
   for (const TintSample& sample : samples(config, 500))
-    for (const auto& number : split(sample.prompt.substr(0, sample.prompt.size() - 1), '+'))
-      seen.insert(number);
+    for (const auto& number : split(sample.prompt.substr(0, sample.prompt.size() - 1), '+')) seen.insert(number);
   EXPECT_EQ(*seen.begin(), "17");
   EXPECT_EQ(*seen.rbegin(), "29");
   EXPECT_EQ(seen.size(), 13u);
@@ -107,8 +105,7 @@ TEST(Tint, NumbersComeFromTheirRange) {
   std::vector<int64_t> lengths(6);
   for (const TintSample& sample : samples(config, 3000)) ++lengths[sample.prompt.find('+')];
   EXPECT_EQ(lengths[1] + lengths[5], 0);
-  for (const size_t length : {2, 3, 4})
-    EXPECT_NEAR(lengths[length], 1000, 5 * std::sqrt(3000 * 2.0 / 9)) << length;
+  for (const size_t length : {2, 3, 4}) EXPECT_NEAR(lengths[length], 1000, 5 * std::sqrt(3000 * 2.0 / 9)) << length;
 }
 
 TEST(Tint, AlphabetHoldsEveryCharacterAndNoOther) {
@@ -123,19 +120,16 @@ TEST(Tint, AlphabetHoldsEveryCharacterAndNoOther) {
         for (const char c : sample.prompt + sample.completion) used.insert(c);
       const std::string alphabet = tint_alphabet(config);
       for (const char c : used)
-        EXPECT_NE(alphabet.find(c), std::string::npos)
-            << label(config) << ": '" << c << "' is missing in " << alphabet;
+        EXPECT_NE(alphabet.find(c), std::string::npos) << label(config) << ": '" << c << "' is missing in " << alphabet;
       EXPECT_EQ(std::set<char>(alphabet.begin(), alphabet.end()).size(), alphabet.size());
       EXPECT_EQ(alphabet.back(), '.');
       if (config.show.code) continue;  // its text is taken whole, though a line of it may not have run
-      for (const char c : alphabet)
-        EXPECT_TRUE(used.count(c)) << label(config) << " never uses '" << c << "'";
+      for (const char c : alphabet) EXPECT_TRUE(used.count(c)) << label(config) << " never uses '" << c << "'";
     }
   }
   TintConfig config;
   config.terms = {3, 8};
-  for (const char c : tint_alphabet(config))
-    EXPECT_NE(std::string(kQuickstart).find(c), std::string::npos) << c;
+  for (const char c : tint_alphabet(config)) EXPECT_NE(std::string(kQuickstart).find(c), std::string::npos) << c;
 }
 
 TEST(Tint, ExamplesAreFunctionsOfSeedAndIndex) {
@@ -170,8 +164,7 @@ TEST(Tint, TrainingNeverSeesAHeldOutPrompt) {
   TintConfig config = config_of("signed_sum");
   config.terms = {2, 3};  // few prompts: training repeats itself soon
   config.held_out = 100000;
-  const Tint train(config, 1, Split::train), validation(config, 1, Split::validation),
-      test(config, 1, Split::test);
+  const Tint train(config, 1, Split::train), validation(config, 1, Split::validation), test(config, 1, Split::test);
   std::set<std::string> held_out;
   for (const Tint* list : {&validation, &test}) {
     EXPECT_GT(list->size(), 150);  // of 3195 prompts, one in 16
@@ -219,10 +212,7 @@ TEST(Tint, ErrorsNameTheKeyAndTheRemedy) {
   expect_all(error_of([](auto& c) { c.task = "add", c.sampling = "magnitude", c.low = 9, c.high = 3; }),
              {"low (9)", "high (3)"});
   expect_all(error_of([](auto& c) { c.task = "mul", c.digits = {1, 9}; }), {"digits.max", "9", "8"});
-  expect_all(error_of([](auto& c) {
-               c.task = "add", c.show = {false, false, false, false};
-             }),
-             {"show", "cot"});
+  expect_all(error_of([](auto& c) { c.task = "add", c.show = {false, false, false, false}; }), {"show", "cot"});
   expect_all(error_of([](auto& c) { c.task = "add", c.sampling = "magnitude", c.low = c.high = 1; }),
              {"so few", "larger"});
   EXPECT_THROW(Tint(TintConfig(), 1, Split::train).take(-1, 2), std::invalid_argument);

@@ -33,8 +33,7 @@ TEST(Tokenizer, NumbersTheAlphabetFromOne) {
   EXPECT_EQ(tokenizer.encode("09ah+-=:A."), (Ids{1, 10, 11, 18, 19, 20, 21, 22, 23, 24}));
   EXPECT_TRUE(tokenizer.encode("").empty());
   EXPECT_EQ(tokenizer.decode({0, 1, 0, 24, 23, 0}), "0.A");
-  for (int64_t id = 1; id < tokenizer.size(); ++id)
-    EXPECT_EQ(tokenizer.encode(tokenizer.decode({id})), Ids{id});
+  for (int64_t id = 1; id < tokenizer.size(); ++id) EXPECT_EQ(tokenizer.encode(tokenizer.decode({id})), Ids{id});
 }
 
 TEST(Tokenizer, CountsCodePointsNotBytes) {
@@ -104,8 +103,7 @@ TEST(Tokenizer, RefusesABadConfig) {
 
 TEST(Tokenizer, ComesBackFromItsFolder) {
   for (const TokenizerConfig& config :
-       {TokenizerConfig{}, TokenizerConfig{.characters = "z\"\\ ∑a\n", .eos = "a"},
-        TokenizerConfig{.kind = "bytes"}}) {
+       {TokenizerConfig{}, TokenizerConfig{.characters = "z\"\\ ∑a\n", .eos = "a"}, TokenizerConfig{.kind = "bytes"}}) {
     const Tokenizer tokenizer(config);
     const std::string folder = fresh_folder("round");
     tokenizer.save(folder);
@@ -119,8 +117,7 @@ TEST(Tokenizer, ComesBackFromItsFolder) {
 
 TEST(Tokenizer, LoadSaysWhatIsWrong) {
   const std::string folder = fresh_folder("broken");
-  expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }),
-             {"tokenizer.json", "No such file"});
+  expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"tokenizer.json", "No such file"});
   Tokenizer(TokenizerConfig{}).save(folder);
   std::ofstream(folder + "/tokenizer.json") << "{\"model\": {\"vocab\": {\"<pad>\": 0, \"word\": 1}}}";
   expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"word", "one character"});

@@ -48,7 +48,8 @@ TEST(Tree, ValuesHaveNoBias) {
   const model::Decoder decoder(config, 3);
   SamplingConfig sampling;
   sampling.max_new_tokens = 10;
-  double difference = 0, squares = 0, naive = 0, naive_squares = 0, values = 0, value_squares = 0, rewards = 0, reward_squares = 0;
+  double difference = 0, squares = 0, naive = 0, naive_squares = 0, values = 0, value_squares = 0, rewards = 0,
+         reward_squares = 0;
   int64_t trees = 0, branches = 0;
   RolloutCounts counts;
   for (int64_t step = 0; step < 200; ++step) {
@@ -66,7 +67,8 @@ TEST(Tree, ValuesHaveNoBias) {
       size_t end = i + 1;
       double leaves = reward[i];
       for (; end < all.size() && all[end].parent >= 0; ++end) leaves += reward[end];
-      const double value = found[i].front().value, d = value - reward[i], n = leaves / static_cast<double>(end - i) - reward[i];
+      const double value = found[i].front().value, d = value - reward[i],
+                   n = leaves / static_cast<double>(end - i) - reward[i];
       difference += d, squares += d * d, naive += n, naive_squares += n * n;
       values += value, value_squares += value * value, rewards += reward[i], reward_squares += reward[i] * reward[i];
       ++trees;
@@ -75,10 +77,11 @@ TEST(Tree, ValuesHaveNoBias) {
   }
   const auto T = static_cast<double>(trees);
   const auto error = [&](double sum, double sum_squares) { return std::sqrt((sum_squares - sum * sum / T) / T / T); };
-  const double variance = value_squares / T - values * values / T / T, plain = reward_squares / T - rewards * rewards / T / T;
-  std::cout << trees << " trees, " << branches << " branches: value − reward " << difference / T << " ± " << error(difference, squares)
-            << ", mean of leaves − reward " << naive / T << " ± " << error(naive, naive_squares) << "; variance of values " << variance
-            << ", of rewards " << plain << "\n";
+  const double variance = value_squares / T - values * values / T / T,
+               plain = reward_squares / T - rewards * rewards / T / T;
+  std::cout << trees << " trees, " << branches << " branches: value − reward " << difference / T << " ± "
+            << error(difference, squares) << ", mean of leaves − reward " << naive / T << " ± "
+            << error(naive, naive_squares) << "; variance of values " << variance << ", of rewards " << plain << "\n";
   EXPECT_GT(branches, trees / 4);
   EXPECT_GT(naive, 5 * T * error(naive, naive_squares)) << "the plain mean has no bias to see here";
   EXPECT_LT(std::abs(difference), 4 * T * error(difference, squares));

@@ -1,10 +1,9 @@
-#include "tests/kernels/broken_kernels.h"
-
 #include "kernels/gpu/async_copy.h"
 #include "kernels/gpu/launch.h"
 #include "kernels/gpu/mma.h"
 #include "kernels/gpu/reduce.h"
 #include "kernels/gpu/vector.h"
+#include "tests/kernels/broken_kernels.h"
 #include "tests/kernels/testing.h"
 
 namespace isentrope::testing {

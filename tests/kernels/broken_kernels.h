@@ -7,9 +7,9 @@
 namespace isentrope::testing {
 
 struct Defect {
-  const char* name;      // also marks the line in broken_kernels.cu that the report must name: "// defect: <name>"
-  const char* report;    // how one of its reports must begin
-  bool always;           // caught without the checker too
+  const char* name;    // also marks the line in broken_kernels.cu that the report must name: "// defect: <name>"
+  const char* report;  // how one of its reports must begin
+  bool always;         // caught without the checker too
   void (*run)(bool repaired);
 };
 

@@ -22,7 +22,8 @@ struct Extremes {
 };
 struct MergeExtremes {
   GPU_DEVICE Extremes operator()(Extremes a, Extremes b) const {
-    return {a.sum + b.sum, a.smallest < b.smallest ? a.smallest : b.smallest, a.largest < b.largest ? b.largest : a.largest};
+    return {a.sum + b.sum, a.smallest < b.smallest ? a.smallest : b.smallest,
+            a.largest < b.largest ? b.largest : a.largest};
   }
 };
 
@@ -124,7 +125,8 @@ TEST(Math, ExponentialAndLogarithm) {
   const auto got = exponentials.read();
   for (int i = 0; i < 256; ++i) {
     const double exact = std::exp2(static_cast<double>(x[i]));
-    EXPECT_NEAR(got[i], exact, 0x1p-22 * exact) << x[i];  // PTX ISA: ex2.approx.f32 has a relative error of at most 2^-22
+    EXPECT_NEAR(got[i], exact, 0x1p-22 * exact)
+        << x[i];  // PTX ISA: ex2.approx.f32 has a relative error of at most 2^-22
   }
   // The power's error read back as one of the exponent, 2^-22 / ln 2, and that of lg2.approx.f32, 2^-22 of the result.
   EXPECT_TRUE(testing::close("log2", logarithms.read(), testing::to_doubles(x), 0x1p-21 + 100 * 0x1p-22));
@@ -167,9 +169,11 @@ void test_tile_product(const char* name) {
       expected[row * 8 + column] = sum;
     }
   for (const bool transposed : {false, true}) {
-    DeviceBuffer<T> device_a(testing::convert<T>(a), "a"), device_b(testing::convert<T>(transposed ? by_column : b), "b");
+    DeviceBuffer<T> device_a(testing::convert<T>(a), "a"),
+        device_b(testing::convert<T>(transposed ? by_column : b), "b");
     DeviceBuffer<float> d(128, "d");
-    gpu::launch(tile_product_kernel<T>, dim3(1), dim3(32), 0, nullptr, device_a.data(), device_b.data(), d.data(), transposed);
+    gpu::launch(tile_product_kernel<T>, dim3(1), dim3(32), 0, nullptr, device_a.data(), device_b.data(), d.data(),
+                transposed);
     EXPECT_TRUE(testing::close(name, d.read(), expected, 0)) << (transposed ? "B by column" : "B by row");
   }
 }

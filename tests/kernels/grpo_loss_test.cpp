@@ -27,9 +27,9 @@ struct Case {
   int64_t B = 1, T = 1;
   GrpoLossRule rule;
   std::vector<double> logprob, old_logprob, advantage, entropy, ref_logprob,
-      ref_kl_weight;                                                          // [B, T]; the last three may be empty
-  std::vector<uint8_t> mask, selected;                                        // [B, T]; selected may be empty
-  double normalizer = 0;                                                      // 0: none
+      ref_kl_weight;                    // [B, T]; the last three may be empty
+  std::vector<uint8_t> mask, selected;  // [B, T]; selected may be empty
+  double normalizer = 0;                // 0: none
 
   int64_t size() const { return B * T; }
 };
@@ -125,10 +125,14 @@ struct Expected {
   static A weight_of(const Case& t, A N, A S, A tokens) {
     const A given = A(t.normalizer);
     switch (t.rule.aggregate) {
-      case GrpoAggregate::kTokenMean: return 1 / (given > 0 ? given : N);
-      case GrpoAggregate::kSequenceMeanTokenSum: return 1 / (given > 0 ? given : S);
-      case GrpoAggregate::kSequenceMeanTokenMean: return 1 / ((given > 0 ? given : S) * tokens);
-      default: return 1 / (given > 0 ? given : A(t.T));
+      case GrpoAggregate::kTokenMean:
+        return 1 / (given > 0 ? given : N);
+      case GrpoAggregate::kSequenceMeanTokenSum:
+        return 1 / (given > 0 ? given : S);
+      case GrpoAggregate::kSequenceMeanTokenMean:
+        return 1 / ((given > 0 ? given : S) * tokens);
+      default:
+        return 1 / (given > 0 ? given : A(t.T));
     }
   }
 
@@ -141,7 +145,7 @@ struct Expected {
     const A r = of_sequence ? std::exp(std::clamp(mean_d, A(-20), A(10))) : exp_d;
     const bool inside = own >= A(-20) && own <= most;
     const A clipped = std::clamp(r, A(rule.lower), A(rule.upper));
-    bool low = r < A(rule.lower), high = r > A(rule.upper), dual = false;
+    bool low = r<A(rule.lower), high = r> A(rule.upper), dual = false;
     A L = 0, dL = 0;
     if (rule.form == GrpoForm::kUnitWeight) {
       L = -advantage * l, dL = -advantage;
@@ -274,7 +278,8 @@ void run(Case t, bool with_slope = true, int64_t offset = 0, bool with_stats = t
   Arrays<T> in(t, offset);
   const auto entropy = optional<T>(t.entropy, "entropy"), ref_logprob = optional<T>(t.ref_logprob, "ref_logprob"),
              ref_kl_weight = optional<T>(t.ref_kl_weight, "ref_kl_weight");
-  const auto normalizer = optional<T>(t.normalizer > 0 ? std::vector<double>{t.normalizer} : std::vector<double>{}, "normalizer");
+  const auto normalizer =
+      optional<T>(t.normalizer > 0 ? std::vector<double>{t.normalizer} : std::vector<double>{}, "normalizer");
   DeviceBuffer<uint8_t> selected(t.selected, "selected");
   DeviceBuffer<T> loss(1, "loss"), token_loss(t.size(), "token_loss"), slope(t.size(), "slope"), weight(t.B, "weight");
   DeviceBuffer<float> stats(kernels::kGrpoStats, "stats");
@@ -348,7 +353,8 @@ using Types = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(GrpoLoss, Types);
 
 TYPED_TEST(GrpoLoss, OddShapes) {
-  const std::pair<int64_t, int64_t> shapes[] = {{1, 1}, {7, 1}, {1, 33}, {3, 97}, {300, 2}, {2, 2048}, {2, 2049}, {1, 4100}};
+  const std::pair<int64_t, int64_t> shapes[] = {{1, 1},   {7, 1},    {1, 33},   {3, 97},
+                                                {300, 2}, {2, 2048}, {2, 2049}, {1, 4100}};
   for (const auto& [B, T] : shapes) {
     SCOPED_TRACE(std::to_string(B) + " x " + std::to_string(T));
     run<TypeParam>(random_case(B, T), true, B % 2);
@@ -384,10 +390,12 @@ TYPED_TEST(GrpoLoss, WeightOfTheDivergence) {
 }
 
 TYPED_TEST(GrpoLoss, EveryAggregateWithAndWithoutNormalizer) {
-  for (const GrpoAggregate aggregate : {GrpoAggregate::kTokenMean, GrpoAggregate::kSequenceMeanTokenSum,
-                                        GrpoAggregate::kSequenceMeanTokenMean, GrpoAggregate::kSequenceMeanTokenSumNorm})
+  for (const GrpoAggregate aggregate :
+       {GrpoAggregate::kTokenMean, GrpoAggregate::kSequenceMeanTokenSum, GrpoAggregate::kSequenceMeanTokenMean,
+        GrpoAggregate::kSequenceMeanTokenSumNorm})
     for (const double normalizer : {0.0, 37.0}) {
-      SCOPED_TRACE("aggregate " + std::to_string(static_cast<int>(aggregate)) + ", normalizer " + std::to_string(normalizer));
+      SCOPED_TRACE("aggregate " + std::to_string(static_cast<int>(aggregate)) + ", normalizer " +
+                   std::to_string(normalizer));
       Case t = random_case(6, 131, "gspo");
       t.rule.aggregate = aggregate;
       t.normalizer = normalizer;
@@ -504,11 +512,12 @@ std::vector<uint8_t> select(Case t, const Choice& c) {
   return selected.read();
 }
 
-const GrpoChoice kChoices[] = {GrpoChoice::kClipCov, GrpoChoice::kKlCov, GrpoChoice::kRandomClipCov, GrpoChoice::kRandomKlCov};
+const GrpoChoice kChoices[] = {GrpoChoice::kClipCov, GrpoChoice::kKlCov, GrpoChoice::kRandomClipCov,
+                               GrpoChoice::kRandomKlCov};
 
 std::string name_of(const Choice& c) {
-  return "choice " + std::to_string(static_cast<int>(c.choice)) + ", fraction " + std::to_string(c.fraction) + ", minimum " +
-         std::to_string(c.minimum);
+  return "choice " + std::to_string(static_cast<int>(c.choice)) + ", fraction " + std::to_string(c.fraction) +
+         ", minimum " + std::to_string(c.minimum);
 }
 
 template <class T>

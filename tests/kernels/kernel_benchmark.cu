@@ -66,8 +66,8 @@ __global__ void fill_kernel(T* out, int64_t count, uint64_t key, float low, floa
 }
 template <class T>
 void fill(T* out, int64_t count, uint64_t key, float low, float high) {
-  gpu::launch(fill_kernel<T>, dim3(static_cast<unsigned>((count + 255) / 256)), dim3(256), 0, nullptr, out, count, key, low,
-              high);
+  gpu::launch(fill_kernel<T>, dim3(static_cast<unsigned>((count + 255) / 256)), dim3(256), 0, nullptr, out, count, key,
+              low, high);
 }
 
 struct Row {
@@ -106,8 +106,8 @@ class Benchmark {
     if (rows_.empty()) copy_rate_ = row.bytes / row.median_ms;
     row.share_of_copy = row.bytes / row.median_ms / copy_rate_;
     rows_.push_back(row);
-    std::printf("%-36s %-22s %-9s %9.1f MB %9.4f ms %8.1f GB/s  %5.1f %% of copy", op.c_str(), shape.c_str(), dtype.c_str(),
-                bytes / 1e6, row.median_ms, bytes / row.median_ms / 1e6, 100 * row.share_of_copy);
+    std::printf("%-36s %-22s %-9s %9.1f MB %9.4f ms %8.1f GB/s  %5.1f %% of copy", op.c_str(), shape.c_str(),
+                dtype.c_str(), bytes / 1e6, row.median_ms, bytes / row.median_ms / 1e6, 100 * row.share_of_copy);
     if (flop > 0) std::printf("  %8.2f TFLOP/s", flop / row.median_ms / 1e9);
     std::printf("\n");
     std::fflush(stdout);
@@ -123,12 +123,13 @@ class Benchmark {
   void write(const char* path, const cudaDeviceProp& device) const {
     std::FILE* file = std::fopen(path, "w");
     if (!file) throw std::runtime_error(std::string("kernel_benchmark: cannot write ") + path);
-    std::fprintf(file, "{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"checked\": %s, \"rows\": [", device.name,
-                 device.major, device.minor, failed_ ? "false" : "true");
+    std::fprintf(file, "{\"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"checked\": %s, \"rows\": [",
+                 device.name, device.major, device.minor, failed_ ? "false" : "true");
     const char* separator = "\n";
     for (const Row& r : rows_) {
       std::fprintf(file,
-                   "%s {\"op\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"bytes\": %.0f, \"flop\": %.0f, \"median_ms\": %.6f, "
+                   "%s {\"op\": \"%s\", \"shape\": \"%s\", \"dtype\": \"%s\", \"bytes\": %.0f, \"flop\": %.0f, "
+                   "\"median_ms\": %.6f, "
                    "\"best_ms\": %.6f, \"gb_per_s\": %.3f, \"share_of_copy\": %.4f}",
                    separator, r.op.c_str(), r.shape.c_str(), r.dtype.c_str(), r.bytes, r.flop, r.median_ms, r.best_ms,
                    r.bytes / r.median_ms / 1e6, r.share_of_copy);
@@ -183,7 +184,8 @@ void token_entropy(Benchmark& benchmark, int64_t rows, int64_t vocab) {
   using T = gpu::TypeOf<kType>;
   const int64_t count = rows * vocab;
   const double matrix = static_cast<double>(count) * sizeof(T), row_bytes = static_cast<double>(rows) * sizeof(float);
-  Memory logits(count * sizeof(T)), dlogits(count * sizeof(T)), target(rows * sizeof(int64_t)), ones(rows * sizeof(float));
+  Memory logits(count * sizeof(T)), dlogits(count * sizeof(T)), target(rows * sizeof(int64_t)),
+      ones(rows * sizeof(float));
   Memory logprob(rows * 4), entropy(rows * 4), lse(rows * 4), anchor(rows * 4), log_sum(rows * 4);
   fill(logits.as<T>(), count, 1, -8, 8);
   fill(target.as<int64_t>(), rows, 2, 0, static_cast<float>(vocab - 1));
@@ -296,17 +298,20 @@ void entropy_attention(Benchmark& benchmark, const AttentionSize& size) {
                             std::to_string(rows) + "," + std::to_string(S) + "," + std::to_string(D);
   const std::string dtype = name_of(kType);
   const double pairs = static_cast<double>(B * H) * rows * (S - (rows - 1) / 2.0), product = 2 * pairs * D;
-  const double query_bytes = static_cast<double>(queries) * (D * sizeof(T)), key_bytes = static_cast<double>(keys) * (D * sizeof(T));
+  const double query_bytes = static_cast<double>(queries) * (D * sizeof(T)),
+               key_bytes = static_cast<double>(keys) * (D * sizeof(T));
   const auto run = [&] { kernels::entropy_attention_forward_cuda(forward, nullptr); };
   const auto run_backward = [&] { kernels::entropy_attention_backward_cuda(backward, nullptr); };
-  benchmark.add("attention forward, entropy", shape, dtype, 2 * query_bytes + 2 * key_bytes + 12.0 * queries, run, 2 * product);
+  benchmark.add("attention forward, entropy", shape, dtype, 2 * query_bytes + 2 * key_bytes + 12.0 * queries, run,
+                2 * product);
   forward.entropy = nullptr;
   benchmark.add("attention forward", shape, dtype, 2 * query_bytes + 2 * key_bytes + 8.0 * queries, run, 2 * product);
   if (rows == 1) return;  // decoding
-  benchmark.add("attention backward", shape, dtype, 4 * query_bytes + 4 * key_bytes + 4.0 * queries, run_backward, 5 * product);
-  backward.dentropy = dentropy;
-  benchmark.add("attention backward, dentropy", shape, dtype, 4 * query_bytes + 4 * key_bytes + 12.0 * queries, run_backward,
+  benchmark.add("attention backward", shape, dtype, 4 * query_bytes + 4 * key_bytes + 4.0 * queries, run_backward,
                 5 * product);
+  backward.dentropy = dentropy;
+  benchmark.add("attention backward, dentropy", shape, dtype, 4 * query_bytes + 4 * key_bytes + 12.0 * queries,
+                run_backward, 5 * product);
 }
 
 // ---- grpo ------------------------------------------------------------------------------------------------------------
@@ -315,7 +320,13 @@ struct GrpoInputs {
   int64_t batch, length;
   Memory logprob, old_logprob, advantage, mask, selected;
   GrpoInputs(int64_t b, int64_t t)
-      : batch(b), length(t), logprob(b * t * 4), old_logprob(b * t * 4), advantage(b * t * 4), mask(b * t), selected(b * t) {
+      : batch(b),
+        length(t),
+        logprob(b * t * 4),
+        old_logprob(b * t * 4),
+        advantage(b * t * 4),
+        mask(b * t),
+        selected(b * t) {
     fill(logprob.as<float>(), b * t, 11, -3, 0);
     fill(old_logprob.as<float>(), b * t, 12, -3, 0);
     fill(advantage.as<float>(), b * t, 13, -1, 1);
@@ -430,8 +441,10 @@ int run(const char* path) {
     token_entropy<DType::kFloat>(benchmark, shape.first, shape.second);
     token_entropy<DType::kBFloat16>(benchmark, shape.first, shape.second);
   }
-  for (const AttentionSize& size : {AttentionSize{4, 16, 16, 2048, 2048, 64}, {4, 16, 4, 2048, 2048, 128},
-                                    {2, 8, 8, 1024, 1024, 256}, {64, 32, 8, 1, 4096, 128}}) {
+  for (const AttentionSize& size : {AttentionSize{4, 16, 16, 2048, 2048, 64},
+                                    {4, 16, 4, 2048, 2048, 128},
+                                    {2, 8, 8, 1024, 1024, 256},
+                                    {64, 32, 8, 1, 4096, 128}}) {
     entropy_attention<DType::kBFloat16>(benchmark, size);
     entropy_attention<DType::kFloat>(benchmark, size);
   }

@@ -9,7 +9,6 @@
 namespace isentrope::testing {
 namespace {
 
-
 constexpr double kInf = std::numeric_limits<double>::infinity();
 const double kNaN = std::nan("");
 
@@ -84,8 +83,9 @@ void run(Case t, bool moments = true, bool in_place = false) {
   t.bias = to_doubles(convert<T>(t.bias));
   for (auto& g : t.gradient) g = to_doubles(convert<A>(g));
   DeviceBuffer<int64_t> target(t.target, "target");
-  DeviceBuffer<A> out[kOutputs] = {DeviceBuffer<A>(t.N, "logprob"), DeviceBuffer<A>(t.N, "entropy"), DeviceBuffer<A>(t.N, "lse"),
-                                   DeviceBuffer<A>(t.N, "sum_p2"), DeviceBuffer<A>(t.N, "sum_p2_logp")};
+  DeviceBuffer<A> out[kOutputs] = {DeviceBuffer<A>(t.N, "logprob"), DeviceBuffer<A>(t.N, "entropy"),
+                                   DeviceBuffer<A>(t.N, "lse"), DeviceBuffer<A>(t.N, "sum_p2"),
+                                   DeviceBuffer<A>(t.N, "sum_p2_logp")};
   DeviceBuffer<A> anchor(t.N, "anchor"), log_sum(t.N, "log_sum"), sums(t.N * kernels::kLogitBlockSums, "sums");
   std::unique_ptr<DeviceBuffer<T>> bias;
   if (!t.bias.empty()) bias = std::make_unique<DeviceBuffer<T>>(convert<T>(t.bias), "bias");
@@ -214,8 +214,8 @@ TYPED_TEST(LinearTokenEntropy, SpecialRows) {
   t.product[5 * V + 7] = kNaN;  // but nothing flows back into it
   for (auto& g : t.gradient) g[5] = 0;
   for (int64_t v = 0; v < V; ++v) {
-    t.product[6 * V + v] = -kInf;                       // all
-    if (v != V - 1) t.product[7 * V + v] = -kInf;       // all but the last
+    t.product[6 * V + v] = -kInf;                         // all
+    if (v != V - 1) t.product[7 * V + v] = -kInf;         // all but the last
     if (v < 2 * t.columns) t.product[8 * V + v] = -kInf;  // whole blocks
   }
   t.target[7] = t.target[8] = V - 1;

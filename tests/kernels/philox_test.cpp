@@ -35,7 +35,8 @@ TEST(Philox, DeviceDrawsWhatTheHostDraws) {
   gpu::launch(philox_kernel<uint32_t>, dim3(1), dim3(64), 0, nullptr, out.data(), 12345ull);
   const std::vector<uint32_t> words = out.read();
   for (int t = 0; t < 64; ++t)
-    for (int i = 0; i < 4; ++i) ASSERT_EQ(words[4 * t + i], philox(12345, t, 7).word[i]) << "thread " << t << " word " << i;
+    for (int i = 0; i < 4; ++i)
+      ASSERT_EQ(words[4 * t + i], philox(12345, t, 7).word[i]) << "thread " << t << " word " << i;
 }
 
 }  // namespace

@@ -9,7 +9,6 @@
 namespace isentrope::testing {
 namespace {
 
-
 const double kNaN = std::nan("");
 
 template <class A>

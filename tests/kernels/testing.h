@@ -19,17 +19,18 @@
 namespace isentrope::testing {
 
 template <class T>
-constexpr kernels::DType kDTypeOf = sizeof(T) == 8                   ? kernels::DType::kDouble
-                                    : sizeof(T) == 4                 ? kernels::DType::kFloat
-                                    : std::is_same_v<T, gpu::half>   ? kernels::DType::kHalf
-                                                                     : kernels::DType::kBFloat16;
+constexpr kernels::DType kDTypeOf = sizeof(T) == 8                 ? kernels::DType::kDouble
+                                    : sizeof(T) == 4               ? kernels::DType::kFloat
+                                    : std::is_same_v<T, gpu::half> ? kernels::DType::kHalf
+                                                                   : kernels::DType::kBFloat16;
 
 // count elements of T that a kernel can reach. offset: elements by which data() is past a 256-byte boundary, for odd
 // alignments. New memory is NaN (all bits one). On the SIMT machine there are red zones around it.
 template <class T>
 class DeviceBuffer {
  public:
-  explicit DeviceBuffer(int64_t count, const char* name = "buffer", int64_t offset = 0) : count_(count), offset_(offset) {
+  explicit DeviceBuffer(int64_t count, const char* name = "buffer", int64_t offset = 0)
+      : count_(count), offset_(offset) {
     const size_t bytes = static_cast<size_t>(count + offset) * sizeof(T);
 #if defined(__CUDACC__)
     (void)name;
@@ -159,7 +160,8 @@ template <class T>
 ::testing::AssertionResult close(const char* name, const std::vector<T>& actual, const std::vector<double>& expected,
                                  double tolerance) {
   if (actual.size() != expected.size())
-    return ::testing::AssertionFailure() << name << " has " << actual.size() << " elements, expected " << expected.size();
+    return ::testing::AssertionFailure() << name << " has " << actual.size() << " elements, expected "
+                                         << expected.size();
   const Worst w = worst(to_doubles(actual), expected);
   if (w.error <= tolerance) return ::testing::AssertionSuccess();
   return ::testing::AssertionFailure() << describe(name, w) << ", allowed " << tolerance;
@@ -173,10 +175,10 @@ template <class T>
   double largest = 0;
   for (const double e : exact)
     if (std::isfinite(e)) largest = std::fmax(largest, std::fabs(e));
-  const double step = sizeof(T) == 8                              ? 0x1p-53
-                      : sizeof(T) == 4                            ? 0x1p-24
-                      : std::is_same<T, gpu::half>::value         ? 0x1p-11
-                                                                  : 0x1p-8;
+  const double step = sizeof(T) == 8                      ? 0x1p-53
+                      : sizeof(T) == 4                    ? 0x1p-24
+                      : std::is_same<T, gpu::half>::value ? 0x1p-11
+                                                          : 0x1p-8;
   return close(name, actual, exact, 2 * std::fmax(worst(to_doubles(plain), exact).error, step * largest));
 }
 

@@ -20,12 +20,12 @@ const char* const kNames[kOutputs] = {"logprob", "entropy", "lse", "sum_p2", "su
 struct Case {
   int64_t N = 1, V = 2;
   double temperature = 1.0;
-  int64_t offset = 0;              // elements by which the first row is past a 256-byte boundary
-  int64_t group_rows = 0;          // 0: all rows in one group
-  int64_t pad = 0;                 // elements between rows
+  int64_t offset = 0;      // elements by which the first row is past a 256-byte boundary
+  int64_t group_rows = 0;  // 0: all rows in one group
+  int64_t pad = 0;         // elements between rows
   int64_t ignore_index = -100;
-  std::vector<double> logits;      // [N, V]
-  std::vector<int64_t> target;     // [N]
+  std::vector<double> logits;       // [N, V]
+  std::vector<int64_t> target;      // [N]
   std::vector<double> gradient[3];  // [N] of logprob, entropy, lse; empty for none
 
   LogitRows layout() const {
@@ -99,8 +99,9 @@ void run(Case t, bool moments = true, bool in_place = false) {
     for (int64_t v = 0; v < t.V; ++v) stored[t.at(n, v)] = convert<T>({t.logits[n * t.V + v]})[0];
   DeviceBuffer<T> logits(stored, "logits", t.offset);
   DeviceBuffer<int64_t> target(t.target, "target");
-  DeviceBuffer<A> out[kOutputs] = {DeviceBuffer<A>(t.N, "logprob"), DeviceBuffer<A>(t.N, "entropy"), DeviceBuffer<A>(t.N, "lse"),
-                                   DeviceBuffer<A>(t.N, "sum_p2"), DeviceBuffer<A>(t.N, "sum_p2_logp")};
+  DeviceBuffer<A> out[kOutputs] = {DeviceBuffer<A>(t.N, "logprob"), DeviceBuffer<A>(t.N, "entropy"),
+                                   DeviceBuffer<A>(t.N, "lse"), DeviceBuffer<A>(t.N, "sum_p2"),
+                                   DeviceBuffer<A>(t.N, "sum_p2_logp")};
   DeviceBuffer<A> anchor(t.N, "anchor"), log_sum(t.N, "log_sum");
 
   kernels::TokenEntropyForward f;
@@ -215,13 +216,13 @@ TYPED_TEST(TokenEntropy, MinusInfinity) {
   for (const int64_t V : {40, 3000}) {
     Case t = random_case(16, V);
     for (int64_t v = 0; v < V; ++v) {
-      if (v % 3) t.logits[0 * V + v] = -kInf;      // two thirds, in every pack
+      if (v % 3) t.logits[0 * V + v] = -kInf;       // two thirds, in every pack
       if (v != V - 1) t.logits[1 * V + v] = -kInf;  // all but the last
       t.logits[2 * V + v] = -kInf;                  // all
       if (v < V / 2) t.logits[3 * V + v] = -kInf;   // the first half
     }
     t.target[0] = 1, t.target[1] = t.target[3] = V - 1;  // the first has p = 0
-    t.gradient[0][0] = 0;             // whose log-probability -inf has no finite gradient in the plain loop
+    t.gradient[0][0] = 0;  // whose log-probability -inf has no finite gradient in the plain loop
     run<TypeParam>(t);
     Case entropy_alone = t;
     entropy_alone.gradient[0].clear(), entropy_alone.gradient[2].clear();
@@ -233,7 +234,7 @@ TYPED_TEST(TokenEntropy, RowsThatSayNothing) {
   for (const int64_t V : {40, 3000}) {
     Case t = random_case(40, V);
     t.target[0] = t.ignore_index;
-    t.target[1] = V;       // out of range: NaN, and no read past the row
+    t.target[1] = V;  // out of range: NaN, and no read past the row
     t.target[2] = -1;
     t.logits[3 * V + V / 2] = kNaN;
     t.logits[4 * V + 3] = kInf;

@@ -29,13 +29,15 @@ std::vector<unsigned char> flags(int64_t count, double share, uint64_t seed) {
 template <class T>
 void run(const Case& c) {
   const int64_t n = c.rows * c.length, w = c.before + c.after + 1;
-  std::vector<double> x = to_doubles(convert<T>(uniform(n, 1, 0, 4))), dmean = to_doubles(convert<T>(uniform(n, 2, -1, 1)));
+  std::vector<double> x = to_doubles(convert<T>(uniform(n, 1, 0, 4))),
+                      dmean = to_doubles(convert<T>(uniform(n, 2, -1, 1)));
   const std::vector<unsigned char> mask = flags(n, 0.9, 3), at = flags(n, 0.7, 4);
   std::vector<double> mean(n), dx(n);
   std::vector<int32_t> count(n);
   for (int64_t row = 0; row < c.rows; ++row)
     for (int64_t t = 0; t < c.length; ++t) {
-      const int64_t i = row * c.length + t, first = std::max<int64_t>(0, t - c.before), last = std::min(c.length - 1, t + c.after);
+      const int64_t i = row * c.length + t, first = std::max<int64_t>(0, t - c.before),
+                    last = std::min(c.length - 1, t + c.after);
       long double sum = 0;
       if (mask[i] && (!c.places || at[i]))
         for (int64_t s = first; s <= last; ++s)
@@ -84,11 +86,11 @@ TEST_P(WindowEntropy, MeansAndGradients) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, WindowEntropy,
-                         ::testing::Values(Case{1, 1, 0, 0, false, false}, Case{3, 97, 0, 3, false, false}, Case{2, 97, 0, 3, true, true},
-                                           Case{2, 300, -1, 4, false, true}, Case{2, 257, 3, 4, true, false},
-                                           Case{2, 513, 7, 0, false, false}, Case{1, 700, 0, 299, true, false},
-                                           Case{1, 300, 150, 149, false, false}, Case{2, 31, 40, 40, true, false},
-                                           Case{1, 520, 0, 255, true, true}));
+                         ::testing::Values(Case{1, 1, 0, 0, false, false}, Case{3, 97, 0, 3, false, false},
+                                           Case{2, 97, 0, 3, true, true}, Case{2, 300, -1, 4, false, true},
+                                           Case{2, 257, 3, 4, true, false}, Case{2, 513, 7, 0, false, false},
+                                           Case{1, 700, 0, 299, true, false}, Case{1, 300, 150, 149, false, false},
+                                           Case{2, 31, 40, 40, true, false}, Case{1, 520, 0, 255, true, true}));
 
 }  // namespace
 }  // namespace isentrope::testing
