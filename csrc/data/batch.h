@@ -48,9 +48,13 @@ struct StepData {
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
+  // What the next step learns from. Works on a copy of what passes from step to step: until commit() is called state() tells
+  // what it told before, and next() may be called again.
   virtual StepData next(int64_t step) = 0;
   // After each update of a step: what the objective saw in it, by the names of csrc/train/metrics.h.
   virtual void observe(const std::map<std::string, double>&) {}
+  // The step that next() began is whole: its state is taken over.
+  virtual void commit() {}
   // All that a resumed run needs beside the step, by name; restore() takes what state() gave.
   virtual std::map<std::string, torch::Tensor> state() const { return {}; }
   virtual void restore(const std::map<std::string, torch::Tensor>&) {}

@@ -228,6 +228,7 @@ Record Trainer::step() {
     }
     tokens += (update.tokens != tokenizer_.pad_id()).sum().item<double>();
   }
+  open_->source->commit();
   if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
   if (phase.holds_entropy().empty() && values.contains("entropy/mean")) {
     open_->law.add(values.at("entropy/mean"), values.at("reward/mean"));
