@@ -8,6 +8,7 @@ Which files go where is said by cmake/Package.cmake. Settings, from the environm
     CMAKE_ARGS        more options for that one, for example -DISENTROPE_TRAINER=OFF for the ops alone
 """
 
+import importlib.metadata
 import os
 import shlex
 import shutil
@@ -33,6 +34,15 @@ def cmake(*arguments):
     if program is None:
         sys.exit("isentrope: no cmake. Install the build tools first: pip install cmake ninja 'setuptools>=77'")
     subprocess.run([program, *map(str, arguments)], check=True, env={**os.environ, "PATH": path})
+
+
+def torch_requirement():
+    """The torch that the package can be loaded with: C++ symbols change with every minor version of it."""
+    try:
+        major, minor = importlib.metadata.version("torch").split("+")[0].split(".")[:2]
+    except importlib.metadata.PackageNotFoundError:  # a source archive is made without one
+        return "torch>=2.11"
+    return f"torch=={major}.{minor}.*"
 
 
 class BuildEmptied(build):
@@ -68,6 +78,7 @@ class BinaryDistribution(Distribution):
 
 setup(
     package_dir={"": "python"},
+    install_requires=[torch_requirement()],
     scripts=["python/bin/isentrope"],
     cmdclass={"build": BuildEmptied, "build_py": BuildWithCMake},
     distclass=BinaryDistribution,

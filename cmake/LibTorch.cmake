@@ -40,7 +40,7 @@ target_link_libraries(torch::torch INTERFACE torch torch_cpu c10)
 if(TORCH_CUDA)
   target_link_libraries(torch::torch INTERFACE -Wl,--push-state,--no-as-needed torch_cuda c10_cuda -Wl,--pop-state)
 endif()
-target_link_options(torch::torch INTERFACE -Wl,--allow-shlib-undefined -Wl,-rpath,${TORCH_LIB_DIR})
+target_link_options(torch::torch INTERFACE -Wl,--allow-shlib-undefined -Wl,-rpath-link,${TORCH_LIB_DIR})
 # libtorch of torch 2.11 exports a std::filesystem of its own, which calls what it does not have (remove_all: address 0).
 # The first library in a program's list that has a symbol gives it: libstdc++ stands before torch.
 target_link_options(torch::torch INTERFACE "LINKER:--push-state,--no-as-needed,-lstdc++,--pop-state")

@@ -28,5 +28,24 @@ def _find() -> Path:
     )
 
 
+def _fits(version: str, cuda: str) -> None:
+    """Raises where this torch is not the one that the package was built against: its symbols would be missing."""
+
+    def minor(text: str) -> str:
+        return ".".join(text.split("+")[0].split(".")[:2])
+
+    if minor(version) != minor(torch.__version__) or (cuda and not torch.version.cuda):
+        built = f"torch {version}" + (f" with CUDA {cuda}" if cuda else "")
+        raise ImportError(
+            f"isentrope was built for {built}, and this environment has torch {torch.__version__}. Build it again for this "
+            f"one, in the source tree: pip install --no-build-isolation --no-deps --force-reinstall . "
+            f"Or install that torch: pip install 'torch=={minor(version)}.*'"
+        )
+
+
 path = _find()
+if "ISENTROPE_LIBRARY" not in os.environ:
+    from isentrope import _build  # written by CMake
+
+    _fits(_build.TORCH_VERSION, _build.TORCH_CUDA)
 torch.ops.load_library(str(path))

@@ -1,0 +1,96 @@
+"""The package as it lies in an environment: its libraries find torch beside them or where the environment has it, and an
+environment with another torch is told so before anything is loaded."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get("ISENTROPE_BUILD", ROOT / "build" / "release"))
+SITE = Path(torch.__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(not (BUILD / "bin" / "isentrope").exists(), reason=f"no trainer in this build: {BUILD}")
+
+
+def run(*command, **variables):
+    kept = {name: value for name, value in os.environ.items() if name not in ("LD_LIBRARY_PATH", "ISENTROPE_LIBRARY")}
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300,
+                          env={**kept, **variables}, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    made = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT,
+               ISENTROPE_BUILD=str(BUILD))
+    assert made.returncode == 0, made.stderr
+    (file,) = folder.glob("isentrope-*.whl")
+    return file
+
+
+def unpacked(wheel, folder):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    (folder / "isentrope" / "bin" / "isentrope").chmod(0o755)
+    return folder / "isentrope"
+
+
+def test_no_library_remembers_where_it_was_built(wheel, tmp_path):
+    package = unpacked(wheel, tmp_path)
+    files = [package / "bin" / "isentrope", *package.rglob("*.so")]
+    assert len(files) == 3
+    for file in files:
+        told = run("readelf", "-d", file)
+        assert told.returncode == 0, told.stderr
+        (path,) = re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.*)\]", told.stdout)
+        assert all(part.startswith("$ORIGIN") for part in path.split(":")), f"{file.name} looks in {path}"
+
+
+def test_a_wheel_asks_for_the_torch_it_was_built_for(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    minor = ".".join(torch.__version__.split(".")[:2])
+    assert f"Requires-Dist: torch=={minor}.*" in metadata.splitlines()
+
+
+def test_the_program_finds_torch_beside_the_package(wheel, tmp_path):
+    package = unpacked(wheel, tmp_path)
+    for entry in SITE.iterdir():  # an environment in another place: the same neighbours
+        if not entry.name.startswith("isentrope"):
+            (tmp_path / entry.name).symlink_to(entry)
+    told = run(package / "bin" / "isentrope", "version")
+    assert told.returncode == 0, told.stderr
+    assert f"torch {torch.__version__.split('+')[0]}" in told.stdout
+
+
+def test_the_command_finds_torch_of_another_folder(wheel, tmp_path):
+    unpacked(wheel, tmp_path)
+    told = run(sys.executable, ROOT / "python" / "bin" / "isentrope", "version", PYTHONPATH=str(tmp_path))
+    assert told.returncode == 0, told.stderr
+    assert "torch " in told.stdout
+
+
+@pytest.mark.parametrize("version, cuda, wanted", [("2.1.0", "", "2.1.0"), (torch.__version__, "1.0", "with CUDA 1.0")])
+def test_another_torch_is_named_before_anything_is_loaded(wheel, tmp_path, version, cuda, wanted):
+    package = unpacked(wheel, tmp_path)
+    (package / "_build.py").write_text(f"TORCH_VERSION = {version!r}\nTORCH_CUDA = {cuda!r}\n")
+    hidden = "import torch; torch.version.cuda = None; " if cuda else ""
+    told = run(sys.executable, "-c", hidden + "import isentrope", PYTHONPATH=str(tmp_path))
+    assert "ImportError: isentrope was built for torch" in told.stderr and wanted in told.stderr
+    assert "--no-build-isolation" in told.stderr
+    if not cuda:
+        told = run(sys.executable, ROOT / "python" / "bin" / "isentrope", "version", PYTHONPATH=str(tmp_path))
+        assert told.returncode == 1 and f"built for torch {version}" in told.stderr
+
+
+def test_an_installation_without_the_trainer_says_so(wheel, tmp_path):
+    package = unpacked(wheel, tmp_path)
+    shutil.rmtree(package / "bin")
+    told = run(sys.executable, ROOT / "python" / "bin" / "isentrope", "version", PYTHONPATH=str(tmp_path))
+    assert told.returncode == 1 and "holds the ops alone" in told.stderr
