@@ -12,6 +12,9 @@ function(package_targets)
   file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/_build.py @ONLY
        CONTENT "# What this package was built against.\nTORCH_VERSION = \"@TORCH_VERSION@\"\nTORCH_CUDA = \"@TORCH_CUDA@\"\n")
   install(FILES ${CMAKE_BINARY_DIR}/_build.py DESTINATION . COMPONENT python)
+  # For C++ projects: find_package(Isentrope), #include <isentrope/ops.h>.
+  install(FILES csrc/ops/ops.h DESTINATION include/isentrope COMPONENT python)
+  install(FILES cmake/IsentropeConfig.cmake cmake/LibTorch.cmake DESTINATION lib/cmake/Isentrope COMPONENT python)
   foreach(target_place "isentrope_ops:lib" "isentrope_python:." "isentrope:bin")
     string(REPLACE ":" ";" target_place ${target_place})
     list(GET target_place 0 target)

@@ -5,11 +5,16 @@ differentiable ops for CPU and CUDA; isentrope.nn has modules over them, isentro
 their mathematics in plain torch; isentrope.Trainer runs a YAML configuration.
 """
 
+from pathlib import Path as _Path
+
 from isentrope import nn, reference
 from isentrope.ops import *  # noqa: F403
 from isentrope.ops import __all__ as _ops
 
-__all__ = [*_ops, "Trainer", "nn", "reference"]
+__all__ = [*_ops, "Trainer", "cmake_prefix_path", "nn", "reference"]
+
+cmake_prefix_path = str(_Path(__file__).parent)
+"""Where CMake finds this package: ``-DCMAKE_PREFIX_PATH=``, then ``find_package(Isentrope)`` and ``isentrope::ops``."""
 
 
 def __getattr__(name: str):

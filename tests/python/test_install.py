@@ -52,6 +52,12 @@ def test_no_library_remembers_where_it_was_built(wheel, tmp_path):
         assert all(part.startswith("$ORIGIN") for part in path.split(":")), f"{file.name} looks in {path}"
 
 
+def test_a_wheel_holds_one_package(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        top = {name.split("/")[0] for name in archive.namelist()}
+    assert {name.split("-")[0] for name in top} == {"isentrope"}, top
+
+
 def test_a_wheel_asks_for_the_torch_it_was_built_for(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -94,3 +100,22 @@ def test_an_installation_without_the_trainer_says_so(wheel, tmp_path):
     shutil.rmtree(package / "bin")
     told = run(sys.executable, ROOT / "python" / "bin" / "isentrope", "version", PYTHONPATH=str(tmp_path))
     assert told.returncode == 1 and "holds the ops alone" in told.stderr
+
+
+def test_a_cpp_project_finds_the_package(wheel, tmp_path):
+    package = unpacked(wheel, tmp_path / "site")
+    made = run("cmake", "-S", ROOT / "examples" / "cpp", "-B", tmp_path / "build", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={package}",
+               f"-DPython_EXECUTABLE={sys.executable}")
+    assert made.returncode == 0, made.stdout + made.stderr
+    made = run("cmake", "--build", tmp_path / "build")
+    assert made.returncode == 0, made.stdout + made.stderr
+    told = run(tmp_path / "build" / "entropy_of_attention")
+    assert told.returncode == 0, told.stderr
+    entropy, bound = map(float, re.match(r"entropy of the last row: ([\d.]+) of ([\d.]+) nats", told.stdout).groups())
+    assert 0 < entropy < bound
+
+
+def test_the_cmake_prefix_is_the_package():
+    import isentrope
+
+    assert (Path(isentrope.cmake_prefix_path) / "lib" / "cmake" / "Isentrope" / "IsentropeConfig.cmake").is_file()
