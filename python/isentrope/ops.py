@@ -32,6 +32,13 @@ __all__ = [
 ]
 
 
+def _check_tensors(op: str, **arguments: tuple[object, str]) -> None:
+    """arguments: name=(value, what is wanted); None passes, what has no default is asked for by Python."""
+    for name, (value, wanted) in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"isentrope::{op}: {name} is {value!r:.60}, of type {type(value).__name__}; wanted a tensor, {wanted}")
+
+
 # ---- entropy_attention -----------------------------------------------------------------------------------------------
 
 
@@ -97,7 +104,17 @@ def entropy_attention(
 
     Source: derivation in kernels/entropy_attention.h (centred online entropy and its gradient).
     """
-    out, lse, entropy, max_logit = torch.ops.isentrope.entropy_attention(
+    _check_tensors(
+        "entropy_attention",
+        q=(q, "[B, H, T, D]"),
+        k=(k, "[B, G, S, D]"),
+        v=(v, "[B, G, S, D]"),
+        temperature=(temperature, "[H], [H, T] or [B, H, T]; one number for all is q.new_full((H,), number)"),
+        key_lengths=(key_lengths, "[B] integers"),
+        query_start=(query_start, "[B] integers"),
+        cu_seqlens=(cu_seqlens, "[sequences + 1] integers"),
+    )
+    out, lse, entropy, max_logit, _, _ = torch.ops.isentrope.entropy_attention(
         q,
         k,
         v,
@@ -137,6 +154,13 @@ def merge_attention_states(
     Raises:
         ValueError: shapes that do not fit; the message names the argument.
     """
+    _check_tensors(
+        "merge_attention_states",
+        out=(out, "[N, ..., D] of stacked states"),
+        lse=(lse, "[N, ...]"),
+        entropy=(entropy, "[N, ...]"),
+        max_logit=(max_logit, "[N, ...]"),
+    )
     none = lse.new_empty(0)
     merged = torch.ops.isentrope.merge_attention_states(
         out, lse, none if entropy is None else entropy, none if max_logit is None else max_logit
@@ -194,6 +218,14 @@ def sigma_linear(
 
     Source: arXiv 2303.06296; derivation of the backward pass in kernels/sigma_linear.h.
     """
+    _check_tensors(
+        "sigma_linear",
+        x=(x, "[..., in]"),
+        weight=(weight, "[out, in]"),
+        gamma=(gamma, "[], as torch.tensor(number)"),
+        u=(u, "[in]"),
+        bias=(bias, "[out]"),
+    )
     y, sigma, _, _ = torch.ops.isentrope.sigma_linear(x, weight, gamma, u, bias, sigma_grad=sigma_grad)
     return SigmaLinear(y, sigma)
 
@@ -312,6 +344,7 @@ def token_entropy(
 
     Source: derivation in kernels/token_entropy.h (centred online entropy).
     """
+    _check_tensors("token_entropy", logits=(logits, "[N, V] or [B, T, V]"), target=(target, "[N] or [B, T] int64"))
     logprob, entropy, lse, _, _, sum_p2, sum_p2_logp = torch.ops.isentrope.token_entropy(
         logits,
         target,
@@ -375,6 +408,13 @@ def linear_token_entropy(
 
     Source: derivation in kernels/linear_token_entropy.h.
     """
+    _check_tensors(
+        "linear_token_entropy",
+        hidden=(hidden, "[N, C] or [B, T, C]"),
+        weight=(weight, "[V, C]"),
+        target=(target, "[N] or [B, T] int64"),
+        bias=(bias, "[V]"),
+    )
     logprob, entropy, lse, _, _, sum_p2, sum_p2_logp = torch.ops.isentrope.linear_token_entropy(
         hidden,
         weight,
@@ -465,6 +505,7 @@ def window_entropy(
         raise ValueError(f"isentrope::window_entropy: partial is {partial!r}; wanted drop or shrink")
     if window < 1:
         raise ValueError(f"isentrope::window_entropy: window is {window}; wanted at least 1")
+    _check_tensors("window_entropy", entropy=(entropy, "[B, T]"), mask=(mask, "[B, T]"), at=(at, "[B, T]"))
     before, after = _SIDES[side](window)
     mean, count = torch.ops.isentrope.window_entropy(entropy, mask, at, before=before, after=after, shrink=partial == "shrink")
     (name, level), *_ = given
