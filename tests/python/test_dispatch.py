@@ -192,3 +192,25 @@ def test_inference_tensors_are_refused_by_name_where_they_would_be_kept(op):
     for index in range(1, len(inputs)):
         with pytest.raises(RuntimeError, match=f"isentrope::{op}: [a-z]+ was made under torch.inference_mode .*clone"):
             function(*(kept[j] if j == index else x for j, x in enumerate(leaves)))
+
+
+# ---- arguments of another type -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x: isentrope.merge_attention_states([x], x[..., 0]), r"merge_attention_states: out is \[tensor\(.*\.\.\., of type list; wanted a tensor"),
+    (lambda x: isentrope.sigma_linear(x, x, 1.0, x[0]), r"sigma_linear: gamma is 1.0, of type float; wanted a tensor, as torch.tensor\(1.0\)$"),
+    (lambda x: isentrope.sigma_linear(x, x, x[0, 0], x[0], sigma_grad=None), "sigma_linear: sigma_grad is None, of type NoneType; wanted a string$"),
+    (lambda x: isentrope.power_step(x, x, steps_max=2.5), "power_step: steps_max is 2.5, of type float; wanted an integer$"),
+    (lambda x: isentrope.token_entropy(x, [0, 1]), r"token_entropy: target is \[0, 1\], of type list; wanted a tensor"),
+    (lambda x: isentrope.token_entropy(x, x[:, 0].long(), temperature="1"), "token_entropy: temperature is '1', of type str; wanted a number$"),
+    (lambda x: isentrope.linear_token_entropy(x, x, x[:, 0].long(), moments="no"), "linear_token_entropy: moments is 'no', of type str; wanted True or False$"),
+    (lambda x: isentrope.window_entropy(x, x.tolist()), "window_entropy: mask is .*, of type list; wanted a tensor"),
+    (lambda x: isentrope.grpo_select(x, x, x, 1, mode="kl_cov", seed=1), r"grpo_select: mask is 1, of type int; wanted a tensor"),
+    (lambda x: isentrope.grpo_loss(x, x, x, x, clip_low="a"), "grpo_loss: clip_low is 'a', of type str; wanted a number$"),
+    (lambda x: isentrope.grpo_combine_stats(3.0), "grpo_combine_stats: stats is 3.0, of type float"),
+])  # fmt: skip
+def test_an_argument_of_another_type_is_named(call, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        call(torch.zeros(8, 8))
+    assert caught.value.__suppress_context__, "torch's own text is not shown beside it"

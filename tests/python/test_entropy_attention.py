@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -548,7 +549,11 @@ def test_other_instruction_sets(same_on, capability):
     if capability == "avx2" and ours not in ("AVX2", "AVX512"):
         pytest.skip(f"this processor has {ours} only")
     cases = []
+    # The narrowest build leaves the processor's bfloat16 products alone, and rounds elsewhere.
+    products = re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()) and capability == "default"
     for dtype in DTYPES:
+        if dtype == torch.bfloat16 and products:
+            continue
         for shape, options in (((2, 2, 65, 64), {"causal": True}), ((1, 4, 33, 72), {"causal": True, "window": 9, "softcap": 3.0})):
             inputs = draw(*shape, dtype=dtype)
             cases.append((inputs, options, everything(inputs, **options)))
@@ -618,9 +623,12 @@ P = torch.zeros(6, 4, 16)
         (ValueError, "q has 4 heads and k has 3", (Q, torch.zeros(2, 3, 7, 16), torch.zeros(2, 3, 7, 16)), {}),
         (ValueError, "the head size is 512; wanted at most 256; layers with larger heads need another", (torch.zeros(1, 1, 2, 512),) * 3, {}),
         (ValueError, "the head size is 4; wanted a multiple of 8", (Q[..., :4], K[..., :4], K[..., :4]), {}),
-        (TypeError, r"temperature is 0.5, of type float; wanted a tensor, \[H\], \[H, T\] or \[B, H, T\]; one number", (Q, K, K), {"temperature": 0.5}),
-        (TypeError, r"key_lengths is \[3\], of type list; wanted a tensor, \[B\] integers", (Q, K, K), {"key_lengths": [3]}),
-        (TypeError, "q is None|q is 'x', of type str; wanted a tensor", ("x", K, K), {}),
+        (TypeError, r"entropy_attention: temperature is 0.5, of type float; wanted a tensor, as torch.tensor\(0.5\), or None$", (Q, K, K), {"temperature": 0.5}),
+        (TypeError, r"key_lengths is \[3\], of type list; wanted a tensor, as torch.tensor\(\[3\]\), or None$", (Q, K, K), {"key_lengths": [3]}),
+        (TypeError, "q is None, of type NoneType; wanted a tensor$", (None, K, K), {}),
+        (TypeError, "window is '3', of type str; wanted an integer, or None$", (Q, K, K), {"window": "3"}),
+        (TypeError, "window is 2.5, of type float; wanted an integer, or None$", (Q, K, K), {"window": 2.5}),
+        (TypeError, "scale is '1', of type str; wanted a number, or None$", (Q, K, K), {"scale": "1"}),
         (ValueError, "the head size is 12; wanted a multiple of 8", (Q[..., :12], K[..., :12], K[..., :12]), {}),
         (ValueError, "v is on meta; wanted cpu", (Q, K, K.to("meta")), {}),
         (ValueError, "window is 0; wanted at least 1", (Q, K, K), {"window": 0}),
