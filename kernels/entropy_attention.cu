@@ -81,9 +81,8 @@ GPU_DEVICE Logits logits_of(const AttentionShape& s) {
   const float scale = static_cast<float>(s.scale), softcap = static_cast<float>(s.softcap);
   return {softcap > 0 ? softcap : scale, softcap > 0 ? scale / softcap : 0.0f};
 }
-// A row past the end has 0 for 1 / τ, and its -inf has to stay one.
 GPU_DEVICE float factor_of(const Logits& logits, float inverse_temperature) {
-  return inverse_temperature == 0 ? 1.0f : logits.base * inverse_temperature;
+  return logits.base * inverse_temperature;
 }
 GPU_DEVICE float inverse_temperature_of(const void* temperature, const HeadStrides& strides, const KeyHead& x,
                                         int row) {
@@ -108,11 +107,10 @@ struct Tile {
   }
 };
 
-// What the gradient needs of a row; delta and dentropy are divided by the temperature.
+// What the gradient needs of a row: log2 p = (factor · score - anchor) - log_sum; delta and dentropy are divided by the temperature.
 struct alignas(16) Row {
-  float lse, delta, dentropy, inverse_temperature;
+  float factor, anchor, log_sum, delta, dentropy, inverse_temperature;
   Span span;
-  int unused[2];
 };
 
 // kHeld tiles (q; or q and dout; or k and v) of kRows rows, two buffers of two tiles of kWalked rows. So many that all fits the
@@ -311,7 +309,7 @@ GPU_DEVICE float raise(State& x, float maximum) {
   return scale;
 }
 
-// lse, entropy and max_logit of a row with state x; logits were taken times factor · log2(e).
+// The statistics of a row with state x; logits were taken times factor · log2(e).
 GPU_DEVICE void write_statistics(const EntropyAttentionForward& p, const KeyHead& head, int row, const State& x,
                                  float factor) {
   // factor / c is ln 2 but for the rounding of c. In two parts: at large logits their product would lose a digit to it.
@@ -322,6 +320,10 @@ GPU_DEVICE void write_statistics(const EntropyAttentionForward& p, const KeyHead
   static_cast<float*>(p.lse)[place] = empty ? -INFINITY : ::fmaf(x.maximum, high, rest + gpu::kLn2 * log_sum);
   if (p.max_logit != nullptr)
     static_cast<float*>(p.max_logit)[place] = empty ? -INFINITY : bad ? x.sum : ::fmaf(x.maximum, high, rest);
+  if (p.anchor != nullptr) {
+    static_cast<float*>(p.anchor)[place] = x.maximum;
+    static_cast<float*>(p.log_sum)[place] = empty ? 0.0f : log_sum;
+  }
   if (p.entropy != nullptr) {
     const float entropy = empty ? 0.0f : gpu::kLn2 * (log_sum - x.sum_log / x.sum);
     static_cast<float*>(p.entropy)[place] = entropy < 0 ? 0.0f : entropy;  // rounding alone takes it below
@@ -510,14 +512,16 @@ __global__ void __launch_bounds__(kRowThreads)
 
   const int64_t place = row_offset(head, p.statistic_strides, row);
   const auto at = [place](const void* x) { return x == nullptr ? 0.0f : static_cast<const float*>(x)[place]; };
-  Row x = {at(p.lse),
+  const float inverse_temperature = inverse_temperature_of(p.temperature, p.temperature_strides, head, row);
+  Row x = {factor_of(logits_of(p.shape), inverse_temperature) * gpu::kLog2e,
+           at(p.anchor),
+           at(p.log_sum),
            0,
            0,
-           inverse_temperature_of(p.temperature, p.temperature_strides, head, row),
-           span_of(p.shape, head, row),
-           {}};
-  if (x.lse == -INFINITY) {
-    x.lse = INFINITY;  // every p becomes 0
+           inverse_temperature,
+           span_of(p.shape, head, row)};
+  if (x.anchor == -INFINITY) {
+    x.anchor = INFINITY;  // every p becomes 0
   } else {
     x.dentropy = at(p.dentropy) * x.inverse_temperature;
     if (p.dentropy != nullptr) delta += at(p.dentropy) * at(p.entropy);
@@ -529,8 +533,9 @@ __global__ void __launch_bounds__(kRowThreads)
 // In: q·k (or its tanh) and dout·v. Out: p and the gradient of scale · q·k. Returns (gradient of the logit / τ) · log p.
 template <bool kEntropy, bool kSoftcap>
 GPU_DEVICE float differentiate(float& score, float& gradient, const Row& row, float factor) {
-  const float exact_log_p = ::fmaf(score, factor, -row.lse), p = gpu::exp2_approx(exact_log_p * gpu::kLog2e);
-  const float log_p = bounded_log(exact_log_p);
+  // The product is rounded by itself, as in the forward pass: the anchor is one of them.
+  const float log2_p = (gpu::multiply_rounded(score, factor) - row.anchor) - row.log_sum;
+  const float p = gpu::exp2_approx(log2_p), log_p = bounded_log(log2_p * gpu::kLn2);
   float ds = ::fmaf(gradient, row.inverse_temperature, -row.delta);
   if constexpr (kEntropy) ds = ::fmaf(-row.dentropy, log_p, ds);
   ds *= p;
@@ -591,13 +596,12 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads, kBlocks)
   const Span lowest = span_of(p.shape, head, smaller(warp_row, last_row)),
              highest = warp_row > last_row ? Span{0, 0} : span_of(p.shape, head, smaller(warp_row + 15, last_row));
   int row[2];
-  float factor[2], dlog[2] = {0, 0};
+  float dlog[2] = {0, 0};
   Row of[2];
   GPU_UNROLL
   for (int h = 0; h < 2; ++h) {
     row[h] = smaller(warp_row + lane / 4 + 8 * h, last_row);
     of[h] = rows[head_index * head_rows + row[h]];
-    factor[h] = factor_of(logits, of[h].inverse_temperature);
   }
 
   Scores<kHead> dq;
@@ -620,7 +624,7 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads, kBlocks)
       for (int n = 0; n < kKeys / 8; ++n) GPU_UNROLL
       for (int i = 0; i < 4; ++i)
         dlog[i / 2] += differentiate<kEntropy, decltype(softcap)::value>(score.value[n][i], gradient.value[n][i],
-                                                                         of[i / 2], factor[i / 2]);
+                                                                         of[i / 2], of[i / 2].factor);
     });
     multiply<T, kHead, kKeys>(dq, gradient, k_tile, exchange);
   };
@@ -636,8 +640,9 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads, kBlocks)
       // Σ ds·s as Σ ds·log p + lse · Σ ds, since Σ ds is dlse: nothing of the size of lse² has to cancel.
       const int64_t place = row_offset(head, p.statistic_strides, row[h]);
       const float dlse = p.dlse == nullptr ? 0.0f : static_cast<const float*>(p.dlse)[place];
+      const float lse = gpu::kLn2 * (of[h].anchor + of[h].log_sum);
       static_cast<float*>(p.dtemperature)[place] =
-          of[h].lse == INFINITY ? 0.0f : -(dlog[h] + of[h].lse * (dlse * of[h].inverse_temperature));
+          of[h].anchor == INFINITY ? 0.0f : -(dlog[h] + lse * (dlse * of[h].inverse_temperature));
     }
   }
 }
@@ -720,7 +725,7 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 2>::kThreads, kBlocks)
       for (int n = 0; n < kRows / 8; ++n) GPU_UNROLL
       for (int i = 0; i < 2; ++i) {
         const Row& of = row[8 * n + 2 * (lane % 4) + i];
-        const float factor = factor_of(logits, of.inverse_temperature);
+        const float factor = of.factor == 0 ? 1.0f : of.factor;  // 0 past the end, where -inf has to stay -inf
         GPU_UNROLL
         for (int h = 0; h < 2; ++h)
           differentiate<kEntropy, decltype(softcap)::value>(score.value[n][i + 2 * h], gradient.value[n][i + 2 * h], of,

@@ -14,7 +14,11 @@
 // The entropy is kept centred: with a running maximum m, l = Σ exp(s - m) and e = Σ exp(s - m)(s - m) give H = log l - e/l; a
 // larger maximum m' turns them into c·l and c·(e + (m - m') l), c = exp(m - m'). Partial states are merged by the same rule.
 //
-// Gradient, from out, lse and entropy alone (log P = s - lse):
+// lse = m + log l is one number, which keeps of log l what the size of m leaves it: of common offsets of ±1e8 nothing. So the
+// backward pass is given the two apart, anchor and log_sum, m not yet multiplied by the factor of the logits: what is taken off
+// a score is then the very number that the forward pass took off it.
+//
+// Gradient, from out, entropy, anchor and log_sum alone (log P = (s - m) - log l):
 //   dP_j = dout·v_j        δ = dout·out + dentropy·H - dlse
 //   ds_j = p_j (dP_j - δ - dentropy · log p_j)             every row of ds sums to dlse
 //   dy_j = ds_j / τ        dz_j = dy_j (1 - (y_j / softcap)²)
@@ -69,8 +73,10 @@ struct EntropyAttentionForward {
   void* lse = nullptr;                // [B, H, T]
   void* entropy = nullptr;            // [B, H, T], or null
   void* max_logit = nullptr;          // [B, H, T], or null
+  void* anchor = nullptr;   // [B, H, T], or null, like log_sum: for the backward pass of the same device, in the
+  void* log_sum = nullptr;  // [B, H, T]  unit and base that it computes in
   HeadStrides q_strides, k_strides, v_strides, out_strides;
-  HeadStrides statistic_strides;    // of lse, entropy, max_logit
+  HeadStrides statistic_strides;    // of all statistics
   HeadStrides temperature_strides;  // row is 0 where a head has one temperature, batch where all batches share them
   void* workspace = nullptr;        // [entropy_attention_workspace] bytes, 16-byte aligned; CUDA only
 };
@@ -82,8 +88,9 @@ struct EntropyAttentionBackward {
   const void* k = nullptr;
   const void* v = nullptr;
   const void* temperature = nullptr;
-  const void* out = nullptr;      // as the forward pass gave it, like lse and entropy
-  const void* lse = nullptr;      // [B, H, T]
+  const void* out = nullptr;      // as the forward pass gave it, like entropy, anchor and log_sum
+  const void* anchor = nullptr;   // [B, H, T]
+  const void* log_sum = nullptr;  // [B, H, T]
   const void* entropy = nullptr;  // [B, H, T]; needed with dentropy; with dtemperature it keeps digits, and may be null
   const void* dout = nullptr;     // [B, H, T, D] dtype; rows 16-byte aligned on CUDA, like q, k, v and out
   const void* dlse = nullptr;     // [B, H, T], or null for 0
@@ -93,7 +100,7 @@ struct EntropyAttentionBackward {
   void* dv = nullptr;              // [B, G, S, D] dtype; the same
   void* dtemperature = nullptr;    // [B, H, T], or null where it is not wanted
   HeadStrides q_strides, k_strides, v_strides, out_strides, dout_strides, dq_strides, dk_strides, dv_strides;
-  HeadStrides statistic_strides;  // of lse, entropy, dlse, dentropy, dtemperature
+  HeadStrides statistic_strides;  // of anchor, log_sum, entropy, dlse, dentropy, dtemperature
   HeadStrides temperature_strides;
   void* workspace = nullptr;  // [entropy_attention_backward_workspace] bytes, 16-byte aligned; CUDA only
 };

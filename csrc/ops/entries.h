@@ -5,6 +5,7 @@
 #include <array>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "kernels/entropy_attention.h"
 #include "kernels/grpo_loss.h"
@@ -22,16 +23,17 @@ using OptionalTensor = std::optional<Tensor>;
 struct EntropyAttentionArguments {
   Tensor q, k, v;
   bool causal;
-  std::optional<int64_t> window;
+  std::optional<c10::SymInt> window;  // a number that torch.compile may not know, like max_seqlen
   std::optional<double> softcap, scale;
   OptionalTensor temperature, key_lengths, query_start, cu_seqlens;
-  std::optional<int64_t> max_seqlen;
+  std::optional<c10::SymInt> max_seqlen;
 };
-// (out, lse, entropy, max_logit); entropy is empty without return_entropy.
-using EntropyAttentionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// (out, lse, entropy, max_logit, anchor, log_sum); entropy is empty without return_entropy; the last two are for the backward pass.
+using EntropyAttentionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using EntropyAttentionRun = EntropyAttentionOutputs (*)(const EntropyAttentionArguments&, bool return_entropy);
 
 EntropyAttentionOutputs entropy_attention_autograd(const EntropyAttentionArguments& arguments, bool return_entropy);
+EntropyAttentionOutputs entropy_attention_autocast(const EntropyAttentionArguments& arguments, bool return_entropy);
 EntropyAttentionOutputs entropy_attention_meta(const EntropyAttentionArguments& arguments, bool return_entropy);
 EntropyAttentionOutputs entropy_attention_cpu(const EntropyAttentionArguments& arguments, bool return_entropy);
 // workspace: how many bytes the launcher wants beside its parameters; null for none.
@@ -43,18 +45,19 @@ EntropyAttentionOutputs entropy_attention_run(const EntropyAttentionArguments& a
 // A backend as the dispatcher calls it.
 template <EntropyAttentionRun run>
 EntropyAttentionOutputs entropy_attention_entry(const Tensor& q, const Tensor& k, const Tensor& v, bool causal,
-                                                std::optional<int64_t> window, std::optional<double> softcap,
+                                                std::optional<c10::SymInt> window, std::optional<double> softcap,
                                                 std::optional<double> scale, const OptionalTensor& temperature,
                                                 const OptionalTensor& key_lengths, const OptionalTensor& query_start,
-                                                const OptionalTensor& cu_seqlens, std::optional<int64_t> max_seqlen,
+                                                const OptionalTensor& cu_seqlens, std::optional<c10::SymInt> max_seqlen,
                                                 bool return_entropy) {
-  return run({q, k, v, causal, window, softcap, scale, temperature, key_lengths, query_start, cu_seqlens, max_seqlen},
+  return run({q, k, v, causal, std::move(window), softcap, scale, temperature, key_lengths, query_start, cu_seqlens,
+              std::move(max_seqlen)},
              return_entropy);
 }
 
 // What the backward pass reads beside the arguments: the forward pass' outputs, and the gradients that came in.
 struct EntropyAttentionState {
-  Tensor out, lse, entropy;
+  Tensor out, entropy, anchor, log_sum;
   OptionalTensor dout, dlse, dentropy;
   bool of_temperature;
 };
@@ -74,18 +77,20 @@ EntropyAttentionGradients entropy_attention_backward_run(const EntropyAttentionA
 
 template <EntropyAttentionBackwardRun run>
 EntropyAttentionGradients entropy_attention_backward_entry(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse, const Tensor& entropy,
-    const OptionalTensor& dout, const OptionalTensor& dlse, const OptionalTensor& dentropy, bool causal,
-    std::optional<int64_t> window, std::optional<double> softcap, std::optional<double> scale,
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& entropy, const Tensor& anchor,
+    const Tensor& log_sum, const OptionalTensor& dout, const OptionalTensor& dlse, const OptionalTensor& dentropy,
+    bool causal, std::optional<c10::SymInt> window, std::optional<double> softcap, std::optional<double> scale,
     const OptionalTensor& temperature, const OptionalTensor& key_lengths, const OptionalTensor& query_start,
-    const OptionalTensor& cu_seqlens, std::optional<int64_t> max_seqlen, bool of_temperature) {
-  return run({q, k, v, causal, window, softcap, scale, temperature, key_lengths, query_start, cu_seqlens, max_seqlen},
-             {out, lse, entropy, dout, dlse, dentropy, of_temperature});
+    const OptionalTensor& cu_seqlens, std::optional<c10::SymInt> max_seqlen, bool of_temperature) {
+  return run({q, k, v, causal, std::move(window), softcap, scale, temperature, key_lengths, query_start, cu_seqlens,
+              std::move(max_seqlen)},
+             {out, entropy, anchor, log_sum, dout, dlse, dentropy, of_temperature});
 }
 
 // ---- merge_attention_states ------------------------------------------------------------------------------------------
-EntropyAttentionOutputs merge_attention_states_composite(const Tensor& out, const Tensor& lse, const Tensor& entropy,
-                                                         const Tensor& max_logit);
+using AttentionStates = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // (out, lse, entropy, max_logit)
+AttentionStates merge_attention_states_composite(const Tensor& out, const Tensor& lse, const Tensor& entropy,
+                                                 const Tensor& max_logit);
 
 // ---- sigma_linear ----------------------------------------------------------------------------------------------------
 // What a device does for sigma_linear: the launchers of kernels/sigma_linear.h and
@@ -135,6 +140,8 @@ SigmaLinearGradients sigma_linear_backward_run(const Tensor& x, const Tensor& we
 
 // ---- power_step ------------------------------------------------------------------------------------------------------
 // (sigmas [layers], steps [layers])
+std::tuple<Tensor, Tensor> power_step_autograd(at::TensorList weights, at::TensorList us, int64_t steps_max,
+                                               double tolerance);
 std::tuple<Tensor, Tensor> power_step_inplace_or_view(at::TensorList weights, at::TensorList us, int64_t steps_max,
                                                       double tolerance);
 std::tuple<Tensor, Tensor> power_step_meta(at::TensorList weights, at::TensorList us, int64_t steps_max,
@@ -319,17 +326,19 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss, c
 // ---- window_entropy --------------------------------------------------------------------------------------------------
 // (mean, count)
 std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                                   int64_t before, int64_t after, bool shrink);
+                                                   c10::SymInt before, c10::SymInt after, bool shrink);
+std::tuple<Tensor, Tensor> window_entropy_autocast(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                                   c10::SymInt before, c10::SymInt after, bool shrink);
 std::tuple<Tensor, Tensor> window_entropy_meta(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                               int64_t before, int64_t after, bool shrink);
+                                               c10::SymInt before, c10::SymInt after, bool shrink);
 std::tuple<Tensor, Tensor> window_entropy_cpu(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
                                               int64_t before, int64_t after, bool shrink);
 std::tuple<Tensor, Tensor> window_entropy_run(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
                                               int64_t before, int64_t after, bool shrink,
                                               void (*launch)(const kernels::WindowEntropyForward&),
                                               bool with_workspace);
-Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
-                                    int64_t after);
+Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor& count, const Tensor& mask, c10::SymInt before,
+                                    c10::SymInt after);
 Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
                                    int64_t after);
 Tensor window_entropy_backward_run(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
@@ -337,6 +346,8 @@ Tensor window_entropy_backward_run(const Tensor& dmean, const Tensor& count, con
                                    bool with_workspace);
 
 // (high, threshold); _composite: of torch's own operators, for every device.
+std::tuple<Tensor, Tensor> window_select_autograd(const Tensor& mean, const Tensor& count, c10::string_view threshold,
+                                                  double level, c10::string_view scope);
 std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean, const Tensor& count, c10::string_view threshold,
                                              double level, c10::string_view scope);
 std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean, const Tensor& count, c10::string_view threshold,

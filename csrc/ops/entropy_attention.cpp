@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "csrc/ops/autocast.h"
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/entropy_attention_cpu.h"
 #include "csrc/ops/ops.h"
@@ -25,6 +27,14 @@ constexpr const char* kOp = "entropy_attention";
 constexpr int64_t kMostHeadSize = 256;
 
 bool given(const OptionalTensor& x) { return x && x->defined(); }
+
+// Where there is data there are numbers.
+std::optional<int64_t> number(const std::optional<c10::SymInt>& x) {
+  return x ? std::optional<int64_t>(x->guard_int(__FILE__, __LINE__)) : std::nullopt;
+}
+std::optional<c10::SymInt> symbol(const std::optional<int64_t>& x) {
+  return x ? std::optional<c10::SymInt>(*x) : std::nullopt;
+}
 
 // ---- checks ----------------------------------------------------------------------------------------------------------
 
@@ -55,8 +65,10 @@ void check_arguments(const Arguments& a) {
            " as q has");
   const c10::SymInt H = q.sym_size(1), G = k.sym_size(1), D = q.sym_size(-1);
   OP_CHECK(kOp, G >= 1 && H % G == 0, "q has ", H, " heads and k has ", G, "; wanted a multiple of k's");
-  OP_CHECK(kOp, D >= 8 && D <= kMostHeadSize && D % 8 == 0, "the head size is ", D, "; wanted a multiple of 8 up to ",
-           kMostHeadSize, "; pad q, k and v with zeros and give scale");
+  OP_CHECK(kOp, D <= kMostHeadSize, "the head size is ", D, "; wanted at most ", kMostHeadSize,
+           "; layers with larger heads need another attention");
+  OP_CHECK(kOp, D >= 8 && D % 8 == 0, "the head size is ", D, "; wanted a multiple of 8 up to ", kMostHeadSize,
+           "; pad q, k and v with zeros and give scale");
   OP_CHECK(kOp, !window || *window >= 1, "window is ", *window, "; wanted at least 1, or none");
   OP_CHECK(kOp, !window || causal, "window is given and causal is false; a window looks back from a query's own place");
   OP_CHECK(kOp, !softcap || (std::isfinite(*softcap) && *softcap > 0), "softcap is ", *softcap,
@@ -106,12 +118,13 @@ void check_values(const Arguments& a) {
     OP_CHECK(kOp, n >= 0 && n <= a.k.size(2), "query_start[", b, "] is ", n, "; wanted 0 to ", a.k.size(2));
   }
   const int64_t* end = ends.const_data_ptr<int64_t>();
+  const std::optional<int64_t> longest = number(a.max_seqlen);
   for (int64_t n = 0; n < ends.numel(); ++n) {
     OP_CHECK(kOp, n > 0 || end[0] == 0, "cu_seqlens[0] is ", end[0], "; wanted 0");
     OP_CHECK(kOp, n == 0 || end[n] >= end[n - 1], "cu_seqlens[", n, "] is ", end[n], ", below the one before it (",
              end[n - 1], "); wanted rising values");
-    OP_CHECK(kOp, n == 0 || !a.max_seqlen || end[n] - end[n - 1] <= *a.max_seqlen, "cu_seqlens: sequence ", n - 1,
-             " has ", end[n] - end[n - 1], " rows; wanted at most max_seqlen (", *a.max_seqlen, ")");
+    OP_CHECK(kOp, n == 0 || !longest || end[n] - end[n - 1] <= *longest, "cu_seqlens: sequence ", n - 1, " has ",
+             end[n] - end[n - 1], " rows; wanted at most max_seqlen (", *longest, ")");
     OP_CHECK(kOp, n + 1 < ends.numel() || end[n] == a.q.size(0), "cu_seqlens ends at ", end[n], "; wanted ",
              a.q.size(0), ", the rows of q");
   }
@@ -169,12 +182,12 @@ Prepared prepare(const Arguments& a) {
   shape.kv_heads = a.k.size(1);
   shape.head_size = a.q.size(-1);
   shape.batch = packed ? r.cu_seqlens.numel() - 1 : a.q.size(0);
-  shape.queries = packed ? std::min(a.max_seqlen.value_or(a.q.size(0)), a.q.size(0)) : a.q.size(2);
+  shape.queries = packed ? std::min(number(a.max_seqlen).value_or(a.q.size(0)), a.q.size(0)) : a.q.size(2);
   shape.keys = packed ? shape.queries : a.k.size(2);
   shape.total = packed ? a.q.size(0) : 0;
   shape.scale = a.scale.value_or(1.0 / std::sqrt(static_cast<double>(shape.head_size)));
   shape.causal = a.causal;
-  shape.window = a.window.value_or(0);
+  shape.window = number(a.window).value_or(0);
   shape.softcap = a.softcap.value_or(0);
   shape.key_lengths = pointer(r.key_lengths);
   shape.query_start = pointer(r.query_start);
@@ -195,7 +208,8 @@ c10::SymDimVector statistic_sizes(const Tensor& q) {
 EntropyAttentionOutputs empty_outputs(const Tensor& q, bool return_entropy) {
   const auto options = q.options().dtype(statistic_type(q));
   auto statistic = [&] { return at::empty_symint(statistic_sizes(q), options); };
-  return {at::empty_like(q), statistic(), return_entropy ? statistic() : at::empty({0}, options), statistic()};
+  return {at::empty_like(q), statistic(), return_entropy ? statistic() : at::empty({0}, options),
+          statistic(),       statistic(), statistic()};
 }
 
 Tensor scratch_of(AttentionWorkspace workspace, const AttentionShape& shape, DType dtype, const Tensor& like) {
@@ -228,7 +242,7 @@ EntropyAttentionOutputs entropy_attention_run(const Arguments& arguments, bool r
                                               AttentionWorkspace workspace) {
   const Prepared a = prepare(arguments);
   auto outputs = empty_outputs(arguments.q, return_entropy);
-  auto& [out, lse, entropy, max_logit] = outputs;
+  auto& [out, lse, entropy, max_logit, anchor, log_sum] = outputs;
   if (out.numel() == 0) return outputs;
   EntropyAttentionForward p;
   set_inputs(p, a);
@@ -236,6 +250,8 @@ EntropyAttentionOutputs entropy_attention_run(const Arguments& arguments, bool r
   p.lse = lse.mutable_data_ptr();
   p.entropy = return_entropy ? entropy.mutable_data_ptr() : nullptr;
   p.max_logit = max_logit.mutable_data_ptr();
+  p.anchor = anchor.mutable_data_ptr();
+  p.log_sum = log_sum.mutable_data_ptr();
   p.out_strides = strides_of(out);
   p.statistic_strides = statistic_strides_of(lse);
   const Tensor scratch = scratch_of(workspace, p.shape, p.dtype, a.q);
@@ -274,16 +290,19 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
     dq.zero_(), dtemperature.zero_();
     return gradients;
   }
-  const Tensor lse = state.lse.contiguous();
-  auto statistic = [&](const OptionalTensor& x) { return given(x) ? x->to(lse.scalar_type()).contiguous() : Tensor(); };
+  const Tensor anchor = state.anchor.contiguous(), log_sum = state.log_sum.contiguous();
+  auto statistic = [&](const OptionalTensor& x) {
+    return given(x) ? x->to(anchor.scalar_type()).contiguous() : Tensor();
+  };
   const Tensor dlse = statistic(state.dlse), dentropy = statistic(state.dentropy), entropy = statistic(state.entropy);
   const Tensor out = with_whole_rows(state.out);
   const Tensor dout = given(state.dout) ? with_whole_rows(state.dout->to(out.scalar_type())) : at::zeros_like(out);
-  const Tensor rows = state.of_temperature ? at::empty_like(lse) : Tensor();
+  const Tensor rows = state.of_temperature ? at::empty_like(anchor) : Tensor();
   EntropyAttentionBackward p;
   set_inputs(p, a);
   p.out = out.const_data_ptr();
-  p.lse = lse.const_data_ptr();
+  p.anchor = anchor.const_data_ptr();
+  p.log_sum = log_sum.const_data_ptr();
   p.entropy = entropy.defined() && entropy.numel() > 0 ? entropy.const_data_ptr() : nullptr;
   p.dout = dout.const_data_ptr();
   p.dlse = data_or_null(dlse);
@@ -297,7 +316,7 @@ EntropyAttentionGradients entropy_attention_backward_run(const Arguments& argume
   p.dq_strides = strides_of(dq);
   p.dk_strides = strides_of(dk);
   p.dv_strides = strides_of(dv);
-  p.statistic_strides = statistic_strides_of(lse);
+  p.statistic_strides = statistic_strides_of(anchor);
   const Tensor scratch = scratch_of(workspace, p.shape, p.dtype, a.q);
   p.workspace = scratch.defined() ? scratch.mutable_data_ptr() : nullptr;
   launch(p);
@@ -347,12 +366,12 @@ struct EntropyAttentionFunction : torch::autograd::Function<EntropyAttentionFunc
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                const OptionalTensor& temperature, const Arguments& a, bool return_entropy) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, lse, entropy, max_logit] = call_forward(a, return_entropy);
+    auto [out, lse, entropy, max_logit, anchor, log_sum] = call_forward(a, return_entropy);
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({q, k, v, out, lse, entropy, tensor_of(temperature), tensor_of(a.key_lengths),
+    ctx->save_for_backward({q, k, v, out, entropy, anchor, log_sum, tensor_of(temperature), tensor_of(a.key_lengths),
                             tensor_of(a.query_start), tensor_of(a.cu_seqlens)});
-    ctx->mark_non_differentiable({max_logit});
-    if (!return_entropy) ctx->mark_non_differentiable({entropy, max_logit});
+    ctx->mark_non_differentiable({max_logit, anchor, log_sum});
+    if (!return_entropy) ctx->mark_non_differentiable({entropy, max_logit, anchor, log_sum});
     auto& data = ctx->saved_data;
     data["causal"] = a.causal;
     data["window"] = a.window;
@@ -360,7 +379,7 @@ struct EntropyAttentionFunction : torch::autograd::Function<EntropyAttentionFunc
     data["scale"] = a.scale;
     data["max_seqlen"] = a.max_seqlen;
     data["of_temperature"] = given(temperature) && temperature->requires_grad();
-    return {out, lse, entropy, max_logit};
+    return {out, lse, entropy, max_logit, anchor, log_sum};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list d) {
@@ -372,11 +391,12 @@ struct EntropyAttentionFunction : torch::autograd::Function<EntropyAttentionFunc
     const variable_list saved = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
     const bool of_temperature = data["of_temperature"].toBool();
-    auto [dq, dk, dv, dtemperature] = op.call(
-        saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], optional(d[0]), optional(d[1]), optional(d[2]),
-        data["causal"].toBool(), data["window"].toOptional<int64_t>(), data["softcap"].toOptional<double>(),
-        data["scale"].toOptional<double>(), optional(saved[6]), optional(saved[7]), optional(saved[8]),
-        optional(saved[9]), data["max_seqlen"].toOptional<int64_t>(), of_temperature);
+    auto [dq, dk, dv, dtemperature] =
+        op.call(saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], saved[6], optional(d[0]), optional(d[1]),
+                optional(d[2]), data["causal"].toBool(), data["window"].toOptional<c10::SymInt>(),
+                data["softcap"].toOptional<double>(), data["scale"].toOptional<double>(), optional(saved[7]),
+                optional(saved[8]), optional(saved[9]), optional(saved[10]),
+                data["max_seqlen"].toOptional<c10::SymInt>(), of_temperature);
     gradients[0] = dq, gradients[1] = dk, gradients[2] = dv;
     if (of_temperature) gradients[3] = dtemperature;
     return gradients;
@@ -386,24 +406,39 @@ struct EntropyAttentionFunction : torch::autograd::Function<EntropyAttentionFunc
 }  // namespace
 
 EntropyAttentionOutputs entropy_attention_autograd(const Arguments& a, bool return_entropy) {
+  check_differentiation(kOp, {{"q", a.q},
+                              {"k", a.k},
+                              {"v", a.v},
+                              {"temperature", a.temperature},
+                              {"key_lengths", a.key_lengths},
+                              {"query_start", a.query_start},
+                              {"cu_seqlens", a.cu_seqlens}});
   const auto out = EntropyAttentionFunction::apply(a.q, a.k, a.v, a.temperature, a, return_entropy);
-  return {out[0], out[1], out[2], out[3]};
+  return {out[0], out[1], out[2], out[3], out[4], out[5]};
+}
+
+// q, k and v, as scaled_dot_product_attention takes them: a rotation leaves q and k in float, v is what a projection gave.
+EntropyAttentionOutputs entropy_attention_autocast(const Arguments& a, bool return_entropy) {
+  const Autocast cast(a.q);
+  Arguments lowered = a;
+  for (Tensor* x : {&lowered.q, &lowered.k, &lowered.v}) *x = cast.lower(*x);
+  return call_forward(lowered, return_entropy);
 }
 
 EntropyAttention entropy_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                    const EntropyAttentionOptions& options) {
-  auto [out, lse, entropy, max_logit] =
-      call_forward({q, k, v, options.causal, options.window, options.softcap, options.scale, options.temperature,
-                    options.key_lengths, options.query_start, options.cu_seqlens, options.max_seqlen},
-                   options.return_entropy);
+  auto [out, lse, entropy, max_logit, anchor, log_sum] = call_forward(
+      {q, k, v, options.causal, symbol(options.window), options.softcap, options.scale, options.temperature,
+       options.key_lengths, options.query_start, options.cu_seqlens, symbol(options.max_seqlen)},
+      options.return_entropy);
   return {out, lse, options.return_entropy ? entropy : Tensor(), max_logit};
 }
 
 // ---- merge_attention_states --------------------------------------------------------------------------------------------
 
 // With weights w_i = exp(lse_i - lse): out = Σ w_i out_i, H = Σ w_i (H_i - log w_i). A state without keys has w_i = 0.
-EntropyAttentionOutputs merge_attention_states_composite(const Tensor& out, const Tensor& lse, const Tensor& entropy,
-                                                         const Tensor& max_logit) {
+AttentionStates merge_attention_states_composite(const Tensor& out, const Tensor& lse, const Tensor& entropy,
+                                                 const Tensor& max_logit) {
   constexpr const char* op = "merge_attention_states";
   OP_CHECK(op, lse.dim() >= 1 && lse.sym_size(0) >= 1, "lse has shape ", lse.sym_sizes(),
            "; wanted [states, …], at least one state");

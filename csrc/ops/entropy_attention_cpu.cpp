@@ -9,7 +9,7 @@
 //
 // Products are of q as it is; the passes over rows take s = factor · (q·k), factor = scale/τ (scale/softcap), and q' is q times
 // factor, so that dk needs none afterwards. Both directions form s by the same products: what the backward pass recomputes is
-// what lse was made of, bit for bit.
+// what the forward pass had, bit for bit, and anchor, the largest q·k (or capped logit) of a row, is one of them.
 //
 // The one mask is the span of keys that a row sees. Products skip tiles that see nothing of a panel and sum over the keys that
 // some row of the tile sees; there p and ds are 0 for a row that does not. If a summed operand is not finite, where 0 · NaN
@@ -448,19 +448,20 @@ void softmax_row(Real* s, Span vectors, Real factor, Running<Real>& state, Real*
 // What the gradient needs of a row.
 template <class Real>
 struct RowConstants {
-  Real lse, entropy, dentropy;
+  Real anchor, log_sum, entropy, dentropy;
   Real dot, shift;  // δ = dot + shift, dot = dout·out: taken off dP first, a row of one key has exactly ds = dlse
 };
 
-// p in place of s, ds in place of dp. Returns Σ ds (s - lse + entropy), if wanted.
+// p in place of s, ds in place of dp. Returns Σ ds (log p + entropy), if wanted.
 template <class Real, bool kEntropy, bool kTemperature>
 Real gradient_row(Real* s, Real* dp, Span vectors, Real factor, const RowConstants<Real>& row) {
   using V = Vector<Real>;
-  const V scale(factor), minus_lse(-row.lse), entropy(row.entropy), dot(row.dot), shift(row.shift),
-      minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)), lowest(static_cast<Real>(kLowest));
+  const V scale(factor), anchor(row.anchor), minus_log_sum(-row.log_sum), entropy(row.entropy), dot(row.dot),
+      shift(row.shift), minus_dentropy(-row.dentropy), log2e(static_cast<Real>(kLog2e)),
+      lowest(static_cast<Real>(kLowest));
   V sum(Real(0));
   for (int64_t j = vectors.from; j < vectors.to; j += kWidth<Real>) {
-    const V log_p = max(lowest, fma(load(s + j), scale, minus_lse)), p = exp2(log_p * log2e);
+    const V log_p = max(lowest, fma(load(s + j) - anchor, scale, minus_log_sum)), p = exp2(log_p * log2e);
     V t = (load(dp + j) - dot) - shift;
     if constexpr (kEntropy) t = fma(log_p, minus_dentropy, t);
     const V ds = p * t;
@@ -666,6 +667,8 @@ void finish_rows(const EntropyAttentionForward& p, const Group& group, const Blo
     const double top = static_cast<double>(x.top) * block.row_factor(r);
     put(p.lse, none ? -kInfinity : top + log_sum);
     put(p.max_logit, nan ? kNaN : top);
+    put(p.anchor, x.top);
+    put(p.log_sum, none ? 0 : log_sum);
     if constexpr (kEntropy) put(p.entropy, none ? 0 : log_sum - kLn2 * x.sum_log / x.sum);
   }
 }
@@ -818,18 +821,20 @@ struct Ranges {
   }
 };
 
-// dτ = -(1/τ) Σ ds s. Σ ds = dlse, so that s may be taken from any level. At lse - entropy = Σ p s large logits keep their
-// digits, and an error in delta, which enters ds as a multiple of p, cancels. (Without the entropy: from lse.)
+// Row r of a block. dτ = -(1/τ) Σ ds s. Σ ds = dlse, so that s may be taken from any level. At lse - entropy = Σ p s large logits
+// keep their digits, and an error in delta, which enters ds as a multiple of p, cancels. (Without the entropy: from lse.)
 template <class Real>
-void finish_row(const EntropyAttentionBackward& p, const Group& group, int64_t r, Real* dq, Real factor,
-                Real temperature, Real sum) {
-  multiply(dq, p.shape.head_size, factor);
-  store_row(p.dtype, dq, p.shape.head_size, p.dq, group.at(p.dq_strides, r));
+void finish_row(const EntropyAttentionBackward& p, const Group& group, const Block<Real>& block, int64_t r, Real* dq,
+                Real sum) {
+  multiply(dq, p.shape.head_size, block.factor[r]);
+  store_row(p.dtype, dq, p.shape.head_size, p.dq, group.at(p.dq_strides, block.first + r));
   if (p.dtemperature == nullptr) return;
-  const int64_t at = group.at(p.statistic_strides, r);
-  const Real lse = statistic<Real>(p.lse, at), level = lse - statistic<Real>(p.entropy, at);
+  const int64_t at = group.at(p.statistic_strides, block.first + r);
+  const Real anchor = statistic<Real>(p.anchor, at);
+  const double lse = static_cast<double>(anchor) * block.row_factor(r) + statistic<Real>(p.log_sum, at);
+  const Real level = static_cast<Real>(lse - statistic<Real>(p.entropy, at));
   static_cast<Real*>(p.dtemperature)[at] =
-      lse == static_cast<Real>(-kInfinity) ? 0 : -(sum + level * statistic<Real>(p.dlse, at)) / temperature;
+      anchor == static_cast<Real>(-kInfinity) ? 0 : -(sum + level * statistic<Real>(p.dlse, at)) / block.temperature[r];
 }
 
 template <class Products, bool kEntropy, bool kTemperature>
@@ -869,12 +874,13 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
     Real dtemperature[kRows] = {};
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t at = group.at(p.statistic_strides, block.first + r);
-      constants[r].lse = statistic<Real>(p.lse, at);
+      constants[r].anchor = statistic<Real>(p.anchor, at);
+      constants[r].log_sum = statistic<Real>(p.log_sum, at);
       constants[r].entropy = statistic<Real>(p.entropy, at);
       constants[r].dentropy = statistic<Real>(p.dentropy, at);
       constants[r].shift = -statistic<Real>(p.dlse, at);
       if constexpr (kEntropy) constants[r].shift += constants[r].dentropy * constants[r].entropy;
-      if (constants[r].lse == static_cast<Real>(-kInfinity)) block.keys[r] = {};
+      if (constants[r].anchor == static_cast<Real>(-kInfinity)) block.keys[r] = {};
       block.keys[r] = overlap(block.keys[r], {range.from, range.from + keys});
     }
     block.join_spans();
@@ -926,7 +932,7 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t i = block.first + r;
       if (dq_partial == nullptr) {
-        finish_row(p, group, i, dq + r * row, block.factor[r], block.temperature[r], dtemperature[r]);
+        finish_row(p, group, block, r, dq + r * row, dtemperature[r]);
       } else {
         std::memcpy(dq_partial + i * D, dq + r * row, D * sizeof(Real));
         dtemperature_partial[i] = dtemperature[r];
@@ -979,7 +985,7 @@ void backward(const EntropyAttentionBackward& p) {
         for (int64_t d = 0; d < D; ++d) dq[at * D + d] += dq[(at + range * next) * D + d];
         dtemperature[at] += dtemperature[at + range * next];
       }
-      finish_row(p, group, block.first + r, dq + at * D, block.factor[r], block.temperature[r], dtemperature[at]);
+      finish_row(p, group, block, r, dq + at * D, dtemperature[at]);
     }
   });
 }

@@ -8,15 +8,16 @@
 TORCH_LIBRARY(isentrope, m) {
   // ---- entropy_attention
   m.def(
-      "entropy_attention(Tensor q, Tensor k, Tensor v, *, bool causal, int? window=None, float? softcap=None, "
+      "entropy_attention(Tensor q, Tensor k, Tensor v, *, bool causal, SymInt? window=None, float? softcap=None, "
       "float? scale=None, Tensor? temperature=None, Tensor? key_lengths=None, Tensor? query_start=None, "
-      "Tensor? cu_seqlens=None, int? max_seqlen=None, bool return_entropy=True) "
-      "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit)");
+      "Tensor? cu_seqlens=None, SymInt? max_seqlen=None, bool return_entropy=True) "
+      "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit, Tensor anchor, Tensor log_sum)");
   m.def(
-      "entropy_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor entropy, Tensor? dout, "
-      "Tensor? dlse, Tensor? dentropy, *, bool causal, int? window=None, float? softcap=None, float? scale=None, "
+      "entropy_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor entropy, Tensor anchor, "
+      "Tensor log_sum, Tensor? dout, Tensor? dlse, Tensor? dentropy, *, bool causal, SymInt? window=None, float? "
+      "softcap=None, float? scale=None, "
       "Tensor? temperature=None, Tensor? key_lengths=None, Tensor? query_start=None, Tensor? cu_seqlens=None, "
-      "int? max_seqlen=None, bool of_temperature=False) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dtemperature)");
+      "SymInt? max_seqlen=None, bool of_temperature=False) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dtemperature)");
 
   // ---- merge_attention_states
   m.def(
@@ -79,9 +80,9 @@ TORCH_LIBRARY(isentrope, m) {
       "float entropy_coef, bool of_entropy) -> (Tensor dlogprob, Tensor dentropy)");
   // ---- window_entropy
   m.def(
-      "window_entropy(Tensor entropy, Tensor mask, Tensor? at=None, *, int before, int after, bool shrink=False) "
+      "window_entropy(Tensor entropy, Tensor mask, Tensor? at=None, *, SymInt before, SymInt after, bool shrink=False) "
       "-> (Tensor mean, Tensor count)");
-  m.def("window_entropy_backward(Tensor dmean, Tensor count, Tensor mask, *, int before, int after) -> Tensor");
+  m.def("window_entropy_backward(Tensor dmean, Tensor count, Tensor mask, *, SymInt before, SymInt after) -> Tensor");
   m.def(
       "window_select(Tensor mean, Tensor count, *, str threshold, float level, str scope=\"row\") "
       "-> (Tensor high, Tensor threshold)");
@@ -136,7 +137,7 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   m.impl("entropy_attention_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("sigma_linear", sigma_linear_autograd);
   m.impl("sigma_linear_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("power_step", torch::CppFunction::makeFallthrough());  // a constant: no gradient
+  m.impl("power_step", power_step_autograd);
   m.impl("token_entropy", token_entropy_autograd);
   m.impl("token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
@@ -147,7 +148,7 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   m.impl("grpo_loss_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("window_entropy", window_entropy_autograd);
   m.impl("window_entropy_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("window_select", torch::CppFunction::makeFallthrough());  // a choice: no gradient
+  m.impl("window_select", window_select_autograd);
 }
 
 // Counts the write, so that autograd notices who still needs what was overwritten.
@@ -156,15 +157,34 @@ TORCH_LIBRARY_IMPL(isentrope, ADInplaceOrView, m) {
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
 }
 
-// As torch's own linear: the input, weight and bias in autocast's dtype.
-TORCH_LIBRARY_IMPL(isentrope, AutocastCPU, m) {
-  m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast);
-  m.impl("linear_token_entropy", isentrope::ops::linear_token_entropy_autocast);
+namespace {
+
+// What torch.autocast does to the arguments of every op; one that is not named here would be a failing test.
+void autocast_rules(torch::Library& m) {
+  using namespace isentrope::ops;
+  // What is multiplied is taken in autocast's dtype, as torch's linear and attention take it; γ, u and temperature are left.
+  m.impl("entropy_attention", entropy_attention_entry<entropy_attention_autocast>);
+  m.impl("sigma_linear", sigma_linear_autocast);
+  m.impl("linear_token_entropy", linear_token_entropy_autocast);
+  // What is summed is taken in float.
+  m.impl("window_entropy", window_entropy_autocast);
+  // Left as they are. They take any dtype, or a mixture, and compute in float whatever it is:
+  for (const char* op :
+       {"token_entropy", "merge_attention_states", "grpo_select", "grpo_loss", "grpo_combine_stats", "grpo_stat_names"})
+    m.impl(op, torch::CppFunction::makeFallthrough());
+  // they read what another op gave, which chose its dtype:
+  for (const char* op :
+       {"window_select", "entropy_attention_backward", "sigma_linear_backward", "token_entropy_backward",
+        "token_entropy_backward_", "linear_token_entropy_backward", "grpo_loss_backward", "window_entropy_backward"})
+    m.impl(op, torch::CppFunction::makeFallthrough());
+  // it writes into its arguments, and would write into a cast copy:
+  m.impl("power_step", torch::CppFunction::makeFallthrough());
 }
-TORCH_LIBRARY_IMPL(isentrope, AutocastCUDA, m) {
-  m.impl("sigma_linear", isentrope::ops::sigma_linear_autocast);
-  m.impl("linear_token_entropy", isentrope::ops::linear_token_entropy_autocast);
-}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(isentrope, AutocastCPU, m) { autocast_rules(m); }
+TORCH_LIBRARY_IMPL(isentrope, AutocastCUDA, m) { autocast_rules(m); }
 
 // Plain torch, on every device that has no entry of its own.
 TORCH_LIBRARY_IMPL(isentrope, CompositeExplicitAutograd, m) {

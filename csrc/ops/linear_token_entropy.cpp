@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -7,8 +6,10 @@
 #include <cmath>
 #include <functional>
 
+#include "csrc/ops/autocast.h"
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/linear_token_entropy_cpu.h"
 #include "csrc/ops/ops.h"
@@ -383,6 +384,7 @@ struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropy
 TokenEntropyOutputs linear_token_entropy_autograd(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                   const OptionalTensor& bias, std::optional<double> softcap,
                                                   double temperature, int64_t ignore_index, bool moments) {
+  check_differentiation(kOp, {{"hidden", hidden}, {"weight", weight}, {"target", target}, {"bias", bias}});
   const auto out =
       LinearTokenEntropyFunction::apply(hidden, weight, target, bias, softcap, temperature, ignore_index, moments);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
@@ -391,12 +393,9 @@ TokenEntropyOutputs linear_token_entropy_autograd(const Tensor& hidden, const Te
 TokenEntropyOutputs linear_token_entropy_autocast(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                   const OptionalTensor& bias, std::optional<double> softcap,
                                                   double temperature, int64_t ignore_index, bool moments) {
-  const c10::DeviceType device = hidden.device().type();
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const at::ScalarType type = at::autocast::get_autocast_dtype(device);
-  auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, device); };
-  return call_forward(cast(hidden), cast(weight), target, bias ? OptionalTensor(cast(*bias)) : std::nullopt, softcap,
-                      temperature, ignore_index, moments);
+  const Autocast cast(hidden);
+  return call_forward(cast.lower(hidden), cast.lower(weight), target, cast.lower(bias), softcap, temperature,
+                      ignore_index, moments);
 }
 
 TokenEntropy linear_token_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& target,

@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -7,8 +6,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "csrc/ops/autocast.h"
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
 #include "csrc/ops/sigma_linear_cpu.h"
@@ -334,17 +335,15 @@ struct SigmaLinearFunction : torch::autograd::Function<SigmaLinearFunction> {
 
 SigmaLinearOutputs sigma_linear_autograd(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
                                          const OptionalTensor& bias, c10::string_view sigma_grad) {
+  check_differentiation(kOp, {{"x", x}, {"weight", weight}, {"gamma", gamma}, {"u", u}, {"bias", bias}});
   const auto out = SigmaLinearFunction::apply(x, weight, gamma, u, bias, sigma_grad);
   return {out[0], out[1], out[2], out[3]};
 }
 
 SigmaLinearOutputs sigma_linear_autocast(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
                                          const OptionalTensor& bias, c10::string_view sigma_grad) {
-  const c10::DeviceType device = x.device().type();
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const at::ScalarType type = at::autocast::get_autocast_dtype(device);
-  auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, device); };
-  return call_forward(cast(x), cast(weight), gamma, u, bias ? OptionalTensor(cast(*bias)) : std::nullopt, sigma_grad);
+  const Autocast cast(x);
+  return call_forward(cast.lower(x), cast.lower(weight), gamma, u, cast.lower(bias), sigma_grad);
 }
 
 SigmaLinear sigma_linear(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
@@ -443,6 +442,15 @@ std::tuple<Tensor, Tensor> call_power_step(at::TensorList weights, at::TensorLis
 }
 
 }  // namespace
+
+// A constant to autograd: no gradient, no place in a graph.
+std::tuple<Tensor, Tensor> power_step_autograd(at::TensorList weights, at::TensorList us, int64_t steps_max,
+                                               double tolerance) {
+  for (const Tensor& weight : weights) refuse_forward_mode(kPower, {{"weights", weight}});
+  for (const Tensor& u : us) refuse_forward_mode(kPower, {{"us", u}});
+  const at::AutoDispatchBelowAutograd guard;
+  return call_power_step(weights, us, steps_max, tolerance);
+}
 
 // Counts the writes, so that autograd notices a backward pass that still needs the old u.
 std::tuple<Tensor, Tensor> power_step_inplace_or_view(at::TensorList weights, at::TensorList us, int64_t steps_max,

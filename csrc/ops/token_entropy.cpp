@@ -15,6 +15,7 @@
 
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
 #include "csrc/ops/token_entropy_cpu.h"
@@ -73,8 +74,10 @@ void forward_on_cpu(const TokenEntropyForward& p) {
 
 void backward_on_cpu(const TokenEntropyBackward& p) {
   at::parallel_for(0, p.layout.rows * token_entropy_chunks(p.layout.vocab), token_entropy_grain(p.layout.vocab),
-                   [&](int64_t begin, int64_t end) { ISENTROPE_PICK(token_entropy_backward_chunks)
-                                                     (p, begin, end); });
+                   [&](int64_t begin, int64_t end) {
+                     ISENTROPE_PICK(token_entropy_backward_chunks)
+                     (p, begin, end);
+                   });
 }
 
 }  // namespace
@@ -327,6 +330,7 @@ struct TokenEntropyFunction : torch::autograd::Function<TokenEntropyFunction> {
 
 TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& target, double temperature,
                                            int64_t ignore_index, bool moments, bool inplace_backward) {
+  check_differentiation(kOp, {{"logits", logits}, {"target", target}});
   if (inplace_backward && !traced(logits) && logits.requires_grad() && at::GradMode::is_enabled()) {
     OP_CHECK(kOp, !logits.is_leaf(),
              "inplace_backward overwrites logits, which is a leaf; wanted the result of a computation, or "

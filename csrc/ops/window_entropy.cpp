@@ -5,8 +5,10 @@
 #include <cmath>
 #include <limits>
 
+#include "csrc/ops/autocast.h"
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
 #include "csrc/ops/window_entropy_cpu.h"
@@ -16,8 +18,8 @@ namespace {
 
 constexpr const char* kOp = "window_entropy";
 
-void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
-                     int64_t after) {
+void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, const c10::SymInt& before,
+                     const c10::SymInt& after) {
   check_dtype(kOp, "entropy", entropy, {at::kFloat, at::kDouble});
   OP_CHECK(kOp, entropy.dim() == 2, "entropy has ", entropy.dim(), " dimensions; wanted [B, T]");
   check_shape(kOp, "mask", mask, entropy.sym_sizes(), "as entropy");
@@ -151,14 +153,14 @@ Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, con
 }
 
 std::tuple<Tensor, Tensor> window_entropy_meta(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                               int64_t before, int64_t after, bool) {
+                                               c10::SymInt before, c10::SymInt after, bool) {
   check_arguments(entropy, mask, at, before, after);
   return {at::empty_symint(entropy.sym_sizes(), entropy.options()),
           at::empty_symint(entropy.sym_sizes(), entropy.options().dtype(at::kInt))};
 }
 
-Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor&, const Tensor& mask, int64_t before,
-                                    int64_t after) {
+Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor&, const Tensor& mask, c10::SymInt before,
+                                    c10::SymInt after) {
   check_arguments(dmean, mask, {}, before, after);
   return at::empty_symint(dmean.sym_sizes(), dmean.options());
 }
@@ -166,17 +168,17 @@ Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor&, const Te
 namespace {
 
 std::tuple<Tensor, Tensor> call_forward(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                        int64_t before, int64_t after, bool shrink) {
+                                        c10::SymInt before, c10::SymInt after, bool shrink) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::window_entropy", "")
-                             .typed<decltype(window_entropy_cpu)>();
+                             .typed<decltype(window_entropy_meta)>();
   return op.call(entropy, mask, at, before, after, shrink);
 }
 
 struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& entropy,
-                                                const Tensor& mask, const OptionalTensor& at, int64_t before,
-                                                int64_t after, bool shrink) {
+                                                const Tensor& mask, const OptionalTensor& at, c10::SymInt before,
+                                                c10::SymInt after, bool shrink) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [mean, count] = call_forward(entropy, mask, at, before, after, shrink);
     ctx->save_for_backward({count, mask});
@@ -190,11 +192,11 @@ struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> 
                                                  torch::autograd::variable_list d) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("isentrope::window_entropy_backward", "")
-                               .typed<decltype(window_entropy_backward_cpu)>();
+                               .typed<decltype(window_entropy_backward_meta)>();
     const auto saved = ctx->get_saved_variables();
     torch::autograd::variable_list gradients(6);
     gradients[0] =
-        op.call(d[0], saved[0], saved[1], ctx->saved_data["before"].toInt(), ctx->saved_data["after"].toInt());
+        op.call(d[0], saved[0], saved[1], ctx->saved_data["before"].toSymInt(), ctx->saved_data["after"].toSymInt());
     return gradients;
   }
 };
@@ -202,12 +204,31 @@ struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> 
 }  // namespace
 
 std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                                   int64_t before, int64_t after, bool shrink) {
+                                                   c10::SymInt before, c10::SymInt after, bool shrink) {
+  check_differentiation(kOp, {{"entropy", entropy}, {"mask", mask}, {"at", at}});
   const auto out = WindowEntropyFunction::apply(entropy, mask, at, before, after, shrink);
   return {out[0], out[1]};
 }
 
+// Sums: in float, as torch's own.
+std::tuple<Tensor, Tensor> window_entropy_autocast(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
+                                                   c10::SymInt before, c10::SymInt after, bool shrink) {
+  const Autocast cast(entropy);
+  return call_forward(cast.single(entropy), mask, at, before, after, shrink);
+}
+
 // ---- thresholds -----------------------------------------------------------------------------------------------------
+
+// A choice: constant to autograd.
+std::tuple<Tensor, Tensor> window_select_autograd(const Tensor& mean, const Tensor& count, c10::string_view threshold,
+                                                  double level, c10::string_view scope) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("isentrope::window_select", "")
+                             .typed<decltype(window_select_composite)>();
+  refuse_forward_mode("window_select", {{"mean", mean}});
+  const at::AutoDispatchBelowAutograd guard;
+  return op.call(mean, count, threshold, level, scope);
+}
 
 std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold,
                                              double level, c10::string_view scope) {

@@ -32,6 +32,40 @@ __all__ = [
 ]
 
 
+_WANTED = {
+    "Tensor": (Tensor, "a tensor"),
+    "List[Tensor]": ((list, tuple), "a list of tensors"),
+    "str": (str, "a string"),
+    "bool": (bool, "True or False"),
+    "int": ((int, torch.SymInt), "an integer"),
+    "float": ((int, float, torch.SymInt, torch.SymFloat), "a number"),
+}
+
+
+def _call(op, *args, **options):
+    """op, and for an argument of a type that torch refuses an error that names it. (Each op's own checks see types that fit.)"""
+    try:
+        return op(*args, **options)
+    except RuntimeError:
+        schema = op.default._schema
+        given = {**dict(zip((x.name for x in schema.arguments), args)), **options}
+        for argument in schema.arguments:
+            kind = str(argument.type)
+            optional = kind.startswith("Optional[")
+            kind = kind[len("Optional[") : -1] if optional else kind
+            value, (types, wanted) = given.get(argument.name), _WANTED[kind]
+            if argument.name not in given or isinstance(value, (types, Tensor)) or (optional and value is None):
+                continue
+            came = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
+            if kind == "Tensor" and isinstance(value, (int, float, list, tuple)):
+                wanted += f", as torch.tensor({came})"
+            raise TypeError(
+                f"isentrope::{schema.name.removeprefix('isentrope::')}: {argument.name} is {came}, of type {type(value).__name__}; "
+                f"wanted {wanted}{', or None' if optional else ''}"
+            ) from None
+        raise
+
+
 # ---- entropy_attention -----------------------------------------------------------------------------------------------
 
 
@@ -74,7 +108,8 @@ def entropy_attention(
         causal: query t sees keys up to ``query_start + t``, by default ``S - T + t``: the last query sees the last key.
         window: causal only; a query sees itself and the ``window - 1`` keys before it. At least 1.
         softcap: above 0.
-        scale: above 0; 1/√D by default.
+        scale: above 0; 1/√D by default. torch.compile makes a constant of every float, and compiles a new one anew: for one that
+            changes by step give ``q * number`` and scale=1, or a temperature. Integers may change.
         temperature: [H], [H, T] or [B, H, T] (packed: [H] or [H, total]), above 0.
         key_lengths: [B] integers from 0 to S. Keys at and after it are not read.
         query_start: [B] integers from 0 to S, the key that query 0 sees last: for caches of different lengths in one batch, as
@@ -94,10 +129,14 @@ def entropy_attention(
         ValueError, TypeError: a shape, dtype, device or option that is not as above; the message names the argument. Values of
             key_lengths, query_start, cu_seqlens and temperature are looked at on the CPU alone; on a GPU lengths are bounded and a
             temperature of 0 or below gives NaN.
+        NotImplementedError: forward-mode, or a call inside torch.func.grad, vjp, jvp and the like; so in every op here.
+
+    Under autocast q, k and v are cast as scaled_dot_product_attention's are.
 
     Source: derivation in kernels/entropy_attention.h (centred online entropy and its gradient).
     """
-    out, lse, entropy, max_logit = torch.ops.isentrope.entropy_attention(
+    out, lse, entropy, max_logit, _, _ = _call(
+        torch.ops.isentrope.entropy_attention,
         q,
         k,
         v,
@@ -129,7 +168,8 @@ def merge_attention_states(
 
     Args:
         out: [N, ..., D]; states stacked in the first dimension.
-        lse, entropy, max_logit: [N, ...]; a state without keys has lse = -inf. entropy and max_logit may be None.
+        lse, entropy, max_logit: [N, ...]; a state without keys has lse = -inf. entropy and max_logit may be None. The weights are as
+            exact as the differences of lse: where it lies at 1e8, float32 has steps of 8.
 
     Returns:
         The same without N. All but max_logit have gradients. A row that is empty in every state is an empty row.
@@ -138,7 +178,8 @@ def merge_attention_states(
         ValueError: shapes that do not fit; the message names the argument.
     """
     none = lse.new_empty(0)
-    merged = torch.ops.isentrope.merge_attention_states(
+    merged = _call(
+        torch.ops.isentrope.merge_attention_states,
         out, lse, none if entropy is None else entropy, none if max_logit is None else max_logit
     )
     return EntropyAttention(
@@ -194,7 +235,7 @@ def sigma_linear(
 
     Source: arXiv 2303.06296; derivation of the backward pass in kernels/sigma_linear.h.
     """
-    y, sigma, _, _ = torch.ops.isentrope.sigma_linear(x, weight, gamma, u, bias, sigma_grad=sigma_grad)
+    y, sigma, _, _ = _call(torch.ops.isentrope.sigma_linear, x, weight, gamma, u, bias, sigma_grad=sigma_grad)
     return SigmaLinear(y, sigma)
 
 
@@ -246,7 +287,7 @@ def power_step(
     """
     if not len(weights) and not len(us):
         return PowerStep(torch.empty(0), torch.empty(0, dtype=torch.int32))
-    sigmas, steps = torch.ops.isentrope.power_step(list(weights), list(us), steps_max=steps_max, tolerance=tolerance)
+    sigmas, steps = _call(torch.ops.isentrope.power_step, list(weights), list(us), steps_max=steps_max, tolerance=tolerance)
     return PowerStep(sigmas, steps)
 
 
@@ -291,7 +332,8 @@ def token_entropy(
         logits: [N, V] or [B, T, V]; float32, bfloat16, float16 or float64; V ≥ 1. Leading dimensions may have any
             strides (``logits[:, :-1]`` is not copied); a strided vocabulary is copied once.
         target: [N] or [B, T], int64, on the same device: 0 … V-1, or ignore_index.
-        temperature: finite, above 0.
+        temperature: finite, above 0. To torch.compile a constant, as every float: one that changes by step is compiled anew,
+            logits divided by it are not (of linear_token_entropy: hidden, and bias).
         ignore_index: rows with this target are not read; all their outputs are 0 and so is their gradient.
         moments: also return sum_p2 and sum_p2_logp. They carry no gradient.
         inplace_backward: the backward pass writes the gradient over the logits: no memory but O(N) beside them. Whoever
@@ -312,7 +354,8 @@ def token_entropy(
 
     Source: derivation in kernels/token_entropy.h (centred online entropy).
     """
-    logprob, entropy, lse, _, _, sum_p2, sum_p2_logp = torch.ops.isentrope.token_entropy(
+    logprob, entropy, lse, _, _, sum_p2, sum_p2_logp = _call(
+        torch.ops.isentrope.token_entropy,
         logits,
         target,
         temperature=temperature,
@@ -375,7 +418,8 @@ def linear_token_entropy(
 
     Source: derivation in kernels/linear_token_entropy.h.
     """
-    logprob, entropy, lse, _, _, sum_p2, sum_p2_logp = torch.ops.isentrope.linear_token_entropy(
+    logprob, entropy, lse, _, _, sum_p2, sum_p2_logp = _call(
+        torch.ops.isentrope.linear_token_entropy,
         hidden,
         weight,
         target,
@@ -430,7 +474,7 @@ def window_entropy(
     Work is O(T) a row whatever the window; sums are kept in double, and a value that is not finite stays in its own windows.
 
     Args:
-        entropy: [B, T] nats; float32 or float64. Not read where mask is 0.
+        entropy: [B, T] nats; float32 or float64 (under autocast any, taken in float32). Not read where mask is 0.
         mask: [B, T], not 0 at the tokens that count.
         window: w, at least 1 token.
         side: "following": the window of t is t … t+w-1. "after": t+1 … t+w, which is ARES' with `at` the places of its trigger
@@ -466,9 +510,9 @@ def window_entropy(
     if window < 1:
         raise ValueError(f"isentrope::window_entropy: window is {window}; wanted at least 1")
     before, after = _SIDES[side](window)
-    mean, count = torch.ops.isentrope.window_entropy(entropy, mask, at, before=before, after=after, shrink=partial == "shrink")
+    mean, count = _call(torch.ops.isentrope.window_entropy, entropy, mask, at, before=before, after=after, shrink=partial == "shrink")
     (name, level), *_ = given
-    high, threshold = torch.ops.isentrope.window_select(mean.detach(), count, threshold=name, level=level, scope=scope)
+    high, threshold = _call(torch.ops.isentrope.window_select, mean.detach(), count, threshold=name, level=level, scope=scope)
     return WindowEntropy(mean, high, threshold)
 
 
@@ -515,7 +559,8 @@ def grpo_select(
 
     Source: Cui et al., arXiv 2505.22617; kernels/grpo_loss.h.
     """
-    return torch.ops.isentrope.grpo_select(
+    return _call(
+        torch.ops.isentrope.grpo_select,
         logprob,
         old_logprob,
         advantage,
@@ -617,7 +662,8 @@ def grpo_loss(
     """
     if normalizer is not None and not isinstance(normalizer, Tensor):
         normalizer = torch.full((), float(normalizer), dtype=torch.float64, device=logprob.device)
-    loss, token_loss, stats, _, _ = torch.ops.isentrope.grpo_loss(
+    loss, token_loss, stats, _, _ = _call(
+        torch.ops.isentrope.grpo_loss,
         logprob,
         old_logprob,
         advantage,
@@ -646,4 +692,4 @@ def grpo_combine_stats(stats: Tensor) -> Tensor:
 
     cov/max, and what depends on a selection, stay about each micro-batch's own means and choice.
     """
-    return torch.ops.isentrope.grpo_combine_stats(stats)
+    return _call(torch.ops.isentrope.grpo_combine_stats, stats)

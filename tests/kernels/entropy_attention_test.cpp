@@ -296,6 +296,7 @@ Results<T> compute(const Case& t, bool statistics = true) {
   Rows<T> q(t, t.H, rows, t.D, "q", t.q), k(t, t.G, keys, t.D, "k", t.k), v(t, t.G, keys, t.D, "v", t.v);
   Rows<T> out(t, t.H, rows, t.D, "out");
   Rows<float> lse(t, t.H, rows, 1, "lse"), entropy(t, t.H, rows, 1, "entropy"), max_logit(t, t.H, rows, 1, "max_logit");
+  Rows<float> anchor(t, t.H, rows, 1, "anchor"), log_sum(t, t.H, rows, 1, "log_sum");
   DeviceBuffer<float> tau(convert<float>(t.tau), "temperature");
   const auto key_lengths = device(t.key_lengths, "key_lengths"), query_start = device(t.query_start, "query_start"),
              cu_seqlens = device(t.cu_seqlens, "cu_seqlens");
@@ -324,6 +325,7 @@ Results<T> compute(const Case& t, bool statistics = true) {
   f.lse = lse.data();
   f.entropy = statistics ? entropy.data() : nullptr;
   f.max_logit = statistics ? max_logit.data() : nullptr;
+  f.anchor = anchor.data(), f.log_sum = log_sum.data();
   f.q_strides = q.strides, f.k_strides = k.strides, f.v_strides = v.strides, f.out_strides = out.strides;
   f.statistic_strides = lse.strides;
   DeviceBuffer<char> workspace(kernels::entropy_attention_workspace(f.shape, f.dtype), "workspace");
@@ -338,7 +340,7 @@ Results<T> compute(const Case& t, bool statistics = true) {
   b.dtype = f.dtype;
   b.shape = f.shape;
   b.q = f.q, b.k = f.k, b.v = f.v, b.temperature = f.temperature;
-  b.out = f.out, b.lse = f.lse;
+  b.out = f.out, b.anchor = f.anchor, b.log_sum = f.log_sum;
   b.entropy = t.gradients & kDentropy ? f.entropy : nullptr;
   b.dout = dout.data();
   b.dlse = t.gradients & kDlse ? dlse.data() : nullptr;
@@ -494,6 +496,33 @@ TYPED_TEST(EntropyAttention, LogitsFarFromZero) {
       for (int64_t n = 0; n < t.H * t.T; ++n) t.q[n * t.D + t.D - 1] = 128;
       for (int64_t n = 0; n < t.G * t.S; ++n) t.k[n * t.D + t.D - 1] = offset / 128 / t.scale_or_default();
       run(&judge, t);
+    }
+}
+
+// Offsets at which a float keeps nothing of log n beside lse. 16 · c and 16 · -c are exact in every type, so that all logits of a
+// row are one number and p = 1/n, whatever the order of sums; 1, 2, 4, … keys are seen, so that 1/n is exact too.
+TYPED_TEST(EntropyAttention, GradientsAtAnyCommonOffset) {
+  constexpr double kChannel = 4096;  // of q; half holds it
+  for (const double offset : {-1e8, -1e4, 1e4, 1e8})
+    for (const double softcap : {0.0, 2.0}) {
+      Case t;
+      t.H = 2, t.T = 8, t.S = 64, t.D = 8;
+      t.temperature = kNone;
+      t.gradients = kDout;
+      t.softcap = softcap;
+      t.scale = std::abs(offset) / (kChannel * 16);
+      t.key_lengths = {32};
+      t.q.assign(t.H * t.T * t.D, 0), t.k.assign(t.G * t.S * t.D, 0);
+      for (int64_t n = 0; n < t.H * t.T; ++n) t.q[n * t.D] = kChannel;
+      for (int64_t n = 0; n < t.G * t.S; ++n) t.k[n * t.D] = offset < 0 ? -16 : 16;
+      t.fill(1);
+      t.dout.assign(t.dout.size(), 1);
+      round_values<TypeParam>(&t);
+      const Results<TypeParam> r = compute<TypeParam>(t);
+      for (int64_t j = 0; j < t.S; ++j)
+        for (int64_t d = 0; d < t.D; ++d)
+          EXPECT_EQ(to_double(r.wide[kDv][j * t.D + d]), j < 32 ? t.H * t.T / 32.0 : 0)
+              << "offset " << offset << ", softcap " << softcap << ", dv[" << j << ", " << d << "]";
     }
 }
 

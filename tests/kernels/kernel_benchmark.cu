@@ -264,6 +264,7 @@ void entropy_attention(Benchmark& benchmark, const AttentionSize& size) {
   Memory q(queries * D * sizeof(T)), k(keys * D * sizeof(T)), v(keys * D * sizeof(T)), out(queries * D * sizeof(T));
   Memory dq(queries * D * sizeof(T)), dk(keys * D * sizeof(T)), dv(keys * D * sizeof(T)), dout(queries * D * sizeof(T));
   Memory lse(queries * 4), entropy(queries * 4), max_logit(queries * 4), dentropy(queries * 4);
+  Memory anchor(queries * 4), log_sum(queries * 4);
   fill(q.as<T>(), queries * D, 21, -1, 1);
   fill(k.as<T>(), keys * D, 22, -1, 1);
   fill(v.as<T>(), keys * D, 23, -1, 1);
@@ -278,6 +279,7 @@ void entropy_attention(Benchmark& benchmark, const AttentionSize& size) {
   forward.statistic_strides = HeadStrides{H * rows, rows, 1};
   forward.q = q, forward.k = k, forward.v = v, forward.out = out;
   forward.lse = lse, forward.entropy = entropy, forward.max_logit = max_logit;
+  forward.anchor = anchor, forward.log_sum = log_sum;
   Memory workspace(std::max<int64_t>(16, kernels::entropy_attention_workspace(forward.shape, kType)));
   forward.workspace = workspace;
   kernels::EntropyAttentionBackward backward;
@@ -287,7 +289,8 @@ void entropy_attention(Benchmark& benchmark, const AttentionSize& size) {
   backward.k_strides = backward.v_strides = backward.dk_strides = backward.dv_strides = forward.k_strides;
   backward.statistic_strides = forward.statistic_strides;
   backward.q = q, backward.k = k, backward.v = v, backward.out = out, backward.dout = dout;
-  backward.lse = lse, backward.entropy = entropy, backward.dq = dq, backward.dk = dk, backward.dv = dv;
+  backward.anchor = anchor, backward.log_sum = log_sum, backward.entropy = entropy, backward.dq = dq, backward.dk = dk,
+  backward.dv = dv;
   Memory backward_workspace(std::max<int64_t>(16, kernels::entropy_attention_backward_workspace(forward.shape, kType)));
   backward.workspace = backward_workspace;
 

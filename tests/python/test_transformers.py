@@ -101,6 +101,45 @@ def test_logits_entropies_and_gradients(within_twice, name, mask):
         assert error <= 2 * allowed, f"gradient of {n}: error {error:.3g}, allowed {2 * allowed:.3g} (twice that of eager)"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mask", ["no padding", "left"])
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast(name, mask, dtype):
+    """Rotations leave q and k in float32, v is in autocast's dtype. Logits and gradients as near to float32 as those of eager."""
+    x, mask = tokens(), MASKS[mask]
+    real = torch.ones(3, T, dtype=torch.bool) if mask is None else mask.bool()
+    labels = x.masked_fill(~real, -100)
+    labels[:, 1:].masked_fill_(~real[:, :-1], -100)  # which padding would predict
+
+    def run(attention, lowered):
+        model = make(name, attention)
+        with torch.autocast("cpu", dtype, enabled=lowered):
+            out = model(x, attention_mask=mask, labels=labels)
+            out.loss.backward()  # inside: the backward ops meet autocast too
+        return [out.logits[real].detach(), *(p.grad for p in model.parameters())]
+
+    actual, eager, exact = run("isentrope", True), run("eager", True), run("eager", False)
+    assert actual[0].dtype == eager[0].dtype
+    distance = [sum((a.double() - e).norm().item() ** 2 / e.double().norm().item() ** 2 for a, e in zip(x, exact)) ** 0.5 for x in (actual, eager)]
+    assert distance[0] <= 2 * distance[1], f"{distance[0]:.3g} from float32; eager {distance[1]:.3g}"
+
+
+def test_entropies_under_autocast():
+    """In float32, and as near to those without autocast as eager's weights say."""
+    x, seen = tokens(), []
+    for attention, lowered in (("isentrope", True), ("isentrope", False), ("eager", True)):
+        model = make("qwen3", attention)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            if attention == "isentrope":
+                with integration.collect_entropy(model) as record:
+                    model(x)
+                seen.append(torch.stack([calls[0].entropy for calls in record.values()]))
+            else:
+                seen.append(torch.stack([torch.special.entr(p.float()).sum(-1) for p in model(x, output_attentions=True).attentions]))
+    assert seen[0].dtype == torch.float32
+    assert (seen[0] - seen[1]).norm() <= 2 * (seen[2] - seen[1]).norm()
+
+
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_visible_keys_and_max_logit(name, mask):

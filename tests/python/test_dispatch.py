@@ -1,0 +1,216 @@
+"""What torch.autocast, torch.func, forward-mode and inference tensors meet in every op."""
+
+import functools
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import isentrope
+
+# Every op and what autocast does with its floating point arguments (csrc/ops/library.cpp, autocast_rules).
+LOWER, FLOAT, AS_IT_IS = "in autocast's dtype", "in float", "as it is"
+RULES = {
+    "entropy_attention": LOWER,  # q, k, v; not temperature
+    "entropy_attention_backward": AS_IT_IS,
+    "merge_attention_states": AS_IT_IS,
+    "sigma_linear": LOWER,  # x, weight, bias; not gamma and u
+    "sigma_linear_backward": AS_IT_IS,
+    "power_step": AS_IT_IS,
+    "token_entropy": AS_IT_IS,
+    "token_entropy_backward": AS_IT_IS,
+    "token_entropy_backward_": AS_IT_IS,
+    "linear_token_entropy": LOWER,
+    "linear_token_entropy_backward": AS_IT_IS,
+    "window_entropy": FLOAT,
+    "window_entropy_backward": AS_IT_IS,
+    "window_select": AS_IT_IS,
+    "grpo_select": AS_IT_IS,
+    "grpo_loss": AS_IT_IS,
+    "grpo_loss_backward": AS_IT_IS,
+    "grpo_stat_names": AS_IT_IS,
+    "grpo_combine_stats": AS_IT_IS,
+}
+
+
+@pytest.mark.parametrize("key", ["AutocastCPU", "AutocastCUDA"])
+def test_every_op_has_an_autocast_rule(key):
+    names = {name.removeprefix("isentrope::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("isentrope::")}
+    assert names == set(RULES)
+    for name in names:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"isentrope::{name}", key), name
+
+
+def cases():
+    """{op: (function, its floating point arguments that autocast may cast, the others)}; functions return differentiable tensors."""
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(1, heads, 9, 16) for heads in (4, 2, 2))
+    temperature = 0.5 + torch.rand(4)
+    x, weight, gamma, bias = torch.randn(5, 16), torch.randn(8, 16), torch.tensor(1.5), torch.randn(8)
+    u, target = torch.nn.functional.normalize(torch.randn(16), dim=0), torch.arange(5)
+    entropy, mask = torch.rand(2, 12), torch.ones(2, 12)
+    advantage = torch.randn(2, 12)
+    attention = functools.partial(isentrope.entropy_attention, causal=True)
+    return {
+        "entropy_attention": (lambda q, k, v: attention(q, k, v, temperature=temperature)[:3], (q, k, v)),
+        "merge_attention_states": (lambda out, lse: isentrope.merge_attention_states(out, lse)[:2], (torch.randn(3, 4, 8), torch.randn(3, 4))),
+        "sigma_linear": (lambda x, weight, bias: isentrope.sigma_linear(x, weight, gamma, u, bias), (x, weight, bias)),
+        "token_entropy": (lambda logits: isentrope.token_entropy(logits, target), (torch.randn(5, 11),)),
+        "linear_token_entropy": (lambda x, weight, bias: isentrope.linear_token_entropy(x, weight, target, bias=bias), (x, weight, bias)),
+        "window_entropy": (lambda entropy: isentrope.window_entropy(entropy, mask)[:1], (entropy,)),
+        "grpo_loss": (
+            lambda logprob, old, entropy: isentrope.grpo_loss(logprob, old, advantage, mask, entropy=entropy, entropy_coef=0.1)[:2],
+            (-torch.rand(2, 12), -torch.rand(2, 12), entropy),
+        ),
+    }
+
+
+def run(function, inputs, prepare=lambda x: x):
+    """Outputs, and gradients of the sum of their squares; the backward pass runs where this is called."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    outputs = function(*map(prepare, leaves))
+    gradients = torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves, allow_unused=True)
+    return [*outputs, *gradients]
+
+
+def assert_same(actual, expected):
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        assert (a is None) == (e is None)
+        if a is not None:
+            assert a.dtype == e.dtype and torch.equal(a, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", cases())
+def test_autocast_is_the_cast_of_its_rule(op, dtype):
+    function, inputs = cases()[op]
+    cast = {LOWER: lambda x: x.to(dtype), FLOAT: lambda x: x.float(), AS_IT_IS: lambda x: x}[RULES[op]]
+    # All float; all lower; one of each in turn: what a rotation, a norm and a projection leave.
+    for i in range(len(inputs) + 2):
+        mixed = [x.to(dtype) if j == i or i == len(inputs) + 1 else x for j, x in enumerate(inputs)]
+        if op == "merge_attention_states" and i == 0:
+            continue
+        with torch.autocast("cpu", dtype):
+            actual = run(function, mixed)
+        assert_same(actual, run(function, mixed, cast))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_that_of_torch(dtype):
+    """attention and linear give what torch's own give in dtype, and double is left alone."""
+    (_, (q, k, v)), (_, (x, weight, bias)) = (cases()[op] for op in ("entropy_attention", "sigma_linear"))
+    for given in ((q, k, v), (q, k, v.to(dtype)), (q.double(), k.double(), v.double())):
+        with torch.autocast("cpu", dtype):
+            wanted = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=True)
+            ours = isentrope.entropy_attention(*given, causal=True)
+        assert ours.out.dtype == wanted.dtype and ours.lse.dtype == (torch.float64 if wanted.dtype == torch.float64 else torch.float32)
+    with torch.autocast("cpu", dtype):
+        assert isentrope.sigma_linear(x, weight, torch.tensor(1.0), x[0]).y.dtype == torch.nn.functional.linear(x, weight, bias).dtype
+
+
+def test_power_step_writes_into_what_it_was_given_under_autocast():
+    weights, us = [torch.randn(8, 16)], [torch.nn.functional.normalize(torch.randn(16), dim=0)]
+    copies = [u.clone() for u in us]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = isentrope.power_step(weights, us)
+    outside = isentrope.power_step(weights, copies)
+    assert torch.equal(us[0], copies[0]) and torch.equal(inside.sigmas, outside.sigmas)
+
+
+# ---- derivatives that no op has ----------------------------------------------------------------------------------------
+
+DIFFERENTIABLE = [op for op in cases() if op not in ("merge_attention_states", "grpo_loss")]
+
+
+def of_one(op, index=0):
+    """(the op as a function of one of its arguments that gives one number, that argument)"""
+    function, inputs = cases()[op]
+    return lambda x: sum(y.sum() for y in function(*inputs[:index], x, *inputs[index + 1 :])), inputs[index]
+
+
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "jacrev": torch.func.jacrev,
+    "jacfwd": torch.func.jacfwd,
+    "hessian": torch.func.hessian,
+    "vjp": lambda f: lambda x: torch.func.vjp(f, x),
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,)),
+    "vmap of grad": lambda f: lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack([x, x])),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_transforms_of_torch_func_are_refused_by_name(op, transform):
+    f, x = of_one(op)
+    with pytest.raises(NotImplementedError, match=f"isentrope::{op}: called inside torch.func.grad, vjp"):
+        TRANSFORMS[transform](f)(x)
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_forward_mode_is_refused_by_name(op, tracked):
+    for index in range(len(cases()[op][1])):
+        f, x = of_one(op, index)
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"isentrope::{op}: [a-z]+ has a forward-mode tangent"):
+            f(forward_ad.make_dual(x.clone().requires_grad_(tracked), torch.ones_like(x)))
+
+
+def test_forward_mode_of_constants_is_refused_by_name():
+    # No gradient at all would be a tangent of 0.
+    weight, u = torch.randn(8, 16), torch.ones(16)
+    mean, count = torch.rand(2, 5), torch.ones(2, 5, dtype=torch.int32)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(weight, torch.ones_like(weight))
+        with pytest.raises(NotImplementedError, match="isentrope::power_step: weights has a forward-mode tangent"):
+            isentrope.power_step([dual], [u])
+        dual = forward_ad.make_dual(mean, torch.ones_like(mean))
+        with pytest.raises(NotImplementedError, match="isentrope::window_select: mean has a forward-mode tangent"):
+            torch.ops.isentrope.window_select(dual, count, threshold="quantile", level=0.5)
+
+
+def test_forward_mode_of_merged_states_is_torchs_own():
+    function, inputs = cases()["merge_attention_states"]
+    inputs = tuple(x.double() for x in inputs)
+    tangents = tuple(torch.randn_like(x) for x in inputs)
+    actual = torch.func.jvp(function, inputs, tangents)[1]
+    _, expected = torch.autograd.functional.jvp(function, inputs, tangents)
+    for a, e in zip(actual, expected):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_inference_tensors_are_refused_by_name_where_they_would_be_kept(op):
+    function, inputs = cases()[op]
+    with torch.inference_mode():
+        kept = [x.clone() for x in inputs]
+        function(*kept)
+    expected = function(*inputs)
+    assert_same(list(function(*kept)), list(expected))  # nothing is recorded
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    for index in range(1, len(inputs)):
+        with pytest.raises(RuntimeError, match=f"isentrope::{op}: [a-z]+ was made under torch.inference_mode .*clone"):
+            function(*(kept[j] if j == index else x for j, x in enumerate(leaves)))
+
+
+# ---- arguments of another type -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x: isentrope.merge_attention_states([x], x[..., 0]), r"merge_attention_states: out is \[tensor\(.*\.\.\., of type list; wanted a tensor"),
+    (lambda x: isentrope.sigma_linear(x, x, 1.0, x[0]), r"sigma_linear: gamma is 1.0, of type float; wanted a tensor, as torch.tensor\(1.0\)$"),
+    (lambda x: isentrope.sigma_linear(x, x, x[0, 0], x[0], sigma_grad=None), "sigma_linear: sigma_grad is None, of type NoneType; wanted a string$"),
+    (lambda x: isentrope.power_step(x, x, steps_max=2.5), "power_step: steps_max is 2.5, of type float; wanted an integer$"),
+    (lambda x: isentrope.token_entropy(x, [0, 1]), r"token_entropy: target is \[0, 1\], of type list; wanted a tensor"),
+    (lambda x: isentrope.token_entropy(x, x[:, 0].long(), temperature="1"), "token_entropy: temperature is '1', of type str; wanted a number$"),
+    (lambda x: isentrope.linear_token_entropy(x, x, x[:, 0].long(), moments="no"), "linear_token_entropy: moments is 'no', of type str; wanted True or False$"),
+    (lambda x: isentrope.window_entropy(x, x.tolist()), "window_entropy: mask is .*, of type list; wanted a tensor"),
+    (lambda x: isentrope.grpo_select(x, x, x, 1, mode="kl_cov", seed=1), r"grpo_select: mask is 1, of type int; wanted a tensor"),
+    (lambda x: isentrope.grpo_loss(x, x, x, x, clip_low="a"), "grpo_loss: clip_low is 'a', of type str; wanted a number$"),
+    (lambda x: isentrope.grpo_combine_stats(3.0), "grpo_combine_stats: stats is 3.0, of type float"),
+])  # fmt: skip
+def test_an_argument_of_another_type_is_named(call, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        call(torch.zeros(8, 8))
+    assert caught.value.__suppress_context__, "torch's own text is not shown beside it"
