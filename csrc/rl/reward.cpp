@@ -2,17 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <optional>
-#include <regex>
 #include <set>
 #include <stdexcept>
 #include <string_view>
+
+#include "csrc/data/text.h"
+#include "csrc/rl/pattern.h"
 
 namespace isentrope::rl {
 namespace {
 
 using data::Example;
+using data::quoted;
 using Texts = std::vector<std::string>;
 
 const std::set<std::string> kBuiltIn = {"exact", "answer", "format", "length"};
@@ -27,8 +29,10 @@ Cut cut(const std::string& completion, const std::string& stop) {
   return {completion.substr(0, place), place != std::string::npos};
 }
 
-bool ends_in(const std::string& text, const std::string& tail) {
-  return text.size() >= tail.size() && text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
+// What the data wants, without the stop that may end it.
+std::string_view without_stop(std::string_view wanted, const std::string& stop) {
+  if (wanted.ends_with(stop)) wanted.remove_suffix(stop.size());
+  return wanted;
 }
 
 // "+007" → "7", " -0" → "0": equal integers give equal strings, whatever their length. Nothing if it is none.
@@ -43,32 +47,28 @@ std::optional<std::string> integer(std::string text) {
   return minus && text != "0" ? "-" + text : text;
 }
 
-std::regex compiled(const RewardConfig& config) {
-  return std::regex(config.pattern, std::regex::ECMAScript | std::regex::optimize);
-}
-
 double exact(const std::string& completion, const Example& example, const std::string& stop) {
   const Cut mine = cut(completion, stop);
-  const std::string& wanted = example.completion.empty() ? example.answer : example.completion;
-  return mine.stopped && mine.text == cut(wanted, stop).text;
+  return mine.stopped &&
+         mine.text == without_stop(example.completion.empty() ? example.answer : example.completion, stop);
 }
 
 double tint_answer(const std::string& completion, const Example& example, const std::string& stop) {
   const Cut mine = cut(completion, stop);
-  return mine.stopped && ends_in(mine.text, "A" + example.answer);
+  std::string wanted = "A";
+  wanted += without_stop(example.answer, stop);
+  return mine.stopped && mine.text.ends_with(wanted);
 }
 
 double matched_answer(const std::string& completion, const Example& example, const std::string& stop,
-                      const std::regex& pattern) {
-  const auto wanted = integer(example.answer);
+                      const Pattern& pattern) {
+  const auto wanted = integer(std::string(without_stop(example.answer, stop)));
   if (!wanted)
-    throw std::runtime_error("reward answer: the example's answer \"" + example.answer + "\" (prompt \"" +
-                             example.prompt + "\") is not an integer");
+    throw std::runtime_error("the example's answer " + quoted(example.answer) + " (prompt " + quoted(example.prompt) +
+                             ") is not an integer");
   const Cut mine = cut(completion, stop);
   if (!mine.stopped) return 0;
-  std::optional<std::string> last;
-  for (std::sregex_iterator match(mine.text.begin(), mine.text.end(), pattern), end; match != end; ++match)
-    last = (*match)[1].str();
+  const std::optional<std::string> last = pattern.last_group(mine.text);
   return last && integer(*last) == wanted;
 }
 
@@ -81,26 +81,28 @@ double shortness(const std::string& text, const RewardConfig& config) {
 
 // A score of single completions as a function of a batch.
 template <class Score>
-RewardFunction each(Score score) {
-  return [score](const Texts&, const Texts& completions, const std::vector<Example>& examples) {
+RewardFunction each(const RewardConfig& config, Score score) {
+  return [name = config.metric(), score](const Texts&, const Texts& completions, const std::vector<Example>& examples) {
     std::vector<double> scores;
-    for (size_t i = 0; i < completions.size(); ++i) scores.push_back(score(completions[i], examples[i]));
+    try {
+      for (size_t i = 0; i < completions.size(); ++i) scores.push_back(score(completions[i], examples[i]));
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error(name + ": " + error.what());
+    }
     return scores;
   };
 }
 
 RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
-  if (config.kind == "exact") return each([=](const std::string& c, const Example& e) { return exact(c, e, stop); });
+  using Text = const std::string&;
+  if (config.kind == "exact") return each(config, [=](Text c, const Example& e) { return exact(c, e, stop); });
   if (config.kind == "length")
-    return each([=](const std::string& c, const Example&) { return shortness(cut(c, stop).text, config); });
-  if (config.pattern.empty())
-    return each([=](const std::string& c, const Example& e) { return tint_answer(c, e, stop); });
-  const auto pattern = std::make_shared<const std::regex>(compiled(config));
+    return each(config, [=](Text c, const Example&) { return shortness(cut(c, stop).text, config); });
+  if (config.pattern.empty()) return each(config, [=](Text c, const Example& e) { return tint_answer(c, e, stop); });
+  const Pattern pattern(config.pattern);
   if (config.kind == "format")
-    return each([=](const std::string& c, const Example&) {
-      return std::regex_match(cut(c, stop).text, *pattern) ? 1.0 : 0.0;
-    });
-  return each([=](const std::string& c, const Example& e) { return matched_answer(c, e, stop, *pattern); });
+    return each(config, [=](Text c, const Example&) { return pattern.matches_whole(cut(c, stop).text); });
+  return each(config, [=](Text c, const Example& e) { return matched_answer(c, e, stop, pattern); });
 }
 
 }  // namespace
@@ -113,10 +115,10 @@ std::string RewardConfig::problem() const {
     return "length: limit (" + std::to_string(limit) + ") must be above target (" + std::to_string(target) + ")";
   if (!pattern.empty() && (kind == "format" || kind == "answer")) {
     try {
-      if (const auto groups = compiled(*this).mark_count(); kind == "answer" && groups < 1)
-        return "answer: pattern \"" + pattern + "\" has no group; put the integer in ( )";
-    } catch (const std::regex_error& error) {
-      return kind + ": pattern \"" + pattern + "\" is not a regular expression: " + error.what();
+      if (Pattern(pattern).groups() < 1 && kind == "answer")
+        return "answer: pattern " + quoted(pattern) + " has no group; put the integer in ( )";
+    } catch (const std::invalid_argument& error) {
+      return kind + ": " + error.what();
     }
   }
   return "";
@@ -166,7 +168,7 @@ Rewards RewardSum::operator()(const Texts& prompts, const Texts& completions,
     for (size_t i = 0; i < count; ++i) {
       if (!std::isfinite(scores[i]))
         throw std::runtime_error(name + ": score " + std::to_string(i) + " is " + std::to_string(scores[i]) +
-                                 " for the prompt \"" + prompts[i] + "\"; scores must be finite");
+                                 " for the prompt " + quoted(prompts[i]) + "; scores must be finite");
       rewards.total[i] += part.config.weight * scores[i];
       sum += scores[i];
     }

@@ -13,12 +13,13 @@ namespace isentrope::rl {
 
 // "Text" below is a completion up to its first stop character, which is left out.
 //
-//   exact    1 if the text is the example's completion (its answer where it has no completion), else 0
+//   exact    1 if the text is the example's completion (its answer where it has no completion) but for a stop character at
+//            its end, else 0
 //   answer   without pattern: 1 if the text ends in "A" + the example's answer, else 0
 //            with pattern: 1 if group 1 of its last match in the text is the same integer as the example's
 //            answer, else 0
 //            ("007", " 7" and "+7" are the integer 7; any number of digits)
-//   format   1 if pattern matches the whole text, else 0
+//   format   1 if pattern matches the whole text, else 0; patterns are those of csrc/rl/pattern.h
 //   length   1 up to `target` characters of text, then falling in a straight line to 0 at `limit`
 //   else     the custom function of that name
 //
@@ -36,7 +37,12 @@ struct RewardConfig {
     v("kind", kind, "exact, answer, format, length, or the name of a function given to the trainer.");
     v("weight", weight, "Factor of the score in the sum; negative for a penalty.");
     v("name", name, "Name in metrics, reward/<name>; empty for the kind.");
-    v("pattern", pattern, "ECMAScript regular expression. format: the whole text; answer: group 1 is the integer.");
+    v("pattern", pattern,
+      "Regular expression (PCRE2, as Perl's). format: the whole text; answer: group 1 of its last match is the "
+      "integer. "
+      "`.` is any character but a line feed, ^ and $ are the text's ends; (?s) in front lets `.` match line feeds, "
+      "(?m) "
+      "^ and $ each line's ends, (?i) takes upper and lower case alike.");
     v("target", target, "length: characters up to which the score is 1.", at_least(0));
     v("limit", limit, "length: characters from which on the score is 0.", at_least(0));
   }

@@ -1,112 +1,18 @@
 #include "csrc/rl/rollout_source.h"
 
-#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
 
-#include "csrc/rl/tree.h"
+#include "csrc/rl/policy_batch.h"
+#include "csrc/rl/prompt.h"
 #include "csrc/rl/windows.h"
 
 namespace isentrope::rl {
 namespace {
 
-using data::Batch;
 using data::Example;
 using torch::Tensor;
-
-// What a step learns from: prompts with their completions, one group behind the other.
-struct Kept {
-  std::vector<std::vector<int64_t>> prompts;
-  Groups groups{0};                     // of completions
-  std::vector<Completion> completions;  // parents by their place here
-  std::vector<double> rewards;          // of each completion, penalties included
-  std::vector<bool> right;              // of each completion
-
-  int64_t size() const { return static_cast<int64_t>(prompts.size()); }
-};
-
-// Advantages of the tokens of each completion's segments, their weights included: [completions][segments].
-struct TokenAdvantage {
-  int64_t begin, end;
-  double value;
-};
-std::vector<std::vector<TokenAdvantage>> token_advantages(const Kept& kept, const AdvantageConfig& config) {
-  const auto found = segments(kept.completions, kept.rewards);
-  // A tree counts in its group as one completion: with its value, and the length of its first sample.
-  std::vector<double> values;
-  std::vector<int64_t> lengths, tree_of;
-  Groups trees{0};
-  for (int64_t g = 0; g < kept.size(); ++g) {
-    for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i) {
-      const Completion& c = kept.completions[i];
-      if (c.parent < 0) {
-        values.push_back(found[i].front().value);
-        lengths.push_back(static_cast<int64_t>(c.tokens.size()));
-      }
-      tree_of.push_back(static_cast<int64_t>(values.size()) - 1);
-    }
-    trees.push_back(static_cast<int64_t>(values.size()));
-  }
-  const Advantages a = advantages(values, lengths, trees, config);
-  std::vector<std::vector<TokenAdvantage>> out(found.size());
-  for (size_t i = 0; i < found.size(); ++i)
-    for (const Segment& s : found[i]) {
-      const int64_t j = tree_of[i];
-      out[i].push_back({s.begin, s.end, s.weight * (a.value[j] + a.slope[j] * (s.value - values[j]))});
-    }
-  return out;
-}
-
-// Rows of a policy update from groups first … last − 1: prompt and completion padded on the right; target and statistics where
-// the completion's own tokens are. ares: of all completions of the step, where there is any.
-Batch collate(const Kept& kept, int64_t first, int64_t last, const std::vector<std::vector<TokenAdvantage>>& advantage,
-              const AresStep& ares, bool mask_truncated) {
-  const int64_t begin = kept.groups[first], B = kept.groups[last] - begin;
-  int64_t T = 1;
-  for (int64_t g = first; g < last; ++g)
-    for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i)
-      T = std::max<int64_t>(T, kept.prompts[g].size() + kept.completions[i].tokens.size());
-  Batch batch{torch::zeros({B, T}, torch::kInt64), torch::full({B, T}, data::kIgnore, torch::kInt64),
-              torch::zeros({B, T}, torch::kFloat32), torch::zeros({B, T}, torch::kFloat32)};
-  const bool weighs = !ares.kl_weight.empty();
-  if (weighs) {
-    batch.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
-    batch.difficulty = torch::empty({B}, torch::kInt64);
-  }
-  auto tokens = batch.tokens.accessor<int64_t, 2>();
-  auto target = batch.target.accessor<int64_t, 2>();
-  auto logprob = batch.old_logprob.accessor<float, 2>();
-  auto token_advantage = batch.advantage.accessor<float, 2>();
-  for (int64_t g = first; g < last; ++g)
-    for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i) {
-      const Completion& completion = kept.completions[i];
-      const int64_t row = i - begin, start = kept.prompts[g].size();
-      std::copy(kept.prompts[g].begin(), kept.prompts[g].end(), tokens[row].data());
-      std::copy(completion.tokens.begin(), completion.tokens.end(), tokens[row].data() + start);
-      if (weighs) batch.difficulty.mutable_data_ptr<int64_t>()[row] = ares.difficulty[i];
-      if (mask_truncated && !completion.stopped) continue;
-      for (const TokenAdvantage& part : advantage[i])
-        for (int64_t t = part.begin; t < part.end; ++t) {
-          const int64_t at = start + t - 1;  // the position whose logits predict the token
-          target[row][at] = completion.tokens[t];
-          logprob[row][at] = completion.logprob[t];
-          token_advantage[row][at] = static_cast<float>(part.value);
-          if (weighs) batch.ref_kl_weight.mutable_data_ptr<float>()[row * T + at] = ares.kl_weight[i][t];
-        }
-    }
-  return batch;
-}
-
-// Adds what ARES says of the completions, for a right answer of the first reward's weight, to their rewards.
-AresStep shape(Ares& ares, double weight, Kept& kept) {
-  std::vector<AresCompletion> completions;
-  for (size_t i = 0; i < kept.completions.size(); ++i)
-    completions.push_back({kept.completions[i].tokens, kept.completions[i].entropy, kept.right[i]});
-  AresStep shaped = ares.step(completions, kept.groups);
-  for (size_t i = 0; i < kept.rewards.size(); ++i) kept.rewards[i] += weight * shaped.shaping[i];
-  return shaped;
-}
 
 // 1 or 0
 std::vector<double> right_or_wrong(const std::vector<double>& scores) {
@@ -157,149 +63,189 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
       examples_(std::move(examples)),
       reward_(std::move(reward)),
       seed_(seed) {
-  if (config_.ares) ares_.emplace(*config_.ares, trigger_tokens(config_.ares->triggers, tokenizer_));
+  if (config_.ares) whole_.ares.emplace(*config_.ares, trigger_tokens(config_.ares->triggers, tokenizer_));
+  pending_ = whole_;
 }
 
-// How many completions each prompt gets, prompts · samples in all.
+// ---- a step -------------------------------------------------------------------------------------------------------
+
+struct RolloutSource::Drawn {
+  std::vector<Example> examples;
+  std::vector<std::vector<int64_t>> prompts;  // tokens
+  std::vector<int64_t> samples;               // of each prompt
+  std::vector<Completion> completions;
+  Groups groups{0};  // of completions, one a prompt
+  Rewards rewards;
+  std::vector<double> right;  // 1 or 0 of each completion
+};
+
+// Over everything that a step drew. rewards, thresholds and samples are of the first sequence of each tree, which no branch bends.
+struct RolloutSource::Tally {
+  std::vector<double> rewards, entropy, length, thresholds, samples;
+  std::map<std::string, double> reward_stats;  // sums over draws
+  RolloutCounts counts;
+  double truncated = 0, flat = 0, prompts = 0, draws = 0;
+};
+
+data::StepData RolloutSource::next(int64_t step) {
+  pending_ = whole_;
+  const std::optional<Branching> branching = this->branching();
+  Kept kept;
+  Tally tally;
+  for (; kept.size() < config_.prompts && tally.draws < static_cast<double>(config_.max_draws); ++tally.draws) {
+    Drawn drawn = draw(step, branching, tally);
+    score(drawn, tally);
+    keep(drawn, kept, tally);
+  }
+  count_empty_step(kept.size());
+
+  data::StepData data;
+  for (const auto& [name, sum] : tally.reward_stats) data.stats[name] = sum / tally.draws;
+  if (pending_.empty == 0) {
+    const AresStep ares = pending_.ares ? shape(*pending_.ares, reward_.first_weight(), kept) : AresStep();
+    data.updates = policy_batches(kept, config_.updates, config_.advantage, ares, config_.mask_truncated);
+    data.stats.insert(ares.stats.begin(), ares.stats.end());
+  }
+  if (!tally.thresholds.empty()) {
+    const double seen = mean(tally.thresholds), decay = config_.branch->decay;
+    pending_.threshold = pending_.threshold ? decay * *pending_.threshold + (1 - decay) * seen : seen;
+  }
+  tell(tally, kept.size(), branching, data.stats);
+  return data;
+}
+
+void RolloutSource::commit() { whole_ = pending_; }
+
+std::optional<Branching> RolloutSource::branching() const {
+  const auto& branch = config_.branch;
+  if (!branch || !pending_.threshold) return std::nullopt;
+  return Branching{.threshold = *pending_.threshold,
+                   .window = branch->window,
+                   .sequences = branch->sequences > 0 ? branch->sequences : 2 * config_.samples,
+                   .tokens = branch->tokens};
+}
+
 std::vector<int64_t> RolloutSource::samples_of(const std::vector<Example>& examples) const {
   const int64_t K = config_.samples, P = static_cast<int64_t>(examples.size());
   if (!config_.allocation) return std::vector<int64_t>(P, K);
   std::vector<double> shares;
-  for (const Example& example : examples) shares.push_back(record_.share(example.prompt));
+  for (const Example& example : examples) shares.push_back(pending_.record.share(example.prompt));
   return allocate(shares, P * K, config_.allocation->least, config_.most_samples());
 }
 
-data::StepData RolloutSource::next(int64_t step) {
-  const int64_t P = config_.prompts;
-  const auto& branch = config_.branch;
-  std::optional<Branching> branching;
-  if (branch && threshold_)
-    branching = {.threshold = *threshold_,
-                 .window = branch->window,
-                 .sequences = branch->sequences > 0 ? branch->sequences : 2 * config_.samples,
-                 .tokens = branch->tokens};
-  Kept kept;
-  // Over everything that was drawn; rewards, thresholds and samples of the first sequence of each tree, which no branch bends.
-  std::vector<double> all, entropy, length, thresholds, samples_drawn;
-  std::map<std::string, double> stats;
+RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branching>& branching, Tally& tally) {
+  Drawn drawn;
+  drawn.examples = examples_->take(pending_.taken, config_.prompts);
+  for (const Example& example : drawn.examples)
+    drawn.prompts.push_back(encode_prompt(example.prompt, tokenizer_, model_->config().context));
+  drawn.samples = samples_of(drawn.examples);
   RolloutCounts counts;
-  double truncated = 0, flat = 0, prompts_drawn = 0, draws = 0;
+  drawn.completions =
+      rollout(model_, drawn.prompts, drawn.samples, config_.sampling, {tokenizer_.eos_id()},
+              {.seed = seed_, .step = step, .first_prompt = pending_.taken}, config_.cache, branching, &counts);
+  pending_.taken += config_.prompts;
 
-  for (; kept.size() < P && draws < static_cast<double>(config_.max_draws); ++draws) {
-    const std::vector<Example> examples = examples_->take(taken_, P);
-    std::vector<std::vector<int64_t>> prompts;
-    for (const Example& example : examples) prompts.push_back(tokenizer_.encode(example.prompt));
-    const std::vector<int64_t> samples = samples_of(examples);
-    RolloutCounts did;
-    std::vector<Completion> completions =
-        rollout(model_, prompts, samples, config_.sampling, {tokenizer_.eos_id()},
-                {.seed = seed_, .step = step, .first_prompt = taken_}, config_.cache, branching, &did);
-    taken_ += P;
-    prompts_drawn += static_cast<double>(P);
-    counts += did;
-
-    std::vector<std::string> prompt_text, text;
-    std::vector<Example> example_of;
-    Groups groups{0};
-    for (size_t i = 0; i < completions.size(); ++i) {
-      const Completion& completion = completions[i];
-      const Example& example = examples[completion.prompt];
-      prompt_text.push_back(example.prompt);
-      text.push_back(tokenizer_.decode(completion.tokens));
-      example_of.push_back(example);
-      length.push_back(static_cast<double>(completion.tokens.size()));
-      truncated += !completion.stopped;
-      entropy.insert(entropy.end(), completion.entropy.begin() + completion.begin, completion.entropy.end());
-      if (i + 1 == completions.size() || completions[i + 1].prompt != completion.prompt)
-        groups.push_back(static_cast<int64_t>(i) + 1);
-      if (branch && completion.parent < 0)
-        if (const auto windows = window_means(completion.entropy, branch->window); !windows.empty())
-          thresholds.push_back(quantile(windows, branch->quantile));
-    }
-    Rewards scored = reward_(prompt_text, text, example_of);
-    for (const auto& [name, value] : scored.stats) stats[name] += value;
-    const std::vector<double> accuracy = right_or_wrong(scored.first);
-    const std::vector<bool> differs = keep_groups(ares_ ? accuracy : scored.total, groups);
-    for (int64_t p = 0; p < P; ++p) {
-      int64_t right = 0;
-      for (int64_t i = groups[p]; i < groups[p + 1]; ++i)
-        if (completions[i].parent < 0) {
-          all.push_back(scored.total[i]);
-          right += accuracy[i] > 0;
-        }
-      samples_drawn.push_back(static_cast<double>(samples[p]));
-      if (config_.allocation) record_.add(examples[p].prompt, right, samples[p], config_.allocation->decay);
-      flat += !differs[p];
-      if (kept.size() == P || (config_.filter_groups && !differs[p])) continue;
-      const auto moved = static_cast<int64_t>(kept.completions.size()) - groups[p];
-      for (int64_t i = groups[p]; i < groups[p + 1]; ++i) {
-        Completion& completion = completions[i];
-        if (completion.parent >= 0) completion.parent += moved;
-        double reward = scored.total[i];
-        if (config_.overlong)
-          reward += overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong,
-                                     config_.sampling.max_new_tokens);
-        kept.rewards.push_back(reward);
-        kept.right.push_back(accuracy[i] > 0);
-        kept.completions.push_back(std::move(completion));
-      }
-      kept.prompts.push_back(std::move(prompts[p]));
-      kept.groups.push_back(static_cast<int64_t>(kept.completions.size()));
-    }
+  tally.prompts += static_cast<double>(config_.prompts);
+  tally.counts += counts;
+  for (const Completion& completion : drawn.completions) {
+    tally.length.push_back(static_cast<double>(completion.tokens.size()));
+    tally.truncated += !completion.stopped;
+    tally.entropy.insert(tally.entropy.end(), completion.entropy.begin() + completion.begin, completion.entropy.end());
+    if (config_.branch && completion.parent < 0)
+      if (const auto windows = window_means(completion.entropy, config_.branch->window); !windows.empty())
+        tally.thresholds.push_back(quantile(windows, config_.branch->quantile));
   }
-
-  for (auto& [name, value] : stats) value /= draws;  // a mean of each draw → of all
-  data::StepData data;
-  const int64_t U = config_.updates;
-  empty_ = kept.size() < U ? empty_ + 1 : 0;
-  if (empty_ == config_.max_empty_steps)
-    throw std::runtime_error(
-        "rollout.filter_groups: " + std::to_string(empty_) + " steps in a row of " + std::to_string(config_.max_draws) +
-        " batches of " + std::to_string(P) +
-        " prompts each found too few groups whose rewards differ to make an update of; the task is too "
-        "easy or too hard for the model, or rollout.max_draws is too small");
-  if (empty_ == 0) {
-    const AresStep ares = ares_ ? shape(*ares_, reward_.first_weight(), kept) : AresStep();
-    const auto advantage = token_advantages(kept, config_.advantage);
-    for (int64_t u = 0; u < U; ++u)
-      data.updates.push_back(
-          collate(kept, kept.size() * u / U, kept.size() * (u + 1) / U, advantage, ares, config_.mask_truncated));
-    stats.insert(ares.stats.begin(), ares.stats.end());
-  }
-  if (!thresholds.empty()) {
-    const double seen = mean(thresholds);
-    threshold_ = threshold_ ? branch->decay * *threshold_ + (1 - branch->decay) * seen : seen;
-  }
-
-  stats["reward/mean"] = mean(all);
-  stats["reward/std"] = deviation(all);
-  stats["entropy/mean"] = mean(entropy);
-  stats["entropy/std"] = deviation(entropy);
-  stats["length/mean"] = mean(length);
-  stats["length/truncated"] = truncated / static_cast<double>(length.size());
-  stats["groups/flat"] = flat / prompts_drawn;
-  if (config_.filter_groups) {
-    stats["groups/kept"] = static_cast<double>(kept.size());
-    stats["groups/empty_steps"] = static_cast<double>(empty_);
-  }
-  if (branching) stats["branch/threshold"] = branching->threshold;
-  if (branch) {
-    stats["branch/kept"] = static_cast<double>(counts.branches) / prompts_drawn;
-    stats["branch/dropped"] = static_cast<double>(counts.dropped) / prompts_drawn;
-  }
-  if (config_.allocation) stats["samples/std"] = deviation(samples_drawn);
-  if (config_.cache.cache_tokens > 0) stats["cache/preempted"] = static_cast<double>(counts.preempted);
-  stats["generated"] = static_cast<double>(counts.drawn);
-  data.stats = std::move(stats);
-  return data;
+  return drawn;
 }
 
+void RolloutSource::score(Drawn& drawn, Tally& tally) const {
+  std::vector<std::string> prompts, texts;
+  std::vector<Example> examples;
+  for (size_t i = 0; i < drawn.completions.size(); ++i) {
+    const Completion& completion = drawn.completions[i];
+    examples.push_back(drawn.examples[completion.prompt]);
+    prompts.push_back(examples.back().prompt);
+    texts.push_back(tokenizer_.decode(completion.tokens));
+    if (i + 1 == drawn.completions.size() || drawn.completions[i + 1].prompt != completion.prompt)
+      drawn.groups.push_back(static_cast<int64_t>(i) + 1);
+  }
+  drawn.rewards = reward_(prompts, texts, examples);
+  drawn.right = right_or_wrong(drawn.rewards.first);
+  for (const auto& [name, value] : drawn.rewards.stats) tally.reward_stats[name] += value;
+}
+
+void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally) {
+  const std::vector<bool> differs = keep_groups(pending_.ares ? drawn.right : drawn.rewards.total, drawn.groups);
+  for (int64_t p = 0; p < config_.prompts; ++p) {
+    int64_t right = 0;
+    for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i)
+      if (drawn.completions[i].parent < 0) {
+        tally.rewards.push_back(drawn.rewards.total[i]);
+        right += drawn.right[i] > 0;
+      }
+    tally.samples.push_back(static_cast<double>(drawn.samples[p]));
+    if (config_.allocation)
+      pending_.record.add(drawn.examples[p].prompt, right, drawn.samples[p], config_.allocation->decay);
+    tally.flat += !differs[p];
+    if (kept.size() == config_.prompts || (config_.filter_groups && !differs[p])) continue;
+    const auto moved = static_cast<int64_t>(kept.completions.size()) - drawn.groups[p];
+    for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i) {
+      Completion& completion = drawn.completions[i];
+      if (completion.parent >= 0) completion.parent += moved;
+      double reward = drawn.rewards.total[i];
+      if (config_.overlong)
+        reward += overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong,
+                                   config_.sampling.max_new_tokens);
+      kept.rewards.push_back(reward);
+      kept.right.push_back(drawn.right[i] > 0);
+      kept.completions.push_back(std::move(completion));
+    }
+    kept.prompts.push_back(std::move(drawn.prompts[p]));
+    kept.groups.push_back(static_cast<int64_t>(kept.completions.size()));
+  }
+}
+
+void RolloutSource::count_empty_step(int64_t groups) {
+  pending_.empty = groups < config_.updates ? pending_.empty + 1 : 0;
+  if (pending_.empty < config_.max_empty_steps) return;
+  throw std::runtime_error(
+      "rollout.filter_groups: " + std::to_string(pending_.empty) + " steps in a row of " +
+      std::to_string(config_.max_draws) + " batches of " + std::to_string(config_.prompts) +
+      " prompts each found too few groups whose rewards differ to make an update of; the task is too "
+      "easy or too hard for the model, or rollout.max_draws is too small");
+}
+
+void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional<Branching>& branching,
+                         std::map<std::string, double>& stats) const {
+  stats["reward/mean"] = mean(tally.rewards);
+  stats["reward/std"] = deviation(tally.rewards);
+  stats["entropy/mean"] = mean(tally.entropy);
+  stats["entropy/std"] = deviation(tally.entropy);
+  stats["length/mean"] = mean(tally.length);
+  stats["length/truncated"] = tally.truncated / static_cast<double>(tally.length.size());
+  stats["groups/flat"] = tally.flat / tally.prompts;
+  if (config_.filter_groups) {
+    stats["groups/kept"] = static_cast<double>(groups);
+    stats["groups/empty_steps"] = static_cast<double>(pending_.empty);
+  }
+  if (branching) stats["branch/threshold"] = branching->threshold;
+  if (config_.branch) {
+    stats["branch/kept"] = static_cast<double>(tally.counts.branches) / tally.prompts;
+    stats["branch/dropped"] = static_cast<double>(tally.counts.dropped) / tally.prompts;
+  }
+  if (config_.allocation) stats["samples/std"] = deviation(tally.samples);
+  if (config_.cache.cache_tokens > 0) stats["cache/preempted"] = static_cast<double>(tally.counts.preempted);
+  stats["generated"] = static_cast<double>(tally.counts.drawn);
+}
+
+// ---- from step to step --------------------------------------------------------------------------------------------
+
 std::map<std::string, torch::Tensor> RolloutSource::state() const {
-  std::map<std::string, Tensor> state{{"taken", torch::tensor({taken_, empty_}, torch::kInt64)}};
-  if (ares_) state["ares"] = torch::tensor(ares_->state(), torch::kFloat64);
-  if (threshold_) state["branch"] = torch::tensor({*threshold_}, torch::kFloat64);
+  std::map<std::string, Tensor> state{{"taken", torch::tensor({whole_.taken, whole_.empty}, torch::kInt64)}};
+  if (whole_.ares) state["ares"] = torch::tensor(whole_.ares->state(), torch::kFloat64);
+  if (whole_.threshold) state["branch"] = torch::tensor({*whole_.threshold}, torch::kFloat64);
   if (config_.allocation) {
-    const PassRecord::State record = record_.state();
+    const PassRecord::State record = whole_.record.state();
     state["record/prompt"] = torch::tensor(record.prompt, torch::kInt64);
     state["record/right"] = torch::tensor(record.right, torch::kFloat64);
     state["record/answers"] = torch::tensor(record.answers, torch::kFloat64);
@@ -308,29 +254,37 @@ std::map<std::string, torch::Tensor> RolloutSource::state() const {
 }
 
 void RolloutSource::restore(const std::map<std::string, torch::Tensor>& state) {
-  const Tensor& taken = state.at("taken");
-  taken_ = taken[0].item<int64_t>();
-  empty_ = taken.numel() > 1 ? taken[1].item<int64_t>() : 0;
-  if (const auto found = state.find("branch"); found != state.end()) threshold_ = found->second.item<double>();
   const auto values = [&]<class T>(const char* name, T) {
-    const Tensor& x = state.at(name);
+    const auto found = state.find(name);
+    if (found == state.end())
+      throw std::runtime_error("rollout: the checkpoint has no " + std::string(name) +
+                               "; it stands in a phase without rollouts, so start this phase anew");
+    const Tensor& x = found->second;
     return std::vector<T>(x.const_data_ptr<T>(), x.const_data_ptr<T>() + x.numel());
   };
+  Passed passed = whole_;
+  const std::vector<int64_t> taken = values("taken", int64_t{});
+  passed.taken = taken.at(0);
+  passed.empty = taken.size() > 1 ? taken[1] : 0;
+  if (state.contains("branch")) passed.threshold = values("branch", double{}).at(0);
   if (config_.allocation && state.contains("record/prompt"))
-    record_.restore(
+    passed.record.restore(
         {values("record/prompt", int64_t{}), values("record/right", double{}), values("record/answers", double{})});
-  if (!ares_) return;
-  if (!state.contains("ares"))
-    throw std::runtime_error(
-        "rollout.ares: the checkpoint stands in a phase without it; take it out, or start the phase anew");
-  ares_->restore(values("ares", double{}));
+  if (passed.ares) {
+    if (!state.contains("ares"))
+      throw std::runtime_error(
+          "rollout.ares: the checkpoint stands in a phase without it; take it out, or start the phase anew");
+    passed.ares->restore(values("ares", double{}));
+  }
+  whole_ = passed;
+  pending_ = std::move(passed);
 }
 
 void RolloutSource::observe(const std::map<std::string, double>& seen) {
-  if (!ares_) return;
+  if (!pending_.ares) return;
   for (int d = 0; d < kDifficulties; ++d)
     if (const auto found = seen.find(std::string("ref_kl/") + kDifficultyNames[d]); found != seen.end())
-      ares_->measured(static_cast<Difficulty>(d), found->second);
+      pending_.ares->measured(static_cast<Difficulty>(d), found->second);
 }
 
 }  // namespace isentrope::rl

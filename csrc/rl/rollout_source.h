@@ -15,6 +15,7 @@
 #include "csrc/rl/advantage.h"
 #include "csrc/rl/allocation.h"
 #include "csrc/rl/ares.h"
+#include "csrc/rl/policy_batch.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/rollout.h"
 
@@ -97,11 +98,31 @@ class RolloutSource : public data::BatchSource {
 
   data::StepData next(int64_t step) override;
   void observe(const std::map<std::string, double>& seen) override;
+  void commit() override;
   std::map<std::string, torch::Tensor> state() const override;
   void restore(const std::map<std::string, torch::Tensor>& state) override;
 
  private:
+  // What passes from step to step.
+  struct Passed {
+    int64_t taken = 0;                // prompts drawn so far
+    int64_t empty = 0;                // steps in a row that found too few groups
+    std::optional<double> threshold;  // of branches, nats
+    PassRecord record;
+    std::optional<Ares> ares;
+  };
+  struct Drawn;  // a batch of prompts with what was drawn for them
+  struct Tally;  // what is told of a step
+
+  std::optional<Branching> branching() const;
+  // How many completions each prompt gets, prompts · samples in all.
   std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
+  Drawn draw(int64_t step, const std::optional<Branching>& branching, Tally& tally);
+  void score(Drawn& drawn, Tally& tally) const;
+  void keep(Drawn& drawn, Kept& kept, Tally& tally);  // the groups that the step learns from
+  void count_empty_step(int64_t groups);              // stops a run that finds none
+  void tell(const Tally& tally, int64_t groups, const std::optional<Branching>& branching,
+            std::map<std::string, double>& stats) const;
 
   RolloutConfig config_;
   model::Decoder model_;
@@ -109,13 +130,8 @@ class RolloutSource : public data::BatchSource {
   std::shared_ptr<const data::ExampleSource> examples_;
   RewardSum reward_;
   uint64_t seed_;
-
-  // What passes from step to step.
-  int64_t taken_ = 0;                // prompts drawn so far
-  int64_t empty_ = 0;                // steps in a row that found too few groups
-  std::optional<double> threshold_;  // of branches, nats
-  PassRecord record_;
-  std::optional<Ares> ares_;
+  Passed whole_;    // after the last step that is whole: what state() tells
+  Passed pending_;  // of the step in hand; next() begins it anew, commit() takes it over
 };
 
 }  // namespace isentrope::rl

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <sstream>
 #include <stdexcept>
 
 #include "csrc/model/cpu_kernels.h"
@@ -20,10 +21,7 @@ Draw Sampler::draw(const float* logits, double uniform, std::span<const int64_t>
   const auto softmax = model::cpu_kernels<float>().softmax;
   float maximum, total, entropy;
   softmax(V, scale, logits, weight_.data(), &maximum, &total, &entropy);
-  if (!std::isfinite(maximum) || !std::isfinite(total))
-    throw std::runtime_error(
-        "rollout: the logits hold NaN or +infinity, or are all −infinity; the model's weights are not "
-        "finite");
+  if (!std::isfinite(maximum) || !std::isfinite(total)) throw std::runtime_error(why_not_finite(logits));
   float left = total;  // the mass to draw from
   if (!forbidden.empty()) {
     std::copy_n(logits, V, allowed_.begin());
@@ -48,6 +46,17 @@ Draw Sampler::draw(const float* logits, double uniform, std::span<const int64_t>
       }
   }
   return {token, logits[token] * scale - maximum - std::log(total), entropy};
+}
+
+std::string Sampler::why_not_finite(const float* logits) const {
+  const auto bad = [](float x) { return std::isnan(x) || x == INFINITY; };
+  const int64_t V = weight_.size();
+  if (std::any_of(logits, logits + V, bad) || *std::max_element(logits, logits + V) == -INFINITY)
+    return "rollout: the logits hold NaN or +infinity, or are all −infinity; the model's weights are not finite";
+  std::ostringstream temperature;
+  temperature << config_.temperature;
+  return "rollout: the logits divided by temperature (" + temperature.str() +
+         ") leave the range of float32; raise it, or take 0 for the likeliest token";
 }
 
 int64_t Sampler::truncated(double uniform, float total) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -28,6 +29,7 @@ class Sampler {
 
  private:
   int64_t truncated(double uniform, float total);
+  std::string why_not_finite(const float* logits) const;
 
   SamplingConfig config_;
   std::vector<float> weight_;     // [V] e^(y − max y)

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "csrc/rl/prompt.h"
+
 namespace isentrope::train {
 namespace {
 
@@ -25,7 +27,8 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                const std::vector<data::Example>& examples, const rl::RewardSum& score,
                const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show) {
   std::vector<std::vector<int64_t>> prompts;
-  for (const data::Example& example : examples) prompts.push_back(tokenizer.encode(example.prompt));
+  for (const data::Example& example : examples)
+    prompts.push_back(rl::encode_prompt(example.prompt, tokenizer, model->config().context));
   const auto completions =
       rl::rollout(model, prompts, samples, sampling, {tokenizer.eos_id()}, {.evaluation = true}, cache);
 

@@ -7,8 +7,10 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "csrc/data/text.h"
 #include "tests/csrc/message.h"
 
 namespace isentrope::rl {
@@ -16,8 +18,9 @@ namespace {
 
 using data::Example;
 
-double score(const RewardConfig& config, const std::string& completion, const Example& example) {
-  return RewardSum({config}, ".")({example.prompt}, {completion}, {example}).total.at(0);
+double score(const RewardConfig& config, const std::string& completion, const Example& example,
+             const std::string& stop = ".") {
+  return RewardSum({config}, stop)({example.prompt}, {completion}, {example}).total.at(0);
 }
 
 TEST(Reward, ExactComparesUpToTheStop) {
@@ -29,6 +32,11 @@ TEST(Reward, ExactComparesUpToTheStop) {
   EXPECT_EQ(score(exact, "42", {"p", "42.", ""}), 0) << "not stopped";
   EXPECT_EQ(score(exact, "042.", {"p", "42.", ""}), 0);
   EXPECT_EQ(score(exact, ".", {"p", "42.", ""}), 0);
+  // A stop within what is wanted is not its end.
+  EXPECT_EQ(score(exact, "8.", {"p", "8.5.", ""}), 0);
+  EXPECT_EQ(score(exact, "8.5.", {"p", "8.5.", ""}), 0);
+  EXPECT_EQ(score(exact, "8.", {"p", "", "8.5"}), 0);
+  EXPECT_EQ(score(exact, "8.", {"p", "8..", ""}), 0) << "one stop is the end, two are not";
 }
 
 TEST(Reward, AnswerOfATraceIsItsEnd) {
@@ -72,6 +80,116 @@ TEST(Reward, FormatMatchesTheWholeText) {
   EXPECT_EQ(score(format, "a+1b-1:00A00", example), 1) << "the form is right, though it has no end";
   EXPECT_EQ(score(format, "xa+1b-1:00A00.", example), 0);
   EXPECT_EQ(score(format, "a+1b-1:00A00x.", example), 0);
+}
+
+TEST(Reward, PatternsKnowLinesCaseAndCharacters) {
+  const auto format = [](const std::string& pattern, const std::string& text) {
+    return score({.kind = "format", .pattern = pattern}, text + "|", {"p", "", ""}, "|") == 1;
+  };
+  const std::string lines = "<think>\nab\n</think>\n7";
+  EXPECT_FALSE(format("<think>.*</think>.*", lines)) << "`.` is no line feed";
+  EXPECT_TRUE(format("(?s)<think>.*</think>.*", lines));
+  EXPECT_TRUE(format("[^|]*", lines));
+  EXPECT_FALSE(format("a$\nb", "a\nb")) << "$ is the end of the text";
+  EXPECT_TRUE(format("(?m)a$\n^b", "a\nb"));
+  EXPECT_FALSE(format("a$", "a\n")) << "and not before its last line feed";
+  EXPECT_FALSE(format("yes", "YES"));
+  EXPECT_TRUE(format("(?i)yes", "YES"));
+  EXPECT_TRUE(format("a|ab", "ab")) << "the whole text, by whichever way";
+  EXPECT_TRUE(format("..", "ß😀")) << "characters, not bytes";
+  EXPECT_FALSE(format("\\d", "٣")) << "digits are ASCII";
+  EXPECT_FALSE(format("\\w", "ß"));
+}
+
+// What a young model writes: any bytes.
+TEST(Reward, PatternsTakeAnyBytes) {
+  const auto format = [](const std::string& pattern, const std::string& text) {
+    return score({.kind = "format", .pattern = pattern}, text + "|", {"p", "", ""}, "|") == 1;
+  };
+  const std::string nul("a\0b", 3);
+  EXPECT_TRUE(format("a.b", nul));
+  EXPECT_FALSE(format("a", nul));
+  EXPECT_TRUE(format("a\\x00b", nul));
+  EXPECT_TRUE(format(std::string("a\0b", 3), nul));
+  EXPECT_TRUE(format("a.b",
+                     "a\x97"
+                     "b"))
+      << "a byte that is no character is U+FFFD";
+  EXPECT_TRUE(format("a\\x{FFFD}b",
+                     "a\xE2\x82"
+                     "b"))
+      << "the beginning of one is one U+FFFD";
+  EXPECT_TRUE(format("...", "\xED\xA0\x80")) << "a surrogate is three";
+  const RewardConfig answer{.kind = "answer", .pattern = "=([0-9]+)"};
+  EXPECT_EQ(score(answer, "\xFF=1\xFF=7\x80|", {"p", "", "7"}, "|"), 1);
+  EXPECT_EQ(score(answer, std::string("=1\0=7\0|", 7), {"p", "", "7"}, "|"), 1);
+}
+
+TEST(Reward, TheLastMatchIsTheAnswer) {
+  const auto answer = [](const std::string& pattern, const std::string& text, const std::string& wanted) {
+    return score({.kind = "answer", .pattern = pattern}, text + "|", {"p", "", wanted}, "|") == 1;
+  };
+  EXPECT_TRUE(answer("([0-9])", "ß1ß2", "2"));
+  EXPECT_FALSE(answer("([0-9]*)", "12", "12")) << "the last match is empty";
+  EXPECT_FALSE(answer("(x)|[0-9]", "1", "1")) << "group 1 takes no part";
+  EXPECT_TRUE(answer("([0-9]+)(?=\\s*$)", "3 4 ", "4"));
+}
+
+// Work on a text has limits, and long texts are not beyond them.
+TEST(Reward, PatternsEndOnAnyText) {
+  const auto run = [](const std::string& kind, const std::string& pattern, const std::string& text) {
+    return message([&] { score({.kind = kind, .pattern = pattern}, text + "|", {"p", "", "7"}, "|"); });
+  };
+  const std::string long_text(200000, 'a');
+  for (const char* pattern : {"([a-h]|x)+", "(?s).*a[a-z]", "([a-e][a-e])+", "(a|b)*?"})
+    EXPECT_EQ(score({.kind = "format", .pattern = pattern}, long_text + "|", {"p", "", ""}, "|"), 1) << pattern;
+  EXPECT_EQ(run("answer", "=([0-9]+)", long_text), "no error");
+  EXPECT_EQ(run("answer", "[^=]*=([0-9]+)", long_text.substr(0, 10000) + "="), "no error");
+  for (const char* pattern : {"(a+)+[bc]", "(a|aa)*[bc]", "(?:a?){200}[bc]"})
+    expect_all(run("format", pattern, std::string(30000, 'a') + "d"),
+               {"reward/format: pattern \"", pattern, "passes ", "the completion \"aaaa", "(30001 bytes)"});
+  // Each place where a match may begin is within the limit, all of them are not.
+  expect_all(run("answer", "a[^z]*a[^z]*([bc])", std::string(3000, 'a')), {"reward/answer: pattern", "steps"});
+  expect_all(run("format", "(a(?1)?[bc]?)+[bc]", std::string(100000, 'a')), {"reward/format: pattern", "passes "});
+}
+
+TEST(Reward, AbsurdPatternsAreRefused) {
+  const auto wrong = [](const std::string& pattern) {
+    return RewardConfig{.kind = "format", .pattern = pattern}.problem();
+  };
+  const std::string deep = std::string(4000, '(') + "a" + std::string(4000, ')');
+  for (const std::string& pattern :
+       {deep, std::string(1 << 20, '('), std::string("((((a{999}){999}){999}){999})"), std::string("[z-a]"),
+        std::string("a\xFF"), std::string("\\C"), std::string("*")}) {
+    const std::string text = wrong(pattern);
+    expect_all(text, {"format: pattern \""});
+    EXPECT_LT(text.size(), 700u);
+  }
+  expect_all(wrong(std::string(1 << 20, '(')), {"longer than 10000 bytes"});
+  EXPECT_EQ(wrong(std::string(100, '(') + "a" + std::string(100, ')')), "");
+}
+
+TEST(Text, ValidUtf8IsWhatPythonReads) {
+  // bytes.decode("utf-8", "replace")
+  const std::string r = "\uFFFD";
+  for (const auto& [bytes, wanted] :
+       std::vector<std::pair<std::string, std::string>>{{"aß€😀", "aß€😀"},
+                                                        {"\x80", r},
+                                                        {"\xC3", r},
+                                                        {"\xC0\xAF", r + r},
+                                                        {"\xE2\x82"
+                                                         "a",
+                                                         r + "a"},
+                                                        {"\xE0\x80\x80", r + r + r},
+                                                        {"\xED\xA0\x80", r + r + r},
+                                                        {"\xF0\x9F\x98", r},
+                                                        {"\xF4\x90\x80\x80", r + r + r + r},
+                                                        {"\xF5"
+                                                         "a",
+                                                         r + "a"}})
+    EXPECT_EQ(data::valid_utf8(bytes), wanted);
+  EXPECT_EQ(data::quoted(std::string("a\n\0\xFF", 4)), "\"a\\n\\x00" + r + "\"");
+  expect_all(data::quoted(std::string(300, 'x')), {"x…\" (300 bytes)"});
 }
 
 TEST(Reward, LengthFallsInAStraightLine) {

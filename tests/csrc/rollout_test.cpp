@@ -11,6 +11,7 @@
 #include "csrc/model/decode.h"
 #include "csrc/rl/rollout_source.h"
 #include "csrc/rl/sample.h"
+#include "tests/csrc/message.h"
 
 namespace isentrope::rl {
 namespace {
@@ -445,6 +446,8 @@ TEST(Rollout, ErrorsNameWhatIsWrong) {
 
 struct SourceOfSums {
   data::Tokenizer tokenizer{data::TokenizerConfig{}};
+  bool flat = false;     // all rewards are equal
+  int64_t failures = 0;  // the call of the reward, from now on, that fails
   RolloutConfig config;
   Decoder decoder = nullptr;
 
@@ -457,12 +460,13 @@ struct SourceOfSums {
     config.updates = 2;
     config.sampling.max_new_tokens = 12;
   }
-  RolloutSource make_source() const {
+  RolloutSource make_source() {
     data::DataConfig sums;
     sums.tint.emplace().terms = {2};
-    const RewardFunction even = [](const auto&, const std::vector<std::string>& completions, const auto&) {
+    const RewardFunction even = [this](const auto&, const std::vector<std::string>& completions, const auto&) {
+      if (failures > 0 && --failures == 0) throw std::runtime_error("the reward failed");
       std::vector<double> scores;
-      for (const std::string& text : completions) scores.push_back(text[0] % 2 == 0);
+      for (const std::string& text : completions) scores.push_back(flat || text[0] % 2 == 0);
       return scores;
     };
     return {config,
@@ -487,6 +491,7 @@ TEST(RolloutSource, AresGoesOnFromItsState) {
     data::StepData data = source.next(s);
     for (size_t u = 0; u < data.updates.size(); ++u)
       source.observe({{"ref_kl/hard", 0.004 * static_cast<double>(s)}, {"ref_kl/easy", 0.02}, {"loss", 1}});
+    source.commit();
     return data;
   };
   double shaped = 0;
@@ -522,6 +527,100 @@ TEST(RolloutSource, AresGoesOnFromItsState) {
   EXPECT_TRUE(inside && steered) << "no window was high, or no weight moved: nothing was tested";
 
   EXPECT_THROW(resumed.restore(plain.state()), std::runtime_error);
+}
+
+void expect_same_step(const data::StepData& a, const data::StepData& b) {
+  EXPECT_EQ(a.stats, b.stats);
+  ASSERT_EQ(a.updates.size(), b.updates.size());
+  for (size_t u = 0; u < a.updates.size(); ++u)
+    EXPECT_TRUE(torch::equal(a.updates[u].tokens, b.updates[u].tokens) &&
+                torch::equal(a.updates[u].advantage, b.updates[u].advantage));
+}
+
+void expect_same_state(const std::map<std::string, Tensor>& a, const std::map<std::string, Tensor>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, x] : a)  // NaN stands for what is not there yet
+    EXPECT_TRUE(torch::equal(torch::nan_to_num(x, -1), torch::nan_to_num(b.at(name), -1))) << name;
+}
+
+// A step that breaks off, wherever it does, is as if it had not begun: with all that passes from step to step.
+TEST(RolloutSource, AStepThatBreaksOffLeavesNothingBehind) {
+  SourceOfSums sums;
+  sums.config.filter_groups = true;  // several draws a step, so that a failure can be in the middle of one
+  sums.config.branch.emplace().quantile = 0.5;
+  sums.config.allocation.emplace().least = 1;
+  sums.config.ares.emplace().kl.emplace().every = 1;
+  RolloutSource whole = sums.make_source(), broken = sums.make_source();
+  const std::map<std::string, double> seen{{"ref_kl/hard", 0.02}, {"ref_kl/medium", 0.03}, {"ref_kl/easy", 0.04}};
+  int64_t second_draws = 0;
+  for (int64_t s = 0; s < 3; ++s) {
+    const auto before = broken.state();
+    for (const int64_t at : {1, 2}) {
+      sums.failures = at;
+      try {
+        broken.next(s);
+        sums.failures = 0;  // this step has one draw
+      } catch (const std::runtime_error&) {
+        second_draws += at == 2;
+      }
+      expect_same_state(broken.state(), before);
+    }
+    broken.next(s);  // an update fails after this one
+    broken.observe(seen);
+    expect_same_state(broken.state(), before);
+
+    const data::StepData a = whole.next(s), b = broken.next(s);
+    expect_same_step(a, b);
+    for (RolloutSource* source : {&whole, &broken}) source->observe(seen), source->commit();
+    expect_same_state(whole.state(), broken.state());
+    EXPECT_FALSE(torch::equal(broken.state().at("taken"), before.at("taken")));
+    EXPECT_FALSE(torch::equal(broken.state().at("ares"), before.at("ares")));
+  }
+  EXPECT_GT(second_draws, 0) << "no failure was in the middle of a step";
+}
+
+// Empty steps in a row are counted over a resumed run, and however often the one that is too many is tried again.
+TEST(RolloutSource, EmptyStepsAreCountedToTheLimitAndBeyond) {
+  SourceOfSums sums;
+  sums.config.filter_groups = true;
+  sums.flat = true;
+  sums.config.max_draws = 1;
+  sums.config.max_empty_steps = 2;
+  RolloutSource source = sums.make_source();
+  EXPECT_TRUE(source.next(0).updates.empty());
+  source.commit();
+  const auto stops = [&](RolloutSource& s) {
+    expect_all(message([&] { s.next(1); }), {"rollout.filter_groups", "steps in a row", "rollout.max_draws"});
+  };
+  stops(source);
+  stops(source);
+  RolloutSource resumed = sums.make_source();
+  resumed.restore(source.state());
+  stops(resumed);
+  sums.config.max_empty_steps = 1;  // below what was counted
+  RolloutSource stricter = sums.make_source();
+  stricter.restore(source.state());
+  stops(stricter);
+}
+
+TEST(RolloutSource, APromptThatDoesNotFitIsShown) {
+  SourceOfSums sums;
+  struct One : data::ExampleSource {
+    std::string prompt;
+    std::vector<data::Example> take(int64_t, int64_t count) const override {
+      return std::vector<data::Example>(count, {.prompt = prompt, .completion = "", .answer = ""});
+    }
+  };
+  const auto refused = [&](const std::string& prompt) {
+    auto examples = std::make_shared<One>();
+    examples->prompt = prompt;
+    RolloutSource source(sums.config, sums.decoder, sums.tokenizer, examples, RewardSum({{}}, sums.tokenizer.eos()), 7);
+    return message([&] { source.next(0); });
+  };
+  expect_all(refused(std::string(70, '1')), {"the prompt \"111", "70 tokens", "model.context (70)", "data.overlong"});
+  EXPECT_LT(refused(std::string(1 << 20, '1')).size(), 500u);
+  expect_all(refused("1+Z="), {"the prompt \"1+Z=\"", "'Z'"});
+  expect_all(refused(""), {"the prompt \"\" is empty"});
 }
 
 // Which groups a filter keeps, it decides by right and wrong: shaped rewards would differ in nearly all.
@@ -581,6 +680,17 @@ TEST(Sampler, FrequenciesAreExact) {
   expect_frequencies({}, logits, {0.05 / 0.7, 0, 0, 0.2 / 0.7, 0.25 / 0.7, 0.2 / 0.7}, {1});
   expect_frequencies({.top_k = 2}, logits, {0, 0, 0, 0.5, 0, 0.5}, {1, 4});
   expect_frequencies({.temperature = 0}, logits, {0, 0, 0, 0, 1, 0}, {1});
+}
+
+TEST(Sampler, SaysWhatIsNotFinite) {
+  const auto refused = [](double temperature, std::vector<float> logits) {
+    return message([&] { Sampler({.temperature = temperature}, logits.size()).draw(logits.data(), 0.5); });
+  };
+  expect_all(refused(1e-320, {1, 2}), {"temperature (", "e-321)", "float32"});  // 1 / temperature is infinite
+  expect_all(refused(1e-38, {100, 2}), {"temperature (1e-38)", "float32"});
+  for (const float bad : {NAN, INFINITY}) expect_all(refused(1, {bad, 2}), {"weights are not finite"});
+  expect_all(refused(1, {-INFINITY, -INFINITY}), {"weights are not finite"});
+  EXPECT_EQ(refused(1e-37, {1, 2}), "no error");
 }
 
 TEST(Sampler, LogprobAndEntropyAreOfTheWholeDistribution) {

@@ -1,0 +1,25 @@
+#include "csrc/rl/prompt.h"
+
+#include <stdexcept>
+
+#include "csrc/data/text.h"
+
+namespace isentrope::rl {
+
+std::vector<int64_t> encode_prompt(const std::string& prompt, const data::Tokenizer& tokenizer, int64_t context) {
+  const auto name = [&] { return "the prompt " + data::quoted(prompt); };
+  std::vector<int64_t> tokens;
+  try {
+    tokens = tokenizer.encode(prompt);
+  } catch (const std::invalid_argument& error) {
+    throw std::runtime_error(name() + ": " + error.what());
+  }
+  if (tokens.empty()) throw std::runtime_error(name() + " is empty; it needs at least one token");
+  if (static_cast<int64_t>(tokens.size()) >= context)
+    throw std::runtime_error(name() + " has " + std::to_string(tokens.size()) +
+                             " tokens and leaves no room for an answer in model.context (" + std::to_string(context) +
+                             "); raise model.context, shorten it, or set data.overlong to drop");
+  return tokens;
+}
+
+}  // namespace isentrope::rl

@@ -1,0 +1,95 @@
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "csrc/rl/rollout_worker.h"
+
+namespace isentrope::rl {
+
+void RolloutWorker::extend(Sequence& s, const float* logits) {
+  Completion& c = s.leaf.completion;
+  const bool early = static_cast<int64_t>(c.tokens.size()) < job_.sampling.min_new_tokens;
+  const Draw draw =
+      sampler_.draw(logits, s.stream.uniform(), early ? std::span(job_.stop_tokens) : std::span<const int64_t>());
+  c.tokens.push_back(draw.token);
+  c.logprob.push_back(draw.logprob);
+  c.entropy.push_back(draw.entropy);
+  c.stopped = job_.stops[draw.token];
+  ++counts_.drawn;
+  const auto n = static_cast<int64_t>(c.tokens.size());
+  const bool ended = c.stopped || n >= s.limit;
+  if (s.on_trial && (ended || n == c.begin + job_.branching->window) && !end_trial(s)) {
+    ++counts_.dropped;
+    return remove(s);
+  }
+  if (job_.branching && !s.on_trial) try_branch(s, ended);
+  if (!ended) return;
+  counts_.branches += !s.leaf.path.empty();
+  job_.trees[job_.first_tree[c.prompt] + c.sample].push_back(std::move(s.leaf));
+  remove(s);
+}
+
+bool RolloutWorker::hesitates(const Completion& c, int64_t t) const {
+  const int64_t w = job_.branching->window;
+  if (t < 0 || t + w > static_cast<int64_t>(c.entropy.size())) return false;
+  double sum = 0;
+  for (int64_t i = t; i < t + w; ++i) sum += c.entropy[i];
+  return sum / static_cast<double>(w) >= job_.branching->threshold;
+}
+
+void RolloutWorker::try_branch(Sequence& s, bool ended) {
+  const Completion& c = s.leaf.completion;
+  const int64_t w = job_.branching->window, t = static_cast<int64_t>(c.tokens.size()) - w, longest = s.limit - t;
+  if (t < s.next_branch || s.branches == 0 || s.spare < longest || !hesitates(c, t)) return;
+  const int64_t from = std::exchange(s.next_branch, t + w);
+  data::Stream mix(s.id, data::Purpose::rollout, static_cast<uint64_t>(t), /*b=*/1);
+  const uint64_t id = (uint64_t{mix.bits()} << 32 | mix.bits()) | uint64_t{1} << 63;  // no number of a sample
+  auto branch = std::make_unique<Sequence>(Sequence{.leaf = {},
+                                                    .id = id,
+                                                    .stream = stream(c.prompt, id),
+                                                    .limit = s.limit,
+                                                    .branches = s.branches - 1,
+                                                    .spare = s.spare - longest,
+                                                    .next_branch = t + w,
+                                                    .trial_from = from,
+                                                    .on_trial = true,
+                                                    .parent = ended ? nullptr : &s,
+                                                    .table = {}});
+  Completion& mine = branch->leaf.completion;
+  mine.prompt = c.prompt;
+  mine.sample = c.sample;
+  mine.begin = t;
+  mine.tokens.assign(c.tokens.begin(), c.tokens.begin() + t);
+  mine.logprob.assign(c.logprob.begin(), c.logprob.begin() + t);
+  mine.entropy.assign(c.entropy.begin(), c.entropy.begin() + t);
+  branch->leaf.path = s.leaf.path;
+  branch->leaf.path.push_back(t);
+  branch->table = table_.fork(*s.table, position(*branch));
+  s.paused = !ended;
+  waiting_.push_front(std::move(branch));
+}
+
+bool RolloutWorker::end_trial(Sequence& s) {
+  const Completion& c = s.leaf.completion;
+  const int64_t spare = s.spare + s.limit - c.begin;  // the parent's when it left
+  bool kept = hesitates(c, c.begin);
+  for (int64_t t = s.trial_from; t < c.begin; ++t) kept = kept && !(hesitates(c, t) && spare >= s.limit - t);
+  s.on_trial = false;
+  if (Sequence* parent = std::exchange(s.parent, nullptr)) {
+    parent->paused = false;
+    if (kept) {
+      parent->branches = s.branches - s.branches / 2;
+      parent->spare = s.spare - s.spare / 2;
+      s.branches /= 2;
+      s.spare /= 2;
+    }
+  }
+  return kept;
+}
+
+void RolloutWorker::remove(Sequence& s) {
+  table_.close(*s.table);
+  std::find_if(running_.begin(), running_.end(), [&](const Owned& r) { return r.get() == &s; })->reset();
+}
+
+}  // namespace isentrope::rl

@@ -1,0 +1,173 @@
+#include "csrc/rl/rollout_worker.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace isentrope::rl {
+
+using model::DecodeRow;
+
+RolloutWorker::RolloutWorker(RolloutJob& job, int64_t most, int64_t pages, RolloutCounts& counts)
+    : job_(job),
+      most_(most),
+      prompt_rows_(job_.model.preferred_rows()),
+      session_(job_.model.session(pages, std::max(most, prompt_rows_))),
+      table_(session_->pages()),
+      sampler_(job_.sampling, job_.vocabulary),
+      counts_(counts) {}
+
+void RolloutWorker::run() {
+  std::vector<DecodeRow> rows;
+  std::vector<Sequence*> fed;
+  while (true) {
+    admit();
+    rows.clear();
+    fed.clear();
+    // Sequences that stood still come back beyond the places: the last take turns then.
+    for (size_t i = 0; i < running_.size() && static_cast<int64_t>(fed.size()) < most_; ++i) {
+      Sequence& s = *running_[i];
+      if (s.paused || !make_room(s)) continue;
+      rows.push_back({token_at(s, position(s)), position(s), *s.table});
+      fed.push_back(&s);
+    }
+    if (fed.empty()) {
+      if (running_.empty() && waiting_.empty() && !more_samples()) return;
+      give_up_pages();  // those that stand still hold what the next one needs
+      continue;
+    }
+    const model::Logits logits = session_->step(rows, 0);
+    for (size_t i = 0; i < fed.size(); ++i) extend(*fed[i], logits.row(i));
+    std::erase_if(running_, [](const auto& s) { return s == nullptr; });
+  }
+}
+
+// ---- places and pages ------------------------------------------------------------------------------------------
+
+void RolloutWorker::admit() {
+  while (std::count_if(running_.begin(), running_.end(), [](const Owned& s) { return !s->paused; }) < most_) {
+    const auto next = std::find_if(waiting_.begin(), waiting_.end(), [](const Owned& s) { return !s->paused; });
+    if (next == waiting_.end()) {
+      if (!more_samples() || !begin_sample()) return;
+      continue;
+    }
+    if (!restore(**next)) return;
+    running_.push_back(std::move(*next));
+    waiting_.erase(next);
+  }
+}
+
+bool RolloutWorker::restore(Sequence& s) {
+  const int64_t last = position(s);
+  if (s.table) return true;
+  if (model::pages_of(last + 1) > table_.free_pages()) return false;
+  s.table = table_.open();
+  feed(s, *s.table, last, /*logits=*/false);
+  counts_.recomputed += last;
+  return true;
+}
+
+model::Logits RolloutWorker::feed(const Sequence& s, int64_t table, int64_t count, bool logits) {
+  table_.extend(table, count);
+  model::Logits out{};
+  std::vector<DecodeRow> rows;
+  for (int64_t t = 0; t < count; ++t) {
+    rows.push_back({token_at(s, t), t, table});
+    if (static_cast<int64_t>(rows.size()) < prompt_rows_ && t + 1 < count) continue;
+    const bool last = logits && t + 1 == count;
+    out = session_->step(rows, static_cast<int64_t>(rows.size()) - last);
+    rows.clear();
+  }
+  return out;
+}
+
+bool RolloutWorker::make_room(Sequence& s) {
+  while (!table_.extend(*s.table, position(s) + 1)) {
+    give_up_pages();
+    if (!s.table) return false;
+  }
+  return true;
+}
+
+void RolloutWorker::give_up_pages() {
+  if (drop_prompt()) return;
+  for (auto s = waiting_.rbegin(); s != waiting_.rend(); ++s)
+    if ((*s)->table) return give_up(**s);
+  if (running_.empty()) return;
+  give_up(*running_.back());
+  waiting_.push_front(std::move(running_.back()));
+  running_.pop_back();
+}
+
+void RolloutWorker::give_up(Sequence& s) {
+  table_.close(*s.table);
+  s.table.reset();
+  ++counts_.preempted;
+}
+
+bool RolloutWorker::drop_prompt() {
+  if (!prompt_table_) return false;
+  table_.close(*prompt_table_);
+  prompt_table_.reset();
+  return true;
+}
+
+// ---- samples ---------------------------------------------------------------------------------------------------
+
+bool RolloutWorker::more_samples() {
+  while (sample_ == last_sample_) {
+    drop_prompt();
+    const size_t task = job_.next_task++;
+    if (task >= job_.tasks.size()) return false;
+    prompt_ = job_.tasks[task].prompt;
+    sample_ = job_.tasks[task].first_sample;
+    last_sample_ = job_.tasks[task].last_sample;
+  }
+  return true;
+}
+
+bool RolloutWorker::begin_sample() {
+  const auto length = static_cast<int64_t>(job_.prompts[prompt_].size());
+  // Of its own it needs the page of its first token, and a copy of the last one of its prompt.
+  if ((prompt_table_ ? 2 : model::pages_of(length + 1)) > table_.free_pages()) return false;
+  auto s = first_of_tree(prompt_, sample_);
+  if (!prompt_table_) {
+    prompt_table_ = table_.open();
+    const model::Logits logits = feed(*s, *prompt_table_, length, /*logits=*/true);
+    prompt_logits_.assign(logits.data, logits.data + job_.vocabulary);
+  }
+  ++sample_;
+  s->table = table_.fork(*prompt_table_, length);
+  running_.push_back(std::move(s));
+  extend(*running_.back(), prompt_logits_.data());
+  std::erase_if(running_, [](const auto& r) { return r == nullptr; });
+  return true;
+}
+
+data::Stream RolloutWorker::stream(int64_t prompt, uint64_t id) const {
+  const RolloutKey& key = job_.key;
+  return {key.seed, key.evaluation ? data::Purpose::evaluation : data::Purpose::rollout,
+          static_cast<uint64_t>(key.step), static_cast<uint64_t>(key.first_prompt + prompt), id};
+}
+
+RolloutWorker::Owned RolloutWorker::first_of_tree(int64_t prompt, int64_t sample) const {
+  auto s = std::make_unique<Sequence>(Sequence{.leaf = {},
+                                               .id = static_cast<uint64_t>(sample),
+                                               .stream = stream(prompt, sample),
+                                               .limit = job_.limit(prompt),
+                                               .branches = 0,
+                                               .spare = 0,
+                                               .table = {}});
+  s->leaf.completion.prompt = prompt;
+  s->leaf.completion.sample = sample;
+  if (job_.branching) {
+    const int64_t samples = job_.samples[prompt];
+    const auto share = [&](int64_t x) {
+      return std::max<int64_t>(x, 0) / samples + (sample < std::max<int64_t>(x, 0) % samples);
+    };
+    s->branches = share(job_.branching->sequences - samples);
+    s->spare = job_.branching->tokens > 0 ? share(job_.branching->tokens) : s->branches * s->limit;
+  }
+  return s;
+}
+
+}  // namespace isentrope::rl

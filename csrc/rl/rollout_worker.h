@@ -1,0 +1,132 @@
+// What one thread of a rollout does. csrc/rl/rollout.h says what comes out of it. rollout_worker.cpp: which sequence runs, and the
+// pages of the cache; rollout_branch.cpp: tokens, and where sequences branch.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "csrc/data/random.h"
+#include "csrc/model/decode.h"
+#include "csrc/rl/rollout.h"
+#include "csrc/rl/sample.h"
+
+namespace isentrope::rl {
+
+// A completion and the tokens at which it and its ancestors branched off: its address in its tree.
+struct Leaf {
+  Completion completion;
+  std::vector<int64_t> path;
+};
+
+// What all workers of one call share. A task is a run of samples of one prompt.
+struct RolloutJob {
+  struct Task {
+    int64_t prompt, first_sample, last_sample;
+  };
+  const model::DecodeModel& model;
+  const std::vector<std::vector<int64_t>>& prompts;
+  const std::vector<int64_t>& samples;
+  int64_t vocabulary, context;
+  const SamplingConfig& sampling;
+  const std::vector<int64_t>& stop_tokens;
+  std::vector<bool> stops;  // [V]
+  const RolloutKey& key;
+  const std::optional<Branching>& branching;
+  std::vector<Task> tasks;
+  std::vector<int64_t> first_tree;       // [prompts]: the index of its first sample in trees
+  std::vector<std::vector<Leaf>> trees;  // [samples of all prompts], each written by one worker
+  std::atomic<size_t> next_task{0};
+
+  int64_t limit(int64_t prompt) const {  // most tokens of a completion
+    const int64_t room = context - static_cast<int64_t>(prompts[prompt].size());
+    return sampling.max_new_tokens > 0 ? std::min(sampling.max_new_tokens, room) : room;
+  }
+};
+
+// A sequence that is being written. It runs, or waits for a place or for pages.
+struct Sequence {
+  Leaf leaf;
+  uint64_t id;  // of its stream
+  data::Stream stream;
+  int64_t limit;                 // most tokens of the completion
+  int64_t branches, spare;       // that may still leave it and what leaves it, and the tokens that they may draw
+  int64_t next_branch = 0;       // first token at which one may
+  int64_t trial_from = 0;        // of one on trial: its parent's next_branch when it left
+  bool on_trial = false;         // a branch whose window is not known yet
+  Sequence* parent = nullptr;    // of one on trial, where the parent stands still
+  bool paused = false;           // stands still: a branch of it is on trial
+  std::optional<int64_t> table;  // its number in the page table, where it has pages
+};
+
+class RolloutWorker {
+ public:
+  // At most `most` sequences run at a time.
+  RolloutWorker(RolloutJob& job, int64_t most, int64_t pages, RolloutCounts& counts);
+  void run();
+
+ private:
+  using Owned = std::unique_ptr<Sequence>;
+
+  const std::vector<int64_t>& prompt_of(const Sequence& s) const { return job_.prompts[s.leaf.completion.prompt]; }
+  // The last of its tokens, which is fed next, and what it is.
+  int64_t position(const Sequence& s) const {
+    return static_cast<int64_t>(prompt_of(s).size() + s.leaf.completion.tokens.size()) - 1;
+  }
+  int64_t token_at(const Sequence& s, int64_t position) const {
+    const auto& prompt = prompt_of(s);
+    const auto length = static_cast<int64_t>(prompt.size());
+    return position < length ? prompt[position] : s.leaf.completion.tokens[position - length];
+  }
+
+  // ---- places and pages: rollout_worker.cpp
+  // Sequences that waited go first, in their order, then new samples.
+  void admit();
+  // Gives a waiting sequence its pages; false where too few are free.
+  bool restore(Sequence& s);
+  // Feeds the first `count` tokens of a sequence that has none in the cache yet. → the logits after the last of them.
+  model::Logits feed(const Sequence& s, int64_t table, int64_t count, bool logits);
+  // The page that the next token of a running sequence goes to. False where there is none and it gave up its own.
+  bool make_room(Sequence& s);
+  // Frees pages: those of the prompt in hand, else of the last that waits, else of the last that was admitted, which then waits.
+  void give_up_pages();
+  void give_up(Sequence& s);
+  bool drop_prompt();
+
+  // ---- samples: rollout_worker.cpp
+  bool more_samples();
+  // The next sample of the task in hand; false where too few pages are free. Its prompt goes through the model once.
+  bool begin_sample();
+  data::Stream stream(int64_t prompt, uint64_t id) const;
+  Owned first_of_tree(int64_t prompt, int64_t sample) const;
+
+  // ---- tokens and branches: rollout_branch.cpp
+  // Draws the next token of a running sequence, and what follows from it.
+  void extend(Sequence& s, const float* logits);
+  // Whether the window that begins at token t is known and as high as to branch.
+  bool hesitates(const Completion& c, int64_t t) const;
+  // A running sequence whose last window says so gets a branch on trial, and stands still meanwhile, so that what may leave it
+  // next is known.
+  void try_branch(Sequence& s, bool ended);
+  // Whether the branch goes on: whether it, in its parent's place, would have been left at this token and at none before, of
+  // which windows also hold tokens of its own. It then shares with its parent what may still leave either.
+  bool end_trial(Sequence& s);
+  void remove(Sequence& s);
+
+  RolloutJob& job_;
+  int64_t most_, prompt_rows_;
+  std::unique_ptr<model::DecodeSession> session_;
+  model::PageTable& table_;
+  Sampler sampler_;
+  RolloutCounts& counts_;
+  std::vector<Owned> running_;  // in the order of their admission
+  std::deque<Owned> waiting_;
+  int64_t prompt_ = 0, sample_ = 0,
+          last_sample_ = 0;              // the task in hand: samples sample_ … last_sample_ − 1 have not begun
+  std::optional<int64_t> prompt_table_;  // where its prompt is in the cache
+  std::vector<float> prompt_logits_;     // [V], after the prompt's last token
+};
+
+}  // namespace isentrope::rl
