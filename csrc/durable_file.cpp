@@ -23,9 +23,45 @@ std::string folder_of(const std::string& file) {
 
 }  // namespace
 
+int open_file(const std::string& file, int flags) {
+  const int fd = ::open(file.c_str(), flags | O_CLOEXEC, 0666);
+  if (fd < 0 || fd > STDERR_FILENO) return fd;
+  const int above = ::fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  const int error = errno;
+  ::close(fd);
+  errno = error;
+  return above;
+}
+
+bool write_whole(int fd, const void* data, int64_t bytes) {
+  constexpr int64_t kLargestWrite = int64_t{1} << 30;  // Linux takes at most 2^31 − 4096 bytes a call
+  auto* at = static_cast<const char*>(data);
+  while (bytes > 0) {
+    errno = EIO;  // of a write that takes nothing
+    const ssize_t written = ::write(fd, at, static_cast<size_t>(std::min(bytes, kLargestWrite)));
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return false;
+    at += written;
+    bytes -= written;
+  }
+  return true;
+}
+
+std::string write_problem(const std::string& file, const std::string& what, int64_t bytes) {
+  const int error = errno;
+  std::string message = file + ": " + what + ": " + std::strerror(error);
+  struct statvfs disk {};
+  if ((error == ENOSPC || error == EDQUOT || error == EFBIG) && ::statvfs(folder_of(file).c_str(), &disk) == 0)
+    message += " (" + std::to_string(bytes) + " bytes needed, " +
+               std::to_string(static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize) + " free; " +
+               (error == EFBIG ? "raise the limit on the size of files: ulimit -f" : "make room") +
+               ", or name another folder in the configuration: run.dir, data.corpus.cache)";
+  return message;
+}
+
 DurableFile::DurableFile(const std::string& file, int64_t bytes)
     : file_(file), temporary_(file + ".tmp"), bytes_(bytes) {
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  fd_ = open_file(temporary_, O_WRONLY | O_CREAT | O_TRUNC);
   if (fd_ < 0) fail("cannot be opened for writing");
 }
 
@@ -35,27 +71,10 @@ DurableFile::~DurableFile() {
   ::unlink(temporary_.c_str());
 }
 
-void DurableFile::fail(const char* what) const {
-  const int error = errno;
-  std::string message = temporary_ + ": " + what + ": " + std::strerror(error);
-  struct statvfs disk {};
-  if ((error == ENOSPC || error == EDQUOT || error == EFBIG) && ::statvfs(folder_of(file_).c_str(), &disk) == 0)
-    message += " (" + std::to_string(bytes_) + " bytes needed, " +
-               std::to_string(static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize) +
-               " free; make room, or name another folder in the configuration: run.dir, data.corpus.cache)";
-  throw std::runtime_error(message);
-}
+void DurableFile::fail(const char* what) const { throw std::runtime_error(write_problem(temporary_, what, bytes_)); }
 
 void DurableFile::write(const void* data, int64_t bytes) {
-  constexpr int64_t kLargestWrite = int64_t{1} << 30;  // Linux takes at most 2^31 − 4096 bytes a call
-  auto* at = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const ssize_t written = ::write(fd_, at, std::min(bytes, kLargestWrite));
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) fail("cannot be written");
-    at += written;
-    bytes -= written;
-  }
+  if (!write_whole(fd_, data, bytes)) fail("cannot be written");
 }
 
 void DurableFile::overwrite(int64_t offset, const void* data, int64_t bytes) {

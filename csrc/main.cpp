@@ -1,31 +1,34 @@
 // The command line tool: parse, build, run, close.
 #include <malloc.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
-#include <exception>
 
+#include "csrc/command_line.h"
+#include "csrc/message.h"
 #include "csrc/train/commands.h"
+#include "csrc/train/process.h"
 
-int main(int argc, char** argv) {
-  using namespace isentrope::train;
-  // A step frees and asks for the same blocks again: keep them, instead of giving them back to the system and paying
-  // their page faults anew.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+namespace {
 
+using namespace isentrope;
+using namespace isentrope::train;
+
+// What the words of the command line ask for, done. Returns the exit code of the process.
+int run(int argc, char** argv) {
   CLI::App app("Isentrope trains transformers without letting their entropy collapse.", "isentrope");
   app.require_subcommand(1);
   std::string config, checkpoint, split = "test";
   std::vector<std::string> overrides;
-  bool resume = false, quiet = false, explain = false;
+  bool explain = false;
+  TrainOptions training;
+  training.program = argv[0];
   SampleOptions sample;
 
   auto* train = app.add_subcommand("train", "Train from a configuration.");
-  train->add_option("config", config, "YAML file.")->required();
-  train->add_option("overrides", overrides, "key.path=value …");
-  train->add_flag("--resume", resume, "Go on from the newest complete checkpoint of the run folder.");
-  train->add_flag("--quiet", quiet, "Print warnings and errors alone.");
+  train->add_option("config", training.config, "YAML file.")->required();
+  train->add_option("overrides", training.overrides, "key.path=value …");
+  train->add_flag("--resume", training.resume, "Go on from the newest complete checkpoint of the run folder.");
+  train->add_flag("--quiet", training.quiet, "Print warnings and errors alone.");
 
   auto* show = app.add_subcommand("config", "Print the resolved configuration and where each value came from.");
   show->add_option("config", config, "YAML file.");
@@ -34,7 +37,9 @@ int main(int argc, char** argv) {
 
   auto* draw = app.add_subcommand("sample", "Complete prompts with a checkpoint.");
   draw->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
-  draw->add_option("--prompt", sample.prompts, "A prompt; may be given several times.")->required();
+  draw->add_option("--prompt", sample.prompts, "A prompt; may be given several times.")
+      ->required()
+      ->allow_extra_args(false);  // one word each, and taken whole: otherwise [a,b] were two of them
   draw->add_option("--samples", sample.samples, "Completions a prompt.")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -61,19 +66,32 @@ int main(int argc, char** argv) {
   report->prefix_command();  // every argument, --help too, is Python's
   report->set_help_flag();
 
-  auto* version = app.add_subcommand("version", "Versions, devices, instruction set, backends in the build.");
-  CLI11_PARSE(app, argc, argv);
+  app.add_subcommand("version", "Versions, devices, instruction set, backends in the build.");
 
+  if (const auto code = parse(app, argc, argv)) return *code;
+
+  if (*train) return train_command(training);
+  if (*show) return config_command(config, overrides, explain);
+  if (*draw) return sample_command(checkpoint, sample);
+  if (*judge) return evaluate_command(checkpoint, config, overrides, split);
+  if (*report) return report_command(report->remaining());
+  return version_command();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  begin_process();
+  // A step frees and asks for the same blocks again: keep them, instead of giving them back to the system and paying
+  // their page faults anew.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
   try {
-    if (*train) return train_command(config, overrides, resume, quiet);
-    if (*show) return config_command(config, overrides, explain);
-    if (*draw) return sample_command(checkpoint, sample);
-    if (*judge) return evaluate_command(checkpoint, config, overrides, split);
-    if (*report) return report_command(report->remaining());
-    if (*version) return version_command();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "isentrope: %s\n", error.what());
+    const int code = run(argc, argv);
+    end_output();
+    return code;
+  } catch (...) {
+    std::fprintf(stderr, "isentrope: %s\n", message_of().c_str());
     return 1;
   }
-  return 0;
 }

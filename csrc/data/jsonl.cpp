@@ -4,29 +4,17 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <optional>
 #include <stdexcept>
 
 #include "csrc/data/shuffle.h"
 #include "csrc/data/split.h"
+#include "csrc/message.h"
 
 namespace isentrope::data {
 namespace {
 
 using Json = nlohmann::json;
-
-// Insertions, deletions and replacements that make b of a (Levenshtein).
-size_t distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t corner = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j)
-      corner = std::exchange(row[j + 1], std::min({row[j] + 1, row[j + 1] + 1, corner + (a[i] != b[j])}));
-  }
-  return row.back();
-}
 
 // "; did you mean data/train.jsonl?", or that the folder is not there.
 std::string suggestion(const std::string& path) {
@@ -41,7 +29,7 @@ std::string suggestion(const std::string& path) {
   for (const auto& entry : entries) {
     if (!entry.is_regular_file(failed)) continue;
     const std::string name = entry.path().filename().string();
-    const size_t d = distance(wanted, name);
+    const size_t d = edit_distance(wanted, name);
     if (best.empty() || d < least || (d == least && name < best)) {
       best = name;
       least = d;

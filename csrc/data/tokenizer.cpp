@@ -7,6 +7,9 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "csrc/durable_file.h"
+#include "csrc/message.h"
+
 namespace isentrope::data {
 namespace {
 
@@ -44,12 +47,7 @@ std::vector<std::string> byte_names() {
   return names;
 }
 
-void write(const std::string& path, const Json& json) {
-  std::ofstream file(path, std::ios::binary);
-  file << json.dump(2, ' ', false) << '\n';
-  file.close();
-  if (!file) throw std::runtime_error("tokenizer: cannot write " + path + ": " + std::strerror(errno));
-}
+void write(const std::string& path, const Json& json) { write_durably(path, json.dump(2, ' ', false) + "\n"); }
 
 Json read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -134,7 +132,8 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
       std::string around;
       for (size_t j = i - std::min(i, kShown); j < std::min(i + kShown, points.size()); ++j) around += points[j];
       throw std::invalid_argument("tokenizer: character " + named(points[i]) + " at place " + std::to_string(i + 1) +
-                                  " (\"" + around + "\") is not in the alphabet \"" + config_.characters +
+                                  " (\"" + printable(around) + "\") is not in the alphabet \"" +
+                                  printable(config_.characters) +
                                   "\"; add it to tokenizer.characters, or take tokenizer.kind bytes");
     }
     ids.push_back(place->second);

@@ -264,6 +264,8 @@ model::DecoderConfig read_model_config(const std::string& dir) {
   return config;
 }
 
+bool opens_in_transformers(const model::DecoderConfig& config) { return family(config).first != "isentrope"; }
+
 void load_weights(const std::string& dir, model::Decoder& decoder) {
   require_complete(dir);
   const std::string file = dir + "/model.safetensors";

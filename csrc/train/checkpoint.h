@@ -60,4 +60,7 @@ std::optional<std::string> find_latest(const std::string& run_dir);
 // trainer left half written.
 void prune_checkpoints(const std::string& run_dir, int64_t keep);
 
+// Whether transformers has a family whose model computes what this one does.
+bool opens_in_transformers(const model::DecoderConfig& config);
+
 }  // namespace isentrope::train

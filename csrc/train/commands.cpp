@@ -5,10 +5,8 @@
 #include <torch/version.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -16,19 +14,13 @@
 
 #include "build_summary.h"
 #include "csrc/durable_file.h"
+#include "csrc/message.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/process.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
 namespace {
-
-std::atomic<bool> interrupted = false;
-
-// The first signal asks the trainer to stop after its step; a second one ends the process as usual.
-void ask_to_stop(int number) {
-  interrupted = true;
-  std::signal(number, SIG_DFL);
-}
 
 std::string resolve(const std::string& path) {
   if (std::filesystem::exists(path + "/DONE")) return path;
@@ -42,12 +34,6 @@ model::Decoder load_model(const std::string& checkpoint) {
   return decoder;
 }
 
-std::string joined(const std::vector<std::string>& words) {
-  std::string text;
-  for (const std::string& word : words) text += " " + word;
-  return text;
-}
-
 // "eval/pass@k" → "pass@k"
 std::string short_name(const std::string& name) { return name.substr(name.find('/') + 1); }
 
@@ -58,88 +44,143 @@ nlohmann::ordered_json to_json(const std::string& phase, const std::string& spli
 }
 
 // One row a phase, below the names of what was measured.
-void print_results(const std::vector<std::pair<std::string, Evaluation>>& results) {
-  std::string shown;  // the names that stand above
+std::string table_of(const std::vector<std::pair<std::string, Evaluation>>& results) {
+  std::string table, shown;  // shown: the names that stand above
+  char cell[32];
+  const auto in_column = [&](const std::string& text) {
+    std::snprintf(cell, sizeof(cell), " %13s", text.c_str());
+    return std::string(cell);
+  };
+  const auto row_of = [](std::string head, const std::string& cells) {
+    constexpr size_t kWidth = 14;
+    head.resize(std::max(head.size(), kWidth), ' ');
+    return head.append(cells).append("\n");
+  };
   for (const auto& [phase, evaluation] : results) {
     std::string names, row;
-    char cell[32];
     for (const auto& [name, value] : in_order(evaluation)) {
       if (name == "eval/k") continue;  // it stands in the name of pass@8
       const bool pass = name == "eval/pass@k";
-      const std::string heading =
-          pass ? "pass@" + std::to_string(std::llround(evaluation.at("eval/k"))) : short_name(name);
-      std::snprintf(cell, sizeof(cell), " %13s", heading.c_str());
-      names += cell;
+      names += in_column(pass ? "pass@" + std::to_string(std::llround(evaluation.at("eval/k"))) : short_name(name));
       std::snprintf(cell, sizeof(cell), " %13.4g", value);
       row += cell;
     }
-    if (names != shown) std::printf("\n%-14s%s\n", "after phase", names.c_str());
-    std::printf("%-14s%s\n", phase.c_str(), row.c_str());
+    if (names != shown) table += "\n" + row_of("after phase", names);
+    table += row_of(phase, row);
     shown = names;
   }
+  return table;
 }
 
-// What the steps of a grpo phase say of reward and entropy, or why they say nothing. last: its last step.
-void print_law(const PhaseConfig& phase, const Record& last) {
-  if (phase.objective.kind != "grpo") return;
-  std::printf("\nReward over entropy, phase %s: ", phase.name.c_str());
-  const auto at = [&](const char* name) { return last.values.at(std::string("law/") + name); };
+// What the steps of a grpo phase say of reward and entropy, or why they say nothing. last: the last step of the phase.
+std::string law_of(const PhaseConfig& phase, const Record& last) {
+  if (phase.objective.kind != "grpo" || last.phase != phase.name) return "";
+  const std::string head = "\nReward over entropy, phase " + phase.name + ": ";
   if (const std::string reason = phase.holds_entropy(); !reason.empty())
-    std::printf("no law fitted, since %s\n", reason.c_str());
-  else if (!last.values.contains("law/a"))
-    std::printf("no law fitted, since it takes three steps with entropies that differ\n");
-  else
-    std::printf("R = %.3g - %.3g exp(H), ceiling %.3g at H = 0 (R2 %.2f, RMSE %.3g)%s\n", at("b"), at("a"),
-                at("ceiling"), at("r2"), at("rmse"),
-                at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here");
+    return head + "no law fitted, since " + reason + "\n";
+  if (!last.values.contains("law/a"))
+    return head + "no law fitted, since it takes three steps with entropies that differ\n";
+  const auto at = [&](const char* name) { return last.values.at(std::string("law/") + name); };
+  char text[160];
+  std::snprintf(text, sizeof(text), "R = %.3g - %.3g exp(H), ceiling %.3g at H = 0 (R2 %.2f, RMSE %.3g)", at("b"),
+                at("a"), at("ceiling"), at("r2"), at("rmse"));
+  return head + text + (at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here") + "\n";
+}
+
+// ---- the commands that a run prints: each can be given to a shell as it stands -------------------------------------
+
+// This command line with --resume. without: the key of an override that is left out.
+std::string resume_command(const TrainOptions& options, const std::string& without = "") {
+  std::string command = shell_quoted(options.program) + " train " + shell_quoted(options.config);
+  for (const std::string& word : options.overrides)
+    if (without.empty() || !word.starts_with(without + "=")) command += " " + shell_quoted(word);
+  return command + " --resume";
+}
+
+// The beginning of a prompt that the phase learnt from; of text the first character of the alphabet.
+std::string prompt_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer) {
+  std::string prompt;
+  if (!phase.data.corpus) try {
+      prompt = data::make_source(phase.data, static_cast<uint64_t>(config.run.seed), data::Split::train)
+                   ->take(0, 1)[0]
+                   .prompt;
+    } catch (const std::exception&) {  // the file may have gone since
+    }
+  constexpr int64_t kShown = 60;  // what a line has room for
+  const int64_t most = std::min(kShown, config.model.context / 2);
+  std::string shown;
+  for (const std::string& point : data::code_points(prompt)) {
+    const bool plain = printable(point) == point && point != "\n" && point != "\t";
+    if (!plain || static_cast<int64_t>(shown.size() + point.size()) > most) break;
+    shown += point;
+  }
+  if (!shown.empty()) return shown;
+  return tokenizer.config().kind == "bytes" ? "a" : data::code_points(tokenizer.config().characters).front();
+}
+
+// What can be done with a run that has ended.
+std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
+  const TrainConfig& config = trainer.config();
+  const PhaseConfig& phase = config.phases.back();
+  const auto checkpoint = find_latest(config.run.dir);
+  if (!checkpoint)
+    return "\nThere was nothing to train: " + config.run.start + " stands at the end of the last phase, '" +
+           phase.name + "'.\n";
+  const std::string steps = "phases." + phase.name + ".steps", folder = shell_quoted(*checkpoint);
+  const std::string load = "import transformers; print(transformers.AutoModelForCausalLM.from_pretrained(" +
+                           nlohmann::json(*checkpoint).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
+                           "))";
+  return "\nCheckpoint  " + *checkpoint +                                                                           //
+         "\nResume      " + resume_command(options, steps) + " " + steps + "=" + std::to_string(2 * phase.steps) +  //
+         "\nSample      " + shell_quoted(options.program) + " sample " + folder + " --prompt " +
+         shell_quoted(prompt_of(config, phase, trainer.tokenizer())) +  //
+         (opens_in_transformers(config.model)
+              ? "\nPython      " + shell_quoted(python_program()) + " -c " + shell_quoted(load)
+              : "") +
+         "\n";
 }
 
 }  // namespace
 
-int train_command(const std::string& config, const std::vector<std::string>& overrides, bool resume, bool quiet) {
-  Trainer trainer(read_config(config, overrides), resume);
-  Console console(quiet);
+int train_command(const TrainOptions& options) {
+  Trainer trainer(read_config(options.config, options.overrides), options.resume);
+  Console console(options.quiet);
   Record last;  // step
-  interrupted = false;
-  std::signal(SIGINT, ask_to_stop);
-  std::signal(SIGTERM, ask_to_stop);
-  const std::string again = "isentrope train " + config + joined(overrides) + " --resume";
+  const StopSignals stop;
 
   while (!trainer.finished()) {
     const PhaseConfig& phase = trainer.config().phases[trainer.phase()];
     console.begin_phase(phase.name, phase.steps, trainer.steps_done());
-    for (const size_t current = trainer.phase(); !trainer.finished() && trainer.phase() == current && !interrupted;)
+    for (const size_t current = trainer.phase(); !trainer.finished() && trainer.phase() == current && !stop.received();)
       for (const Record& record : trainer.advance()) {
         console.step(record);
         if (record.split.empty()) last = record;
       }
     console.end_phase();
-    if (interrupted && !trainer.finished()) {
-      const std::string checkpoint = trainer.save();
-      console.print(checkpoint.empty() ? "Stopped before the first step." : "Stopped. Checkpoint: " + checkpoint);
-      console.print("Resume:  " + again);
-      return 130;
+    if (stop.received() && !trainer.finished()) {
+      trainer.save();
+      const auto checkpoint = find_latest(trainer.config().run.dir);
+      console.print(checkpoint ? "Stopped. Checkpoint: " + *checkpoint : "Stopped before the first step.");
+      console.print("Resume:  " + resume_command(options));
+      return stop.exit_code();
     }
   }
 
   nlohmann::ordered_json summary = nlohmann::ordered_json::array();
   for (const auto& [phase, result] : trainer.results()) summary.push_back(to_json(phase, "test", result));
-  write_durably(trainer.config().run.dir + "/summary.json", summary.dump(2) + "\n");
-  if (!quiet) {
-    print_results(trainer.results());
-    print_law(trainer.config().phases.back(), last);
-    const std::string checkpoint = *find_latest(trainer.config().run.dir);
-    std::printf("\nCheckpoint  %s\n", checkpoint.c_str());
-    std::printf("Resume      %s phases.%s.steps=N\n", again.c_str(), trainer.config().phases.back().name.c_str());
-    std::printf("Sample      isentrope sample %s --prompt '...'\n", checkpoint.c_str());
-    std::printf("Python      transformers.AutoModelForCausalLM.from_pretrained('%s')\n", checkpoint.c_str());
-  }
+  const std::string file = trainer.config().run.dir + "/summary.json";
+  write_durably(file, summary.dump(2) + "\n");
+  console.print(table_of(trainer.results()) + law_of(trainer.config().phases.back(), last) +
+                next_commands(options, trainer));
+  if (console.lost() && console.lost() != EPIPE)
+    throw std::runtime_error(std::string("standard output cannot be written: ") + std::strerror(console.lost()) +
+                             "; the run is whole, and its results stand in " + file);
   return 0;
 }
 
 int config_command(const std::string& config, const std::vector<std::string>& overrides, bool explain) {
   const std::string text = explain ? explain_config() : print_config_with_origins(config, overrides);
-  std::fwrite(text.data(), 1, text.size(), stdout);
+  print(text);
   return 0;
 }
 
@@ -150,10 +191,12 @@ int sample_command(const std::string& path, const SampleOptions& options) {
   std::vector<std::vector<int64_t>> prompts;
   for (const std::string& prompt : options.prompts) prompts.push_back(tokenizer.encode(prompt));
   const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
+  std::string text;
   for (const auto& completion :
        rl::rollout(decoder, prompts, options.samples, sampling, {tokenizer.eos_id()}, {.seed = options.seed}))
-    std::printf("%s%s%s\n", options.prompts[completion.prompt].c_str(), tokenizer.decode(completion.tokens).c_str(),
-                completion.stopped ? "" : "  [cut at the length limit]");
+    text += options.prompts[completion.prompt] + tokenizer.decode(completion.tokens) +
+            (completion.stopped ? "\n" : "  [cut at the length limit]\n");
+  print(valid_utf8(text));  // a completion of bytes may end within a character
   return 0;
 }
 
@@ -166,7 +209,7 @@ int evaluate_command(const std::string& path, const std::string& file, const std
   const auto held_out =
       held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
   const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);
-  std::printf("%s\n", to_json(phase.name, split, result).dump().c_str());
+  print(to_json(phase.name, split, result).dump() + "\n");
   return 0;
 }
 
@@ -183,11 +226,8 @@ int report_command(const std::vector<std::string>& arguments) {
 }
 
 int version_command() {
-  std::printf("isentrope %s\n", ISENTROPE_VERSION);
-  std::printf("torch %s\n", TORCH_VERSION);
-  std::printf("CPU instruction set: %s\n", at::get_cpu_capability().c_str());
-  std::printf("build: %s\n", ISENTROPE_BUILD_SUMMARY);
-  std::printf("CUDA devices: %zu\n", static_cast<size_t>(torch::cuda::device_count()));
+  print("isentrope " ISENTROPE_VERSION "\ntorch " TORCH_VERSION "\nCPU instruction set: " + at::get_cpu_capability() +
+        "\nbuild: " ISENTROPE_BUILD_SUMMARY "\nCUDA devices: " + std::to_string(torch::cuda::device_count()) + "\n");
   return 0;
 }
 

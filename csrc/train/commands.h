@@ -1,4 +1,5 @@
-// The commands of the tool `isentrope`. Each returns the exit code of the process and throws what went wrong.
+// The commands of the tool `isentrope`. Each returns the exit code of the process, prints with print() of csrc/train/process.h alone,
+// and throws what went wrong.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -6,8 +7,15 @@
 
 namespace isentrope::train {
 
-// Trains to the end, or until SIGINT or SIGTERM: then the step is finished, a checkpoint written, and 130 returned.
-int train_command(const std::string& config, const std::vector<std::string>& overrides, bool resume, bool quiet);
+struct TrainOptions {
+  std::string program = "isentrope";  // as it was called, for the commands that a run prints
+  std::string config;
+  std::vector<std::string> overrides;
+  bool resume = false, quiet = false;
+};
+// Trains to the end, or until a signal asks it to stop (csrc/train/process.h): then the step is finished, a checkpoint written, and
+// 128 + the signal's number returned.
+int train_command(const TrainOptions& options);
 
 // Prints the resolved configuration with the origin of each value; explain: every key there is instead.
 int config_command(const std::string& config, const std::vector<std::string>& overrides, bool explain);

@@ -9,31 +9,11 @@
 #include <utility>
 
 #include "csrc/durable_file.h"
+#include "csrc/message.h"
 #include "csrc/train/config_fields.h"
 
 namespace isentrope::train {
 namespace {
-
-// Levenshtein distance.
-size_t distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t corner = std::exchange(row[0], i);
-    for (size_t j = 1; j <= b.size(); ++j)
-      corner = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, corner + (a[i - 1] != b[j - 1])}));
-  }
-  return row.back();
-}
-
-// "; did you mean 'loss'?" where a name is near, else all the names.
-std::string suggestion(const std::string& word, const std::vector<std::string>& names, const char* what) {
-  const auto nearest = std::min_element(
-      names.begin(), names.end(), [&](const auto& a, const auto& b) { return distance(word, a) < distance(word, b); });
-  if (nearest != names.end() && distance(word, *nearest) <= std::max<size_t>(2, word.size() / 3))
-    return "; did you mean '" + *nearest + "'?";
-  return std::string("; ") + what + " are " + join(names);
-}
 
 // ---- the file and the overrides -----------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ void keep_metrics_until(const std::string& file, const std::vector<std::string>&
 // ---- Metrics ------------------------------------------------------------------------------------------------------
 
 Metrics::Metrics(const std::string& file) : file_(file) {
-  fd_ = ::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  fd_ = open_file(file, O_WRONLY | O_CREAT | O_APPEND);
   if (fd_ < 0) throw std::runtime_error(file + ": cannot be opened: " + std::strerror(errno));
 }
 
@@ -145,13 +145,11 @@ Metrics::~Metrics() { ::close(fd_); }
 
 void Metrics::write(const std::string& line) {
   const std::string whole = line + "\n";
-  std::string_view rest = whole;
-  while (!rest.empty()) {
-    const ssize_t written = ::write(fd_, rest.data(), rest.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) throw std::runtime_error(file_ + ": cannot be written: " + std::strerror(errno));
-    rest.remove_prefix(static_cast<size_t>(written));
-  }
+  const off_t end = ::lseek(fd_, 0, SEEK_END);
+  if (write_whole(fd_, whole.data(), static_cast<int64_t>(whole.size()))) return;
+  const std::string problem = write_problem(file_, "cannot be written", static_cast<int64_t>(whole.size()));
+  if (end >= 0) (void)!::ftruncate(fd_, end);  // who goes on after making room must find no half line
+  throw std::runtime_error(problem);
 }
 
 // ---- Console ------------------------------------------------------------------------------------------------------
@@ -189,21 +187,27 @@ void Console::step(const Record& record) {
   if (terminal_)
     draw();
   else if (!quiet_)
-    std::fprintf(out_, "%s\n", line(false).c_str()), std::fflush(out_);
+    put(line(false) + "\n");
+}
+
+void Console::put(const std::string& text) {
+  if (lost_) return;
+  errno = 0;
+  if (std::fwrite(text.data(), 1, text.size(), out_) != text.size() || std::fflush(out_) != 0)
+    lost_ = errno ? errno : EIO;
 }
 
 void Console::end_phase() {
   if (!in_phase_) return;
   clear();
   in_phase_ = false;
-  if (!quiet_) std::fprintf(out_, "%s\n", line(false).c_str()), std::fflush(out_);
+  if (!quiet_) put(line(false) + "\n");
 }
 
 void Console::print(const std::string& text) {
   if (quiet_) return;
   clear();
-  std::fprintf(out_, "%s\n", text.c_str());
-  std::fflush(out_);
+  put(text + "\n");
   if (terminal_ && in_phase_) draw();
 }
 
@@ -258,8 +262,7 @@ std::string Console::line(bool bar) const {
 
 void Console::clear() {
   if (!drawn_) return;
-  std::fputs("\r\033[2K", out_);
-  std::fflush(out_);
+  put("\r\033[2K");
   drawn_ = false;
 }
 
@@ -274,8 +277,7 @@ void Console::draw() {
     text = line(false);
     if (text.size() >= window.ws_col) text.resize(window.ws_col - 1);
   }
-  std::fprintf(out_, "\r\033[2K%s", text.c_str());
-  std::fflush(out_);
+  put("\r\033[2K" + text);
   drawn_ = true;
 }
 

@@ -122,7 +122,8 @@ class Metrics {
 };
 
 // What a person sees. On a terminal: a bar that is redrawn at most ten times a second. Elsewhere: a line
-// every `interval` seconds and at the end of a phase. quiet: warnings alone.
+// every `interval` seconds and at the end of a phase. quiet: warnings alone. Once a write has failed, nothing more is written:
+// a run does not end because no one can read of it.
 class Console {
  public:
   explicit Console(bool quiet = false, std::FILE* out = stdout, double interval = 10.0);
@@ -133,10 +134,12 @@ class Console {
   void end_phase();                     // leaves the last line standing
   void print(const std::string& text);  // a line of its own; the bar is cleared before and drawn again after
   void warn(const std::string& text);   // likewise, to stderr, quiet or not
+  int lost() const { return lost_; }    // errno of the write that failed; 0: none has
 
  private:
   using Clock = std::chrono::steady_clock;
   std::string line(bool bar) const;
+  void put(const std::string& text);
   void clear();
   void draw();
 
@@ -148,6 +151,7 @@ class Console {
   Record last_;
   std::vector<std::string> alarms_;  // of the last look at attention
   bool drawn_ = false, in_phase_ = false;
+  int lost_ = 0;
   Clock::time_point begun_, shown_;
 };
 

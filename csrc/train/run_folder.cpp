@@ -21,7 +21,7 @@ RunFolder::RunFolder(const std::string& dir, bool resume) : dir_(dir) {
 
   // The lock belongs to the open file: the system lets go of it when the process ends, however it ends.
   const std::string file = dir + "/lock";
-  lock_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  lock_ = open_file(file, O_RDWR | O_CREAT);
   if (lock_ < 0) throw std::runtime_error(file + ": cannot be opened: " + std::strerror(errno));
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     const int reason = errno;

@@ -127,7 +127,7 @@ TEST(Tokenizer, LoadSaysWhatIsWrong) {
   std::ofstream(folder + "/tokenizer.json") << "{\"model\": ";
   expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"not JSON"});
   expect_all(message<std::runtime_error>([&] { Tokenizer(TokenizerConfig{}).save(folder + "/absent"); }),
-             {"cannot write"});
+             {"cannot be opened for writing"});
 }
 
 const TokenizerConfig kDigits = {.characters = "0123456789+=.", .eos = ""};

@@ -1,0 +1,90 @@
+#include "csrc/train/process.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+
+namespace isentrope::train {
+namespace {
+
+constexpr int kStops[] = {SIGINT, SIGTERM, SIGHUP};
+struct sigaction before[std::size(kStops)];
+std::atomic<int> stop_signal = 0;
+std::atomic<double> stop_time = 0;
+
+double now() {
+  struct timespec time {};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// A signal handler: it may do no more than these calls.
+void ask_to_stop(int number) {
+  const int error = errno;
+  int none = 0;
+  if (stop_signal.compare_exchange_strong(none, number)) {
+    stop_time = now();
+  } else if (constexpr double kEcho = 0.1; number != SIGHUP && now() - stop_time > kEcho) {
+    std::signal(number, SIG_DFL);
+    std::raise(number);  // taken when this handler returns
+  }
+  errno = error;
+}
+
+[[noreturn]] void fail_output(int error) {
+  throw std::runtime_error(std::string("standard output cannot be written: ") + std::strerror(error) +
+                           "; what should stand there is lost");
+}
+
+}  // namespace
+
+void begin_process() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(fd, F_GETFD) < 0 && errno == EBADF && ::open("/dev/null", O_RDWR) != fd)
+      std::abort();  // the lowest free number
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+}
+
+StopSignals::StopSignals() {
+  stop_signal = 0;
+  struct sigaction action {};
+  action.sa_handler = ask_to_stop;
+  action.sa_flags = SA_RESTART;
+  for (const int number : kStops) ::sigaddset(&action.sa_mask, number);  // one at a time
+  for (size_t i = 0; i < std::size(kStops); ++i) {
+    ::sigaction(kStops[i], nullptr, &before[i]);
+    if (kStops[i] != SIGHUP || before[i].sa_handler != SIG_IGN) ::sigaction(kStops[i], &action, nullptr);
+  }
+}
+
+StopSignals::~StopSignals() {
+  for (size_t i = 0; i < std::size(kStops); ++i) ::sigaction(kStops[i], &before[i], nullptr);
+}
+
+int StopSignals::received() { return stop_signal; }
+
+void print(std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t written = ::write(STDOUT_FILENO, text.data(), text.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0 && errno == EPIPE) return;
+    if (written < 0) fail_output(errno);
+    text.remove_prefix(static_cast<size_t>(written));
+  }
+}
+
+void end_output() {
+  if (::close(STDOUT_FILENO) != 0 && errno != EINTR && errno != EPIPE) fail_output(errno);
+}
+
+}  // namespace isentrope::train
