@@ -73,7 +73,8 @@ def prepare(folder, quick):
 
 
 def shard_run():
-    return "configs/tiny/pretrain.yaml", ["run.dir=run", "phases.pretrain.steps=3", "phases.pretrain.evaluation.every=0", "run.checkpoint_every=0"]
+    """Reads every token of the corpus."""
+    return "configs/tiny/pretrain.yaml", ["run.dir=run", "phases.pretrain.steps=12", "phases.pretrain.batch.sequences=32", "phases.pretrain.evaluation.every=0", "run.checkpoint_every=0"]
 
 
 def damage(rng, path):
@@ -116,8 +117,9 @@ def damage(rng, path):
 
 def judged(verdict, outcome, differing):
     """The verdict with its class: harmless only where nothing differs."""
-    kind = outcome.kind if outcome.kind != "done" else "silent change" if differing else "harmless"
-    return verdict | {"class": kind, "message": ", ".join(differing)[:500] if differing else outcome.message}
+    if outcome.kind != "done":
+        return verdict | {"class": outcome.kind, "message": outcome.message}
+    return verdict | {"class": "silent change" if differing else "harmless", "message": ", ".join(differing)[:500]}
 
 
 def attack(context, rng, folder, number):
@@ -138,10 +140,8 @@ def attack(context, rng, folder, number):
         return judged(verdict, outcome, ["what was sampled"] if outcome.value != base["sampled"] else [])
     if client == "train":
         outcome = run(train(*shard_run()), folder, SECONDS)
-        return judged(verdict, outcome, difference(base["resumed"], contents(folder / "run")) if outcome.kind == "done" else [])
+        return judged(verdict, outcome, difference(base["resumed"], contents(folder / "run")))
     outcome = run(train_of(name, resume=True), folder, SECONDS)
-    if outcome.kind != "done":
-        return judged(verdict, outcome, [])
     # The damaged file itself may stand as it was left, where it was not read.
     differing = difference(base["resumed"], contents(folder / "run"), [file.removeprefix("run/")] if base["checkpoint"] in file else [])
     return judged(verdict, outcome, differing + (["results"] if outcome.value != base["results"] else []))

@@ -70,7 +70,7 @@ def test_harmless_is_only_what_changed_nothing():
     done, refused = trial.Outcome("done"), trial.Outcome("refused", "why")
     assert damage.judged({}, done, [])["class"] == "harmless"
     assert damage.judged({}, done, ["metrics.jsonl"]) == {"class": "silent change", "message": "metrics.jsonl"}
-    assert damage.judged({}, refused, [])["class"] == "refused"
+    assert damage.judged({}, refused, ["metrics.jsonl"]) == {"class": "refused", "message": "why"}
 
 
 def test_every_mutation_of_examples_changes_the_file():
