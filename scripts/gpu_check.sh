@@ -18,7 +18,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BUILD=$ROOT/build/gpu_check
 OUTPUT=$ROOT/build/gpu_check.json
 PREBUILT='' BUILD_ONLY=0
-OPS="entropy_attention sigma_linear token_entropy grpo_loss"
+OPS=$(sed -n 's/^set(OPS \([^)]*\))$/\1/p' "$ROOT/csrc/CMakeLists.txt")  # the one list of ops
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 while [ $# -gt 0 ]; do

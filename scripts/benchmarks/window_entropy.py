@@ -59,12 +59,12 @@ def check_values(entropy, mask, options):
     assert (ours.high[:, :n] != high).float().mean() < 1e-3  # ties with the threshold, within rounding
 
 
-def rows(rounds=7, threads=1):
+def rows(rounds=7, threads=1, device="cpu"):
     """One dictionary a setting and rival."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    entropy, mask = torch.rand(ROWS, LENGTH) * 4, torch.ones(ROWS, LENGTH, dtype=torch.bool)
-    few = entropy[:LOOPED].numpy()
+    entropy, mask = (torch.rand(ROWS, LENGTH) * 4).to(device), torch.ones(ROWS, LENGTH, dtype=torch.bool, device=device)
+    few = entropy[:LOOPED].cpu().numpy()
     table = []
     for options in SETTINGS:
         check_values(entropy, mask, options)
