@@ -350,7 +350,7 @@ def test_autocast(device):
         y = layer(x)
         (y.float() ** 2).sum().backward()
     assert y.dtype == torch.bfloat16 and layer.weight.grad.dtype == torch.float32
-    given = [t.detach() for t in (x.bfloat16(), layer.weight.bfloat16(), layer.gain, layer.u, layer.bias.bfloat16())]
+    given = [t.detach() for t in (x.bfloat16(), layer.weight.bfloat16(), layer.gain.view(()), layer.u, layer.bias.bfloat16())]
     assert torch.equal(y, isentrope.sigma_linear(*given).y)
 
 
@@ -678,7 +678,7 @@ def hat(layer):
     """(γ/σ) · W by the reference."""
     W = layer.weight.flatten(1)
     eye = torch.eye(W.shape[1], dtype=W.dtype)
-    return reference.sigma_linear(eye, W, layer.gain, layer.u)[0].T.reshape(layer.weight.shape)
+    return reference.sigma_linear(eye, W, layer.gain.view(()), layer.u)[0].T.reshape(layer.weight.shape)
 
 
 @pytest.mark.parametrize("mask", [False, True])

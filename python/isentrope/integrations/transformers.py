@@ -55,15 +55,46 @@ def register() -> None:
 
 # ---- the mask: made once a forward pass, read by every layer -----------------------------------------------------------
 #
-# transformers hands a mask from the model to its layers, and to a compiled forward, as a 4-D tensor. Ours holds a few numbers
-# a sequence instead of [B, 1, T, S]:
+# transformers hands a mask from the model to its layers, and to a compiled forward, as a 4-D tensor. Ours holds n numbers a
+# sequence and has the shape of the scores it is for, [B, n, T, S]; T and S are expanded, so they cost nothing:
 #
-#   int64 [B, 1, 1, 2]   key_lengths, query_start of entropy_attention
-#   int64 [B, 1, 1, 3]   the same of keys shifted left by the third, the first key that is no padding
-#   int64 [B, 1, 1, 4]   and of queries shifted left by the fourth, the number of them before that key
-#   int32 [1, 1, 1, n+1] cu_seqlens
+#   int64, n = 0   causal, with entropy_attention's defaults
+#          n = 1   query_start
+#          n = 2   and key_lengths; an attention_mask was given
+#          n = 3   the same of keys shifted left by the third, the first key that is no padding
+#          n = 4   and of queries shifted left by the fourth, the number of them before that key
+#   int32          cu_seqlens
 #
-# and a third dimension of 2 (an expanded one) says that the layer's sliding window holds. None: the op's defaults.
+# It is never None, so that no layer has to know by itself what it sees: some do not say whether they are causal.
+
+
+class _Mask(Tensor):
+    """Refuses arithmetic, so that a model whose own code adds masks to scores stops instead of adding these numbers."""
+
+    _READS = frozenset({"__get__", "__set__", "__repr__", "as_subclass", "dim", "is_floating_point"})
+    _TRACED = frozenset({"size", "stride", "storage_offset", "untyped_storage", "is_conj", "is_neg", "_is_view"})  # what torch.compile asks
+    _MOVES = frozenset({"to", "cpu", "cuda", "clone", "contiguous", "detach"})
+
+    @classmethod
+    def __torch_function__(cls, function: Callable, types, arguments=(), options=None):
+        name, options = function.__name__, options or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if name in cls._READS or (name in cls._TRACED and torch.compiler.is_compiling()):
+                return function(*arguments, **options)
+            if name in cls._MOVES:
+                mask, *rest = arguments
+                moved = function(mask.as_subclass(Tensor)[:, :, :1, :1], *rest, **options)
+                if moved.dtype == mask.dtype:
+                    return moved.expand(mask.shape).as_subclass(cls)
+            if name == "__getitem__" and all(isinstance(part, slice) for part in arguments[1]):
+                mask = arguments[0]
+                if function(*arguments).shape == mask.shape:  # [:, :, :, :keys] of all keys, as some do before the attention
+                    return mask
+        raise _refusal(f"the model's own code works on the mask (by {name}); wanted it handed to the attention as it is")
+
+
+class _SlidingMask(_Mask):
+    """Of layers whose sliding window is shorter than the keys."""
 
 
 @torch.compiler.disable
@@ -77,39 +108,45 @@ def _mask(
     attention_mask: Tensor | None = None,
     device: torch.device | str = "cpu",
     **_,
-) -> Tensor | None:
+) -> Tensor:
     """The mask interface of transformers: attention_mask [B, seen] bool, True where there is a token."""
     causal, window, packed = _understand(mask_function)
-    rows = 2 if window is not None and window < kv_length else 1
+
+    def made(numbers: Tensor) -> Tensor:
+        """numbers: [B, n] or [1, n]"""
+        kind = _Mask if window is None or window >= kv_length else _SlidingMask
+        return numbers[:, :, None, None].expand(batch_size, -1, q_length, kv_length).as_subclass(kind)
+
     if packed is not None:  # [B, T], a number a sequence
         new = torch.ones_like(packed, dtype=torch.bool)
         new[:, 1:] = packed[:, 1:] != packed[:, :-1]
         ends = torch.cat([new.flatten().nonzero().flatten(), new.new_full((1,), new.numel(), dtype=torch.long)])
-        return ends.int().view(1, 1, 1, -1).expand(-1, -1, rows, -1)
+        return made(ends.int()[None])
 
     start = q_offset - kv_offset if causal else kv_length  # after every key
-    default = causal and rows == 1 and isinstance(start, int) and start == kv_length - q_length
-    count = torch.full((batch_size,), kv_length, device=device)
+    if attention_mask is None:
+        if causal and isinstance(start, int) and start == kv_length - q_length:
+            return made(torch.empty(1, 0, device=device, dtype=torch.long))
+        return made(torch.as_tensor(start, device=device).view(1, 1))
+
+    if attention_mask.dim() != 2:
+        raise _refusal(f"attention_mask has shape {list(attention_mask.shape)}; wanted [B, S] ones and zeros (padding)")
     padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
-    padded = left = led = False
-    if padding is not None:
-        real, place = padding[:, kv_offset : kv_offset + kv_length], torch.arange(kv_length, device=device)
-        count = real.sum(-1)
-        first = torch.where(real, place, kv_length).amin(-1).where(count > 0, 0)
-        lead = (first - start).clamp(0, q_length)
-        torn = torch.where(real, place + 1, 0).amax(-1) - first != count
-        padded, left, led, broken = torch.stack([(x > 0).any() for x in (kv_length - count, first, lead, torn)]).tolist()
-        if broken:
-            row = torn.nonzero()[0].item()
-            raise _refusal(f"attention_mask[{row}] has padding between two tokens; wanted all of it on one side")
-    if default and not padded:
-        return None
+    real, place = padding[:, kv_offset : kv_offset + kv_length], torch.arange(kv_length, device=device)
+    count = real.sum(-1)
+    first = torch.where(real, place, kv_length).amin(-1).where(count > 0, 0)
+    lead = (first - start).clamp(0, q_length)
+    torn = torch.where(real, place + 1, 0).amax(-1) - first != count
+    left, led, broken = torch.stack([(x > 0).any() for x in (first, lead, torn)]).tolist()
+    if broken:
+        row = torn.nonzero()[0].item()
+        raise _refusal(f"attention_mask[{row}] has padding between two tokens; wanted all of it on one side")
     if causal and left:
         start = (start - first).clamp(min=0)
-    columns = [count, torch.as_tensor(start, device=device).expand(batch_size)]
+    columns = [torch.as_tensor(start, device=device).expand(batch_size), count]
     if left:
         columns += [first, lead] if led else [first]
-    return torch.stack(columns, -1).view(batch_size, 1, 1, -1).expand(-1, -1, rows, -1)
+    return made(torch.stack(columns, -1))
 
 
 def _understand(mask_function: Callable) -> tuple[bool, int | None, Tensor | None]:
@@ -142,6 +179,11 @@ def _refusal(what: str) -> ValueError:
 
 # ---- the attention -----------------------------------------------------------------------------------------------------
 
+# Keywords that reach an attention and do not change what it computes. Any other that is not read below may.
+_WITHOUT_EFFECT = frozenset(
+    "cache_position logits_to_keep num_items_in_batch output_hidden_states output_router_logits position_embeddings return_dict seq_idx use_cache".split()
+)
+
 
 def _attention(
     module: nn.Module,
@@ -154,46 +196,50 @@ def _attention(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    position_ids: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """The attention interface of transformers: query [B, H, T, D], key, value [B, G, S, D] → [B, T, H, D]."""
     _refuse(attention_mask, dropout, kwargs)
-    mask = attention_mask
-    if mask is not None and mask.shape[2] == 1:
-        sliding_window = None
-    elif mask is not None and sliding_window is None:
-        raise _refusal("the mask has a sliding window and the layer does not give its sliding_window")
-
     B, T, S = query.shape[0], query.shape[2], key.shape[2]
-    if mask is not None:
-        is_causal = True  # of both kinds
-    elif is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
-    where = {"causal": is_causal, "window": sliding_window}  # which keys a row sees
+    numbers = None
+    if attention_mask is None:
+        where = _unmasked(module, is_causal, sliding_window, T, S)
+    else:
+        where, numbers = _masked(attention_mask, sliding_window, B, T, S)
+        if position_ids is not None:
+            _check_positions(attention_mask, position_ids, T)
+    ends = cu_seq_lens_q
+    if numbers is not None and numbers.dtype == torch.int32:
+        ends = numbers[0]
+    elif numbers is not None and numbers.shape[1] > 1 and ends is not None:
+        raise _refusal("attention_mask and cu_seq_lens_q are given; wanted one of them")
+
     records = [record for record in _records if module in record.names]
     how = {"scale": scaling, "softcap": softcap, "return_entropy": bool(records)}
-    ends = mask[0, 0, 0] if mask is not None and mask.dtype == torch.int32 else kwargs.get("cu_seq_lens_q")
     if ends is not None:
         where["cu_seqlens"] = ends
         flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-        out, _, entropy, max_logit = entropy_attention(*flat, **where, **how, max_seqlen=kwargs.get("max_length_q"))
+        out, _, entropy, max_logit = entropy_attention(*flat, **where, **how, max_seqlen=max_length_q)
         out = out.unflatten(0, (B, T))
         if records:
             entropy, max_logit = (x.unflatten(0, (B, T)).transpose(1, 2) for x in (entropy, max_logit))
             keys = visible_keys(B * T, B * T, **where).view(B, T)
     else:
-        first = lead = None
-        if mask is not None:
-            where["key_lengths"], where["query_start"], *shifts = mask[:, 0, 0].unbind(-1)
-            first, lead = (*shifts, None, None)[:2]
+        columns = () if numbers is None else numbers.unbind(-1)
+        where["query_start"], where["key_lengths"], first, lead = (*columns, None, None, None, None)[:4]
         key, value, query = _shift(key, first), _shift(value, first), _shift(query, lead)
         out, _, entropy, max_logit = entropy_attention(query, key, value, **where, **how)
         back = None if lead is None else -lead
-        out = _shift(out, back).transpose(1, 2)
+        out = _shift(out, back).transpose(1, 2).contiguous()  # some models view it
         if records:
             entropy, max_logit = _shift(entropy, back), _shift(max_logit, back)
             keys = visible_keys(T, S, **where, device=query.device).expand(B, T)
-            if mask is not None:  # rows of padding: those that stand among the keys, but not among the ones that count
+            if len(columns) > 1:  # rows of padding: those that stand among the keys, but not among the ones that count
                 row = torch.arange(T, device=query.device)
                 place = where["query_start"][:, None] + row
                 keys = keys.masked_fill((place >= where["key_lengths"][:, None]) & (place < S), 0)
@@ -207,16 +253,58 @@ def _attention(
 def _refuse(mask: Tensor | None, dropout: float, kwargs: dict) -> None:
     if dropout:
         raise _refusal(f"attention dropout is {dropout}; wanted 0 (attention_dropout in the configuration), or model.eval()")
-    for name in ("s_aux", "sinks", "position_bias", "head_mask", "block_table"):
-        if kwargs.get(name) is not None:
-            raise _refusal(f"the model gives {name}, which the op does not know")
     if kwargs.get("output_attentions"):
         raise _refusal("output_attentions is set, and there are no weights to give; see collect_entropy")
-    if mask is not None and (mask.dtype not in (torch.int64, torch.int32) or mask.dim() != 4 or mask.shape[2] > 2):
+    for name, value in kwargs.items():
+        if value is not None and value is not False and name not in _WITHOUT_EFFECT:
+            raise _refusal(f"the model or its caller gives {name}, which the op does not know")
+    if mask is not None and not isinstance(mask, _Mask):
         raise _refusal(
             f"attention_mask is a {mask.dtype} tensor of shape {list(mask.shape)}; wanted the model to make the mask, from [B, S] "
             "ones and zeros (padding) or position_ids that start again (packed sequences)"
         )
+
+
+def _unmasked(module: nn.Module, is_causal: bool | None, window: int | None, T: int, S: int) -> dict:
+    """Which keys the rows of a layer see that the model gives no mask: eager lets them see all of them, sdpa asks is_causal."""
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    if is_causal and T > 1:
+        raise _refusal(f"{type(module).__name__} is causal and the model makes it no mask; wanted one, or is_causal to be False")
+    if window is not None and window < S:
+        raise _refusal(f"{type(module).__name__} has a sliding window and the model makes it no mask; wanted one")
+    return {"causal": False}
+
+
+def _masked(mask: Tensor, window: int | None, B: int, T: int, S: int) -> tuple[dict, Tensor]:
+    """The same of a layer with a mask, and the mask's numbers [B, n]."""
+    batch, _, queries, keys = mask.shape
+    if (batch, queries, keys) != (B, T, S):
+        raise _refusal(
+            f"the mask is of {batch} sequences with {queries} queries and {keys} keys, and the layer has {B} with {T} and {S}; "
+            "wanted the same"
+        )
+    sliding = isinstance(mask, _SlidingMask)
+    if sliding and window is None:
+        raise _refusal("the mask has a sliding window and the layer does not give its sliding_window")
+    return {"causal": True, "window": window if sliding else None}, mask.as_subclass(Tensor)[:, :, 0, 0]
+
+
+def _check_positions(mask: Tensor, position_ids: Tensor, T: int) -> None:
+    """Without attention_mask and without a cache transformers separates sequences where positions jump; with a cache it does not."""
+    if T == 1 or mask.dtype == torch.int32 or mask.shape[1] > 1 or position_ids.dim() != 2 or position_ids.shape[1] != T:
+        return
+    follow = (position_ids.diff(dim=1) == 1).all()
+    message = _refusal(
+        "position_ids start again, and the model's mask lets the sequences see each other, as with every attention where there is a "
+        "cache (use_cache is True by default); wanted use_cache=False, or an attention_mask of ones where they are one sequence"
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async(follow, str(message))
+    elif getattr(mask, "checked", None) is not position_ids:  # once a forward pass, since it waits for the device
+        if not follow:
+            raise message
+        mask.checked = position_ids
 
 
 def _shift(x: Tensor, by: Tensor | None) -> Tensor:
