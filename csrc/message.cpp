@@ -180,6 +180,15 @@ std::string printable(std::string_view text) {
   return shown;
 }
 
+std::string quoted(std::string_view text) {
+  constexpr size_t kShown = 100;  // characters: with the rest of the sentence, two lines of a terminal
+  size_t end = 0, count = 0;
+  for (; end < text.size() && count < kShown; ++count) end += sequence_at(text, end).bytes;
+  std::string shown = printable(text.substr(0, end));
+  for (size_t at = 0; (at = shown.find('\n', at)) != std::string::npos; at += 2) shown.replace(at, 1, "\\n");
+  return "\"" + shown + (end == text.size() ? "\"" : "…\" (" + std::to_string(text.size()) + " bytes)");
+}
+
 std::string valid_utf8(std::string_view text) {
   std::string valid;
   valid.reserve(text.size());

@@ -25,6 +25,10 @@ std::string printable(std::string_view text);
 // errors="replace".
 std::string valid_utf8(std::string_view text);
 
+// For messages that name a text: in quotes, control characters and what is not UTF-8 as printable() has them, line ends as \n, and
+// of long text the first characters and how many bytes it has.
+std::string quoted(std::string_view text);
+
 // The word as a shell reads it back: itself where that is safe, else in single quotes.
 std::string shell_quoted(std::string_view word);
 

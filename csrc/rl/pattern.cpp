@@ -7,7 +7,7 @@
 #include <new>
 #include <stdexcept>
 
-#include "csrc/data/text.h"
+#include "csrc/message.h"
 
 namespace isentrope::rl {
 namespace {
@@ -74,7 +74,7 @@ class Match {
  public:
   Match(const pcre2_code* code, const std::string& expression, const std::string& text)
       : expression_(expression),
-        text_(data::valid_utf8(text)),
+        text_(valid_utf8(text)),
         code_(code),
         limits_(pcre2_match_context_create(nullptr)),
         found_(pcre2_match_data_create_from_pattern(code, nullptr)) {
@@ -90,8 +90,8 @@ class Match {
                                    options | PCRE2_NO_UTF_CHECK, found_.get(), limits_.get());
     if (result >= 0) return true;
     if (result == PCRE2_ERROR_NOMATCH) return false;
-    throw std::runtime_error("pattern " + data::quoted(expression_) + " passes " + limit_passed(result) +
-                             " on the completion " + data::quoted(text_) +
+    throw std::runtime_error("pattern " + quoted(expression_) + " passes " + limit_passed(result) +
+                             " on the completion " + quoted(text_) +
                              "; write it without repetitions of what is itself repeated, or bound them as in {0,20}");
   }
   PCRE2_SIZE end() const { return pcre2_get_ovector_pointer(found_.get())[1]; }
@@ -113,7 +113,7 @@ class Match {
 }  // namespace
 
 Pattern::Pattern(const std::string& expression) : expression_(expression) {
-  const std::string name = "pattern " + data::quoted(expression);
+  const std::string name = "pattern " + quoted(expression);
   if (expression.size() > kLongest)
     throw std::invalid_argument(name + " is longer than " + std::to_string(kLongest) + " bytes");
   const Held<pcre2_compile_context, pcre2_compile_context_free> context(pcre2_compile_context_create(nullptr));

@@ -2,12 +2,12 @@
 
 #include <stdexcept>
 
-#include "csrc/data/text.h"
+#include "csrc/message.h"
 
 namespace isentrope::rl {
 
 std::vector<int64_t> encode_prompt(const std::string& prompt, const data::Tokenizer& tokenizer, int64_t context) {
-  const auto name = [&] { return "the prompt " + data::quoted(prompt); };
+  const auto name = [&] { return "the prompt " + quoted(prompt); };
   std::vector<int64_t> tokens;
   try {
     tokens = tokenizer.encode(prompt);

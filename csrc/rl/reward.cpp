@@ -7,14 +7,13 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "csrc/data/text.h"
+#include "csrc/message.h"
 #include "csrc/rl/pattern.h"
 
 namespace isentrope::rl {
 namespace {
 
 using data::Example;
-using data::quoted;
 using Texts = std::vector<std::string>;
 
 const std::set<std::string> kBuiltIn = {"exact", "answer", "format", "length"};

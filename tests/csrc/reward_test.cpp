@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "csrc/data/text.h"
+#include "csrc/message.h"
 #include "tests/csrc/message.h"
 
 namespace isentrope::rl {
@@ -187,9 +187,9 @@ TEST(Text, ValidUtf8IsWhatPythonReads) {
                                                         {"\xF5"
                                                          "a",
                                                          r + "a"}})
-    EXPECT_EQ(data::valid_utf8(bytes), wanted);
-  EXPECT_EQ(data::quoted(std::string("a\n\0\xFF", 4)), "\"a\\n\\x00" + r + "\"");
-  expect_all(data::quoted(std::string(300, 'x')), {"x…\" (300 bytes)"});
+    EXPECT_EQ(valid_utf8(bytes), wanted);
+  EXPECT_EQ(quoted(std::string("a\n\0\xFF", 4)), "\"a\\n\\x00\\xFF\"");
+  expect_all(quoted(std::string(300, 'x')), {"x…\" (300 bytes)"});
 }
 
 TEST(Reward, LengthFallsInAStraightLine) {
