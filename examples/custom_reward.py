@@ -10,8 +10,11 @@ import isentrope
 
 
 def brief(prompts, completions, meta):
-    """Between 0 and 1: the shorter a completion, the better. meta[i]["answer"] would be the right answer of prompt i."""
-    return [max(0.0, 1.0 - len(completion) / 20) for completion in completions]
+    """Between 0 and 1: the shorter a completion, the better. meta[i]["answer"] would be the right answer of prompt i.
+
+    A completion ends in "." (the tokenizer's end of sequence), unless it was cut at max_new_tokens; meta[i]["answer"] does not.
+    """
+    return [max(0.0, 1.0 - len(completion.removesuffix(".")) / 20) for completion in completions]
 
 
 config = Path(__file__).with_suffix(".yaml")

@@ -1,17 +1,77 @@
 // isentrope._C: the trainer for Python. The ops need no binding: they are dispatcher ops.
 #include "csrc/train/trainer.h"
 
+#include <ATen/ThreadLocalState.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
-#include <cmath>
+#include <atomic>
+#include <memory>
+#include <thread>
 
 namespace py = pybind11;
 using namespace isentrope;
 
 namespace {
 
-// fn(prompts, completions, meta) -> list[float], meta[i] = {"answer": …, "completion": …} of the example behind prompt i.
+// ---- text ---------------------------------------------------------------------------------------------------------
+
+// Bytes of a model, a file or a user as str: U+FFFD where they are no UTF-8.
+py::str text(const std::string& bytes) {
+  PyObject* str = PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace");
+  if (!str) throw py::error_already_set();
+  return py::reinterpret_steal<py::str>(str);
+}
+
+py::list texts(const std::vector<std::string>& many) {
+  py::list list;
+  for (const std::string& one : many) list.append(text(one));
+  return list;
+}
+
+// pybind11's own translation takes messages for UTF-8, and keeps torch's stack traces in them.
+void translate(std::exception_ptr exception) {
+  const auto raise = [](PyObject* type, const std::string& what) { PyErr_SetObject(type, text(what).ptr()); };
+  try {
+    std::rethrow_exception(exception);
+  } catch (const py::builtin_exception&) {
+    throw;
+  } catch (const c10::Error& error) {
+    raise(PyExc_RuntimeError, error.what_without_backtrace());
+  } catch (const std::invalid_argument& error) {
+    raise(PyExc_ValueError, error.what());
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& error) {
+    raise(PyExc_RuntimeError, error.what());
+  }
+}
+
+// ---- what a caller or a reward may have switched ------------------------------------------------------------------
+
+// Leaves gradient and inference mode, autocast and the default dtype as it found them.
+struct KeptModes {
+  at::ThreadLocalStateGuard state{at::ThreadLocalState()};
+  caffe2::TypeMeta dtype = c10::get_default_dtype();
+  ~KeptModes() { c10::set_default_dtype(dtype); }
+};
+
+// The modes that a trainer runs in, whatever its caller's are.
+struct TrainingModes {
+  KeptModes callers;
+  c10::InferenceMode inference{false};
+  at::AutoGradMode gradients{true};
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+  TrainingModes() { c10::set_default_dtype(caffe2::TypeMeta::Make<float>()); }
+};
+
+// ---- rewards ------------------------------------------------------------------------------------------------------
+
+// fn(prompts, completions, meta) -> list[float], meta[i] = {"answer": …, "completion": …} of the example behind prompt i. What a
+// user's function may return is looked at in python/isentrope/trainer.py.
 rl::RewardFunction from_python(py::function function) {
   // The trainer may drop its copy where the interpreter's lock is not held.
   auto shared = std::shared_ptr<py::function>(new py::function(std::move(function)), [](py::function* f) {
@@ -21,30 +81,24 @@ rl::RewardFunction from_python(py::function function) {
   return [shared](const std::vector<std::string>& prompts, const std::vector<std::string>& completions,
                   const std::vector<data::Example>& examples) {
     py::gil_scoped_acquire lock;
+    const KeptModes trainers;
     py::list meta;
     for (const data::Example& example : examples) {
       py::dict one;
-      one["answer"] = example.answer;
-      one["completion"] = example.completion;
+      one["answer"] = text(example.answer);
+      one["completion"] = text(example.completion);
       meta.append(one);
     }
-    const py::object scores = (*shared)(prompts, completions, meta);
-    try {
-      return scores.cast<std::vector<double>>();
-    } catch (const py::cast_error&) {
-      throw std::runtime_error("the reward function returned " + py::repr(scores).cast<std::string>().substr(0, 200) +
-                               "; wanted a list of one float for each of the " + std::to_string(completions.size()) +
-                               " completions");
-    }
+    return (*shared)(texts(prompts), texts(completions), meta).cast<std::vector<double>>();
   };
 }
 
 py::dict to_dict(const train::Record& record) {
   py::dict line;
-  line["phase"] = record.phase;
+  line["phase"] = text(record.phase);
   line["step"] = record.step;
-  if (!record.split.empty()) line["eval/split"] = record.split;
-  for (const auto& [name, value] : record.values) line[name.c_str()] = value;
+  if (!record.split.empty()) line["eval/split"] = text(record.split);
+  for (const auto& [name, value] : record.values) line[text(name)] = value;
   if (record.attention) {
     py::dict attention;
     attention["entropy"] = record.attention->entropy;
@@ -66,49 +120,123 @@ py::dict to_dict(const train::Record& record) {
       numbers.append(f.sigma);
       numbers.append(f.gamma);
       if (f.svd) numbers.append(*f.svd);
-      sigma[py::str(f.layer)] = numbers;
+      sigma[text(f.layer)] = numbers;
     }
     line["sigma"] = sigma;
   }
   return line;
 }
 
+// ---- the trainer --------------------------------------------------------------------------------------------------
+
+// A trainer makes one step at a time, in the process that made it.
+class Handle {
+ public:
+  Handle(const std::string& config, const std::vector<std::string>& overrides, bool resume,
+         const std::map<std::string, py::function>& rewards) {
+    std::map<std::string, rl::RewardFunction> functions;
+    for (const auto& [name, function] : rewards) functions[name] = from_python(function);
+    const TrainingModes modes;
+    trainer_ = std::make_unique<train::Trainer>(train::read_config(config, overrides), resume, functions);
+    look();
+  }
+  ~Handle() {
+    if (process_ != getpid())
+      static_cast<void>(trainer_.release());  // its files belong to the process that opened them
+  }
+
+  py::list advance() {
+    const Turn turn(*this, "advance()");
+    std::vector<train::Record> records;
+    {
+      const py::gil_scoped_release unlocked;
+      records = trainer_->advance();
+    }
+    py::list lines;
+    for (const auto& record : records) lines.append(to_dict(record));
+    return lines;
+  }
+
+  py::bytes save() {
+    const Turn turn(*this, "save()");
+    std::string folder;
+    {
+      const py::gil_scoped_release unlocked;
+      folder = trainer_->save();
+    }
+    return folder;
+  }
+
+  // These tell of the end of the last call, so that they may be asked while another thread, or this one, is in a step.
+  bool finished() const { return finished_; }
+  py::bytes dir() const { return trainer_->config().run.dir; }
+  py::dict results() const {
+    py::dict results;
+    for (const auto& [phase, evaluation] : results_) {
+      py::dict one;
+      for (const auto& [name, value] : evaluation) one[text(name.substr(name.find('/') + 1))] = value;
+      results[text(phase)] = one;
+    }
+    return results;
+  }
+
+ private:
+  // The right to be in the trainer; refused, not waited for, since a reward that waits for its own step waits for ever.
+  class Turn {
+   public:
+    Turn(Handle& handle, const std::string& call) : handle_(handle) {
+      if (handle.process_ != getpid())
+        throw std::runtime_error(
+            call + ": process " + std::to_string(handle.process_) + " made this Trainer, and this is a fork of it (" +
+            std::to_string(getpid()) +
+            "); train in the process that made it, or make another one here, with a run.dir of its own");
+      if (handle.busy_.exchange(true))
+        throw std::runtime_error(
+            call + (handle.thread_ == std::this_thread::get_id()
+                        ? ": this Trainer is in the middle of a step; a reward may not call its own trainer"
+                        : ": another thread is in a step of this Trainer; use a Trainer in one thread at a time"));
+      handle.thread_ = std::this_thread::get_id();
+    }
+    ~Turn() {
+      handle_.look();
+      handle_.busy_ = false;
+    }
+    Turn(const Turn&) = delete;
+
+   private:
+    Handle& handle_;
+    TrainingModes modes_;
+  };
+
+  void look() {
+    finished_ = trainer_->finished();
+    results_ = trainer_->results();
+  }
+
+  const pid_t process_ = getpid();
+  std::unique_ptr<train::Trainer> trainer_;
+  std::atomic<bool> busy_ = false;
+  std::atomic<std::thread::id> thread_;  // that is, or was last, in the trainer
+  bool finished_ = false;
+  std::vector<std::pair<std::string, train::Evaluation>> results_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The isentrope trainer; use isentrope.Trainer.";
-  py::class_<train::Trainer>(m, "Trainer")
-      .def(py::init([](const std::string& config, const std::vector<std::string>& overrides, bool resume,
-                       const std::map<std::string, py::function>& rewards) {
-             std::map<std::string, rl::RewardFunction> functions;
-             for (const auto& [name, function] : rewards) functions[name] = from_python(function);
-             return std::make_unique<train::Trainer>(train::read_config(config, overrides), resume, functions);
-           }),
+  py::register_local_exception_translator(translate);
+  // Paths and overrides are bytes: they need not be UTF-8.
+  py::class_<Handle>(m, "Trainer")
+      .def(py::init<const std::string&, const std::vector<std::string>&, bool,
+                    const std::map<std::string, py::function>&>(),
            py::arg("config"), py::arg("overrides"), py::arg("resume"), py::arg("rewards"))
-      .def("advance",
-           [](train::Trainer& trainer) {
-             std::vector<train::Record> records;
-             {
-               py::gil_scoped_release unlocked;
-               records = trainer.advance();
-             }
-             py::list lines;
-             for (const auto& record : records) lines.append(to_dict(record));
-             return lines;
-           })
-      .def("save", &train::Trainer::save, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("finished", &train::Trainer::finished)
-      .def_property_readonly("dir", [](const train::Trainer& t) { return t.config().run.dir; })
-      .def_property_readonly("results", [](const train::Trainer& t) {
-        py::dict results;
-        for (const auto& [phase, evaluation] : t.results()) {
-          py::dict one;
-          for (const auto& [name, value] : evaluation) one[name.substr(name.find('/') + 1).c_str()] = value;
-          results[phase.c_str()] = one;
-        }
-        return results;
-      });
+      .def("advance", &Handle::advance)
+      .def("save", &Handle::save)
+      .def_property_readonly("finished", &Handle::finished)
+      .def_property_readonly("dir", &Handle::dir)
+      .def_property_readonly("results", &Handle::results);
   m.def("print_config", [](const std::string& config, const std::vector<std::string>& overrides) {
-    return train::print_config(train::read_config(config, overrides));
+    return text(train::print_config(train::read_config(config, overrides)));
   });
 }

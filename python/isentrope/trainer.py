@@ -18,13 +18,22 @@ class Trainer:
     Args:
         config: path of the configuration.
         rewards: further kinds of reward by name, for ``reward: [{kind: NAME}]``. A reward is
-            ``fn(prompts, completions, meta) -> list of one finite float a completion``; ``meta[i]`` holds ``answer`` and
-            ``completion`` of the example that prompt ``i`` came from.
+            ``fn(prompts, completions, meta)`` and returns one finite number for each completion, as a list, tuple, array or
+            tensor. A completion ends in the tokenizer's end of sequence where the model drew it, and was cut at the length
+            limit where it does not; ``meta[i]`` holds ``answer`` and ``completion`` of the example that prompt ``i`` came
+            from, as the data has them. Bytes that are no UTF-8 are U+FFFD. Where a reward has nothing to say of a
+            completion it returns 0, which adds nothing to the sum of rewards. Evaluations ask the first reward as well; a
+            score of at least 0.5 is a right answer.
         overrides: ``{"run.seed": 2}`` or ``["run.seed=2"]``, as on the command line.
         resume: go on from the newest complete checkpoint of the run folder.
 
     Raises:
-        RuntimeError: what is wrong with the configuration, the run folder, a reward or a step, and how to mend it.
+        RuntimeError: what is wrong with the configuration, the run folder, a reward or a step, and how to mend it. What a
+            reward raises comes through as it is. After either the trainer stands where the last whole step left it: ``save()``
+            gives that, and going on makes the step again.
+        TypeError, ValueError: what is wrong with an argument.
+
+    A Trainer is for one thread at a time, and for the process that made it; a reward may not call it.
 
     Example::
 
@@ -40,19 +49,22 @@ class Trainer:
         overrides: Mapping[str, Any] | Sequence[str] = (),
         resume: bool = False,
     ) -> None:
+        if not isinstance(config, (str, bytes, os.PathLike)):
+            raise TypeError(f"config is {_shown(config)}; wanted the path of a YAML file")
+        if not isinstance(resume, bool):
+            raise TypeError(f"resume is {_shown(resume)}; wanted True or False")
+        arguments = os.fsencode(config), _override_bytes(overrides), resume, _checked_rewards(rewards)
         from isentrope import _C  # in packages that were built with the trainer
 
         if sys.executable:
             os.environ.setdefault("ISENTROPE_PYTHON", sys.executable)  # what the trainer starts with metrics.tensorboard
-        if isinstance(overrides, Mapping):
-            overrides = [f"{key}={value}" for key, value in overrides.items()]
-        self._trainer = _C.Trainer(os.fspath(config), list(overrides), resume, dict(rewards or {}))
+        self._trainer = _C.Trainer(*arguments)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Trains, and yields what is written to metrics.jsonl: a dict for each step and each evaluation.
 
-        Ctrl-C ends the step that is running, writes a checkpoint and raises KeyboardInterrupt; ``resume=True`` goes on
-        from there. A loop that is left early can be entered again.
+        Ctrl-C ends the step that is running, or breaks it off in a reward, writes a checkpoint of the last whole step and
+        raises KeyboardInterrupt; ``resume=True`` goes on from there. A loop that is left early can be entered again.
         """
         try:
             while not self._trainer.finished:
@@ -63,14 +75,18 @@ class Trainer:
 
     def train(self, on_metrics: Callable[[dict[str, Any]], None] | None = None) -> dict[str, dict[str, float]]:
         """Trains to the end. Returns ``results``."""
-        for metrics in self:
-            if on_metrics is not None:
-                on_metrics(metrics)
+        try:
+            for metrics in self:
+                if on_metrics is not None:
+                    on_metrics(metrics)
+        except KeyboardInterrupt:
+            self._trainer.save()  # it may have come in on_metrics
+            raise
         return self.results
 
     def save(self) -> str:
-        """Writes a checkpoint of this moment and returns its folder."""
-        return self._trainer.save()
+        """Writes a checkpoint of the last whole step and returns its folder."""
+        return os.fsdecode(self._trainer.save())
 
     @property
     def finished(self) -> bool:
@@ -79,10 +95,88 @@ class Trainer:
     @property
     def dir(self) -> str:
         """The run folder."""
-        return self._trainer.dir
+        return os.fsdecode(self._trainer.dir)
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
         """By phase that has ended, the evaluation on the test data of the last phase: ``greedy``, ``sampled``, ``pass@k``, ``k``,
         ``entropy``, ``length``; or, where that is a corpus, ``loss`` and ``bits_per_byte``."""
         return self._trainer.results
+
+
+# ---- arguments, and what rewards return ----------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = "of which repr() fails"
+    return f"a {type(value).__name__}, {text if len(text) <= 200 else text[:200] + '…'}"
+
+
+def _is_text(value: str) -> bool:
+    """Whether it has a form in bytes; file names that are no UTF-8 have, as Python reads them."""
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _override_bytes(overrides: Any) -> list[bytes]:
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={value}" for key, value in overrides.items()]
+    elif isinstance(overrides, (str, bytes)) or not isinstance(overrides, Sequence):
+        raise TypeError(f'overrides is {_shown(overrides)}; wanted {{"run.seed": 2}} or ["run.seed=2"]')
+    for override in overrides:
+        if not isinstance(override, str):
+            raise TypeError(f'overrides holds {_shown(override)}; wanted strings such as "run.seed=2"')
+        if not _is_text(override):
+            raise ValueError(f"overrides holds {_shown(override)}, in which is half a surrogate pair")
+    return [override.encode("utf-8", "surrogateescape") for override in overrides]
+
+
+def _checked_rewards(rewards: Any) -> dict[bytes, Reward]:
+    if rewards is None:
+        return {}
+    if not isinstance(rewards, Mapping):
+        raise TypeError(f'rewards is {_shown(rewards)}; wanted {{"name": function}}')
+    for name, function in rewards.items():
+        if not isinstance(name, str) or not _is_text(name):
+            raise TypeError(f"rewards has the name {_shown(name)}; wanted a string, the kind in reward: [{{kind: NAME}}]")
+        if not callable(function):
+            raise TypeError(f'rewards["{name}"] is {_shown(function)}; wanted fn(prompts, completions, meta)')
+    return {name.encode("utf-8", "surrogateescape"): _checked_reward(name, function) for name, function in rewards.items()}
+
+
+def _checked_reward(name: str, function: Reward) -> Reward:
+    def reward(prompts: list[str], completions: list[str], meta: list[dict[str, str]]) -> list[float]:
+        count = len(completions)  # before the function has the list
+        try:
+            scores = function(prompts, completions, meta)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(f'It was raised in the reward "{name}".')
+            raise
+        return _numbers(name, scores, count)
+
+    return reward
+
+
+def _numbers(name: str, scores: Any, count: int) -> list[float]:
+    tolist = getattr(scores, "tolist", None)  # of arrays, tensors, series
+    values = tolist() if callable(tolist) else scores
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes, bytearray, memoryview)):
+        raise RuntimeError(f'the reward "{name}" returned {_shown(scores)}; wanted a list, tuple, array or tensor of {count} '
+                           "numbers, one for each completion")
+    numbers = []
+    for i, value in enumerate(values):
+        try:
+            if isinstance(value, (str, bytes, bytearray)):
+                raise TypeError
+            numbers.append(float(value))
+        except (TypeError, ValueError, OverflowError):
+            raise RuntimeError(f'the reward "{name}" returned {_shown(value)} as score {i} of {count}; wanted a number, and 0 '
+                               "where it has nothing to say of a completion") from None
+    return numbers

@@ -1,5 +1,9 @@
 """Whole runs of the trainer: configs/tiny with stored losses, kill and resume, micro-batches, mistakes, Python."""
 
+import array
+import collections
+import fractions
+import itertools
 import json
 import math
 import os
@@ -7,9 +11,11 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -594,18 +600,215 @@ class TestPython:
         prompts, completions, meta = seen[-1]
         assert len(prompts) == len(completions) == len(meta) and prompts[0].endswith("=") and len(meta[0]["answer"]) == 2
 
-    @pytest.mark.parametrize("reward,message", [
-        (lambda p, c, m: 1 / 0, "division by zero"),
-        (lambda p, c, m: [1.0], "mine"),
-        (lambda p, c, m: [float("nan")] * len(c), "nan"),
-        (lambda p, c, m: "good", "good"),
+    # Two steps of supervised learning, three of a policy with a reward in Python, to be compared with the same run unbroken.
+    SHORT = {"phases.grpo.reward": "[{kind: mine}]", "phases.sft.steps": 2, "phases.grpo.steps": 3, "run.checkpoint_every": 0,
+             "phases.grpo.evaluation": "{every: 2, prompts: 4, sampled_prompts: 4, samples: 2}",
+             "test": "{prompts: 4, sampled_prompts: 4, samples: 2}"}
+
+    def short(self, folder, reward, **arguments):
+        return self.trainer(folder, rewards={"mine": reward}, overrides={**self.SHORT, **arguments.pop("overrides", {})}, **arguments)
+
+    @staticmethod
+    def good(prompts, completions, meta):
+        return [len(set(c)) / 8 for c in completions]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def unbroken(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("unbroken")
+        cls().short(folder, cls.good).train()
+        return metrics(folder), weights(folder)
+
+    def test_rewards_return_any_sequence_of_numbers(self, tmp_path, unbroken):
+        ways = itertools.cycle([
+            tuple, numpy.array, lambda x: numpy.array(x, numpy.float16), lambda x: array.array("d", x), collections.deque,
+            lambda x: torch.tensor(x, requires_grad=True), lambda x: torch.tensor(x).bfloat16(),
+            lambda x: [torch.tensor(y) for y in x], lambda x: [numpy.float32(y) for y in x], lambda x: [fractions.Fraction(y) for y in x]])
+        trainer = self.short(tmp_path, lambda *a: next(ways)(self.good(*a)))  # eighths, which all these types hold
+        trainer.train()
+        assert (metrics(tmp_path), weights(tmp_path)) == unbroken
+        kinds = itertools.cycle([lambda x: [y > 0.5 for y in x], lambda x: torch.tensor(x) > 0.5, lambda x: numpy.array(x) > 0.5])
+        self.short(tmp_path / "bools", lambda *a: next(kinds)(self.good(*a))).train()
+
+    class Silent:
+        def __repr__(self):
+            raise AttributeError("no repr")
+
+    REFUSED = {
+        "a set": (lambda c: {0.5}, "a set, {0.5}"),
+        "a dict": (lambda c: dict.fromkeys(range(len(c)), 1.0), "a dict"),
+        "a string": (lambda c: "good", "a str, 'good'"),
+        "bytes": (lambda c: b"1" * len(c), "a bytes"),
+        "a generator": (lambda c: (1.0 for _ in c), "a generator"),
+        "nothing": (lambda c: None, "a NoneType, None; wanted a list, tuple, array or tensor of"),
+        "a number": (lambda c: torch.tensor(1.0), "a Tensor"),
+        "abstaining": (lambda c: [1.0] * (len(c) - 1) + [None], "None as score .* and 0 where it has nothing to say"),
+        "text": (lambda c: ["1.0"] * len(c), "a str, '1.0' as score 0"),
+        "rows": (lambda c: torch.ones(len(c), 1), r"a list, \[1.0\] as score 0"),
+        "complex": (lambda c: [1j] * len(c), "a complex"),
+        "huge": (lambda c: [10**400] * len(c), "a int, 1000"),
+        "long text": (lambda c: ["x" + "é" * 300], "éé…"),
+        "half a character": (lambda c: "\ud83d", "ud83d"),
+        "no repr": (lambda c: TestPython.Silent(), "Silent, of which repr"),
+        "too few": (lambda c: [1.0], "reward/mine: returned 1 scores for"),
+        "not finite": (lambda c: [float("nan")] * len(c), "reward/mine: score 0 is nan for the prompt"),
+    }
+
+    def test_what_is_no_list_of_numbers_is_refused_and_the_step_made_again(self, tmp_path, unbroken):
+        now = {"way": None}
+        trainer = self.short(tmp_path, lambda p, c, m: now["way"](c) if now["way"] else self.good(p, c, m))
+        steps = iter(trainer)
+        assert [next(steps)["step"] for _ in range(2)] == [1, 2]
+        for name, (way, message) in self.REFUSED.items():
+            now["way"] = way
+            with pytest.raises(RuntimeError, match=message) as caught:
+                for _ in trainer:
+                    pass
+            assert "mine" in str(caught.value) and len(str(caught.value)) < 600, name
+        now["way"] = None
+        trainer.train()
+        assert (metrics(tmp_path), weights(tmp_path)) == unbroken
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+    @pytest.mark.parametrize("onwards", ["the same trainer", "save and resume"])
+    def test_a_reward_that_raises_takes_nothing_of_the_run(self, tmp_path, unbroken, error, onwards):
+        calls = []
+
+        def raising(prompts, completions, meta):
+            calls.append(len(completions))
+            if len(calls) in (3, 5):
+                raise error("in the reward")
+            return self.good(prompts, completions, meta)
+
+        trainer = self.short(tmp_path, raising)
+        for attempt in range(2):
+            with pytest.raises(error, match="in the reward") as caught:
+                trainer.train()
+            assert caught.traceback[-1].name == "raising"
+            if hasattr(caught.value, "add_note") and error is not KeyboardInterrupt:
+                assert 'the reward "mine"' in caught.value.__notes__[0]
+            if onwards == "save and resume":
+                assert trainer.save() == str(final_checkpoint(tmp_path))
+                del trainer, caught  # whose frames hold the trainer, and it the folder
+                trainer = self.short(tmp_path, raising, resume=True)
+        trainer.train()
+        assert (metrics(tmp_path), weights(tmp_path)) == unbroken
+
+    def test_a_reward_may_not_call_its_trainer(self, tmp_path, unbroken):
+        told = []
+
+        def calling(prompts, completions, meta):
+            for call in (lambda: next(iter(trainer)), trainer.save, trainer.train):
+                with pytest.raises(RuntimeError, match="a reward may not call its own trainer") as caught:
+                    call()
+                told.append(str(caught.value))
+            assert trainer.dir == str(tmp_path) and not trainer.finished and set(trainer.results) <= {"sft"}
+            return self.good(prompts, completions, meta)
+
+        trainer = self.short(tmp_path, calling)
+        trainer.train()
+        assert (metrics(tmp_path), weights(tmp_path)) == unbroken and told
+
+    def test_one_thread_at_a_time(self, tmp_path, unbroken):
+        inside, go_on = threading.Event(), threading.Event()
+
+        def waiting(prompts, completions, meta):
+            inside.set()
+            assert go_on.wait(60)
+            return self.good(prompts, completions, meta)
+
+        trainer = self.short(tmp_path, waiting)
+        thread = threading.Thread(target=trainer.train)
+        thread.start()
+        assert inside.wait(60)
+        try:
+            for call in (lambda: next(iter(trainer)), trainer.save):
+                with pytest.raises(RuntimeError, match="another thread is in a step"):
+                    call()
+        finally:
+            go_on.set()
+            thread.join()
+        assert (metrics(tmp_path), weights(tmp_path)) == unbroken
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork in a process that has threads
+    def test_a_fork_leaves_the_trainer_alone(self, tmp_path, unbroken):
+        trainer = self.short(tmp_path, self.good)
+        next(iter(trainer))
+        child = os.fork()
+        if child == 0:
+            try:
+                trainer.save()
+            except RuntimeError as error:
+                os._exit(0 if "fork" in str(error) else 2)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        trainer.train()
+        assert (metrics(tmp_path), weights(tmp_path)) == unbroken
+
+    def test_modes_of_caller_and_reward_do_not_change_a_run(self, tmp_path, unbroken):
+        def switching(prompts, completions, meta):
+            torch.set_grad_enabled(False)
+            torch.set_default_dtype(torch.float64)
+            torch.inference_mode().__enter__()
+            torch.autocast("cpu", torch.bfloat16).__enter__()
+            return self.good(prompts, completions, meta)
+
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            torch.set_default_dtype(torch.float64)
+            try:
+                self.short(tmp_path, switching).train()
+                assert torch.is_inference_mode_enabled() and torch.get_default_dtype() == torch.float64
+            finally:
+                torch.set_default_dtype(torch.float32)
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        assert (metrics(tmp_path), weights(tmp_path)) == unbroken
+
+    def test_bytes_that_are_no_utf8(self, tmp_path):
+        seen = []
+
+        def reading(prompts, completions, meta):
+            assert all(isinstance(x, str) for x in (*prompts, *completions, *(v for one in meta for v in one.values())))
+            seen.extend(completions)
+            return self.good(prompts, completions, meta)
+
+        folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+        config = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.yaml")
+        shutil.copy(ROOT / "configs" / "tiny" / "grpo.yaml", config)
+        data = tmp_path / "data.jsonl"
+        data.write_bytes(b"".join(b'{"prompt": "%d+%d=", "answer": "%d", "completion": "%d"}\n' % (i, i, i + i, i + i)
+                                  for i in range(300)))
+        isentrope = pytest.importorskip("isentrope")
+        trainer = isentrope.Trainer(config, rewards={"mine": reading}, overrides={
+            **self.SHORT, "run.dir": folder, "phases.sft.steps": 1, "phases.grpo.steps": 1, "tokenizer": "{kind: bytes}",
+            "phases.sft.data": f"{{jsonl: {{path: {data}}}}}", "phases.grpo.data": f"{{jsonl: {{path: {data}}}}}"})
+        trainer.train()
+        assert any("\uFFFD" in text for text in seen) and trainer.dir == folder
+
+    @pytest.mark.parametrize("where", ["configuration", "data"])
+    def test_errors_about_bytes_that_are_no_utf8(self, tmp_path, where):
+        isentrope = pytest.importorskip("isentrope")
+        config, data = tmp_path / "a.yaml", tmp_path / "data.jsonl"
+        text = (ROOT / "configs" / "tiny" / "grpo.yaml").read_bytes()
+        config.write_bytes(text.replace(b"layers: 2", b"l\xe9yers: 2") if where == "configuration" else text)
+        data.write_bytes(b'{"prompt": "1+1=", "answer": "2"}\n{"prompt": "\xff+1=", "answer": "2"}\n')
+        named = r"a\.yaml:3" if where == "configuration" else r"data\.jsonl:2"
+        with pytest.raises(RuntimeError, match=named):
+            isentrope.Trainer(config, overrides={"run.dir": tmp_path / "run", "phases.sft.data": f"{{jsonl: {{path: {data}}}}}"})
+
+    @pytest.mark.parametrize("arguments,message", [
+        ({"config": 3}, "config is a int, 3; wanted the path"),
+        ({"rewards": [len]}, "rewards is a list"),
+        ({"rewards": {3: len}}, "rewards has the name a int, 3"),
+        ({"rewards": {"mine": 0.5}}, r'rewards\["mine"\] is a float, 0.5; wanted fn'),
+        ({"overrides": "run.seed=2"}, "overrides is a str"),
+        ({"overrides": 2}, "overrides is a int"),
+        ({"overrides": ["run.seed=2", 3]}, "overrides holds a int, 3"),
+        ({"resume": "yes"}, "resume is a str"),
     ])
-    def test_reward_that_fails(self, tmp_path, reward, message):
-        trainer = self.trainer(tmp_path / "run", rewards={"mine": reward},
-                               overrides={"phases.grpo.reward": "[{kind: mine}]", "phases.sft.steps": 3})
-        with pytest.raises(Exception, match=message):
-            trainer.train()
-        assert (tmp_path / "run" / "checkpoints" / "sft-000003" / "DONE").exists()
+    def test_arguments_of_another_type(self, arguments, message):
+        isentrope = pytest.importorskip("isentrope")
+        with pytest.raises(TypeError, match=message):
+            isentrope.Trainer(**{"config": "nowhere.yaml", **arguments})
 
     def test_ctrl_c(self, finished, tmp_path):
         trainer = self.trainer(tmp_path / "run")
