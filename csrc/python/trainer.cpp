@@ -98,6 +98,8 @@ PYBIND11_MODULE(_C, m) {
            })
       .def("save", &train::Trainer::save, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("finished", &train::Trainer::finished)
+      .def_property_readonly("notes", &train::Trainer::notes)
+      .def_property_readonly("last_checkpoint", &train::Trainer::last_checkpoint)
       .def_property_readonly("dir", [](const train::Trainer& t) { return t.config().run.dir; })
       .def_property_readonly("results", [](const train::Trainer& t) {
         py::dict results;

@@ -17,6 +17,7 @@
 #include "build_summary.h"
 #include "csrc/durable_file.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/run_checkpoints.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
@@ -28,12 +29,6 @@ std::atomic<bool> interrupted = false;
 void ask_to_stop(int number) {
   interrupted = true;
   std::signal(number, SIG_DFL);
-}
-
-std::string resolve(const std::string& path) {
-  if (std::filesystem::exists(path + "/DONE")) return path;
-  if (const auto latest = find_latest(path)) return *latest;
-  throw std::runtime_error(path + ": neither a complete checkpoint nor the folder of a run that has one");
 }
 
 model::Decoder load_model(const std::string& checkpoint) {
@@ -99,6 +94,7 @@ void print_law(const PhaseConfig& phase, const Record& last) {
 int train_command(const std::string& config, const std::vector<std::string>& overrides, bool resume, bool quiet) {
   Trainer trainer(read_config(config, overrides), resume);
   Console console(quiet);
+  for (const std::string& note : trainer.notes()) console.print(note);
   Record last;  // step
   interrupted = false;
   std::signal(SIGINT, ask_to_stop);
@@ -128,7 +124,7 @@ int train_command(const std::string& config, const std::vector<std::string>& ove
   if (!quiet) {
     print_results(trainer.results());
     print_law(trainer.config().phases.back(), last);
-    const std::string checkpoint = *find_latest(trainer.config().run.dir);
+    const std::string checkpoint = trainer.last_checkpoint();
     std::printf("\nCheckpoint  %s\n", checkpoint.c_str());
     std::printf("Resume      %s phases.%s.steps=N\n", again.c_str(), trainer.config().phases.back().name.c_str());
     std::printf("Sample      isentrope sample %s --prompt '...'\n", checkpoint.c_str());
@@ -144,9 +140,9 @@ int config_command(const std::string& config, const std::vector<std::string>& ov
 }
 
 int sample_command(const std::string& path, const SampleOptions& options) {
-  const std::string checkpoint = resolve(path);
+  const std::string checkpoint = resolve_checkpoint(path);
   const model::Decoder decoder = load_model(checkpoint);
-  const data::Tokenizer tokenizer = data::Tokenizer::load(checkpoint);
+  const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
   std::vector<std::vector<int64_t>> prompts;
   for (const std::string& prompt : options.prompts) prompts.push_back(tokenizer.encode(prompt));
   const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
@@ -159,10 +155,10 @@ int sample_command(const std::string& path, const SampleOptions& options) {
 
 int evaluate_command(const std::string& path, const std::string& file, const std::vector<std::string>& overrides,
                      const std::string& split) {
-  const std::string checkpoint = resolve(path);
+  const std::string checkpoint = resolve_checkpoint(path);
   const TrainConfig config = read_config(file, overrides);
   const PhaseConfig& phase = config.phases.back();
-  const data::Tokenizer tokenizer = data::Tokenizer::load(checkpoint);
+  const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
   const auto held_out =
       held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
   const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);
