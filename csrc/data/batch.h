@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,15 @@ struct StepData {
   std::vector<Batch> updates;
   std::map<std::string, double> stats;
 };
+
+// "taken" of a source's state: how far into its stream it is. Throws std::runtime_error where it is not there.
+inline int64_t taken_of(const std::map<std::string, torch::Tensor>& state, const char* what) {
+  const auto found = state.find("taken");
+  if (found == state.end() || found->second.numel() != 1 || found->second.scalar_type() != torch::kInt64)
+    throw std::runtime_error(std::string("the checkpoint does not say how many ") + what +
+                             " were taken; it is of another kind of phase, or damaged");
+  return found->second.item<int64_t>();
+}
 
 class BatchSource {
  public:

@@ -225,8 +225,13 @@ std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const 
   const uint64_t fingerprint = fingerprint_of(files);
   const std::string shard = config.cache + "/" + shard_name(config, tokenizer) + "." + name_of(split) + ".tokens";
   const CacheLock lock(config.cache);
-  if (TokenShard::fingerprint_of(shard) != fingerprint)
-    write_shard(shard, fingerprint, files, config, tokenizer, split);
+  if (TokenShard::fingerprint_of(shard) == fingerprint) {
+    try {
+      return std::make_shared<const TokenShard>(shard);
+    } catch (const std::runtime_error&) {  // damaged: a cache is made anew
+    }
+  }
+  write_shard(shard, fingerprint, files, config, tokenizer, split);
   return std::make_shared<const TokenShard>(shard);
 }
 

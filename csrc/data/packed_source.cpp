@@ -50,21 +50,28 @@ Batch Windows::take(int64_t first, int64_t count) const {
 PackedSource::PackedSource(std::shared_ptr<const TokenShard> tokens, int64_t sequences, int64_t context, uint64_t seed)
     : windows_(std::move(tokens), context, seed, "training"), sequences_(sequences) {}
 
-StepData PackedSource::next(int64_t step) { return {{windows_.take(step * sequences_, sequences_)}, {}}; }
+StepData PackedSource::next(int64_t) {
+  next_taken_ = taken_ + sequences_;
+  return {{windows_.take(taken_, sequences_)}, {}};
+}
 
 std::map<std::string, torch::Tensor> PackedSource::state() const {
-  return {{"tokens", torch::tensor(static_cast<int64_t>(windows_.shard().tokens().size()))},
+  return {{"taken", torch::tensor(taken_)},
+          {"tokens", torch::tensor(static_cast<int64_t>(windows_.shard().tokens().size()))},
           {"digest", torch::tensor(static_cast<int64_t>(windows_.shard().digest()))}};
 }
 
 void PackedSource::restore(const std::map<std::string, torch::Tensor>& state) {
   const auto own = this->state();
   for (const auto& [name, value] : own)
-    if (const auto found = state.find(name); found == state.end() || !torch::equal(found->second, value))
+    if (name == "taken")
+      continue;
+    else if (const auto found = state.find(name); found == state.end() || !torch::equal(found->second, value))
       throw std::runtime_error("corpus: it is not the one that this run began with (now " +
                                std::to_string(own.at("tokens").item<int64_t>()) + " tokens, " + name +
                                " differs), so it cannot go on as it would have; put the files back as they were, or "
                                "begin a new run");
+  taken_ = taken_of(state, "windows");
 }
 
 }  // namespace isentrope::data

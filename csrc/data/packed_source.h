@@ -35,8 +35,10 @@ class PackedSource : public BatchSource {
  public:
   PackedSource(std::shared_ptr<const TokenShard> tokens, int64_t sequences, int64_t context, uint64_t seed);
 
-  // Step s takes windows s · sequences … of the stream: only what the tokens are has to be kept.
+  // The windows that follow those taken so far, whatever sequences was when they were taken.
   StepData next(int64_t step) override;
+  void commit() override { taken_ = next_taken_; }
+  // {"taken": windows, "tokens", "digest": of the training tokens}
   std::map<std::string, torch::Tensor> state() const override;
   // Throws std::runtime_error where the tokens are not those of the state: the corpus has changed.
   void restore(const std::map<std::string, torch::Tensor>& state) override;
@@ -44,6 +46,7 @@ class PackedSource : public BatchSource {
  private:
   Windows windows_;
   int64_t sequences_;
+  int64_t taken_ = 0, next_taken_ = 0;  // windows; the second with those of the step that is not whole yet
 };
 
 }  // namespace isentrope::data

@@ -12,8 +12,13 @@ SftSource::SftSource(std::shared_ptr<const ExampleSource> examples, const Tokeni
       context_(context),
       overlong_(overlong) {}
 
-StepData SftSource::next(int64_t step) {
-  return {{collate(examples_->take(step * sequences_, sequences_), tokenizer_, context_, overlong_)}, {}};
+StepData SftSource::next(int64_t) {
+  next_taken_ = taken_ + sequences_;
+  return {{collate(examples_->take(taken_, sequences_), tokenizer_, context_, overlong_)}, {}};
 }
+
+std::map<std::string, torch::Tensor> SftSource::state() const { return {{"taken", torch::tensor(taken_)}}; }
+
+void SftSource::restore(const std::map<std::string, torch::Tensor>& state) { taken_ = taken_of(state, "examples"); }
 
 }  // namespace isentrope::data

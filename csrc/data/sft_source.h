@@ -1,5 +1,6 @@
 // The batch source of supervised learning: the next examples of a data set, one update a step.
 #pragma once
+#include <map>
 #include <memory>
 #include <string>
 
@@ -15,14 +16,19 @@ class SftSource : public BatchSource {
   SftSource(std::shared_ptr<const ExampleSource> examples, const Tokenizer& tokenizer, int64_t sequences,
             int64_t context, const std::string& overlong);
 
-  // Step s takes examples s · sequences … of the stream: there is nothing to save.
+  // The examples that follow those taken so far, whatever sequences was when they were taken.
   StepData next(int64_t step) override;
+  void commit() override { taken_ = next_taken_; }
+  std::map<std::string, torch::Tensor> state() const override;  // {"taken": examples}
+  // Throws std::runtime_error where state does not say how many were taken.
+  void restore(const std::map<std::string, torch::Tensor>& state) override;
 
  private:
   std::shared_ptr<const ExampleSource> examples_;
   const Tokenizer& tokenizer_;
   int64_t sequences_, context_;
   std::string overlong_;
+  int64_t taken_ = 0, next_taken_ = 0;  // examples; the second with those of the step that is not whole yet
 };
 
 }  // namespace isentrope::data

@@ -1,6 +1,9 @@
 #include "csrc/data/source.h"
 
+#include <algorithm>
 #include <stdexcept>
+
+#include "csrc/data/token_shard.h"
 
 namespace isentrope::data {
 
@@ -18,6 +21,16 @@ std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t se
   if (config.tint) return std::make_unique<Tint>(*config.tint, seed, split);
   if (config.jsonl) return std::make_unique<Jsonl>(*config.jsonl, seed, split);
   throw std::invalid_argument("data: a corpus has no prompts and completions; write tint: or jsonl:");
+}
+
+uint64_t stream_digest(const ExampleSource& source) {
+  constexpr int64_t kEndless = 1024, kPiece = 4096;
+  const int64_t count = source.size() > 0 ? source.size() : kEndless;
+  Hash hash;
+  for (int64_t first = 0; first < count; first += kPiece)
+    for (const Example& example : source.take(first, std::min(kPiece, count - first)))
+      for (const std::string* text : {&example.prompt, &example.completion, &example.answer}) hash.add(*text);
+  return hash.value;
 }
 
 }  // namespace isentrope::data

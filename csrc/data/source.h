@@ -33,4 +33,8 @@ struct DataConfig {
 // The source of tint or jsonl; a corpus has no examples (csrc/data/corpus.h). Throws as the constructors do.
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split);
 
+// What tells one stream of examples from another: a digest of its first epoch, or of the first 1024 examples of one without
+// end. A run that is resumed asks whether its data is what it was.
+uint64_t stream_digest(const ExampleSource& source);
+
 }  // namespace isentrope::data

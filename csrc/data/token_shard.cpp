@@ -77,9 +77,16 @@ TokenShard::TokenShard(const std::string& file) {
   if (!wrong.empty()) throw std::runtime_error(file + ": " + wrong);
   const auto* first = reinterpret_cast<const uint16_t*>(static_cast<const char*>(map_) + sizeof(header_));
   tokens_ = {first, static_cast<size_t>(header_.count)};
+  Hash found;
+  for (const uint16_t token : tokens_) found.add(token);
+  if (found.value == header_.digest) return;
+  unmap();
+  throw std::runtime_error(file + ": damaged: its tokens do not have the digest in its header");
 }
 
-TokenShard::~TokenShard() { ::munmap(map_, sizeof(header_) + tokens_.size_bytes()); }
+void TokenShard::unmap() { ::munmap(map_, sizeof(header_) + tokens_.size_bytes()); }
+
+TokenShard::~TokenShard() { unmap(); }
 
 std::optional<uint64_t> TokenShard::fingerprint_of(const std::string& file) {
   const int fd = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);

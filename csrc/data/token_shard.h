@@ -49,7 +49,8 @@ class TokenShardWriter {
 
 class TokenShard {
  public:
-  // Throws std::runtime_error with the file and what is wrong with it: missing, truncated, another format.
+  // Reads the tokens once: each costs one multiplication, and a shard that is not what was written would train another model.
+  // Throws std::runtime_error with the file and what is wrong with it: missing, truncated, another format, another digest.
   explicit TokenShard(const std::string& file);
   ~TokenShard();
   TokenShard(const TokenShard&) = delete;
@@ -62,6 +63,8 @@ class TokenShard {
   static std::optional<uint64_t> fingerprint_of(const std::string& file);
 
  private:
+  void unmap();
+
   TokenShardHeader header_;
   void* map_ = nullptr;
   std::span<const uint16_t> tokens_;

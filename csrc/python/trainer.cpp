@@ -170,6 +170,12 @@ class Handle {
   // These tell of the end of the last call, so that they may be asked while another thread, or this one, is in a step.
   bool finished() const { return finished_; }
   py::bytes dir() const { return trainer_->config().run.dir; }
+  py::list notes() const {
+    py::list notes;
+    for (const std::string& note : trainer_->notes()) notes.append(text(note));
+    return notes;
+  }
+  py::bytes last_checkpoint() const { return last_checkpoint_; }
   py::dict results() const {
     py::dict results;
     for (const auto& [phase, evaluation] : results_) {
@@ -211,6 +217,7 @@ class Handle {
   void look() {
     finished_ = trainer_->finished();
     results_ = trainer_->results();
+    last_checkpoint_ = trainer_->last_checkpoint();
   }
 
   const pid_t process_ = getpid();
@@ -218,6 +225,7 @@ class Handle {
   std::atomic<bool> busy_ = false;
   std::atomic<std::thread::id> thread_;  // that is, or was last, in the trainer
   bool finished_ = false;
+  std::string last_checkpoint_;
   std::vector<std::pair<std::string, train::Evaluation>> results_;
 };
 
@@ -234,6 +242,8 @@ PYBIND11_MODULE(_C, m) {
       .def("advance", &Handle::advance)
       .def("save", &Handle::save)
       .def_property_readonly("finished", &Handle::finished)
+      .def_property_readonly("notes", &Handle::notes)
+      .def_property_readonly("last_checkpoint", &Handle::last_checkpoint)
       .def_property_readonly("dir", &Handle::dir)
       .def_property_readonly("results", &Handle::results);
   m.def("print_config", [](const std::string& config, const std::vector<std::string>& overrides) {

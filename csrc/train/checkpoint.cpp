@@ -8,13 +8,15 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <map>
-#include <nlohmann/json.hpp>
+#include <fstream>
 #include <sstream>
 #include <stdexcept>
-#include <tuple>
 
+#include "csrc/data/token_shard.h"
 #include "csrc/durable_file.h"
+#include "csrc/train/config_values.h"
+#include "csrc/train/json_file.h"
+#include "csrc/train/model_config.h"
 #include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
@@ -25,94 +27,66 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 using torch::Tensor;
 
-constexpr int kFormat = 2;  // of trainer.json and trainer.safetensors
+constexpr int kFormat = 3;  // of trainer.json and trainer.safetensors
 constexpr const char* kDone = "DONE";
 
-// The family of `transformers` whose model computes what this one does. There is none for a soft cap, a temperature or norms in
-// this place: such a checkpoint names a model type of its own, and is refused there instead of giving other logits.
-std::pair<std::string, std::string> family(const model::DecoderConfig& decoder) {
-  const model::AttentionConfig& c = decoder.attention;
-  if (c.softcap > 0 || c.temperature != "none" || decoder.norm != "pre") return {"isentrope", "IsentropeForCausalLM"};
-  if (c.qk_norm) return {"qwen3", "Qwen3ForCausalLM"};
-  return c.window > 0 ? std::pair{"mistral", "MistralForCausalLM"} : std::pair{"llama", "LlamaForCausalLM"};
-}
-
-ordered_json model_config(const model::DecoderConfig& c, const data::Tokenizer& tokenizer) {
-  const auto [type, architecture] = family(c);
-  const ordered_json window = c.attention.window > 0 ? ordered_json(c.attention.window) : ordered_json(nullptr);
-  const std::vector<std::string> layer_types(c.layers, c.attention.window > 0 ? "sliding_attention" : "full_attention");
-  return {
-      {"architectures", {architecture}},
-      {"model_type", type},
-      {"vocab_size", c.vocabulary},
-      {"hidden_size", c.width},
-      {"intermediate_size", c.mlp},
-      {"num_hidden_layers", c.layers},
-      {"num_attention_heads", c.heads},
-      {"num_key_value_heads", c.kv_heads},
-      {"head_dim", c.head_size()},
-      {"max_position_embeddings", c.context},
-      {"rms_norm_eps", c.norm_eps},
-      {"norm", c.norm},
-      // transformers 5 reads rope_parameters, 4 reads rope_theta; likewise dtype and torch_dtype.
-      {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", c.rope_base}}},
-      {"rope_theta", c.rope_base},
-      {"hidden_act", "silu"},
-      {"attention_bias", false},
-      {"mlp_bias", false},
-      {"attention_dropout", 0.0},
-      {"sliding_window", window},
-      {"use_sliding_window", c.attention.window > 0},
-      {"max_window_layers", 0},
-      {"layer_types", layer_types},
-      {"qk_norm", c.attention.qk_norm},
-      {"attn_logit_softcapping", c.attention.softcap > 0 ? ordered_json(c.attention.softcap) : ordered_json(nullptr)},
-      {"attention_temperature", c.attention.temperature},
-      {"tie_word_embeddings", c.tied_head},
-      {"dtype", "float32"},
-      {"torch_dtype", "float32"},
-      {"bos_token_id", nullptr},
-      {"eos_token_id", tokenizer.eos_id()},
-      {"pad_token_id", tokenizer.pad_id()}};
-}
-
-json read_json(const std::string& file) {
-  json value = json::parse(read_whole(file), nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object()) throw std::runtime_error(file + ": not a JSON object; the file is damaged");
-  return value;
-}
-
-template <class T>
-T field(const std::string& file, const json& object, const char* key) {
-  try {
-    return object.at(key).get<T>();
-  } catch (const json::exception&) {
-    throw std::runtime_error(file + ": '" + key + "' is missing or of another type");
+// Lowercase hexadecimal, 16 digits.
+std::string digest_of(const std::string& file) {
+  std::ifstream in(file, std::ios::binary);
+  data::Hash hash;
+  std::vector<char> part(1 << 20);
+  while (in) {
+    in.read(part.data(), static_cast<std::streamsize>(part.size()));
+    for (std::streamsize i = 0; i < in.gcount(); ++i)
+      hash.add(static_cast<unsigned char>(part[static_cast<size_t>(i)]));
   }
+  if (!in.eof()) throw std::runtime_error(file + ": cannot be read: " + std::strerror(errno));
+  char text[17];
+  std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(hash.value));
+  return text;
 }
 
-void require_complete(const std::string& dir) {
-  if (!fs::is_directory(dir)) throw std::runtime_error(dir + ": there is no such checkpoint folder");
-  if (!fs::exists(dir + "/" + kDone))
+bool exists(const std::string& file) {
+  std::error_code error;
+  return fs::exists(file, error);
+}
+
+// Written by save_pretrained of transformers, which names itself in config.json. No checkpoint of a trainer does.
+bool of_transformers(const std::string& dir) {
+  if (exists(dir + "/" + kDone) || !exists(dir + "/config.json")) return false;
+  const json config = json::parse(read_whole(dir + "/config.json"), nullptr, /*allow_exceptions=*/false);
+  return config.is_object() && config.contains("transformers_version");
+}
+
+// file → digest, as DONE lists them.
+std::map<std::string, std::string> digests(const std::string& dir) {
+  std::error_code error;
+  if (!fs::is_directory(dir, error)) throw std::runtime_error(dir + ": there is no such checkpoint folder");
+  if (!exists(dir + "/" + kDone))
     throw std::runtime_error(dir + ": not a complete checkpoint (it has no file DONE); take another one");
+  std::map<std::string, std::string> found;
+  std::istringstream lines(read_whole(dir + "/" + kDone));
+  for (std::string line; std::getline(lines, line);)
+    if (line.size() > 18) found[line.substr(18)] = line.substr(0, 16);
+  if (found.empty())
+    throw std::runtime_error(dir + "/DONE: lists no files; it is damaged, or of a version before format " +
+                             std::to_string(kFormat) + ", which can go on with it");
+  return found;
 }
 
-// trainer.json alone, without tensors.
-CheckpointState read_position(const std::string& dir) {
-  require_complete(dir);
-  const std::string file = dir + "/trainer.json";
-  const json object = read_json(file);
-  const int format = field<int>(file, object, "format");
-  if (format != kFormat)
-    throw std::runtime_error(file + ": format " + std::to_string(format) + ", and this version reads format " +
-                             std::to_string(kFormat));
-  CheckpointState state;
-  state.phase = field<int64_t>(file, object, "phase");
-  state.phase_name = field<std::string>(file, object, "phase_name");
-  state.phase_finished = field<bool>(file, object, "phase_finished");
-  state.step = field<int64_t>(file, object, "step");
-  state.seed = field<uint64_t>(file, object, "seed");
-  return state;
+// Compares files with their digests before they are read.
+void check_files(const std::string& dir, const std::vector<std::string>& files) {
+  const auto wanted = digests(dir);
+  for (const std::string& name : files) {
+    const std::string file = dir + "/" + name;
+    const auto found = wanted.find(name);
+    if (found == wanted.end())
+      throw std::runtime_error(dir + "/DONE: does not list " + name + "; one of the two is damaged");
+    std::error_code error;
+    if (!fs::is_regular_file(file, error)) throw std::runtime_error(file + ": is missing, and DONE lists it");
+    if (digest_of(file) != found->second)
+      throw std::runtime_error(file + ": damaged: it is not what was written, by its digest in DONE");
+  }
 }
 
 void sync_file(const std::string& file) {
@@ -141,7 +115,7 @@ void move_into_place(const std::string& temporary, const std::string& dir) {
 void write_folder(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
                   const data::Tokenizer& tokenizer, const TrainConfig& config) {
   write_safetensors(dir + "/model.safetensors", decoder->folded_weights());
-  write_durably(dir + "/config.json", model_config(decoder->config(), tokenizer).dump(2) + "\n");
+  write_durably(dir + "/config.json", model_config_json(decoder->config(), tokenizer));
   const ordered_json generation{
       {"bos_token_id", nullptr}, {"eos_token_id", tokenizer.eos_id()}, {"pad_token_id", tokenizer.pad_id()}};
   write_durably(dir + "/generation_config.json", generation.dump(2) + "\n");
@@ -153,38 +127,29 @@ void write_folder(const std::string& dir, const CheckpointState& state, const mo
   for (const auto& [name, tensor] : state.source) tensors.emplace_back("source/" + name, tensor);
   for (const auto& [name, tensor] : state.extra) tensors.emplace_back("extra/" + name, tensor);
   write_safetensors(dir + "/trainer.safetensors", tensors);
+  const auto number = state.numbers.find(state.phase_name);
   const ordered_json trainer{{"format", kFormat},
                              {"isentrope", ISENTROPE_VERSION},
-                             {"phase", state.phase},
+                             {"phase", number == state.numbers.end() ? 0 : number->second},
                              {"phase_name", state.phase_name},
                              {"phase_finished", state.phase_finished},
+                             {"evaluated", state.evaluated},
                              {"step", state.step},
-                             {"seed", state.seed}};
-  write_durably(dir + "/trainer.json", trainer.dump(2) + "\n");
+                             {"steps_of_run", state.steps_of_run},
+                             {"seed", state.seed},
+                             {"ended", state.ended},
+                             {"numbers", state.numbers},
+                             {"config", values_of(config)}};
+  write_durably(dir + "/trainer.json",
+                trainer.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");  // a path may be no UTF-8
   write_durably(dir + "/config.yaml", print_config(config));
   sync_folder(dir);
-  write_durably(dir + "/" + kDone, "");
+  std::map<std::string, std::string> found;
+  for (const auto& entry : fs::directory_iterator(dir)) found[entry.path().filename()] = digest_of(entry.path());
+  std::string done;
+  for (const auto& [name, digest] : found) done += digest + "  " + name + "\n";
+  write_durably(dir + "/" + kDone, done);
   sync_folder(dir);
-}
-
-struct Found {
-  std::string dir;
-  CheckpointState state;
-};
-
-// Complete checkpoints of a run, furthest last.
-std::vector<Found> complete_checkpoints(const std::string& run_dir) {
-  std::vector<Found> found;
-  const fs::path root = run_dir + "/checkpoints";
-  if (!fs::is_directory(root)) return found;
-  for (const auto& entry : fs::directory_iterator(root))
-    if (entry.is_directory() && entry.path().extension() != ".tmp" && fs::exists(entry.path() / kDone))
-      found.push_back({entry.path().string(), read_position(entry.path().string())});
-  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
-    auto key = [](const Found& f) { return std::tie(f.state.phase, f.state.step, f.state.phase_finished, f.dir); };
-    return key(a) < key(b);
-  });
-  return found;
 }
 
 std::string shape_of(const Tensor& tensor) {
@@ -201,15 +166,28 @@ std::string checkpoint_dir(const std::string& run_dir, const std::string& phase,
   return run_dir + "/checkpoints/" + phase + "-" + number;
 }
 
+std::string first_non_finite_weight(const model::Decoder& decoder) {
+  for (const auto& [name, weight] : decoder->named_weights())
+    if (!torch::isfinite(weight).all().item<bool>()) return name;
+  return "";
+}
+
 void save_checkpoint(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
                      const data::Tokenizer& tokenizer, const TrainConfig& config) {
+  if (const std::string bad = first_non_finite_weight(decoder); !bad.empty())
+    throw std::runtime_error(dir + ": not written: the weight " + bad + " is not finite");
   const std::string temporary = dir + ".tmp";
   try {
+    fs::create_directory(fs::path(dir).parent_path());
     fs::remove_all(temporary);
-    fs::create_directories(temporary);
+    fs::create_directory(temporary);
     write_folder(temporary, state, decoder, tokenizer, config);
     move_into_place(temporary, dir);
     sync_folder(fs::absolute(dir).parent_path().string());
+  } catch (const fs::filesystem_error& error) {
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
+    throw std::runtime_error(error.path1().string() + ": the checkpoint cannot be written: " + error.code().message());
   } catch (...) {
     std::error_code ignored;
     fs::remove_all(temporary, ignored);
@@ -217,8 +195,41 @@ void save_checkpoint(const std::string& dir, const CheckpointState& state, const
   }
 }
 
+void verify_checkpoint(const std::string& dir) {
+  std::vector<std::string> files;
+  for (const auto& [name, digest] : digests(dir)) files.push_back(name);
+  check_files(dir, files);
+}
+
+CheckpointState read_position(const std::string& dir) {
+  if (of_transformers(dir))
+    throw std::runtime_error(dir +
+                             ": saved by transformers, which keeps the weights alone; a run can start from it "
+                             "(run.start), not go on from it");
+  const std::string file = dir + "/trainer.json";
+  check_files(dir, {"trainer.json"});
+  const json object = read_json(file);
+  const int format = json_field<int>(file, object, "format");
+  if (format != kFormat)
+    throw std::runtime_error(file + ": format " + std::to_string(format) + ", and this version reads format " +
+                             std::to_string(kFormat));
+  CheckpointState state;
+  state.phase_name = json_field<std::string>(file, object, "phase_name");
+  state.phase_finished = json_field<bool>(file, object, "phase_finished");
+  state.evaluated = json_field<bool>(file, object, "evaluated");
+  state.step = json_field<int64_t>(file, object, "step");
+  state.steps_of_run = json_field<int64_t>(file, object, "steps_of_run");
+  state.seed = json_field<uint64_t>(file, object, "seed");
+  state.ended = json_field<std::vector<std::string>>(file, object, "ended");
+  state.numbers = json_field<std::map<std::string, int64_t>>(file, object, "numbers");
+  state.config = json_field<std::map<std::string, std::string>>(file, object, "config");
+  state.version = json_field<std::string>(file, object, "isentrope");
+  return state;
+}
+
 CheckpointState load_checkpoint_state(const std::string& dir) {
   CheckpointState state = read_position(dir);
+  check_files(dir, {"trainer.safetensors"});
   const std::string file = dir + "/trainer.safetensors";
   for (auto& [name, tensor] : read_safetensors(file)) {
     const size_t slash = name.find('/');
@@ -235,39 +246,19 @@ CheckpointState load_checkpoint_state(const std::string& dir) {
 }
 
 model::DecoderConfig read_model_config(const std::string& dir) {
-  require_complete(dir);
-  const std::string file = dir + "/config.json";
-  const json object = read_json(file);
-  model::DecoderConfig config;
-  if (object.contains("qk_norm")) {  // a checkpoint of before these had none of them
-    config.attention.qk_norm = field<bool>(file, object, "qk_norm");
-    config.attention.temperature = field<std::string>(file, object, "attention_temperature");
-    if (!object.at("sliding_window").is_null())
-      config.attention.window = field<int64_t>(file, object, "sliding_window");
-    if (!object.at("attn_logit_softcapping").is_null())
-      config.attention.softcap = field<double>(file, object, "attn_logit_softcapping");
-  }
-  if (object.contains("norm")) config.norm = field<std::string>(file, object, "norm");  // likewise
-  if (const auto type = field<std::string>(file, object, "model_type"), own = family(config).first; type != own)
-    throw std::runtime_error(file + ": model_type is '" + type + "'; wanted '" + own + "'");
-  config.vocabulary = field<int64_t>(file, object, "vocab_size");
-  config.width = field<int64_t>(file, object, "hidden_size");
-  config.mlp = field<int64_t>(file, object, "intermediate_size");
-  config.layers = field<int64_t>(file, object, "num_hidden_layers");
-  config.heads = field<int64_t>(file, object, "num_attention_heads");
-  config.kv_heads = field<int64_t>(file, object, "num_key_value_heads");
-  config.context = field<int64_t>(file, object, "max_position_embeddings");
-  config.norm_eps = field<double>(file, object, "rms_norm_eps");
-  config.rope_base = field<double>(file, object, "rope_theta");
-  config.tied_head = field<bool>(file, object, "tie_word_embeddings");
-  if (const std::string problem = config.problem(); !problem.empty()) throw std::runtime_error(file + ": " + problem);
-  return config;
+  if (!of_transformers(dir)) check_files(dir, {"config.json"});
+  return parse_model_config(dir + "/config.json");
+}
+
+data::Tokenizer load_tokenizer(const std::string& dir) {
+  if (!of_transformers(dir)) check_files(dir, {"tokenizer.json", "tokenizer_config.json"});
+  return data::Tokenizer::load(dir);
 }
 
 bool opens_in_transformers(const model::DecoderConfig& config) { return family(config).first != "isentrope"; }
 
 void load_weights(const std::string& dir, model::Decoder& decoder) {
-  require_complete(dir);
+  if (!of_transformers(dir)) check_files(dir, {"model.safetensors"});
   const std::string file = dir + "/model.safetensors";
   auto stored = read_safetensors(file);
   std::vector<std::string> differences;
@@ -291,28 +282,6 @@ void load_weights(const std::string& dir, model::Decoder& decoder) {
   }
   torch::NoGradGuard no_grad;
   for (auto& [name, tensor] : wanted) tensor.copy_(stored.at(name));
-}
-
-std::optional<std::string> find_latest(const std::string& run_dir) {
-  const auto found = complete_checkpoints(run_dir);
-  return found.empty() ? std::nullopt : std::optional(found.back().dir);
-}
-
-void prune_checkpoints(const std::string& run_dir, int64_t keep) {
-  const fs::path root = run_dir + "/checkpoints";
-  if (!fs::is_directory(root)) return;
-  auto found = complete_checkpoints(run_dir);
-  std::map<int64_t, int64_t> kept;  // phase → checkpoints met, newest first
-  for (auto checkpoint = found.rbegin(); checkpoint != found.rend(); ++checkpoint) {
-    if (checkpoint->state.phase_finished || ++kept[checkpoint->state.phase] <= keep) continue;
-    fs::remove(checkpoint->dir + "/" + kDone);  // first, so that a half removed folder is not taken for whole
-    fs::remove_all(checkpoint->dir);
-  }
-  std::vector<fs::path> torn;
-  for (const auto& entry : fs::directory_iterator(root))
-    if (entry.is_directory() && (entry.path().extension() == ".tmp" || !fs::exists(entry.path() / kDone)))
-      torn.push_back(entry.path());
-  for (const fs::path& path : torn) fs::remove_all(path);
 }
 
 }  // namespace isentrope::train

@@ -2,17 +2,18 @@
 // resumed run needs.
 //
 //   <run>/checkpoints/<phase>-<step, 6 digits>/
-//     model.safetensors, config.json, generation_config.json   the model (LlamaForCausalLM), Decoder::folded_weights()
+//     model.safetensors, config.json, generation_config.json   the model, Decoder::folded_weights(), csrc/train/model_config.h
 //     tokenizer files                                          data::Tokenizer::save
 //     trainer.safetensors, trainer.json                        CheckpointState
 //     config.yaml                                              the run's resolved configuration
-//     DONE                                                     written last; a folder without it is never used
+//     DONE                                                     written last: the digest of every other file, one a line
 //
-// A checkpoint is written into a folder beside its place (.tmp), brought to disk file by file, and renamed.
+// A checkpoint is written into a folder beside its place (.tmp), brought to disk file by file, and renamed. The digest is FNV-1a
+// of 64 bits: it guards against damage, not against people, takes no library, and runs at about the speed of a disk. What is
+// read is compared with it first. Which of a run's checkpoints is the newest: csrc/train/run_checkpoints.h.
 #pragma once
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,14 +23,20 @@
 
 namespace isentrope::train {
 
-// Where a run stands: after `step` steps of phase number `phase`.
+// Where a run stands: after `step` steps of a phase.
 struct CheckpointState {
-  int64_t phase = 0;
   std::string phase_name;
   bool phase_finished = false;
-  int64_t step = 0;  // steps done within the phase
+  bool evaluated = true;     // whether the evaluations that are due after the step were made
+  int64_t step = 0;          // steps done within the phase
+  int64_t steps_of_run = 0;  // and of all phases: the order of a run's checkpoints
   uint64_t seed = 0;
-  std::map<std::string, torch::Tensor> optimizer;  // Optimizer::state(); empty where the phase is finished
+  std::vector<std::string> ended;          // phases of the run that ended before this one
+  std::map<std::string, int64_t> numbers;  // phase → its number in the seeds of all draws
+  std::map<std::string, std::string> config =
+      {};                    // values_of() the configuration; save_checkpoint fills it in, as the next
+  std::string version = {};  // of the program
+  std::map<std::string, torch::Tensor> optimizer;  // Optimizer::state()
   std::map<std::string, torch::Tensor> source;     // BatchSource::state()
   std::map<std::string, torch::Tensor> extra;      // anything else the trainer needs to go on
 };
@@ -37,28 +44,27 @@ struct CheckpointState {
 // <run_dir>/checkpoints/<phase>-<step>.
 std::string checkpoint_dir(const std::string& run_dir, const std::string& phase, int64_t step);
 
-// Writes the folder dir (its parents are made), in the place of one that stands there. Where writing fails,
-// nothing of it is left, what stood there stays, and std::runtime_error names the file, the bytes needed and
-// those free.
+// Writes the folder dir (and the one around it), in the place of one that stands there. Where writing fails, or a weight is not
+// finite, nothing of it is left, what stood there stays, and std::runtime_error names the file, the bytes needed and those free.
 void save_checkpoint(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
                      const data::Tokenizer& tokenizer, const TrainConfig& config);
 
-// All throw std::runtime_error that names the folder and what is wrong: not complete, truncated, of another
-// format.
+// All that follow throw std::runtime_error that names the file and what is wrong: not complete, damaged, of another format.
+
+void verify_checkpoint(const std::string& dir);         // every file that DONE lists
+CheckpointState read_position(const std::string& dir);  // trainer.json alone, without tensors
 CheckpointState load_checkpoint_state(const std::string& dir);
+
+// A folder that `transformers` saved (save_pretrained) is taken here too; it has no digests.
 model::DecoderConfig read_model_config(const std::string& dir);  // from config.json, vocabulary included
+data::Tokenizer load_tokenizer(const std::string& dir);
 // Copies the weights into decoder; one with layers of learned spectral norm still needs restore_sigma or start_sigma, since
 // these are folded. Weights of another model: the error lists the first names and shapes that
 // differ.
 void load_weights(const std::string& dir, model::Decoder& decoder);
 
-// The complete checkpoint that is furthest in the run: by phase, then step, then finished. nullopt if there
-// is none.
-std::optional<std::string> find_latest(const std::string& run_dir);
-
-// Removes checkpoints of unfinished phases but for the newest `keep` of each phase, and folders that a killed
-// trainer left half written.
-void prune_checkpoints(const std::string& run_dir, int64_t keep);
+// The first weight that is not finite; "" where all are.
+std::string first_non_finite_weight(const model::Decoder& decoder);
 
 // Whether transformers has a family whose model computes what this one does.
 bool opens_in_transformers(const model::DecoderConfig& config);

@@ -17,16 +17,11 @@
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/train/process.h"
+#include "csrc/train/run_checkpoints.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
 namespace {
-
-std::string resolve(const std::string& path) {
-  if (std::filesystem::exists(path + "/DONE")) return path;
-  if (const auto latest = find_latest(path)) return *latest;
-  throw std::runtime_error(path + ": neither a complete checkpoint nor the folder of a run that has one");
-}
 
 model::Decoder load_model(const std::string& checkpoint) {
   model::Decoder decoder(read_model_config(checkpoint), 0);
@@ -122,15 +117,12 @@ std::string prompt_of(const TrainConfig& config, const PhaseConfig& phase, const
 std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
   const TrainConfig& config = trainer.config();
   const PhaseConfig& phase = config.phases.back();
-  const auto checkpoint = find_latest(config.run.dir);
-  if (!checkpoint)
-    return "\nThere was nothing to train: " + config.run.start + " stands at the end of the last phase, '" +
-           phase.name + "'.\n";
-  const std::string steps = "phases." + phase.name + ".steps", folder = shell_quoted(*checkpoint);
+  const std::string& checkpoint = trainer.last_checkpoint();
+  const std::string steps = "phases." + phase.name + ".steps", folder = shell_quoted(checkpoint);
   const std::string load = "import transformers; print(transformers.AutoModelForCausalLM.from_pretrained(" +
-                           nlohmann::json(*checkpoint).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
+                           nlohmann::json(checkpoint).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
                            "))";
-  return "\nCheckpoint  " + *checkpoint +                                                                           //
+  return "\nCheckpoint  " + checkpoint +                                                                            //
          "\nResume      " + resume_command(options, steps) + " " + steps + "=" + std::to_string(2 * phase.steps) +  //
          "\nSample      " + shell_quoted(options.program) + " sample " + folder + " --prompt " +
          shell_quoted(prompt_of(config, phase, trainer.tokenizer())) +  //
@@ -145,6 +137,7 @@ std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
 int train_command(const TrainOptions& options) {
   Trainer trainer(read_config(options.config, options.overrides), options.resume);
   Console console(options.quiet);
+  for (const std::string& note : trainer.notes()) console.print(note);
   Record last;  // step
   const StopSignals stop;
 
@@ -158,9 +151,8 @@ int train_command(const TrainOptions& options) {
       }
     console.end_phase();
     if (stop.received() && !trainer.finished()) {
-      trainer.save();
-      const auto checkpoint = find_latest(trainer.config().run.dir);
-      console.print(checkpoint ? "Stopped. Checkpoint: " + *checkpoint : "Stopped before the first step.");
+      const std::string checkpoint = trainer.save();
+      console.print(checkpoint.empty() ? "Stopped before the first step." : "Stopped. Checkpoint: " + checkpoint);
       console.print("Resume:  " + resume_command(options));
       return stop.exit_code();
     }
@@ -185,9 +177,9 @@ int config_command(const std::string& config, const std::vector<std::string>& ov
 }
 
 int sample_command(const std::string& path, const SampleOptions& options) {
-  const std::string checkpoint = resolve(path);
+  const std::string checkpoint = resolve_checkpoint(path);
   const model::Decoder decoder = load_model(checkpoint);
-  const data::Tokenizer tokenizer = data::Tokenizer::load(checkpoint);
+  const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
   std::vector<std::vector<int64_t>> prompts;
   for (const std::string& prompt : options.prompts) prompts.push_back(tokenizer.encode(prompt));
   const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
@@ -202,10 +194,10 @@ int sample_command(const std::string& path, const SampleOptions& options) {
 
 int evaluate_command(const std::string& path, const std::string& file, const std::vector<std::string>& overrides,
                      const std::string& split) {
-  const std::string checkpoint = resolve(path);
+  const std::string checkpoint = resolve_checkpoint(path);
   const TrainConfig config = read_config(file, overrides);
   const PhaseConfig& phase = config.phases.back();
-  const data::Tokenizer tokenizer = data::Tokenizer::load(checkpoint);
+  const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
   const auto held_out =
       held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
   const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);

@@ -36,7 +36,10 @@ struct RunConfig {
     v("seed", seed, "Fixes every random draw of the run.", at_least(0));
     v("threads", threads, "CPU threads; 0 for as many as the process may use.", at_least(0));
     v("device", device, "Where the model lives: auto takes a GPU where there is one.", one_of({"auto", "cpu", "cuda"}));
-    v("start", start, "Checkpoint to start from: its weights are taken, and the phases up to its own are skipped.");
+    v("start", start,
+      "Checkpoint, run or folder of transformers to start from: its weights are taken, and the phases up to its own "
+      "are "
+      "skipped (docs/resume.md).");
     v("checkpoint_every", checkpoint_every, "Steps between checkpoints; 0 for the ends of phases alone.", at_least(0));
     v("keep", keep, "Checkpoints kept within a phase; those at the ends of phases always stay.", at_least(1));
   }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -110,7 +111,8 @@ std::string to_json(const Record& record) {
   return line + "}";
 }
 
-void keep_metrics_until(const std::string& file, const std::vector<std::string>& phases, int64_t phase, int64_t step) {
+void keep_metrics_until(const std::string& file, const std::vector<std::string>& ended, const std::string& phase,
+                        int64_t step, bool evaluated) {
   if (!std::filesystem::exists(file)) return;
   const std::string text = read_whole(file);
   std::string kept;
@@ -125,9 +127,10 @@ void keep_metrics_until(const std::string& file, const std::vector<std::string>&
         !line["step"].is_number_integer())
       throw std::runtime_error(file + ":" + std::to_string(number) +
                                ": not a line of metrics; mend the line or move the file away");
-    const auto at = std::find(phases.begin(), phases.end(), line["phase"].get<std::string>());
-    const int64_t index = at - phases.begin();  // a phase that is no longer in the configuration counts as to come
-    if (index < phase || (index == phase && line["step"].get<int64_t>() <= step))
+    const auto name = line["phase"].get<std::string>();
+    const int64_t at = line["step"].get<int64_t>();
+    const bool to_come = at > step || (at == step && !evaluated && line.contains("eval/split"));
+    if (std::find(ended.begin(), ended.end(), name) != ended.end() || (name == phase && !to_come))
       kept.append(text, begin, end - begin + 1);
     begin = end + 1;
   }
@@ -144,6 +147,13 @@ Metrics::Metrics(const std::string& file) : file_(file) {
 Metrics::~Metrics() { ::close(fd_); }
 
 void Metrics::write(const std::string& line) {
+  struct stat open {
+  }, named{};
+  if (::fstat(fd_, &open) != 0 || ::stat(file_.c_str(), &named) != 0 || open.st_ino != named.st_ino ||
+      open.st_dev != named.st_dev)
+    throw std::runtime_error(file_ +
+                             ": was removed or renamed while the run goes on, and what is written now would be lost; "
+                             "put it back and add --resume, or begin a new run");
   const std::string whole = line + "\n";
   const off_t end = ::lseek(fd_, 0, SEEK_END);
   if (write_whole(fd_, whole.data(), static_cast<int64_t>(whole.size()))) return;

@@ -1,10 +1,11 @@
 // What a run tells: one JSON object a line in metrics.jsonl, and the console.
 //
 // A line speaks of one step of a phase or of one evaluation. Keys, in this order; those that do not apply are
-// left out, a value that is not finite is null:
+// left out, a value that is not finite is null. Of several updates a step tells the mean over the tokens they learnt, of loss,
+// grad_norm and qk_clip/heads that over the updates, of …/max the largest; a mean over no tokens is left out:
 //
 //   phase, step            the step's number counts from 1; an evaluation at step n is of the weights after n steps
-//   loss                   as minimised, mean over the step's updates
+//   loss                   as minimised
 //   reward/mean, reward/std           of the step's completions
 //   entropy/mean, entropy/std         of the policy at the tokens that are learnt, nats
 //   kl/k1, kl/k2, kl/k3    estimators of KL(policy that drew ‖ policy); ref_kl/… of KL(policy ‖ reference), if there is one
@@ -102,9 +103,11 @@ std::vector<std::pair<std::string, double>> in_order(const std::map<std::string,
 // The record as one line of JSON, without its end of line. Numbers read back to the same double.
 std::string to_json(const Record& record);
 
-// Removes every line that a run standing after step `step` of phase `phases[phase]` has still to write, and a
-// torn last line. The file is rewritten beside and renamed. A file that is not there is left so.
-void keep_metrics_until(const std::string& file, const std::vector<std::string>& phases, int64_t phase, int64_t step);
+// Removes every line that a run standing after step `step` of `phase` has still to write, and a torn last line; lines of the
+// phases that ended before it stay. evaluated: whether the evaluations of that step are made. The file is rewritten beside and
+// renamed. A file that is not there is left so.
+void keep_metrics_until(const std::string& file, const std::vector<std::string>& ended, const std::string& phase,
+                        int64_t step, bool evaluated = true);
 
 class Metrics {
  public:
@@ -112,7 +115,8 @@ class Metrics {
   ~Metrics();
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
-  // One write a line: a killed process leaves whole lines, but for the last at most.
+  // One write a line: a killed process leaves whole lines, but for the last at most. Throws std::runtime_error where the line
+  // cannot be written, or would go into a file that is no longer there under its name.
   void write(const std::string& line);  // without its end of line
   void write(const Record& record) { write(to_json(record)); }
 

@@ -7,28 +7,41 @@
 //   <dir>/checkpoints/    csrc/train/checkpoint.h
 //   <dir>/config.yaml     the resolved configuration
 #pragma once
+#include <map>
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace isentrope::train {
 
 class RunFolder {
  public:
   // Creates the folder and takes its lock. Throws std::runtime_error where another trainer holds it (naming
-  // its process id), where the folder already holds a run and resume is false, and where it cannot be made or
-  // locked. resume of a folder without a run is a new run.
+  // its process id), where the folder already holds a run (a line of metrics or a checkpoint) and resume is false, and where it
+  // cannot be made or locked. resume of a folder without a run is a new run.
   RunFolder(const std::string& dir, bool resume);
+  // Without keep() the folder is left as it was found: the files as begin() saw them, and no lock and folder of its own making.
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
 
-  const std::string& dir() const { return dir_; }
+  void begin();        // before the first change of the files below
+  void keep();         // the run goes on from them
+  void check() const;  // throws std::runtime_error where the folder is no longer the one that was opened
+
+  const std::string& dir() const { return dir_; }  // absolute: a change of the working folder does not move it
   std::string metrics() const { return dir_ + "/metrics.jsonl"; }
   std::string samples() const { return dir_ + "/samples.jsonl"; }
   std::string config() const { return dir_ + "/config.yaml"; }
 
  private:
+  void leave() noexcept;
+
   std::string dir_;
   int lock_ = -1;
+  bool made_lock_ = false, kept_ = false;
+  std::vector<std::string> made_;  // folders, the innermost first
+  std::map<std::string, std::optional<std::string>> before_;
 };
 
 }  // namespace isentrope::train

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <stdexcept>
 
 #include "csrc/durable_file.h"
@@ -55,15 +56,23 @@ struct Entry {
 
 Entry read_entry(const std::string& file, const std::string& name, const json& value) {
   Entry entry;
-  std::string dtype;
-  try {
-    dtype = value.at("dtype").get<std::string>();
-    entry.shape = value.at("shape").get<std::vector<int64_t>>();
-    entry.begin = value.at("data_offsets").at(0).get<uint64_t>();
-    entry.end = value.at("data_offsets").at(1).get<uint64_t>();
-  } catch (const json::exception& error) {
-    broken(file, "header of tensor '" + name + "': " + error.what());
-  }
+  const auto list = [&](const char* key, const char* wanted) {
+    const auto found = value.is_object() ? value.find(key) : value.end();
+    const bool whole = value.is_object() && found != value.end() && found->is_array() &&
+                       std::all_of(found->begin(), found->end(), [](const json& x) { return x.is_number_integer(); });
+    if (!whole) broken(file, "header of tensor '" + name + "': " + key + " is not " + wanted);
+    return *found;
+  };
+  const auto dtype_of = value.is_object() ? value.find("dtype") : value.end();
+  if (!value.is_object() || dtype_of == value.end() || !dtype_of->is_string())
+    broken(file, "header of tensor '" + name + "': dtype is not a name");
+  const std::string dtype = dtype_of->get<std::string>();
+  entry.shape = list("shape", "a list of sizes").get<std::vector<int64_t>>();
+  const json offsets = list("data_offsets", "a list of two offsets");
+  if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < 0)
+    broken(file, "header of tensor '" + name + "': data_offsets is not a list of two offsets");
+  entry.begin = offsets[0].get<uint64_t>();
+  entry.end = offsets[1].get<uint64_t>();
   const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const Dtype& d) { return dtype == d.name; });
   if (known == kDtypes.end()) broken(file, "tensor '" + name + "' has dtype " + dtype + ", which is not read here");
   entry.type = known->type;
@@ -78,6 +87,25 @@ Entry read_entry(const std::string& file, const std::string& name, const json& v
     broken(file, "tensor '" + name + "' has " + std::to_string(static_cast<int64_t>(entry.end - entry.begin)) +
                      " bytes, and its shape wants " + std::to_string(bytes));
   return entry;
+}
+
+// The header; a key that stands twice is refused, since the parser would take the last in silence.
+json read_header(const std::string& file, const std::string& text) {
+  std::vector<std::set<std::string>> open;  // the keys met in each object around the place
+  std::string twice;
+  const json header = json::parse(
+      text,
+      [&](int, json::parse_event_t event, json& parsed) {
+        if (event == json::parse_event_t::object_start) open.emplace_back();
+        if (event == json::parse_event_t::object_end) open.pop_back();
+        if (event == json::parse_event_t::key)
+          if (const auto name = parsed.get<std::string>(); !open.back().insert(name).second) twice = name;
+        return true;
+      },
+      /*allow_exceptions=*/false);
+  if (!header.is_object() || text[0] != '{') broken(file, "not a safetensors file (its header is not a JSON object)");
+  if (!twice.empty()) broken(file, "its header holds '" + twice + "' twice");
+  return header;
 }
 
 }  // namespace
@@ -132,14 +160,23 @@ std::map<std::string, Tensor> read_safetensors(const std::string& file) {
   if (size < data) truncated(data);
   std::string text(length, ' ');
   in.read(text.data(), static_cast<std::streamsize>(length));
-  const json header = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!header.is_object()) broken(file, "not a safetensors file (its header is not a JSON object)");
+  const json header = read_header(file, text);
 
   std::map<std::string, Entry> entries;
-  uint64_t end = 0;
+  std::vector<std::pair<std::pair<uint64_t, uint64_t>, std::string>> places;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__") continue;
-    end = std::max(end, entries.emplace(name, read_entry(file, name, value)).first->second.end);
+    const Entry& entry = entries.emplace(name, read_entry(file, name, value)).first->second;
+    places.push_back({{entry.begin, entry.end}, name});
+  }
+  std::sort(places.begin(), places.end());
+  uint64_t end = 0;
+  for (const auto& [place, name] : places) {
+    if (place.first != end)
+      broken(file, "tensor '" + name + "' begins at byte " + std::to_string(place.first) +
+                       " of the data, and what stands before it ends at " + std::to_string(end) + ": tensors " +
+                       (place.first < end ? "overlap" : "leave a gap"));
+    end = place.second;
   }
   if (size < data + end) truncated(data + end);
   if (size > data + end)

@@ -18,7 +18,8 @@ using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
 void write_safetensors(const std::string& file, const NamedTensors& tensors);
 
 // All tensors, on the CPU. std::runtime_error names the file and what is wrong with it: truncated (bytes
-// expected and found), not a safetensors file, a dtype unknown, a tensor whose bytes do not fit its shape.
+// expected and found), not a safetensors file, a dtype unknown, a tensor whose bytes do not fit its shape, tensors that
+// overlap or leave a gap, a name that stands twice. What it takes the safetensors library takes too.
 std::map<std::string, torch::Tensor> read_safetensors(const std::string& file);
 
 }  // namespace isentrope::train

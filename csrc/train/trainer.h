@@ -1,5 +1,14 @@
 // The loop. Phases differ only in their source and their objective; a training step is Trainer::step.
+//
+// A step is whole or has not been: it works on copies of what passes from step to step, and these are taken over when its line
+// stands in metrics.jsonl. Whatever ends a step before that (a loss that is not finite, a reward that raises, Ctrl-C within one)
+// leaves the trainer after the step before, and that state is saved.
+//
+//   trainer.cpp         how a run and a phase begin, and what a checkpoint holds
+//   training_loop.cpp   advance() and step()
+//   resume.h            where a run begins, and what is refused
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <memory>
@@ -8,9 +17,11 @@
 #include <vector>
 
 #include "csrc/data/batch.h"
+#include "csrc/data/random.h"
 #include "csrc/train/checkpoint.h"
 #include "csrc/train/config.h"
 #include "csrc/train/metrics.h"
+#include "csrc/train/resume.h"
 #include "csrc/train/run_folder.h"
 #include "csrc/train/tensorboard.h"
 
@@ -25,17 +36,19 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
 class Trainer {
  public:
   // Takes the run folder (csrc/train/run_folder.h). resume: go on from its newest complete checkpoint, or from the
-  // beginning where it has none. rewards: further kinds of reward, by name.
+  // beginning where it has none. rewards: further kinds of reward, by name. Where it throws, the folder is left as it was.
   Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards = {});
 
   // Makes one step of the current phase, with the evaluation and the checkpoint that are due after it. Returns what it
-  // wrote to metrics.jsonl; nothing once the last phase has ended.
+  // wrote to metrics.jsonl; nothing once the last phase has ended. Where it throws, the last whole state is saved, and
+  // advance() can be called again.
   std::vector<Record> advance();
   bool finished() const { return phase_ == config_.phases.size(); }
 
   ~Trainer();
 
-  // Writes a checkpoint of this moment; what an interrupted run does before it leaves. Returns its folder.
+  // Writes a checkpoint of the last whole step, if there is none yet; what an interrupted run does before it leaves. Returns
+  // its folder, or "" before the first step of a run.
   std::string save();
 
   const TrainConfig& config() const { return config_; }
@@ -45,17 +58,32 @@ class Trainer {
   const data::Tokenizer& tokenizer() const { return tokenizer_; }
   // Results on the test data, in the order of the phases.
   const std::vector<std::pair<std::string, Evaluation>>& results() const { return results_; }
+  // How the run began, for a person: what was taken from a checkpoint, what changed since.
+  const std::vector<std::string>& notes() const { return notes_; }
+  // The newest checkpoint, or the one that the run started from; "" where there is none.
+  const std::string& last_checkpoint() const { return last_checkpoint_; }
 
  private:
-  struct Phase;  // what lives as long as a phase: source, objective, optimiser
+  struct Phase;    // what lives as long as a phase: source, objective, optimiser
+  struct Working;  // held by the one call at a time that works on the run
 
+  void take_weights(const Standing& standing);
   void open_phase(const CheckpointState* state);
-  std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase) const;
+  std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, std::optional<int64_t>& digest) const;
+  uint64_t seed_of(const std::string& phase, data::Purpose purpose, uint64_t b = 0, uint64_t c = 0) const;
+
+  void whole_step(std::vector<Record>& records);
   Record step();
-  std::vector<double> power_step();           // the model's; stops the run where a layer's norm is not finite
-  Record evaluate(const std::string& split);  // the open phase, on validation or test data; writes samples.jsonl
+  std::vector<double> power_step();  // the model's; throws where a layer's norm is not finite
+  void evaluate_due(std::vector<Record>& records);
+  Record evaluate(const std::string& split,
+                  std::vector<std::string>& shown);  // the open phase; shown: of samples.jsonl
+  void write(Record line, std::vector<Record>& records);
+  bool at_end() const;  // of the open phase
+
   void checkpoint(bool phase_finished);
-  [[noreturn]] void fail(const std::string& what) const;
+  std::string save_last_whole();
+  [[noreturn]] void rethrow_with_place(const std::string& place);
 
   TrainConfig config_;
   RunFolder folder_;
@@ -66,10 +94,15 @@ class Trainer {
   std::unique_ptr<Metrics> metrics_, samples_;
   std::unique_ptr<Phase> open_;
   size_t phase_ = 0;
-  int64_t step_ = 0;
+  int64_t step_ = 0, steps_of_run_ = 0;
+  bool evaluated_ = true, stopped_ = false;  // after step_: the evaluations due are made; they met the phase's stop
+  std::vector<std::string> ended_;
+  std::map<std::string, int64_t> numbers_;
+  std::vector<std::string> notes_;
   std::string last_checkpoint_;
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::vector<std::pair<std::string, Evaluation>> results_;
+  std::atomic<bool> working_ = false;
 };
 
 }  // namespace isentrope::train

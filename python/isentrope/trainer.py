@@ -59,18 +59,26 @@ class Trainer:
         if sys.executable:
             os.environ.setdefault("ISENTROPE_PYTHON", sys.executable)  # what the trainer starts with metrics.tensorboard
         self._trainer = _C.Trainer(*arguments)
+        for note in self._trainer.notes:  # what was taken from a checkpoint, and what changed since
+            print(note, file=sys.stderr)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Trains, and yields what is written to metrics.jsonl: a dict for each step and each evaluation.
 
-        Ctrl-C ends the step that is running, or breaks it off in a reward, writes a checkpoint of the last whole step and
-        raises KeyboardInterrupt; ``resume=True`` goes on from there. A loop that is left early can be entered again.
+        Ctrl-C ends the step that is running (one in a reward breaks it off, and the step has not been), writes a checkpoint and
+        raises KeyboardInterrupt; ``resume=True`` goes on from there. An error saves the last whole step too. A loop that is left
+        early can be entered again.
         """
         try:
             while not self._trainer.finished:
                 yield from self._trainer.advance()
         except KeyboardInterrupt:
             self._trainer.save()
+            raise
+        except Exception as error:
+            checkpoint = os.fsdecode(self._trainer.last_checkpoint)
+            if checkpoint and checkpoint not in str(error) and hasattr(error, "add_note"):  # Python 3.11 and later
+                error.add_note(f"The last good checkpoint is {checkpoint}; resume=True goes on from it.")
             raise
 
     def train(self, on_metrics: Callable[[dict[str, Any]], None] | None = None) -> dict[str, dict[str, float]]:
@@ -85,7 +93,7 @@ class Trainer:
         return self.results
 
     def save(self) -> str:
-        """Writes a checkpoint of the last whole step and returns its folder."""
+        """Writes a checkpoint of the last whole step, if there is none yet, and returns its folder."""
         return os.fsdecode(self._trainer.save())
 
     @property

@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "csrc/durable_file.h"
+#include "csrc/train/run_checkpoints.h"
 #include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
@@ -164,7 +165,12 @@ TEST_F(SafetensorsTest, BrokenHeaders) {
   };
   EXPECT_EQ(message("[1]", 0), "x: not a safetensors file (its header is not a JSON object)");
   EXPECT_EQ(message("{", 0), "x: not a safetensors file (its header is not a JSON object)");
-  EXPECT_TRUE(message(R"({"a":{"dtype":"F32"}})", 0).starts_with("x: header of tensor 'a': "));
+  EXPECT_EQ(message(R"({"a":{"dtype":"F32"}})", 0), "x: header of tensor 'a': shape is not a list of sizes");
+  EXPECT_EQ(message(R"({"a":7})", 0), "x: header of tensor 'a': dtype is not a name");
+  for (const char* offsets : {"[0]", "[0,4,8]", "[-4,0]", "[0,4.0]", "7", "null"})
+    EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":)" + std::string(offsets) + "}}", 4),
+              "x: header of tensor 'a': data_offsets is not a list of two offsets")
+        << offsets;
   EXPECT_EQ(message(R"({"a":{"dtype":"F8","shape":[1],"data_offsets":[0,1]}})", 1),
             "x: tensor 'a' has dtype F8, which is not read here");
   EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", 4),
@@ -174,6 +180,15 @@ TEST_F(SafetensorsTest, BrokenHeaders) {
   EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}})", 4),
             "x: tensor 'a' has an impossible shape");
   EXPECT_TRUE(message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5).starts_with("x: expected "));
+  const std::string a = R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})";
+  EXPECT_EQ(message("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4),
+            "x: tensor 'b' begins at byte 0 of the data, and what stands before it ends at 4: tensors overlap");
+  EXPECT_EQ(message("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})", 12),
+            "x: tensor 'b' begins at byte 8 of the data, and what stands before it ends at 4: tensors leave a gap");
+  EXPECT_EQ(message(R"({"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8),
+            "x: tensor 'b' begins at byte 4 of the data, and what stands before it ends at 0: tensors leave a gap");
+  EXPECT_EQ(message("{" + a + "," + a + "}", 4), "x: its header holds 'a' twice");
+  EXPECT_EQ(message(" {" + a + "}", 4), "x: not a safetensors file (its header is not a JSON object)");
   std::ofstream(dir_ + "/x") << "this is no such file at all";
   EXPECT_TRUE(error([&] { read_safetensors(dir_ + "/x"); }).starts_with("x: not a safetensors file (header length "));
 }
@@ -218,9 +233,9 @@ struct Model {
   }
 };
 
-CheckpointState state_at(int64_t phase, const std::string& name, int64_t step, bool finished = false) {
+CheckpointState state_at(int64_t of_run, const std::string& name, int64_t step, bool finished = false) {
   CheckpointState state;
-  state.phase = phase;
+  state.steps_of_run = of_run;
   state.phase_name = name;
   state.phase_finished = finished;
   state.step = step;
@@ -239,7 +254,9 @@ bool same_weights(const model::Decoder& a, const model::Decoder& b) {
 TEST_F(CheckpointTest, SavedAndLoaded) {
   for (const bool tied : {false, true}) {
     const Model run(1, tied);
-    CheckpointState state = state_at(1, "grpo", 200);
+    CheckpointState state = state_at(260, "grpo", 200);
+    state.ended = {"sft"};
+    state.numbers = {{"sft", 0}, {"grpo", 1}};
     state.optimizer = {{"first.model.norm.weight", torch::randn({24})}};
     state.source = {{"taken", torch::tensor(int64_t{77})}};
     state.extra = {{"reference/a", torch::randn({2, 2})}};
@@ -248,7 +265,12 @@ TEST_F(CheckpointTest, SavedAndLoaded) {
     run.save(dir, state);
 
     const CheckpointState read = load_checkpoint_state(dir);
-    EXPECT_EQ(read.phase, 1);
+    EXPECT_EQ(read.steps_of_run, 260);
+    EXPECT_EQ(read.ended, state.ended);
+    EXPECT_EQ(read.numbers, state.numbers);
+    EXPECT_EQ(read.config.at("phases.sft.data.tint.task"), "signed_sum");
+    EXPECT_EQ(read.config.at("model.rope_base"), "5000.0");
+    EXPECT_TRUE(read.evaluated);
     EXPECT_EQ(read.phase_name, "grpo");
     EXPECT_FALSE(read.phase_finished);
     EXPECT_EQ(read.step, 200);
@@ -360,27 +382,157 @@ TEST_F(CheckpointTest, OnlyCompleteFoldersAreUsed) {
   EXPECT_EQ(error([&] { load_checkpoint_state(dir_ + "/checkpoints/sft-000003"); }),
             "checkpoints/sft-000003: not a complete checkpoint (it has no file DONE); take another one");
   EXPECT_EQ(error([&] { load_checkpoint_state(dir_ + "/none"); }), "none: there is no such checkpoint folder");
-  prune_checkpoints(dir_, 1);
-  EXPECT_EQ(names_in(dir_ + "/checkpoints"), std::vector<std::string>{"sft-000001"});
 }
 
-TEST_F(CheckpointTest, LatestIsByPhaseAndStepNotByTimeOrName) {
+TEST_F(CheckpointTest, LatestIsByTheStepsOfTheRunNotByTimeOrName) {
   const Model run;
-  run.save(checkpoint_dir(dir_, "b", 5), state_at(1, "b", 5));
-  run.save(checkpoint_dir(dir_, "z", 900), state_at(0, "z", 900, true));
-  run.save(checkpoint_dir(dir_, "b", 10), state_at(1, "b", 10));
-  run.save(checkpoint_dir(dir_, "b", 9), state_at(1, "b", 9));
+  run.save(checkpoint_dir(dir_, "b", 5), state_at(905, "b", 5));
+  run.save(checkpoint_dir(dir_, "z", 900), state_at(900, "z", 900, true));
+  run.save(checkpoint_dir(dir_, "b", 10), state_at(910, "b", 10));
+  run.save(checkpoint_dir(dir_, "b", 9), state_at(909, "b", 9));
+  EXPECT_EQ(find_latest(dir_), checkpoint_dir(dir_, "b", 10));
+  // Copies under another name are not the run's, whatever they hold.
+  fs::copy(checkpoint_dir(dir_, "b", 10), dir_ + "/checkpoints/best");
+  fs::copy(checkpoint_dir(dir_, "b", 10), dir_ + "/checkpoints/b-000011");
+  fs::copy(checkpoint_dir(dir_, "b", 10), dir_ + "/checkpoints/a-000010");
   EXPECT_EQ(find_latest(dir_), checkpoint_dir(dir_, "b", 10));
 }
 
 TEST_F(CheckpointTest, PruneKeepsTheNewestAndTheEndsOfPhases) {
   const Model run;
-  for (int64_t step : {1, 2, 3}) run.save(checkpoint_dir(dir_, "a", step), state_at(0, "a", step, step == 1));
-  for (int64_t step : {1, 2, 3, 4}) run.save(checkpoint_dir(dir_, "b", step), state_at(1, "b", step));
-  prune_checkpoints(dir_, 2);
+  for (int64_t step : {1, 2, 3}) run.save(checkpoint_dir(dir_, "a", step), state_at(step, "a", step, step == 1));
+  for (int64_t step : {1, 2, 3, 4}) run.save(checkpoint_dir(dir_, "b", step), state_at(3 + step, "b", step));
+  prune_checkpoints(dir_, 2, {"a", "b"});
   EXPECT_EQ(names_in(dir_ + "/checkpoints"),
             (std::vector<std::string>{"a-000001", "a-000002", "a-000003", "b-000003", "b-000004"}));
-  prune_checkpoints(dir_ + "/no run", 2);
+  prune_checkpoints(dir_ + "/no run", 2, {"a"});
+}
+
+TEST_F(CheckpointTest, PruneTouchesOnlyWhatTheRunMade) {
+  const Model run;
+  const std::string root = dir_ + "/checkpoints";
+  for (int64_t step : {1, 2, 3}) run.save(checkpoint_dir(dir_, "a", step), state_at(step, "a", step));
+  fs::create_directories(root + "/a-000004.tmp");  // a trainer that was killed: its own
+  for (const char* name : {"mine", "onnx-export.tmp", "other-000001.tmp", "a-000009", "a-1.tmp"})
+    fs::create_directories(root + "/" + name);          // notes, another program's, no checkpoint
+  fs::copy(root + "/a-000001", root + "/best");         // a copy
+  fs::rename(root + "/a-000002", dir_ + "/elsewhere");  // on another disk
+  fs::create_symlink(dir_ + "/elsewhere", root + "/a-000002");
+  fs::create_symlink(dir_ + "/elsewhere", root + "/a-000005.tmp");
+  fs::copy(root + "/a-000001", root + "/a-000000");
+  fs::remove(root + "/a-000000/trainer.json");  // stripped to save space
+  prune_checkpoints(dir_, 1, {"a"});
+  EXPECT_EQ(names_in(root),
+            (std::vector<std::string>{"a-000000", "a-000002", "a-000003", "a-000005.tmp", "a-000009", "a-1.tmp", "best",
+                                      "mine", "onnx-export.tmp", "other-000001.tmp"}));
+  EXPECT_TRUE(fs::exists(dir_ + "/elsewhere/DONE"));
+  EXPECT_EQ(find_latest(dir_), root + "/a-000003");
+}
+
+TEST_F(CheckpointTest, EveryFileIsComparedWithItsDigest) {
+  const Model run;
+  const std::string dir = checkpoint_dir(dir_, "a", 2);
+  run.save(dir, state_at(2, "a", 2));
+  const std::vector<std::string> names = names_in(dir);
+  EXPECT_EQ(names.size(), 10u);
+  for (const std::string& name : names) {
+    if (name == "DONE") continue;
+    const std::string file = dir + "/" + name, whole = read_whole(file);
+    std::string flipped = whole;
+    flipped[whole.size() / 2] ^= 1;
+    std::ofstream(file, std::ios::binary) << flipped;
+    EXPECT_TRUE(error([&] { verify_checkpoint(dir); }).starts_with("checkpoints/a-000002/" + name + ": damaged"));
+    fs::remove(file);
+    EXPECT_TRUE(error([&] { resolve_checkpoint(dir); }).starts_with("checkpoints/a-000002/" + name + ": is missing"));
+    std::ofstream(file, std::ios::binary) << whole;
+  }
+  EXPECT_NO_THROW(verify_checkpoint(dir));
+  std::ofstream(dir + "/DONE") << "";
+  EXPECT_TRUE(error([&] { load_checkpoint_state(dir); }).starts_with("checkpoints/a-000002/DONE: lists no files"));
+}
+
+TEST_F(CheckpointTest, ADamagedNewestOneNamesTheOneBefore) {
+  const Model run;
+  for (int64_t step : {1, 2, 3}) run.save(checkpoint_dir(dir_, "a", step), state_at(step, "a", step));
+  const auto flip = [&](int64_t step, const char* name) {
+    const std::string file = checkpoint_dir(dir_, "a", step) + "/" + name;
+    std::string text = read_whole(file);
+    text[text.size() / 2] ^= 4;
+    std::ofstream(file, std::ios::binary) << text;
+  };
+  flip(1, "trainer.json");  // an old one that nobody wants
+  EXPECT_EQ(find_latest(dir_), checkpoint_dir(dir_, "a", 3));
+  flip(3, "trainer.safetensors");
+  EXPECT_EQ(error([&] { find_latest(dir_); }),
+            "checkpoints/a-000003/trainer.safetensors: damaged: it is not what was written, by its digest in DONE. "
+            "checkpoints/a-000003 is the newest checkpoint. The one before it, checkpoints/a-000002, is whole: to take "
+            "it, move the damaged folder out of checkpoints");
+  flip(3, "trainer.json");  // its place is known by its name alone
+  EXPECT_NE(error([&] { find_latest(dir_); }).find("The one before it, checkpoints/a-000002, is whole"),
+            std::string::npos);
+  flip(2, "model.safetensors");
+  EXPECT_NE(error([&] { find_latest(dir_); }).find("There is no whole one before it"), std::string::npos);
+  fs::rename(checkpoint_dir(dir_, "a", 3), dir_ + "/away");
+  flip(2, "model.safetensors");
+  EXPECT_EQ(find_latest(dir_), checkpoint_dir(dir_, "a", 2));
+}
+
+TEST_F(CheckpointTest, WeightsThatAreNotFiniteAreNotSaved) {
+  Model run;
+  run.save(dir_ + "/c", state_at(1, "sft", 1));
+  torch::NoGradGuard no_grad;
+  run.decoder->embedding()[0][0] = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(error([&] { run.save(dir_ + "/d", state_at(2, "sft", 2)); }),
+            "d: not written: the weight model.embed_tokens.weight is not finite");
+  EXPECT_EQ(names_in(dir_), std::vector<std::string>{"c"});
+}
+
+TEST_F(CheckpointTest, AFolderThatTransformersSavedGivesWeights) {
+  Model run;
+  run.save(dir_ + "/c", state_at(1, "sft", 1));
+  fs::create_directories(dir_ + "/t");
+  for (const char* name : {"model.safetensors", "tokenizer.json", "tokenizer_config.json"})
+    fs::copy(dir_ + "/c/" + name, dir_ + "/t/" + std::string(name));
+  json config = json::parse(read_whole(dir_ + "/c/config.json"));
+  config.erase("rope_theta");  // as transformers 5 writes it
+  config["transformers_version"] = "5.24.0";
+  const auto write = [&] { std::ofstream(dir_ + "/t/config.json") << config; };
+  write();
+  EXPECT_EQ(resolve_checkpoint(dir_ + "/t"), dir_ + "/t");
+  EXPECT_EQ(read_model_config(dir_ + "/t").rope_base, 5000);
+  EXPECT_EQ(load_tokenizer(dir_ + "/t").size(), run.tokenizer.size());
+  model::Decoder decoder(read_model_config(dir_ + "/t"), 3);
+  load_weights(dir_ + "/t", decoder);
+  EXPECT_TRUE(same_weights(decoder, run.decoder));
+  EXPECT_NE(error([&] { load_checkpoint_state(dir_ + "/t"); }).find("saved by transformers"), std::string::npos);
+
+  config["rope_theta"] = 7.0;  // rope_parameters come first, as in transformers
+  write();
+  EXPECT_EQ(read_model_config(dir_ + "/t").rope_base, 5000);
+  config["rope_parameters"]["rope_type"] = "yarn";
+  write();
+  EXPECT_EQ(error([&] { read_model_config(dir_ + "/t"); }),
+            "t/config.json: rope_parameters.rope_type is \"yarn\"; wanted \"default\", the rotary positions that the "
+            "decoder has");
+  config["rope_parameters"]["rope_type"] = "default";
+  config["attention_bias"] = true;
+  write();
+  EXPECT_EQ(error([&] { read_model_config(dir_ + "/t"); }),
+            "t/config.json: attention_bias is true; the decoder has false");
+  config.erase("transformers_version");  // a checkpoint of a trainer without DONE is none
+  write();
+  EXPECT_NE(error([&] { load_weights(dir_ + "/t", decoder); }).find("no file DONE"), std::string::npos);
+}
+
+TEST_F(CheckpointTest, AWindowIsMistralsWithoutLayerTypes) {
+  Model run;
+  run.config.model.attention.window = 6;
+  run.decoder = model::Decoder(run.config.model, 1);
+  run.save(dir_ + "/c", state_at(1, "sft", 1));
+  const json config = json::parse(read_whole(dir_ + "/c/config.json"));
+  EXPECT_EQ(config.at("model_type"), "mistral");
+  EXPECT_FALSE(config.contains("layer_types"));  // transformers would take it for Ministral
+  EXPECT_EQ(read_model_config(dir_ + "/c").attention.window, 6);
 }
 
 TEST_F(CheckpointTest, OverwritesACheckpointOfTheSameStep) {
@@ -407,23 +559,41 @@ TEST_F(CheckpointTest, AFullDiskLeavesTheLastOne) {
   EXPECT_EQ(find_latest(dir_), dir);
 }
 
+// Writes DONE anew, as if the files had been written as they are.
+void seal(const std::string& dir) {
+  std::ofstream done(dir + "/DONE");
+  for (const auto& entry : fs::directory_iterator(dir)) {
+    if (entry.path().filename() == "DONE") continue;
+    uint64_t hash = 0xCBF29CE484222325ull;  // FNV-1a, by its definition
+    for (const char c : read_whole(entry.path())) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3ull;
+    char text[17];
+    std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(hash));
+    done << text << "  " << entry.path().filename().string() << "\n";
+  }
+}
+
 TEST_F(CheckpointTest, DamagedFilesAreNamed) {
   const Model run;
   const std::string dir = dir_ + "/c";
   run.save(dir, state_at(0, "sft", 1));
   model::Decoder decoder(run.config.model, 2);
+  seal(dir);
+  EXPECT_NO_THROW(verify_checkpoint(dir));
   fs::resize_file(dir + "/model.safetensors", fs::file_size(dir + "/model.safetensors") - 1);
+  EXPECT_TRUE(error([&] { load_weights(dir, decoder); }).starts_with("c/model.safetensors: damaged"));
+  seal(dir);
   EXPECT_TRUE(error([&] { load_weights(dir, decoder); }).starts_with("c/model.safetensors: truncated: expected "));
   json trainer = json::parse(read_whole(dir + "/trainer.json"));
+  const auto told = [&](const std::string& file, const std::string& text) {
+    std::ofstream(dir + "/" + file) << text;
+    seal(dir);
+    return error([&] { file == "config.json" ? (void)read_model_config(dir) : (void)load_checkpoint_state(dir); });
+  };
   trainer["format"] = 1;
-  std::ofstream(dir + "/trainer.json") << trainer;
-  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }), "c/trainer.json: format 1, and this version reads format 2");
-  std::ofstream(dir + "/trainer.json") << "{\"format\": 2}";
-  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }), "c/trainer.json: 'phase' is missing or of another type");
-  std::ofstream(dir + "/trainer.json") << "{";
-  EXPECT_EQ(error([&] { load_checkpoint_state(dir); }), "c/trainer.json: not a JSON object; the file is damaged");
-  std::ofstream(dir + "/config.json") << "{\"model_type\": \"gpt2\"}";
-  EXPECT_EQ(error([&] { read_model_config(dir); }), "c/config.json: model_type is 'gpt2'; wanted 'llama'");
+  EXPECT_EQ(told("trainer.json", trainer.dump()), "c/trainer.json: format 1, and this version reads format 3");
+  EXPECT_EQ(told("trainer.json", "{\"format\": 3}"), "c/trainer.json: 'phase_name' is missing or of another type");
+  EXPECT_EQ(told("trainer.json", "{"), "c/trainer.json: not a JSON object; the file is damaged");
+  EXPECT_EQ(told("config.json", "{\"model_type\": \"gpt2\"}"), "c/config.json: model_type is 'gpt2'; wanted 'llama'");
 }
 
 }  // namespace

@@ -137,6 +137,12 @@ TEST_F(CorpusTest, AShardIsUsedAgainUntilSomethingChanges) {
   EXPECT_TRUE(untouched());
   fs::resize_file(shard, fs::file_size(shard) - 1);
   EXPECT_EQ(text_of(config()), "ab|b|") << "a torn shard is written anew";
+  {
+    std::fstream bytes(shard, std::ios::in | std::ios::out | std::ios::binary);
+    bytes.seekp(40);
+    bytes.put('z');
+  }
+  EXPECT_EQ(text_of(config()), "ab|b|") << "a shard with another token too";
   std::ofstream(shard) << "rubbish";
   EXPECT_EQ(text_of(config()), "ab|b|");
   EXPECT_EQ(shards().size(), 1u);
@@ -239,6 +245,19 @@ TEST_F(CorpusTest, AShardSaysWhatIsWrongWithIt) {
   EXPECT_EQ(TokenShard(file).tokens()[1], 65535);
   EXPECT_EQ(TokenShard::fingerprint_of(file), 7u);
   EXPECT_EQ(fs::file_size(file), 44u);
+  const auto flip = [&](const std::string& path, int64_t place) {
+    std::fstream bytes(path, std::ios::in | std::ios::out | std::ios::binary);
+    bytes.seekg(place);
+    const char byte = static_cast<char>(bytes.get() ^ 1);
+    bytes.seekp(place);
+    bytes.put(byte);
+  };
+  for (const int64_t place : {40, 32}) {  // a token; the digest in the header
+    flip(file, place);
+    expect_all(wrong(), {"x.tokens", "damaged"});
+    flip(file, place);
+  }
+  EXPECT_NO_THROW(TokenShard{file});
   fs::resize_file(file, 43);
   expect_all(wrong(), {"truncated", "1 tokens", "counts 2"});
   std::ofstream(file) << "ISENTOK\n" << std::string("\2\0\0\0\2\0\0\0", 8) << std::string(24, '\0');

@@ -120,11 +120,16 @@ TEST_F(MetricsTest, ResumeDropsWhatComesAfterAndTornLines) {
   lines[3] = to_json({"grpo", 1, {{"loss", NAN}}, ""}) + "\n";
   lines[4] = to_json({"grpo", 2, {{"loss", 0}}, ""}) + "\n";
   lines[5] = "{\"phase\": \"grpo\", \"st";
-  auto after = [&](int64_t phase, int64_t step) {
+  auto after = [&](int64_t phase, int64_t step, bool evaluated = true) {
     std::ofstream(file) << lines[0] << lines[1] << lines[2] << lines[3] << lines[4] << lines[5];
-    keep_metrics_until(file, {"sft", "grpo"}, phase, step);
+    if (phase == 0)
+      keep_metrics_until(file, {}, "sft", step, evaluated);
+    else
+      keep_metrics_until(file, {"sft"}, "grpo", step, evaluated);
     return read_whole(file);
   };
+  EXPECT_EQ(after(0, 0, false), "");  // the evaluation at step 0 is to be made again
+  EXPECT_EQ(after(0, 1, false), lines[0] + lines[1]);
   EXPECT_EQ(after(0, 0), lines[0]);
   EXPECT_EQ(after(0, 1), lines[0] + lines[1]);
   EXPECT_EQ(after(0, 9), lines[0] + lines[1] + lines[2]);
@@ -132,15 +137,46 @@ TEST_F(MetricsTest, ResumeDropsWhatComesAfterAndTornLines) {
   EXPECT_EQ(after(1, 2), lines[0] + lines[1] + lines[2] + lines[3] + lines[4]);
   EXPECT_EQ(after(0, -1), "");
   EXPECT_FALSE(fs::exists(file + ".tmp"));
-  keep_metrics_until(dir_ + "/absent", {"sft"}, 0, 0);
+  keep_metrics_until(dir_ + "/absent", {}, "sft", 0);
   EXPECT_FALSE(fs::exists(dir_ + "/absent"));
+}
+
+TEST_F(MetricsTest, APhaseThatEndedKeepsItsLinesWhateverTheConfigurationHas) {
+  const std::string file = dir_ + "/m.jsonl";
+  const std::string old = to_json({"renamed", 7, {{"loss", 2}}, ""}) + "\n",
+                    now = to_json({"b", 1, {{"loss", 2}}, ""}) + "\n";
+  const std::string other = to_json({"c", 1, {{"loss", 2}}, ""}) + "\n";
+  std::ofstream(file) << old << now << other;
+  keep_metrics_until(file, {"renamed"}, "b", 1);
+  EXPECT_EQ(read_whole(file), old + now);
+}
+
+TEST_F(MetricsTest, AFileThatIsGoneStopsTheRun) {
+  const std::string file = dir_ + "/m.jsonl";
+  for (const bool renamed : {false, true}) {
+    Metrics metrics(file);
+    metrics.write({"sft", 1, {}, ""});
+    if (renamed)
+      fs::rename(file, file + ".old");
+    else
+      fs::remove(file);
+    for (const bool made_anew : {false, true}) {
+      if (made_anew) std::ofstream(file) << "";
+      try {
+        metrics.write({"sft", 2, {}, ""});
+        ADD_FAILURE() << "no error";
+      } catch (const std::runtime_error& error) {
+        EXPECT_EQ(std::string(error.what()).find(file + ": was removed or renamed"), 0u) << error.what();
+      }
+    }
+  }
 }
 
 TEST_F(MetricsTest, ADamagedLineInTheMiddleIsNotDropped) {
   const std::string file = dir_ + "/m.jsonl";
   std::ofstream(file) << "{\"phase\": \"sft\", \"step\": 1}\nrubbish\n";
   try {
-    keep_metrics_until(file, {"sft"}, 0, 1);
+    keep_metrics_until(file, {}, "sft", 1);
     FAIL() << "no error";
   } catch (const std::runtime_error& error) {
     EXPECT_TRUE(std::string(error.what()).starts_with(file + ":2: not a line of metrics")) << error.what();
@@ -212,6 +248,8 @@ TEST_F(RunFolderTest, RefusesAUsedFolderUnlessResumed) {
   { RunFolder folder(run, false); }
   { RunFolder folder(run, false); }  // a lock alone is no run
   std::ofstream(run + "/metrics.jsonl") << "";
+  { RunFolder folder(run, false); }  // nor is a run that ended before its first step
+  std::ofstream(run + "/metrics.jsonl") << "{}\n";
   try {
     RunFolder folder(run, false);
     FAIL() << "no error";
@@ -250,6 +288,57 @@ TEST_F(RunFolderTest, ASecondTrainerIsTurnedAwayAndNamesTheFirst) {
   ::waitpid(child, nullptr, 0);
   EXPECT_NO_THROW(RunFolder(run, true));
   for (int fd : {ready[0], ready[1], stop[0], stop[1]}) ::close(fd);
+}
+
+TEST_F(RunFolderTest, AStartThatFailsLeavesTheFolderAsItWas) {
+  const std::string outer = dir_ + "/a", run = outer + "/b";
+  {
+    RunFolder folder(run, false);
+    folder.begin();
+    std::ofstream(folder.metrics()) << "";
+    std::ofstream(folder.config()) << "new";
+  }
+  EXPECT_FALSE(fs::exists(outer));
+  fs::create_directories(run);
+  std::ofstream(run + "/metrics.jsonl") << "{}\n";
+  std::ofstream(run + "/config.yaml") << "old";
+  {
+    RunFolder folder(run, true);
+    folder.begin();
+    fs::resize_file(folder.metrics(), 0);
+    std::ofstream(folder.config()) << "new";
+    std::ofstream(folder.samples()) << "";
+  }
+  EXPECT_EQ(read_whole(run + "/metrics.jsonl"), "{}\n");
+  EXPECT_EQ(read_whole(run + "/config.yaml"), "old");
+  EXPECT_FALSE(fs::exists(run + "/samples.jsonl") || fs::exists(run + "/lock"));
+  {
+    RunFolder folder(run, true);
+    folder.begin();
+    std::ofstream(folder.config()) << "new";
+    folder.keep();
+  }
+  EXPECT_EQ(read_whole(run + "/config.yaml"), "new");
+}
+
+TEST_F(RunFolderTest, AFolderThatIsGoneIsNotMadeAnew) {
+  const std::string run = dir_ + "/run";
+  RunFolder folder(run, false);
+  EXPECT_NO_THROW(folder.check());
+  fs::rename(run, run + "-moved");
+  EXPECT_THROW(folder.check(), std::runtime_error);
+  fs::create_directories(run);
+  EXPECT_THROW(folder.check(), std::runtime_error);
+}
+
+TEST_F(RunFolderTest, FoldersThatAreNoPlaceForARun) {
+  for (const char* dir : {"/", "", "/.", "//"}) EXPECT_THROW(RunFolder(dir, true), std::runtime_error) << dir;
+  fs::create_directories(dir_ + "/here");
+  const fs::path before = fs::current_path();
+  fs::current_path(dir_ + "/here");
+  RunFolder folder("run", false);
+  fs::current_path(before);
+  EXPECT_EQ(folder.dir(), dir_ + "/here/run");
 }
 
 TEST_F(RunFolderTest, AFolderThatCannotBeMade) {

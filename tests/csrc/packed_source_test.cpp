@@ -95,11 +95,17 @@ TEST(Windows, TooFewTokensAreAnError) {
 TEST(PackedSource, StepsAreCutFromTheStream) {
   PackedSource source(row_of(50), 4, 6, 3);
   const Windows windows(row_of(50), 6, 3, "training");
-  for (const int64_t step : {7, 0, 3}) {  // in any order: a step is a function of its number
+  for (int64_t step = 0; step < 3; ++step) {
+    source.next(step);  // of a step that was broken off: it is taken again
     const StepData data = source.next(step);
     ASSERT_EQ(data.updates.size(), 1u);
     EXPECT_TRUE(torch::equal(data.updates[0].tokens, windows.take(4 * step, 4).tokens));
+    EXPECT_EQ(source.state().at("taken").item<int64_t>(), 4 * step);
+    source.commit();
   }
+  PackedSource wider(row_of(50), 5, 6, 3);  // goes on where the other stopped, with batches of another size
+  wider.restore(source.state());
+  EXPECT_TRUE(torch::equal(wider.next(3).updates[0].tokens, windows.take(12, 5).tokens));
 }
 
 TEST(PackedSource, AResumedRunWantsTheSameTokens) {

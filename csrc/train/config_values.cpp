@@ -1,0 +1,60 @@
+#include "csrc/train/config_values.h"
+
+#include "csrc/train/config_fields.h"
+
+namespace isentrope::train {
+namespace {
+
+class Lister {
+ public:
+  template <class T>
+  void operator()(const char* name, T& member, const char*, const Allowed& = {}) {
+    add(child_path(path_, name), member);
+  }
+  std::map<std::string, std::string> values;
+
+ private:
+  template <class T>
+  void add(const std::string& path, T& member) {
+    if constexpr (Section<T>) {
+      const std::string outer = std::exchange(path_, path);
+      member.visit(*this);
+      path_ = outer;
+    } else if constexpr (is_optional<T>) {
+      if (member)
+        add(path, *member);
+      else
+        values[path] = "null";
+    } else if constexpr (is_list<T>) {
+      if constexpr (Section<typename T::value_type>) {
+        for (size_t i = 0; i < member.size(); ++i) add(child_path(path, name_of(member[i], i)), member[i]);
+      } else {
+        values[path] = to_text(member);
+      }
+    } else {
+      values[path] = to_text(member);
+    }
+  }
+  static std::string name_of(const PhaseConfig& phase, size_t) { return phase.name; }
+  template <class T>
+  static std::string name_of(const T&, size_t place) {
+    return std::to_string(place);
+  }
+
+  std::string path_;
+};
+
+// visit() is one function for readers and writers, and so not const: hence the copies.
+template <class T>
+std::map<std::string, std::string> listed(T copy) {
+  Lister lister;
+  copy.visit(lister);
+  return lister.values;
+}
+
+}  // namespace
+
+std::map<std::string, std::string> values_of(const TrainConfig& config) { return listed(config); }
+std::map<std::string, std::string> values_of(const model::DecoderConfig& config) { return listed(config); }
+
+}  // namespace isentrope::train

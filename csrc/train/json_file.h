@@ -1,0 +1,26 @@
+// A file that holds one JSON object, and its fields; what is wrong is told with the file and the key.
+#pragma once
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+
+#include "csrc/durable_file.h"
+
+namespace isentrope::train {
+
+inline nlohmann::json read_json(const std::string& file) {
+  nlohmann::json value = nlohmann::json::parse(read_whole(file), nullptr, /*allow_exceptions=*/false);
+  if (!value.is_object()) throw std::runtime_error(file + ": not a JSON object; the file is damaged");
+  return value;
+}
+
+template <class T>
+T json_field(const std::string& file, const nlohmann::json& object, const char* key) {
+  try {
+    return object.at(key).get<T>();
+  } catch (const nlohmann::json::exception&) {
+    throw std::runtime_error(file + ": '" + key + "' is missing or of another type");
+  }
+}
+
+}  // namespace isentrope::train

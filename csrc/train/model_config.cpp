@@ -1,0 +1,131 @@
+#include "csrc/train/model_config.h"
+
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "csrc/train/json_file.h"
+
+namespace isentrope::train {
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+// The family of `transformers` whose model computes what this one does. There is none for a soft cap, a temperature or norms in
+// this place: such a checkpoint names a model type of its own, and is refused there instead of giving other logits.
+std::pair<std::string, std::string> family(const model::DecoderConfig& decoder) {
+  const model::AttentionConfig& c = decoder.attention;
+  if (c.softcap > 0 || c.temperature != "none" || decoder.norm != "pre") return {"isentrope", "IsentropeForCausalLM"};
+  if (c.qk_norm) return {"qwen3", "Qwen3ForCausalLM"};
+  return c.window > 0 ? std::pair{"mistral", "MistralForCausalLM"} : std::pair{"llama", "LlamaForCausalLM"};
+}
+
+bool given(const json& object, const char* key) { return object.contains(key) && !object.at(key).is_null(); }
+
+// transformers 5 writes rope_parameters alone, 4 rope_theta, and both take rope_parameters first.
+double rope_base(const std::string& file, const json& object) {
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    if (!given(object, key)) continue;
+    const json& rope = object.at(key);
+    for (const char* type : {"rope_type", "type"})
+      if (rope.is_object() && given(rope, type) && rope.at(type) != "default")
+        throw std::runtime_error(file + ": " + key + "." + type + " is " + rope.at(type).dump() +
+                                 "; wanted \"default\", the rotary positions that the decoder has");
+    if (rope.is_object() && given(rope, "rope_theta")) return json_field<double>(file, rope, "rope_theta");
+  }
+  return json_field<double>(file, object, "rope_theta");
+}
+
+template <class T>
+void require(const std::string& file, const json& object, const char* key, const T& wanted) {
+  if (given(object, key) && object.at(key) != json(wanted))
+    throw std::runtime_error(file + ": " + key + " is " + object.at(key).dump() + "; the decoder has " +
+                             json(wanted).dump());
+}
+
+}  // namespace
+
+std::string model_config_json(const model::DecoderConfig& c, const data::Tokenizer& tokenizer) {
+  const auto [type, architecture] = family(c);
+  const ordered_json window = c.attention.window > 0 ? ordered_json(c.attention.window) : ordered_json(nullptr);
+  ordered_json object{
+      {"architectures", {architecture}},
+      {"model_type", type},
+      {"vocab_size", c.vocabulary},
+      {"hidden_size", c.width},
+      {"intermediate_size", c.mlp},
+      {"num_hidden_layers", c.layers},
+      {"num_attention_heads", c.heads},
+      {"num_key_value_heads", c.kv_heads},
+      {"head_dim", c.head_size()},
+      {"max_position_embeddings", c.context},
+      {"rms_norm_eps", c.norm_eps},
+      {"norm", c.norm},
+      // transformers 5 reads rope_parameters, 4 reads rope_theta; likewise dtype and torch_dtype.
+      {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", c.rope_base}}},
+      {"rope_theta", c.rope_base},
+      {"hidden_act", "silu"},
+      {"attention_bias", false},
+      {"mlp_bias", false},
+      {"attention_dropout", 0.0},
+      {"sliding_window", window},
+      {"use_sliding_window", c.attention.window > 0},
+      {"max_window_layers", 0},
+      {"qk_norm", c.attention.qk_norm},
+      {"attn_logit_softcapping", c.attention.softcap > 0 ? ordered_json(c.attention.softcap) : ordered_json(nullptr)},
+      {"attention_temperature", c.attention.temperature},
+      {"tie_word_embeddings", c.tied_head},
+      {"dtype", "float32"},
+      {"torch_dtype", "float32"},
+      {"bos_token_id", nullptr},
+      {"eos_token_id", tokenizer.eos_id()},
+      {"pad_token_id", tokenizer.pad_id()}};
+  // A Mistral model has the window in every layer; with layer_types transformers takes it for a Ministral one.
+  if (type != "mistral")
+    object["layer_types"] =
+        std::vector<std::string>(c.layers, c.attention.window > 0 ? "sliding_attention" : "full_attention");
+  return object.dump(2) + "\n";
+}
+
+model::DecoderConfig parse_model_config(const std::string& file) {
+  const json object = read_json(file);
+  const auto type = json_field<std::string>(file, object, "model_type");
+  model::DecoderConfig config;
+  config.attention.qk_norm = given(object, "qk_norm") ? json_field<bool>(file, object, "qk_norm") : type == "qwen3";
+  const bool windowed = !given(object, "use_sliding_window") || json_field<bool>(file, object, "use_sliding_window");
+  if (given(object, "sliding_window") && windowed)
+    config.attention.window = json_field<int64_t>(file, object, "sliding_window");
+  if (given(object, "attention_temperature"))
+    config.attention.temperature = json_field<std::string>(file, object, "attention_temperature");
+  if (given(object, "attn_logit_softcapping"))
+    config.attention.softcap = json_field<double>(file, object, "attn_logit_softcapping");
+  if (given(object, "norm")) config.norm = json_field<std::string>(file, object, "norm");
+  if (const std::string own = family(config).first; type != own)
+    throw std::runtime_error(file + ": model_type is '" + type + "'; wanted '" + own + "'");
+  require(file, object, "hidden_act", "silu");
+  require(file, object, "attention_bias", false);
+  require(file, object, "mlp_bias", false);
+  config.vocabulary = json_field<int64_t>(file, object, "vocab_size");
+  config.width = json_field<int64_t>(file, object, "hidden_size");
+  config.mlp = json_field<int64_t>(file, object, "intermediate_size");
+  config.layers = json_field<int64_t>(file, object, "num_hidden_layers");
+  config.heads = json_field<int64_t>(file, object, "num_attention_heads");
+  config.kv_heads = json_field<int64_t>(file, object, "num_key_value_heads");
+  config.context = json_field<int64_t>(file, object, "max_position_embeddings");
+  config.norm_eps = json_field<double>(file, object, "rms_norm_eps");
+  config.rope_base = rope_base(file, object);
+  config.tied_head = json_field<bool>(file, object, "tie_word_embeddings");
+  if (const std::string problem = config.problem(); !problem.empty()) throw std::runtime_error(file + ": " + problem);
+  require(file, object, "head_dim", config.head_size());
+  if (given(object, "layer_types")) {
+    const char* wanted = config.attention.window > 0 ? "sliding_attention" : "full_attention";
+    for (const json& layer : object.at("layer_types"))
+      if (layer != wanted)
+        throw std::runtime_error(file + ": layer_types holds " + layer.dump() + "; all layers of the decoder have " +
+                                 wanted);
+  }
+  return config;
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,42 @@
+// What lives as long as a phase of a run. Of trainer.cpp and training_loop.cpp alone.
+#pragma once
+#include <memory>
+#include <optional>
+
+#include "csrc/rl/entropy_law.h"
+#include "csrc/train/snapshot.h"
+#include "csrc/train/trainer.h"
+
+namespace isentrope::train {
+
+struct Trainer::Phase {
+  const PhaseConfig& config;
+  std::unique_ptr<data::BatchSource> source;
+  std::optional<int64_t> data_digest;  // of its examples; a corpus has its own in the source's state
+  std::unique_ptr<Objective> objective;
+  Optimizer optimizer;
+  std::unique_ptr<HeldOut> validation, test;  // null where nothing is evaluated
+  std::optional<model::Decoder> reference;
+  Snapshot before;  // weights, power vectors, moments and thresholds at the start of the step
+  AttentionAlarm alarm = {};
+  rl::EntropyLaw law = {};
+};
+
+// Refuses a second call while one works on the run: from another thread, or from a reward that the first one called.
+struct Trainer::Working {
+  explicit Working(std::atomic<bool>& working) : working_(working) {
+    if (working_.exchange(true))
+      throw std::runtime_error(
+          "this trainer is in the middle of a step or an evaluation; call advance() and save() between steps, not from "
+          "a "
+          "reward or another thread");
+  }
+  ~Working() { working_ = false; }
+  Working(const Working&) = delete;
+  Working& operator=(const Working&) = delete;
+
+ private:
+  std::atomic<bool>& working_;
+};
+
+}  // namespace isentrope::train

@@ -1,0 +1,257 @@
+// Trainer::advance and Trainer::step.
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include "csrc/data/random.h"
+#include "csrc/train/phase.h"
+
+namespace isentrope::train {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+std::string first_non_finite(const model::Decoder& model) {
+  if (const std::string weight = first_non_finite_weight(model); !weight.empty()) return "weight " + weight;
+  for (const auto& parameter : model->named_parameters())
+    if (parameter.value().grad().defined() && !torch::isfinite(parameter.value().grad()).all().item<bool>())
+      return "gradient of " + parameter.key();
+  return "the loss itself";
+}
+
+// sigmas: as the last power step gave them.
+std::vector<SigmaFigures> sigma_figures(const model::Decoder& model, const std::vector<double>& sigmas) {
+  std::vector<SigmaFigures> figures;
+  for (const model::SigmaLayer& layer : model->sigma_layers()) {
+    figures.push_back({layer.name, sigmas[figures.size()], layer.gamma.item<double>()});
+    if (model->config().sigma_reparam.svd)
+      figures.back().svd = at::linalg_svdvals(layer.weight.to(torch::kCPU, torch::kFloat64)).max().item<double>();
+  }
+  return figures;
+}
+
+// The figures of a step out of those of its updates: the largest of a maximum, the mean over updates of what an update has one
+// of (its loss, its norm), and of all else the mean over the tokens learnt.
+class UpdateFigures {
+ public:
+  void add(std::map<std::string, double> stats, double tokens) {
+    for (const auto& [name, value] : stats) {
+      const bool of_update = name == "loss" || name == "grad_norm" || name == "qk_clip/heads";
+      const double w = of_update ? 1 : tokens;
+      if (w == 0) continue;
+      auto& [figure, weight] = figures_[name];
+      weight += w;
+      if (name.ends_with("/max"))
+        figure = weight > w ? std::max(figure, value) : value;
+      else
+        figure += (value - figure) * (w / weight);  // a running mean: equal values stay what they are
+    }
+    learnt_ += tokens;
+    ++updates_;
+  }
+  // Takes the place of what the source said of its rollouts; where no token was learnt there is no mean over them.
+  void into(std::map<std::string, double>& values) const {
+    if (updates_ > 0 && learnt_ == 0)
+      for (const char* name : {"entropy/mean", "entropy/std"}) values.erase(name);
+    for (const auto& [name, figure] : figures_) values[name] = figure.first;
+  }
+
+ private:
+  std::map<std::string, std::pair<double, double>> figures_;  // name → mean or largest so far, its weight
+  double learnt_ = 0;
+  int64_t updates_ = 0;
+};
+
+}  // namespace
+
+// One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights.
+Record Trainer::step() {
+  const Clock::time_point start = Clock::now();
+  const PhaseConfig& phase = open_->config;
+  const double lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps);
+  data::StepData data = open_->source->next(step_);
+  const double source_seconds = seconds_since(start);
+  if (!data.updates.empty()) open_->before.take();
+
+  std::map<std::string, double> values = std::move(data.stats);
+  UpdateFigures figures;
+  std::optional<AttentionStatistics> attention;
+  std::vector<double> sigmas;
+  double tokens = 0, sigma_seconds = 0;
+  const int64_t look = phase.objective.attention_entropy.every;
+  const bool clips = config_.model.attention.qk_clip > 0;
+  for (size_t u = 0; u < data.updates.size(); ++u) {
+    const data::Batch update = data.updates[u].to(model_->embedding().device());
+    open_->optimizer.zero_grad();
+    const uint64_t seed = seed_of(phase.name, data::Purpose::selection, step_, u);
+    const bool looks = u == 0 && look > 0 && (step_ + 1) % look == 0;
+    AttentionWatch watch(looks && phase.objective.attention_entropy.bound);
+    auto stats = open_->objective->backward(model_, update, seed, looks || clips ? &watch : nullptr);
+    if (!std::isfinite(stats["loss"]))
+      throw NonFinite("the loss is not finite; first bad tensor: " + first_non_finite(model_));
+    stats["grad_norm"] = open_->optimizer.step(lr);
+    if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
+    if (looks) attention = watch.statistics();
+    const Clock::time_point updated = Clock::now();
+    sigmas = power_step();
+    sigma_seconds += seconds_since(updated);
+    open_->source->observe(stats);
+    const auto learnt = stats.extract("tokens");  // for this mean alone, not a figure to be told
+    figures.add(std::move(stats), learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>());
+    tokens += (update.tokens != tokenizer_.pad_id()).sum().item<double>();
+  }
+  if (const std::string bad = first_non_finite_weight(model_); !data.updates.empty() && !bad.empty())
+    throw NonFinite("the weight " + bad + " is not finite after the update");
+  figures.into(values);
+  if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
+  if (phase.holds_entropy().empty() && values.contains("entropy/mean") && values.contains("reward/mean")) {
+    open_->law.add(values.at("entropy/mean"), values.at("reward/mean"));
+    if (const auto law = open_->law.fit())
+      values.insert({{"law/a", law->a},
+                     {"law/b", law->b},
+                     {"law/ceiling", law->ceiling()},
+                     {"law/r2", law->r2},
+                     {"law/rmse", law->rmse}});
+  }
+  values["lr"] = lr;
+  const double generated = values.contains("generated") ? values["generated"] : 0;
+  if (generated > 0) values["rollout_tokens_per_s"] = generated / source_seconds;
+  values["tokens_per_s"] = tokens / seconds_since(start);
+  if (!sigmas.empty()) values["sigma/time_share"] = sigma_seconds / seconds_since(start);
+  values["time_s"] = seconds_since(begun_);
+  Record record{.phase = phase.name, .step = step_ + 1, .values = std::move(values), .attention = std::move(attention)};
+  if (const int64_t every = config_.model.sigma_reparam.every; every > 0 && (step_ + 1) % every == 0)
+    record.sigma = sigma_figures(model_, sigmas);
+  return record;
+}
+
+std::vector<double> Trainer::power_step() {
+  std::vector<double> sigmas = model_->power_step();
+  for (size_t i = 0; i < sigmas.size(); ++i)
+    if (!std::isfinite(sigmas[i]))
+      throw NonFinite("the spectral norm of " + model_->sigma_layers()[i].name + " is not finite after the update");
+  return sigmas;
+}
+
+// A step and its line, or neither.
+void Trainer::whole_step(std::vector<Record>& records) {
+  const AttentionAlarm alarm = open_->alarm;
+  const rl::EntropyLaw law = open_->law;
+  try {
+    write(step(), records);
+  } catch (...) {
+    open_->before.restore();
+    open_->optimizer.zero_grad();
+    open_->alarm = alarm;
+    open_->law = law;
+    rethrow_with_place("step " + std::to_string(step_ + 1));
+  }
+  open_->before.drop();
+  open_->source->commit();
+  ++step_;
+  ++steps_of_run_;
+  evaluated_ = false;
+}
+
+bool Trainer::at_end() const { return step_ >= open_->config.steps || stopped_; }
+
+// Validation and test that are due after step_. Their lines are written together, so that none stands there twice where one of
+// them fails and is made again.
+void Trainer::evaluate_due(std::vector<Record>& records) {
+  const PhaseConfig& phase = open_->config;
+  const EvaluationConfig& evaluation = phase.evaluation;
+  std::vector<Record> made;
+  std::vector<std::string> shown;
+  try {
+    if (open_->validation && evaluation.every > 0 && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
+      made.push_back(evaluate("validation", shown));
+      stopped_ = phase.stop && phase.stop->reached(made.back().values);
+    }
+    if (at_end() && open_->test) {
+      made.push_back(evaluate("test", shown));
+      Evaluation result = made.back().values;
+      result.erase("time_s");
+      const auto of_phase = [&](const auto& one) { return one.first == phase.name; };
+      results_.erase(std::remove_if(results_.begin(), results_.end(), of_phase), results_.end());
+      results_.push_back({phase.name, result});
+    }
+    for (const std::string& line : shown) samples_->write(line);
+    for (Record& line : made) write(std::move(line), records);
+  } catch (...) {
+    rethrow_with_place("evaluation after step " + std::to_string(step_));
+  }
+  evaluated_ = true;
+}
+
+Record Trainer::evaluate(const std::string& split, std::vector<std::string>& shown) {
+  const bool test = split == "test";
+  std::vector<Sample> samples;
+  Evaluation found = (test ? open_->test : open_->validation)
+                         ->evaluate(model_, test ? config_.test : open_->config.evaluation, &samples);
+  if (!samples.empty()) shown.push_back(to_json(open_->config.name, step_, split, samples));
+  found["time_s"] = seconds_since(begun_);
+  return {.phase = open_->config.name, .step = step_, .values = std::move(found), .split = split};
+}
+
+void Trainer::write(Record line, std::vector<Record>& records) {
+  const std::string text = to_json(line);
+  metrics_->write(text);
+  if (tensorboard_) tensorboard_->write(text);
+  records.push_back(std::move(line));
+}
+
+std::vector<Record> Trainer::advance() {
+  const Working working(working_);
+  std::vector<Record> records;
+  if (finished()) return records;
+  if (!open_) open_phase(nullptr);
+  if (evaluated_ && !at_end()) whole_step(records);
+  if (!evaluated_) evaluate_due(records);
+
+  if (at_end()) {
+    open_->optimizer.zero_grad();
+    checkpoint(true);
+    ended_.push_back(open_->config.name);
+    open_.reset();
+    ++phase_;
+    step_ = 0;
+    if (finished()) tensorboard_.reset();  // all is written when the run is
+  } else if (config_.run.checkpoint_every > 0 && step_ % config_.run.checkpoint_every == 0) {
+    checkpoint(false);
+  }
+  return records;
+}
+
+// What an error says of the state before it.
+std::string Trainer::save_last_whole() {
+  try {
+    if (step_ > 0) checkpoint(false);
+  } catch (const std::exception& error) {
+    return ". The state before it could not be saved: " + std::string(error.what());
+  }
+  return last_checkpoint_.empty() ? ". There is no checkpoint yet."
+                                  : ". The last good checkpoint is " + last_checkpoint_ + ".";
+}
+
+// Within a handler: saves the last whole state and throws the error on, with its place and the name of what was saved. What is
+// neither ours nor torch's, such as an exception of Python, goes on as it is.
+void Trainer::rethrow_with_place(const std::string& place) {
+  const std::string saved = save_last_whole(), where = "phase " + open_->config.name + ", " + place + ": ";
+  try {
+    throw;
+  } catch (const c10::Error& error) {
+    throw std::runtime_error(where + error.what_without_backtrace() + saved);
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(where + error.what() + saved);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(where + error.what() + saved);
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error(where + "the memory does not suffice" + saved);
+  }
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,490 @@
+// Whole runs of a tiny model in one process: steps that are broken off, resumption, and what it compares and refuses.
+#include "csrc/train/trainer.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "csrc/durable_file.h"
+#include "csrc/train/run_checkpoints.h"
+
+namespace isentrope::train {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kModel = R"(
+run: {dir: runs/x, seed: 1, threads: 1, checkpoint_every: 4, device: cpu}
+model: {layers: 1, width: 16, heads: 2, kv_heads: 1, mlp: 16, context: 24}
+test: {prompts: 2, sampled_prompts: 2, samples: 1}
+phases:
+)";
+
+std::string sft(const std::string& name, int64_t steps) {
+  return "  - {name: " + name + ", steps: " + std::to_string(steps) +
+         ", objective: {kind: sft}, data: {tint: {task: signed_sum, terms: [2]}}, batch: {sequences: 4}, optimizer: "
+         "{lr: "
+         "4.0e-3}, evaluation: {every: 3, prompts: 2, sampled_prompts: 2, samples: 1}}\n";
+}
+
+std::string grpo(const std::string& name, int64_t steps) {
+  return "  - {name: " + name + ", steps: " + std::to_string(steps) +
+         ", objective: {kind: grpo, loss: clip}, data: {tint: {task: signed_sum, terms: [2]}}, rollout: {prompts: 4, "
+         "samples: 2, updates: 2, max_new_tokens: 8}, reward: [{kind: mine}], optimizer: {lr: 1.0e-3}}\n";
+}
+
+// A score that is a function of the completion alone.
+std::vector<double> by_letters(const std::vector<std::string>&, const std::vector<std::string>& completions,
+                               const std::vector<data::Example>&) {
+  std::vector<double> scores;
+  for (const std::string& text : completions) {
+    double score = 0;
+    for (const char c : text) score += c % 3;
+    scores.push_back(score);
+  }
+  return scores;
+}
+
+class TrainerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
+    dir_ =
+        (fs::temp_directory_path() / ("isentrope_trainer_" + std::to_string(::getpid()) + "_" + info->name())).string();
+    fs::create_directories(dir_);
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+
+  std::unique_ptr<Trainer> open(const std::string& run, const std::string& phases, bool resume = false,
+                                std::vector<std::string> overrides = {}, rl::RewardFunction reward = by_letters) {
+    std::ofstream(dir_ + "/config.yaml") << kModel << phases;
+    overrides.push_back("run.dir=" + dir_ + "/" + run);
+    return std::make_unique<Trainer>(read_config(dir_ + "/config.yaml", overrides), resume,
+                                     std::map<std::string, rl::RewardFunction>{{"mine", std::move(reward)}});
+  }
+  static void finish(Trainer& trainer) {
+    while (!trainer.finished()) trainer.advance();
+  }
+  static void steps(Trainer& trainer, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) trainer.advance();
+  }
+  // metrics.jsonl without the times.
+  std::vector<json> lines(const std::string& run) const {
+    std::vector<json> found;
+    std::istringstream text(read_whole(dir_ + "/" + run + "/metrics.jsonl"));
+    for (std::string line; std::getline(text, line);) {
+      found.push_back(json::parse(line));
+      for (const char* time : {"time_s", "tokens_per_s", "rollout_tokens_per_s", "sigma/time_share"})
+        found.back().erase(time);
+    }
+    return found;
+  }
+  std::string newest(const std::string& run) const { return *find_latest(dir_ + "/" + run); }
+  // Both runs wrote the same, and their newest checkpoints hold the same state.
+  void expect_same(const std::string& a, const std::string& b) const {
+    EXPECT_EQ(lines(a), lines(b));
+    EXPECT_EQ(read_whole(dir_ + "/" + a + "/samples.jsonl"), read_whole(dir_ + "/" + b + "/samples.jsonl"));
+    EXPECT_EQ(fs::path(newest(a)).filename(), fs::path(newest(b)).filename());
+    for (const char* file : {"model.safetensors", "trainer.safetensors"})
+      EXPECT_TRUE(read_whole(newest(a) + "/" + file) == read_whole(newest(b) + "/" + file)) << file;
+  }
+  // Every file below a run, with its content.
+  std::map<std::string, std::string> files(const std::string& run) const {
+    std::map<std::string, std::string> found;
+    for (const auto& entry : fs::recursive_directory_iterator(dir_ + "/" + run))
+      if (entry.is_regular_file() && entry.path().filename() != "lock")
+        found[entry.path().string()] = read_whole(entry.path().string());
+    return found;
+  }
+  template <class F>
+  static std::string error(F f) {
+    try {
+      f();
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+    return "no error";
+  }
+  template <class F>
+  void expect_refused(const std::string& run, F f, const std::vector<std::string>& words) {
+    const auto before = files(run);
+    const std::string message = error(f);
+    for (const std::string& word : words) EXPECT_NE(message.find(word), std::string::npos) << word << "\n" << message;
+    EXPECT_LT(std::count(message.begin(), message.end(), '\n'), 25);
+    EXPECT_TRUE(files(run) == before) << "a refused resumption changed a file";
+  }
+  static bool has(const std::vector<std::string>& notes, const std::string& text) {
+    return std::any_of(notes.begin(), notes.end(),
+                       [&](const std::string& note) { return note.find(text) != std::string::npos; });
+  }
+  std::string dir_;
+};
+
+// ---- steps that are broken off ------------------------------------------------------------------------------------
+
+TEST_F(TrainerTest, ARewardThatFailsLeavesTheStepBefore) {
+  const std::string phases = sft("sft", 3) + grpo("grpo", 6);
+  finish(*open("whole", phases));
+  int calls = 0;  // within the policy phase; evaluations ask the reward before it
+  bool grpo_began = false;
+  const auto fails_once = [&](const auto& p, const auto& c, const auto& e) {
+    if (grpo_began && ++calls == 3) throw std::runtime_error("no answer from the judge");
+    return by_letters(p, c, e);
+  };
+  const auto until_it_fails = [&](Trainer& trainer) {
+    calls = 0;
+    grpo_began = false;
+    return error([&] {
+      while (!trainer.finished()) {
+        grpo_began = trainer.phase() == 1;
+        trainer.advance();
+      }
+    });
+  };
+  {
+    const auto trainer = open("broken", phases, false, {}, fails_once);
+    const std::string message = until_it_fails(*trainer);
+    EXPECT_NE(message.find("phase grpo, step 3: "), std::string::npos) << message;
+    EXPECT_NE(message.find("no answer from the judge. The last good checkpoint is " + trainer->last_checkpoint() + "."),
+              std::string::npos)
+        << message;
+    EXPECT_EQ(trainer->save(), trainer->last_checkpoint());
+    EXPECT_EQ(fs::path(newest("broken")).filename(), "grpo-000002");
+  }
+  finish(*open("broken", phases, true));
+  expect_same("broken", "whole");
+  const auto trainer = open("on", phases, false, {}, fails_once);  // the same trainer just goes on
+  EXPECT_NE(until_it_fails(*trainer), "no error");
+  finish(*trainer);
+  expect_same("on", "whole");
+}
+
+TEST_F(TrainerTest, AnUpdateThatOverflowsIsTakenBack) {
+  const std::string phases = sft("sft", 3) + grpo("grpo", 6);
+  struct Case {
+    const char *lr, *says;
+  };
+  for (const Case& c :
+       {Case{"phases.grpo.optimizer.lr=1e30", "not finite"}, Case{"phases.grpo.optimizer.lr=1e200", "not finite"}}) {
+    const std::string run = c.lr;
+    const auto trainer = open(run, phases, false, {c.lr, "phases.grpo.optimizer.max_grad_norm=0"});
+    const std::string message = error([&] { finish(*trainer); });
+    EXPECT_NE(message.find(c.says), std::string::npos) << message;
+    EXPECT_NE(message.find("The last good checkpoint is "), std::string::npos) << message;
+    EXPECT_EQ(message.find("was changed"), std::string::npos) << message;
+    EXPECT_EQ(first_non_finite_weight(trainer->model()), "");
+    const std::string checkpoint = trainer->save();
+    EXPECT_EQ(checkpoint, newest(run));
+    model::Decoder saved(read_model_config(checkpoint), 0);
+    load_weights(checkpoint, saved);
+    const auto a = saved->named_weights(), b = trainer->model()->named_weights();
+    for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(torch::equal(a[i].second, b[i].second)) << a[i].first;
+  }
+}
+
+TEST_F(TrainerTest, APowerStepThatFailsTakesTheUpdateBack) {
+  const std::string phases = sft("sft", 3);
+  const auto trainer = open("run", phases, false,
+                            {"model.sigma_reparam={layers: all}", "phases.sft.optimizer.lr=1e30",
+                             "phases.sft.optimizer.max_grad_norm=0", "run.seed=3"});
+  std::vector<torch::Tensor> before;
+  for (const auto& p : trainer->model()->named_parameters()) before.push_back(p.value().detach().clone());
+  for (const auto& b : trainer->model()->named_buffers()) before.push_back(b.value().clone());
+  EXPECT_NE(error([&] { trainer->advance(); }).find("spectral norm"), std::string::npos);
+  size_t i = 0;
+  for (const auto& p : trainer->model()->named_parameters())
+    EXPECT_TRUE(torch::equal(p.value(), before[i++])) << p.key();
+  for (const auto& b : trainer->model()->named_buffers()) EXPECT_TRUE(torch::equal(b.value(), before[i++])) << b.key();
+  EXPECT_EQ(trainer->save(), "");
+  EXPECT_EQ(lines("run").size(), 0u);
+}
+
+TEST_F(TrainerTest, AnEvaluationThatFailsIsMadeAgain) {
+  const std::string phases = sft("sft", 3) + grpo("grpo", 4);
+  const std::vector<std::string> every{"phases.grpo.evaluation={every: 2, prompts: 2, sampled_prompts: 2, samples: 1}"};
+  finish(*open("whole", phases, false, every));
+  // Within evaluations the reward is asked about prompts of the held-out lists: calls 3 and 4 are those after step 2.
+  for (const int fails_at : {3, 4}) {
+    int calls = 0;
+    bool grpo_began = false;
+    const std::string run = "broken" + std::to_string(fails_at);
+    const auto reward = [&](const auto& p, const auto& c, const auto& e) {
+      if (grpo_began && ++calls == fails_at) throw std::runtime_error("no answer");
+      return by_letters(p, c, e);
+    };
+    {
+      const auto trainer = open(run, phases, false, every, reward);
+      const std::string message = error([&] {
+        while (!trainer->finished()) {
+          grpo_began = trainer->phase() == 1;
+          trainer->advance();
+        }
+      });
+      EXPECT_NE(message.find("no answer"), std::string::npos) << message;
+    }
+    finish(*open(run, phases, true, every));
+    expect_same(run, "whole");
+  }
+}
+
+TEST_F(TrainerTest, AStepWithinAStepIsRefused) {
+  Trainer* own = nullptr;
+  const auto reward = [&](const auto& p, const auto& c, const auto& e) {
+    own->advance();
+    return by_letters(p, c, e);
+  };
+  const auto trainer = open("run", sft("sft", 3) + grpo("grpo", 2), false, {}, reward);
+  own = trainer.get();
+  EXPECT_NE(error([&] { finish(*trainer); }).find("in the middle of a step"), std::string::npos);
+}
+
+TEST_F(TrainerTest, MetricsThatVanishStopTheRun) {
+  const auto trainer = open("run", sft("sft", 9));
+  steps(*trainer, 2);
+  fs::remove(dir_ + "/run/metrics.jsonl");
+  const std::string message = error([&] { finish(*trainer); });
+  EXPECT_NE(message.find("was removed or renamed"), std::string::npos) << message;
+  EXPECT_EQ(trainer->steps_done(), 2);
+  EXPECT_EQ(fs::path(newest("run")).filename(), "sft-000002");
+
+  const auto moved = open("moved", sft("sft", 9));
+  steps(*moved, 2);
+  fs::rename(dir_ + "/moved", dir_ + "/elsewhere");
+  EXPECT_NE(error([&] { moved->save(); }).find("was removed or renamed"), std::string::npos);
+  EXPECT_FALSE(fs::exists(dir_ + "/moved"));
+}
+
+// ---- what begins, and what is left of what cannot -----------------------------------------------------------------
+
+TEST_F(TrainerTest, AStartThatFailsLeavesNothing) {
+  const std::vector<std::vector<std::string>> mistakes{
+      {"phases.grpo.reward=[{kind: unknown}]", "run.start=" + dir_ + "/none"},
+      {"phases.sft.data={jsonl: {path: nowhere.jsonl}}"},
+      {"run.start=" + dir_}};
+  for (const auto& mistake : mistakes) {
+    EXPECT_NE(error([&] { open("a/b", sft("sft", 3) + grpo("grpo", 2), false, mistake); }), "no error");
+    EXPECT_FALSE(fs::exists(dir_ + "/a")) << mistake[0];
+  }
+  {
+    const auto trainer = open("a/b", sft("sft", 3), false, {"phases.sft.optimizer.lr=1e200"});
+    EXPECT_NE(error([&] { trainer->advance(); }), "no error");  // no step, no run
+  }
+  EXPECT_NO_THROW(open("a/b", sft("sft", 3)));
+}
+
+// ---- resumption ---------------------------------------------------------------------------------------------------
+
+TEST_F(TrainerTest, MoreStepsAfterTheEndGoOn) {
+  const std::string phases = sft("sft", 5) + grpo("grpo", 4);
+  const std::vector<std::string> reference{"phases.grpo.objective.ref_kl_coef=0.1"};
+  auto longer = reference;
+  longer.push_back("phases.grpo.steps=7");
+  finish(*open("whole", phases, false, longer));
+  finish(*open("run", phases, false, reference));
+  {
+    const auto trainer = open("run", phases, true, longer);
+    EXPECT_TRUE(has(trainer->notes(), "'grpo' had ended and goes on from step 4 to 7"));
+    EXPECT_TRUE(has(trainer->notes(), "phases.grpo.steps: 4 → 7"));
+    EXPECT_EQ(trainer->steps_done(), 4);
+    finish(*trainer);
+    EXPECT_EQ(trainer->results().size(), 2u);
+  }
+  std::vector<json> all = lines("run");
+  const auto between = std::find_if(all.begin(), all.end(), [](const json& line) {
+    return line["phase"] == "grpo" && line["step"] == 4 && line.contains("eval/split");
+  });
+  ASSERT_NE(between, all.end());
+  all.erase(between);  // the test at the end that was
+  EXPECT_EQ(all, lines("whole"));
+  EXPECT_TRUE(read_whole(newest("run") + "/model.safetensors") == read_whole(newest("whole") + "/model.safetensors"));
+}
+
+TEST_F(TrainerTest, AFinishedRunHasNothingToDoAndIsLeftAlone) {
+  finish(*open("run", sft("sft", 3)));
+  const auto before = files("run");
+  const auto trainer = open("run", sft("sft", 3), true, {"run.keep=5"});
+  EXPECT_TRUE(trainer->finished());
+  EXPECT_TRUE(has(trainer->notes(), "there is nothing to do"));
+  EXPECT_EQ(trainer->results().size(), 1u);
+  EXPECT_TRUE(files("run") == before);
+  expect_refused("run", [&] { open("run", sft("sft", 3), true, {"phases.sft.optimizer.lr=1.0"}); },
+                 {"another trainer"});  // the one above holds it
+}
+
+TEST_F(TrainerTest, KeysOfAPhaseThatEndedAreRefused) {
+  const std::string phases = sft("sft", 3) + grpo("grpo", 4);
+  steps(*open("run", phases), 3);
+  {
+    const auto trainer = open("run", phases, true);
+    steps(*trainer, 1);
+    trainer->save();
+  }
+  for (const char* change : {"phases.sft.steps=9", "phases.sft.optimizer.lr=1.0", "phases.sft.batch.sequences=7"})
+    expect_refused("run", [&] { open("run", phases, true, {change}); }, {"phases.sft.", "the phase has ended", " → "});
+}
+
+TEST_F(TrainerTest, WhatChangesTheMeaningOfAStateIsRefused) {
+  const std::string phases = sft("sft", 8);
+  {
+    const auto trainer = open("run", phases);
+    steps(*trainer, 2);
+    trainer->save();
+  }
+  for (const char* change :
+       {"run.seed=2", "model.rope_base=500", "model.norm_eps=1e-3", "model.attention.softcap=5",
+        "model.attention.window=8", "model.heads=1", "model.context=20", "model.norm=post", "model.tied_head=true",
+        "model.attention.qk_norm=true", "model.sigma_reparam={layers: all}", "model.attention.temperature=head",
+        "tokenizer.characters=1023456789abcdefgh+-=:A.", "tokenizer={kind: bytes}",
+
+        "phases.sft.data.tint.terms=3", "phases.sft.data.tint.merge=0.5",
+        "phases.sft.optimizer={kind: sgd, betas: [0.9]}", "phases.sft.objective.attention_entropy.coef=0.1"}) {
+    const std::string key = std::string(change).substr(0, std::string(change).find_first_of("=."));
+    expect_refused("run", [&] { open("run", phases, true, {change}); }, {key, " → "});
+  }
+  // What does not is told.
+  const auto trainer = open("run", phases, true, {"phases.sft.optimizer.lr=2.0e-3", "run.keep=3"});
+  EXPECT_TRUE(has(trainer->notes(), "phases.sft.optimizer.lr: 0.004 → 0.002"));
+  EXPECT_TRUE(has(trainer->notes(), "run.keep: 2 → 3"));
+  EXPECT_EQ(trainer->notes().size(), 1u);
+  EXPECT_EQ(trainer->steps_done(), 2);
+}
+
+TEST_F(TrainerTest, DataThatChangedIsRefused) {
+  const auto write = [&](int count) {
+    std::ofstream out(dir_ + "/data.jsonl");
+    for (int i = 0; i < count; ++i) out << "{\"prompt\": \"" << i << "+1=\", \"completion\": \"" << i + 1 << ".\"}\n";
+  };
+  write(200);
+  const std::vector<std::string> jsonl{"phases.sft.data={jsonl: {path: " + dir_ + "/data.jsonl}}"};
+  {
+    const auto trainer = open("run", sft("sft", 8), false, jsonl);
+    steps(*trainer, 2);
+    trainer->save();
+  }
+  write(120);
+  expect_refused("run", [&] { open("run", sft("sft", 8), true, jsonl); },
+                 {"phases.sft.data", "not those that this run"});
+  write(200);
+  fs::rename(dir_ + "/data.jsonl", dir_ + "/moved.jsonl");
+  EXPECT_NO_THROW(open("run", sft("sft", 8), true, {"phases.sft.data={jsonl: {path: " + dir_ + "/moved.jsonl}}"}));
+}
+
+TEST_F(TrainerTest, BatchesOfAnotherSizeGoOnInTheData) {
+  // Examples 0 … 7 in two steps of 4, then the rest in ones of 2: as many as the run in steps of 2 takes.
+  const auto next_loss = [&](const std::string& run, int64_t step) {
+    const auto trainer =
+        open(run, sft("sft", 8), true, {"phases.sft.batch.sequences=2", "phases.sft.optimizer.lr=1e-30"});
+    EXPECT_EQ(trainer->steps_done(), step);
+    return trainer->advance()[0].values.at("loss");
+  };
+  const auto part = [&](const std::string& run, const char* sequences, int64_t count) {
+    const auto trainer =
+        open(run, sft("sft", 8), false,
+             {std::string("phases.sft.batch.sequences=") + sequences, "phases.sft.optimizer.lr=1e-30"});
+    steps(*trainer, count);
+    trainer->save();
+  };
+  part("fours", "4", 2);
+  part("twos", "2", 4);
+  EXPECT_EQ(next_loss("fours", 2), next_loss("twos", 4));
+}
+
+TEST_F(TrainerTest, PhasesKeepTheirDrawsWhereverTheyStand) {
+  const std::string two = sft("two", 8);
+  finish(*open("whole", sft("one", 3) + two));
+  {
+    const auto trainer = open("run", sft("one", 3) + two);
+    steps(*trainer, 5);
+    trainer->save();
+  }
+  fs::copy(dir_ + "/run", dir_ + "/front", fs::copy_options::recursive);
+  {  // a phase that has ended is taken out: its lines stay
+    const auto trainer = open("run", two, true);
+    EXPECT_TRUE(has(trainer->notes(), "'one' has ended in this run and is no longer in the configuration"));
+    steps(*trainer, 2);
+    trainer->save();
+    EXPECT_EQ(fs::path(newest("run")).filename(), "two-000004");
+  }
+  finish(*open("run", two, true));
+  expect_same("run", "whole");
+  {  // one is put in front
+    const auto trainer = open("front", sft("zero", 3) + sft("one", 3) + two, true);
+    EXPECT_TRUE(has(trainer->notes(), "'zero' stands before 'two', in which the run is, and is not trained"));
+    finish(*trainer);
+  }
+  expect_same("front", "whole");
+  // The phase that the run is in has another name, or one that ended is to come.
+  {
+    const auto trainer = open("cut", sft("one", 3) + two);
+    steps(*trainer, 5);
+    trainer->save();
+  }
+  expect_refused("cut", [&] { open("cut", sft("one", 3) + sft("renamed", 8), true); }, {"stands in phase 'two'"});
+  expect_refused("cut", [&] { open("cut", two + sft("one", 3), true); }, {"'one' has ended in this run"});
+  expect_refused("cut",
+                 [&] {
+                   open("cut", sft("one", 3) + two + grpo("grpo", 2), true, {"phases.two.steps=2", "run.seed=9"});
+                 },
+                 {"run.seed"});
+}
+
+TEST_F(TrainerTest, ADamagedNewestCheckpointIsNotPassedOver) {
+  {
+    const auto trainer = open("run", sft("sft", 20));
+    steps(*trainer, 9);
+    trainer->save();
+  }
+  const std::string last = newest("run");
+  fs::resize_file(last + "/trainer.safetensors", fs::file_size(last + "/trainer.safetensors") - 8);
+  expect_refused("run", [&] { open("run", sft("sft", 20), true); },
+                 {"sft-000009/trainer.safetensors: damaged", "sft-000008, is whole: to take it, move"});
+  fs::rename(last, dir_ + "/away");
+  EXPECT_EQ(open("run", sft("sft", 20), true)->steps_done(), 8);
+}
+
+// ---- run.start ----------------------------------------------------------------------------------------------------
+
+TEST_F(TrainerTest, StartTakesARunOrACheckpointAndSaysWhat) {
+  const std::string phases = sft("sft", 3) + sft("more", 2);
+  finish(*open("first", phases));
+  const std::string end = newest("first"), middle = dir_ + "/first/checkpoints/sft-000003";
+  const auto start = [&](const std::string& run, const std::string& from, const std::string& configured) {
+    auto trainer = open(run, configured, false, {"run.start=" + from});
+    EXPECT_EQ(trainer->notes().size(), 1u);
+    return trainer;
+  };
+  {
+    const auto trainer = start("skips", middle, phases);
+    EXPECT_TRUE(has(trainer->notes(), "phases up to its own, 'sft', are skipped"));
+    EXPECT_EQ(trainer->phase(), 1u);
+  }
+  {
+    const auto trainer = start("last", dir_ + "/first", phases);  // the run: its newest
+    EXPECT_TRUE(
+        has(trainer->notes(),
+            "more-000002: its weights alone are taken and all phases run, since its phase 'more' is the last one"));
+    EXPECT_EQ(trainer->phase(), 0u);
+    EXPECT_EQ(trainer->steps_done(), 0);
+  }
+  {
+    const auto trainer = start("unknown", end, grpo("rl", 2));
+    EXPECT_TRUE(has(trainer->notes(), "its phase 'more' is not in this configuration"));
+    finish(*trainer);
+    EXPECT_EQ(trainer->results().size(), 1u);
+  }
+  for (const char* change : {"model.rope_base=500", "model.heads=1", "model.attention.window=8", "model.norm_eps=1e-3",
+                             "model.attention.softcap=5", "tokenizer.characters=1023456789abcdefgh+-=:A."}) {
+    const std::string message = error([&] { open("other", phases, false, {"run.start=" + end, change}); });
+    EXPECT_NE(message.find(" → "), std::string::npos) << message;
+    EXPECT_NE(message.find(std::string(change).substr(0, std::string(change).find('='))), std::string::npos) << message;
+    EXPECT_FALSE(fs::exists(dir_ + "/other"));
+  }
+}
+
+}  // namespace
+}  // namespace isentrope::train
