@@ -10,9 +10,28 @@
 #include <stdexcept>
 
 #include "csrc/durable_file.h"
+#include "csrc/message.h"
 
 namespace isentrope::train {
 namespace fs = std::filesystem;
+
+namespace {
+
+// "run.dir=…-2", a folder that is not there yet, as a shell and then YAML read it back.
+std::string another(std::string dir) {
+  while (dir.size() > 1 && dir.back() == '/') dir.pop_back();
+  int number = 2;
+  while (fs::exists(dir + "-" + std::to_string(number))) ++number;
+  dir += "-" + std::to_string(number);
+  if (dir.find_first_of(":#[]{},&*!|>'\"%@`?\\\n") != std::string::npos || dir.starts_with(" ") ||
+      dir.starts_with("-")) {
+    for (size_t at = 0; (at = dir.find('\'', at)) != std::string::npos; at += 2) dir.insert(at, 1, '\'');
+    dir.insert(0, 1, '\'').push_back('\'');
+  }
+  return shell_quoted("run.dir=" + dir);
+}
+
+}  // namespace
 
 RunFolder::RunFolder(const std::string& dir, bool resume) : dir_(dir) {
   std::error_code error;
@@ -31,8 +50,8 @@ RunFolder::RunFolder(const std::string& dir, bool resume) : dir_(dir) {
     holder.erase(holder.find_last_not_of(" \n") + 1);
     throw std::runtime_error(dir + ": another trainer (process " + (holder.empty() ? "unknown" : holder) +
                              ") is running in this folder. Wait for it, stop it and add --resume, or give this run "
-                             "another folder: run.dir=" +
-                             dir + "-2");
+                             "another folder: " +
+                             another(dir));
   }
 
   const bool used = fs::exists(metrics()) || fs::exists(dir + "/checkpoints");
@@ -40,8 +59,8 @@ RunFolder::RunFolder(const std::string& dir, bool resume) : dir_(dir) {
     ::close(lock_);
     throw std::runtime_error(dir +
                              ": this folder already holds a run. Add --resume to go on with it, or give this "
-                             "run another folder: run.dir=" +
-                             dir + "-2");
+                             "run another folder: " +
+                             another(dir));
   }
   const std::string pid = std::to_string(::getpid()) + "\n";
   if (::ftruncate(lock_, 0) != 0 || ::pwrite(lock_, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
