@@ -13,7 +13,7 @@ namespace isentrope {
 namespace {
 
 int wrong(const std::string& what, const std::string& command = "") {
-  std::fprintf(stderr, "isentrope: %s\nWhat there is:  isentrope %s--help\n", printable(what).c_str(),
+  std::fprintf(stderr, "isentrope: %s\nWhat there is:  isentrope %s--help\n", on_a_screen(what).c_str(),
                command.empty() ? "" : (command + " ").c_str());
   return 2;
 }
@@ -44,7 +44,10 @@ std::optional<int> parse(CLI::App& app, int argc, char** argv) {
       if (option->get_name().starts_with("-")) options.push_back(option->get_name());
     std::string what = error.what();
     for (const std::string& word : command->remaining())  // what no option took
-      if (word.starts_with("-")) what += suggestion(word.substr(0, word.find('=')), options, "the options");
+      if (word.starts_with("-")) {
+        const std::string name = word.substr(0, word.find('='));
+        what = "there is no option '" + name + "'" + suggestion(name, options, "the options");
+      }
     return wrong(what, command == &app ? "" : command->get_name());
   }
 }

@@ -60,19 +60,6 @@ size_t boundary(std::string_view text, size_t at) {
   return at;
 }
 
-// The middle of a text that is longer than a screen is left out.
-std::string on_a_screen(std::string text) {
-  constexpr size_t kLines = 20;  // of 24, as kLongestMessage is of the bytes
-  size_t lines = static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
-  for (size_t at = text.size();
-       lines > kLines && at-- > 0;)  // the last lines are as likely to matter as any: join them
-    if (text[at] == '\n') text[at] = ' ', --lines;
-  if (text.size() <= kLongestMessage) return text;
-  constexpr size_t kNote = 40, kHead = (kLongestMessage - kNote) * 2 / 3, kTail = (kLongestMessage - kNote) / 3;
-  const size_t head = boundary(text, kHead), tail = boundary(text, text.size() - kTail);
-  return text.substr(0, head) + " … (" + std::to_string(tail - head) + " bytes left out) … " + text.substr(tail);
-}
-
 bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
 std::string first_line(std::string_view text) { return std::string(text.substr(0, text.find('\n'))); }
@@ -156,7 +143,20 @@ std::string words_of(const std::exception_ptr& thrown) {
 
 }  // namespace
 
-std::string message_of(const std::exception_ptr& error) { return on_a_screen(printable(words_of(error))); }
+std::string message_of(const std::exception_ptr& error) { return on_a_screen(words_of(error)); }
+
+std::string on_a_screen(std::string_view raw) {
+  std::string text = printable(raw);
+  constexpr size_t kLines = 20;  // of 24, as kLongestMessage is of the bytes
+  size_t lines = static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
+  for (size_t at = text.size();
+       lines > kLines && at-- > 0;)  // the last lines are as likely to matter as any: join them
+    if (text[at] == '\n') text[at] = ' ', --lines;
+  if (text.size() <= kLongestMessage) return text;
+  constexpr size_t kNote = 40, kHead = (kLongestMessage - kNote) * 2 / 3, kTail = (kLongestMessage - kNote) / 3;
+  const size_t head = boundary(text, kHead), tail = boundary(text, text.size() - kTail);
+  return text.substr(0, head) + " … (" + std::to_string(tail - head) + " bytes left out) … " + text.substr(tail);
+}
 
 std::string printable(std::string_view text) {
   std::string shown;

@@ -10,11 +10,14 @@
 namespace isentrope {
 
 // Any exception in the words of this program: what the standard library or torch says is told as what it means here and how to
-// mend it, a back-trace is left out. The text is printable() and no longer than a screen: of a longer one the middle is left out,
-// since what is wrong stands first and how to mend it last. The default is the exception of the catch block around the call.
+// mend it, a back-trace is left out; as on_a_screen(). The default is the exception of the catch block around the call.
 std::string message_of(const std::exception_ptr& error = std::current_exception());
 
-// Longest text of message_of(): what stands on a terminal of 24 lines with room for the line below it.
+// The text as printable() has it and no longer than a screen: of a longer one the middle is left out, since what is wrong stands
+// first and how to mend it last.
+std::string on_a_screen(std::string_view text);
+
+// Longest text of on_a_screen(), in bytes: what stands on a terminal of 24 lines with room for the line below it.
 constexpr size_t kLongestMessage = 1600;
 
 // UTF-8 without control characters: bytes that are not UTF-8 become \xNN, control characters but the tab and the end of a line, and

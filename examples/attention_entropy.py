@@ -21,11 +21,11 @@ def read(folder):
     if not path.is_file():
         sys.exit(f"{path}: no such file; wanted the folder of a run (run.dir), which has a metrics.jsonl")
     found = {}  # a resumed run may have logged a step twice: the later line holds
-    with path.open() as lines:
+    with path.open("rb") as lines:  # as bytes: a line ends with \n alone
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:
                 print(f"{path}:{number}: not a whole line of JSON, left out", file=sys.stderr)
                 continue
             if "attention_entropy" in entry:

@@ -3,6 +3,7 @@
 #
 #   ./scripts/check.sh [--quick]     --quick leaves the sanitizers out
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+arguments "$@"
 
 cd "$ROOT"
 if command -v clang-format >/dev/null; then

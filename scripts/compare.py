@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import os
+import runpy
 import shlex
 import statistics
 import subprocess
@@ -30,6 +31,9 @@ from pathlib import Path
 
 import yaml
 
+# The package's reader of metrics.jsonl, by its path: to import the package is to load torch.
+READER = runpy.run_path(str(Path(__file__).resolve().parents[1] / "python" / "isentrope" / "json_lines.py"))
+
 
 # ---- what a run wrote ---------------------------------------------------------------------------------------------
 
@@ -37,23 +41,20 @@ import yaml
 def evaluations(run_dir, phase):
     """The evaluations of one phase in metrics.jsonl, in order: [{step, split, greedy, sampled, pass_k, k, entropy, tokens, sizes}, …].
 
-    tokens: drawn by the rollouts of the phase until then. sizes: {size: (sampled, length)}, where prompts are of several."""
+    tokens: drawn by the rollouts of the phase until then. A value that is not finite is None. sizes: {size: (sampled, length)}, where prompts are of several."""
     found, tokens = [], 0
     path = Path(run_dir) / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the torn last line of a run that was killed
-            continue
+    for record in READER["read"](path):
         if record.get("phase") != phase:
             continue
-        tokens += record.get("generated", 0)
+        tokens += record.get("generated") or 0
         if "eval/split" in record:
             sizes = {int(key.rsplit("/")[-1]): (value, record[key.replace("sampled", "length")])
                      for key, value in record.items() if key.startswith("eval/sampled/")}
-            found.append({"step": record["step"], "split": record["eval/split"], "greedy": record["eval/greedy"],
-                          "sampled": record["eval/sampled"], "pass_k": record["eval/pass@k"], "k": int(record["eval/k"]),
-                          "entropy": record["eval/entropy"], "tokens": tokens, "sizes": sizes})
+            found.append({"step": record["step"], "split": record["eval/split"], "greedy": record.get("eval/greedy"),
+                          "sampled": record.get("eval/sampled"), "pass_k": record.get("eval/pass@k"),
+                          "k": int(record.get("eval/k") or 0), "entropy": record.get("eval/entropy"), "tokens": tokens,
+                          "sizes": sizes})
     return found
 
 
@@ -64,7 +65,8 @@ def last_test(points):
 
 def common_level(runs):
     """The highest whole percentage that every run reached on the validation prompts; runs are lists of evaluations."""
-    best = [max((p["sampled"] for p in points if p["split"] == "validation"), default=None) for points in runs]
+    best = [max((p["sampled"] for p in points if p["split"] == "validation" and p["sampled"] is not None), default=None)
+            for points in runs]
     if not best or None in best:
         return None
     return math.floor(min(best) * 100 + 1e-9) / 100  # 0.29 * 100 is 28.999…
@@ -72,7 +74,7 @@ def common_level(runs):
 
 def first_reaching(points, level):
     """The first evaluation on the validation prompts whose sampled accuracy is at least level; None if there is none."""
-    return next((p for p in points if p["split"] == "validation" and p["sampled"] >= level), None)
+    return next((p for p in points if p["split"] == "validation" and (p["sampled"] or 0) >= level), None)
 
 
 # ---- the table ----------------------------------------------------------------------------------------------------
@@ -268,8 +270,11 @@ def main():
     if len(set(names)) < len(names):
         parser.error(f"two configurations have one file name, and would share their folders: {' '.join(args.configs)}")
     seeds = list(range(1, args.seeds + 1))
-    failures = run_all(args.program, plans, seeds, args.parallel, args.out)
-    lines = report(plans, seeds, args.level, args.out)
+    try:
+        failures = run_all(args.program, plans, seeds, args.parallel, args.out)
+        lines = report(plans, seeds, args.level, args.out)
+    except READER["LineError"] as error:
+        sys.exit(f"compare: {error}")
     print("\n".join(lines))
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     for failure in failures:

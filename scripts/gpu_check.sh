@@ -20,13 +20,15 @@ OUTPUT=$ROOT/build/gpu_check.json
 PREBUILT='' BUILD_ONLY=0
 OPS=$(sed -n 's/^set(OPS \([^)]*\))$/\1/p' "$ROOT/csrc/CMakeLists.txt")  # the one list of ops
 
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
+header() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
+usage() { printf '%s\n' "error: $1" "  What it takes:  $0 --help" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
-    --prebuilt) [ $# -ge 2 ] || usage; PREBUILT=$2; shift ;;
-    --output) [ $# -ge 2 ] || usage; OUTPUT=$2; shift ;;
+    -h | --help) header; exit 0 ;;
+    --prebuilt) [ $# -ge 2 ] || usage "--prebuilt wants a folder"; PREBUILT=$2; shift ;;
+    --output) [ $# -ge 2 ] || usage "--output wants a file"; OUTPUT=$2; shift ;;
     --build-only) BUILD_ONLY=1 ;;
-    *) usage ;;
+    *) usage "gpu_check.sh knows no \"$1\"" ;;
   esac
   shift
 done

@@ -7,6 +7,7 @@ A change that should not alter numbers leaves the file alone; one that should up
 """
 
 import json
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -14,13 +15,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build/release/bin/isentrope").resolve()
+READ = runpy.run_path(str(ROOT / "python" / "isentrope" / "json_lines.py"))["read"]
 STORED = 10  # losses a run: enough to cover warm-up, few enough for rounding not to have grown
 
 golden = {}
 for config in sorted((ROOT / "configs" / "tiny").glob("*.yaml")):
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([TOOL, "train", config, f"run.dir={folder}/run", "--quiet"], check=True, cwd=ROOT)
-        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        lines = list(READ(Path(folder, "run", "metrics.jsonl")))
     first = lines[0]["phase"]
     losses = [line["loss"] for line in lines if line["phase"] == first and "loss" in line]
     golden[config.stem] = {"phase": first, "steps": len(losses), "loss": losses[:STORED]}

@@ -33,6 +33,25 @@ fail() {
   exit 1
 }
 
+# arguments WORD …: prints the header of the script that runs where --help is among the words, and stops at an option that the
+# header does not name. To be called before anything is installed or built.
+arguments() {
+  local header word
+  header=$(sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p;}' "$0")
+  for word in "$@"; do
+    case $word in
+      -h | --help)
+        printf '%s\n' "$header"
+        exit 0
+        ;;
+      -*)
+        grep -qwF -e "${word%%=*}" <<<"$header" ||
+          fail "$(basename "$0") knows no \"$word\"" "What it takes:  $0 --help"
+        ;;
+    esac
+  done
+}
+
 # stage TITLE COMMAND …: prints one line with the time it took. What the command prints goes to
 # build/logs/<title>.log; where it fails the log's end is shown. A terminal shows the log's newest line meanwhile.
 stage() {
@@ -279,6 +298,7 @@ PY
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  arguments "$@"
   case ${1:-run} in run | test) ;; *) fail "setup.sh takes run or test, not \"$1\"" ;; esac
   setup "${1:-run}"
   say "ready: $PYTHON, torch $TORCH"

@@ -21,6 +21,7 @@ import importlib.util
 import json
 import math
 import os
+import runpy
 import shlex
 import shutil
 import statistics
@@ -31,6 +32,9 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+# The package's reader of metrics.jsonl, by its path: to import the package is to load torch.
+READER = runpy.run_path(str(Path(__file__).resolve().parents[1] / "python" / "isentrope" / "json_lines.py"))
 
 DIVERGED, STALLED, COLLAPSED = 5.0, 0.1, 0.05
 LOWS = (0.2, 0.15, 0.1, 0.075)  # thresholds of an alarm that are compared
@@ -140,7 +144,7 @@ def first_fall(looks, low):
 
 def measure(folder, failure):
     """What result.json says of a run. failure: the trainer's message where it stopped at something not finite, or ''."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = list(READER["read"](folder / "metrics.jsonl"))
     updates = [line for line in lines if "eval/split" not in line]
     losses = [math.inf if line["loss"] is None else line["loss"] for line in updates]
     looks = [(line["step"], line["attention_entropy"]) for line in updates if "attention_entropy" in line]
@@ -367,7 +371,7 @@ def times(program, out, rounds=7, steps=30):
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([*cell.command(program, out, 0), f"phases.pretrain.steps={steps}", f"{ATTENTION}.every=0"],
                            check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            ends = [json.loads(line)["time_s"] for line in (folder / "metrics.jsonl").read_text().splitlines()[:steps]]
+            ends = [line["time_s"] for line in READER["read"](folder / "metrics.jsonl")][:steps]
             taken[cell].append(1000 * statistics.median(b - a for a, b in zip(ends[4:], ends[5:])))  # past the warm-up
             shutil.rmtree(folder)
     rows = []

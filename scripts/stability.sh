@@ -5,9 +5,11 @@
 #   ./scripts/stability.sh              the decisive part: a quarter of an hour on two cores
 #   ./scripts/stability.sh --full       all of it: two hours
 #   ./scripts/stability.sh --time       what each method costs
+#   --seeds N  --parallel N  --out FOLDER  --write FILE     as scripts/stability.py --help has them
 #
-# More: scripts/stability.py --help. Stopped, it goes on where it was when the same command is given again.
+# Stopped, it goes on where it was when the same command is given again.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+arguments "$@"
 
 setup run
 build release run python_package

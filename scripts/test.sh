@@ -8,6 +8,7 @@
 #
 # Every runner runs, also after another has failed; the exit code is 0 only where all passed and each ran something.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+arguments "$@"
 
 plain=1 sanitized=1
 case ${1:-} in

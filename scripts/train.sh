@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Trains from a configuration, on a machine that may have nothing yet: makes the environment, builds, trains.
 #
-#   ./scripts/train.sh CONFIG [key.path=value …] [--resume]
+#   ./scripts/train.sh CONFIG [key.path=value …] [--resume] [--quiet]
 #
 # All arguments go to `isentrope train`. What is there already is used: the second call starts training within seconds.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+arguments "$@"
 
 [ $# -gt 0 ] || fail "no configuration given" "./scripts/train.sh configs/quickstart.yaml"
 setup run

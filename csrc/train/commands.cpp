@@ -119,17 +119,17 @@ std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
   const PhaseConfig& phase = config.phases.back();
   const std::string& checkpoint = trainer.last_checkpoint();
   const std::string steps = "phases." + phase.name + ".steps", folder = shell_quoted(checkpoint);
-  const std::string load = "import transformers; print(transformers.AutoModelForCausalLM.from_pretrained(" +
-                           nlohmann::json(checkpoint).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
-                           "))";
-  return "\nCheckpoint  " + checkpoint +                                                                            //
-         "\nResume      " + resume_command(options, steps) + " " + steps + "=" + std::to_string(2 * phase.steps) +  //
-         "\nSample      " + shell_quoted(options.program) + " sample " + folder + " --prompt " +
-         shell_quoted(prompt_of(config, phase, trainer.tokenizer())) +  //
-         (opens_in_transformers(config.model)
-              ? "\nPython      " + shell_quoted(python_program()) + " -c " + shell_quoted(load)
-              : "") +
-         "\n";
+  std::string text = "\nCheckpoint  " + checkpoint;
+  text += "\nResume      " + resume_command(options, steps) + " " + steps + "=" + std::to_string(2 * phase.steps);
+  text += "\nSample      " + shell_quoted(options.program) + " sample " + folder + " --prompt " +
+          shell_quoted(prompt_of(config, phase, trainer.tokenizer()));
+  if (opens_in_transformers(config.model)) {
+    using nlohmann::json;  // its texts are also Python's
+    const std::string name = json(checkpoint).dump(-1, ' ', false, json::error_handler_t::replace);
+    text += "\nPython      " + shell_quoted(python_program()) + " -c " +
+            shell_quoted("import transformers; print(transformers.AutoModelForCausalLM.from_pretrained(" + name + "))");
+  }
+  return text;
 }
 
 }  // namespace
@@ -181,7 +181,11 @@ int sample_command(const std::string& path, const SampleOptions& options) {
   const model::Decoder decoder = load_model(checkpoint);
   const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
   std::vector<std::vector<int64_t>> prompts;
-  for (const std::string& prompt : options.prompts) prompts.push_back(tokenizer.encode(prompt));
+  for (const std::string& prompt : options.prompts) {
+    if (prompt.empty())
+      throw std::runtime_error("sample: --prompt '' is empty; a completion follows at least one token");
+    prompts.push_back(tokenizer.encode(prompt));
+  }
   const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
   std::string text;
   for (const auto& completion :
@@ -218,8 +222,9 @@ int report_command(const std::vector<std::string>& arguments) {
 }
 
 int version_command() {
-  print("isentrope " ISENTROPE_VERSION "\ntorch " TORCH_VERSION "\nCPU instruction set: " + at::get_cpu_capability() +
-        "\nbuild: " ISENTROPE_BUILD_SUMMARY "\nCUDA devices: " + std::to_string(torch::cuda::device_count()) + "\n");
+  std::string text = "isentrope " ISENTROPE_VERSION "\ntorch " TORCH_VERSION "\nCPU instruction set: ";
+  text += at::get_cpu_capability() + "\nbuild: " ISENTROPE_BUILD_SUMMARY "\nCUDA devices: ";
+  print(text + std::to_string(torch::cuda::device_count()) + "\n");
   return 0;
 }
 

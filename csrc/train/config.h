@@ -11,6 +11,7 @@
 #include "csrc/data/source.h"
 #include "csrc/data/tokenizer.h"
 #include "csrc/field.h"
+#include "csrc/message.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/rollout_source.h"
@@ -131,7 +132,7 @@ struct TrainConfig {
 };
 
 struct ConfigError : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  explicit ConfigError(const std::string& message) : std::runtime_error(printable(message)) {}  // a NUL would end it
 };
 
 // overrides: "key.path=value", list elements by index or by name: "phases.0.steps=10", "phases.sft.steps=10".

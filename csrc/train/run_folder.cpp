@@ -17,6 +17,20 @@ namespace isentrope::train {
 namespace fs = std::filesystem;
 namespace {
 
+// "run.dir=…-2", a folder that is not there yet, as a shell and then YAML read it back.
+std::string another(std::string dir) {
+  while (dir.size() > 1 && dir.back() == '/') dir.pop_back();
+  int number = 2;
+  while (fs::exists(dir + "-" + std::to_string(number))) ++number;
+  dir += "-" + std::to_string(number);
+  if (dir.find_first_of(":#[]{},&*!|>'\"%@`?\\\n") != std::string::npos || dir.starts_with(" ") ||
+      dir.starts_with("-")) {
+    for (size_t at = 0; (at = dir.find('\'', at)) != std::string::npos; at += 2) dir.insert(at, 1, '\'');
+    dir.insert(0, 1, '\'').push_back('\'');
+  }
+  return shell_quoted("run.dir=" + dir);
+}
+
 // Whether fd is the file that stands under that name now.
 bool stands_at(int fd, const std::string& file) {
   struct stat open {
@@ -63,7 +77,7 @@ RunFolder::RunFolder(const std::string& dir, bool resume) {
         throw std::runtime_error(dir + ": another trainer (process " + (holder.empty() ? "unknown" : holder) +
                                  ") is running in this folder. Wait for it, stop it and add --resume, or give this "
                                  "run another folder: " +
-                                 shell_quoted("run.dir=" + dir + "-2"));
+                                 another(dir));
       }
       if (stands_at(lock_, file)) break;
       ::close(lock_);  // another trainer, which could not begin, removed it between open and flock
@@ -73,7 +87,7 @@ RunFolder::RunFolder(const std::string& dir, bool resume) {
       throw std::runtime_error(dir +
                                ": this folder already holds a run. Add --resume to go on with it, or give this "
                                "run another folder: " +
-                               shell_quoted("run.dir=" + dir + "-2"));
+                               another(dir));
     const std::string pid = std::to_string(::getpid()) + "\n";
     if (::ftruncate(lock_, 0) != 0 || ::pwrite(lock_, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
       throw std::runtime_error(file + ": cannot be written: " + std::strerror(errno));

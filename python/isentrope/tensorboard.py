@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+from isentrope import json_lines
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
@@ -68,25 +69,30 @@ def main(argv: list[str] | None = None) -> int:
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     config, metrics = run / "config.yaml", run / "metrics.jsonl"
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for line in metrics.read_text().splitlines() if metrics.exists() else ():
-        lines.put(line)
+    lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    try:
+        for line in json_lines.read(metrics):
+            lines.put(line)
+    except json_lines.LineError as error:
+        print(error, flush=True)
+        return 1
     print("ready", flush=True)
 
     def read() -> None:  # beside the writing, so that the trainer need not wait
-        for line in sys.stdin:
-            lines.put(line)
-        lines.put(None)
+        try:
+            for _, line in json_lines.parse(sys.stdin.buffer, "standard input", {"phase": str, "step": int}):
+                lines.put(line)
+        finally:
+            lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
     with SummaryWriter(str(folder), max_queue=1000, flush_secs=5) as writer:
         if config.exists():
-            text = config.read_text()
+            text = config.read_text("utf-8", errors="replace")
             writer.add_text("config", "    " + text.replace("\n", "\n    "))  # a block of code in Markdown
         while (line := lines.get()) is not None:
-            parsed = json.loads(line)
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(parsed).items()]
-            writer.file_writer.add_summary(Summary(value=values), parsed["step"])  # add_scalar is slow
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
+            writer.file_writer.add_summary(Summary(value=values), line["step"])  # add_scalar is slow
     return 0
 
 

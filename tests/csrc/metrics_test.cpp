@@ -106,7 +106,7 @@ TEST_F(MetricsTest, AFullDiskIsAnError) {
     FAIL() << "no error";
   } catch (const std::runtime_error& error) {
     EXPECT_TRUE(std::string(error.what())
-                    .starts_with("/dev/full: cannot be written: No space left on device (35 bytes needed, "))
+                    .starts_with("/dev/full: cannot be written: No space left on device (28 bytes needed, "))
         << error.what();
   }
 }

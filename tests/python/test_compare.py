@@ -68,7 +68,7 @@ def test_the_table_row_by_row():
 def test_prompts_of_several_sizes_have_a_table_of_their_own(tmp_path):
     line = json.loads(record("grpo", 2, "test", 0.5, 0.5)) | {"eval/sampled/3": 0.75, "eval/length/3": 20.0,
                                                               "eval/sampled/10": 0.25, "eval/length/10": 61.5}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(line))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     points = compare.evaluations(tmp_path, "grpo")
     assert points[0]["sizes"] == {3: (0.75, 20.0), 10: (0.25, 61.5)}
     lines = compare.table_of_sizes(points, {"clip": [points, points], "ares": [points, []]})
@@ -149,7 +149,7 @@ def test_runs_share_their_start_and_are_made_once(compared, tmp_path):
     assert "| tint_kl_cov | 7 ± 0 | 50.0 ± 0.0 |" in told.stdout
     assert told.stdout == (tmp_path / "out" / "table.md").read_text()
 
-    (tmp_path / "out" / "tint_clip" / "seed2" / "metrics.jsonl").write_text("{\n")  # stopped before its end
+    (tmp_path / "out" / "tint_clip" / "seed2" / "metrics.jsonl").write_text("")  # stopped before its end
     again, calls = compared("tint_clip", "tint_kl_cov")
     assert len(calls) == 1 and calls[0].endswith("--resume") and "seed2" in calls[0]
     assert again.stdout == told.stdout

@@ -55,6 +55,17 @@ def watch(folders: Sequence[str], output: Path, interval: float) -> None:
         write_page(folders, output)
 
 
+def say(text: str) -> None:
+    """A line on standard output. A reader that has gone wants no more; any other failure is a ReportError."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())  # what is left over would fail once more when Python ends
+        if not isinstance(error, BrokenPipeError):
+            raise ReportError(f"the page is written; standard output is not: {error.strerror}") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 after an error, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="isentrope report", description="Write a page that shows one run or several.")
@@ -76,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = options.output or Path(options.runs[0]) / "report.html"
     try:
         size = write_page(options.runs, output, refresh=options.interval if options.watch else 0)
-        print(f"{output}  {size / 1e6:.2f} MB" + ("; watching, Ctrl-C ends" if options.watch else ""), flush=True)
+        say(f"{output}  {size / 1e6:.2f} MB" + ("; watching, Ctrl-C ends" if options.watch else ""))
         if options.watch:
             watch(options.runs, output, options.interval)
             return 130

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from isentrope import json_lines
 from isentrope.report import ReportError
 
 TABLES = (
@@ -62,23 +63,12 @@ class Run:
 
 
 def lines_of(file: Path, keys: dict[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, object) of each whole line; one that the trainer is still writing is left out.
-
-    Raises ReportError for a line that is no object with these keys."""
+    """As isentrope.json_lines.parse(); raises ReportError."""
     with open(file, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                parsed = json.loads(line.decode())
-            except ValueError:
-                parsed = None
-            if not isinstance(parsed, dict) or not all(isinstance(parsed.get(k), t) for k, t in keys.items()):
-                raise ReportError(
-                    f"{file}:{number}: not an object with {', '.join(keys)}: {line[:60]!r}; mend the line or "
-                    "move the file away"
-                )
-            yield number, parsed
+        try:
+            yield from json_lines.parse(stream, str(file), keys)
+        except json_lines.LineError as error:
+            raise ReportError(str(error)) from None
 
 
 def flat(value: Any, path: str = "") -> dict[str, str]:
