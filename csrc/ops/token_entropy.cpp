@@ -73,8 +73,10 @@ void forward_on_cpu(const TokenEntropyForward& p) {
 
 void backward_on_cpu(const TokenEntropyBackward& p) {
   at::parallel_for(0, p.layout.rows * token_entropy_chunks(p.layout.vocab), token_entropy_grain(p.layout.vocab),
-                   [&](int64_t begin, int64_t end) { ISENTROPE_PICK(token_entropy_backward_chunks)
-                                                     (p, begin, end); });
+                   [&](int64_t begin, int64_t end) {
+                     ISENTROPE_PICK(token_entropy_backward_chunks)
+                     (p, begin, end);
+                   });
 }
 
 }  // namespace
