@@ -5,7 +5,7 @@
 #   ./scripts/gpu_check.sh --prebuilt FOLDER   kernel tests and benchmark from FOLDER (build/gpu_check/bin of another
 #                                              machine): needs a driver and bash, no compiler, no Python
 #   ./scripts/gpu_check.sh --build-only        builds, runs nothing
-#   ./scripts/gpu_check.sh --configure-only    configures what it would build: needs an nvcc, takes half a minute
+#   ./scripts/gpu_check.sh --configure-only    configures the kernels and their tests alone: needs an nvcc, takes seconds
 #   --output FILE                              the report's place
 #
 # Steps: kernel tests (kernel_tests_cuda) and kernel benchmark, both linked statically but for libc; then, where an nvcc
@@ -118,11 +118,13 @@ if [ $idle = 1 ]; then
   :
 elif [ -n "$PREBUILT" ]; then
   skip "build the ops" "--prebuilt"
+elif [ $CONFIGURE_ONLY = 1 ]; then
+  skip "build the ops" "--configure-only"
 elif [ -z "$torch" ]; then
   skip "build the ops" "$no_torch"
 elif ! command -v cmake >/dev/null; then
   skip "build the ops" "there is no cmake"
-elif step "configure the ops" configure "$BUILD/ops" -DISENTROPE_OPS=ON -DISENTROPE_TESTS=OFF && [ $CONFIGURE_ONLY = 0 ]; then
+elif step "configure the ops" configure "$BUILD/ops" -DISENTROPE_OPS=ON -DISENTROPE_TESTS=OFF; then
   step "build the ops" build "$BUILD/ops" isentrope_ops && ops=1
 fi
 
