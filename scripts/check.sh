@@ -1,17 +1,44 @@
 #!/usr/bin/env bash
-# The one check before a commit: formatting, the order of the layers, every test.
+# The one check before a commit: formatting and the order of the layers at once, then every test, which has both again.
 #
-#   ./scripts/check.sh [--quick]     --quick leaves the sanitizers out
+#   ./scripts/check.sh            what continuous integration runs
+#   ./scripts/check.sh --quick    without the sanitizers
+#   ./scripts/check.sh --full     and what takes hours or a package index: the attacks of scripts/reliability.py, findings/,
+#                                 the sweep over the models of transformers, the mutants of the kernels, the CUDA build
+#
+# Of --full every part runs, also after another has failed; the exit code is 0 only where all passed.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 arguments "$@"
 
 cd "$ROOT"
-if command -v clang-format >/dev/null; then
-  git ls-files -z --cached --others --exclude-standard -- '*.cpp' '*.h' '*.cu' |
-    xargs -0 clang-format --dry-run --Werror || fail "some files are not formatted" "Mend them: clang-format -i FILE …"
-else
-  say "clang-format is not installed: formatting is not checked"
+full=0
+if [ "${1:-}" = --full ]; then
+  full=1
+  shift
 fi
 setup test
-"$PYTHON" scripts/check_layers.py
-exec "$ROOT/scripts/test.sh" "$@"
+"$PYTHON" -m pytest -q tests/python/test_formatting.py tests/python/test_layers.py
+"$ROOT/scripts/test.sh" "$@"
+[ $full = 1 ] || exit 0
+
+failed=()
+# part NAME COMMAND …
+part() {
+  local name=$1
+  shift
+  say "" "== $name"
+  "$@" || failed+=("$name")
+}
+
+export ISENTROPE_BUILD=$ROOT/build/release
+part "attacks" "$PYTHON" scripts/reliability.py --full
+for script in findings/*.sh; do part "$script" "$script"; done
+[ ! -f scripts/transformers_sweep.py ] || part "transformers sweep" "$PYTHON" scripts/transformers_sweep.py
+part "mutants of the kernels" "$PYTHON" scripts/mutate_kernels.py
+# Exit code 3 of a machine without a GPU does not come with --build-only; without an nvcc there is nothing to build.
+if [ -n "${CUDACXX:-}" ] || ls "$(dirname "$PYTHON")"/../lib/python*/site-packages/nvidia/*/bin/nvcc >/dev/null 2>&1; then
+  part "CUDA build" scripts/gpu_check.sh --build-only
+else
+  say "" "== CUDA build: there is no nvcc"
+fi
+[ ${#failed[@]} -eq 0 ] || fail "failed: $(printf '%s; ' "${failed[@]}")"

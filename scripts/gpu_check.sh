@@ -5,6 +5,7 @@
 #   ./scripts/gpu_check.sh --prebuilt FOLDER   kernel tests and benchmark from FOLDER (build/gpu_check/bin of another
 #                                              machine): needs a driver and bash, no compiler, no Python
 #   ./scripts/gpu_check.sh --build-only        builds, runs nothing
+#   ./scripts/gpu_check.sh --configure-only    configures the kernels and their tests alone: needs an nvcc, takes seconds
 #   --output FILE                              the report's place
 #
 # Steps: kernel tests (kernel_tests_cuda) and kernel benchmark, both linked statically but for libc; then, where an nvcc
@@ -17,7 +18,7 @@ set -uo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BUILD=$ROOT/build/gpu_check
 OUTPUT=$ROOT/build/gpu_check.json
-PREBUILT='' BUILD_ONLY=0
+PREBUILT='' BUILD_ONLY=0 CONFIGURE_ONLY=0
 OPS=$(sed -n 's/^set(OPS \([^)]*\))$/\1/p' "$ROOT/csrc/CMakeLists.txt")  # the one list of ops
 
 header() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
@@ -28,6 +29,7 @@ while [ $# -gt 0 ]; do
     --prebuilt) [ $# -ge 2 ] || usage "--prebuilt wants a folder"; PREBUILT=$2; shift ;;
     --output) [ $# -ge 2 ] || usage "--output wants a file"; OUTPUT=$2; shift ;;
     --build-only) BUILD_ONLY=1 ;;
+    --configure-only) BUILD_ONLY=1 CONFIGURE_ONLY=1 ;;
     *) usage "gpu_check.sh knows no \"$1\"" ;;
   esac
   shift
@@ -105,7 +107,7 @@ if [ $idle = 1 ]; then
 elif [ -n "$PREBUILT" ]; then
   programs=$(cd "$PREBUILT" 2>/dev/null && pwd) || { say "error: no folder $PREBUILT"; exit 2; }
 elif command -v cmake >/dev/null; then
-  step "configure the kernels" configure "$BUILD/kernels" -DISENTROPE_OPS=OFF &&
+  step "configure the kernels" configure "$BUILD/kernels" -DISENTROPE_OPS=OFF && [ $CONFIGURE_ONLY = 0 ] &&
     step "build the kernel tests" build "$BUILD/kernels" kernel_tests_cuda kernel_benchmark kernel_resources
 else
   skip "build the kernel tests" "there is no cmake; --prebuilt FOLDER takes programs built elsewhere"
@@ -118,6 +120,8 @@ if [ $idle = 1 ]; then
   :
 elif [ -n "$PREBUILT" ]; then
   skip "build the ops" "--prebuilt"
+elif [ $CONFIGURE_ONLY = 1 ]; then
+  skip "build the ops" "--configure-only"
 elif [ -z "$torch" ]; then
   skip "build the ops" "$no_torch"
 elif ! command -v cmake >/dev/null; then
@@ -175,7 +179,7 @@ run_all() {
 
 code=0
 if [ $BUILD_ONLY = 1 ]; then
-  outcome="built only: nothing ran"
+  outcome=$([ $CONFIGURE_ONLY = 1 ] && echo "configured only: nothing was built" || echo "built only: nothing ran")
 elif [ $idle = 1 ]; then
   outcome="no GPU on this machine: nothing ran, no time was taken"
   code=3

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,18 @@ def test_without_a_gpu_it_says_so_and_claims_nothing(tmp_path):
     assert done.returncode == 3, done.stderr
     assert report["gpu"] is None and report["passed"] is None
     assert [step["status"] for step in report["steps"]] == ["skipped"]
+
+
+def nvcc():
+    site = Path(sysconfig.get_path("purelib"))
+    return os.environ.get("CUDACXX") or next(map(str, site.glob("nvidia/*/bin/nvcc")), None)
+
+
+@pytest.mark.skipif(nvcc() is None, reason="there is no nvcc: pip install 'cuda-toolkit[nvcc]', or set CUDACXX")
+def test_what_it_would_build_can_be_configured(tmp_path):
+    """Compiling it takes many minutes, which scripts/check.sh --full has; the build of the tests compiles the same sources."""
+    command = [SCRIPT, "--configure-only", "--output", tmp_path / "report.json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "ISENTROPE_PYTHON": sys.executable})
+    report = json.loads((tmp_path / "report.json").read_text())
+    steps = {step["name"]: step["status"] for step in report["steps"]}
+    assert done.returncode == 0 and steps.get("configure the kernels") == "passed" and "failed" not in steps.values(), done.stderr
