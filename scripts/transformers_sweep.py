@@ -105,8 +105,11 @@ OWN = {  # what single types need besides
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1, "lists": DEFAULT},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 16},
     "mamba2": {"num_heads": 8, "head_dim": 16},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"], "index_block_size": 2, "index_n_heads": 2,
+                           "mlp_layer_types": ["dense", "sparse"]},
     "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32, "embedding_size": 32},
     "nystromformer": {"num_landmarks": 4, "segment_means_seq_len": 12},
+    "pegasus_x": {"block_size": 4, "num_global_tokens": 4},
     "squeezebert": {"embedding_size": 64},
     "xlstm": {"lists": DEFAULT, "head_dim": DEFAULT, "num_heads": 4, "qk_dim_factor": 1.0},
     "zamba": {"num_hidden_layers": DEFAULT},
@@ -126,7 +129,7 @@ def small(kind: type, changes: dict, decoder: bool):
     count = next((name for name in LAYER_COUNTS if name in plain), None)
     if count is not None and "lists" not in changes:
         kinds = {name: list(dict.fromkeys(value)) for name, value in plain.items()
-                 if isinstance(value, list) and value and len(value) == plain[count] and all(isinstance(x, (str, int)) for x in value)}  # fmt: skip
+                 if isinstance(value, list) and value and len(value) == plain[count] and all(isinstance(x, (str, int)) for x in value) and name not in changes}  # fmt: skip
         if kinds:
             layers = max(2, *(len(value) for value in kinds.values()))
             for name in LAYER_COUNTS:

@@ -1,16 +1,21 @@
 """attn_implementation="isentrope" in models of Hugging Face, of random weights, against eager."""
 
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", minversion="5.24")
+transformers = pytest.importorskip("transformers", minversion="5.5")
 
 from isentrope.integrations import transformers as integration  # noqa: E402
 
 integration.register()
+spec = importlib.util.spec_from_file_location("sweep", Path(__file__).resolve().parents[2] / "scripts" / "transformers_sweep.py")
+sweep = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sweep)
 V, T = 61, 19
 SIZES = dict(
     vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -292,6 +297,51 @@ def test_compile(mask):
         torch.testing.assert_close(a, b)
 
 
+# ---- a dozen models of the sweep -------------------------------------------------------------------------------------
+
+OWN_CODE = "the model's own code works on the mask"
+
+
+@pytest.mark.parametrize(
+    "head, kind, outcome, note",
+    [
+        # Layers that do not say whether they are causal, or say it wrongly.
+        ("causal", "bigbird_pegasus", "right", ""),
+        ("seq2seq", "nllb-moe", "right", ""),
+        ("seq2seq", "pegasus_x", "right", ""),
+        # The model adds the mask to the scores by itself.
+        ("causal", "xglm", "refused", OWN_CODE),
+        ("causal", "mvp", "refused", OWN_CODE),
+        ("masked", "megatron-bert", "refused", OWN_CODE),
+        ("causal", "mpt", "refused", OWN_CODE),
+        # Chosen keys.
+        ("causal", "minimax_m3_vl_text", "refused", "gives block_indices"),
+        ("causal", "deepseek_v32", "refused", OWN_CODE),
+        # What comes back with left padding is viewed.
+        ("causal", "afmoe", "right", ""),
+        ("causal", "jetmoe", "right", ""),
+        # Others.
+        ("causal", "gpt2", "right", ""),
+        ("seq2seq", "bart", "right", ""),
+        ("masked", "bert", "right", ""),
+        ("seq2seq", "t5", "refused", "gives position_bias"),
+        ("masked", "modernbert", "refused", "masks with sliding_window_bidirectional"),
+        ("masked", "xlm", "never called", ""),
+    ],
+)
+def test_model_of_the_sweep(head, kind, outcome, note):
+    if kind not in sweep.HEADS[head][0]:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    found = sweep.examine(head, kind)
+    assert found["outcome"] == outcome and note in found["note"], found
+
+
+def test_the_sweep_sees_a_look_into_the_future(monkeypatch):
+    """The sweep's own test: a mask that lets a model see everything is silently wrong."""
+    monkeypatch.setattr(integration, "_masked", lambda *_: ({"causal": False}, None))
+    assert sweep.examine("causal", "llama")["outcome"] == "wrong"
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +386,109 @@ def test_attention_sinks_are_refused():
     model.set_attn_implementation("isentrope")
     with pytest.raises(ValueError, match="the model or its caller gives s_aux"):
         model(tokens())
+
+
+def call(layer=None, mask=None, rows=T, **options):
+    """_attention as a layer calls it."""
+    q = torch.randn(1, 4, rows, 16)
+    return integration._attention(layer or torch.nn.Identity(), q, q[:, :2], q[:, :2], mask, **options)
+
+
+@pytest.mark.parametrize("name", ["block_indices", "indices", "s_aux", "position_bias", "head_mask", "block_table", "of_a_later_version"])
+def test_unknown_keywords_are_refused(name):
+    mask = integration._mask(1, T, T)
+    call(mask=mask, **{name: None}, use_cache=True, output_hidden_states=True, num_items_in_batch=torch.tensor(3))
+    with pytest.raises(ValueError, match=f"gives {name}, which the op does not know"):
+        call(mask=mask, **{name: torch.ones(1)})
+
+
+def test_a_layer_without_a_mask():
+    causal, other = torch.nn.Identity(), torch.nn.Identity()
+    causal.is_causal, other.is_causal = True, False
+    torch.manual_seed(0)
+    seen = call(other)[0]
+    torch.manual_seed(0)
+    torch.testing.assert_close(seen, call(mask=integration._mask(1, T, T, mask_function=transformers.masking_utils.bidirectional_mask_function))[0])
+    call(causal, rows=1), call(causal, is_causal=False)
+    for layer in (causal, torch.nn.Identity()):  # eager would let it see the future, sdpa not
+        with pytest.raises(ValueError, match="Identity is causal and the model makes it no mask"):
+            call(layer)
+    with pytest.raises(ValueError, match="has a sliding window and the model makes it no mask"):
+        call(other, sliding_window=5)
+
+
+def test_a_mask_of_another_layer_is_refused():
+    for sizes in ((1, T - 1, T), (1, T, T + 1), (2, T, T)):
+        with pytest.raises(ValueError, match=r"the mask is of \d sequences with \d+ queries and \d+ keys, and the layer has 1 with 19 and 19"):
+            call(mask=integration._mask(*sizes))
+    sliding = integration._mask(1, T, T, mask_function=transformers.masking_utils.sliding_window_causal_mask_function(5))
+    with pytest.raises(ValueError, match="the layer does not give its sliding_window"):
+        call(mask=sliding)
+
+
+def test_a_mask_moves_but_does_not_compute():
+    padding = torch.ones(1, T, dtype=torch.bool)
+    padding[:, :3] = False
+    mask = integration._mask(1, T, T, attention_mask=padding)
+    assert type(mask.to("cpu")) is type(mask.detach().clone()) is type(mask[:, :, :, :T]) is integration._Mask
+    assert mask.contiguous().as_subclass(torch.Tensor).untyped_storage().nbytes() == mask.shape[1] * 8, "expanded, whatever is done to it"
+    for misuse in (lambda: mask + torch.zeros(1, 4, T, T), lambda: mask[:, :, :, :3], lambda: mask.float(), lambda: 1 - mask, lambda: mask == 0,
+                   lambda: torch.zeros(1, 4, T, T).masked_fill(mask, 0), lambda: torch.where(mask, 0, 1), lambda: mask[:, 0]):  # fmt: skip
+        with pytest.raises(ValueError, match="the model's own code works on the mask"):
+            misuse()
+
+
+def test_packed_sequences_with_a_cache_are_refused():
+    model, x = make("llama"), tokens(1)
+    position = torch.cat([torch.arange(n) for n in (7, 1, 11)])[None]
+    with pytest.raises(ValueError, match="position_ids start again, and the model's mask lets the sequences see each other"):
+        model(x, position_ids=position)
+    ones = torch.ones_like(x)
+    model.set_attn_implementation("eager")
+    expected = model(x, position_ids=position, attention_mask=ones).logits  # said to be one sequence
+    model.set_attn_implementation("isentrope")
+    torch.testing.assert_close(model(x, position_ids=position, attention_mask=ones).logits, expected, rtol=1e-4, atol=1e-4)
+    model(x, position_ids=3 + torch.arange(T)[None])
+
+
+def test_positions_are_looked_at_once_a_pass(monkeypatch):
+    looked, model = [], make("llama")
+    original = torch.Tensor.diff
+    monkeypatch.setattr(torch.Tensor, "diff", lambda x, **o: looked.append(x) or original(x, **o))
+    model.model(inputs_embeds=torch.randn(1, T, 32), position_ids=torch.arange(T)[None])
+    assert len(looked) == 1
+
+
+def test_padding_and_cu_seq_lens_are_refused():
+    ends = torch.tensor([0, T]).int()
+    with pytest.raises(ValueError, match="attention_mask and cu_seq_lens_q are given"):
+        make("llama")(tokens(1), attention_mask=torch.ones(1, T).long(), cu_seq_lens_q=ends, cu_seq_lens_k=ends)
+
+
+def test_is_causal_of_a_caller_is_refused():
+    with pytest.raises(ValueError, match="is_causal=False is given to a causal layer"):
+        make("llama")(tokens(), is_causal=False)
+
+
+def test_other_dtypes_of_values_are_named():
+    q = torch.randn(1, 4, T, 16)
+    with pytest.raises(TypeError, match="v has dtype BFloat16; wanted Float"):
+        integration._attention(torch.nn.Identity(), q, q, q.bfloat16(), integration._mask(1, T, T))
+
+
+def test_nothing_collected_is_an_error():
+    with pytest.raises(ValueError, match="nothing was recorded: either the model was not run inside the block, or LlamaForCausalLM takes"):
+        with integration.collect_entropy(make("llama")):
+            pass
+    config = transformers.XLMConfig(vocab_size=V, emb_dim=32, n_layers=1, n_heads=2, attn_implementation="isentrope")
+    model = transformers.XLMModel(config)
+    with pytest.raises(ValueError, match="or XLMModel takes attn_implementation 'isentrope' and computes its attention in code of its own"):
+        with integration.collect_entropy(model):
+            model(tokens())
+    assert not integration._records
+    with pytest.raises(KeyError, match="own"):  # an error inside the block is not covered
+        with integration.collect_entropy(model):
+            raise KeyError("own")
 
 
 def test_output_attentions_are_refused():

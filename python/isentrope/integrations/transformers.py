@@ -1,4 +1,4 @@
-"""entropy_attention as an attention of Hugging Face transformers (5.24 and later), and the entropies of a model that runs it.
+"""entropy_attention as an attention of Hugging Face transformers (5.5.4 and later), and the entropies of a model that runs it.
 
     from isentrope.integrations import transformers as isentrope_transformers
 
@@ -27,28 +27,37 @@ from isentrope.ops import entropy_attention
 __all__ = ["LayerEntropy", "collect_entropy", "register"]
 
 NAME = "isentrope"
+LOWEST = "5.5.4"
 
 
 def register() -> None:
     """Makes ``attn_implementation="isentrope"`` known to transformers. A second call does nothing.
 
     Right with it: causal and bidirectional attention, sliding windows, softcap, grouped heads, padding on the left or on the
-    right, packed sequences (position_ids that start again, or cu_seq_lens_q), dynamic and static caches. Gradients are exact.
+    right, packed sequences (position_ids that start again, with use_cache=False; or cu_seq_lens_q), dynamic and static caches.
+    Gradients are exact. Tested with transformers 5.5.4, the lowest, and 5.24; docs/transformers.md says what each model does.
+
+    Only models that run their attention through transformers' attention interface can use it. Others stop, mostly with a message
+    that says so: a KeyError 'isentrope' while the model is made (Falcon, GPT-Neo, GIT) means the same. Some compute their
+    attention themselves and take no notice of the name (DeBERTa, XLM, Mamba): then collect_entropy is an error.
 
     Cost of padding: on the right none. On the left each layer of such a batch copies its keys and values once, shifted to start
     at 0 (the op knows where keys end, not where they start), and where queries are padding too, as in training and at a prompt,
-    its queries and its output. Whether there is padding is asked once a forward pass, which waits for the device as sdpa does.
-    Under torch.compile making the mask is a graph break.
+    its queries and its output. Whether there is padding is asked once a forward pass, which waits for the device as sdpa does;
+    so does the look at position_ids where there is neither an attention_mask nor a packed one. Under torch.compile making the
+    mask is a graph break.
 
     Raises:
         ImportError: an older transformers, whose masks are made another way.
 
     Raises, when the model runs:
-        ValueError: dropout in training, attention sinks, position biases, masks that are 4-D tensors of your own, padding
-            between two tokens, and masks of any other kind (chunked, blocks of images, bidirectional windows).
+        ValueError: dropout in training, attention sinks, position biases, chosen keys, and every other keyword that the op does not
+            know; masks that are 4-D tensors of your own, padding between two tokens, masks of any other kind (chunked, blocks of
+            images, bidirectional windows), and models that work on the mask themselves; packed position_ids that the model's mask
+            does not separate. The message names it.
     """
     if "q_length" not in inspect.signature(masking_utils.sdpa_mask).parameters:
-        raise ImportError(f"isentrope.integrations.transformers: transformers is {transformers.__version__}; wanted 5.24 or later")
+        raise ImportError(f"isentrope.integrations.transformers: transformers is {transformers.__version__}; wanted {LOWEST} or later")
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
 
@@ -211,6 +220,8 @@ def _attention(
         where = _unmasked(module, is_causal, sliding_window, T, S)
     else:
         where, numbers = _masked(attention_mask, sliding_window, B, T, S)
+        if is_causal is False and getattr(module, "is_causal", False):
+            raise _refusal("is_causal=False is given to a causal layer, whose mask is not made by it; wanted config.is_causal to be False")
         if position_ids is not None:
             _check_positions(attention_mask, position_ids, T)
     ends = cu_seq_lens_q
@@ -294,6 +305,10 @@ def _check_positions(mask: Tensor, position_ids: Tensor, T: int) -> None:
     """Without attention_mask and without a cache transformers separates sequences where positions jump; with a cache it does not."""
     if T == 1 or mask.dtype == torch.int32 or mask.shape[1] > 1 or position_ids.dim() != 2 or position_ids.shape[1] != T:
         return
+    if not torch.compiler.is_compiling():  # once a forward pass, since it waits for the device
+        if getattr(mask, "checked", None) is position_ids:
+            return
+        mask.checked = position_ids
     follow = (position_ids.diff(dim=1) == 1).all()
     message = _refusal(
         "position_ids start again, and the model's mask lets the sequences see each other, as with every attention where there is a "
@@ -301,10 +316,8 @@ def _check_positions(mask: Tensor, position_ids: Tensor, T: int) -> None:
     )
     if torch.compiler.is_compiling():
         torch._assert_async(follow, str(message))
-    elif getattr(mask, "checked", None) is not position_ids:  # once a forward pass, since it waits for the device
-        if not follow:
-            raise message
-        mask.checked = position_ids
+    elif not follow:
+        raise message
 
 
 def _shift(x: Tensor, by: Tensor | None) -> Tensor:
@@ -369,7 +382,7 @@ def collect_entropy(model: nn.Module, *, detach: bool = True) -> Iterator[dict[s
         step. It stays readable after the block.
 
     Raises:
-        ValueError: no part of the model runs with attn_implementation "isentrope".
+        ValueError: no part of the model runs with attn_implementation "isentrope"; or, after the block, nothing was recorded.
     """
     used = {getattr(getattr(module, "config", None), "_attn_implementation", None) for module in model.modules()}
     if NAME not in used:
@@ -383,3 +396,8 @@ def collect_entropy(model: nn.Module, *, detach: bool = True) -> Iterator[dict[s
         yield record.layers
     finally:
         _records.remove(record)
+    if not record.layers:
+        raise ValueError(
+            f"collect_entropy: nothing was recorded: either the model was not run inside the block, or {type(model).__name__} takes "
+            "attn_implementation 'isentrope' and computes its attention in code of its own, which has no entropy to give"
+        )
