@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Removes each synchronisation of a kernel source, one at a time, and tells whether a test notices.
 
-    mutate_attention.py [--op STEM] [--line N ...] [--filter PATTERN] [--build DIR] [--timeout SECONDS]
+    mutate_attention.py [--op STEM] [--line FILE:N ...] [--filter PATTERN] [--build DIR] [--timeout SECONDS]
 
-Mutated are the lines of kernels/<op>.cu with __syncthreads, __syncwarp, named_barrier, copy_async_commit or
+Mutated are the lines of an op's kernels (<op>.cu, or <op>_forward.cu and <op>_backward.cu, and <op>.cuh) with __syncthreads, __syncwarp, named_barrier, copy_async_commit or
 copy_async_wait; a wait that leaves n groups unfinished is also made to leave n + 1. A mutant is compiled for the SIMT
 machine with tests/kernels/<op>_test.cpp alone. The plain program is tried first, and where its tests pass the checked
 one, which sees races. The source itself is untouched: mutants are built from copies in DIR.
@@ -28,13 +28,19 @@ MODES = {"plain": ("-O1",), "checked": ("-O1", "-fsanitize=thread")}  # -O1: com
 STATEMENT = re.compile(r"(?:gpu::)?(?:__syncthreads|__syncwarp|named_barrier|copy_async_commit|copy_async_wait<(\d+)>)\([^;]*\);")
 
 
-def mutants(source, only):
-    """[(line, what is done, mutated source)] of a kernel source; only: line numbers, or none for all."""
+def sources_of(op):
+    """{name: text} of the files in kernels/ that an op's kernels are."""
+    paths = (ROOT / f"kernels/{op}{end}" for end in (".cuh", ".cu", "_forward.cu", "_backward.cu"))
+    return {path.name: path.read_text() for path in paths if path.exists()}
+
+
+def mutants(name, source, only):
+    """[("file:line", what is done, mutated source)] of a kernel source; only: such places, or none for all."""
     lines = source.splitlines(keepends=True)
     found = []
     for i, line in enumerate(lines):
         match = STATEMENT.search(line.split("//")[0])
-        if not match or (only and i + 1 not in only):
+        if not match or (only and f"{name}:{i + 1}" not in only):
             continue
         changes = [(f"no {match[0]}", ";")]
         if match[1] is not None:
@@ -42,7 +48,7 @@ def mutants(source, only):
             changes.append((f"{match[0]} → {weaker}", weaker))
         for what, text in changes:
             mutated = line[: match.start()] + text + line[match.end() :]
-            found.append((i + 1, what, "".join(lines[:i] + [mutated] + lines[i + 1 :])))
+            found.append((f"{name}:{i + 1}", what, "".join(lines[:i] + [mutated] + lines[i + 1 :])))
     return found
 
 
@@ -51,15 +57,16 @@ class Programs:
 
     def __init__(self, op, build):
         self.op, self.build = op, build
+        self.copies = build / "kernels"  # found before the sources themselves
         self.compiler = [os.environ.get("CXX", "g++")]
         if shutil.which("ccache"):
             self.compiler.insert(0, "ccache")
         self.objects = {}
-        build.mkdir(parents=True, exist_ok=True)
+        self.copies.mkdir(parents=True, exist_ok=True)
 
     def compile(self, source, target, *flags):
         target = self.build / target
-        subprocess.run([*self.compiler, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+        subprocess.run([*self.compiler, f"-I{self.build}", *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
         return target
 
     def shared_objects(self, mode):
@@ -70,14 +77,14 @@ class Programs:
             self.objects[mode] = [self.compile(test, f"test_{mode}.o", *MODES[mode])]
         return self.objects[mode] + self.objects["machine"]
 
-    def run(self, source, mode, pattern, timeout):
-        """"passed", or how the first test failed."""
-        copy = self.build / f"{self.op}.cu"
-        copy.write_text(source)
-        kernel = self.compile(copy, f"kernel_{mode}.o", *MODES[mode])
+    def run(self, sources, mode, pattern, timeout):
+        """"passed", or how the first test failed. sources: {name: text}."""
+        for name, text in sources.items():
+            (self.copies / name).write_text(text)
+        kernels = [self.compile(self.copies / name, f"{name}_{mode}.o", *MODES[mode]) for name in sources if name.endswith(".cu")]
         program = self.build / f"tests_{mode}"
         libraries = ("-lgtest_main", "-lgtest", "-lpthread")
-        subprocess.run([self.compiler[-1], "-o", program, kernel, *self.shared_objects(mode), *libraries], check=True)
+        subprocess.run([self.compiler[-1], "-o", program, *kernels, *self.shared_objects(mode), *libraries], check=True)
         command = [program, f"--gtest_filter={pattern}", "--gtest_fail_fast", "--gtest_brief=1"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout)
@@ -93,22 +100,23 @@ class Programs:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", default="entropy_attention", help="stem of the kernel source and of its test")
-    parser.add_argument("--line", type=int, nargs="*", help="mutate these lines alone")
+    parser.add_argument("--line", nargs="*", metavar="FILE:N", help="mutate these lines alone")
     parser.add_argument("--filter", default="*", help="tests to run, as GoogleTest's --gtest_filter")
     parser.add_argument("--build", type=Path, default=ROOT / "build/mutants", help="where copies and programs go")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds that the tests of a mutant may take")
     options = parser.parse_args()
 
-    source = (ROOT / f"kernels/{options.op}.cu").read_text()
-    found = mutants(source, options.line)
+    sources = sources_of(options.op)
+    found = [(name, *mutant) for name, text in sources.items() for mutant in mutants(name, text, options.line)]
     if not found:
-        sys.exit(f"kernels/{options.op}.cu: no synchronisation{' in these lines' if options.line else ''}")
+        sys.exit(f"kernels of {options.op}: no synchronisation{' in these lines' if options.line else ''}")
     programs = Programs(options.op, options.build)
-    if (result := programs.run(source, "plain", options.filter, options.timeout)) != "passed":
-        sys.exit(f"kernels/{options.op}.cu as it is: {result}")
+    if (result := programs.run(sources, "plain", options.filter, options.timeout)) != "passed":
+        sys.exit(f"kernels of {options.op} as they are: {result}")
     print("| line | mutant | plain | checked |\n| --- | --- | --- | --- |", flush=True)
     survivors = 0
-    for line, what, mutated in found:
+    for name, line, what, text in found:
+        mutated = {**sources, name: text}
         plain = programs.run(mutated, "plain", options.filter, options.timeout)
         checked = programs.run(mutated, "checked", options.filter, options.timeout) if plain == "passed" else "not needed"
         survivors += plain == checked == "passed"
