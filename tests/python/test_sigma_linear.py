@@ -5,13 +5,15 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.utils.prune
 
 import isentrope
-from isentrope import reference
+from isentrope import reference, sigma
 from isentrope.nn import SigmaConv2d, SigmaLinear, convert_to_sigma, fold, power_step
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -732,6 +734,126 @@ def test_llama_converts_trains_folds_and_opens(tmp_path):
     opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert_close_to_rounding(opened(tokens).logits, logits, exact)
     assert torch.equal(opened(tokens).logits, model(tokens).logits)
+
+
+def little_llama():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+                                      num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
+    torch.manual_seed(3)
+    return transformers.LlamaForCausalLM(config)
+
+
+def test_save_pretrained_writes_what_is_computed(tmp_path):
+    model = convert_to_sigma(little_llama(), gamma_init="one")
+    tokens = torch.randint(0, 97, (2, 9))
+    with torch.no_grad():
+        for layer in sigma_layers(model).values():
+            layer.gain.mul_(1.5)
+    logits, exact = model(tokens).logits, copy.deepcopy(model).double()(tokens).logits
+    before = copy.deepcopy(model.state_dict())
+    for name, save in {
+        "model": model.save_pretrained,
+        "copy": copy.deepcopy(model).save_pretrained,
+        "state": lambda folder: model.save_pretrained(folder, state_dict=model.state_dict()),
+    }.items():
+        save(tmp_path / name)
+        opened, told = type(model).from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not told["missing_keys"] and not told["unexpected_keys"]
+        assert_close_to_rounding(opened(tokens).logits, logits, exact)
+    model.model.save_pretrained(tmp_path / "inner")
+    assert torch.equal(type(model.model).from_pretrained(tmp_path / "inner")(tokens)[0], opened.model(tokens)[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "saving changes nothing"
+    # And back: a plain state_dict gives the layers its function.
+    model.load_state_dict(opened.state_dict())
+    assert_close_to_rounding(model(tokens).logits, logits, exact)
+    assert "save_pretrained" not in fold(model).__dict__
+
+
+def test_a_state_dict_of_plain_layers_loads_as_their_function():
+    plain, x = network(), torch.randn(5, 16)
+    model = convert_to_sigma(network(), gamma_init="one")
+    parameters = list(model.parameters())
+    model.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(model(x), plain(x))
+    assert all(a is b for a, b in zip(model.parameters(), parameters)), "an optimiser still has them"
+    with pytest.raises(RuntimeError, match='Missing key.*"0.u"'):
+        model.load_state_dict({name: value for name, value in model.state_dict().items() if not name.endswith("u")})
+
+
+def test_a_state_dict_of_a_scalar_gain_loads():
+    model, other = convert_to_sigma(network()), convert_to_sigma(network())
+    state = {name: value.view(()) if name.endswith("gain") else value for name, value in model.state_dict().items()}
+    other.load_state_dict(state)
+    x = torch.randn(5, 16)
+    assert torch.equal(model(x), other(x)) and other[0].gain.shape == (1,)
+
+
+def test_sigma_layers_are_not_taken_for_plain_ones():
+    """By what reads or changes the weights of every nn.Linear and nn.Conv2d."""
+    layers = SigmaLinear(8, 8), SigmaConv2d(3, 4, 3)
+    assert not any(isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) for layer in layers)
+    assert repr(layers[0]) == "SigmaLinear(in_features=8, out_features=8, bias=True)"
+    assert repr(layers[1]) == "SigmaConv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))"
+    model = convert_to_sigma(little_llama(), gamma_init="one")
+    with pytest.raises(TypeError, match="SigmaLinear"):  # a head for more tokens would be made of the raw weight
+        model.resize_token_embeddings(101)
+    before = copy.deepcopy(model.state_dict())
+    model.apply(model._init_weights)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "proj" in name)
+    # What masks a weight by name is right: sigma is that of the masked one.
+    layer = layers[0]
+    torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(layer(x), x @ (layer.gain * layer.weight / (layer.weight @ layer.u).norm()).T + layer.bias)
+
+
+def test_adapters_of_peft():
+    peft = pytest.importorskip("peft")
+    options = peft.LoraConfig(target_modules=["q_proj"], r=4, init_lora_weights=False)
+    with pytest.raises(ValueError, match=r"Target module SigmaLinear.* is not supported"):
+        peft.get_peft_model(convert_to_sigma(little_llama()), options)
+    with pytest.raises(ValueError, match="q_proj is an adapter of peft, which merges into its layer's weight; wanted it merged or unloaded"):
+        convert_to_sigma(peft.get_peft_model(little_llama(), options))
+    # Adapters beside sigma layers, merged and saved, are right.
+    model = convert_to_sigma(little_llama(), where=lambda name: "mlp" in name, gamma_init="one")
+    adapted = peft.get_peft_model(model, options)
+    tokens = torch.randint(0, 97, (2, 9))
+    logits, exact = adapted(tokens).logits, copy.deepcopy(adapted).double()(tokens).logits
+    assert_close_to_rounding(adapted.merge_and_unload()(tokens).logits, logits, exact)
+
+
+def test_fully_shard_trains_as_unsharded():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        results = []
+        for shard in (False, True):
+            torch.manual_seed(3)
+            model = convert_to_sigma(network(), gamma_init="one")
+            if shard:
+                torch.distributed.fsdp.fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+            model = trained(model, 32, 16)
+            results.append([t.full_tensor() if shard and isinstance(t, torch.nn.Parameter) else t for t in (*model.parameters(), *model.buffers())])
+            results[-1] += [model[0].sigma(), model[0].scaled_weight()]
+        assert all(torch.equal(a, b) for a, b in zip(*results))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_a_missing_power_step_is_told_once(monkeypatch, steps):
+    monkeypatch.setattr(sigma._Sigma, "_warned", False)
+    model = convert_to_sigma(network())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            model(torch.randn(4, 16)).sum().backward()
+            model(torch.randn(4, 16)).sum().backward()  # accumulation is no change
+            optimizer.step()
+            if steps:
+                power_step(model)
+    assert [("without isentrope.nn.power_step(model)" in str(w.message), w.filename == __file__) for w in told] == [] if steps else [(True, True)]
 
 
 def assert_close_to_rounding(folded, logits, exact):
