@@ -246,6 +246,9 @@ TEST_F(MetricsTest, ConsoleOfATerminalRedrawsOneLine) {
 TEST_F(RunFolderTest, RefusesAUsedFolderUnlessResumed) {
   const std::string run = dir_ + "/a/b";
   { RunFolder folder(run, false); }
+  EXPECT_FALSE(fs::exists(dir_ + "/a"));
+  fs::create_directories(run);
+  std::ofstream(run + "/lock") << "";
   { RunFolder folder(run, false); }  // a lock alone is no run
   std::ofstream(run + "/metrics.jsonl") << "";
   { RunFolder folder(run, false); }  // nor is a run that ended before its first step
