@@ -1,12 +1,15 @@
 #include "csrc/command_line.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "csrc/message.h"
+#include "csrc/train/commands.h"
 #include "csrc/train/process.h"
 
 namespace isentrope {
@@ -18,8 +21,8 @@ int wrong(const std::string& what, const std::string& command = "") {
   return 2;
 }
 
-}  // namespace
-
+// Parses the words. Returns the exit code where that is all there is to do: 0 after --help, 2 after words that are wrong, which are
+// named on standard error with the nearest that there is.
 std::optional<int> parse(CLI::App& app, int argc, char** argv) {
   std::vector<std::string> commands;
   for (const CLI::App* command : app.get_subcommands([](CLI::App*) { return true; }))
@@ -50,6 +53,73 @@ std::optional<int> parse(CLI::App& app, int argc, char** argv) {
       }
     return wrong(what, command == &app ? "" : command->get_name());
   }
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  using namespace train;
+  CLI::App app("Isentrope trains transformers without letting their entropy collapse.", "isentrope");
+  app.require_subcommand(1);
+  std::string config, checkpoint, split = "test";
+  std::vector<std::string> overrides;
+  bool explain = false;
+  TrainOptions training;
+  if (argc > 0) training.program = argv[0];
+  SampleOptions sample;
+
+  auto* train = app.add_subcommand("train", "Train from a configuration.");
+  train->add_option("config", training.config, "YAML file.")->required();
+  train->add_option("overrides", training.overrides, "key.path=value …");
+  train->add_flag("--resume", training.resume, "Go on from the newest complete checkpoint of the run folder.");
+  train->add_flag("--quiet", training.quiet, "Print warnings and errors alone.");
+
+  auto* show = app.add_subcommand("config", "Print the resolved configuration and where each value came from.");
+  show->add_option("config", config, "YAML file.");
+  show->add_option("overrides", overrides, "key.path=value …");
+  show->add_flag("--explain", explain, "Print every key with default, range and meaning.");
+
+  auto* draw = app.add_subcommand("sample", "Complete prompts with a checkpoint.");
+  draw->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
+  draw->add_option("--prompt", sample.prompts, "A prompt; may be given several times.")
+      ->required()
+      ->allow_extra_args(false);  // one word each, and taken whole: otherwise [a,b] were two of them
+  draw->add_option("--samples", sample.samples, "Completions a prompt.")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  draw->add_option("--temperature", sample.temperature, "0 for the likeliest tokens.")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  draw->add_option("--top-k", sample.top_k, "0 for all tokens.")->capture_default_str()->check(CLI::NonNegativeNumber);
+  draw->add_option("--top-p", sample.top_p, "1 for all tokens.")->capture_default_str()->check(CLI::Range(0.0, 1.0));
+  draw->add_option("--max-new-tokens", sample.max_new_tokens, "0 for what the context leaves.")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  draw->add_option("--seed", sample.seed, "Fixes the draws.")->capture_default_str();
+
+  auto* judge =
+      app.add_subcommand("evaluate", "Accuracy of a checkpoint on held-out prompts, or its loss on held-out text.");
+  judge->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
+  judge->add_option("config", config, "YAML file.")->required();
+  judge->add_option("overrides", overrides, "key.path=value …");
+  judge->add_option("--split", split, "Held-out part.")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"validation", "test"}));
+
+  auto* report = app.add_subcommand("report", "Write a page that shows one run or several: loss, entropies, samples.");
+  report->prefix_command();  // every argument, --help too, is Python's
+  report->set_help_flag();
+
+  app.add_subcommand("version", "Versions, devices, instruction set, backends in the build.");
+
+  if (const auto code = parse(app, argc, argv)) return *code;
+
+  if (*train) return train_command(training);
+  if (*show) return config_command(config, overrides, explain);
+  if (*draw) return sample_command(checkpoint, sample);
+  if (*judge) return evaluate_command(checkpoint, config, overrides, split);
+  if (*report) return report_command(report->remaining());
+  return version_command();
 }
 
 }  // namespace isentrope

@@ -1,12 +1,10 @@
-// What the words of the command line mean, and what is wrong with them.
+// The command line: what its words mean, and what is wrong with them.
 #pragma once
-#include <CLI/CLI.hpp>
-#include <optional>
 
 namespace isentrope {
 
-// Parses the words. Returns the exit code where that is all there is to do: 0 after --help, 2 after words that are wrong, which are
-// named on standard error with the nearest that there is.
-std::optional<int> parse(CLI::App& app, int argc, char** argv);
+// Does what the words ask for. Returns the exit code of the process, 2 for words that are wrong: they are named on standard error
+// with the nearest that there is. Throws what went wrong.
+int run(int argc, char** argv);
 
 }  // namespace isentrope

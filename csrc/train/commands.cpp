@@ -88,7 +88,7 @@ std::string law_of(const PhaseConfig& phase, const Record& last) {
 std::string resume_command(const TrainOptions& options, const std::string& without = "") {
   std::string command = shell_quoted(options.program) + " train " + shell_quoted(options.config);
   for (const std::string& word : options.overrides)
-    if (without.empty() || !word.starts_with(without + "=")) command += " " + shell_quoted(word);
+    if (without.empty() || !word.starts_with(without + "=")) command.append(" ").append(shell_quoted(word));
   return command + " --resume";
 }
 

@@ -20,9 +20,10 @@ namespace {
 // "run.dir=…-2", a folder that is not there yet, as a shell and then YAML read it back.
 std::string another(std::string dir) {
   while (dir.size() > 1 && dir.back() == '/') dir.pop_back();
+  dir += '-';
   int number = 2;
-  while (fs::exists(dir + "-" + std::to_string(number))) ++number;
-  dir += "-" + std::to_string(number);
+  while (fs::exists(dir + std::to_string(number))) ++number;
+  dir += std::to_string(number);
   if (dir.find_first_of(":#[]{},&*!|>'\"%@`?\\\n") != std::string::npos || dir.starts_with(" ") ||
       dir.starts_with("-")) {
     for (size_t at = 0; (at = dir.find('\'', at)) != std::string::npos; at += 2) dir.insert(at, 1, '\'');

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = Path(os.environ.get("ISENTROPE_BUILD", ROOT / "build" / "release"))
+BUILD = Path(os.environ.get("ISENTROPE_BUILD", ROOT / "build" / "release")).resolve()
 PROGRAM = BUILD / "bin" / "isentrope"
 STARTER = Path(sys.executable).parent / "isentrope"
 SFT = ROOT / "configs" / "tiny" / "sft.yaml"
@@ -165,16 +165,29 @@ def trained(tmp_path_factory):
 @needs_program
 @needs_full
 @pytest.mark.parametrize("words", [["config", SFT], ["config", "--explain"], ["version"], ["--help"], ["sample", "of bytes", "--prompt", "1"],
-                                   ["evaluate", "of bytes", SFT, "tokenizer={kind: bytes}", *SHORT], ["report", "of bytes"]],
+                                   ["evaluate", "of bytes", SFT, "tokenizer={kind: bytes}", *SHORT]],
                          ids=lambda words: " ".join(map(str, words[:1])))
 def test_lost_output_is_an_error(words, trained):
-    if words[0] == "report":
-        pytest.importorskip("matplotlib")
-        pytest.importorskip("jinja2")
     with open("/dev/full", "w") as full:
         told = run(PROGRAM, *words, cwd=trained[0], capture_output=False, stdout=full, stderr=subprocess.PIPE, text=True)
     assert told.returncode == 1
     assert "standard output" in told.stderr and "No space left on device" in told.stderr and "Traceback" not in told.stderr
+
+
+@needs_full
+def test_lost_output_of_a_report_is_an_error(monkeypatch, capsys):
+    from isentrope import report
+
+    monkeypatch.setattr(report, "write_page", lambda *_, **__: 1000)
+    for place, code, said in [("/dev/full", 1, "No space left on device"), (None, 0, "")]:  # None: a pipe without a reader
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(place or writer, "w") as lost:
+            monkeypatch.setattr(sys, "stdout", lost)
+            assert report.main(["run"]) == code
+        assert said in capsys.readouterr().err
+        if place:
+            os.close(writer)
 
 
 @needs_program
@@ -296,7 +309,7 @@ def test_messages_are_ours_and_no_longer_than_a_screen(overrides, wanted, tmp_pa
 @needs_program
 def test_a_character_without_shape_is_named_and_the_sentence_goes_on(tmp_path):
     data = tmp_path / "nul.jsonl"
-    data.write_text('{"prompt": "1\\u00002", "completion": "3."}\n' * 9)
+    data.write_text("".join(f'{{"prompt": "{i}\\u00002", "completion": "3."}}\n' for i in range(100)))
     told = run(PROGRAM, "train", SFT, f"run.dir={tmp_path}/run", *SHORT, f"phases.0.data={{jsonl: {{path: {data}}}}}", text=True)
     assert told.returncode == 1 and "U+0000" in told.stderr and "alphabet" in told.stderr
 
