@@ -20,13 +20,14 @@ ROOMS = {
     "kernels/": ["kernels/gpu/", "kernels/simt/"],
     "csrc/field.h": [],
     "csrc/durable_file.": [],
-    "csrc/data/": ["csrc/field.h", "csrc/durable_file.", "kernels/gpu/philox.h"],
+    "csrc/utf8.h": [],
+    "csrc/data/": ["csrc/field.h", "csrc/utf8.h", "csrc/durable_file.", "kernels/gpu/philox.h"],
     "csrc/ops/": ["kernels/"],
-    "csrc/model/": ["csrc/ops/", "csrc/field.h", "csrc/data/random.h"],  # initial weights are drawn from its streams
-    "csrc/rl/": ["csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h"],
-    "csrc/train/": ["csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/durable_file."],
-    "csrc/python/": ["csrc/train/", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h"],
-    "csrc/main.cpp": ["csrc/train/", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h"],
+    "csrc/model/": ["csrc/ops/", "csrc/field.h", "csrc/utf8.h", "csrc/data/random.h"],  # initial weights are drawn from its streams
+    "csrc/rl/": ["csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/utf8.h"],
+    "csrc/train/": ["csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/utf8.h", "csrc/durable_file."],
+    "csrc/python/": ["csrc/train/", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/utf8.h"],
+    "csrc/main.cpp": ["csrc/train/", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/utf8.h"],
     "tests/kernels/": ["kernels/"],
     "tests/csrc/": ["csrc/", "kernels/"],
     "scripts/": ["csrc/", "kernels/"],
@@ -35,7 +36,7 @@ KERNELS = ("kernels/", "tests/kernels/")  # where CUDA may be written
 # What is included → the only places that may.
 RESERVED = [
     (re.compile(r"(torch|ATen|c10|caffe2)/"), ("csrc/", "tests/csrc/", "scripts/"), "kernels/ and its tests know no torch"),
-    (re.compile(r"yaml-cpp/"), ("csrc/train/config.cpp",), "yaml-cpp is read in csrc/train/config.cpp alone"),
+    (re.compile(r"yaml-cpp/"), ("csrc/train/config.cpp", "csrc/train/config_document."), "yaml-cpp is read in csrc/train/config_document.* and config.cpp alone"),
     (re.compile(r"torch/csrc/distributed/|gloo/"), ("csrc/train/distributed.cpp",),
      "c10d and Gloo are used in csrc/train/distributed.cpp alone"),
     (re.compile(r".*\.cuh$"), KERNELS, ".cuh files stay in kernels/"),
