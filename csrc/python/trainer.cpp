@@ -99,6 +99,13 @@ PYBIND11_MODULE(_C, m) {
       .def("save", &train::Trainer::save, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("finished", &train::Trainer::finished)
       .def_property_readonly("dir", [](const train::Trainer& t) { return t.config().run.dir; })
+      .def_property_readonly("warnings",
+                             [](const train::Trainer& t) {
+                               std::set<std::string> functions;
+                               for (const auto& [name, function] : t.rewards()) functions.insert(name);
+                               return train::warnings(t.config(), functions);
+                             })
+      .def_property_readonly("notes", &train::Trainer::notes)
       .def_property_readonly("results", [](const train::Trainer& t) {
         py::dict results;
         for (const auto& [phase, evaluation] : t.results()) {

@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "csrc/utf8.h"
+
 namespace isentrope::rl {
 namespace {
 
@@ -62,8 +64,8 @@ double matched_answer(const std::string& completion, const Example& example, con
                       const std::regex& pattern) {
   const auto wanted = integer(example.answer);
   if (!wanted)
-    throw std::runtime_error("reward answer: the example's answer \"" + example.answer + "\" (prompt \"" +
-                             example.prompt + "\") is not an integer");
+    throw std::runtime_error("reward answer: the example's answer \"" + excerpt(example.answer) + "\" (prompt \"" +
+                             excerpt(example.prompt) + "\") is not an integer");
   const Cut mine = cut(completion, stop);
   if (!mine.stopped) return 0;
   std::optional<std::string> last;
@@ -114,11 +116,27 @@ std::string RewardConfig::problem() const {
   if (!pattern.empty() && (kind == "format" || kind == "answer")) {
     try {
       if (const auto groups = compiled(*this).mark_count(); kind == "answer" && groups < 1)
-        return "answer: pattern \"" + pattern + "\" has no group; put the integer in ( )";
+        return "answer: pattern \"" + excerpt(pattern) + "\" has no group; put the integer in ( )";
     } catch (const std::regex_error& error) {
-      return kind + ": pattern \"" + pattern + "\" is not a regular expression: " + error.what();
+      return kind + ": pattern \"" + excerpt(pattern) + "\" is not a regular expression: " + error.what();
     }
   }
+  return "";
+}
+
+std::string example_problem(const RewardConfig& config, const Example& example, const std::string& stop) {
+  const bool exact = config.kind == "exact";
+  if (!exact && config.kind != "answer") return "";
+  const bool completion = exact && !example.completion.empty();
+  std::string wanted = completion ? example.completion : example.answer;
+  const std::string name = completion ? "completion" : "answer", shown = "the " + name + " \"" + excerpt(wanted) + "\"";
+  if (wanted.empty()) return "the answer is missing, which the reward " + config.kind + " compares with";
+  if (wanted.ends_with(stop)) wanted.resize(wanted.size() - stop.size());
+  if (wanted.find(stop) != std::string::npos)
+    return shown + " goes on behind \"" + excerpt(stop) +
+           "\", which ends a sequence (tokenizer.eos); no completion can reach it";
+  if (!exact && !config.pattern.empty() && !integer(wanted))
+    return shown + " is no integer, which the reward answer with a pattern compares with";
   return "";
 }
 
@@ -139,9 +157,9 @@ RewardSum::RewardSum(const std::vector<RewardConfig>& configs, const std::string
     if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("reward: " + wrong);
     const auto function = custom.find(config.kind);
     if (function == custom.end() && !kBuiltIn.count(config.kind))
-      throw std::invalid_argument("reward: no kind \"" + config.kind + "\"; there are " + known +
-                                  ". A function of your own is given as Trainer(config, rewards={\"" + config.kind +
-                                  "\": f})");
+      throw std::invalid_argument("reward: no kind \"" + excerpt(config.kind) + "\"; there are " + known +
+                                  ". A function of your own is given as Trainer(config, rewards={\"" +
+                                  excerpt(config.kind) + "\": f})");
     if (!names.insert(config.metric()).second)
       throw std::invalid_argument("reward: two are called " + config.metric() + "; give one of them a name");
     parts_.push_back({config, function == custom.end() ? built_in(config, stop) : function->second});
@@ -166,7 +184,7 @@ Rewards RewardSum::operator()(const Texts& prompts, const Texts& completions,
     for (size_t i = 0; i < count; ++i) {
       if (!std::isfinite(scores[i]))
         throw std::runtime_error(name + ": score " + std::to_string(i) + " is " + std::to_string(scores[i]) +
-                                 " for the prompt \"" + prompts[i] + "\"; scores must be finite");
+                                 " for the prompt \"" + excerpt(prompts[i]) + "\"; scores must be finite");
       rewards.total[i] += part.config.weight * scores[i];
       sum += scores[i];
     }

@@ -94,11 +94,17 @@ void print_law(const PhaseConfig& phase, const Record& last) {
                 at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here");
 }
 
+void print_warnings(const std::vector<std::string>& warnings) {
+  for (const std::string& warning : warnings) std::fprintf(stderr, "isentrope: warning: %s\n", warning.c_str());
+}
+
 }  // namespace
 
 int train_command(const std::string& config, const std::vector<std::string>& overrides, bool resume, bool quiet) {
   Trainer trainer(read_config(config, overrides), resume);
   Console console(quiet);
+  print_warnings(warnings(trainer.config()));
+  for (const std::string& note : trainer.notes()) console.print(note);
   Record last;  // step
   interrupted = false;
   std::signal(SIGINT, ask_to_stop);
@@ -139,6 +145,7 @@ int train_command(const std::string& config, const std::vector<std::string>& ove
 
 int config_command(const std::string& config, const std::vector<std::string>& overrides, bool explain) {
   const std::string text = explain ? explain_config() : print_config_with_origins(config, overrides);
+  if (!explain) print_warnings(warnings(read_config(config, overrides)));
   std::fwrite(text.data(), 1, text.size(), stdout);
   return 0;
 }
@@ -163,6 +170,9 @@ int evaluate_command(const std::string& path, const std::string& file, const std
   const TrainConfig config = read_config(file, overrides);
   const PhaseConfig& phase = config.phases.back();
   const data::Tokenizer tokenizer = data::Tokenizer::load(checkpoint);
+  if (!phase.data.has(split == "test" ? data::Split::test : data::Split::validation))
+    throw std::runtime_error(file + ": the data of phase " + phase.name + " have no part for " + split +
+                             "; give it a fraction above 0 or a file of its own");
   const auto held_out =
       held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
   const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);

@@ -14,6 +14,7 @@
 #include "csrc/data/sft_source.h"
 #include "csrc/durable_file.h"
 #include "csrc/rl/entropy_law.h"
+#include "csrc/train/data_check.h"
 
 namespace isentrope::train {
 namespace {
@@ -65,7 +66,7 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
                                          split == data::Split::test ? "test" : "validation");
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
-  return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split,
+  return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split, config.model.context,
                                           answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
                                           answers.rollout ? answers.rollout->cache : rl::CacheConfig());
 }
@@ -87,6 +88,7 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
       tokenizer_(config_.tokenizer),
       model_(nullptr),
       rewards_(rewards) {
+  check_machine(config_);
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.model.vocabulary = tokenizer_.size();
   model_ = model::Decoder(config_.model, derived_seed(config_.run.seed, data::Purpose::initialisation, 0));
@@ -119,6 +121,8 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
 
+  notes_ = check_data(config_, tokenizer_, rewards_, phase_);  // before anything is written
+
   keep_metrics_until(folder_.metrics(), names, static_cast<int64_t>(phase_), step_);
   keep_metrics_until(folder_.samples(), names, static_cast<int64_t>(phase_), step_);
   write_durably(folder_.config(), print_config(config_));
@@ -137,7 +141,9 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase) 
   if (phase.data.corpus)
     return std::make_unique<data::PackedSource>(data::open_corpus(*phase.data.corpus, tokenizer_, data::Split::train),
                                                 phase.batch.sequences, context, data_seed);
-  std::shared_ptr<const data::ExampleSource> examples = data::make_source(phase.data, data_seed, data::Split::train);
+  const data::Use use = use_of(config_, phase, tokenizer_);
+  std::shared_ptr<const data::ExampleSource> examples =
+      data::make_source(phase.data, data_seed, data::Split::train, &use);
   if (phase.rollout)
     return std::make_unique<rl::RolloutSource>(*phase.rollout, model_, tokenizer_, examples,
                                                rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
@@ -167,14 +173,16 @@ void Trainer::open_phase(const CheckpointState* state) {
   if (const torch::Tensor& threshold = objective->attention().threshold();
       threshold.defined() && threshold.requires_grad())
     parameters.push_back({kThreshold, threshold});
-  open_ = std::make_unique<Phase>(
-      Phase{.config = phase,
-            .source = source_of(phase),
-            .objective = std::move(objective),
-            .optimizer = Optimizer(phase.optimizer, parameters),
-            .validation = held_out_of(config_, phase, tokenizer_, data::Split::validation, rewards_),
-            .test = held_out_of(config_, config_.phases.back(), tokenizer_, data::Split::test, rewards_),
-            .reference = reference});
+  const auto held_out = [&](const PhaseConfig& of, data::Split split) {
+    return evaluates(config_, phase, split) ? held_out_of(config_, of, tokenizer_, split, rewards_) : nullptr;
+  };
+  open_ = std::make_unique<Phase>(Phase{.config = phase,
+                                        .source = source_of(phase),
+                                        .objective = std::move(objective),
+                                        .optimizer = Optimizer(phase.optimizer, parameters),
+                                        .validation = held_out(phase, data::Split::validation),
+                                        .test = held_out(config_.phases.back(), data::Split::test),
+                                        .reference = reference});
   if (state) {
     open_->optimizer.restore(state->optimizer);
     open_->source->restore(state->source);
@@ -281,11 +289,11 @@ std::vector<Record> Trainer::advance() {
   bool ended = step_ >= phase.steps;
   const EvaluationConfig& evaluation = phase.evaluation;
   try {
-    if (evaluation.every > 0 && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
+    if (open_->validation && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
       record(evaluate("validation"));
       ended = ended || (phase.stop && phase.stop->reached(records.back().values));
     }
-    if (ended) {
+    if (ended && open_->test) {
       record(evaluate("test"));
       results_.push_back({phase.name, records.back().values});
       results_.back().second.erase("time_s");

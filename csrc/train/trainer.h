@@ -39,10 +39,13 @@ class Trainer {
   std::string save();
 
   const TrainConfig& config() const { return config_; }
+  const std::map<std::string, rl::RewardFunction>& rewards() const { return rewards_; }
   size_t phase() const { return phase_; }       // the phase that advance() is in
   int64_t steps_done() const { return step_; }  // of it
   const model::Decoder& model() const { return model_; }
   const data::Tokenizer& tokenizer() const { return tokenizer_; }
+  // What the look at the data before the first step found worth knowing (csrc/train/data_check.h).
+  const std::vector<std::string>& notes() const { return notes_; }
   // Results on the test data, in the order of the phases.
   const std::vector<std::pair<std::string, Evaluation>>& results() const { return results_; }
 
@@ -67,6 +70,7 @@ class Trainer {
   std::unique_ptr<Phase> open_;
   size_t phase_ = 0;
   int64_t step_ = 0;
+  std::vector<std::string> notes_;
   std::string last_checkpoint_;
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::vector<std::pair<std::string, Evaluation>> results_;

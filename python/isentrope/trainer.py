@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class Trainer:
         if isinstance(overrides, Mapping):
             overrides = [f"{key}={value}" for key, value in overrides.items()]
         self._trainer = _C.Trainer(os.fspath(config), list(overrides), resume, dict(rewards or {}))
+        for text in [*self._trainer.warnings, *self._trainer.notes]:
+            warnings.warn(text, stacklevel=2)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Trains, and yields what is written to metrics.jsonl: a dict for each step and each evaluation.
