@@ -25,7 +25,9 @@
 namespace isentrope {
 
 // The values a key may take: numbers in [min, max] (min itself excluded where above), or one of some names.
-// For a list, each element. An empty Allowed admits everything of the type.
+// For a list, each element. An empty Allowed admits everything of the type, but for two kinds of number that no key can
+// mean: infinities, and integers beyond kMostCount where no max says otherwise. What allocates or starts threads has a max of
+// its own, low enough that products of two or three such keys stay within int64_t.
 struct Allowed {
   double min = -std::numeric_limits<double>::infinity();
   double max = std::numeric_limits<double>::infinity();
@@ -33,9 +35,13 @@ struct Allowed {
   std::vector<std::string> names = {};
 };
 
+// Counts of steps, tokens, examples: a run of a step a millisecond takes a month for this many.
+inline constexpr double kMostCount = 2147483647.0;
+
 inline Allowed at_least(double min) { return {.min = min}; }
 inline Allowed above(double min) { return {.min = min, .above = true}; }
 inline Allowed between(double min, double max) { return {.min = min, .max = max}; }
+inline Allowed above_to(double min, double max) { return {.min = min, .max = max, .above = true}; }
 inline Allowed one_of(std::initializer_list<const char*> names) {
   return {.names = std::vector<std::string>(names.begin(), names.end())};
 }

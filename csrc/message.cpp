@@ -180,13 +180,26 @@ std::string printable(std::string_view text) {
   return shown;
 }
 
-std::string quoted(std::string_view text) {
-  constexpr size_t kShown = 100;  // characters: with the rest of the sentence, two lines of a terminal
-  size_t end = 0, count = 0;
-  for (; end < text.size() && count < kShown; ++count) end += sequence_at(text, end).bytes;
+std::string excerpt(std::string_view text, size_t most) {
+  size_t end = 0;
+  while (end < text.size() && end < most) end += sequence_at(text, end).bytes;
   std::string shown = printable(text.substr(0, end));
-  for (size_t at = 0; (at = shown.find('\n', at)) != std::string::npos; at += 2) shown.replace(at, 1, "\\n");
-  return "\"" + shown + (end == text.size() ? "\"" : "…\" (" + std::to_string(text.size()) + " bytes)");
+  for (const auto& [control, name] : {std::pair{'\n', "\\n"}, {'\t', "\\t"}})
+    for (size_t at = 0; (at = shown.find(control, at)) != std::string::npos; at += 2) shown.replace(at, 1, name);
+  return end == text.size() ? shown : shown + "… (" + std::to_string(text.size()) + " bytes)";
+}
+
+std::string quoted(std::string_view text) { return "\"" + excerpt(text) + "\""; }
+
+size_t utf8_size(std::string_view text, size_t at) {
+  const Sequence next = sequence_at(text, at);
+  return next.valid ? next.bytes : 0;
+}
+
+size_t utf8_end(std::string_view text) {
+  size_t at = 0;
+  for (size_t size = 0; at < text.size() && (size = utf8_size(text, at)) > 0;) at += size;
+  return at;
 }
 
 std::string valid_utf8(std::string_view text) {

@@ -28,9 +28,19 @@ std::string printable(std::string_view text);
 // errors="replace".
 std::string valid_utf8(std::string_view text);
 
-// For messages that name a text: in quotes, control characters and what is not UTF-8 as printable() has them, line ends as \n, and
-// of long text the first characters and how many bytes it has.
+// What a message shows of a text: its first `most` bytes or a few more, printable() and in one line, and of a longer one how many
+// bytes it has. A message is to be read at a glance, whatever the text.
+std::string excerpt(std::string_view text, size_t most = 80);
+
+// excerpt() in quotes.
 std::string quoted(std::string_view text);
+
+// Bytes of the UTF-8 character that begins at text[at]; 0 where none does: a stray or missing byte, a longer form than needed,
+// half a surrogate pair, a code point beyond U+10FFFF.
+size_t utf8_size(std::string_view text, size_t at);
+
+// Where text stops being UTF-8; its size where it does not.
+size_t utf8_end(std::string_view text);
 
 // The word as a shell reads it back: itself where that is safe, else in single quotes.
 std::string shell_quoted(std::string_view word);

@@ -38,7 +38,7 @@ KERNELS = ("kernels/", "tests/kernels/")  # where CUDA may be written
 RESERVED = [
     (re.compile(r"(torch|ATen|c10|caffe2)/"), ("csrc/", "tests/csrc/", "scripts/"), "kernels/ and its tests know no torch"),
     (re.compile(r"pcre2"), ("csrc/rl/pattern.cpp",), "PCRE2 is used in csrc/rl/pattern.cpp alone"),
-    (re.compile(r"yaml-cpp/"), ("csrc/train/config.cpp",), "yaml-cpp is read in csrc/train/config.cpp alone"),
+    (re.compile(r"yaml-cpp/"), ("csrc/train/config.cpp", "csrc/train/config_document."), "yaml-cpp is read in csrc/train/config_document.* and config.cpp alone"),
     (re.compile(r"torch/csrc/distributed/|gloo/"), ("csrc/train/distributed.cpp",),
      "c10d and Gloo are used in csrc/train/distributed.cpp alone"),
     (re.compile(r".*\.cuh$"), KERNELS, ".cuh files stay in kernels/"),

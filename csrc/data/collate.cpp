@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "csrc/message.h"
+
 namespace isentrope::data {
 namespace {
 
@@ -12,7 +14,7 @@ struct Sequence {
 };
 
 std::string described(size_t index, const Example& example) {
-  return "example " + std::to_string(index) + " (prompt \"" + example.prompt + "\")";
+  return "example " + std::to_string(index) + " (prompt \"" + excerpt(example.prompt) + "\")";
 }
 
 Sequence encode(size_t index, const Example& example, const Tokenizer& tokenizer) {

@@ -17,6 +17,7 @@
 #include <stdexcept>
 
 #include "csrc/data/split.h"
+#include "csrc/message.h"
 
 namespace isentrope::data {
 namespace {
@@ -38,24 +39,40 @@ std::string joined(const std::vector<std::string>& words) {
   return text.empty() ? "any name" : text;
 }
 
+[[noreturn]] void cannot_read(const fs::path& path, const std::string& why) {
+  throw std::runtime_error("corpus: " + path.string() + " cannot be read: " + why +
+                           "; mend it, or leave it out of data.corpus.paths (data.corpus.exclude leaves folders out)");
+}
+
 CorpusFile described(const fs::path& path, const std::string& name) {
-  return {path.string(), name, static_cast<int64_t>(fs::file_size(path)),
-          static_cast<int64_t>(fs::last_write_time(path).time_since_epoch().count())};
+  std::error_code error;
+  const auto bytes = fs::file_size(path, error);
+  const auto modified = error ? fs::file_time_type() : fs::last_write_time(path, error);
+  if (error) cannot_read(path, error.message());
+  return {path.string(), name, static_cast<int64_t>(bytes), static_cast<int64_t>(modified.time_since_epoch().count())};
 }
 
 // Every file below folder whose name ends in one of suffixes, by name.
 std::vector<CorpusFile> files_below(const std::string& folder, const std::vector<std::string>& suffixes,
-                                    const std::vector<std::string>& exclude) {
+                                    const std::vector<std::string>& exclude, std::vector<std::string>* left_out) {
   std::vector<CorpusFile> files;
-  fs::recursive_directory_iterator entry(folder);
-  for (; entry != fs::recursive_directory_iterator(); ++entry) {
+  std::error_code error;
+  std::string at = folder;  // a folder that cannot be opened is told when the search goes on from it
+  fs::recursive_directory_iterator entry(folder, error);
+  for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
     const std::string name = entry->path().filename().string();
-    if (entry->is_directory()) {
+    at = entry->path().string();
+    std::error_code none;
+    if (entry->is_directory(none)) {
       if (name.starts_with('.') || contains(exclude, name)) entry.disable_recursion_pending();
-    } else if (entry->is_regular_file() && !name.starts_with('.') && has_suffix(name, suffixes)) {
-      files.push_back(described(entry->path(), entry->path().lexically_relative(folder).generic_string()));
+    } else if (!name.starts_with('.') && has_suffix(name, suffixes)) {
+      if (entry->is_regular_file(none))
+        files.push_back(described(entry->path(), entry->path().lexically_relative(folder).generic_string()));
+      else if (left_out)
+        left_out->push_back(at);
     }
   }
+  if (error) cannot_read(at, error.message());
   std::sort(files.begin(), files.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   return files;
 }
@@ -136,6 +153,7 @@ std::string shard_name(const CorpusConfig& config, const Tokenizer& tokenizer) {
 
 uint64_t fingerprint_of(const std::vector<CorpusFile>& files) {
   Hash hash;
+  hash.add("no part is empty by chance");  // how files are split: shards that were split otherwise are made anew
   for (const CorpusFile& file : files) {
     hash.add(file.path);
     hash.add(file.name);
@@ -145,23 +163,61 @@ uint64_t fingerprint_of(const std::vector<CorpusFile>& files) {
   return hash.value;
 }
 
-void write_shard(const std::string& shard, uint64_t fingerprint, const std::vector<CorpusFile>& files,
-                 const CorpusConfig& config, const Tokenizer& tokenizer, Split split) {
-  std::vector<CorpusFile> own;
-  int64_t bytes = 0;
+// A piece of a file: bytes from … to − 1 as shares of its length.
+struct Piece {
+  const CorpusFile* file;
+  double from, to;
+};
+
+// What of the files belongs to the split. Whole files do, where there are enough for every part; of fewer each is cut.
+std::vector<Piece> pieces_of(const std::vector<CorpusFile>& files, const CorpusConfig& config, Split split) {
+  const double validation = config.validation_fraction, test = config.test_fraction, train = 1 - validation - test;
+  std::vector<std::string_view> names;
+  std::vector<Piece> pieces;
   for (const CorpusFile& file : files)
-    if (file.bytes > 0 && split_of(file.name, config.validation_fraction, config.test_fraction) == split) {
-      own.push_back(file);
-      bytes += static_cast<int64_t>(sizeof(uint16_t)) * (file.bytes + 1);
+    if (file.bytes > 0) names.emplace_back(file.name), pieces.push_back({&file, 0, 1});
+  const std::set<std::string_view> different(names.begin(), names.end());
+  if (different.size() < size_t{1} + (validation > 0) + (test > 0)) {
+    for (Piece& piece : pieces) {
+      piece.from = split == Split::train ? 0 : split == Split::validation ? train : train + validation;
+      piece.to = split == Split::train ? train : split == Split::validation ? train + validation : 1;
     }
+    return pieces;
+  }
+  const std::vector<Split> splits = splits_of(names, validation, test);
+  std::vector<Piece> own;
+  for (size_t i = 0; i < pieces.size(); ++i)
+    if (splits[i] == split) own.push_back(pieces[i]);
+  return own;
+}
+
+// The place in text nearest below a share of its length where a line begins, or where none does, a character.
+size_t cut_at(const std::string& text, double share) {
+  const auto at = static_cast<size_t>(share * static_cast<double>(text.size()));
+  if (share >= 1 || at == 0) return share >= 1 ? text.size() : 0;
+  if (const size_t line = text.rfind('\n', at - 1); line != std::string::npos) return line + 1;
+  size_t begin = at;
+  while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) --begin;
+  return begin;
+}
+
+void write_shard(const std::string& shard, uint64_t fingerprint, const std::vector<Piece>& pieces,
+                 const Tokenizer& tokenizer) {
+  int64_t bytes = 0;
+  for (const Piece& piece : pieces)
+    bytes += static_cast<int64_t>(sizeof(uint16_t)) *
+             (static_cast<int64_t>((piece.to - piece.from) * static_cast<double>(piece.file->bytes)) + 1);
   TokenShardWriter writer(shard, fingerprint, bytes);
-  for (const CorpusFile& file : own) {
+  for (const Piece& piece : pieces) {
+    const std::string text = read_whole(piece.file->path);
+    const size_t from = cut_at(text, piece.from), to = cut_at(text, piece.to);
     std::vector<int64_t> tokens;
     try {
-      tokens = tokenizer.encode(read_whole(file.path));
+      tokens = tokenizer.encode(std::string_view(text).substr(from, to - from));
     } catch (const std::invalid_argument& error) {
-      throw std::runtime_error("corpus: " + file.path + ": " + error.what());
+      throw std::runtime_error("corpus: " + piece.file->path + ": " + error.what());
     }
+    if (tokens.empty()) continue;
     tokens.push_back(tokenizer.eos_id());
     writer.write(tokens);
   }
@@ -187,23 +243,32 @@ std::string CorpusConfig::problem() const {
   return "";
 }
 
-std::vector<CorpusFile> find_files(const CorpusConfig& config) {
+std::vector<CorpusFile> find_files(const CorpusConfig& config, std::vector<std::string>* left_out) {
   if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("corpus: " + wrong);
   std::vector<CorpusFile> files;
   std::set<std::string> met;  // by their true paths
   const auto add = [&](const std::vector<CorpusFile>& more) {
-    for (const CorpusFile& file : more)
-      if (met.insert(fs::canonical(file.path).string()).second) files.push_back(file);
+    for (const CorpusFile& file : more) {
+      std::error_code error;
+      const std::string true_path = fs::canonical(file.path, error).string();
+      if (error) cannot_read(file.path, error.message());
+      if (met.insert(true_path).second) files.push_back(file);
+    }
   };
   for (const std::string& path : config.paths) {
-    const bool pattern = path.find_first_of("*?[") != std::string::npos && !fs::exists(path);
-    if (!pattern && !fs::exists(path))
-      throw std::runtime_error("corpus: there is no file or folder " + path + " (seen from " +
+    std::error_code error;
+    const bool exists = fs::exists(path, error), pattern = path.find_first_of("*?[") != std::string::npos && !exists;
+    if (error) cannot_read(excerpt(path, 200), error.message());
+    if (!pattern && !exists)
+      throw std::runtime_error("corpus: there is no file or folder " + excerpt(path, 200) + " (seen from " +
                                fs::current_path().string() + "); mend data.corpus.paths");
     std::vector<CorpusFile> found;
     for (const std::string& place : pattern ? matches(path) : std::vector<std::string>{path}) {
-      if (fs::is_directory(place))
-        for (CorpusFile& file : files_below(place, config.suffixes, config.exclude)) found.push_back(std::move(file));
+      if (fs::is_directory(place, error))
+        for (CorpusFile& file : files_below(place, config.suffixes, config.exclude, left_out))
+          found.push_back(std::move(file));
+      else if (!fs::is_regular_file(place, error))
+        cannot_read(place, "it is neither a file nor a folder, but a device, a pipe or the like");
       else
         found.push_back(described(place, fs::path(place).filename().string()));
     }
@@ -216,7 +281,7 @@ std::vector<CorpusFile> find_files(const CorpusConfig& config) {
   }
   for (const std::string& package : config.python_sources)
     add(files_below(python_sources(package), {".py"},
-                    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}));
+                    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}, left_out));
   return files;
 }
 
@@ -225,14 +290,18 @@ std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const 
   const uint64_t fingerprint = fingerprint_of(files);
   const std::string shard = config.cache + "/" + shard_name(config, tokenizer) + "." + name_of(split) + ".tokens";
   const CacheLock lock(config.cache);
+  std::shared_ptr<const TokenShard> tokens;
   if (TokenShard::fingerprint_of(shard) == fingerprint) {
     try {
-      return std::make_shared<const TokenShard>(shard);
+      tokens = std::make_shared<const TokenShard>(shard);
     } catch (const std::runtime_error&) {  // damaged: a cache is made anew
     }
   }
-  write_shard(shard, fingerprint, files, config, tokenizer, split);
-  return std::make_shared<const TokenShard>(shard);
+  if (!tokens) {
+    write_shard(shard, fingerprint, pieces_of(files, config, split), tokenizer);
+    tokens = std::make_shared<const TokenShard>(shard);
+  }
+  return tokens;
 }
 
 }  // namespace isentrope::data

@@ -33,13 +33,19 @@ struct CorpusConfig {
       "Add the sources (.py), without tests, of packages of the python3 on the PATH, by name; stdlib is its standard "
       "library.");
     v("validation_fraction", validation_fraction,
-      "Share of the files held out for validation; a hash of a file's path below its folder chooses.", between(0, 1));
+      "Share of the files held out for validation; a hash of a file's path below its folder chooses, and where it "
+      "chooses "
+      "none, the file that is nearest. Of fewer than three files each is cut: its end is held out. 0: no validation.",
+      between(0, 1));
     v("test_fraction", test_fraction, "The same for test.", between(0, 1));
     v("cache", cache,
       "Folder of the token shards, two bytes a token; they are used again until a file or the tokenizer "
       "changes.");
   }
   std::string problem() const;
+  bool has(Split split) const {  // whether the keys leave anything for it
+    return split == Split::train || (split == Split::validation ? validation_fraction : test_fraction) > 0;
+  }
 };
 
 struct CorpusFile {
@@ -52,7 +58,9 @@ struct CorpusFile {
 // The files of a corpus: paths in the order of the configuration, Python packages last, the files of each by
 // name. A file that is met twice counts once. Throws std::invalid_argument for a config with a problem() and
 // std::runtime_error for a path that does not exist, a path or pattern without a file, a missing python3, and a package that it does not have.
-std::vector<CorpusFile> find_files(const CorpusConfig& config);
+// What is no regular file (a device, a pipe, a broken link) is left out of folders, and refused where it is named itself.
+// left_out: is told of each.
+std::vector<CorpusFile> find_files(const CorpusConfig& config, std::vector<std::string>* left_out = nullptr);
 
 // The tokens of one split: the files of it in the order of find_files, each ended by the tokenizer's end of
 // sequence; empty files are left out. Shards are written into config.cache where there is none of the same files

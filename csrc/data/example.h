@@ -24,6 +24,8 @@ class ExampleSource {
   virtual std::vector<Example> take(int64_t first, int64_t count) const = 0;
   // Examples in one epoch; 0: the stream has no end.
   virtual int64_t size() const { return 0; }
+  // Examples that were left out when the source was made, since they are too long.
+  virtual int64_t left_out() const { return 0; }
 };
 
 }  // namespace isentrope::data

@@ -1,6 +1,8 @@
 #include "csrc/data/jsonl.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -22,8 +24,10 @@ std::string suggestion(const std::string& path) {
   const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
   std::error_code failed;
   fs::directory_iterator entries(folder, failed);
-  if (failed) return "; there is no folder " + folder.string();
+  if (failed) return "; there is no folder " + excerpt(folder.string(), 300);
   const std::string wanted = fs::path(path).filename().string();
+  constexpr size_t kLongestName = 255;
+  if (wanted.size() > kLongestName) return "; no file has so long a name";
   std::string best;
   size_t least = 0;
   for (const auto& entry : entries) {
@@ -45,46 +49,93 @@ std::optional<std::string> text_at(const Json& object, const std::string& key, b
   if (value == object.end() || value->is_null()) return std::nullopt;
   if (value->is_string()) return value->get<std::string>();
   if (integers && value->is_number_integer()) return value->dump();
-  throw std::runtime_error(where + ": \"" + key + "\" is a JSON " + value->type_name() + "; it must be a string" +
-                           (integers ? " or an integer" : ""));
+  throw std::runtime_error(where + ": \"" + excerpt(key) + "\" is a JSON " + value->type_name() +
+                           "; it must be a string" + (integers ? " or an integer" : ""));
 }
 
-Example parse(const JsonlConfig& config, const std::string& line, const std::string& where) {
-  Json object;
+// The JSON of a line. A key that an object holds twice is refused: which of the two is meant nobody knows.
+Json parsed(const std::string& line, const std::string& where) {
+  std::vector<std::string> keys;  // of the outermost object
+  const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
+    if (depth == 1 && event == Json::parse_event_t::key) {
+      const auto& key = value.get_ref<const std::string&>();
+      if (std::find(keys.begin(), keys.end(), key) != keys.end())
+        throw std::runtime_error(where + ": the key \"" + excerpt(key) + "\" is written twice");
+      keys.push_back(key);
+    }
+    return true;
+  };
   try {
-    object = Json::parse(line);
+    return Json::parse(line, look);
   } catch (const Json::parse_error& error) {
     const std::string what = error.what();  // "[json.exception.parse_error.101] parse error at line 1, column 9: …"
     const size_t column = what.find("column");
-    throw std::runtime_error(where + ": not JSON at " + (column == std::string::npos ? what : what.substr(column)));
+    throw std::runtime_error(where + ": not JSON at " +
+                             excerpt(column == std::string::npos ? what : what.substr(column), 300));
   }
+}
+
+Example parse(const JsonlConfig& config, const std::string& line, const std::string& where) {
+  const Json object = parsed(line, where);
   if (!object.is_object())
     throw std::runtime_error(where + ": a JSON " + std::string(object.type_name()) +
                              "; each line must hold one object");
   const auto prompt = text_at(object, config.prompt_key, false, where);
   const auto completion = text_at(object, config.completion_key, false, where);
   const auto answer = text_at(object, config.answer_key, true, where);
-  if (!prompt) throw std::runtime_error(where + ": the key \"" + config.prompt_key + "\" is missing");
-  if (prompt->empty()) throw std::runtime_error(where + ": \"" + config.prompt_key + "\" is empty");
+  if (!prompt) throw std::runtime_error(where + ": the key \"" + excerpt(config.prompt_key) + "\" is missing");
+  if (prompt->empty()) throw std::runtime_error(where + ": \"" + excerpt(config.prompt_key) + "\" is empty");
   if (!completion && !answer)
-    throw std::runtime_error(where + ": the key \"" + config.completion_key + "\" is missing, and there is no \"" +
-                             config.answer_key + "\" either");
+    throw std::runtime_error(where + ": the key \"" + excerpt(config.completion_key) +
+                             "\" is missing, and there is no \"" + excerpt(config.answer_key) + "\" either");
   return {*prompt, completion.value_or(""), answer.value_or("")};
 }
 
-std::vector<Example> read(const JsonlConfig& config, const std::string& path) {
-  if (!std::filesystem::is_regular_file(path))
-    throw std::runtime_error("jsonl: " + path + " is not a file" + suggestion(path));
+struct Line {
+  int64_t number;  // in the file, from 1
+  Example example;
+};
+
+std::vector<Line> read(const JsonlConfig& config, const std::string& path) {
+  std::error_code failed;
+  if (!std::filesystem::is_regular_file(path, failed))
+    throw std::runtime_error("jsonl: " + excerpt(path, 300) + " is not a file" + suggestion(path));
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("jsonl: " + path + " cannot be read");
-  std::vector<Example> examples;
+  if (!file) throw std::runtime_error("jsonl: " + path + " cannot be read: " + std::strerror(errno));
+  std::vector<Line> lines;
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    examples.push_back(parse(config, line, path + ":" + std::to_string(number)));
+    if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);  // a byte order mark
+    lines.push_back({number, parse(config, line, path + ":" + std::to_string(number))});
   }
-  if (examples.empty()) throw std::runtime_error("jsonl: " + path + ":1: the file holds no example");
-  return examples;
+  if (file.bad()) throw std::runtime_error("jsonl: " + path + " cannot be read to its end: " + std::strerror(errno));
+  if (lines.empty()) throw std::runtime_error("jsonl: " + path + ":1: the file holds no example");
+  return lines;
+}
+
+const char* name_of(Split split) {
+  return split == Split::train ? "training" : split == Split::validation ? "validation" : "test";
+}
+
+// Leaves the lines that belong to the split. The shares are those that are taken from this file.
+void keep_split(std::vector<Line>& lines, double validation, double test, Split split, const std::string& path) {
+  std::vector<std::string_view> prompts;
+  for (const Line& line : lines) prompts.emplace_back(line.example.prompt);
+  const std::vector<Split> splits = splits_of(prompts, validation, test);
+  const size_t all = lines.size();
+  size_t kept = 0;
+  for (size_t i = 0; i < all; ++i)
+    if (splits[i] == split) {
+      if (kept != i) lines[kept] = std::move(lines[i]);
+      ++kept;
+    }
+  lines.resize(kept);
+  if (lines.empty())
+    throw std::runtime_error(
+        "jsonl: none of the " + std::to_string(all) + " examples of " + path + " falls into the " + name_of(split) +
+        " split, since it has too few different prompts; add examples, change "
+        "validation_fraction or test_fraction (0 for none), or give validation_path and test_path");
 }
 
 }  // namespace
@@ -102,23 +153,36 @@ std::string JsonlConfig::problem() const {
   return "";
 }
 
-Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split) : seed_(seed), split_(split) {
+bool JsonlConfig::has(Split split) const {
+  if (split == Split::train) return true;
+  return split == Split::validation ? !validation_path.empty() || validation_fraction > 0
+                                    : !test_path.empty() || test_fraction > 0;
+}
+
+Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* use) : seed_(seed), split_(split) {
   if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("jsonl: " + wrong);
   const std::string& own = split == Split::validation ? config.validation_path : config.test_path;
-  const char* name = split == Split::train ? "training" : split == Split::validation ? "validation" : "test";
-  if (split != Split::train && !own.empty()) {
-    examples_ = read(config, own);
-    return;
+  const bool shared = split == Split::train || own.empty();
+  const std::string& path = shared ? config.path : own;
+  std::vector<Line> lines = read(config, path);
+  if (shared)
+    keep_split(lines, config.validation_path.empty() ? config.validation_fraction : 0,
+               config.test_path.empty() ? config.test_fraction : 0, split, path);
+  for (Line& line : lines) {
+    try {
+      if (use && !fits(line.example, *use)) {
+        ++left_out_;
+        continue;
+      }
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error("jsonl: " + path + ":" + std::to_string(line.number) + ": " + error.what());
+    }
+    examples_.push_back(std::move(line.example));
   }
-  const double validation = config.validation_path.empty() ? config.validation_fraction : 0;
-  const double test = config.test_path.empty() ? config.test_fraction : 0;
-  examples_ = read(config, config.path);
-  const size_t all = examples_.size();
-  std::erase_if(examples_, [&](const Example& e) { return split_of(e.prompt, validation, test) != split; });
   if (examples_.empty())
-    throw std::runtime_error(
-        "jsonl: none of the " + std::to_string(all) + " examples of " + config.path + " falls into the " + name +
-        " split; change validation_fraction or test_fraction, or give " + "validation_path and test_path");
+    throw std::runtime_error("jsonl: all " + std::to_string(left_out_) + " " + name_of(split) + " examples of " + path +
+                             " are too long for the context (" + std::to_string(use->context) +
+                             " tokens) and are left out (data.overlong: drop); raise model.context");
 }
 
 std::vector<Example> Jsonl::take(int64_t first, int64_t count) const {

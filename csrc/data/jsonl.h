@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/data/example.h"
+#include "csrc/data/fit.h"
 #include "csrc/field.h"
 
 namespace isentrope::data {
@@ -25,7 +26,9 @@ struct JsonlConfig {
     v("validation_path", validation_path, "File of the validation examples; empty to take a share of path.");
     v("test_path", test_path, "File of the test examples; empty to take a share of path.");
     v("validation_fraction", validation_fraction,
-      "Share of path held out for validation where validation_path is empty; a hash of the prompt chooses.",
+      "Share of path held out for validation where validation_path is empty; a hash of the prompt chooses, and where "
+      "it "
+      "chooses none, the prompt that is nearest. 0: no validation.",
       between(0, 1));
     v("test_fraction", test_fraction, "The same for test.", between(0, 1));
     v("prompt_key", prompt_key, "Key of the prompt, a string; required in each object.");
@@ -33,6 +36,7 @@ struct JsonlConfig {
     v("answer_key", answer_key, "Key of the answer that rewards compare with, a string or an integer; may be missing.");
   }
   std::string problem() const;
+  bool has(Split split) const;  // whether the keys leave anything for it
 };
 
 // The whole file is read and checked at once and kept in memory.
@@ -42,16 +46,18 @@ struct JsonlConfig {
 class Jsonl : public ExampleSource {
  public:
   // Throws std::invalid_argument for a config with a problem() and std::runtime_error with file:line for a
-  // file that is missing, empty or malformed, or has nothing for the split.
-  Jsonl(const JsonlConfig& config, uint64_t seed, Split split);
+  // file that is missing, empty or malformed, has nothing for the split, or an example of it that does not fit the use.
+  Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* use = nullptr);
 
   std::vector<Example> take(int64_t first, int64_t count) const override;
   int64_t size() const override { return static_cast<int64_t>(examples_.size()); }
+  int64_t left_out() const override { return left_out_; }
 
  private:
   uint64_t seed_;
   Split split_;
   std::vector<Example> examples_;
+  int64_t left_out_ = 0;
 };
 
 }  // namespace isentrope::data

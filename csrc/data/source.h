@@ -7,6 +7,7 @@
 
 #include "csrc/data/corpus.h"
 #include "csrc/data/example.h"
+#include "csrc/data/fit.h"
 #include "csrc/data/jsonl.h"
 #include "csrc/data/tint.h"
 #include "csrc/field.h"
@@ -28,10 +29,13 @@ struct DataConfig {
       one_of({"error", "drop", "truncate"}));
   }
   std::string problem() const;
+  bool has(Split split) const;  // whether the keys leave anything for it
 };
 
 // The source of tint or jsonl; a corpus has no examples (csrc/data/corpus.h). Throws as the constructors do.
-std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split);
+// use: what is asked of every example (csrc/data/fit.h).
+std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split,
+                                           const Use* use = nullptr);
 
 // What tells one stream of examples from another: a digest of its first epoch, or of the first 1024 examples of one without
 // end. A run that is resumed asks whether its data is what it was.

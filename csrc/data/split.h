@@ -1,8 +1,11 @@
 // Which split a prompt belongs to. The hash of its text decides, so that equal prompts are never on two
 // sides, whatever the seed, the order or the file they stand in. A corpus is split by its files' names likewise.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "csrc/data/example.h"
 #include "kernels/gpu/philox.h"
@@ -16,10 +19,35 @@ inline uint64_t prompt_hash(std::string_view prompt) {
   return hash;
 }
 
+// Uniform in [0, 1): the draw mixes the high bits of the hash.
+inline double split_place(std::string_view prompt) { return philox(prompt_hash(prompt), 0, 0).word[0] * 0x1p-32; }
+
 // The first `validation` of the unit interval, then `test`, the rest is for training.
 inline Split split_of(std::string_view prompt, double validation, double test) {
-  const double place = philox(prompt_hash(prompt), 0, 0).word[0] * 0x1p-32;  // mixes its high bits; uniform in [0, 1)
+  const double place = split_place(prompt);
   return place < validation ? Split::validation : place < validation + test ? Split::test : Split::train;
+}
+
+// split_of() each of a list, but that a part with a share above 0 is not empty by chance: where the hash puts no prompt into it,
+// it gets the one of the training prompts whose place is lowest, as long as two different ones are left there.
+inline std::vector<Split> splits_of(const std::vector<std::string_view>& prompts, double validation, double test) {
+  std::vector<Split> splits;
+  std::vector<std::pair<double, std::string_view>> training;  // by place
+  for (const std::string_view prompt : prompts) {
+    splits.push_back(split_of(prompt, validation, test));
+    if (splits.back() == Split::train) training.emplace_back(split_place(prompt), prompt);
+  }
+  for (const auto& [share, part] : {std::pair{validation, Split::validation}, {test, Split::test}}) {
+    if (share <= 0 || std::find(splits.begin(), splits.end(), part) != splits.end()) continue;
+    std::sort(training.begin(), training.end());
+    const auto other =
+        std::find_if(training.begin(), training.end(), [&](const auto& x) { return x != training.front(); });
+    if (other == training.end()) continue;
+    for (size_t i = 0; i < prompts.size(); ++i)
+      if (prompts[i] == training.front().second) splits[i] = part;
+    training.erase(training.begin(), other);
+  }
+  return splits;
 }
 
 }  // namespace isentrope::data

@@ -10,6 +10,7 @@
 #include "csrc/data/shuffle.h"
 #include "csrc/data/split.h"
 #include "csrc/data/tint_trace.h"
+#include "csrc/message.h"
 
 namespace isentrope::data {
 namespace {
@@ -19,6 +20,8 @@ namespace {
 constexpr double kHeldOutShare = 1.0 / 16;
 // A prompt space is taken to be used up when this many draws in a row gave nothing new.
 constexpr int kVainDraws = 2000;
+// Of a stream as many examples are looked at before it begins: enough for the characters of a task, whose lines differ little.
+constexpr int64_t kProbes = 64;
 constexpr int64_t kTermsDraw = -1;  // index of the stream that chooses the number of terms
 
 bool has_list(const TintConfig& config) { return config.task == "sort" || config.task == "median"; }
@@ -214,14 +217,43 @@ std::string tint_alphabet(const TintConfig& config) {
   return "0123456789" + std::string(extra.begin(), extra.end()) + ".";
 }
 
-Tint::Tint(const TintConfig& config, uint64_t seed, Split split) : config_(config), seed_(seed) {
+Tint::Tint(const TintConfig& config, uint64_t seed, Split split, const Use* use) : config_(config), seed_(seed) {
   if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("tint: " + wrong);
-  if (split == Split::train) return;
-  held_out_ = held_out_list(config, split);
-  if (held_out_.empty())
-    throw std::invalid_argument("tint: " + config.task + " has so few different prompts that none belongs to the " +
-                                (split == Split::validation ? "validation" : "test") +
-                                " split; give it more terms or larger numbers");
+  if (split != Split::train) {
+    held_out_ = held_out_list(config, split);
+    if (held_out_.empty())
+      throw std::invalid_argument("tint: " + config.task + " has so few different prompts that none belongs to the " +
+                                  (split == Split::validation ? "validation" : "test") +
+                                  " split; give it more terms or larger numbers");
+  }
+  if (use) look(*use);
+}
+
+void Tint::look(const Use& use) {
+  const auto fit = [&](const Example& example) {
+    try {
+      return fits(example, use);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument("tint: " + config_.task + ": the example " +
+                                  excerpt(example.prompt + example.completion) + ": " + error.what());
+    }
+  };
+  const std::string all = "tint: " + config_.task + ": the examples are too long for the context (" +
+                          std::to_string(use.context) + " tokens)";
+  if (!held_out_.empty()) {
+    left_out_ = static_cast<int64_t>(std::erase_if(held_out_, [&](const Example& example) { return !fit(example); }));
+    if (held_out_.empty()) throw std::invalid_argument(all + "; raise model.context");
+    return;
+  }
+  for (const int64_t terms : has_terms(config_) ? config_.terms : std::vector<int64_t>{config_.terms.front()}) {
+    int64_t fitting = 0;
+    for (int64_t i = 0; i < kProbes; ++i) {
+      const TintSample sample = this->sample(i, terms);
+      fitting += fit({sample.prompt, sample.completion, sample.answer_true});
+    }
+    if (fitting == 0)
+      throw std::invalid_argument(all + " with " + std::to_string(terms) + " terms; raise model.context");
+  }
 }
 
 int64_t Tint::terms_of(int64_t first) const {

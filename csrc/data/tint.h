@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "csrc/data/example.h"
+#include "csrc/data/fit.h"
 #include "csrc/field.h"
 
 namespace isentrope::data {
@@ -106,7 +107,8 @@ struct TintConfig {
     v("train", train, "Examples of training, in a new order each epoch; 0: ever new ones. Takes mix: example.",
       at_least(0));
     v("held_out", held_out,
-      "Prompts in the validation list and in the test list, at most (a task with few prompts has fewer).", at_least(1));
+      "Prompts in the validation list and in the test list, at most (a task with few prompts has fewer).",
+      between(1, 1 << 20));
   }
   std::string problem() const;
 };
@@ -133,10 +135,12 @@ std::string tint_alphabet(const TintConfig& config);
 // Example::answer is the true answer.
 class Tint : public ExampleSource {
  public:
-  // Throws std::invalid_argument for a config with a problem() and for a list that would be empty.
-  Tint(const TintConfig& config, uint64_t seed, Split split);
+  // Throws std::invalid_argument for a config with a problem(), for a list that would be empty, and for examples that do not
+  // fit the use: all of a list, of a stream the first 64 of each number of terms.
+  Tint(const TintConfig& config, uint64_t seed, Split split, const Use* use = nullptr);
 
   std::vector<Example> take(int64_t first, int64_t count) const override;
+  int64_t left_out() const override { return left_out_; }
   int64_t size() const override { return held_out_.empty() ? config_.train : static_cast<int64_t>(held_out_.size()); }
 
   // Example index of the training stream with the given number of terms, with its report.
@@ -147,7 +151,10 @@ class Tint : public ExampleSource {
  private:
   TintConfig config_;
   uint64_t seed_;
+  void look(const Use& use);
+
   std::vector<Example> held_out_;  // empty for training
+  int64_t left_out_ = 0;
 };
 
 }  // namespace isentrope::data

@@ -17,6 +17,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kPad = "<pad>";
 constexpr const char* kEndOfText = "<|endoftext|>";  // of kind bytes
+constexpr const char* kNoToken = "<unk>";            // no vocabulary has it
 
 // "'x' (U+0078)"
 std::string named(const std::string& character) {
@@ -26,7 +27,7 @@ std::string named(const std::string& character) {
   for (size_t i = 1; i < character.size(); ++i) code = (code << 6) | (byte(i) & 0x3F);
   char number[16];
   std::snprintf(number, sizeof number, "U+%04X", code);
-  return code < 0x20 ? std::string(number) : "'" + character + "' (" + number + ")";
+  return code < 0x20 || code == 0x7F ? std::string(number) : "'" + character + "' (" + number + ")";
 }
 
 // The code point as UTF-8; below U+0800, which is all that the names of bytes need.
@@ -63,32 +64,27 @@ Json read(const std::string& path) {
 
 std::vector<std::string> code_points(std::string_view text) {
   std::vector<std::string> points;
-  for (size_t i = 0; i < text.size();) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    const size_t size = lead < 0x80                   ? 1
-                        : lead >= 0xC2 && lead < 0xE0 ? 2
-                        : lead >= 0xE0 && lead < 0xF0 ? 3
-                        : lead >= 0xF0 && lead < 0xF5 ? 4
-                                                      : 0;
-    bool good = size > 0 && i + size <= text.size();
-    for (size_t j = 1; good && j < size; ++j) good = (static_cast<unsigned char>(text[i + j]) & 0xC0) == 0x80;
-    if (!good) throw std::invalid_argument("text is not UTF-8 at byte " + std::to_string(i));
+  for (size_t i = 0; i < text.size(); i += points.back().size()) {
+    const size_t size = utf8_size(text, i);
+    if (size == 0) throw std::invalid_argument("text is not UTF-8 at byte " + std::to_string(i));
     points.emplace_back(text.substr(i, size));
-    i += size;
   }
   return points;
 }
 
 std::string TokenizerConfig::problem() const {
-  if (kind != "characters" && kind != "bytes") return "kind is \"" + kind + "\"; it can be characters or bytes";
+  if (kind != "characters" && kind != "bytes")
+    return "kind is \"" + excerpt(kind) + "\"; it can be characters or bytes";
   if (kind == "bytes")
-    return eos.empty() ? ""
-                       : "eos is \"" + eos + "\"; it belongs to kind characters, kind bytes ends with " + kEndOfText;
+    return eos.empty()
+               ? ""
+               : "eos is \"" + excerpt(eos) + "\"; it belongs to kind characters, kind bytes ends with " + kEndOfText;
   std::vector<std::string> points;
   std::unordered_map<std::string, size_t> seen;
   try {
     points = code_points(characters);
-    if (!eos.empty() && code_points(eos).size() != 1) return "eos is \"" + eos + "\"; it is one character, or empty";
+    if (!eos.empty() && code_points(eos).size() != 1)
+      return "eos is \"" + excerpt(eos) + "\"; it is one character, or empty";
   } catch (const std::invalid_argument& error) {
     return std::string("characters or eos: ") + error.what();
   }
@@ -99,7 +95,8 @@ std::string TokenizerConfig::problem() const {
       return "characters holds " + named(points[i]) + " at places " + std::to_string(place->second) + " and " +
              std::to_string(i + 1) + "; each stands once";
   }
-  if (!eos.empty() && !seen.count(eos)) return "eos " + named(eos) + " is not among characters \"" + characters + "\"";
+  if (!eos.empty() && !seen.count(eos))
+    return "eos " + named(eos) + " is not among characters \"" + excerpt(characters, 200) + "\"";
   return "";
 }
 
@@ -111,7 +108,10 @@ Tokenizer::Tokenizer(const TokenizerConfig& config) : config_(config) {
     tokens_.push_back(kEndOfText);
   } else {
     for (std::string& point : code_points(config.characters)) tokens_.push_back(std::move(point));
-    for (size_t id = 1; id < tokens_.size(); ++id) ids_[tokens_[id]] = static_cast<int64_t>(id);
+    for (size_t id = 1; id < tokens_.size(); ++id) {
+      ids_[tokens_[id]] = static_cast<int64_t>(id);
+      if (tokens_[id].size() == 1) ascii_[static_cast<size_t>(tokens_[id][0])] = static_cast<int64_t>(id);
+    }
   }
   eos_id_ = config.eos.empty() ? size() - 1 : ids_.at(config.eos);
 }
@@ -123,22 +123,30 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
     for (const char c : text) ids.push_back(1 + static_cast<unsigned char>(c));
     return ids;
   }
-  const std::vector<std::string> points = code_points(text);
-  ids.reserve(points.size());
-  for (size_t i = 0; i < points.size(); ++i) {
-    const auto place = ids_.find(points[i]);
-    if (place == ids_.end()) {
-      constexpr size_t kShown = 40;  // characters on either side: enough to find the place
-      std::string around;
-      for (size_t j = i - std::min(i, kShown); j < std::min(i + kShown, points.size()); ++j) around += points[j];
-      throw std::invalid_argument("tokenizer: character " + named(points[i]) + " at place " + std::to_string(i + 1) +
-                                  " (\"" + printable(around) + "\") is not in the alphabet \"" +
-                                  printable(config_.characters) +
-                                  "\"; add it to tokenizer.characters, or take tokenizer.kind bytes");
+  ids.reserve(text.size());
+  for (size_t at = 0, size = 0; at < text.size(); at += size) {
+    size = utf8_size(text, at);
+    if (size == 0) throw std::invalid_argument("tokenizer: text is not UTF-8 at byte " + std::to_string(at));
+    int64_t id = 0;
+    if (size == 1) {
+      id = ascii_[static_cast<size_t>(text[at])];
+    } else if (const auto place = ids_.find(std::string(text.substr(at, size))); place != ids_.end()) {
+      id = place->second;
     }
-    ids.push_back(place->second);
+    if (id == 0) throw std::invalid_argument(foreign(text, at, size, static_cast<int64_t>(ids.size())));
+    ids.push_back(id);
   }
   return ids;
+}
+
+// A character that is not in the alphabet: which one, and where, with what stands around it.
+std::string Tokenizer::foreign(std::string_view text, size_t at, size_t size, int64_t place) const {
+  constexpr size_t kShown = 40;  // bytes on either side: enough to find the place
+  size_t from = at - std::min(at, kShown);
+  while (from > 0 && utf8_size(text, from) == 0) --from;
+  return "tokenizer: character " + named(std::string(text.substr(at, size))) + " at place " +
+         std::to_string(place + 1) + " (\"" + excerpt(text.substr(from, 2 * kShown)) + "\") is not in the alphabet \"" +
+         excerpt(config_.characters, 200) + "\"; add it to tokenizer.characters, or take tokenizer.kind bytes";
 }
 
 int64_t Tokenizer::bytes_of(int64_t id) const {
@@ -163,8 +171,10 @@ std::string Tokenizer::written(size_t id) const {
   return byte ? names[static_cast<unsigned char>(tokens_[id][0])] : tokens_[id];
 }
 
-// A byte-pair model with no pair to merge leaves every character alone; the decoder "Fuse" puts them together
-// without spaces. Of kind bytes, "ByteLevel" first gives each byte its name, a character, and takes it back.
+// Of kind characters, "Split" cuts before every character and the model is a list of words, each of one character, that has
+// no word for what is not in it: tokenizers then refuses such text, as encode() does, where a byte-pair model drops it.
+// Of kind bytes, "ByteLevel" first gives each byte its name, a character, and takes it back, and a byte-pair model with no
+// pair to merge leaves every character alone. The decoder "Fuse" puts characters together without spaces.
 // Padding and the end are added tokens, for the model would cut their names into characters.
 void Tokenizer::save(const std::string& folder) const {
   Json vocabulary = Json::object(), added = Json::array();
@@ -179,24 +189,27 @@ void Tokenizer::save(const std::string& folder) const {
                      {"special", true}});
   const Json byte_level = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
+  const Json split = {
+      {"type", "Split"}, {"pattern", {{"Regex", "[\\s\\S]"}}}, {"behavior", "Isolated"}, {"invert", false}};
+  const Json words = {{"type", "WordLevel"}, {"vocab", vocabulary}, {"unk_token", kNoToken}};
+  const Json pairs = {{"type", "BPE"},
+                      {"dropout", nullptr},
+                      {"unk_token", nullptr},
+                      {"continuing_subword_prefix", nullptr},
+                      {"end_of_word_suffix", nullptr},
+                      {"fuse_unk", false},
+                      {"byte_fallback", false},
+                      {"vocab", vocabulary},
+                      {"merges", Json::array()}};
   write(folder + "/tokenizer.json", {{"version", "1.0"},
                                      {"truncation", nullptr},
                                      {"padding", nullptr},
                                      {"added_tokens", added},
                                      {"normalizer", nullptr},
-                                     {"pre_tokenizer", bytes() ? byte_level : Json()},
+                                     {"pre_tokenizer", bytes() ? byte_level : split},
                                      {"post_processor", nullptr},
                                      {"decoder", bytes() ? byte_level : Json{{"type", "Fuse"}}},
-                                     {"model",
-                                      {{"type", "BPE"},
-                                       {"dropout", nullptr},
-                                       {"unk_token", nullptr},
-                                       {"continuing_subword_prefix", nullptr},
-                                       {"end_of_word_suffix", nullptr},
-                                       {"fuse_unk", false},
-                                       {"byte_fallback", false},
-                                       {"vocab", vocabulary},
-                                       {"merges", Json::array()}}}});
+                                     {"model", bytes() ? pairs : words}});
   const std::string pad = kPad;
   write(folder + "/tokenizer_config.json", {{"tokenizer_class", "PreTrainedTokenizerFast"},
                                             {"pad_token", pad},

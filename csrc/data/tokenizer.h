@@ -1,5 +1,6 @@
 // Text to tokens, of two kinds: one token for each character of a given alphabet, or one for each byte.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -51,7 +52,7 @@ class Tokenizer {
   int64_t bytes_of(int64_t id) const;
 
   // Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json into a folder that exists;
-  // transformers.AutoTokenizer opens it, encodes and decodes as this class does, but for two things: it takes
+  // transformers.AutoTokenizer opens it, encodes, refuses and decodes as this class does, but for two things: it takes
   // the names of special tokens within a text for those tokens, and decodes bytes that are not UTF-8 to U+FFFD.
   // Throws std::runtime_error with the file where one cannot be written.
   void save(const std::string& folder) const;
@@ -60,11 +61,13 @@ class Tokenizer {
 
  private:
   bool bytes() const { return config_.kind == "bytes"; }
+  std::string foreign(std::string_view text, size_t at, size_t size, int64_t place) const;
   std::string written(size_t id) const;  // the token's name in tokenizer.json
 
   TokenizerConfig config_;
   std::vector<std::string> tokens_;               // [V]; UTF-8, or single bytes
   std::unordered_map<std::string, int64_t> ids_;  // character → id; kind characters
+  std::array<int64_t, 128> ascii_{};              // the same of single bytes; 0: not there
   int64_t eos_id_ = 0;
 };
 

@@ -71,7 +71,7 @@ struct SigmaConfig {
       "Whether gradients of the weight go through its norm, or take that for a constant (detached).",
       one_of({"through", "detached"}));
     v("fused_qkv", fused_qkv, "Whether q, k and v have one norm together, or one each.", one_of({"one", "separate"}));
-    v("steps_max", steps_max, "Most power steps that follow the norm of a layer after an update.", at_least(1));
+    v("steps_max", steps_max, "Most power steps that follow the norm of a layer after an update.", between(1, 1000));
     v("tolerance", tolerance, "A layer's power steps end where one changes its norm by less than this share; 0: never.",
       between(0, 1));
     v("every", every, "Steps between two looks at sigma and gamma in metrics.jsonl; 0 for none.", at_least(0));
@@ -101,14 +101,15 @@ struct DecoderConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("layers", layers, "Decoder blocks.", at_least(1));
-    v("width", width, "Size of the residual stream (C).", at_least(2));
-    v("heads", heads, "Query heads (H); width is a multiple of 8 · heads.", at_least(1));
-    v("kv_heads", kv_heads, "Key and value heads (G); heads is a multiple of it.", at_least(1));
-    v("mlp", mlp, "Inner width of the SwiGLU MLP.", at_least(1));
-    v("context", context, "Longest sequence in tokens, prompt and completion together.", at_least(2));
-    v("rope_base", rope_base, "Base of the rotary wave lengths.", above(1));
-    v("norm_eps", norm_eps, "Added to the mean square in RMSNorm.", above(0));
+    v("layers", layers, "Decoder blocks.", between(1, 1024));
+    v("width", width, "Size of the residual stream (C).", between(2, 1 << 17));
+    v("heads", heads, "Query heads (H); width is a multiple of 8 · heads.", between(1, 1 << 14));
+    v("kv_heads", kv_heads, "Key and value heads (G); heads is a multiple of it.", between(1, 1 << 14));
+    v("mlp", mlp, "Inner width of the SwiGLU MLP.", between(1, 1 << 20));
+    v("context", context, "Longest sequence in tokens, prompt and completion together.", between(2, 1 << 24));
+    v("rope_base", rope_base, "Base of the rotary wave lengths.", above_to(1, 1e12));
+    v("norm_eps", norm_eps, "Added to the mean square in RMSNorm, which is about 1 in a healthy stream.",
+      above_to(0, 1));
     v("norm", norm,
       "Where RMSNorm stands: pre, before attention, MLP and head; post, after every residual sum, on the stream "
       "itself; none.",
@@ -117,7 +118,7 @@ struct DecoderConfig {
       "Standard deviation that all matrices are drawn with; left out: 0.02 for embedding and head, fan_in^-0.5 "
       "elsewhere, half "
       "of that for the projections onto the residual stream.",
-      above(0));
+      between(1e-8, 10));
     v("tied_head", tied_head, "Use the embedding as output head.");
     v("fused_head", fused_head,
       "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: "

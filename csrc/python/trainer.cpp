@@ -127,6 +127,12 @@ py::dict to_dict(const train::Record& record) {
   return line;
 }
 
+py::list lines_of(const std::vector<std::string>& texts) {
+  py::list lines;
+  for (const std::string& line : texts) lines.append(text(line));
+  return lines;
+}
+
 // ---- the trainer --------------------------------------------------------------------------------------------------
 
 // A trainer makes one step at a time, in the process that made it.
@@ -170,11 +176,12 @@ class Handle {
   // These tell of the end of the last call, so that they may be asked while another thread, or this one, is in a step.
   bool finished() const { return finished_; }
   py::bytes dir() const { return trainer_->config().run.dir; }
-  py::list notes() const {
-    py::list notes;
-    for (const std::string& note : trainer_->notes()) notes.append(text(note));
-    return notes;
+  py::list warnings() const {
+    std::set<std::string> functions;
+    for (const auto& [name, function] : trainer_->rewards()) functions.insert(name);
+    return lines_of(train::warnings(trainer_->config(), functions));
   }
+  py::list notes() const { return lines_of(trainer_->notes()); }
   py::bytes last_checkpoint() const { return last_checkpoint_; }
   py::dict results() const {
     py::dict results;
@@ -242,6 +249,7 @@ PYBIND11_MODULE(_C, m) {
       .def("advance", &Handle::advance)
       .def("save", &Handle::save)
       .def_property_readonly("finished", &Handle::finished)
+      .def_property_readonly("warnings", &Handle::warnings)
       .def_property_readonly("notes", &Handle::notes)
       .def_property_readonly("last_checkpoint", &Handle::last_checkpoint)
       .def_property_readonly("dir", &Handle::dir)

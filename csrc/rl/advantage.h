@@ -20,7 +20,7 @@ struct AdvantageConfig {
   void visit(Visitor& v) {
     v("kind", kind, "How the rewards of a group become advantages (csrc/rl/advantage.h).",
       one_of({"grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline", "opo"}));
-    v("eps", eps, "grpo: added to the standard deviation of the group's rewards.", at_least(0));
+    v("eps", eps, "grpo: added to the standard deviation of the group's rewards.", between(0, 1));
   }
 };
 

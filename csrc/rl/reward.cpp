@@ -123,6 +123,22 @@ std::string RewardConfig::problem() const {
   return "";
 }
 
+std::string example_problem(const RewardConfig& config, const Example& example, const std::string& stop) {
+  const bool exact = config.kind == "exact";
+  if (!exact && config.kind != "answer") return "";
+  const bool completion = exact && !example.completion.empty();
+  std::string wanted = completion ? example.completion : example.answer;
+  const std::string name = completion ? "completion" : "answer", shown = "the " + name + " \"" + excerpt(wanted) + "\"";
+  if (wanted.empty()) return "the answer is missing, which the reward " + config.kind + " compares with";
+  if (wanted.ends_with(stop)) wanted.resize(wanted.size() - stop.size());
+  if (wanted.find(stop) != std::string::npos)
+    return shown + " goes on behind \"" + excerpt(stop) +
+           "\", which ends a sequence (tokenizer.eos); no completion can reach it";
+  if (!exact && !config.pattern.empty() && !integer(wanted))
+    return shown + " is no integer, which the reward answer with a pattern compares with";
+  return "";
+}
+
 RewardSum::RewardSum(const std::vector<RewardConfig>& configs, const std::string& stop,
                      const std::map<std::string, RewardFunction>& custom) {
   if (configs.empty()) throw std::invalid_argument("reward: none is given; add for example {kind: answer}");
@@ -140,9 +156,9 @@ RewardSum::RewardSum(const std::vector<RewardConfig>& configs, const std::string
     if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("reward: " + wrong);
     const auto function = custom.find(config.kind);
     if (function == custom.end() && !kBuiltIn.count(config.kind))
-      throw std::invalid_argument("reward: no kind \"" + config.kind + "\"; there are " + known +
-                                  ". A function of your own is given as Trainer(config, rewards={\"" + config.kind +
-                                  "\": f})");
+      throw std::invalid_argument("reward: no kind \"" + excerpt(config.kind) + "\"; there are " + known +
+                                  ". A function of your own is given as Trainer(config, rewards={\"" +
+                                  excerpt(config.kind) + "\": f})");
     if (!names.insert(config.metric()).second)
       throw std::invalid_argument("reward: two are called " + config.metric() + "; give one of them a name");
     parts_.push_back({config, function == custom.end() ? built_in(config, stop) : function->second});

@@ -35,7 +35,7 @@ struct RewardConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("kind", kind, "exact, answer, format, length, or the name of a function given to the trainer.");
-    v("weight", weight, "Factor of the score in the sum; negative for a penalty.");
+    v("weight", weight, "Factor of the score in the sum; negative for a penalty.", between(-1e6, 1e6));
     v("name", name, "Name in metrics, reward/<name>; empty for the kind.");
     v("pattern", pattern,
       "Regular expression (PCRE2, as Perl's). format: the whole text; answer: group 1 of its last match is the "
@@ -49,6 +49,10 @@ struct RewardConfig {
   std::string problem() const;
   std::string metric() const { return "reward/" + (name.empty() ? kind : name); }
 };
+
+// What keeps every completion of the example from a score above 0: an answer that is missing, is no integer where the pattern
+// asks for one, or goes on behind the stop. "" where nothing does, and for custom functions.
+std::string example_problem(const RewardConfig& config, const data::Example& example, const std::string& stop);
 
 // Scores of a batch: prompts[i] was completed by completions[i] (as decoded, the stop character included
 // where it was drawn), and examples[i] is what the prompt came from. Returns one finite score a completion.

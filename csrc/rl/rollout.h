@@ -22,7 +22,7 @@ struct SamplingConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("temperature", temperature, "Logits are divided by it before sampling; 0 takes the likeliest token.",
-      at_least(0));
+      between(0, 100));
     v("top_k", top_k, "Sample among the k likeliest tokens; 0 for all.", at_least(0));
     v("top_p", top_p, "Sample among the fewest tokens whose probability reaches it; 1 for all.", between(0, 1));
     v("max_new_tokens", max_new_tokens, "Longest completion in tokens; 0 for what the context leaves.", at_least(0));

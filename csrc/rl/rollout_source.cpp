@@ -4,6 +4,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "csrc/model/page_table.h"
 #include "csrc/rl/policy_batch.h"
 #include "csrc/rl/prompt.h"
 #include "csrc/rl/windows.h"
@@ -43,9 +44,29 @@ std::string RolloutConfig::problem() const {
   if (sampling.max_new_tokens > 0 && sampling.min_new_tokens > sampling.max_new_tokens)
     return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) + " is above max_new_tokens (" +
            std::to_string(sampling.max_new_tokens) + ")";
-  if (sampling.temperature == 0)
-    return "temperature: 0 draws the same completion " + std::to_string(samples) +
-           " times; a policy needs a temperature above 0";
+  if (overlong && overlong->buffer > sampling.max_new_tokens)
+    return "overlong: buffer is " + std::to_string(overlong->buffer) +
+           " tokens, and the length limit that it counts back from, max_new_tokens, " +
+           std::to_string(sampling.max_new_tokens) + "; give a buffer of at most that";
+  // Below 1e-3 two logits that differ by 0.01 have odds of 22000 : 1.
+  if (sampling.temperature < 1e-3)
+    return "temperature: at less than 0.001 the completions of a prompt are all the same, and a policy learns from how "
+           "they "
+           "differ";
+  if (sampling.top_k == 1)
+    return "top_k: 1 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
+           "learns from how they differ";
+  if (sampling.top_p == 0)
+    return "top_p: 0 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
+           "learns from how they differ";
+  if (filter_groups && samples == 1 && !allocation)
+    return "filter_groups: a group of one completion has nothing to differ from; give samples of 2 or more";
+  const int64_t cached = cache.cache_tokens / model::kPagePositions,
+                shortest = 1 + std::max<int64_t>(sampling.max_new_tokens, 1);
+  if (cache.cache_tokens > 0 && cached < model::pages_of(shortest) + 2)  // as rollout() counts
+    return "cache_tokens: " + std::to_string(cache.cache_tokens) + " cannot hold one sequence of " +
+           std::to_string(shortest) + " tokens; wanted at least " +
+           std::to_string((model::pages_of(shortest) + 2) * model::kPagePositions) + ", or 0";
   if (branch && branch->sequences > 0 && branch->sequences < samples)
     return "branch.sequences: " + std::to_string(branch->sequences) + " is below samples (" + std::to_string(samples) +
            "), which it includes";

@@ -67,8 +67,8 @@ struct RolloutConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("prompts", prompts, "Prompts a step.", at_least(1));
-    v("samples", samples, "Completions a prompt: the group whose rewards are compared.", at_least(1));
+    v("prompts", prompts, "Prompts a step.", between(1, 1 << 20));
+    v("samples", samples, "Completions a prompt: the group whose rewards are compared.", between(1, 1 << 16));
     v("updates", updates, "Optimiser updates a step, each on its own share of the prompts.", at_least(1));
     sampling.visit(v);
     cache.visit(v);

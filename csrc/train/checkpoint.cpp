@@ -116,8 +116,12 @@ void write_folder(const std::string& dir, const CheckpointState& state, const mo
                   const data::Tokenizer& tokenizer, const TrainConfig& config) {
   write_safetensors(dir + "/model.safetensors", decoder->folded_weights());
   write_durably(dir + "/config.json", model_config_json(decoder->config(), tokenizer));
-  const ordered_json generation{
-      {"bos_token_id", nullptr}, {"eos_token_id", tokenizer.eos_id()}, {"pad_token_id", tokenizer.pad_id()}};
+  // As `isentrope sample` draws: from all tokens, where transformers takes the 50 likeliest unless told otherwise.
+  const ordered_json generation{{"bos_token_id", nullptr},
+                                {"eos_token_id", tokenizer.eos_id()},
+                                {"pad_token_id", tokenizer.pad_id()},
+                                {"do_sample", true},
+                                {"top_k", 0}};
   write_durably(dir + "/generation_config.json", generation.dump(2) + "\n");
   tokenizer.save(dir);
   for (const auto& entry : fs::directory_iterator(dir)) sync_file(entry.path());

@@ -132,11 +132,16 @@ std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
   return text;
 }
 
+void print_warnings(const std::vector<std::string>& warnings) {
+  for (const std::string& warning : warnings) std::fprintf(stderr, "isentrope: warning: %s\n", warning.c_str());
+}
+
 }  // namespace
 
 int train_command(const TrainOptions& options) {
   Trainer trainer(read_config(options.config, options.overrides), options.resume);
   Console console(options.quiet);
+  print_warnings(warnings(trainer.config()));
   for (const std::string& note : trainer.notes()) console.print(note);
   Record last;  // step
   const StopSignals stop;
@@ -172,6 +177,7 @@ int train_command(const TrainOptions& options) {
 
 int config_command(const std::string& config, const std::vector<std::string>& overrides, bool explain) {
   const std::string text = explain ? explain_config() : print_config_with_origins(config, overrides);
+  if (!explain) print_warnings(warnings(read_config(config, overrides)));
   print(text);
   return 0;
 }
@@ -202,6 +208,9 @@ int evaluate_command(const std::string& path, const std::string& file, const std
   const TrainConfig config = read_config(file, overrides);
   const PhaseConfig& phase = config.phases.back();
   const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
+  if (!phase.data.has(split == "test" ? data::Split::test : data::Split::validation))
+    throw std::runtime_error(file + ": the data of phase " + phase.name + " have no part for " + split +
+                             "; give it a fraction above 0 or a file of its own");
   const auto held_out =
       held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
   const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);

@@ -1,153 +1,59 @@
 #include "csrc/train/config.h"
 
-#include <yaml-cpp/yaml.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <map>
 #include <utility>
 
-#include "csrc/durable_file.h"
 #include "csrc/message.h"
+#include "csrc/train/config_document.h"
 #include "csrc/train/config_fields.h"
 
 namespace isentrope::train {
 namespace {
 
-// ---- the file and the overrides -----------------------------------------------------------------------------------
+// What other trainers and configurations of models call our keys.
+const std::multimap<std::string, std::string> kElsewhere{{"learning_rate", "lr"},
+                                                         {"warmup_steps", "warmup"},
+                                                         {"min_lr_ratio", "floor"},
+                                                         {"max_steps", "steps"},
+                                                         {"num_steps", "steps"},
+                                                         {"batch_size", "sequences"},
+                                                         {"batch_size", "prompts"},
+                                                         {"micro_batch_size", "micro_tokens"},
+                                                         {"n", "samples"},
+                                                         {"num_generations", "samples"},
+                                                         {"group_size", "samples"},
+                                                         {"max_completion_length", "max_new_tokens"},
+                                                         {"response_length", "max_new_tokens"},
+                                                         {"beta", "ref_kl_coef"},
+                                                         {"kl_loss_coef", "ref_kl_coef"},
+                                                         {"epsilon", "clip_low"},
+                                                         {"epsilon_high", "clip_high"},
+                                                         {"hidden_size", "width"},
+                                                         {"intermediate_size", "mlp"},
+                                                         {"num_hidden_layers", "layers"},
+                                                         {"num_attention_heads", "heads"},
+                                                         {"num_key_value_heads", "kv_heads"},
+                                                         {"max_position_embeddings", "context"},
+                                                         {"block_size", "context"},
+                                                         {"max_length", "context"},
+                                                         {"rope_theta", "rope_base"},
+                                                         {"rms_norm_eps", "norm_eps"},
+                                                         {"tie_word_embeddings", "tied_head"},
+                                                         {"output_dir", "dir"}};
 
-class Document {
- public:
-  Document(const std::string& file, const std::vector<std::string>& overrides) : file_(file) {
-    std::string text;
-    try {
-      text = read_whole(file);
-    } catch (const std::runtime_error& error) {
-      throw ConfigError(error.what());
-    }
-    try {
-      root_ = YAML::Load(text);
-    } catch (const YAML::ParserException& error) {
-      throw ConfigError(file + ":" + std::to_string(error.mark.line + 1) + ": not valid YAML: " + error.msg);
-    }
-    if (root_.IsNull()) root_ = YAML::Node(YAML::NodeType::Map);
-    record(root_, "", "");
-    for (const std::string& text : overrides) apply(text);
-  }
-
-  const YAML::Node& root() const { return root_; }
-
-  // Where the value at path, or the nearest section around it, was written.
-  std::string place(std::string path) const {
-    for (;;) {
-      if (const auto found = places_.find(path); found != places_.end()) return found->second;
-      const size_t dot = path.rfind('.');
-      if (dot == std::string::npos) return file_;
-      path.resize(dot);
-    }
-  }
-  std::string origin(const std::string& path) const {
-    const auto found = places_.find(path);
-    return found == places_.end() ? "default" : found->second;
-  }
-  [[noreturn]] void fail(const std::string& path, const std::string& message) const {
-    throw ConfigError(place(path) + ": " + (path.empty() ? "" : path + ": ") + message);
-  }
-  // A problem() of the section at path. Where it begins with a key and a colon, the place is that key's.
-  [[noreturn]] void fail_section(const std::string& path, const std::string& problem) const {
-    throw ConfigError(place(child_path(path, problem.substr(0, problem.find(':')))) + ": " +
-                      (path.empty() ? "" : path + ": ") + problem);
-  }
-
- private:
-  // Notes where every key and list element under node stands: at `everywhere`, or at its line of the file.
-  void record(const YAML::Node& node, const std::string& path, const std::string& everywhere) {
-    auto note = [&](const YAML::Node& at, const std::string& child) {
-      return places_.emplace(child, everywhere.empty() ? file_ + ":" + std::to_string(at.Mark().line + 1) : everywhere)
-          .second;
-    };
-    if (node.IsSequence())
-      for (size_t i = 0; i < node.size(); ++i) {
-        const std::string child = child_path(path, std::to_string(i));
-        note(node[i], child);
-        record(node[i], child, everywhere);
-      }
-    if (node.IsMap())
-      for (const auto& entry : node) {
-        if (!entry.first.IsScalar()) fail(path, "a key that is not a plain name");
-        const std::string child = child_path(path, entry.first.Scalar());
-        if (!note(entry.first, child))
-          throw ConfigError(
-              (everywhere.empty() ? file_ + ":" + std::to_string(entry.first.Mark().line + 1) : everywhere) + ": " +
-              child + ": written twice, first at " + place(child));
-        record(entry.second, child, everywhere);
-      }
-  }
-
-  void apply(const std::string& text) {
-    const std::string from = "command line";
-    const size_t equals = text.find('=');
-    if (equals == std::string::npos || equals == 0)
-      throw ConfigError(from + ": '" + text + "': wanted key.path=value, such as run.seed=2");
-    YAML::Node value;
-    try {
-      value = equals + 1 == text.size() ? YAML::Node("") : YAML::Load(text.substr(equals + 1));
-    } catch (const YAML::ParserException& error) {
-      throw ConfigError(from + ": '" + text + "': the value is not valid YAML: " + error.msg);
-    }
-
-    std::string path;
-    YAML::Node node = root_;
-    for (size_t begin = 0; begin <= equals;) {
-      const size_t end = std::min(text.find('.', begin), equals);
-      const std::string part = text.substr(begin, end - begin);
-      if (part.empty()) throw ConfigError(from + ": '" + text + "': an empty name between dots");
-      begin = end + 1;
-      YAML::Node child;
-      if (node.IsSequence()) {
-        const size_t index = element(node, part, path, text);
-        path = child_path(path, std::to_string(index));
-        child.reset(node[index]);
-      } else if (node.IsMap() || node.IsNull() || !node.IsDefined()) {
-        path = child_path(path, part);
-        child.reset(node[part]);
-      } else {
-        throw ConfigError(from + ": '" + text + "': " + path + " is a value and has no keys");
-      }
-      if (end == equals)
-        child = value;
-      else if (child.IsDefined())
-        child = YAML::Clone(child);  // an anchor's other uses keep their value
-      node.reset(child);
-    }
-    const auto below = [&](const auto& entry) { return entry.first == path || entry.first.starts_with(path + "."); };
-    std::erase_if(places_, below);
-    places_[path] = from;
-    record(value, path, from);
-  }
-
-  // The list element that `part` means: its index, or the value of its key `name`.
-  size_t element(const YAML::Node& list, const std::string& part, const std::string& path,
-                 const std::string& text) const {
-    size_t index = 0;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), index);
-    if (error == std::errc() && end == part.data() + part.size() && index < list.size()) return index;
-    std::vector<std::string> names;
-    for (size_t i = 0; i < list.size(); ++i) {
-      const YAML::Node item = list[i];
-      if (!item.IsMap() || !static_cast<const YAML::Node&>(item)["name"].IsDefined()) continue;
-      if (item["name"].Scalar() == part) return i;
-      names.push_back(item["name"].Scalar());
-    }
-    throw ConfigError("command line: '" + text + "': " + path + " has no element '" + part + "'; it has " +
-                      std::to_string(list.size()) + (names.empty() ? "" : ", named " + join(names)));
-  }
-
-  std::string file_;
-  YAML::Node root_;
-  std::map<std::string, std::string> places_;  // path → "file:line" or "command line"
-};
+// "; did you mean 'loss'?" where a name is near or means the same elsewhere, else all the names.
+std::string key_suggestion(const std::string& word, const std::vector<std::string>& names) {
+  const auto [first, last] = kElsewhere.equal_range(word);
+  for (auto known = first; known != last; ++known)
+    if (std::find(names.begin(), names.end(), known->second) != names.end())
+      return "; did you mean '" + known->second + "'?";
+  constexpr size_t kLongest = 40;  // no key is half as long
+  if (word.size() > kLongest) return "; the keys here are " + join(names);
+  return suggestion(word, names, "the keys here");
+}
 
 // ---- parse --------------------------------------------------------------------------------------------------------
 
@@ -155,7 +61,7 @@ std::string describe(const YAML::Node& node) {
   if (node.IsNull()) return "nothing";
   if (node.IsSequence()) return "a list";
   if (node.IsMap()) return "a section of keys";
-  return (node.Tag() == "!" ? "the quoted text '" : "'") + node.Scalar() + "'";
+  return (node.Tag() == "!" ? "the quoted text '" : "'") + excerpt(node.Scalar()) + "'";
 }
 
 bool from_text(const std::string& text, bool& value) {
@@ -212,7 +118,7 @@ class Reader {
       for (const auto& entry : node) {
         const std::string& name = entry.first.Scalar();
         if (std::find(keys.names.begin(), keys.names.end(), name) == keys.names.end())
-          document.fail(child_path(path, name), "unknown key" + suggestion(name, keys.names, "the keys here"));
+          document.fail(child_path(path, name), "unknown key" + key_suggestion(name, keys.names));
       }
       Reader reader(document, node, path);
       value.visit(reader);
@@ -228,13 +134,19 @@ class Reader {
     } else if constexpr (std::is_same_v<T, std::string>) {
       if (!node.IsScalar()) wrong_type();
       value = node.Scalar();
+      if (utf8_end(value) < value.size() || value.find('\0') != std::string::npos)
+        document.fail(path, "'" + excerpt(value) + "' holds U+0000 or is not UTF-8; write text");
       if (!allowed.names.empty() && std::find(allowed.names.begin(), allowed.names.end(), value) == allowed.names.end())
-        document.fail(path, "'" + value + "' is not " + range(allowed));
+        document.fail(path, "'" + excerpt(value) + "' is not " + range(allowed));
     } else {
       if (!node.IsScalar() || node.Tag() == "!" || !from_text(node.Scalar(), value)) wrong_type();
       const double number = static_cast<double>(value);
-      if (number < allowed.min || number > allowed.max || (allowed.above && number == allowed.min))
-        document.fail(path, node.Scalar() + " is out of range; wanted " + range(allowed));
+      if (!std::isfinite(number)) document.fail(path, "wanted a finite number, got '" + excerpt(node.Scalar()) + "'");
+      Allowed bounds = allowed;
+      if (std::is_same_v<T, int64_t> && std::isinf(bounds.max)) bounds.max = kMostCount;
+      if (number < bounds.min || number > bounds.max || (bounds.above && number == bounds.min))
+        document.fail(
+            path, excerpt(node.Scalar()) + " is out of range; wanted " + range(number > kMostCount ? bounds : allowed));
     }
   }
 

@@ -4,6 +4,7 @@
 // file, line, dotted path, what came and what was wanted; an unknown key also names the nearest valid one.
 #pragma once
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -34,8 +35,9 @@ struct RunConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("dir", dir, "Folder of the run: metrics.jsonl, checkpoints, the resolved configuration.");
-    v("seed", seed, "Fixes every random draw of the run.", at_least(0));
-    v("threads", threads, "CPU threads; 0 for as many as the process may use.", at_least(0));
+    v("seed", seed, "Fixes every random draw of the run.",
+      between(0, 9007199254740992));  // 2^53: exact in every JSON reader
+    v("threads", threads, "CPU threads; 0 for as many as the process may use.", between(0, 1024));
     v("device", device, "Where the model lives: auto takes a GPU where there is one.", one_of({"auto", "cpu", "cuda"}));
     v("start", start,
       "Checkpoint, run or folder of transformers to start from: its weights are taken, and the phases up to its own "
@@ -76,6 +78,7 @@ struct PhaseConfig {
   std::optional<StopConfig> stop;
 
   std::string problem() const;  // keys that do not go together: a grpo phase without rollout or reward, …
+  bool evaluates() const { return evaluation.every > 0 && !evaluation.skip; }  // while it runs
   // As of its objective, or that its rewards are shaped by entropy.
   std::string holds_entropy() const {
     if (rollout && rollout->ares) return "rollout.ares shapes rewards by entropy";
@@ -130,6 +133,13 @@ struct TrainConfig {
     v("test", test, "Evaluation on the test part of the last phase's data, made at the end of every phase.");
   }
 };
+
+// What a run may do, and nobody means: each text begins with the key. functions: kinds of
+// reward that were given to the trainer.
+std::vector<std::string> warnings(const TrainConfig& config, const std::set<std::string>& functions = {});
+
+// Whether a kind of reward is the program's own; others are functions given to the trainer in Python.
+bool built_in_reward(const std::string& kind);
 
 struct ConfigError : std::runtime_error {
   explicit ConfigError(const std::string& message) : std::runtime_error(printable(message)) {}  // a NUL would end it

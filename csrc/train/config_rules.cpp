@@ -2,9 +2,17 @@
 #include <algorithm>
 #include <cctype>
 
+#include "csrc/message.h"
 #include "csrc/train/config.h"
 
 namespace isentrope::train {
+
+// A folder's name may have 255 bytes on most systems, and a checkpoint's has the step behind it.
+constexpr size_t kLongestName = 100;
+
+bool built_in_reward(const std::string& kind) {
+  return kind == "exact" || kind == "answer" || kind == "format" || kind == "length";
+}
 
 bool StopConfig::reached(const Evaluation& evaluation) const {
   return (!sampled || evaluation.at("eval/sampled") >= *sampled) &&
@@ -16,7 +24,9 @@ std::string PhaseConfig::problem() const {
   const bool plain =
       std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
   if (name.empty()) return "the phase has no name; write name: " + objective.kind;
-  if (!plain) return "name: '" + name + "' names folders; use letters, digits, _ and - alone";
+  if (!plain) return "name: '" + excerpt(name) + "' names folders; use letters, digits, _ and - alone";
+  if (name.size() > kLongestName)
+    return "name: '" + excerpt(name) + "' names folders; use at most " + std::to_string(kLongestName) + " letters";
 
   if (objective.kind == "grpo") {
     if (!rollout) return "a grpo phase needs a rollout section (rollout: {} takes the defaults)";
@@ -25,6 +35,8 @@ std::string PhaseConfig::problem() const {
     if (rollout) return "rollout belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!reward.empty()) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
   }
+  if (!reward.empty() && std::all_of(reward.begin(), reward.end(), [](const auto& r) { return r.weight == 0; }))
+    return "reward: every weight is 0, so that all completions are equally good; give one of them a weight";
   if (rollout && rollout->ares && rollout->ares->kl && objective.ref_kl_coef == 0)
     return "rollout.ares.kl: it steers the weight of the divergence from the reference, and objective.ref_kl_coef is "
            "0; give it a value above 0 (published: 1e-2)";
@@ -40,8 +52,31 @@ std::string PhaseConfig::problem() const {
   if (stop && evaluation.every == 0)
     return "stop: it is looked at after evaluations, and evaluation.every is 0; give evaluation.every the "
            "steps between";
+  if (stop && evaluation.skip) return "stop: it is looked at after evaluations, and evaluation.skip is true";
+  if (evaluates() && !data.has(data::Split::validation))
+    return "evaluation.every: " + std::to_string(evaluation.every) +
+           " asks for validation, and the data hold none (the fraction is 0); give a fraction or validation_path, or "
+           "write evaluation: {every: 0}";
   return "";
 }
+
+namespace {
+
+// What of the rollouts depends on the model.
+std::string sampling_problem(const rl::SamplingConfig& sampling, const TrainConfig& config) {
+  if (sampling.min_new_tokens >= config.model.context)
+    return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) +
+           " leaves no room for a prompt in model.context (" + std::to_string(config.model.context) + ")";
+  const int64_t vocabulary = data::Tokenizer(config.tokenizer).size();
+  if (sampling.top_p <= 1.0 / static_cast<double>(vocabulary))
+    return "top_p: the likeliest of " + std::to_string(vocabulary) +
+           " tokens always has so much, so that the completions of a prompt are all the same; a policy learns from how "
+           "they "
+           "differ";
+  return "";
+}
+
+}  // namespace
 
 std::string TrainConfig::problem() const {
   if (phases.empty()) return "phases: there is none; a run needs at least one";
@@ -63,6 +98,9 @@ std::string TrainConfig::problem() const {
         return path + "." + error.what();
       }
     }
+    if (phase.rollout)
+      if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
+        return path + ".rollout." + wrong;
     if (phase.rollout && phase.rollout->sampling.max_new_tokens >= model.context)
       return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
              " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";
@@ -70,6 +108,9 @@ std::string TrainConfig::problem() const {
       return path + ".evaluation.max_new_tokens: " + std::to_string(phase.evaluation.max_new_tokens) +
              " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";
   }
+  if (test.max_new_tokens >= model.context)
+    return "test.max_new_tokens: " + std::to_string(test.max_new_tokens) +
+           " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";
   return "";
 }
 

@@ -110,15 +110,22 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
 
 HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                                const std::map<std::string, rl::RewardFunction>& custom,
-                               const data::Tokenizer& tokenizer, data::Split split, int64_t max_new_tokens,
-                               const rl::CacheConfig& cache)
+                               const data::Tokenizer& tokenizer, data::Split split, int64_t context,
+                               int64_t max_new_tokens, const rl::CacheConfig& cache)
     : tokenizer_(tokenizer),
       score_(first_of(rewards), tokenizer.eos(), custom),
       max_new_tokens_(max_new_tokens),
       cache_(cache) {
   cache_.dtype = "model";  // the policy itself is measured
+  const rl::RewardConfig judge = first_of(rewards).front();
+  const data::Use use{
+      .tokenizer = &tokenizer,
+      .context = context,
+      .learnt = false,
+      .overlong = data.overlong,
+      .also = [&](const data::Example& example) { return rl::example_problem(judge, example, tokenizer.eos()); }};
   if (!data.tint) {
-    parts_.push_back({"", data::make_source(data, /*seed=*/0, split)});
+    parts_.push_back({"", data::make_source(data, /*seed=*/0, split, &use)});
     return;
   }
   std::vector<int64_t> sizes = data.tint->terms;
@@ -128,8 +135,20 @@ HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<r
   for (const int64_t size : sizes) {
     data::DataConfig one = data;
     one.tint->terms = {size};
-    parts_.push_back({sizes.size() > 1 ? std::to_string(size) : "", data::make_source(one, /*seed=*/0, split)});
+    parts_.push_back({sizes.size() > 1 ? std::to_string(size) : "", data::make_source(one, /*seed=*/0, split, &use)});
   }
+}
+
+int64_t HeldOutPrompts::size() const {
+  int64_t sum = 0;
+  for (const Part& part : parts_) sum += part.source->size();
+  return sum;
+}
+
+int64_t HeldOutPrompts::left_out() const {
+  int64_t sum = 0;
+  for (const Part& part : parts_) sum += part.source->left_out();
+  return sum;
 }
 
 // As many of each part. A list that is shorter than asked for is used whole, once.

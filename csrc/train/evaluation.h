@@ -18,6 +18,7 @@
 namespace isentrope::train {
 
 struct EvaluationConfig {
+  bool skip = false;
   int64_t every = 0;
   int64_t from = 0;
   int64_t prompts = 256;
@@ -30,12 +31,13 @@ struct EvaluationConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
+    v("skip", skip, "Make none of these evaluations; their data need not be there.");
     v("every", every, "Steps between evaluations; 0 for the end of the phase alone.", at_least(0));
     v("from", from, "First step that is evaluated.", at_least(0));
-    v("prompts", prompts, "Held-out prompts answered greedily.", at_least(1));
-    v("sampled_prompts", sampled_prompts, "Held-out prompts answered by samples.", at_least(1));
-    v("samples", samples, "Samples a prompt (k of pass@k).", at_least(1));
-    v("temperature", temperature, "Temperature of the samples.", above(0));
+    v("prompts", prompts, "Held-out prompts answered greedily.", between(1, 1 << 20));
+    v("sampled_prompts", sampled_prompts, "Held-out prompts answered by samples.", between(1, 1 << 20));
+    v("samples", samples, "Samples a prompt (k of pass@k).", between(1, 1 << 16));
+    v("temperature", temperature, "Temperature of the samples.", between(1e-3, 100));
     v("max_new_tokens", max_new_tokens,
       "Longest answer in tokens; 0 for that of the rollouts, or what the context leaves.", at_least(0));
     v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.", at_least(1));
@@ -77,12 +79,15 @@ class HeldOutText : public HeldOut {
 // the prompts are of several sizes also eval/sampled/<size> and eval/length/<size> of each.
 class HeldOutPrompts : public HeldOut {
  public:
-  // A completion is right where the first of rewards gives it at least 0.5; no reward: exact.
+  // A completion is right where the first of rewards gives it at least 0.5; no reward: exact. context: the model's; throws
+  // where an example does not fit, unless data.overlong leaves it out.
   // max_new_tokens: for evaluations that do not set their own; cache: of the rollouts. tint: the largest of its sizes, the one
   // training is for, or with mix: example as many prompts of each.
   HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                  const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
-                 data::Split split, int64_t max_new_tokens, const rl::CacheConfig& cache = {});
+                 data::Split split, int64_t context, int64_t max_new_tokens, const rl::CacheConfig& cache = {});
+  int64_t size() const;      // examples, of all parts
+  int64_t left_out() const;  // too long
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
                       std::vector<Sample>* shown) const override;
 

@@ -233,6 +233,8 @@ class Grpo : public Objective {
 std::string ObjectiveConfig::problem() const {
   if (dual_clip != 0 && dual_clip <= 1)
     return "dual_clip: " + std::to_string(dual_clip) + "; wanted above 1, or 0 for none";
+  if (kind == "grpo" && dual_clip != 0 && loss != "clip" && loss != "clip_higher")
+    return "dual_clip: the losses clip and clip_higher have it, and loss is " + loss + "; leave it out";
   if (cov_lower >= cov_upper) return "cov_lower: must lie below cov_upper";
   if (select_fraction == 0) return "select_fraction: 0 picks nothing; wanted above 0";
   return "";

@@ -20,7 +20,7 @@ struct BatchConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("sequences", sequences, "Sequences of an update; a grpo update takes prompts · samples / updates of them.",
-      at_least(1));
+      between(1, 1 << 20));
     v("micro_tokens", micro_tokens,
       "Most tokens, padding included, of one forward and backward pass; gradients add up over them. 0: all at once.",
       at_least(0));
@@ -62,7 +62,7 @@ struct ObjectiveConfig {
     v("norm_length", norm_length,
       "Divisor of seq-mean-token-sum-norm (Dr. GRPO: the length limit); 0 for the padded length of the update.",
       at_least(0));
-    v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped.", at_least(0));
+    v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped; 1: none.", between(0, 1));
     v("clip_high", clip_high, "Ratios over 1 + clip_high are clipped; default clip_low, 0.28 for clip_higher.",
       at_least(0));
     v("dual_clip", dual_clip,

@@ -31,7 +31,7 @@ struct OptimizerConfig {
     v("kind", kind, "Update rule (csrc/train/optimizer.h).", one_of({"adamw", "sgd"}));
     v("lr", lr, "Peak learning rate.", above(0));
     v("betas", betas, "Decays of the moments: two of adamw, one of sgd, its momentum.", between(0, 1));
-    v("eps", eps, "Added to the root of the second moment; adamw.", above(0));
+    v("eps", eps, "Added to the root of the second moment; adamw.", above_to(0, 1));
     v("weight_decay", weight_decay, "Decoupled decay of matrices; norms, biases and learned spectral norms have none.",
       at_least(0));
     v("max_grad_norm", max_grad_norm, "Gradients are scaled down to this norm; 0 for no clipping.", at_least(0));

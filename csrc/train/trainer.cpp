@@ -8,6 +8,7 @@
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
 #include "csrc/durable_file.h"
+#include "csrc/train/data_check.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/run_checkpoints.h"
 
@@ -41,7 +42,7 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
                                          split == data::Split::test ? "test" : "validation");
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
-  return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split,
+  return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split, config.model.context,
                                           answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
                                           answers.rollout ? answers.rollout->cache : rl::CacheConfig());
 }
@@ -53,10 +54,9 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
       model_(nullptr),
       rewards_(rewards) {
   // ---- all that can refuse; nothing is changed
+  check_machine(config_);
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.model.vocabulary = tokenizer_.size();
-  // HERE: the check of the machine, and below find_standing that of every phase's data, rewards, tokens and lengths, whose notes
-  // follow those of standing.
   const Standing standing = find_standing(config_, tokenizer_, folder_.dir(), resume);
   phase_ = standing.phase;
   step_ = standing.step;
@@ -64,6 +64,7 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   numbers_ = standing.numbers;
   results_ = standing.results;
   notes_ = standing.notes;
+  for (const std::string& note : check_data(config_, tokenizer_, rewards_, phase_)) notes_.push_back(note);
   last_checkpoint_ = standing.from;
   const bool resumed = !standing.from.empty() && (standing.goes_on || !ended_.empty());
   if (resumed) steps_of_run_ = standing.state.steps_of_run;
@@ -106,7 +107,9 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   if (phase.data.corpus)
     return std::make_unique<data::PackedSource>(data::open_corpus(*phase.data.corpus, tokenizer_, data::Split::train),
                                                 phase.batch.sequences, context, data_seed);
-  std::shared_ptr<const data::ExampleSource> examples = data::make_source(phase.data, data_seed, data::Split::train);
+  const data::Use use = use_of(config_, phase, tokenizer_);
+  std::shared_ptr<const data::ExampleSource> examples =
+      data::make_source(phase.data, data_seed, data::Split::train, &use);
   digest = static_cast<int64_t>(data::stream_digest(*examples));
   if (phase.rollout)
     return std::make_unique<rl::RolloutSource>(*phase.rollout, model_, tokenizer_, examples,
@@ -137,6 +140,9 @@ void Trainer::open_phase(const CheckpointState* state) {
   if (const torch::Tensor& threshold = objective->attention().threshold();
       threshold.defined() && threshold.requires_grad())
     parameters.push_back({kThreshold, threshold});
+  const auto held_out = [&](const PhaseConfig& of, data::Split split) {
+    return evaluates(config_, phase, split) ? held_out_of(config_, of, tokenizer_, split, rewards_) : nullptr;
+  };
   Optimizer optimizer(phase.optimizer, parameters);
   std::vector<torch::Tensor> changed;
   for (const auto& [name, parameter] : parameters) changed.push_back(parameter);
@@ -145,16 +151,15 @@ void Trainer::open_phase(const CheckpointState* state) {
 
   std::optional<int64_t> digest;
   auto source = source_of(phase, digest);
-  auto open = std::make_unique<Phase>(
-      Phase{.config = phase,
-            .source = std::move(source),
-            .data_digest = digest,
-            .objective = std::move(objective),
-            .optimizer = std::move(optimizer),
-            .validation = held_out_of(config_, phase, tokenizer_, data::Split::validation, rewards_),
-            .test = held_out_of(config_, config_.phases.back(), tokenizer_, data::Split::test, rewards_),
-            .reference = reference,
-            .before = Snapshot(changed)});
+  auto open = std::make_unique<Phase>(Phase{.config = phase,
+                                            .source = std::move(source),
+                                            .data_digest = digest,
+                                            .objective = std::move(objective),
+                                            .optimizer = std::move(optimizer),
+                                            .validation = held_out(phase, data::Split::validation),
+                                            .test = held_out(config_.phases.back(), data::Split::test),
+                                            .reference = reference,
+                                            .before = Snapshot(changed)});
   if (state) {
     const auto data = state->extra.find(kData);
     if (digest && data != state->extra.end() && data->second.item<int64_t>() != *digest)

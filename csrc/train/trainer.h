@@ -52,13 +52,14 @@ class Trainer {
   std::string save();
 
   const TrainConfig& config() const { return config_; }
+  const std::map<std::string, rl::RewardFunction>& rewards() const { return rewards_; }
   size_t phase() const { return phase_; }       // the phase that advance() is in
   int64_t steps_done() const { return step_; }  // of it
   const model::Decoder& model() const { return model_; }
   const data::Tokenizer& tokenizer() const { return tokenizer_; }
   // Results on the test data, in the order of the phases.
   const std::vector<std::pair<std::string, Evaluation>>& results() const { return results_; }
-  // How the run began, for a person: what was taken from a checkpoint, what changed since.
+  // How the run began, for a person: what was taken from a checkpoint, what changed since, what the look at the data found.
   const std::vector<std::string>& notes() const { return notes_; }
   // The newest checkpoint, or the one that the run started from; "" where there is none.
   const std::string& last_checkpoint() const { return last_checkpoint_; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,9 @@ class Trainer:
         if sys.executable:
             os.environ.setdefault("ISENTROPE_PYTHON", sys.executable)  # what the trainer starts with metrics.tensorboard
         self._trainer = _C.Trainer(*arguments)
-        for note in self._trainer.notes:  # what was taken from a checkpoint, and what changed since
+        for text in self._trainer.warnings:
+            warnings.warn(text, stacklevel=2)
+        for note in self._trainer.notes:  # what was taken from a checkpoint, what changed since, what the look at the data found
             print(note, file=sys.stderr)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "csrc/message.h"
 #include "csrc/train/config_fields.h"
 
 namespace isentrope::train {
@@ -108,18 +109,19 @@ TEST_F(ConfigTest, AresThatCannotBe) {
   EXPECT_EQ(read(kGood, {ares + "{triggers: [\":\", a]}"}).phases[1].rollout->ares->triggers,
             (std::vector<std::string>{":", "a"}));
   EXPECT_EQ(error(kGood, {ares + "{triggers: [\":\", so]}"}),
-            "command line: phases.1.rollout.ares.triggers: \"so\" is no token of this tokenizer, and would never be "
+            "command line: phases.grpo.rollout.ares.triggers: \"so\" is no token of this tokenizer, and would never be "
             "found; take it out of the list");
   EXPECT_EQ(
       error(kGood, {ares + "{easy: 0.3}"}),
-      "command line: phases.1.rollout.ares: medium: 0.333333 is above easy (0.300000); easy groups have more right "
+      "command line: phases.grpo.rollout.ares: medium: 0.333333 is above easy (0.300000); easy groups have more right "
       "completions than medium ones");
   EXPECT_NE(error(kGood, {ares + "{form: strict, alpha: 1}"}).find("alpha: 1.000000 takes all"), std::string::npos);
-  EXPECT_NE(error(kGood, {ares + "{window: 0}"}).find("phases.1.rollout.ares.window: 0 is out of range"),
+  EXPECT_NE(error(kGood, {ares + "{window: 0}"}).find("phases.grpo.rollout.ares.window: 0 is out of range"),
             std::string::npos);
-  EXPECT_EQ(error(kGood, {ares + "{kl: {}}"}),
-            "command line: phases.1: rollout.ares.kl: it steers the weight of the divergence from the reference, and "
-            "objective.ref_kl_coef is 0; give it a value above 0 (published: 1e-2)");
+  EXPECT_EQ(
+      error(kGood, {ares + "{kl: {}}"}),
+      "command line: phases.grpo: rollout.ares.kl: it steers the weight of the divergence from the reference, and "
+      "objective.ref_kl_coef is 0; give it a value above 0 (published: 1e-2)");
   EXPECT_EQ(error(kGood, {ares + "{kl: {}}", "phases.grpo.objective.ref_kl_coef=0.01"}), "no error");
 }
 
@@ -206,52 +208,56 @@ TEST_F(ConfigTest, OverrideErrors) {
             "command line: 'phases.2.steps=1': phases has no element '2'; it has 2, named sft, grpo");
   EXPECT_EQ(error(kGood, {"run.dir.x=1"}), "command line: 'run.dir.x=1': run.dir is a value and has no keys");
   EXPECT_EQ(error(kGood, {"run..x=1"}), "command line: 'run..x=1': an empty name between dots");
-  EXPECT_EQ(error(kGood, {"phases.sft.steps=many"}), "command line: phases.0.steps: wanted an integer, got 'many'");
+  EXPECT_EQ(error(kGood, {"phases.sft.steps=many"}), "command line: phases.sft.steps: wanted an integer, got 'many'");
   EXPECT_EQ(error(kGood, {"run.sed=1"}), "command line: run.sed: unknown key; did you mean 'seed'?");
-  EXPECT_TRUE(error(kGood, {"run.seed=[1"}).starts_with("command line: 'run.seed=[1': the value is not valid YAML"));
+  EXPECT_TRUE(error(kGood, {"run.seed=[1"}).starts_with("command line: 'run.seed=[1': not valid YAML"));
 }
 
 TEST_F(ConfigTest, UnknownKeyNamesPlaceAndNearestName) {
   EXPECT_EQ(error(with("loss: kl_cov", "los: kl_cov")),
-            "run.yaml:13: phases.1.objective.los: unknown key; did you mean 'loss'?");
+            "run.yaml:13: phases.grpo.objective.los: unknown key; did you mean 'loss'?");
   EXPECT_EQ(error(with("model:", "modle:")), "run.yaml:2: modle: unknown key; did you mean 'model'?");
   EXPECT_TRUE(error(with("  width: 64", "  zzzzzzzz: 64"))
                   .starts_with("run.yaml:3: model.zzzzzzzz: unknown key; the keys here are layers, width, heads"));
 }
 
 TEST_F(ConfigTest, WrongTypes) {
-  EXPECT_EQ(error(with("steps: 2600", "steps: 2.5")), "run.yaml:9: phases.0.steps: wanted an integer, got '2.5'");
+  EXPECT_EQ(error(with("steps: 2600", "steps: 2.5")), "run.yaml:9: phases.sft.steps: wanted an integer, got '2.5'");
   EXPECT_EQ(error(with("steps: 2600", "steps: \"2600\"")),
-            "run.yaml:9: phases.0.steps: wanted an integer, got the quoted text '2600'");
-  EXPECT_EQ(error(with("steps: 2600", "steps:")), "run.yaml:9: phases.0.steps: wanted an integer, got nothing");
-  EXPECT_EQ(error(with("steps: 2600", "steps: [1]")), "run.yaml:9: phases.0.steps: wanted an integer, got a list");
-  EXPECT_EQ(error(with("steps: 2600", "steps: 1e30")), "run.yaml:9: phases.0.steps: wanted an integer, got '1e30'");
-  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: fast")), "run.yaml:8: phases.0.optimizer.lr: wanted a number, got 'fast'");
-  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: .nan")), "run.yaml:8: phases.0.optimizer.lr: wanted a number, got '.nan'");
+            "run.yaml:9: phases.sft.steps: wanted an integer, got the quoted text '2600'");
+  EXPECT_EQ(error(with("steps: 2600", "steps:")), "run.yaml:9: phases.sft.steps: wanted an integer, got nothing");
+  EXPECT_EQ(error(with("steps: 2600", "steps: [1]")), "run.yaml:9: phases.sft.steps: wanted an integer, got a list");
+  EXPECT_EQ(error(with("steps: 2600", "steps: 1e30")), "run.yaml:9: phases.sft.steps: wanted an integer, got '1e30'");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: fast")), "run.yaml:8: phases.sft.optimizer.lr: wanted a number, got 'fast'");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: .nan")), "run.yaml:8: phases.sft.optimizer.lr: wanted a number, got '.nan'");
   EXPECT_EQ(error(with("[0.9, 0.98]", "0.9")),
-            "run.yaml:8: phases.0.optimizer.betas: wanted a list of numbers, got '0.9'");
-  EXPECT_EQ(error(with("[0.9, 0.98]", "[0.9, x]")), "run.yaml:8: phases.0.optimizer.betas.1: wanted a number, got 'x'");
+            "run.yaml:8: phases.sft.optimizer.betas: wanted a list of numbers, got '0.9'");
+  EXPECT_EQ(error(with("[0.9, 0.98]", "[0.9, x]")),
+            "run.yaml:8: phases.sft.optimizer.betas.1: wanted a number, got 'x'");
   EXPECT_EQ(error(with("stop: {sampled: 0.28}", "stop: 3")),
-            "run.yaml:11: phases.0.stop: wanted a section of keys, got '3'");
+            "run.yaml:11: phases.sft.stop: wanted a section of keys, got '3'");
   EXPECT_EQ(error(with("task: signed_sum", "cot: yes")),
-            "run.yaml:7: phases.0.data.tint.cot: wanted true or false, got 'yes'");
+            "run.yaml:7: phases.sft.data.tint.cot: wanted true or false, got 'yes'");
   EXPECT_EQ(error("- a\n- b\n"), "run.yaml: wanted a section of keys, got a list");
 }
 
 TEST_F(ConfigTest, ValuesOutOfRange) {
-  EXPECT_EQ(error(with("steps: 2600", "steps: 0")), "run.yaml:9: phases.0.steps: 0 is out of range; wanted at least 1");
-  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: 0")), "run.yaml:8: phases.0.optimizer.lr: 0 is out of range; wanted above 0");
+  EXPECT_EQ(error(with("steps: 2600", "steps: 0")),
+            "run.yaml:9: phases.sft.steps: 0 is out of range; wanted at least 1");
+  EXPECT_EQ(error(with("lr: 4.0e-3", "lr: 0")),
+            "run.yaml:8: phases.sft.optimizer.lr: 0 is out of range; wanted above 0");
   EXPECT_EQ(error(with("sampled: 0.28", "sampled: 28")),
-            "run.yaml:11: phases.0.stop.sampled: 28 is out of range; wanted 0 to 1");
+            "run.yaml:11: phases.sft.stop.sampled: 28 is out of range; wanted 0 to 1");
   EXPECT_EQ(error(with("kind: grpo", "kind: gpro")),
-            "run.yaml:13: phases.1.objective.kind: 'gpro' is not one of pretrain, sft, grpo");
+            "run.yaml:13: phases.grpo.objective.kind: 'gpro' is not one of pretrain, sft, grpo");
 }
 
 TEST_F(ConfigTest, BrokenFiles) {
   EXPECT_EQ(error(with("steps: 2600", "steps: 2600\n    steps: 1")),
-            "run.yaml:10: phases.0.steps: written twice, first at " + file_ + ":9");
-  EXPECT_TRUE(error("run: {dir: a\nmodel: [").starts_with("run.yaml:2: not valid YAML"))
-      << error("run: {dir: a\nmodel: [");
+            "run.yaml:10: phases.sft.steps: written twice, first at " + file_ + ":9");
+  EXPECT_TRUE(error("run: {dir: a,\nmodel: [").starts_with("run.yaml:2: not valid YAML"))
+      << error("run: {dir: a,\nmodel: [");
+  EXPECT_TRUE(error("run: {dir: a\nmodel: [").starts_with("run.yaml:1: the text that begins here goes on"));
   EXPECT_EQ(error(""), "run.yaml: phases: there is none; a run needs at least one");
   EXPECT_THROW(
       {
@@ -271,35 +277,35 @@ TEST_F(ConfigTest, KeysThatDoNotGoTogether) {
             "run.yaml:12: phases.1.name: 'sft' is the name of phases.0 too; checkpoints and metrics need one "
             "name a phase");
   EXPECT_EQ(error(with("    reward: [{kind: answer, weight: 1.5}]\n", "")),
-            "run.yaml:12: phases.1: a grpo phase needs a reward, such as reward: [{kind: answer}]");
+            "run.yaml:12: phases.grpo: a grpo phase needs a reward, such as reward: [{kind: answer}]");
   EXPECT_EQ(error(with("    rollout: {prompts: 32, samples: 8, max_new_tokens: 34, updates: 4}\n", "")),
-            "run.yaml:12: phases.1: a grpo phase needs a rollout section (rollout: {} takes the defaults)");
+            "run.yaml:12: phases.grpo: a grpo phase needs a rollout section (rollout: {} takes the defaults)");
   EXPECT_EQ(error(with("steps: 2600", "steps: 2600\n    rollout: {}")),
-            "run.yaml:6: phases.0: rollout belongs to grpo phases, and objective.kind is sft");
-  EXPECT_TRUE(error(with("updates: 4", "updates: 5")).starts_with("run.yaml:15: phases.1.rollout: updates: "));
-  EXPECT_TRUE(error(with("    evaluation: {every: 50}\n", "")).starts_with("run.yaml:10: phases.0: stop: "));
+            "run.yaml:6: phases.sft: rollout belongs to grpo phases, and objective.kind is sft");
+  EXPECT_TRUE(error(with("updates: 4", "updates: 5")).starts_with("run.yaml:15: phases.grpo.rollout: updates: "));
+  EXPECT_TRUE(error(with("    evaluation: {every: 50}\n", "")).starts_with("run.yaml:10: phases.sft: stop: "));
   EXPECT_TRUE(error(with("max_new_tokens: 34", "max_new_tokens: 64"))
-                  .starts_with("run.yaml:15: phases.1.rollout.max_new_tokens: 64 "));
-  EXPECT_TRUE(
-      error(with("betas: [0.9, 0.98]", "betas: [0.9]")).starts_with("run.yaml:8: phases.0.optimizer: betas: 1 values"));
-  EXPECT_TRUE(error(with("name: sft", "name: a/b")).starts_with("run.yaml:6: phases.0: name: 'a/b' names folders"));
+                  .starts_with("run.yaml:15: phases.grpo.rollout.max_new_tokens: 64 "));
+  EXPECT_TRUE(error(with("betas: [0.9, 0.98]", "betas: [0.9]"))
+                  .starts_with("run.yaml:8: phases.sft.optimizer: betas: 1 values"));
+  EXPECT_TRUE(error(with("name: sft", "name: a/b")).starts_with("run.yaml:6: phases.a/b: name: 'a/b' names folders"));
   EXPECT_TRUE(error(with("heads: 4", "heads: 5")).find("model: ") != std::string::npos);
 }
 
 TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
   const std::string corpus = "corpus: {python_sources: [stdlib]}", tint = "tint: {task: signed_sum, terms: [3, 4, 5]}";
   EXPECT_EQ(error(with(tint, corpus)),
-            "run.yaml:7: phases.0: data: corpus belongs to pretrain phases, and objective.kind is sft");
+            "run.yaml:7: phases.sft: data: corpus belongs to pretrain phases, and objective.kind is sft");
   EXPECT_EQ(error(kGood, {"phases.sft.objective.kind=pretrain"}),
-            "run.yaml:7: phases.0: data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}");
+            "run.yaml:7: phases.sft: data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}");
   EXPECT_EQ(error(with(tint, "corpus: {}"), {"phases.sft.objective.kind=pretrain"}),
-            "run.yaml:7: phases.0.data.corpus: paths is empty; name files or folders, or write "
+            "run.yaml:7: phases.sft.data.corpus: paths is empty; name files or folders, or write "
             "python_sources: [stdlib]");
   EXPECT_TRUE(error(with(tint, corpus), {"phases.sft.objective.kind=pretrain"})
-                  .starts_with("run.yaml:11: phases.0: stop: a pretrain phase stops at bits_per_byte"));
+                  .starts_with("run.yaml:11: phases.sft: stop: a pretrain phase stops at bits_per_byte"));
   EXPECT_EQ(error(with(tint, corpus), {"phases.sft.objective.kind=pretrain", "phases.sft.stop={bits_per_byte: 2}"}),
             "no error");
-  EXPECT_TRUE(error(kGood, {"phases.sft.stop={bits_per_byte: 2}"}).starts_with("command line: phases.0: stop: "));
+  EXPECT_TRUE(error(kGood, {"phases.sft.stop={bits_per_byte: 2}"}).starts_with("command line: phases.sft: stop: "));
 }
 
 TEST(Stop, WantsAllThatAreGiven) {
@@ -315,7 +321,7 @@ TEST_F(ConfigTest, PolicyPhaseFirstWantsAStart) {
   std::string text = kGood;
   const size_t sft = text.find("  - name: sft");
   text.erase(sft, text.find("  - name: grpo") - sft);
-  EXPECT_TRUE(error(text).starts_with("run.yaml:6: phases.0: a grpo phase improves")) << error(text);
+  EXPECT_TRUE(error(text).starts_with("run.yaml:6: phases.grpo: a grpo phase improves")) << error(text);
   EXPECT_EQ(error(text, {"run.start=runs/y"}), "no error");
 }
 
@@ -324,6 +330,160 @@ TEST_F(ConfigTest, DefaultsLieInTheirRanges) {
   config.phases[0].data.jsonl.reset();
   write(print_config(config));  // every default is written out and so is checked on reading
   EXPECT_NO_THROW(read_config(file_));
+}
+
+// No text of a library, and nothing that fills the screen.
+void expect_readable(const std::string& message) {
+  for (const char* raw : {"std::", "bad_alloc", "map::at", "vector::", "basic_string", "c10", "Exception raised from",
+                          "filesystem error", "yaml-cpp", "json.exception"})
+    EXPECT_EQ(message.find(raw), std::string::npos) << message.substr(0, 2000);
+  EXPECT_LT(message.size(), 2000u) << message.substr(0, 300);
+  EXPECT_EQ(utf8_end(message), message.size()) << message;
+}
+
+TEST_F(ConfigTest, YamlThatNobodyMeans) {
+  std::string laughs = "a0: &a0 [1, 1]\n", keys, deep = "x: ";
+  for (int i = 1; i < 30; ++i) {
+    const std::string now = std::to_string(i), before = std::to_string(i - 1);
+    laughs += "a" + now + ": &a" + now + " [*a" + before + ", *a" + before + "]\n";
+  }
+  for (int i = 0; i < 100000; ++i) keys += "k" + std::to_string(i) + ":\n";
+  for (int i = 0; i < 1000; ++i) deep += "[";
+  const std::string megabyte(1000000, 'x');
+  struct Case {
+    std::string text;
+    const char* said;
+  };
+  for (const Case& wrong : std::vector<Case>{
+           {"run: &s {seed: 1, x: *s}\n", "run.yaml:1: the alias stands within"},
+           {"x: &x [*x]\n", "run.yaml:1: the alias stands within"},
+           {laughs, "run.yaml:13: more than 20000 keys and values"},
+           {keys, "run.yaml:10001: more than 20000 keys and values"},
+           {deep, "run.yaml:1: nested in more than 32 levels"},
+           {"run:\n  dir: 'runs/a\n  keep: 3\n",
+            "run.yaml:2: the quote that begins here is not closed: \"runs/a keep: 3"},
+           {"run:\n  dir: \"runs/a\n  start: b\"\n",
+            "run.yaml:2: the quote that begins here is closed in a later line"},
+           {"run:\n  dir: !t &a 'it''s\n\n  start: b'\n",
+            "run.yaml:2: the quote that begins here is closed in a later line"},
+           {"run: {keep: &n , dir: *n, seed: *n}\n", "run.yaml:1: run.dir: wanted a text, got nothing"},
+           {"run:\n  dir: runs/a\n    b\n", "run.yaml:2: the text that begins here goes on over several lines"},
+           {"run: {}\n---\nmodel: {}\n", "a second document begins here"},
+           {"run:\n  dir: \xff\n", "run.yaml:2: not UTF-8 (\"\\xff\\n\")"},
+           {"run:\n  dir: a\x01\n", "run.yaml:2: a control character (\\x01)"},
+           {"run:\n  dir: \"a\\0b\"\n", "run.yaml:2: run.dir: 'a\\x00b' holds U+0000"},
+           {"run: {? [a] : 1}\n", "run.yaml:1: run: a key that is not a plain name"},
+           {"run:\n  keep: " + megabyte + "\n", "run.yaml:2: run.keep: wanted an integer, got 'xxx"},
+           {"run:\n  " + std::string(1000, 'k') + ": 1\n", "run.yaml:2: run.kkk"},
+           {megabyte + megabyte, "run.yaml:1: 2000000 bytes"},
+       }) {
+    const std::string said = error(wrong.text);
+    EXPECT_NE(said.find(wrong.said), std::string::npos) << said.substr(0, 500);
+    expect_readable(said);
+  }
+  for (const std::string& override : {"run.dir='runs/a", "run.dir=&x [*x]", "run.keep=\xff", "run.keep=\x01", "\xff=1",
+                                      "phases.\xff.steps=1", "run.\x01=1"})
+    expect_readable(error(kGood, {override}));
+  // What looks like it and is meant.
+  EXPECT_EQ(read(with("dir: runs/x", "dir: 'it''s: \"a\"'")).run.dir, "it's: \"a\"");
+  EXPECT_EQ(read(with("run: {dir: runs/x, seed: 1e3}", "run:\n  dir: |\n    a\n    b\n")).run.dir, "a\nb\n");
+  EXPECT_EQ(read(std::string("\xEF\xBB\xBF") + kGood).run.dir, "runs/x");
+}
+
+TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
+  const std::string rollout = "phases.grpo.rollout.", objective = "phases.grpo.objective.";
+  struct Case {
+    std::string override;
+    const char* said;
+  };
+  for (const Case& wrong : std::vector<Case>{
+           {"model.heads=2305843009213693952", "model.heads: 2305843009213693952 is out of range; wanted 1 to 16384"},
+           {"model.mlp=4611686018427387904", "model.mlp: "},
+           {"model.context=4611686018427387904", "model.context: "},
+           {"model.layers=1000000000", "model.layers: "},
+           {"model.norm_eps=.inf", "model.norm_eps: wanted a finite number, got '.inf'"},
+           {"model.norm_eps=1e300", "model.norm_eps: "},
+           {"model.rope_base=.inf", "model.rope_base: "},
+           {"model.init_std=1e-300", "model.init_std: "},
+           {"model.attention.softcap=.inf", "model.attention.softcap: "},
+           {"model.sigma_reparam={layers: all, steps_max: 1000000000, tolerance: 0}",
+            "steps_max: 1000000000 is out of range"},
+           {"run.threads=1000000", "run.threads: 1000000 is out of range; wanted 0 to 1024"},
+           {"run.threads=4294967297", "run.threads: "},
+           {"phases.sft.batch.sequences=4611686018427387904", "phases.sft.batch.sequences: "},
+           {"phases.sft.steps=1000000000000",
+            "phases.sft.steps: 1000000000000 is out of range; wanted 1 to 2147483647"},
+           {"phases.sft.schedule.warmup=4611686018427387904", "phases.sft.schedule.warmup: "},
+           {"phases.sft.optimizer.lr=.inf", "phases.sft.optimizer.lr: wanted a finite number"},
+           {"phases.sft.optimizer.eps=.inf", "phases.sft.optimizer.eps: wanted a finite number"},
+           {"phases.sft.optimizer={lr: 1.0, weight_decay: 1e10}", "weight_decay: times lr it is 2 or more"},
+           {objective + "clip_low=5", "clip_low: 5 is out of range; wanted 0 to 1"},
+           {objective + "dual_clip=3", "dual_clip: the losses clip and clip_higher have it, and loss is kl_cov"},
+           {objective + "kl_coef=.inf", "kl_coef: wanted a finite number"},
+           {objective + "ref_kl_coef=.inf", "ref_kl_coef: wanted a finite number"},
+           {objective + "entropy_coef=.inf", "entropy_coef: wanted a finite number"},
+           {rollout + "overlong={}", "overlong: buffer is 4096 tokens"},
+           {rollout + "temperature=.inf", "temperature: wanted a finite number"},
+           {rollout + "temperature=1e-9", "temperature: at less than 0.001"},
+           {rollout + "temperature=1e-320", "temperature: at less than 0.001"},
+           {rollout + "top_k=1", "top_k: 1 takes the likeliest token"},
+           {rollout + "top_p=0", "top_p: 0 takes the likeliest token"},
+           {rollout + "top_p=0.04", "top_p: the likeliest of 25 tokens always has so much"},
+           {rollout + "cache_tokens=1", "cache_tokens: 1 cannot hold one sequence of 35 tokens; wanted at least 80"},
+           {rollout + "cache_tokens=1000000000000", "cache_tokens: 1000000000000 is out of range"},
+           {rollout + "max_new_tokens=0", "no error"},
+           {"phases.grpo.rollout={min_new_tokens: 64}", "min_new_tokens: 64 leaves no room for a prompt"},
+           {"phases.grpo.rollout={samples: 1, filter_groups: true}", "filter_groups: a group of one"},
+           {"phases.grpo.reward=[{kind: answer, weight: 0}]", "reward: every weight is 0"},
+           {"phases.grpo.reward=[{kind: answer, weight: 1e300}]", "weight: 1e300 is out of range"},
+           {"phases.sft.evaluation={every: 50, temperature: 1e-320}", "evaluation.temperature: "},
+           {"phases.sft.evaluation={every: 50, skip: true}", "stop: it is looked at after evaluations"},
+           {"phases.sft.data={jsonl: {path: a, validation_fraction: 0}}", "evaluation.every: 50 asks for validation"},
+           {"phases.sft.name=" + std::string(300, 'n'), "names folders; use at most 100 letters"},
+           {"test.max_new_tokens=64", "test.max_new_tokens: 64 leaves no room"},
+           {"phases.sft.learning_rate=1", "phases.sft.learning_rate: unknown key; the keys here are"},
+           {"phases.sft.optimizer.learning_rate=1",
+            "phases.sft.optimizer.learning_rate: unknown key; did you mean 'lr'?"},
+           {"model.hidden_size=64", "model.hidden_size: unknown key; did you mean 'width'?"},
+       }) {
+    const std::string said = error(kGood, {wrong.override});
+    EXPECT_NE(said.find(wrong.said), std::string::npos) << wrong.override << "\n" << said;
+    expect_readable(said);
+  }
+}
+
+TEST_F(ConfigTest, WhatIsAllowedAndNotMeantIsWarnedOf) {
+  const auto said = [&](const std::string& override) {
+    std::string all;
+    for (const std::string& warning : warnings(read(kGood, {override}), {"mine"})) all += warning + "\n";
+    return all;
+  };
+  EXPECT_EQ(said("run.seed=1"), "");
+  EXPECT_EQ(said("phases.grpo.reward=[{kind: mine}]"), "");
+  for (const auto& [override, key] : std::vector<std::pair<std::string, std::string>>{
+           {"phases.sft.optimizer.lr=2", "phases.sft.optimizer.lr: above 1"},
+           {"phases.sft.optimizer.lr=1e-308", "phases.sft.optimizer.lr: below 1e-9"},
+           {"phases.sft.optimizer={lr: 0.1, weight_decay: 15}", "phases.sft.optimizer.weight_decay: "},
+           {"phases.sft.schedule.warmup=2601", "phases.sft.schedule.warmup: "},
+           {"phases.sft.schedule.floor=0.1", "phases.sft.schedule.floor: "},
+           {"phases.sft.evaluation.every=2601",
+            "phases.sft.evaluation.every: the first evaluation would be at step 2601"},
+           {"phases.sft.evaluation={every: 50, from: 2601}",
+            "phases.sft.evaluation.from: the first evaluation would be at step 2650"},
+           {"phases.sft.objective.entropy_coef=0.1", "phases.sft.objective.entropy_coef: "},
+           {"phases.grpo.objective={kind: grpo, loss: clip_higher, clip_high: 0.1}",
+            "phases.grpo.objective.clip_high: "},
+           {"phases.grpo.objective.clip_low=1", "phases.grpo.objective.clip_low: "},
+           {"phases.grpo.objective.ref_kl=k1", "phases.grpo.objective.ref_kl: "},
+           {"phases.grpo.rollout.samples=1", "phases.grpo.rollout.samples: "},
+           {"phases.grpo.reward=[{kind: answer}, {kind: exact, weight: 0}]", "phases.grpo.reward.1.weight: 0"},
+           {"phases.grpo.reward=[{kind: answer, weight: -1}]", "phases.grpo.reward.0.weight: below 0"},
+           {"phases.grpo.reward=[{kind: other}]", "phases.grpo.reward.0.kind: \"other\" is none of"},
+           {"model.attention.window=64", "model.attention.window: 64 is not below"},
+           {"model.sigma_reparam={layers: all, steps_max: 1000, tolerance: 0}", "model.sigma_reparam.steps_max: "}}) {
+    EXPECT_NE(said(override).find(key), std::string::npos) << override << "\n" << said(override);
+    expect_readable(said(override));
+  }
 }
 
 TEST(Explain, EveryKeyWithTypeDefaultRangeAndMeaning) {

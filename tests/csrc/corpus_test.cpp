@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -210,6 +211,69 @@ TEST_F(CorpusTest, ErrorsNameWhatIsWrong) {
   corpus = config();
   corpus.cache = folder_ + "/text/a.txt";
   expect_all(message([&] { open_corpus(corpus, bytes_, Split::train); }), {"cache", "a.txt", "data.corpus.cache"});
+}
+
+TEST_F(CorpusTest, WhatIsNoFileIsRefusedOrLeftOutAndTold) {
+  const auto wrong = [&](const std::string& path) {
+    CorpusConfig corpus = config();
+    corpus.paths = {path};
+    const std::string said = message([&] { open_corpus(corpus, bytes_, Split::train); });
+    EXPECT_EQ(said.find("filesystem error"), std::string::npos) << said;
+    EXPECT_LT(said.size(), 1000u);
+    return said;
+  };
+  write("a.txt", "abc");
+  const std::string pipe = folder_ + "/text/pipe.txt", link = folder_ + "/text/link.txt",
+                    loop = folder_ + "/text/loop.txt";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0666), 0);
+  fs::create_symlink(folder_ + "/none", link);
+  fs::create_symlink(loop, loop);
+  expect_all(wrong("/dev/zero"), {"/dev/zero cannot be read", "a device", "data.corpus.paths"});
+  expect_all(wrong(pipe), {"pipe.txt cannot be read", "a pipe"});
+  expect_all(wrong(loop), {"loop.txt", "data.corpus.paths"});
+  expect_all(wrong(std::string(10000, 'x')), {"cannot be read", "(10000 bytes)"});
+  std::vector<std::string> left_out;
+  const auto files = find_files(config(), &left_out);
+  ASSERT_EQ(files.size(), 1u);
+  EXPECT_EQ(files[0].name, "a.txt");
+  EXPECT_EQ((std::set<std::string>(left_out.begin(), left_out.end())), (std::set<std::string>{pipe, link, loop}));
+  EXPECT_EQ(text_of(config()), "abc|");
+}
+
+TEST_F(CorpusTest, FewFilesAreCutAndNoPartIsEmptyByChance) {
+  CorpusConfig corpus = config();
+  corpus.validation_fraction = corpus.test_fraction = 0.1;
+  const std::vector<Split> all{Split::train, Split::validation, Split::test};
+  std::string text;
+  for (int i = 0; i < 100; ++i) text += "line " + std::to_string(i) + "\n";
+  write("a.txt", text);
+  std::string joined;
+  for (const Split split : all) {
+    const std::string part = text_of(corpus, split);
+    EXPECT_TRUE(part.ends_with("\n|")) << part << ": cut where a line ends";
+    joined += part.substr(0, part.size() - 1);
+  }
+  EXPECT_EQ(joined, text);
+  EXPECT_NEAR(static_cast<double>(text_of(corpus, Split::test).size()), 0.1 * static_cast<double>(text.size()), 10);
+  corpus.validation_fraction = corpus.test_fraction = 0;
+  EXPECT_EQ(text_of(corpus), text + "|");
+  corpus.validation_fraction = corpus.test_fraction = 0.01;
+  for (int files = 2; files < 12; ++files) {
+    write(std::string(1, static_cast<char>('a' + files)) + ".txt", text);
+    for (const Split split : all) EXPECT_FALSE(text_of(corpus, split).empty()) << files;
+  }
+}
+
+TEST_F(CorpusTest, AShardOfAnotherVocabularyIsTold) {
+  write("a.txt", "abc");
+  text_of(config());
+  const std::string shard = shards().at(0);
+  {
+    TokenShardWriter writer(shard, *TokenShard::fingerprint_of(shard), 0);
+    writer.write(std::vector<int64_t>{1, 300, 2});
+    writer.commit();
+  }
+  expect_all(message([&] { text_of(config()); }), {shard.c_str(), "token 1 is 300", "has 258", "delete the file"});
 }
 
 TEST_F(CorpusTest, AFullDiskIsAnError) {

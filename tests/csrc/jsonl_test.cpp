@@ -124,6 +124,39 @@ TEST_F(JsonlTest, SplitsAreDisjointAndWhole) {
             prompts(other_seed.take(validation.size(), validation.size())));
 }
 
+TEST_F(JsonlTest, NoSplitOfASmallFileIsEmptyByChance) {
+  for (int n = 4; n <= 40; ++n) {
+    JsonlConfig config = numbered(n);
+    config.validation_fraction = config.test_fraction = 0.05;
+    std::multiset<std::string> all;
+    for (const Split split : {Split::train, Split::validation, Split::test}) {
+      const Jsonl source(config, 1, split), again(config, 2, split);
+      EXPECT_GE(source.size(), 1) << n;
+      EXPECT_EQ(source.size(), again.size());
+      for (const auto& prompt : prompts(source.take(0, source.size()))) all.insert(prompt);
+    }
+    EXPECT_EQ(all.size(), static_cast<size_t>(n));
+    EXPECT_EQ(std::set<std::string>(all.begin(), all.end()).size(), static_cast<size_t>(n));
+  }
+  JsonlConfig config = {.path = write("one.jsonl", "{\"prompt\": \"p\", \"completion\": \"c\"}\n")};
+  EXPECT_EQ(Jsonl(config, 1, Split::train).size(), 1);
+  expect_all(error_of(config, Split::test), {"none of the 1", "too few different prompts"});
+}
+
+TEST_F(JsonlTest, AUseIsAskedOfEveryExample) {
+  const Tokenizer tokenizer({.characters = "0123456789=."});
+  const Use learnt{.tokenizer = &tokenizer, .context = 5, .learnt = true, .overlong = "drop"};
+  JsonlConfig config = numbered(12);  // "9=9." has 4 tokens, "10=10." 6
+  const Jsonl source(config, 1, Split::train, &learnt);
+  EXPECT_EQ(source.size(), 10);
+  EXPECT_EQ(source.left_out(), 2);
+  const Use strict{.tokenizer = &tokenizer, .context = 5, .learnt = true};
+  expect_all(message([&] { Jsonl(config, 1, Split::train, &strict); }),
+             {"numbered.jsonl:11: ", "6 tokens (3 of prompt)"});
+  const Use prompt{.tokenizer = &tokenizer, .context = 3, .learnt = false};
+  expect_all(message([&] { Jsonl(config, 1, Split::train, &prompt); }), {"numbered.jsonl:11: ", "leaves no room"});
+}
+
 TEST_F(JsonlTest, ASplitMayHaveItsOwnFile) {
   JsonlConfig config = numbered(31);
   config.validation_fraction = 0.5;
@@ -143,6 +176,8 @@ TEST_F(JsonlTest, ErrorsNameFileAndLine) {
   expect_all(message_of("{\"prompt\": \"p\", \"answer\": 0.5}\n"),
              {"data.jsonl:1", "\"answer\"", "string or an integer"});
   expect_all(message_of("{\"prompt\": \"\", \"completion\": \"c\"}\n"), {"data.jsonl:1", "\"prompt\" is empty"});
+  expect_all(message_of("{\"prompt\": \"p\", \"answer\": 1, \"x\": {\"prompt\": 1}, \"prompt\": \"q\"}\n"),
+             {"data.jsonl:1", "\"prompt\" is written twice"});
   expect_all(message_of("[1]\n"), {"data.jsonl:1", "array", "object"});
   expect_all(message_of("{\"prompt\": \"\xff\"}\n"), {"data.jsonl:1", "not JSON"});
   expect_all(message_of("\n \n"), {"data.jsonl:1", "no example"});

@@ -363,6 +363,29 @@ def test_byte_tokenizer_opens_in_transformers(finished):
         assert tokenizer.decode(ids + [257, 0], skip_special_tokens=True) == text
 
 
+def test_transformers_refuses_what_the_tokenizer_refuses(finished):
+    transformers = pytest.importorskip("transformers")
+    folder = final_checkpoint(finished("sft"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("a+5b-6=").input_ids == [11, 19, 6, 12, 20, 7, 21]
+    for text in ["xyz", "12 + 34", "1\n", "é"]:  # none was dropped in silence
+        with pytest.raises(Exception, match="Missing .* token"):
+            tokenizer(text)
+        result = subprocess.run([binary(), "sample", str(folder), "--prompt", text], capture_output=True, text=True)
+        assert result.returncode == 1 and "is not in the alphabet" in result.stderr
+
+
+def test_transformers_draws_from_all_tokens(finished):
+    transformers = pytest.importorskip("transformers")
+    folder = final_checkpoint(finished("pretrain"))  # 258 tokens
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        drawn = model.generate(torch.full((2000, 1), 11), max_new_tokens=1, temperature=50.0)
+    # Nearly uniform: 2000 draws of 258 tokens miss one with probability e^-7.8; the 50 likeliest tokens would be 50.
+    assert len(set(drawn[:, 1].tolist())) > 200
+
+
 def greedy_texts(folder):
     """A greedy completion of one prompt by transformers and by the tool, both from the same checkpoint."""
     transformers = pytest.importorskip("transformers")
@@ -529,7 +552,8 @@ def test_mistakes_are_named(tmp_path, overrides, named):
 CORPUS_MISTAKES = [
     (["phases.pretrain.data.corpus.paths=[nowhere]"], ["nowhere", "data.corpus.paths"]),
     (["phases.pretrain.data.corpus.suffixes=[.rst]"], ["configs/tiny/corpus", ".rst"]),
-    (["phases.pretrain.data.corpus.validation_fraction=0"], ["validation", "0", "takes 33"]),
+    (["phases.pretrain.data.corpus.validation_fraction=0"], ["evaluation.every: 20 asks for validation"]),
+    (["phases.pretrain.data.corpus.paths=[/dev/zero]"], ["/dev/zero cannot be read", "data.corpus.paths"]),
     (["model.context=100000"], ["tokens", "takes 100001", "model.context"]),
     (["tokenizer.kind=characters"], [".txt", "is not in the alphabet", "kind bytes"]),
     (["tokenizer.kind=byte"], ["one of characters, bytes"]),

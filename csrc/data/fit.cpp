@@ -1,0 +1,48 @@
+#include "csrc/data/fit.h"
+
+#include <stdexcept>
+
+#include "csrc/message.h"
+
+namespace isentrope::data {
+namespace {
+
+// What is learnt ends at the first end of sequence: nothing behind it would ever be drawn.
+void end_is_last(const std::string& completion, const Tokenizer& tokenizer) {
+  const std::string& eos = tokenizer.eos();
+  const size_t at = completion.find(eos);
+  if (at != std::string::npos && at + eos.size() < completion.size())
+    throw std::invalid_argument("the completion \"" + excerpt(completion) + "\" goes on behind \"" + excerpt(eos) +
+                                "\", which ends a sequence (tokenizer.eos); what follows can never be drawn");
+}
+
+}  // namespace
+
+bool fits(const Example& example, const Use& use) {
+  const Tokenizer& tokenizer = *use.tokenizer;
+  const std::string overlong = ", the context holds " + std::to_string(use.context) +
+                               "; raise model.context, shorten it, or set data.overlong to drop";
+  const auto prompt = static_cast<int64_t>(tokenizer.encode(example.prompt).size());
+  if (prompt == 0) throw std::invalid_argument("the prompt is empty; it needs at least one token");
+  if (use.also)
+    if (const std::string wrong = use.also(example); !wrong.empty()) throw std::invalid_argument(wrong);
+  if (!use.learnt) {
+    if (prompt < use.context) return true;
+    if (use.overlong == "drop") return false;
+    throw std::invalid_argument("the prompt has " + std::to_string(prompt) +
+                                " tokens and leaves no room for a completion" + overlong);
+  }
+  if (example.completion.empty()) throw std::invalid_argument("the completion is empty, and it is what is learnt");
+  end_is_last(example.completion, tokenizer);
+  const bool ended = example.completion.ends_with(tokenizer.eos());
+  const int64_t length = prompt + static_cast<int64_t>(tokenizer.encode(example.completion).size()) + !ended;
+  if (length <= use.context) return true;
+  if (use.overlong == "drop") return false;
+  if (use.overlong == "error" || prompt >= use.context)
+    throw std::invalid_argument("prompt and completion have " + std::to_string(length) + " tokens (" +
+                                std::to_string(prompt) + " of prompt)" + overlong +
+                                (prompt < use.context ? " or truncate" : ""));
+  return true;
+}
+
+}  // namespace isentrope::data

@@ -1,0 +1,27 @@
+// What a use of examples asks of each of them. A source asks once, when it is made, so that nothing of its data can stop a
+// run later.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "csrc/data/example.h"
+#include "csrc/data/tokenizer.h"
+
+namespace isentrope::data {
+
+struct Use {
+  const Tokenizer* tokenizer;
+  int64_t context;  // tokens that a sequence may have
+  // true: prompt, completion and the end are learnt as one sequence; false: a completion is drawn behind the prompt.
+  bool learnt;
+  std::string overlong = "error";                        // data.overlong
+  std::function<std::string(const Example&)> also = {};  // further rules, of rewards: what is wrong, or ""
+};
+
+// Whether the example fits into the context; false: it is to be left out, as overlong says. Throws std::invalid_argument
+// with what is wrong: characters outside the alphabet, a prompt or completion without tokens, text behind an end of
+// sequence, a sequence that is too long.
+bool fits(const Example& example, const Use& use);
+
+}  // namespace isentrope::data

@@ -1,0 +1,101 @@
+// Keys that are allowed, and do not do what they seem to.
+#include <algorithm>
+
+#include "csrc/train/config.h"
+
+namespace isentrope::train {
+namespace {
+
+using Warnings = std::vector<std::string>;
+
+std::string text(int64_t value) { return std::to_string(value); }
+
+void of_optimizer(const std::string& path, const PhaseConfig& phase, Warnings& out) {
+  const OptimizerConfig& o = phase.optimizer;
+  if (o.lr > 1)
+    out.push_back(path + ".optimizer.lr: above 1; " +
+                  (o.kind == "adamw" ? "every weight moves by about as much in a step, and they begin near 0.02"
+                                     : "few losses stand it"));
+  // float32 weights of 0.02 are 2e-9 apart.
+  if (o.kind == "adamw" && o.lr < 1e-9) out.push_back(path + ".optimizer.lr: below 1e-9 float32 weights do not change");
+  if (o.lr * o.weight_decay > 1)
+    out.push_back(path +
+                  ".optimizer.weight_decay: times lr it is above 1, so that every update changes the sign of the "
+                  "weights");
+  const ScheduleConfig& s = phase.schedule;
+  if (s.warmup > phase.steps)
+    out.push_back(path + ".schedule.warmup: " + text(s.warmup) + " steps, and the phase has " + text(phase.steps) +
+                  "; the rate never reaches lr");
+  if (s.kind == "constant" && s.floor > 0)
+    out.push_back(path + ".schedule.floor: a constant schedule does not fall; it has no effect");
+}
+
+void of_evaluation(const std::string& path, const PhaseConfig& phase, Warnings& out) {
+  const EvaluationConfig& e = phase.evaluation;
+  if (!phase.evaluates()) return;
+  const int64_t first = (std::max(e.from, e.every) + e.every - 1) / e.every * e.every;
+  if (first > phase.steps)
+    out.push_back(path + ".evaluation." + (e.from > phase.steps ? "from" : "every") +
+                  ": the first evaluation would be at step " + text(first) + ", and the phase has " +
+                  text(phase.steps) + "; there is none" + (phase.stop ? ", and stop is never reached" : ""));
+}
+
+void of_policy(const std::string& path, const PhaseConfig& phase, const std::set<std::string>& functions,
+               Warnings& out) {
+  const ObjectiveConfig& o = phase.objective;
+  if (o.kind != "grpo") {
+    for (const auto& [name, given] : {std::pair{"entropy_coef", o.entropy_coef > 0},
+                                      {"ref_kl_coef", o.ref_kl_coef > 0},
+                                      {"dual_clip", o.dual_clip > 0},
+                                      {"clip_high", o.clip_high.has_value()}})
+      if (given) out.push_back(path + ".objective." + name + ": belongs to grpo phases; it has no effect");
+    return;
+  }
+  if (o.loss == "clip_higher" && o.clip_high.value_or(o.clip_low) < o.clip_low)
+    out.push_back(path + ".objective.clip_high: below clip_low, and the loss clip_higher is there for more room above");
+  if (o.clip_low == 1) out.push_back(path + ".objective.clip_low: 1 clips no ratio from below");
+  if (o.ref_kl != ObjectiveConfig().ref_kl && o.ref_kl_coef == 0)
+    out.push_back(path + ".objective.ref_kl: ref_kl_coef is 0; it has no effect");
+
+  const rl::RolloutConfig& r = *phase.rollout;
+  if (r.samples == 1 && !r.allocation && r.advantage.kind != "reinforce_plus_plus_baseline")
+    out.push_back(
+        path +
+        ".rollout.samples: a group of one has nothing to compare with: every completion is pushed by its reward "
+        "alone; give 2 or more, or advantage: {kind: reinforce_plus_plus_baseline}");
+  for (size_t i = 0; i < phase.reward.size(); ++i) {
+    const rl::RewardConfig& reward = phase.reward[i];
+    const std::string key = path + ".reward." + text(static_cast<int64_t>(i));
+    if (reward.weight == 0)
+      out.push_back(key + ".weight: 0; the reward " + reward.kind + " is measured and not learnt from");
+    if (reward.weight < 0 && built_in_reward(reward.kind) && reward.kind != "length")
+      out.push_back(key + ".weight: below 0 it punishes what the reward " + reward.kind + " calls right");
+    if (!built_in_reward(reward.kind) && !functions.contains(reward.kind))
+      out.push_back(
+          key + ".kind: \"" + reward.kind +
+          "\" is none of exact, answer, format, length: a function of that name is to be given to isentrope.Trainer in "
+          "Python, and isentrope train refuses");
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> warnings(const TrainConfig& config, const std::set<std::string>& functions) {
+  Warnings out;
+  const model::DecoderConfig& m = config.model;
+  if (m.attention.window >= m.context)
+    out.push_back("model.attention.window: " + text(m.attention.window) + " is not below model.context (" +
+                  text(m.context) + "): every query sees all keys");
+  if (m.sigma_reparam.any() && m.sigma_reparam.tolerance == 0 && m.sigma_reparam.steps_max > 100)
+    out.push_back("model.sigma_reparam.steps_max: with tolerance 0 all " + text(m.sigma_reparam.steps_max) +
+                  " power steps are made after every update");
+  for (const PhaseConfig& phase : config.phases) {
+    const std::string path = "phases." + phase.name;
+    of_optimizer(path, phase, out);
+    of_evaluation(path, phase, out);
+    of_policy(path, phase, functions, out);
+  }
+  return out;
+}
+
+}  // namespace isentrope::train

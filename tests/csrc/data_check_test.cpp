@@ -1,0 +1,199 @@
+// What is asked of machine, rewards and data before a run begins, and runs without evaluations.
+#include "csrc/train/data_check.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "csrc/message.h"
+#include "csrc/train/trainer.h"
+#include "tests/csrc/message.h"
+
+namespace isentrope::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+const char* const kConfig = R"yaml(run: {threads: 1}
+model: {layers: 1, width: 16, heads: 2, kv_heads: 1, mlp: 32, context: 24}
+tokenizer: {characters: "0123456789+-=:."}
+phases:
+  - name: sft
+    objective: {kind: sft}
+    data: {jsonl: {path: sft.jsonl, validation_fraction: 0, test_fraction: 0}}
+    batch: {sequences: 2}
+    steps: 2
+  - name: grpo
+    objective: {kind: grpo}
+    data: {jsonl: {path: grpo.jsonl, validation_path: validation.jsonl, test_path: test.jsonl}}
+    rollout: {prompts: 2, samples: 2, max_new_tokens: 4}
+    reward: [{kind: answer, pattern: "([0-9]+)"}]
+    evaluation: {every: 1, prompts: 2, sampled_prompts: 2, samples: 2}
+    steps: 1
+test: {prompts: 2, sampled_prompts: 2, samples: 2}
+)yaml";
+const std::string kExample = R"({"prompt": "61+4=", "completion": "65.", "answer": "65"})";
+const std::string kLong = R"({"prompt": "1234567890+1234567890123=", "completion": "65.", "answer": "65"})";
+
+class DataCheck : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
+    dir_ = fs::temp_directory_path() / ("isentrope_data_check_" + std::to_string(::getpid()) + "_" + info->name());
+    fs::create_directories(dir_);
+    before_ = fs::current_path();
+    fs::current_path(dir_);
+    write("run.yaml", kConfig);
+    for (const char* name : {"sft.jsonl", "grpo.jsonl", "validation.jsonl", "test.jsonl"})
+      write(name, kExample + "\n" + R"({"prompt": "9+9=", "completion": "18", "answer": 18})" + "\n");
+  }
+  void TearDown() override {
+    fs::current_path(before_);
+    fs::remove_all(dir_);
+  }
+  void write(const std::string& name, const std::string& text) const { std::ofstream(dir_ / name) << text; }
+
+  std::vector<std::string> check(const std::vector<std::string>& overrides = {}) const {
+    const TrainConfig config = read_config("run.yaml", overrides);
+    return check_data(config, data::Tokenizer(config.tokenizer), {});
+  }
+  std::string error(const std::vector<std::string>& overrides = {}) const {
+    return message([&] { check(overrides); });
+  }
+
+  fs::path dir_, before_;
+};
+
+void expect_readable(const std::string& message) {
+  for (const char* raw : {"std::", "bad_alloc", "map::at", "vector::", "basic_string", "c10", "Exception raised from",
+                          "filesystem error", "json.exception"})
+    EXPECT_EQ(message.find(raw), std::string::npos) << message.substr(0, 2000);
+  EXPECT_LT(message.size(), 2000u) << message.substr(0, 300);
+  EXPECT_EQ(utf8_end(message), message.size()) << message;
+}
+
+TEST_F(DataCheck, GoodDataPass) { EXPECT_EQ(check(), std::vector<std::string>{}); }
+
+TEST_F(DataCheck, EveryFileOfEveryPhaseIsLookedAtWithItsLine) {
+  struct Case {
+    std::string line;
+    const char* said;
+  };
+  const std::vector<Case> everywhere{
+      {R"({"prompt": "7×8=", "completion": "56.", "answer": "56"})", "character '×' (U+00D7) at place 2"},
+      {R"({"prompt": "1=", "completion": "5.", "answer": "5", "prompt": "2="})", "the key \"prompt\" is written twice"},
+      {R"({"prompt": "", "completion": "5.", "answer": "5"})", "\"prompt\" is empty"},
+      {"{\"prompt\": \"\xff\"}", "not JSON"},
+      {"{\"prompt\": \"" + std::string(3000000, 'x') + "\", \"completion\": \"5\", \"answer\": \"5\"}",
+       "character 'x'"},
+      {"{\"prompt\": \"" + std::string(3000000, '1') + "\", \"completion\": \"5\", \"answer\": \"5\"}", "3000000"},
+      {kLong, "25"}};
+  for (const char* file : {"sft.jsonl", "grpo.jsonl", "validation.jsonl", "test.jsonl"}) {
+    std::vector<Case> cases = everywhere;
+    if (std::string(file) == "sft.jsonl") {
+      cases.push_back({R"({"prompt": "1=", "answer": "5"})", "the completion is empty, and it is what is learnt"});
+      cases.push_back({R"({"prompt": "1=", "completion": "8.5."})", "the completion \"8.5.\" goes on behind \".\""});
+      cases.push_back(
+          {R"({"prompt": "123456789012345678901=", "completion": "12."})", "have 25 tokens (22 of prompt)"});
+    } else {
+      cases.push_back({R"({"prompt": "1=", "completion": "8."})", "the answer is missing"});
+      cases.push_back({R"({"prompt": "1=", "answer": "8:5"})", "the answer \"8:5\" is no integer"});
+      cases.push_back({R"({"prompt": "1=", "answer": "8.5"})", "the answer \"8.5\" goes on behind \".\""});
+    }
+    for (const Case& wrong : cases) {
+      write(file, kExample + "\n\n" + wrong.line + "\n");
+      const std::string said = error();
+      EXPECT_NE(said.find(std::string(file) + ":3: "), std::string::npos) << file << ": " << said.substr(0, 500);
+      EXPECT_NE(said.find(wrong.said), std::string::npos) << file << ": " << said.substr(0, 500);
+      expect_readable(said);
+    }
+    write(file, kExample + "\n");
+  }
+  fs::remove("test.jsonl");
+  EXPECT_NE(error().find("phase grpo: jsonl: test.jsonl is not a file"), std::string::npos) << error();
+}
+
+TEST_F(DataCheck, RewardsOfLaterPhasesAreLookedAt) {
+  const std::string said = error({"phases.grpo.reward=[{kind: mine}]"});
+  EXPECT_NE(said.find("phase grpo: reward: no kind \"mine\""), std::string::npos) << said;
+  EXPECT_NE(error({"phases.grpo.rollout.cache_tokens=48"}).find("no error"), std::string::npos);
+  write("grpo.jsonl",
+        kExample + "\n" + R"({"prompt": "12345678901234567=", "completion": "65.", "answer": "65"})" + "\n");
+  EXPECT_NE(
+      error({"phases.grpo.rollout.cache_tokens=48"}).find("cannot hold a sequence of 22 tokens; wanted at least 64"),
+      std::string::npos);
+}
+
+TEST_F(DataCheck, WhatIsTooLongIsLeftOutEverywhereAndTold) {
+  std::vector<std::string> drop;
+  for (const char* phase : {"sft", "grpo"}) drop.push_back(std::string("phases.") + phase + ".data.overlong=drop");
+  for (const char* file : {"sft.jsonl", "grpo.jsonl", "validation.jsonl", "test.jsonl"})
+    write(file, kExample + "\n" + kLong + "\n");
+  const std::vector<std::string> notes = check(drop);
+  ASSERT_EQ(notes.size(), 4u);
+  EXPECT_EQ(
+      notes[0],
+      "phase sft: 1 of 2 training examples are too long for model.context (24) and are left out (data.overlong: drop)");
+  EXPECT_EQ(
+      notes[3],
+      "phase grpo: 1 of 2 test prompts are too long for model.context (24) and are left out (data.overlong: drop)");
+  Trainer trainer(read_config("run.yaml", drop), false);  // batches of one would be all too long half of the time
+  while (!trainer.finished()) trainer.advance();
+  EXPECT_EQ(trainer.results().size(), 2u);
+  write("grpo.jsonl", kLong + "\n");
+  const std::string said = error(drop);
+  EXPECT_NE(said.find("jsonl: all 1 training examples of grpo.jsonl are too long"), std::string::npos) << said;
+}
+
+TEST_F(DataCheck, WithoutHeldOutDataARunTrainsAndSaysSo) {
+  const std::vector<std::string> none{
+      "phases.grpo.data={jsonl: {path: grpo.jsonl, validation_fraction: 0, test_fraction: 0}}",
+      "phases.grpo.evaluation={every: 0}"};
+  EXPECT_EQ(check(none), std::vector<std::string>{"no evaluation on test data: the data of the last phase have none"});
+  Trainer trainer(read_config("run.yaml", none), false);
+  size_t lines = 0;
+  while (!trainer.finished())
+    for (const Record& record : trainer.advance()) {
+      EXPECT_EQ(record.split, "");
+      ++lines;
+    }
+  EXPECT_EQ(lines, 3u);
+  EXPECT_TRUE(trainer.results().empty());
+  fs::remove("test.jsonl");
+  EXPECT_EQ(check({"test.skip=true"}), std::vector<std::string>{"no evaluation on test data (test.skip)"});
+}
+
+TEST_F(DataCheck, ARunThatCannotBeginWritesNothing) {
+  write("test.jsonl", "{\"prompt\": 1}\n");
+  EXPECT_THROW(Trainer(read_config("run.yaml", {"run.dir=out"}), false), std::runtime_error);
+  EXPECT_FALSE(fs::exists("out/metrics.jsonl") || fs::exists("out/config.yaml") || fs::exists("out/checkpoints"));
+}
+
+TEST_F(DataCheck, SizesThatNoMachineHasAreRefusedBeforeTheyAreAskedFor) {
+  for (const auto& overrides : std::vector<std::vector<std::string>>{
+           {"model.layers=1024", "model.width=131072", "model.heads=512"},
+           {"model.mlp=1048576", "model.layers=1024", "model.width=65536", "model.heads=256"},
+           {"phases.grpo.rollout={prompts: 1048576, samples: 65536, max_new_tokens: 4}"},
+           {"model.layers=1024",
+            "phases.grpo.rollout={prompts: 2, samples: 2, max_new_tokens: 4, cache_tokens: 2000000000}"}}) {
+    std::vector<std::string> cpu = overrides;
+    cpu.push_back("run.device=cpu");
+    const std::string said = message([&] { check_machine(read_config("run.yaml", cpu)); });
+    expect_all(said, {"the run needs at least", "GiB", "the machine has"});
+    expect_readable(said);
+  }
+  EXPECT_EQ(message([&] { check_machine(read_config("run.yaml", {"run.device=cpu"})); }), "no error");
+}
+
+TEST_F(DataCheck, AGpuThatIsNotThereIsTold) {
+  const std::string said = message([&] { check_machine(read_config("run.yaml", {"run.device=cuda"})); });
+  if (said == "no error") GTEST_SKIP() << "this machine has a GPU";
+  expect_all(said, {"run.device", "no GPU", "run.device=cpu"});
+  expect_readable(said);
+}
+
+}  // namespace
+}  // namespace isentrope::train
