@@ -166,12 +166,12 @@ class Grpo : public Objective {
 
   // What the sums of token losses are divided by, counted over the whole update.
   Tensor normalizer_of(const Tensor& mask) const {
-    const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat32).clamp_min(1); };
+    const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat64).clamp_min(1); };
+    const int64_t length = config_.norm_length > 0 ? config_.norm_length : mask.size(1);
     if (config_.aggregate == "token-mean") return count(mask);
-    if (config_.aggregate == "seq-mean-token-sum-norm")
-      return torch::full({}, config_.norm_length > 0 ? config_.norm_length : mask.size(1),
-                         torch::TensorOptions().dtype(torch::kFloat32).device(mask.device()));
-    return count(mask.any(1));
+    if (config_.aggregate == "token-sum-norm")
+      return torch::full({}, length, torch::TensorOptions().dtype(torch::kFloat64).device(mask.device()));
+    return config_.aggregate == "seq-mean-token-sum-norm" ? count(mask.any(1)) * length : count(mask.any(1));
   }
 
   Tensor select(const Tensor& logprob, const Batch& batch, uint64_t seed) const {

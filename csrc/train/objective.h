@@ -58,9 +58,10 @@ struct ObjectiveConfig {
     v("loss", loss, "Policy loss (kernels/grpo_loss.h).",
       one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg", "random"}));
     v("aggregate", aggregate, "How token losses become one number.",
-      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"}));
+      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm"}));
     v("norm_length", norm_length,
-      "Divisor of seq-mean-token-sum-norm (Dr. GRPO: the length limit); 0 for the padded length of the update.",
+      "Length L of seq-mean-token-sum-norm, Σ/(S·L) of S sequences, and of token-sum-norm, Σ/L (Dr. GRPO: the length "
+      "limit); 0 for the padded length of the update.",
       at_least(0));
     v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped.", at_least(0));
     v("clip_high", clip_high, "Ratios over 1 + clip_high are clipped; default clip_low, 0.28 for clip_higher.",
@@ -70,7 +71,11 @@ struct ObjectiveConfig {
     v("select_fraction", select_fraction, "Share of tokens that clip_cov, kl_cov or random picks.", between(0, 1));
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
     v("cov_upper", cov_upper, "and below this.");
-    v("kl_coef", kl_coef, "kl_cov: weight of |log ratio| on the picked tokens.", at_least(0));
+    v("kl_coef", kl_coef,
+      "kl_cov: weight of |log ratio| on the picked tokens, where it is more than rounding. At the first update of a "
+      "batch, "
+      "the only one with rollout.updates: 1, the ratio is 1 and the penalty nothing: take updates of 2 or more.",
+      at_least(0));
     v("random_like", random_like, "random: which rule it is the control of.", one_of({"clip_cov", "kl_cov"}));
     v("scope", scope, "Over what covariances are centred and ranked: all of an update, or each micro-batch.",
       one_of({"global", "micro"}));
