@@ -72,9 +72,9 @@ struct ObjectiveConfig {
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
     v("cov_upper", cov_upper, "and below this.");
     v("kl_coef", kl_coef,
-      "kl_cov: weight of |log ratio| on the picked tokens, where it is more than rounding. At the first update of a "
-      "batch, "
-      "the only one with rollout.updates: 1, the ratio is 1 and the penalty nothing: take updates of 2 or more.",
+      "kl_cov: weight of |log ratio| on the picked tokens, where it is more than rounding; verl's default is 0.1. In "
+      "the first update of a batch, the only one with rollout.updates: 1, it is not, and kl_cov is plain -A r: take 2 "
+      "updates or more.",
       at_least(0));
     v("random_like", random_like, "random: which rule it is the control of.", one_of({"clip_cov", "kl_cov"}));
     v("scope", scope, "Over what covariances are centred and ranked: all of an update, or each micro-batch.",
@@ -93,9 +93,10 @@ class Objective {
  public:
   explicit Objective(AttentionEntropy attention) : attention_(std::move(attention)) {}
   virtual ~Objective() = default;
-  // Backpropagates the loss of a whole update, one micro-batch after the other, and returns its statistics: "loss" and
-  // the names that csrc/train/metrics.h documents. The gradient is that of the loss over the whole update, however it
-  // is cut. seed fixes the draws of this update; watch, where given, is told of the attention.
+  // Backpropagates the loss of a whole update, one micro-batch after the other, and returns its statistics: "loss",
+  // "tokens", how many targets the update has and so the weight of its means, and the names that csrc/train/metrics.h
+  // documents; where there is no target, no mean and no maximum. Gradient and statistics are those of the whole update,
+  // however it is cut. seed fixes the draws of this update; watch, where given, is told of the attention.
   virtual std::map<std::string, double> backward(model::Decoder& model, const data::Batch& update, uint64_t seed,
                                                  AttentionWatch* watch) = 0;
   const AttentionEntropy& attention() const { return attention_; }
