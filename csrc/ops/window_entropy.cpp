@@ -172,13 +172,13 @@ std::tuple<Tensor, Tensor> call_forward(const Tensor& entropy, const Tensor& mas
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::window_entropy", "")
                              .typed<decltype(window_entropy_meta)>();
-  return op.call(entropy, mask, at, before, after, shrink);
+  return op.call(entropy, mask, at, std::move(before), std::move(after), shrink);
 }
 
 struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& entropy,
-                                                const Tensor& mask, const OptionalTensor& at, c10::SymInt before,
-                                                c10::SymInt after, bool shrink) {
+                                                const Tensor& mask, const OptionalTensor& at, const c10::SymInt& before,
+                                                const c10::SymInt& after, bool shrink) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [mean, count] = call_forward(entropy, mask, at, before, after, shrink);
     ctx->save_for_backward({count, mask});
@@ -221,19 +221,20 @@ std::tuple<Tensor, Tensor> window_entropy_autocast(const Tensor& entropy, const 
 
 // A choice: constant to autograd.
 std::tuple<Tensor, Tensor> window_select_autograd(const Tensor& mean, const Tensor& count, c10::string_view threshold,
-                                                  double level, c10::string_view scope) {
+                                                  double level, c10::string_view scope, const Numbers& numbers) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::window_select", "")
                              .typed<decltype(window_select_composite)>();
   refuse_forward_mode("window_select", {{"mean", mean}});
   const at::AutoDispatchBelowAutograd guard;
-  return op.call(mean, count, threshold, level, scope);
+  return op.call(mean, count, threshold, level, scope, numbers);
 }
 
 std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold,
-                                             double level, c10::string_view scope) {
+                                             double level, c10::string_view scope, const Numbers& numbers) {
+  read_numbers(kOp, numbers, {&level});
   check_selection(mean_in, count_in, threshold, level, scope);
-  if (mean_in.numel() == 0) return window_select_composite(mean_in, count_in, threshold, level, scope);
+  if (mean_in.numel() == 0) return window_select_composite(mean_in, count_in, threshold, level, scope, std::nullopt);
   const Tensor mean = mean_in.contiguous(), count = count_in.contiguous();
   const bool global = scope == "global", top = threshold == "top_fraction";
   Tensor high = at::empty(mean.sizes(), mean.options().dtype(at::kBool)), chosen;
@@ -270,9 +271,17 @@ std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor
   return {high, chosen};
 }
 
+std::tuple<Tensor, Tensor> window_select_meta(const Tensor& mean, const Tensor& count, c10::string_view threshold,
+                                              double level, c10::string_view scope, const Numbers&) {
+  check_selection(mean, count, threshold, level, scope);
+  return {at::empty_symint(mean.sym_sizes(), mean.options().dtype(at::kBool)), value_threshold(mean, level, scope)};
+}
+
 // By sorting; nothing waits for the device.
 std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean_in, const Tensor& count_in,
-                                                   c10::string_view threshold, double level, c10::string_view scope) {
+                                                   c10::string_view threshold, double level, c10::string_view scope,
+                                                   const Numbers& numbers) {
+  read_numbers(kOp, numbers, {&level});
   check_selection(mean_in, count_in, threshold, level, scope);
   if (threshold == "value") {
     const Tensor chosen = value_threshold(mean_in, level, scope);
@@ -332,7 +341,7 @@ WindowEntropy window_entropy(const Tensor& entropy, const Tensor& mask, const Wi
   static const auto select = c10::Dispatcher::singleton()
                                  .findSchemaOrThrow("isentrope::window_select", "")
                                  .typed<decltype(window_select_cpu)>();
-  auto [high, threshold] = select.call(mean.detach(), count, options.threshold, options.level, options.scope);
+  auto [high, threshold] = select.call(mean.detach(), count, options.threshold, options.level, options.scope, {});
   return {mean, high, threshold};
 }
 
