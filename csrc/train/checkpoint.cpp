@@ -259,8 +259,6 @@ data::Tokenizer load_tokenizer(const std::string& dir) {
   return data::Tokenizer::load(dir);
 }
 
-bool opens_in_transformers(const model::DecoderConfig& config) { return family(config).first != "isentrope"; }
-
 void load_weights(const std::string& dir, model::Decoder& decoder) {
   if (!of_transformers(dir)) check_files(dir, {"model.safetensors"});
   const std::string file = dir + "/model.safetensors";

@@ -66,7 +66,4 @@ void load_weights(const std::string& dir, model::Decoder& decoder);
 // The first weight that is not finite; "" where all are.
 std::string first_non_finite_weight(const model::Decoder& decoder);
 
-// Whether transformers has a family whose model computes what this one does.
-bool opens_in_transformers(const model::DecoderConfig& config);
-
 }  // namespace isentrope::train

@@ -16,6 +16,7 @@
 #include "csrc/durable_file.h"
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/model_config.h"
 #include "csrc/train/process.h"
 #include "csrc/train/run_checkpoints.h"
 #include "csrc/train/trainer.h"
@@ -60,7 +61,7 @@ std::string table_of(const std::vector<std::pair<std::string, Evaluation>>& resu
       std::snprintf(cell, sizeof(cell), " %13.4g", value);
       row += cell;
     }
-    if (names != shown) table += "\n" + row_of("after phase", names);
+    if (names != shown) table.append("\n").append(row_of("after phase", names));
     table += row_of(phase, row);
     shown = names;
   }
@@ -119,15 +120,18 @@ std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
   const PhaseConfig& phase = config.phases.back();
   const std::string& checkpoint = trainer.last_checkpoint();
   const std::string steps = "phases." + phase.name + ".steps", folder = shell_quoted(checkpoint);
-  std::string text = "\nCheckpoint  " + checkpoint;
-  text += "\nResume      " + resume_command(options, steps) + " " + steps + "=" + std::to_string(2 * phase.steps);
-  text += "\nSample      " + shell_quoted(options.program) + " sample " + folder + " --prompt " +
-          shell_quoted(prompt_of(config, phase, trainer.tokenizer()));
+  std::string text;
+  const auto line = [&](const char* name, const std::string& what) { text.append(name).append(what); };
+  line("\nCheckpoint  ", checkpoint);
+  line("\nResume      ", resume_command(options, steps) + " " + steps + "=" + std::to_string(2 * phase.steps));
+  line("\nSample      ", shell_quoted(options.program) + " sample " + folder + " --prompt " +
+                             shell_quoted(prompt_of(config, phase, trainer.tokenizer())));
   if (opens_in_transformers(config.model)) {
     using nlohmann::json;  // its texts are also Python's
     const std::string name = json(checkpoint).dump(-1, ' ', false, json::error_handler_t::replace);
-    text += "\nPython      " + shell_quoted(python_program()) + " -c " +
-            shell_quoted("import transformers; print(transformers.AutoModelForCausalLM.from_pretrained(" + name + "))");
+    const std::string load =
+        "import transformers; print(transformers.AutoModelForCausalLM.from_pretrained(" + name + "))";
+    line("\nPython      ", shell_quoted(python_program()) + " -c " + shell_quoted(load));
   }
   return text;
 }

@@ -46,6 +46,8 @@ void require(const std::string& file, const json& object, const char* key, const
 
 }  // namespace
 
+bool opens_in_transformers(const model::DecoderConfig& config) { return family(config).first != "isentrope"; }
+
 std::string model_config_json(const model::DecoderConfig& c, const data::Tokenizer& tokenizer) {
   const auto [type, architecture] = family(c);
   const ordered_json window = c.attention.window > 0 ? ordered_json(c.attention.window) : ordered_json(nullptr);

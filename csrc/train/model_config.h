@@ -11,6 +11,9 @@ namespace isentrope::train {
 // where there is none.
 std::string model_config_json(const model::DecoderConfig& config, const data::Tokenizer& tokenizer);
 
+// Whether it is one of those: transformers opens the checkpoint.
+bool opens_in_transformers(const model::DecoderConfig& config);
+
 // What model_config_json() wrote, or `transformers` for the same models. Throws std::runtime_error with the file and the key
 // that the decoder has no place for.
 model::DecoderConfig parse_model_config(const std::string& file);
