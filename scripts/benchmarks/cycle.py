@@ -178,7 +178,8 @@ def rows(rounds=9, threads=1):
         lengths = {log["completions/mean_length"] for log in trainer.state.log_history if "reward" in log}
     assert lengths == {NEW}, lengths
     for contender, curve in rewards.items():  # values: each of them learns the task
-        assert statistics.mean(curve[-3:]) > statistics.mean(curve[:3]), f"{contender} did not learn: {curve}"
+        ends = max(1, min(3, len(curve) // 2))  # few rounds leave few points
+        assert statistics.mean(curve[-ends:]) > statistics.mean(curve[:ends]), f"{contender} did not learn: {curve}"
     seconds = {contender: times[WARM_UP : WARM_UP + rounds] for contender, times in seconds.items()}
     return [{"op": "GRPO cycle", "shape": f"{PROMPTS} x {SAMPLES}, {PROMPT} + {NEW} tokens, {UPDATES} updates",
              "dtype": "float32", "threads": threads, **compare(seconds, "ours", peer), "target": target}

