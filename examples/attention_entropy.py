@@ -11,16 +11,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ALARM = 0.05  # below it a head counts as collapsed
 
 
-def read(folder):
+def read(folder: str | Path) -> tuple[tuple[str, ...], tuple[int, ...], list[Any], dict[str, Any]]:
     """RUN_FOLDER → (phases [N], steps [N], normalized [N, L, H], the last line's "attention_entropy")."""
     path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
         sys.exit(f"{path}: no such file; wanted the folder of a run (run.dir), which has a metrics.jsonl")
-    found = {}  # a resumed run may have logged a step twice: the later line holds
+    found: dict[tuple[str, int], dict[str, Any]] = {}  # a resumed run may have logged a step twice: the later line holds
     with path.open("rb") as lines:  # as bytes: a line ends with \n alone
         for number, line in enumerate(lines, 1):
             try:
@@ -36,18 +37,19 @@ def read(folder):
     return phases, steps, [entry["normalized"] for entry in found.values()], list(found.values())[-1]
 
 
-def draw(folder, out):
+def draw(folder: str | Path, out: str | Path) -> None:
     try:
         import matplotlib
     except ImportError:
         sys.exit("examples/attention_entropy.py needs matplotlib: pip install matplotlib")
     matplotlib.use("Agg")
+    import matplotlib.colors
     import matplotlib.pyplot as plt
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
-    phases, steps, values, last = read(folder)
-    values = np.array(values, dtype=float)  # null becomes nan
+    phases, steps, tables, last = read(folder)
+    values = np.array(tables, dtype=float)  # null becomes nan
     N, L, H = values.shape
     grey = "0.35"
     plt.rcParams.update({"font.size": 9, "axes.edgecolor": grey, "axes.linewidth": 0.6, "axes.titlesize": 10})
@@ -80,7 +82,7 @@ def draw(folder, out):
     mean.set_xlim(-0.5, N - 0.5)
     mean.set_ylabel("mean of heads\n(H / log n)")
     mean.spines[["top", "right"]].set_visible(False)
-    scale = plt.cm.ScalarMappable(plt.Normalize(0, max(1, L - 1)), matplotlib.colors.ListedColormap(depth(np.linspace(0, 0.9, max(2, L)))))
+    scale = plt.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(1, L - 1)), matplotlib.colors.ListedColormap(depth(np.linspace(0, 0.9, max(2, L)))))
     bar = figure.colorbar(scale, ax=mean, aspect=10, pad=0.015, fraction=0.05, ticks=sorted({0, L - 1}))
     bar.set_label("layer")
     bar.outline.set_visible(False)

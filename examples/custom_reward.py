@@ -9,7 +9,7 @@ from pathlib import Path
 import isentrope
 
 
-def brief(prompts, completions, meta):
+def brief(prompts: list[str], completions: list[str], meta: list[dict[str, str]]) -> list[float]:
     """Between 0 and 1: the shorter a completion, the better. meta[i]["answer"] would be the right answer of prompt i.
 
     A completion ends in "." (the tokenizer's end of sequence), unless it was cut at max_new_tokens; meta[i]["answer"] does not.

@@ -6,20 +6,26 @@ their mathematics in plain torch; isentrope.Trainer runs a YAML configuration.
 """
 
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
 
-from isentrope import nn, reference
+from isentrope import nn, ops, reference
 from isentrope.ops import *  # noqa: F403
-from isentrope.ops import __all__ as _ops
 
-__all__ = [*_ops, "Trainer", "cmake_prefix_path", "nn", "reference"]
+__all__ = ["Trainer", "cmake_prefix_path", "nn", "reference"]
+__all__ += ops.__all__
 
 cmake_prefix_path = str(_Path(__file__).parent)
 """Where CMake finds this package: ``-DCMAKE_PREFIX_PATH=``, then ``find_package(Isentrope)`` and ``isentrope::ops``."""
 
+if TYPE_CHECKING:
+    from isentrope.trainer import Trainer
+else:
 
-def __getattr__(name: str):
-    if name == "Trainer":  # the trainer's libraries are loaded by those who train
-        from isentrope.trainer import Trainer
+    def __getattr__(name):
+        if name == "Trainer":  # the trainer's libraries are loaded by those who train
+            from isentrope.trainer import Trainer
 
-        return Trainer
-    raise AttributeError(f"module 'isentrope' has no attribute {name!r}")
+            return Trainer
+        if f"{name}Output" in ops.__all__:
+            return getattr(ops, name)  # an error that says the new name
+        raise AttributeError(f"module 'isentrope' has no attribute {name!r}")

@@ -3,6 +3,8 @@ isentrope.sigma."""
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor, nn
 
@@ -92,18 +94,30 @@ class EntropyAttention(nn.Module):
             raise ValueError(f"temperature is {temperature!r} and context is {context}; 'row', and 'row' alone, needs a context")
         self.heads, self.kv_heads, self.head_size = heads, kv_heads, head_size
         self.causal, self.window, self.softcap, self.rope_base, self.watch = causal, window, softcap, rope_base, watch
-        made = {"device": device, "dtype": dtype}
+        made: Any = {"device": device, "dtype": dtype}
         self.q_proj = nn.Linear(width, heads * head_size, bias, **made)
         self.k_proj = nn.Linear(width, kv_heads * head_size, bias, **made)
         self.v_proj = nn.Linear(width, kv_heads * head_size, bias, **made)
         self.o_proj = nn.Linear(heads * head_size, width, bias, **made)
         self.q_norm = nn.RMSNorm(head_size, eps=1e-6, **made) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(head_size, eps=1e-6, **made) if qk_norm else nn.Identity()
-        shape = {None: None, "head": (heads,), "row": (heads, context)}[temperature]
+        shape: Any = {None: None, "head": (heads,), "row": (heads, context)}[temperature]
         self.log_temperature = None if shape is None else nn.Parameter(torch.zeros(shape, **made))
         self.last_entropy: Tensor | None = None
         self.last_max_logit: Tensor | None = None
 
+    @overload
+    def forward(
+        self, x: Tensor, *, key_lengths: Tensor | None = ..., cu_seqlens: Tensor | None = ..., return_entropy: Literal[False] = ...
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, x: Tensor, *, key_lengths: Tensor | None = ..., cu_seqlens: Tensor | None = ..., return_entropy: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, x: Tensor, *, key_lengths: Tensor | None = ..., cu_seqlens: Tensor | None = ..., return_entropy: bool
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def forward(
         self,
         x: Tensor,
@@ -162,7 +176,7 @@ class EntropyAttention(nn.Module):
     def _temperature(self, position: Tensor, dtype: torch.dtype, packed: bool) -> Tensor | None:
         if self.log_temperature is None:
             return None
-        log_t = self.log_temperature
+        log_t: Tensor = self.log_temperature
         if log_t.dim() == 2:
             context = log_t.shape[1]
             if packed:

@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,18 @@ _START_STEPS = 200
 _MISSED = 10
 
 
-class _Sigma:
-    """What SigmaLinear and SigmaConv2d share: weight [out, ...], taken as the matrix [out, the rest], with gain γ and buffer u.
+class _Sigma(nn.Module):
+    """What SigmaLinear and SigmaConv2d share: weight [out, ...], taken as the matrix [out, the rest], with parameter γ and buffer u.
 
     They are no nn.Linear and nn.Conv2d: what looks for those reads or changes `weight` as what the layer computes with (merging
     of adapters, quantisation, new heads for more tokens), and here it is not.
     """
 
     weight: Tensor
+    bias: Tensor | None
+    gamma: Tensor
+    u: Tensor
+    sigma_grad: str
     _warned = False  # of all of them together
 
     def _start(self, gamma_init: str, sigma_grad: str) -> None:
@@ -49,20 +53,20 @@ class _Sigma:
         self.sigma_grad = sigma_grad
         W = self.weight.detach()
         wide = torch.promote_types(W.dtype, torch.float32)
-        # Not called gamma: some loaders of checkpoints rename a parameter of that name to weight. Not a scalar: fully_shard takes none.
-        self.gain = nn.Parameter(torch.ones(1, device=W.device, dtype=wide), requires_grad=self.weight.requires_grad)
+        # Not a scalar: fully_shard takes none.
+        self.gamma = nn.Parameter(torch.ones(1, device=W.device, dtype=wide), requires_grad=self.weight.requires_grad)
         self.register_buffer("u", _first_direction(W.flatten(1).to(wide)))
         if gamma_init == "sigma" and not W.is_meta:
-            self.gain.data.copy_(self.sigma())
+            self.gamma.data.copy_(self.sigma())
         self._version = self._changes = 0
 
     def sigma(self) -> Tensor:
         """σ = ‖W u‖, [], with gradient unless sigma_grad is detached."""
-        return _sigma_of(_whole(self.weight), _whole(self.gain), self.u, self.sigma_grad)
+        return _sigma_of(_whole(self.weight), _whole(self.gamma), self.u, self.sigma_grad)
 
     def scaled_weight(self) -> Tensor:
         """(γ/σ) · W like weight, with gradient; 0 where σ is 0."""
-        return _scaled(_whole(self.weight), _whole(self.gain), self.sigma())
+        return _scaled(_whole(self.weight), _whole(self.gamma), self.sigma())
 
     def _watch(self) -> None:
         """Warns once where weights are trained and power_step is not called, so that σ falls behind."""
@@ -77,22 +81,25 @@ class _Sigma:
                 stacklevel=3,
             )
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *others) -> None:
-        gain, u = prefix + "gain", prefix + "u"
-        if gain in state_dict and state_dict[gain].dim() == 0:  # of isentrope 0.1.0
-            state_dict[gain] = state_dict[gain].view(1)
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: Any, local_metadata: Any, strict: Any, missing_keys: Any, *others: Any
+    ) -> None:
+        gamma, u, gain = prefix + "gamma", prefix + "u", prefix + "gain"
+        if gain in state_dict:  # the name in isentrope 0.1.0, where it was a scalar
+            value = state_dict.pop(gain)
+            state_dict[gamma] = value.view(1) if value.dim() == 0 else value
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)
-        if prefix + "weight" in state_dict and gain not in state_dict and u not in state_dict:  # of a plain layer
-            missing_keys[:] = [key for key in missing_keys if key not in (gain, u)]
+        if prefix + "weight" in state_dict and gamma not in state_dict and u not in state_dict:  # of a plain layer
+            missing_keys[:] = [key for key in missing_keys if key not in (gamma, u)]
             with torch.no_grad():
                 self.u.copy_(_first_direction(self.weight.flatten(1).to(self.u.dtype)))
-                self.gain.copy_(self.sigma())
+                self.gamma.copy_(self.sigma())
 
 
-class SigmaLinear(_Sigma, nn.Module):
+class SigmaLinear(_Sigma):
     """A layer like nn.Linear with y = (γ/σ) · x Wᵀ + b, where σ = ‖W u‖ and u is near the first right singular vector of W (sigmaReparam).
 
-    Forward does not change u. Call isentrope.nn.power_step(model) once after each optimiser step, and give `gain` (γ) no weight
+    Forward does not change u. Call isentrope.nn.power_step(model) once after each optimiser step, and give `gamma` (γ) no weight
     decay. u starts as the singular vector of the weight that the constructor draws; give other weights by convert_to_sigma, or
     let power_step follow.
 
@@ -102,7 +109,7 @@ class SigmaLinear(_Sigma, nn.Module):
         sigma_grad: "through" or "detached", as of isentrope.sigma_linear.
 
     Attributes:
-        weight [out, in], bias [out], gain [1] (parameters), u [in] (a buffer, in the state_dict). gain and u are float32 (float64
+        weight [out, in], bias [out], gamma [1] (parameters), u [in] (a buffer, in the state_dict). gamma and u are float32 (float64
         for a float64 weight): cast the model first and convert it then, for .bfloat16() rounds them too. The layer is no
         nn.Linear, since its weight is not what it computes with: that is scaled_weight(). A state_dict of an nn.Linear loads, and
         gives the layer that function.
@@ -132,10 +139,10 @@ class SigmaLinear(_Sigma, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._watch()
-        return sigma_linear(x, self.weight, self.gain.view(()), self.u, self.bias, sigma_grad=self.sigma_grad).y
+        return sigma_linear(x, self.weight, self.gamma.view(()), self.u, self.bias, sigma_grad=self.sigma_grad).y
 
 
-class SigmaConv2d(_Sigma, nn.Module):
+class SigmaConv2d(_Sigma):
     """A layer like nn.Conv2d whose weight is (γ/σ) · W; σ is that of the matrix [out, in / groups · kernel], not of the convolution operator.
 
     Here the scaled weight is made: it is small beside the activations of a convolution. Else as SigmaLinear.
@@ -145,7 +152,7 @@ class SigmaConv2d(_Sigma, nn.Module):
         gamma_init, sigma_grad: as of SigmaLinear.
     """
 
-    def __init__(self, *args, gamma_init: str = "one", sigma_grad: str = "through", **options) -> None:
+    def __init__(self, *args: Any, gamma_init: str = "one", sigma_grad: str = "through", **options: Any) -> None:
         super().__init__()
         self.__dict__.update(nn.Conv2d(*args, **options).__dict__)
         self._start(gamma_init, sigma_grad)
@@ -284,21 +291,21 @@ def _save_folded(model: nn.Module, *arguments, **options) -> None:
     state = given.arguments.get("state_dict")
     state = dict(model.state_dict() if state is None else state)
     for name, layer in model.named_modules(remove_duplicate=False):
-        keys = [f"{name}.{key}" if name else key for key in ("weight", "gain", "u")]
+        keys = [f"{name}.{key}" if name else key for key in ("weight", "gamma", "u")]
         if isinstance(layer, _Sigma) and all(key in state for key in keys):
-            weight, gain, u = (_whole(state.pop(key).detach()) for key in keys)
-            state[keys[0]] = _scaled(weight, gain, _sigma_of(weight, gain, u))
+            weight, gamma, u = (_whole(state.pop(key).detach()) for key in keys)
+            state[keys[0]] = _scaled(weight, gamma, _sigma_of(weight, gamma, u))
     given.arguments["state_dict"] = state
     return save(*given.args, **given.kwargs)
 
 
-def _sigma_of(weight: Tensor, gain: Tensor, u: Tensor, sigma_grad: str = "detached") -> Tensor:
+def _sigma_of(weight: Tensor, gamma: Tensor, u: Tensor, sigma_grad: str = "detached") -> Tensor:
     W = weight.flatten(1)
-    return sigma_linear(W.new_empty(0, W.shape[1]), W, gain.detach().view(()), u, sigma_grad=sigma_grad).sigma
+    return sigma_linear(W.new_empty(0, W.shape[1]), W, gamma.detach().view(()), u, sigma_grad=sigma_grad).sigma
 
 
-def _scaled(weight: Tensor, gain: Tensor, sigma: Tensor) -> Tensor:
-    return (gain / sigma.masked_fill(sigma == 0, torch.inf) * weight.to(sigma.dtype)).to(weight.dtype)
+def _scaled(weight: Tensor, gamma: Tensor, sigma: Tensor) -> Tensor:
+    return (gamma / sigma.masked_fill(sigma == 0, torch.inf) * weight.to(sigma.dtype)).to(weight.dtype)
 
 
 def _whole(parameter: Tensor) -> Tensor:

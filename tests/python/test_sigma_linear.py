@@ -352,7 +352,7 @@ def test_autocast(device):
         y = layer(x)
         (y.float() ** 2).sum().backward()
     assert y.dtype == torch.bfloat16 and layer.weight.grad.dtype == torch.float32
-    given = [t.detach() for t in (x.bfloat16(), layer.weight.bfloat16(), layer.gain.view(()), layer.u, layer.bias.bfloat16())]
+    given = [t.detach() for t in (x.bfloat16(), layer.weight.bfloat16(), layer.gamma.view(()), layer.u, layer.bias.bfloat16())]
     assert torch.equal(y, isentrope.sigma_linear(*given).y)
 
 
@@ -571,8 +571,8 @@ def test_u_starts_as_the_first_singular_vector(size):
     true = torch.linalg.matrix_norm(layer.weight.detach(), 2)
     # 1e-4: above the 7e-5 that 200 steps leave here; by the SVD nothing but rounding.
     torch.testing.assert_close(layer.sigma(), true, rtol=1e-4 if min(size) > 512 else 1e-6, atol=0)
-    assert layer.gain == 1
-    assert SigmaLinear(97, 31, gamma_init="sigma").gain.item() > 0
+    assert layer.gamma == 1
+    assert SigmaLinear(97, 31, gamma_init="sigma").gamma.item() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -666,11 +666,11 @@ def test_conv(options):
     gradients = []
     for scaled in (layer.scaled_weight, lambda: hat(layer)):
         y = torch.nn.Conv2d._conv_forward(layer, x, scaled(), layer.bias)
-        gradients.append(torch.autograd.grad((y * y.detach().cos()).sum(), (layer.weight, layer.gain)))
+        gradients.append(torch.autograd.grad((y * y.detach().cos()).sum(), (layer.weight, layer.gamma)))
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b)
     assert dot(layer.weight.detach(), gradients[0][0]).abs() <= 1e-12 * layer.weight.norm() * gradients[0][0].norm()
-    layer.gain.data *= 2
+    layer.gamma.data *= 2
     folded = fold(copy.deepcopy(layer))
     assert type(folded) is torch.nn.Conv2d
     torch.testing.assert_close(folded(x), layer(x))
@@ -680,7 +680,7 @@ def hat(layer):
     """(γ/σ) · W by the reference."""
     W = layer.weight.flatten(1)
     eye = torch.eye(W.shape[1], dtype=W.dtype)
-    return reference.sigma_linear(eye, W, layer.gain.view(()), layer.u)[0].T.reshape(layer.weight.shape)
+    return reference.sigma_linear(eye, W, layer.gamma.view(()), layer.u)[0].T.reshape(layer.weight.shape)
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -749,7 +749,7 @@ def test_save_pretrained_writes_what_is_computed(tmp_path):
     tokens = torch.randint(0, 97, (2, 9))
     with torch.no_grad():
         for layer in sigma_layers(model).values():
-            layer.gain.mul_(1.5)
+            layer.gamma.mul_(1.5)
     logits, exact = model(tokens).logits, copy.deepcopy(model).double()(tokens).logits
     before = copy.deepcopy(model.state_dict())
     for name, save in {
@@ -781,12 +781,21 @@ def test_a_state_dict_of_plain_layers_loads_as_their_function():
         model.load_state_dict({name: value for name, value in model.state_dict().items() if not name.endswith("u")})
 
 
-def test_a_state_dict_of_a_scalar_gain_loads():
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_state_dict_with_gain_loads(shape):
+    """The name that gamma had in 0.1.0."""
     model, other = convert_to_sigma(network()), convert_to_sigma(network())
-    state = {name: value.view(()) if name.endswith("gain") else value for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    for name in [name for name in state if name.endswith("gamma")]:
+        state[name.removesuffix("gamma") + "gain"] = state.pop(name).view(shape) * 1.5
+    before = dict(state)
     other.load_state_dict(state)
+    assert state == before, "it is the caller's"
+    with torch.no_grad():
+        for layer in sigma_layers(model).values():
+            layer.gamma.mul_(1.5)
     x = torch.randn(5, 16)
-    assert torch.equal(model(x), other(x)) and other[0].gain.shape == (1,)
+    assert torch.equal(model(x), other(x)) and other[0].gamma.shape == (1,)
 
 
 def test_sigma_layers_are_not_taken_for_plain_ones():
@@ -805,7 +814,7 @@ def test_sigma_layers_are_not_taken_for_plain_ones():
     layer = layers[0]
     torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
     x = torch.randn(5, 8)
-    torch.testing.assert_close(layer(x), x @ (layer.gain * layer.weight / (layer.weight @ layer.u).norm()).T + layer.bias)
+    torch.testing.assert_close(layer(x), x @ (layer.gamma * layer.weight / (layer.weight @ layer.u).norm()).T + layer.bias)
 
 
 def test_adapters_of_peft():

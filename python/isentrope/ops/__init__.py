@@ -1,20 +1,22 @@
 """Every op of isentrope as a typed function: names and documentation over the dispatcher ops, which differentiate."""
 
-from isentrope.ops.attention import EntropyAttention, entropy_attention, merge_attention_states
-from isentrope.ops.policy import GRPO_STATS, GrpoLoss, grpo_combine_stats, grpo_loss, grpo_select
-from isentrope.ops.sigma import PowerStep, SigmaLinear, power_step, sigma_linear
-from isentrope.ops.token import TokenEntropy, TokenEntropyMoments, linear_token_entropy, token_entropy
-from isentrope.ops.window import WindowEntropy, window_entropy
+from typing import TYPE_CHECKING
+
+from isentrope.ops.attention import EntropyAttentionOutput, entropy_attention, merge_attention_states
+from isentrope.ops.policy import GRPO_STATS, GrpoLossOutput, grpo_combine_stats, grpo_loss, grpo_select
+from isentrope.ops.sigma import PowerStepOutput, SigmaLinearOutput, power_step, sigma_linear
+from isentrope.ops.token import TokenEntropyMomentsOutput, TokenEntropyOutput, linear_token_entropy, token_entropy
+from isentrope.ops.window import WindowEntropyOutput, window_entropy
 
 __all__ = [
-    "EntropyAttention",
+    "EntropyAttentionOutput",
     "GRPO_STATS",
-    "GrpoLoss",
-    "PowerStep",
-    "SigmaLinear",
-    "TokenEntropy",
-    "TokenEntropyMoments",
-    "WindowEntropy",
+    "GrpoLossOutput",
+    "PowerStepOutput",
+    "SigmaLinearOutput",
+    "TokenEntropyMomentsOutput",
+    "TokenEntropyOutput",
+    "WindowEntropyOutput",
     "entropy_attention",
     "grpo_combine_stats",
     "grpo_loss",
@@ -26,3 +28,10 @@ __all__ = [
     "token_entropy",
     "window_entropy",
 ]
+
+if not TYPE_CHECKING:  # a checker takes a module with __getattr__ for one that has every name
+
+    def __getattr__(name):
+        if f"{name}Output" in __all__:  # the names of version 0.1.0
+            raise AttributeError(f"isentrope.{name} is now isentrope.{name}Output, what an op returns; modules are in isentrope.nn")
+        raise AttributeError(f"module 'isentrope.ops' has no attribute {name!r}")

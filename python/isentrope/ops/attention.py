@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -11,19 +11,53 @@ from isentrope import _library  # noqa: F401  registers torch.ops.isentrope
 from isentrope.ops.call import call
 
 
-
 # ---- entropy_attention -----------------------------------------------------------------------------------------------
 
 
-class EntropyAttention(NamedTuple):
-    """What entropy_attention returns. Statistics are float32, or float64 for float64 q."""
+if TYPE_CHECKING:
+    from typing import Generic
 
-    out: Tensor
-    lse: Tensor
-    entropy: Tensor | None
-    max_logit: Tensor
+    from typing_extensions import TypeVar
+
+    # What may be None where it was not asked for. A generic NamedTuple can be made from Python 3.11 on, hence the second class.
+    _Entropy = TypeVar("_Entropy", bound=Tensor | None, default=Tensor)
+    _MaxLogit = TypeVar("_MaxLogit", bound=Tensor | None, default=Tensor)
+
+    class EntropyAttentionOutput(NamedTuple, Generic[_Entropy, _MaxLogit]):
+        out: Tensor
+        lse: Tensor
+        entropy: _Entropy
+        max_logit: _MaxLogit
+
+else:
+
+    class EntropyAttentionOutput(NamedTuple):
+        """What entropy_attention returns. Statistics are float32, or float64 for float64 q."""
+
+        out: Tensor
+        lse: Tensor
+        entropy: Tensor | None
+        max_logit: Tensor | None
 
 
+@overload
+def entropy_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = ..., softcap: float | None = ..., scale: float | None = ...,
+    temperature: Tensor | None = ..., key_lengths: Tensor | None = ..., query_start: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ..., max_seqlen: int | None = ..., return_entropy: Literal[True] = ...,
+) -> EntropyAttentionOutput: ...  # fmt: skip
+@overload
+def entropy_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = ..., softcap: float | None = ..., scale: float | None = ...,
+    temperature: Tensor | None = ..., key_lengths: Tensor | None = ..., query_start: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ..., max_seqlen: int | None = ..., return_entropy: Literal[False],
+) -> EntropyAttentionOutput[None]: ...  # fmt: skip
+@overload
+def entropy_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = ..., softcap: float | None = ..., scale: float | None = ...,
+    temperature: Tensor | None = ..., key_lengths: Tensor | None = ..., query_start: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ..., max_seqlen: int | None = ..., return_entropy: bool,
+) -> EntropyAttentionOutput[Tensor | None]: ...  # fmt: skip
 def entropy_attention(
     q: Tensor,
     k: Tensor,
@@ -39,7 +73,7 @@ def entropy_attention(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     return_entropy: bool = True,
-) -> EntropyAttention:
+) -> EntropyAttentionOutput[Any, Any]:
     """Exact softmax attention and the entropy of each of its rows, from one pass over the keys; no T × S matrix exists.
 
     For every query, over the keys j that it sees, natural logarithms::
@@ -97,15 +131,33 @@ def entropy_attention(
         max_seqlen=max_seqlen,
         return_entropy=return_entropy,
     )
-    return EntropyAttention(out, lse, entropy if return_entropy else None, max_logit)
+    return EntropyAttentionOutput(out, lse, entropy if return_entropy else None, max_logit)
 
 
 # ---- merge_attention_states ------------------------------------------------------------------------------------------
 
 
+@overload
+def merge_attention_states(out: Tensor, lse: Tensor, entropy: Tensor, max_logit: Tensor) -> EntropyAttentionOutput: ...
+@overload
+def merge_attention_states(
+    out: Tensor, lse: Tensor, entropy: Tensor, max_logit: None = None
+) -> EntropyAttentionOutput[Tensor, None]: ...
+@overload
+def merge_attention_states(
+    out: Tensor, lse: Tensor, entropy: None = None, *, max_logit: Tensor
+) -> EntropyAttentionOutput[None]: ...
+@overload
+def merge_attention_states(
+    out: Tensor, lse: Tensor, entropy: None = None, max_logit: None = None
+) -> EntropyAttentionOutput[None, None]: ...
+@overload
 def merge_attention_states(
     out: Tensor, lse: Tensor, entropy: Tensor | None = None, max_logit: Tensor | None = None
-) -> EntropyAttention:
+) -> EntropyAttentionOutput[Tensor | None, Tensor | None]: ...
+def merge_attention_states(
+    out: Tensor, lse: Tensor, entropy: Tensor | None = None, max_logit: Tensor | None = None
+) -> EntropyAttentionOutput[Any, Any]:
     """The attention over the union of disjoint sets of keys, from those over each of them: ring attention, split keys, pages.
 
     With w_i = exp(lse_i - lse) over the N states::
@@ -128,6 +180,6 @@ def merge_attention_states(
         torch.ops.isentrope.merge_attention_states,
         out, lse, none if entropy is None else entropy, none if max_logit is None else max_logit
     )
-    return EntropyAttention(
+    return EntropyAttentionOutput(
         merged[0], merged[1], None if entropy is None else merged[2], None if max_logit is None else merged[3]
     )

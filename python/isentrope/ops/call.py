@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-_WANTED = {
+_WANTED: dict[str, tuple[Any, str]] = {
     "Tensor": (Tensor, "a tensor"),
     "List[Tensor]": ((list, tuple), "a list of tensors"),
     "str": (str, "a string"),
@@ -15,7 +17,7 @@ _WANTED = {
 }
 
 
-def call(op, *args, **options):
+def call(op: Any, *args: object, **options: object) -> Any:
     """op, and for an argument of a type that torch refuses an error that names it. (Each op's own checks see types that fit.)"""
     try:
         return op(*args, **options)

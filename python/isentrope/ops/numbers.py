@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import has_static_value
 
 
 def as_tensor(x: float | int, device: torch.device | str) -> Tensor:
@@ -14,12 +15,16 @@ def as_tensor(x: float | int, device: torch.device | str) -> Tensor:
     return torch.full((), float(x), dtype=torch.float64, device=device)
 
 
-def numbers_of(**floats: float | None) -> dict:
+def numbers_of(**floats: float | None) -> dict[str, Any]:
     """The floats of an op as its keyword arguments, in the order of the schema. Where one of them changes from call to call of a
     graph, they go as tensors (csrc/ops/numbers.h), and their own arguments only say which are given."""
-    given = {name: x for name, x in floats.items() if x is not None}
-    if not torch.compiler.is_compiling() or all(has_static_value(x) for x in given.values()):
+    if not torch.compiler.is_compiling():
         return floats
-    tensors = [as_tensor(floats[name] if name in given else 0.0, "cpu") for name in floats]
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # loads sympy, which who does not compile can do without
+
+    given = {name: x for name, x in floats.items() if x is not None}
+    if all(has_static_value(x) for x in given.values()):
+        return floats
+    tensors = [as_tensor(given.get(name, 0.0), "cpu") for name in floats]
     fixed = {name: x if x is None or has_static_value(x) else 1.0 for name, x in floats.items()}
     return {**fixed, "numbers": tensors}

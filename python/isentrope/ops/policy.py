@@ -12,7 +12,6 @@ from isentrope.ops.call import call
 from isentrope.ops.numbers import as_tensor, numbers_of
 
 
-
 # ---- grpo_select -----------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +55,7 @@ def grpo_select(
 
     Source: Cui et al., arXiv 2505.22617; kernels/grpo_loss.h.
     """
-    return call(
+    selected: Tensor = call(
         torch.ops.isentrope.grpo_select,
         logprob,
         old_logprob,
@@ -69,6 +68,7 @@ def grpo_select(
             select_fraction=select_fraction, cov_lower=cov_lower, cov_upper=cov_upper, clip_low=clip_low, clip_high=clip_high
         ),
     )
+    return selected
 
 
 # ---- grpo_loss -------------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def grpo_select(
 GRPO_STATS: tuple[str, ...] = tuple(torch.ops.isentrope.grpo_stat_names())
 
 
-class GrpoLoss(NamedTuple):
+class GrpoLossOutput(NamedTuple):
     """What grpo_loss returns; float32, or float64 for a float64 logprob, but for stats."""
 
     loss: Tensor  # []
@@ -106,7 +106,7 @@ def grpo_loss(
     entropy_coef: float = 0.0,
     normalizer: Tensor | float | None = None,
     statistics: bool = True,
-) -> GrpoLoss:
+) -> GrpoLossOutput:
     """A policy loss of the GRPO family, to be minimised, with its statistics; nothing waits for the device.
 
     With d = logprob - old_logprob (clamped to ±20, no gradient beyond), r = exp(d), A = advantage, the policy term is
@@ -151,7 +151,7 @@ def grpo_loss(
         statistics: False: stats is empty, and nothing of it is computed; on the CPU a third to a half of the time.
 
     Returns:
-        GrpoLoss(loss, token_loss, stats). loss and token_loss have gradients by logprob and entropy; everything else is a
+        GrpoLossOutput(loss, token_loss, stats). loss and token_loss have gradients by logprob and entropy; everything else is a
         constant, second derivatives are refused. No token at all: loss, gradients and stats are 0.
 
     Raises:
@@ -185,7 +185,7 @@ def grpo_loss(
             entropy_coef=entropy_coef,
         ),
     )
-    return GrpoLoss(loss, token_loss, stats)
+    return GrpoLossOutput(loss, token_loss, stats)
 
 
 def grpo_combine_stats(stats: Tensor) -> Tensor:
@@ -193,4 +193,5 @@ def grpo_combine_stats(stats: Tensor) -> Tensor:
 
     cov/max, and what depends on a selection, stay about each micro-batch's own means and choice.
     """
-    return call(torch.ops.isentrope.grpo_combine_stats, stats)
+    combined: Tensor = call(torch.ops.isentrope.grpo_combine_stats, stats)
+    return combined

@@ -12,11 +12,10 @@ from isentrope import _library  # noqa: F401  registers torch.ops.isentrope
 from isentrope.ops.call import call
 
 
-
 # ---- sigma_linear ----------------------------------------------------------------------------------------------------
 
 
-class SigmaLinear(NamedTuple):
+class SigmaLinearOutput(NamedTuple):
     """What sigma_linear returns."""
 
     y: Tensor
@@ -31,7 +30,7 @@ def sigma_linear(
     bias: Tensor | None = None,
     *,
     sigma_grad: str = "through",
-) -> SigmaLinear:
+) -> SigmaLinearOutput:
     """A linear layer whose spectral norm is the learned γ (sigmaReparam); the scale rides on the matrix product.
 
     ::
@@ -62,13 +61,13 @@ def sigma_linear(
     Source: arXiv 2303.06296; derivation of the backward pass in kernels/sigma_linear.h.
     """
     y, sigma, _, _ = call(torch.ops.isentrope.sigma_linear, x, weight, gamma, u, bias, sigma_grad=sigma_grad)
-    return SigmaLinear(y, sigma)
+    return SigmaLinearOutput(y, sigma)
 
 
 # ---- power_step ------------------------------------------------------------------------------------------------------
 
 
-class PowerStep(NamedTuple):
+class PowerStepOutput(NamedTuple):
     """What power_step returns."""
 
     sigmas: Tensor
@@ -81,7 +80,7 @@ def power_step(
     *,
     steps_max: int = 20,
     tolerance: float = 1e-4,
-) -> PowerStep:
+) -> PowerStepOutput:
     """Moves the directions u of all layers towards the first right singular vectors of their weights, in place, in one call.
 
     One step of a layer, with one read of W::
@@ -112,6 +111,6 @@ def power_step(
     Source: arXiv 2303.06296, where it is one step; power iteration.
     """
     if not len(weights) and not len(us):
-        return PowerStep(torch.empty(0), torch.empty(0, dtype=torch.int32))
+        return PowerStepOutput(torch.empty(0), torch.empty(0, dtype=torch.int32))
     sigmas, steps = call(torch.ops.isentrope.power_step, list(weights), list(us), steps_max=steps_max, tolerance=tolerance)
-    return PowerStep(sigmas, steps)
+    return PowerStepOutput(sigmas, steps)

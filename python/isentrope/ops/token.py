@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,11 +12,10 @@ from isentrope.ops.call import call
 from isentrope.ops.numbers import numbers_of
 
 
-
 # ---- token_entropy ---------------------------------------------------------------------------------------------------
 
 
-class TokenEntropy(NamedTuple):
+class TokenEntropyOutput(NamedTuple):
     """What token_entropy returns, each [N] or [B, T] like target; float32, or float64 for float64 logits."""
 
     logprob: Tensor
@@ -24,7 +23,7 @@ class TokenEntropy(NamedTuple):
     lse: Tensor
 
 
-class TokenEntropyMoments(NamedTuple):
+class TokenEntropyMomentsOutput(NamedTuple):
     """What token_entropy returns with moments=True."""
 
     logprob: Tensor
@@ -34,6 +33,21 @@ class TokenEntropyMoments(NamedTuple):
     sum_p2_logp: Tensor
 
 
+@overload
+def token_entropy(
+    logits: Tensor, target: Tensor, *, temperature: float = ..., ignore_index: int = ..., moments: Literal[False] = ...,
+    inplace_backward: bool = ...,
+) -> TokenEntropyOutput: ...  # fmt: skip
+@overload
+def token_entropy(
+    logits: Tensor, target: Tensor, *, temperature: float = ..., ignore_index: int = ..., moments: Literal[True],
+    inplace_backward: bool = ...,
+) -> TokenEntropyMomentsOutput: ...  # fmt: skip
+@overload
+def token_entropy(
+    logits: Tensor, target: Tensor, *, temperature: float = ..., ignore_index: int = ..., moments: bool,
+    inplace_backward: bool = ...,
+) -> TokenEntropyOutput | TokenEntropyMomentsOutput: ...  # fmt: skip
 def token_entropy(
     logits: Tensor,
     target: Tensor,
@@ -42,7 +56,7 @@ def token_entropy(
     ignore_index: int = -100,
     moments: bool = False,
     inplace_backward: bool = False,
-) -> TokenEntropy | TokenEntropyMoments:
+) -> TokenEntropyOutput | TokenEntropyMomentsOutput:
     """Log-probability of each target, entropy and log-sum-exp of each row, from one read of the logits.
 
     With s = logits / temperature and p = softmax(s) over the vocabulary, natural logarithms::
@@ -85,13 +99,28 @@ def token_entropy(
         inplace_backward=inplace_backward,
     )
     if moments:
-        return TokenEntropyMoments(logprob, entropy, lse, sum_p2, sum_p2_logp)
-    return TokenEntropy(logprob, entropy, lse)
+        return TokenEntropyMomentsOutput(logprob, entropy, lse, sum_p2, sum_p2_logp)
+    return TokenEntropyOutput(logprob, entropy, lse)
 
 
 # ---- linear_token_entropy --------------------------------------------------------------------------------------------
 
 
+@overload
+def linear_token_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = ..., softcap: float | None = ...,
+    temperature: float = ..., ignore_index: int = ..., moments: Literal[False] = ...,
+) -> TokenEntropyOutput: ...  # fmt: skip
+@overload
+def linear_token_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = ..., softcap: float | None = ...,
+    temperature: float = ..., ignore_index: int = ..., moments: Literal[True],
+) -> TokenEntropyMomentsOutput: ...  # fmt: skip
+@overload
+def linear_token_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = ..., softcap: float | None = ...,
+    temperature: float = ..., ignore_index: int = ..., moments: bool,
+) -> TokenEntropyOutput | TokenEntropyMomentsOutput: ...  # fmt: skip
 def linear_token_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -102,7 +131,7 @@ def linear_token_entropy(
     temperature: float = 1.0,
     ignore_index: int = -100,
     moments: bool = False,
-) -> TokenEntropy | TokenEntropyMoments:
+) -> TokenEntropyOutput | TokenEntropyMomentsOutput:
     """token_entropy of the logits of a linear head, which never exist together: they are made block by block of the vocabulary,
     summed up, and made again for the gradient.
 
@@ -150,5 +179,5 @@ def linear_token_entropy(
         moments=moments,
     )
     if moments:
-        return TokenEntropyMoments(logprob, entropy, lse, sum_p2, sum_p2_logp)
-    return TokenEntropy(logprob, entropy, lse)
+        return TokenEntropyMomentsOutput(logprob, entropy, lse, sum_p2, sum_p2_logp)
+    return TokenEntropyOutput(logprob, entropy, lse)

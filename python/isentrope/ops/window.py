@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,7 @@ from isentrope.ops.call import call
 from isentrope.ops.numbers import numbers_of
 
 
-
-class WindowEntropy(NamedTuple):
+class WindowEntropyOutput(NamedTuple):
     """What window_entropy returns."""
 
     mean: Tensor
@@ -22,7 +22,7 @@ class WindowEntropy(NamedTuple):
 
 
 # How many tokens before and behind its own a window of w has: the sides of csrc/ops/window_entropy.cpp.
-_SIDES = {
+_SIDES: dict[str, Callable[[int], tuple[int, int]]] = {
     "following": lambda w: (0, w - 1),
     "after": lambda w: (-1, w),
     "centred": lambda w: ((w - 1) // 2, w // 2),
@@ -42,7 +42,7 @@ def window_entropy(
     top_fraction: float | None = None,
     scope: str = "row",
     at: Tensor | None = None,
-) -> WindowEntropy:
+) -> WindowEntropyOutput:
     """Mean entropy of the tokens in a window at every token, and the windows where it is high (HWE)::
 
         mean_t = (1/n_t) Σ_{s in window(t), mask_s} H_s        n_t: how many tokens these are
@@ -90,4 +90,4 @@ def window_entropy(
     mean, count = call(torch.ops.isentrope.window_entropy, entropy, mask, at, before=before, after=after, shrink=partial == "shrink")
     (name, level), *_ = given
     high, threshold = call(torch.ops.isentrope.window_select, mean.detach(), count, threshold=name, scope=scope, **numbers_of(level=level))
-    return WindowEntropy(mean, high, threshold)
+    return WindowEntropyOutput(mean, high, threshold)

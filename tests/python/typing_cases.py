@@ -1,0 +1,116 @@
+"""What checkers of types have to say about calls of isentrope: read by test_types.py, never run.
+
+A line that ends in "# wrong" is an error for mypy and for pyright, every other line is none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_type
+
+import isentrope
+from isentrope import nn
+from isentrope.ops import EntropyAttentionOutput, TokenEntropyMomentsOutput, TokenEntropyOutput
+
+
+def token_entropies(logits: Tensor, weight: Tensor, target: Tensor, moments: bool) -> None:
+    logprob, entropy, lse = isentrope.token_entropy(logits, target)
+    assert_type(lse, Tensor)
+    logprob, entropy, lse, sum_p2, sum_p2_logp = isentrope.token_entropy(logits, target, temperature=2, moments=True)
+    assert_type(sum_p2_logp, Tensor)
+    logprob, entropy, lse = isentrope.linear_token_entropy(logits, weight, target, bias=None, moments=False)
+    assert_type(isentrope.linear_token_entropy(logits, weight, target, moments=True), TokenEntropyMomentsOutput)
+    either = isentrope.token_entropy(logits, target, moments=moments)
+    assert_type(either, "TokenEntropyOutput | TokenEntropyMomentsOutput")
+    assert_type(either.entropy, Tensor)
+    logprob, entropy, lse = isentrope.token_entropy(logits, target, moments=True)  # wrong
+    logprob, entropy, lse, sum_p2, sum_p2_logp = isentrope.linear_token_entropy(logits, weight, target)  # wrong
+    isentrope.token_entropy(logits, target).sum_p2  # wrong
+    either.sum_p2  # wrong
+    isentrope.token_entropy(logits, [1, 2])  # wrong
+    isentrope.token_entropy(logits, target, temperature="1")  # wrong
+    isentrope.token_entropy(logits, target, temprature=1.0)  # wrong
+    isentrope.linear_token_entropy(logits, target)  # wrong
+
+
+def attentions(q: Tensor, k: Tensor, v: Tensor, wanted: bool) -> None:
+    out, lse, entropy, max_logit = isentrope.entropy_attention(q, k, v, causal=True, window=4)
+    assert_type(entropy, Tensor)
+    result: EntropyAttentionOutput = isentrope.entropy_attention(q, k, v, causal=True, return_entropy=True)
+    (result.entropy.mean() + result.max_logit.mean()).backward()
+    assert_type(isentrope.entropy_attention(q, k, v, causal=True, return_entropy=False).entropy, None)
+    assert_type(isentrope.entropy_attention(q, k, v, causal=True, return_entropy=wanted).entropy, "Tensor | None")
+    isentrope.entropy_attention(q, k, v, causal=True, return_entropy=False).entropy.mean()  # wrong
+    isentrope.entropy_attention(q, k, v, causal=True, return_entropy=wanted).entropy.mean()  # wrong
+    isentrope.entropy_attention(q, k, v)  # wrong
+    isentrope.entropy_attention(q, k, v, causal=True, window=0.5)  # wrong
+    isentrope.entropy_attention(q, k, v, causal=True, key_lengths=[3, 4])  # wrong
+
+    merged = isentrope.merge_attention_states(out, lse, entropy, max_logit)
+    assert_type(merged, "EntropyAttentionOutput[Tensor, Tensor]")
+    assert_type(isentrope.merge_attention_states(out, lse, entropy).max_logit, None)
+    assert_type(isentrope.merge_attention_states(out, lse, max_logit=max_logit).entropy, None)
+    isentrope.merge_attention_states(out, lse).entropy.mean()  # wrong
+
+
+def others(x: Tensor, weight: Tensor, mask: Tensor) -> None:
+    y, sigma = isentrope.sigma_linear(x, weight, x, x, sigma_grad="detached")
+    sigmas, steps = isentrope.power_step([weight], [x], steps_max=3)
+    mean, high, threshold = isentrope.window_entropy(x, mask, quantile=0.9)
+    selected = isentrope.grpo_select(x, x, x, mask, mode="kl_cov", seed=1)
+    loss, token_loss, stats = isentrope.grpo_loss(x, x, x, mask, selected=selected, mode="kl_cov", normalizer=3)
+    for tensor in (y, sigma, sigmas, steps, mean, high, threshold, selected, loss, token_loss, stats):
+        assert_type(tensor, Tensor)
+    names: tuple[str, ...] = isentrope.GRPO_STATS
+    assert_type(isentrope.grpo_combine_stats(stats[None]), Tensor)
+    isentrope.sigma_linear(x, weight, 1.0, x)  # wrong
+    isentrope.power_step(weight, [x], tolerance="no")  # wrong
+    isentrope.window_entropy(x, mask, window=None)  # wrong
+    isentrope.grpo_loss(x, x, x, mask, mode=3)  # wrong
+    isentrope.grpo_select(x, x, x, mask, mode="kl_cov")  # wrong
+    y, sigma, u = isentrope.sigma_linear(x, weight, x, x)  # wrong
+    isentrope.SigmaLinear  # wrong
+    isentrope.sigma_linaer  # wrong
+    print(names)
+
+
+def modules(x: Tensor, wanted: bool) -> torch.nn.Module:
+    attention = nn.EntropyAttention(64, 4, 2, causal=True, temperature="head")
+    assert_type(attention.forward(x), Tensor)
+    out, entropy = attention.forward(x, return_entropy=True)
+    assert_type(nn.normalized_entropy(entropy, nn.visible_keys(4, 4, causal=True)), Tensor)
+    assert_type(attention.forward(x, return_entropy=wanted), "Tensor | tuple[Tensor, Tensor]")
+    layer = nn.SigmaLinear(8, 8, gamma_init="sigma", dtype=torch.float64)
+    assert_type(layer.forward(x), Tensor)
+    assert_type(layer.gamma, Tensor)
+    assert_type(layer.u, Tensor)
+    assert_type(layer.scaled_weight(), Tensor)
+    for name, step in nn.power_step(layer).items():
+        print(name.upper(), step.sigma.item(), step.steps.item())
+    nn.EntropyAttention("64", 4)  # wrong
+    nn.SigmaLinear(8, 8, gamma="one")  # wrong
+    layer.forward(3)  # wrong
+    nn.convert_to_sigma(layer, where="q_proj")  # wrong
+    return nn.fold(nn.convert_to_sigma(layer, where=lambda name: name.endswith("q_proj")))
+
+
+def short(prompts: list[str], completions: list[str], meta: list[dict[str, str]]) -> list[float]:
+    return [1.0 / (1 + len(completion)) for completion in completions]
+
+
+def no_reward(prompts: list[str]) -> str:
+    return prompts[0]
+
+
+def training() -> None:
+    trainer = isentrope.Trainer("config.yaml", rewards={"short": short}, overrides={"run.seed": 2}, resume=True)
+    for metrics in trainer:
+        print(metrics["step"] + 1)
+    assert_type(trainer.train(), "dict[str, dict[str, float]]")
+    assert_type(trainer.save(), str)
+    assert_type(trainer.finished, bool)
+    isentrope.Trainer(3)  # wrong
+    isentrope.Trainer("config.yaml", rewards={"no": no_reward})  # wrong
+    isentrope.Trainer("config.yaml", overrides=["run.seed=2", 3])  # wrong
+    trainer.finished = True  # wrong
