@@ -1,6 +1,6 @@
 """The compiled module, csrc/python/trainer.cpp."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 class Trainer:
@@ -9,7 +9,7 @@ class Trainer:
         config: str | bytes,
         overrides: Sequence[str | bytes],
         resume: bool,
-        rewards: dict[bytes, Callable[[list[str], list[str], list[dict[str, str]]], Sequence[float]]],
+        rewards: Mapping[bytes, Callable[[list[str], list[str], list[dict[str, str]]], Sequence[float]]],
     ) -> None: ...
     def advance(self) -> list[dict[str, Any]]: ...
     def save(self) -> bytes: ...

@@ -154,6 +154,14 @@ def test_derivatives_by_torch_func_are_refused_by_name(name):
             transform(lambda y: function(y).sum())(x)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_vmap_is_a_call_for_each(name):
+    function, x = DIFFERENTIABLE[name]
+    batch = torch.stack([x, 0.5 * x, 2 * x])
+    assert torch.equal(torch.func.vmap(function)(batch), torch.stack([function(y) for y in batch]))
+
+
 def test_forward_mode_of_torchs_own_operators_is_right():
     out, lse, entropy = torch.randn(2, T, 4).double(), torch.randn(2, T).double(), torch.rand(2, T).double()
     tangent = torch.randn(2, T).double()

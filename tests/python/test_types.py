@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = Path(__file__).with_name("typing_cases.py")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PACKAGE = Path(isentrope.__file__).resolve().parent  # the installed one, or this checkout's
+SEARCHED = [] if PACKAGE.parent.name.endswith("-packages") else [str(PACKAGE.parent)]
 
 
 def mypy(files, folder):
     """{(file, line)} of the errors, and what was printed. torch's own functions, backward() among them, have no types everywhere."""
-    variables = {**os.environ, "MYPYPATH": "" if PACKAGE.parent.name == "site-packages" else str(PACKAGE.parent)}
+    variables = {**os.environ, "MYPYPATH": os.pathsep.join(SEARCHED)}
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--follow-imports=silent", "--output=json", f"--cache-dir={folder}", *map(str, files)],
         capture_output=True, text=True, env=variables, cwd=folder,
@@ -32,10 +33,10 @@ def mypy(files, folder):
 
 
 def pyright(files, folder):
-    config = {"include": [os.path.relpath(file, folder.resolve()) for file in files], "extraPaths": [str(PACKAGE.parent)], "typeCheckingMode": "standard"}
+    config = {"include": [os.path.relpath(file, folder.resolve()) for file in files], "extraPaths": SEARCHED, "typeCheckingMode": "standard"}
     (folder / "pyrightconfig.json").write_text(json.dumps(config))
     done = subprocess.run([sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)],
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True, env={**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert told["summary"]["filesAnalyzed"] == len(files), done.stdout
