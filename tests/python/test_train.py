@@ -618,6 +618,10 @@ class TestPython:
         prompts, completions, meta = seen[-1]
         assert len(prompts) == len(completions) == len(meta) and prompts[0].endswith("=") and len(meta[0]["answer"]) == 2
 
+    def test_warns_of_what_is_allowed_and_not_meant(self, tmp_path):
+        with pytest.warns(UserWarning, match="phases.sft.schedule.warmup: 5 steps, and the phase has 1"):
+            self.trainer(tmp_path / "run", overrides={"phases.sft.steps": 1})
+
     @pytest.mark.parametrize("reward,message", [
         (lambda p, c, m: 1 / 0, "division by zero"),
         (lambda p, c, m: [1.0], "mine"),
