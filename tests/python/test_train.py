@@ -1,5 +1,6 @@
 """Whole runs of the trainer: configs/tiny with stored losses, kill and resume, micro-batches, mistakes, Python."""
 
+import gc
 import json
 import math
 import os
@@ -659,7 +660,8 @@ class TestPython:
             checkpoint = broken.save()
             if kind is ZeroDivisionError and hasattr(raised.value, "add_note"):
                 assert any(checkpoint in note for note in raised.value.__notes__)
-            del broken
+            del broken, raised  # the traceback holds the trainer, and the trainer the folder
+            gc.collect()
             trainer(run, scores, resume=True).train()
             assert metrics(tmp_path / run) == metrics(tmp_path / "whole")
             assert weights(tmp_path / run) == weights(tmp_path / "whole")
