@@ -3,6 +3,7 @@
 import array
 import collections
 import fractions
+import gc
 import itertools
 import json
 import math
@@ -890,7 +891,8 @@ class TestPython:
             checkpoint = broken.save()
             if kind is ZeroDivisionError and hasattr(raised.value, "add_note"):
                 assert any(checkpoint in note for note in raised.value.__notes__)
-            del broken
+            del broken, raised  # the traceback holds the trainer, and the trainer the folder
+            gc.collect()
             trainer(run, scores, resume=True).train()
             assert metrics(tmp_path / run) == metrics(tmp_path / "whole")
             assert weights(tmp_path / run) == weights(tmp_path / "whole")
