@@ -50,7 +50,7 @@ def grouped(runs: list[Run]) -> list[list[Run]]:
     alike: dict[object, list[Run]] = {}
     for i, run in enumerate(runs):
         rest = frozenset((k, v) for k, v in run.config.items() if k not in OWN)
-        alike.setdefault(rest or i, []).append(run)
+        alike.setdefault(rest if run.config else i, []).append(run)
     found: list[list[Run]] = []
     for group in alike.values():
         starts = defaultdict(set)

@@ -91,7 +91,8 @@ class Pages:
                 colour = configuration.colour if self.several else own
                 for split, line, points in (("", dash, ""), ("validation", dash, marker), ("test", "", "D")):
                     if series := configuration.series(f"{split} {key}".strip()):
-                        found.append((Curve(series, colour, line, points), split == "test"))
+                        band = dash == "-" or not self.several
+                        found.append((Curve(series, colour, line, points, band), split == "test"))
             if name and (len(there) > 1 or name != next(iter(keys))):
                 panel.legend.append((name.replace("@k", f"@{largest}"), "" if self.several else own, dash, marker))
         if not found:
@@ -171,7 +172,7 @@ class Pages:
             for configuration in self.configurations:
                 found = [samples.completions(run) for run in configuration.runs if run.rollouts or run.samples]
                 values = np.concatenate([f[1 + i] for f in found]) if found else np.zeros(0)
-                if len(values) >= 20:
+                if len(values) >= 20 and np.ptp(values) > 0:
                     groups.append((values, configuration.colour))
                     sources |= dict.fromkeys(f[0] for f in found)
                     counts += len(values)
@@ -318,8 +319,9 @@ def page(runs: list[Run], refresh: float = 0) -> str:
     )
     used: dict[str, str] = {}  # terms that the page has
 
-    def explained(name: str) -> Markup:
-        """The word, with a link to what it means where the page says it."""
+    @jinja2.pass_context  # so that it runs where the page has the word, and not for each constant of the template
+    def explained(_context, name: str) -> Markup:
+        """The word, with a link to what it means."""
         key = term(name)
         if key is None:
             return Markup("{}").format(name)
@@ -327,6 +329,11 @@ def page(runs: list[Run], refresh: float = 0) -> str:
         return Markup('<a class="term" href="#{}" title="{}">{}</a>').format(anchor(key), TERMS[key], name)
 
     environment.filters["term"] = explained
+    said = [*names, *(text for _, panels in sections for panel in panels for text in (panel.unit, *panel.notes))]
+    said += [value for row in rows for value in row.values()]
+    for word in ("nats", "band", "±", "test", "validation", "final"):
+        if any(word in text for text in said):
+            explained(None, word)
     return environment.get_template("page.html.j2").render(
         runs=parts.runs,
         several=parts.several,
