@@ -237,6 +237,7 @@ def test_a_whole_run(tmp_path):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the PATH")
 def test_a_browser_finds_no_error(tmp_path):
     first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second", plain=True)
+    rollouts(first, 3)
     page_of(first, second)
     browser = [
         "chromium",
@@ -255,6 +256,7 @@ def test_a_browser_finds_no_error(tmp_path):
     )
     assert told.returncode == 0 and told.stdout.count("<figure>") > 15, told.stderr
     assert "CONSOLE" not in told.stderr, told.stderr
+    assert "hidden" not in re.search(r"<input[^>]*>", told.stdout)[0], "the script of the search did not run"
 
 
 def test_the_page_is_the_same_twice(tmp_path):
@@ -369,6 +371,11 @@ def test_what_was_swept():
     layers = sweep(configurations([with_config(run__dir=f"r{n}", layers=n) for n in (4, 2, 3)]))
     assert layers.key == "layers" and not layers.logarithmic
     assert sweep(configurations([with_config(run__dir=f"r{n}", layers=n) for n in (4, 2)])) is None
+    linked = [with_config(run__dir=f"r{n}", sft__lr=n, grpo__lr=2 * n) for n in (1, 2, 3)]
+    assert sweep(configurations(linked)).name == "sft.lr"  # the other goes with it
+    assert [c.label for c in configurations(linked)] == [f"sft.lr {n}, grpo.lr {2 * n}" for n in (1, 2, 3)]
+    steps = sweep(configurations([with_config(run__dir=f"r{n}", a__steps=n) for n in (1, 2, 3)]))
+    assert steps.name == "a.steps"  # "steps" is another column of the table
     assert sweep(configurations([with_config(run__dir=f"r{n}", kind=n) for n in "abc"])) is None
 
 

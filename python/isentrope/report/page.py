@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from isentrope.report import plots, samples, summary
-from isentrope.report.configurations import Configuration, configurations, heading, leaf, sweep
+from isentrope.report.configurations import Configuration, configurations, heading, short_names, sweep
 from isentrope.report.plots import COLOURS, Curve, Line
 from isentrope.report.runs import Run, Series
 from isentrope.report.terms import SECTIONS, TERMS, UNSEEN, anchor, term
@@ -115,7 +115,7 @@ class Pages:
         others = [
             (name, "", {"": name}, plots.NARROW) for name in sorted(names - known) if not re.fullmatch(UNSEEN, name)
         ]
-        found = [(f"Over {leaf(self.swept.key)}", self.over())] if self.swept else []
+        found = [(f"Over {self.swept.name}", self.over())] if self.swept else []
         for section, figures in [*SECTIONS, ("Other figures", others)]:
             panels = [panel for figure in figures if (panel := self.curves(*figure))]
             if section == "Learning":
@@ -132,7 +132,7 @@ class Pages:
         rows = {run.label: summary.results(run, len(self.alarms(run))) for run in self.runs}
         names = dict.fromkeys(name for row in rows.values() for name in row)
         for name in [name for name in names if name not in ("time", "tokens/s", "alarms")]:
-            panel, lines = Panel(name, f"over {leaf(self.swept.key)}"), []
+            panel, lines = Panel(name, f"over {self.swept.name}"), []
             for i, (label, points) in enumerate(self.swept.lines):
                 numbers = [(x, [rows[run.label][name][0] for run in c.runs if name in rows[run.label]], c.colour)
                            for x, c in points]  # fmt: skip
@@ -348,7 +348,7 @@ def page(runs: list[Run], refresh: float = 0) -> str:
         names=names,
         rows=rows,
         each=each if any(len(c.runs) > 1 for c in parts.configurations) else None,
-        keys={leaf(key): key for key in parts.configurations[0].values},
+        keys={name: key for key, name in short_names(parts.configurations[0].values).items()},
         heat_colours=plots.ramp(plots.VIRIDIS, 9),
         depth_colours=plots.depth_colours(6),
         shades=samples.SHADES,

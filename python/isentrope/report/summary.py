@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from isentrope.report.configurations import Configuration, leaf
+from isentrope.report.configurations import Configuration, short_names
 from isentrope.report.runs import Run
 from isentrope.report.svg import short
 
@@ -95,8 +95,9 @@ def steps(run: Run) -> str:
 def table(rows: list[Configuration], alarms: dict[str, int]) -> tuple[list[str], list[dict[str, str]]]:
     """Columns, and of each configuration a row: the keys that differ, the results, then the rest."""
     found = []
+    keys = dict(list(short_names(rows[0].values).items())[:6])
     for configuration in rows:
-        cells = {leaf(key): value for key, value in list(configuration.values.items())[:6]}
+        cells = {name: configuration.values[key] for key, name in keys.items()}
         runs = [results(run, alarms.get(run.label, 0)) for run in configuration.runs]
         for name in dict.fromkeys(name for row in runs for name in row):
             given = [row[name] for row in runs if name in row]
@@ -106,13 +107,12 @@ def table(rows: list[Configuration], alarms: dict[str, int]) -> tuple[list[str],
             cells["seeds"] = str(len(configuration.runs))
         found.append(cells)
     names = list(dict.fromkeys(name for cells in found for name in cells))
-    differing = [leaf(key) for key in rows[0].values]
     rest = ["lowest attention", "alarms", "steps", "time", "tokens/s"]
 
     def rank(name: str) -> int:
         if name in rest:
             return 4 + rest.index(name)
-        return 0 if name in differing else 1 if name == "seeds" else 3 if name.startswith("final") else 2
+        return 0 if name in keys.values() else 1 if name == "seeds" else 3 if name.startswith("final") else 2
 
     names.sort(key=rank)
     return names, found
