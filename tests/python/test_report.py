@@ -518,6 +518,8 @@ def test_every_word_is_explained(tmp_path):
     assert columns <= {html.unescape(word) for word in named}, columns - set(named)
     for word in ("overloaded", "collapsed", "Lower bound of the entropy", "seed", "band", "nats"):
         assert f"<dt>{word}</dt>" in text, word
+    for column in ("test bits per byte", "validation loss", "final reward", "test pass@16", "final entropy"):
+        assert term(column) is not None, column
     assert "certified" not in page_of(write_run(tmp_path / "plain", plain=True)).lower()  # no more than the page has
 
 

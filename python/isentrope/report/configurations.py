@@ -153,7 +153,7 @@ def heading(found: list[Configuration]) -> str:
     elif len(found) <= 4:
         told = ", ".join(c.label for c in found)
     else:
-        told = f"{len(found)} configurations"
+        told = f"{len(found)} configurations" + (f" of {', '.join(names.values())}" if len(names) <= 4 else "")
     counts = {len(c.runs) for c in found}
     seeds = f"{counts.pop()} seeds each" if len(counts) == 1 else f"{runs} runs"
     return told + (f" · {seeds}" if runs > len(found) else "")

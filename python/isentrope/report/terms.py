@@ -148,7 +148,7 @@ def term(name: str) -> str | None:
         return name
     bare = re.sub(r"^(test|validation|final) ", "", name)
     if bare != name:
-        return {"loss": "Loss", "reward": "Reward", "entropy": "entropy"}.get(bare, term(bare))
+        return term(bare) or term(bare.capitalize())
     patterns = [key for key in TERMS if key.endswith("*") and name.startswith(key[:-1])]
     return max(patterns, key=len, default=None)
 
