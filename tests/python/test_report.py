@@ -497,6 +497,13 @@ def test_of_many_rollouts_a_part_is_read(tmp_path):
     assert abs(len(part.rollouts) / 8000 - 200_000 / size) < 0.01
     steps = [line["step"] for line in part.rollouts]
     assert steps == sorted(steps) and steps[0] == 1 and steps[-1] == 2000
+    even = Run(tmp_path / "even")  # parts that begin where a line does
+    (even.folder / "rollouts").mkdir(parents=True)
+    lines = [json.dumps({"step": step, "prompt": "", "completion": ""}).ljust(63) + "\n" for step in range(4096)]
+    for name, some in (("a", lines[:3500]), ("b", lines[3500:])):
+        (even.folder / "rollouts" / f"{name}.jsonl").write_text("".join(some))
+    read_rollouts(even, 131072)
+    assert [line["step"] for line in even.rollouts] == [*range(1024), *range(3072, 4096)]
     (folder / "metrics.jsonl").write_text("")
     with open(folder / "rollouts" / "grpo.jsonl", "a") as file:
         file.write("rubbish\n{torn")

@@ -217,7 +217,7 @@ class Pages:
         panel = Panel("Attention entropy of each head", "entropy / log n; layer · head")
         if len(self.runs) > 1:
             panel.title, panel.unit = self.name(run), ""
-        width = 1300 if len(self.runs) == 1 else 640 if len(self.runs) <= 4 else plots.WIDE
+        width = 1300 if len(self.runs) == 1 else 520 if len(self.runs) <= 4 else plots.WIDE
         cells = plots.CELLS // len(self.runs)
         return panel.drawn(*plots.draw_heat(self.phases(series), series, shown, width, cells))
 
