@@ -206,7 +206,8 @@ class Pages:
                 ceilings = [float(t.split("ceiling ")[1].split(",")[0]) for t in told]
                 told = [f"{len(told)} laws fitted, ceilings {min(ceilings):.3g} to {max(ceilings):.3g}"]
             if len(self.configurations) <= LEGEND and any(run in runs for run in configuration.runs):
-                panel.notes.append(own + (told[0] if told else "no law fitted: the method holds the entropy up, or too few steps"))
+                none = "no law fitted: the method holds the entropy up, or too few steps"
+                panel.notes.append(own + (told[0] if told else none))
         return panel.drawn(*plots.draw_law(clouds)) if clouds else None
 
     def heat(self, run: Run) -> Panel | None:
@@ -307,7 +308,7 @@ def page(runs: list[Run], refresh: float = 0) -> str:
             )
     counts = {detail["run"].label: len(detail["alarms"]) for detail in details}
     names, rows = summary.table(parts.configurations, counts)
-    each = summary.table([Configuration([run], detail["name"], detail["colour"]) for run, detail in zip(parts.runs, details)], counts)
+    each = summary.table([Configuration([run]) for run in parts.runs], counts)
     script = text_of("search.js").strip() if any(detail["rollouts"] for detail in details) else ""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isentrope.report", "."),
