@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from isentrope.report import plots, samples, summary
-from isentrope.report.configurations import Configuration, configurations, heading, leaf, sweep
+from isentrope.report.configurations import Configuration, configurations, heading, short_names, sweep
 from isentrope.report.plots import COLOURS, Curve, Line
 from isentrope.report.runs import Run, Series
 from isentrope.report.terms import SECTIONS, TERMS, UNSEEN, anchor, term
@@ -91,7 +91,8 @@ class Pages:
                 colour = configuration.colour if self.several else own
                 for split, line, points in (("", dash, ""), ("validation", dash, marker), ("test", "", "D")):
                     if series := configuration.series(f"{split} {key}".strip()):
-                        found.append((Curve(series, colour, line, points), split == "test"))
+                        band = dash == "-" or not self.several
+                        found.append((Curve(series, colour, line, points, band), split == "test"))
             if name and (len(there) > 1 or name != next(iter(keys))):
                 panel.legend.append((name.replace("@k", f"@{largest}"), "" if self.several else own, dash, marker))
         if not found:
@@ -114,7 +115,7 @@ class Pages:
         others = [
             (name, "", {"": name}, plots.NARROW) for name in sorted(names - known) if not re.fullmatch(UNSEEN, name)
         ]
-        found = [(f"Over {leaf(self.swept.key)}", self.over())] if self.swept else []
+        found = [(f"Over {self.swept.name}", self.over())] if self.swept else []
         for section, figures in [*SECTIONS, ("Other figures", others)]:
             panels = [panel for figure in figures if (panel := self.curves(*figure))]
             if section == "Learning":
@@ -131,7 +132,7 @@ class Pages:
         rows = {run.label: summary.results(run, len(self.alarms(run))) for run in self.runs}
         names = dict.fromkeys(name for row in rows.values() for name in row)
         for name in [name for name in names if name not in ("time", "tokens/s", "alarms")]:
-            panel, lines = Panel(name, f"over {leaf(self.swept.key)}"), []
+            panel, lines = Panel(name, f"over {self.swept.name}"), []
             for i, (label, points) in enumerate(self.swept.lines):
                 numbers = [(x, [rows[run.label][name][0] for run in c.runs if name in rows[run.label]], c.colour)
                            for x, c in points]  # fmt: skip
@@ -171,7 +172,7 @@ class Pages:
             for configuration in self.configurations:
                 found = [samples.completions(run) for run in configuration.runs if run.rollouts or run.samples]
                 values = np.concatenate([f[1 + i] for f in found]) if found else np.zeros(0)
-                if len(values) >= 20:
+                if len(values) >= 20 and np.ptp(values) > 0:
                     groups.append((values, configuration.colour))
                     sources |= dict.fromkeys(f[0] for f in found)
                     counts += len(values)
@@ -205,7 +206,8 @@ class Pages:
                 ceilings = [float(t.split("ceiling ")[1].split(",")[0]) for t in told]
                 told = [f"{len(told)} laws fitted, ceilings {min(ceilings):.3g} to {max(ceilings):.3g}"]
             if len(self.configurations) <= LEGEND and any(run in runs for run in configuration.runs):
-                panel.notes.append(own + (told[0] if told else "no law fitted: the method holds the entropy up, or too few steps"))
+                none = "no law fitted: the method holds the entropy up, or too few steps"
+                panel.notes.append(own + (told[0] if told else none))
         return panel.drawn(*plots.draw_law(clouds)) if clouds else None
 
     def heat(self, run: Run) -> Panel | None:
@@ -216,7 +218,7 @@ class Pages:
         panel = Panel("Attention entropy of each head", "entropy / log n; layer · head")
         if len(self.runs) > 1:
             panel.title, panel.unit = self.name(run), ""
-        width = 1300 if len(self.runs) == 1 else 640 if len(self.runs) <= 4 else plots.WIDE
+        width = 1300 if len(self.runs) == 1 else 520 if len(self.runs) <= 4 else plots.WIDE
         cells = plots.CELLS // len(self.runs)
         return panel.drawn(*plots.draw_heat(self.phases(series), series, shown, width, cells))
 
@@ -306,7 +308,7 @@ def page(runs: list[Run], refresh: float = 0) -> str:
             )
     counts = {detail["run"].label: len(detail["alarms"]) for detail in details}
     names, rows = summary.table(parts.configurations, counts)
-    each = summary.table([Configuration([run], detail["name"], detail["colour"]) for run, detail in zip(parts.runs, details)], counts)
+    each = summary.table([Configuration([run]) for run in parts.runs], counts)
     script = text_of("search.js").strip() if any(detail["rollouts"] for detail in details) else ""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isentrope.report", "."),
@@ -318,8 +320,9 @@ def page(runs: list[Run], refresh: float = 0) -> str:
     )
     used: dict[str, str] = {}  # terms that the page has
 
-    def explained(name: str) -> Markup:
-        """The word, with a link to what it means where the page says it."""
+    @jinja2.pass_context  # so that it runs where the page has the word, and not for each constant of the template
+    def explained(_context, name: str) -> Markup:
+        """The word, with a link to what it means."""
         key = term(name)
         if key is None:
             return Markup("{}").format(name)
@@ -327,6 +330,11 @@ def page(runs: list[Run], refresh: float = 0) -> str:
         return Markup('<a class="term" href="#{}" title="{}">{}</a>').format(anchor(key), TERMS[key], name)
 
     environment.filters["term"] = explained
+    said = [*names, *(text for _, panels in sections for panel in panels for text in (panel.unit, *panel.notes))]
+    said += [value for row in rows for value in row.values()]
+    for word in ("nats", "band", "±", "test", "validation", "final"):
+        if any(word in text for text in said):
+            explained(None, word)
     return environment.get_template("page.html.j2").render(
         runs=parts.runs,
         several=parts.several,
@@ -341,7 +349,7 @@ def page(runs: list[Run], refresh: float = 0) -> str:
         names=names,
         rows=rows,
         each=each if any(len(c.runs) > 1 for c in parts.configurations) else None,
-        keys={leaf(key): key for key in parts.configurations[0].values},
+        keys={name: key for key, name in short_names(parts.configurations[0].values).items()},
         heat_colours=plots.ramp(plots.VIRIDIS, 9),
         depth_colours=plots.depth_colours(6),
         shades=samples.SHADES,

@@ -44,6 +44,7 @@ class Curve:
     colour: str
     dash: str = "-"  # "": points alone
     marker: str = ""  # of points, where there are few
+    band: bool = True
 
 
 @dataclass
@@ -151,12 +152,10 @@ def draw_curves(
         said.append("each phase on its own scale")
     if lost := sum(b.count for _, b in every):
         said.append(f"{lost} value{'s' if lost > 1 else ''} not finite (×)")
-    if any(len(curve.seeds) > 1 for curve, _ in every):
-        said.append("line: mean over seeds; band: from the lowest to the highest seed")
     size = max((b.size for _, b in every), default=1)
     if size > 1:
-        alone = all(len(curve.seeds) == 1 for curve, _ in every)
-        said.append(f"{'line: ' if alone else ''}means of up to {size} steps" + ("; band: their range" if alone else ""))
+        alone = any(len(curve.seeds) == 1 and curve.band for curve, _ in every)
+        said.append(f"line: mean of up to {size} steps" + ("; band: their range" if alone else ""))
     return figure, said
 
 
@@ -178,7 +177,8 @@ def draw_bins(figure: Figure, x: Scale, y: Scale, curve: Curve, bins: Bins) -> N
     at = x.at(bins.steps)
     places = [y.at(v) for v in (bins.mean, bins.low, bins.high)]
     if curve.dash:
-        figure.band(at, places[1], places[2], curve.colour)
+        if curve.band:
+            figure.band(at, places[1], places[2], curve.colour)
         figure.line(at, places[0], curve.colour, curve.dash)
     else:
         for place, low, high in zip(at, places[1], places[2]):
@@ -224,7 +224,7 @@ def draw_lines(lines: Sequence[Line], logarithmic: bool, width: float = NARROW, 
             if len(there) < len(values):
                 figure.points(np.array([place]), np.array([TOP - 60.0]), "var(--bad)", "x")
         figure.line(at, y.at(np.array(mean)), line.colour)
-    said = ["line: mean over seeds; points: seeds"] * any(len(v) > 1 for line in lines for v in line.values)
+    said = ["points: seeds"] * any(len(v) > 1 for line in lines for v in line.values)
     if len(known) < len(every):
         said.append(f"{len(every) - len(known)} not finite (×)")
     return figure, said + ["logarithmic scale"] * wide
@@ -232,7 +232,7 @@ def draw_lines(lines: Sequence[Line], logarithmic: bool, width: float = NARROW, 
 
 def draw_histogram(groups: Sequence[tuple[np.ndarray, str]], whole: bool) -> tuple[Figure, list[str]]:
     """Shares of values [n] of each group and colour, in bins common to all. whole: the values are integers."""
-    figure = Figure(NARROW, HEIGHT)
+    figure = Figure(WIDE, HEIGHT)
     every = np.concatenate([values for values, _ in groups])
     low, high = float(every.min()), float(every.max())
     few = np.unique(every)

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from isentrope.report.configurations import Configuration, leaf
+from isentrope.report.configurations import Configuration, short_names
 from isentrope.report.runs import Run
 from isentrope.report.svg import short
 
@@ -51,13 +51,14 @@ def results(run: Run, alarms: int = 0) -> dict[str, tuple[float, str]]:
         if (found := judged(run, f"eval/{key}")) is not None:
             row[f"{found[0]} {'bits per byte' if key == 'bits_per_byte' else key}"] = found[1], form
     for name, key in (("reward", "reward/mean"), ("loss", "loss"), ("entropy", "entropy/mean")):
-        if (value := final(run, key)) is not None:
+        policy = "reward/mean" in run.series and [*run.lengths][-1] in run.series["reward/mean"].phases
+        if (value := final(run, key)) is not None and not (policy and name == "loss"):
             row[f"final {name}"] = value, ".3g" if name == "loss" else ".3f"
     if "attention/lowest" in run.series:
         lowest = run.series["attention/lowest"].all()
         if np.isfinite(lowest).any():
             row["lowest attention"] = float(np.nanmin(lowest)), ".3f"
-        row["alarms"] = float(alarms), "g"
+        row["alarms"] = float(alarms), "count"
     if run.seconds:
         row["time"] = run.seconds, "s"
     if "tokens_per_s" in run.series and np.isfinite(run.series["tokens_per_s"].all()).any():
@@ -70,6 +71,8 @@ def written(values: list[float], form: str, seeds: int) -> str:
     known = [value for value in values if np.isfinite(value)]
     if not known:
         return "not finite"
+    if form == "count":
+        return " to ".join(dict.fromkeys((f"{min(known):g}", f"{max(known):g}")))
     mean, deviation = float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
 
     def one(value: float) -> str:
@@ -81,7 +84,7 @@ def written(values: list[float], form: str, seeds: int) -> str:
 
     text = one(mean)
     if deviation is not None and form not in ("s", "short"):
-        text += f" ± {one(deviation) if form != 'g' else f'{deviation:.2g}'}"
+        text += f" ± {one(deviation)}"
     return text + ("%" if form == "%" else "") + (f" (n = {len(known)})" if len(known) != seeds else "")
 
 
@@ -92,8 +95,9 @@ def steps(run: Run) -> str:
 def table(rows: list[Configuration], alarms: dict[str, int]) -> tuple[list[str], list[dict[str, str]]]:
     """Columns, and of each configuration a row: the keys that differ, the results, then the rest."""
     found = []
+    keys = dict(list(short_names(rows[0].values).items())[:6])
     for configuration in rows:
-        cells = {leaf(key): value for key, value in list(configuration.values.items())[:6]}
+        cells = {name: configuration.values[key] for key, name in keys.items()}
         runs = [results(run, alarms.get(run.label, 0)) for run in configuration.runs]
         for name in dict.fromkeys(name for row in runs for name in row):
             given = [row[name] for row in runs if name in row]
@@ -103,13 +107,12 @@ def table(rows: list[Configuration], alarms: dict[str, int]) -> tuple[list[str],
             cells["seeds"] = str(len(configuration.runs))
         found.append(cells)
     names = list(dict.fromkeys(name for cells in found for name in cells))
-    differing = [leaf(key) for key in rows[0].values]
     rest = ["lowest attention", "alarms", "steps", "time", "tokens/s"]
 
     def rank(name: str) -> int:
         if name in rest:
             return 4 + rest.index(name)
-        return 0 if name in differing else 1 if name == "seeds" else 3 if name.startswith("final") else 2
+        return 0 if name in keys.values() else 1 if name == "seeds" else 3 if name.startswith("final") else 2
 
     names.sort(key=rank)
     return names, found

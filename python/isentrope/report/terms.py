@@ -42,16 +42,16 @@ UNSEEN = r"eval/k|eval/pass@.+|time_s|law/(a|b|ceiling|r2|rmse)"  # told in word
 TERMS: dict[str, str] = {
     # words of the page
     "seed": "The number from which all random draws of a run follow. Runs whose configurations differ in run.seed and run.dir alone (and in run.start, where every seed has a start of its own) are seeds of one configuration: they are drawn as one line.",
-    "band": "Of seeds: from the lowest seed to the highest. Of a single run with more steps than a figure has room for: from the lowest to the highest of the steps that are drawn as one point.",
+    "band": "Of seeds: from the lowest seed to the highest, drawn for the solid lines. Of a single run with more steps than a figure has room for: from the lowest to the highest of the steps that are drawn as one point.",
     "±": "Standard deviation over the seeds (n - 1); the value before it is their mean.",
     "test": "Prompts or text kept apart from training, judged at the end of each phase. In the table: after the last phase that has such an evaluation.",
     "validation": "Prompts or text kept apart from training, judged while a phase goes on.",
-    "final": "The mean over the last tenth of the steps of the last phase that has the value, 50 steps at most: a single step is noisy.",
+    "final": "The mean over the last tenth of the steps of the last phase that has the value, 50 steps at most: a single step is noisy. The loss of a policy phase is no result and left out.",
     "nats": "Entropy by the natural logarithm: 1 nat is 1.44 bits.",
     "alarm": "What the trainer warned of: a head whose attention collapsed, or lost much of its entropy in few steps.",
-    "alarms": "How many different alarms the trainer gave; see alarm.",
+    "alarms": "How many different alarms the trainer gave; from the fewest to the most of the seeds. See alarm.",
     "steps": "Optimizer steps of each phase, or steps of rollouts in a policy phase.",
-    "time": "Of training, over all resumptions; evaluations included.",
+    "time": "Of training, over all resumptions.",
     "tokens/s": "Median over the steps of tokens trained on and sampled a second.",
     # learning
     "Loss": "What the optimizer lowers. Of text: cross-entropy, nats a token. Of a policy: the objective, whose level says little and may be below 0. Different objectives cannot be compared by it.",
@@ -117,6 +117,16 @@ TERMS: dict[str, str] = {
     "ares/beta/*": "Weight of the divergence from the reference model, for a difficulty.",
     "ares/shaping": "Mean of what was added to the rewards.",
     "generated": "Tokens sampled in the step, dropped branches included.",
+    "clip/low": "Share of tokens without gradient, since their ratio fell below the clipping range.",
+    "clip/high": "Share of tokens without gradient, since their ratio rose above the clipping range.",
+    "clip/dual": "Share of tokens of negative advantage that the dual clip bounds.",
+    "ratio/mean": "Mean over the tokens of policy / behaviour policy; 1 where both are alike.",
+    "logprob/mean": "Mean log-probability of a trained token, nats.",
+    "advantage/mean": "Mean over the tokens of the advantage; the lengths of completions move it from 0.",
+    "reward/*": "Mean of one of the terms that the reward is the sum of, before its weight.",
+    "sequences": "Completions that the step trained on.",
+    "tokens": "Tokens that the step trained on.",
+    "qk_clip/heads": "Heads whose query and key weights the step made smaller, since a logit was above the limit.",
     "length/truncated": "Share of completions cut at the length limit.",
     "groups/flat": "Share of groups whose rewards are all equal: they teach nothing.",
     "groups/kept": "Groups that the step learns from.",
@@ -138,7 +148,7 @@ def term(name: str) -> str | None:
         return name
     bare = re.sub(r"^(test|validation|final) ", "", name)
     if bare != name:
-        return {"loss": "Loss", "reward": "Reward", "entropy": "entropy"}.get(bare, term(bare))
+        return term(bare) or term(bare.capitalize())
     patterns = [key for key in TERMS if key.endswith("*") and name.startswith(key[:-1])]
     return max(patterns, key=len, default=None)
 
