@@ -8,7 +8,7 @@
 // Policy term L of a token (sg: no gradient through it; clip to [1 - clip_low, 1 + clip_high]), and its source on arXiv:
 //   clip, clip_higher  max(-A r, -A clip(r)); with a dual clip c at most -A c where A < 0        1707.06347, 1912.09729
 //   clip_cov           max(-A r, -A clip(r)), and 0 on selected tokens                           2505.22617
-//   kl_cov             -A r, plus kl_coef |d| on selected tokens; no clip                        2505.22617
+//   kl_cov             -A r, plus kl_coef |d| on selected tokens where |d| > z; no clip          2505.22617
 //   gspo               as clip, with r = sg[s_i] exp(ℓ - sg ℓ), s_i = exp(mean_t (ℓ - ℓ_old)),
 //                      that mean clamped to [-20, 10]                                            2507.18071
 //   cispo              -sg[clip(r)] A ℓ                                                          2506.13585
@@ -17,11 +17,17 @@
 // (ARES, 2510.08457, weighs by difficulty and within windows of high entropy); K (Schulman, "Approximating KL divergence"):
 //   k1 = Δ      k2 = Δ²/2      k3 = exp(-Δ) + Δ - 1, Δ clamped to ±20 and k3 to 10, no gradient beyond
 //   k1+, k3+    the value of k1, k3 with the gradient of k2, which is the unbiased one
+// z = 2^-20 max(1, -ℓ or -ℓ_old, the smaller one) is what rounding alone makes of d: |d| has slope ±1 however small d is,
+// so without it the first update of a batch, whose d is the difference of two roundings of one number, would follow their
+// signs at full strength. ℓ is the float32 difference of two numbers of about its size; z is 8 to 16 of its last places. The
+// same in double, since samplers tell ℓ_old in float32. Where forward passes differ by more, as in bfloat16, z is not enough.
+//
 // Loss = Σ_i w_i Σ_t M × token loss, with D the normalizer where one is given:
 //   token-mean                w = 1/N               D in place of N
 //   seq-mean-token-sum        w = 1/S               D in place of S
 //   seq-mean-token-mean       w = 1/(S n_i)         D in place of S
-//   seq-mean-token-sum-norm   w = 1/T               D in place of T
+//   seq-mean-token-sum-norm   w = 1/(S T)           D in place of S T     Dr. GRPO (2503.20783), as verl ≥ 0.7.1 and TRL have it
+//   token-sum-norm            w = 1/T               D in place of T       the same without the mean; so verl ≤ 0.7.0
 // With N, S or a constant of a whole optimiser step as D, the losses of its micro-batches add up to that of the whole.
 //
 // Selection of tokens that count; f = fraction, n = max(int(f N), minimum), at most as many as may be chosen:
@@ -42,9 +48,10 @@
 
 namespace isentrope::kernels {
 
-constexpr double kMaxLogRatio = 20.0;          // keeps exp(d) finite in float; far outside any clip
-constexpr double kMaxSequenceLogRatio = 10.0;  // of gspo, whose ratio stands for a whole sequence
-constexpr double kMaxK3 = 10.0;                // one token must not own the loss
+constexpr double kMaxLogRatio = 20.0;                  // keeps exp(d) finite in float; far outside any clip
+constexpr double kMaxSequenceLogRatio = 10.0;          // of gspo, whose ratio stands for a whole sequence
+constexpr double kMaxK3 = 10.0;                        // one token must not own the loss
+constexpr double kLogRatioRounding = 1.0 / (1 << 20);  // z of the head of this file, relative
 
 // Sums run over segments of a sequence, cut here whatever the threads and blocks, so that the bits do not
 // depend on their number: 2048 tokens are some microseconds of a core and 8 rounds of a block of 256.
@@ -92,7 +99,13 @@ constexpr const char* kGrpoStatNames[kGrpoStats] = {
 // -A r with a clip; the same with the ratio of the sequence; -sg[clip(r)] A ℓ; -A ℓ
 enum class GrpoForm { kTokenRatio, kSequenceRatio, kClippedWeight, kUnitWeight };
 enum class GrpoKl { kK1, kK2, kK3, kK1Plus, kK3Plus };
-enum class GrpoAggregate { kTokenMean, kSequenceMeanTokenSum, kSequenceMeanTokenMean, kSequenceMeanTokenSumNorm };
+enum class GrpoAggregate {
+  kTokenMean,
+  kSequenceMeanTokenSum,
+  kSequenceMeanTokenMean,
+  kSequenceMeanTokenSumNorm,
+  kTokenSumNorm
+};
 enum class GrpoChoice { kClipCov, kKlCov, kRandomClipCov, kRandomKlCov };
 
 // A mode as numbers.
@@ -242,6 +255,13 @@ template <class T>
 ISENTROPE_HOST_DEVICE inline T grpo_log_ratio(T logprob, T old_logprob) {
   return grpo_clamp(logprob - old_logprob, -T(kMaxLogRatio), T(kMaxLogRatio));
 }
+// 1, -1, or 0 where d is no more than rounding makes of two equal log-probabilities.
+template <class T>
+ISENTROPE_HOST_DEVICE inline T grpo_sign(T d, T logprob, T old_logprob) {
+  const T larger = logprob > old_logprob ? logprob : old_logprob;  // neither is above 0
+  const T zone = T(kLogRatioRounding) * (larger < T(-1) ? -larger : T(1));
+  return (d > zone ? T(1) : T(0)) - (d < -zone ? T(1) : T(0));
+}
 template <class T>
 ISENTROPE_HOST_DEVICE inline T grpo_covariance(const GrpoCentre& centre, T advantage, T logprob) {
   return (advantage - T(centre.advantage)) * (logprob - T(centre.logprob));
@@ -277,7 +297,7 @@ ISENTROPE_HOST_DEVICE inline GrpoPolicy<T> grpo_policy(const GrpoLossRule& rule,
     const T dual = larger > dual_bound ? T(1) : T(0);
     const T keep = T(1) - T(rule.drop) * x.selected;
     const T penalty = T(rule.penalty) * x.selected;
-    const T sign = (d > T(0) ? T(1) : T(0)) - (d < T(0) ? T(1) : T(0));
+    const T sign = grpo_sign(d, x.logprob, x.old_logprob);
     const T loss = larger > dual_bound ? dual_bound : larger;
     const T slope = held + dual > T(0) ? T(0) : pull;
     return {(keep > T(0) ? loss : T(0)) + penalty * sign * d, (keep > T(0) ? slope : T(0)) + penalty * sign * inside,
@@ -328,9 +348,10 @@ ISENTROPE_HOST_DEVICE inline GrpoDivergence<T> grpo_divergence(T delta, T exp_mi
 template <class T>
 ISENTROPE_HOST_DEVICE inline double grpo_weight(GrpoAggregate aggregate, const GrpoCentre& centre, double tokens,
                                                 int64_t length, const T* normalizer) {
-  double divisor = aggregate == GrpoAggregate::kTokenMean                  ? centre.tokens
-                   : aggregate == GrpoAggregate::kSequenceMeanTokenSumNorm ? static_cast<double>(length)
-                                                                           : centre.sequences;
+  double divisor = aggregate == GrpoAggregate::kTokenMean      ? centre.tokens
+                   : aggregate == GrpoAggregate::kTokenSumNorm ? static_cast<double>(length)
+                                                               : centre.sequences;
+  if (aggregate == GrpoAggregate::kSequenceMeanTokenSumNorm) divisor *= static_cast<double>(length);
   if (normalizer != nullptr) divisor = static_cast<double>(*normalizer);
   if (aggregate == GrpoAggregate::kSequenceMeanTokenMean) divisor *= tokens;
   return tokens > 0 && divisor != 0 ? 1.0 / divisor : 0.0;

@@ -1,5 +1,6 @@
 // Checks of op arguments. Every message has four parts: the op, the argument, what came, what is wanted.
 #pragma once
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
@@ -42,6 +43,27 @@ inline void check_device(const char* op, const char* name, const at::Tensor& x, 
                          const at::Tensor& like) {
   OP_CHECK(op, x.device() == like.device(), name, " is on ", x.device(), "; wanted ", like.device(), ", where ",
            like_name, " is");
+}
+
+// No op has a forward-mode derivative. Without this one that does not differentiate by x would give a tangent of 0.
+inline void check_no_tangent(const char* op, std::initializer_list<at::Tensor> inputs) {
+  for (const at::Tensor& x : inputs)
+    TORCH_CHECK_NOT_IMPLEMENTED(!x.defined() || !x._fw_grad(/*level=*/0).defined(), "isentrope::", op,
+                                ": forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad) are not "
+                                "implemented; wanted reverse mode: backward or torch.autograd.grad");
+}
+
+// torch.func.grad, vjp and what is made of them cannot see into an autograd function of C++; torch says so without the op.
+inline void check_no_transform(const char* op) {
+  const auto& functorch = at::functorch::functorchTLSAccessor();
+  if (!functorch) return;
+  try {
+    functorch->checkSupportsCppAutogradFunction();
+  } catch (const c10::Error&) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "isentrope::", op,
+                                ": derivatives by torch.func (grad, vjp, jacrev, hessian) are not implemented; wanted "
+                                "backward or torch.autograd.grad");
+  }
 }
 
 inline void check_shape(const char* op, const char* name, const at::Tensor& x, c10::SymIntArrayRef wanted,

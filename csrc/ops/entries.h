@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "csrc/ops/numbers.h"
 #include "kernels/entropy_attention.h"
 #include "kernels/grpo_loss.h"
 #include "kernels/linear_token_entropy.h"
@@ -152,11 +153,14 @@ std::tuple<Tensor, Tensor> power_step_run(at::TensorList weights, at::TensorList
 using TokenEntropyOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& target, double temperature,
-                                           int64_t ignore_index, bool moments, bool inplace_backward);
+                                           c10::SymInt ignore_index, bool moments, bool inplace_backward,
+                                           const Numbers& numbers);
 TokenEntropyOutputs token_entropy_meta(const Tensor& logits, const Tensor& target, double temperature,
-                                       int64_t ignore_index, bool moments, bool inplace_backward);
+                                       c10::SymInt ignore_index, bool moments, bool inplace_backward,
+                                       const Numbers& numbers);
 TokenEntropyOutputs token_entropy_cpu(const Tensor& logits, const Tensor& target, double temperature,
-                                      int64_t ignore_index, bool moments, bool inplace_backward);
+                                      int64_t ignore_index, bool moments, bool inplace_backward,
+                                      const Numbers& numbers);
 // Checks, allocates, and hands the parameters to the device's launcher.
 TokenEntropyOutputs token_entropy_run(const Tensor& logits, const Tensor& target, double temperature,
                                       int64_t ignore_index, bool moments,
@@ -166,11 +170,11 @@ TokenEntropyOutputs token_entropy_run(const Tensor& logits, const Tensor& target
 Tensor token_entropy_backward_meta(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                    const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                    const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                   int64_t ignore_index);
+                                   c10::SymInt ignore_index, const Numbers& numbers);
 Tensor token_entropy_backward_cpu(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                   const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                   const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                  int64_t ignore_index);
+                                  int64_t ignore_index, const Numbers& numbers);
 // The same, written over the logits.
 void token_entropy_backward_inplace_meta(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                          const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
@@ -201,16 +205,20 @@ void check_targets(const char* op, const Tensor& target, int64_t vocab, int64_t 
 // ---- linear_token_entropy --------------------------------------------------------------------------------------------
 TokenEntropyOutputs linear_token_entropy_autograd(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                   const OptionalTensor& bias, std::optional<double> softcap,
-                                                  double temperature, int64_t ignore_index, bool moments);
+                                                  double temperature, c10::SymInt ignore_index, bool moments,
+                                                  const Numbers& numbers);
 TokenEntropyOutputs linear_token_entropy_autocast(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                   const OptionalTensor& bias, std::optional<double> softcap,
-                                                  double temperature, int64_t ignore_index, bool moments);
+                                                  double temperature, c10::SymInt ignore_index, bool moments,
+                                                  const Numbers& numbers);
 TokenEntropyOutputs linear_token_entropy_meta(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                               const OptionalTensor& bias, std::optional<double> softcap,
-                                              double temperature, int64_t ignore_index, bool moments);
+                                              double temperature, c10::SymInt ignore_index, bool moments,
+                                              const Numbers& numbers);
 TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                              const OptionalTensor& bias, std::optional<double> softcap,
-                                             double temperature, int64_t ignore_index, bool moments);
+                                             double temperature, int64_t ignore_index, bool moments,
+                                             const Numbers& numbers);
 
 // What a GPU does for linear_token_entropy: the launchers of kernels/linear_token_entropy.h and out = a b (+ out if add), where a
 // and b are of one type and have unit stride in one dimension, out is contiguous, of that type or of the one sums are kept in.
@@ -231,13 +239,13 @@ using LinearTokenEntropyGradients = std::tuple<Tensor, Tensor, Tensor>;
 LinearTokenEntropyGradients linear_token_entropy_backward_meta(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
-    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted);
+    const OptionalTensor& bias, std::optional<double> softcap, double temperature, c10::SymInt ignore_index,
+    std::array<bool, 3> wanted, const Numbers& numbers);
 LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted);
+    std::array<bool, 3> wanted, const Numbers& numbers);
 LinearTokenEntropyGradients linear_token_entropy_backward_run(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
@@ -248,20 +256,27 @@ LinearTokenEntropyGradients linear_token_entropy_backward_run(
 struct GrpoSelectArguments {
   Tensor logprob, old_logprob, advantage, mask;
   c10::string_view mode;
-  int64_t seed;
+  c10::SymInt seed;
   double select_fraction, cov_lower, cov_upper, clip_low;
   std::optional<double> clip_high;
-  int64_t minimum;
+  c10::SymInt minimum;
+  Numbers numbers;
 };
-Tensor grpo_select_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
-                       c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
-                       double clip_low, std::optional<double> clip_high, int64_t minimum);
-Tensor grpo_select_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
-                        c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
-                        double clip_low, std::optional<double> clip_high, int64_t minimum);
+Tensor grpo_select_cpu(const GrpoSelectArguments& arguments);
+Tensor grpo_select_meta(const GrpoSelectArguments& arguments);
 // with_workspace: the launcher is CUDA's, whose workspace is allocated here.
-Tensor grpo_select_run(const GrpoSelectArguments& arguments, void (*launch)(const kernels::GrpoSelect&),
-                       bool with_workspace);
+Tensor grpo_select_run(GrpoSelectArguments arguments, void (*launch)(const kernels::GrpoSelect&), bool with_workspace);
+
+// A backend as the dispatcher calls it.
+template <Tensor (*run)(const GrpoSelectArguments&)>
+Tensor grpo_select_entry(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
+                         c10::string_view mode, c10::SymInt seed, double select_fraction, double cov_lower,
+                         double cov_upper, double clip_low, std::optional<double> clip_high, c10::SymInt minimum,
+                         const Numbers& numbers) {
+  return run({logprob, old_logprob, advantage, mask, mode, std::move(seed), select_fraction, cov_lower, cov_upper,
+              clip_low, clip_high, std::move(minimum), numbers});
+}
+using GrpoSelectSchema = decltype(grpo_select_entry<grpo_select_cpu>);
 
 // ---- grpo_loss ------------------------------------------------------------------------------------------------------
 struct GrpoLossArguments {
@@ -273,63 +288,58 @@ struct GrpoLossArguments {
   double kl_coef;
   c10::string_view ref_kl;
   double ref_kl_coef, entropy_coef;
-  bool statistics = true, keep_slope = false;
+  bool statistics, keep_slope;
+  Numbers numbers;
 };
 // (loss, token_loss, stats, slope, weight); stats is empty without statistics, slope [B, T] without
 // keep_slope; weight is [B].
 using GrpoLossOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                                   const Tensor& mask, const OptionalTensor& selected,
-                                   const OptionalTensor& ref_logprob, const OptionalTensor& ref_kl_weight,
-                                   const OptionalTensor& entropy, const OptionalTensor& normalizer,
-                                   c10::string_view mode, c10::string_view aggregate, double clip_low,
-                                   std::optional<double> clip_high, std::optional<double> dual_clip, double kl_coef,
-                                   c10::string_view ref_kl, double ref_kl_coef, double entropy_coef, bool statistics,
-                                   bool keep_slope);
-GrpoLossOutputs grpo_loss_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                               const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
-                               const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
-                               const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
-                               double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
-                               double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
-                               bool statistics, bool keep_slope);
-GrpoLossOutputs grpo_loss_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                              const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
-                              const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
-                              const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
-                              double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
-                              double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
-                              bool statistics, bool keep_slope);
+GrpoLossOutputs grpo_loss_autograd(const GrpoLossArguments& arguments);
+GrpoLossOutputs grpo_loss_meta(const GrpoLossArguments& arguments);
+GrpoLossOutputs grpo_loss_cpu(const GrpoLossArguments& arguments);
 GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& arguments, void (*launch)(const kernels::GrpoLossForward&),
                               bool with_workspace);
+
+template <GrpoLossOutputs (*run)(const GrpoLossArguments&)>
+GrpoLossOutputs grpo_loss_entry(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
+                                const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
+                                const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
+                                const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
+                                double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
+                                double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
+                                bool statistics, bool keep_slope, const Numbers& numbers) {
+  return run({logprob, old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
+              entropy, normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
+              kl_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope,  numbers});
+}
+using GrpoLossSchema = decltype(grpo_loss_entry<grpo_loss_cpu>);
 
 // (dlogprob, dentropy), both [B, T]; dentropy is empty without of_entropy.
 std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
                                                    const Tensor& slope, const Tensor& weight, const Tensor& mask,
-                                                   double entropy_coef, bool of_entropy);
+                                                   double entropy_coef, bool of_entropy, const Numbers& numbers);
 std::tuple<Tensor, Tensor> grpo_loss_backward_cpu(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
                                                   const Tensor& slope, const Tensor& weight, const Tensor& mask,
-                                                  double entropy_coef, bool of_entropy);
+                                                  double entropy_coef, bool of_entropy, const Numbers& numbers);
 std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
                                                   const Tensor& slope, const Tensor& weight, const Tensor& mask,
-                                                  double entropy_coef, bool of_entropy,
+                                                  double entropy_coef, bool of_entropy, const Numbers& numbers,
                                                   void (*launch)(const kernels::GrpoLossBackward&));
 
 // ---- window_entropy --------------------------------------------------------------------------------------------------
 // (mean, count)
 std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                                   int64_t before, int64_t after, bool shrink);
+                                                   c10::SymInt before, c10::SymInt after, bool shrink);
 std::tuple<Tensor, Tensor> window_entropy_meta(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                               int64_t before, int64_t after, bool shrink);
+                                               c10::SymInt before, c10::SymInt after, bool shrink);
 std::tuple<Tensor, Tensor> window_entropy_cpu(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
                                               int64_t before, int64_t after, bool shrink);
 std::tuple<Tensor, Tensor> window_entropy_run(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
                                               int64_t before, int64_t after, bool shrink,
                                               void (*launch)(const kernels::WindowEntropyForward&),
                                               bool with_workspace);
-Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
-                                    int64_t after);
+Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor& count, const Tensor& mask, c10::SymInt before,
+                                    c10::SymInt after);
 Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
                                    int64_t after);
 Tensor window_entropy_backward_run(const Tensor& dmean, const Tensor& count, const Tensor& mask, int64_t before,
@@ -338,8 +348,10 @@ Tensor window_entropy_backward_run(const Tensor& dmean, const Tensor& count, con
 
 // (high, threshold); _composite: of torch's own operators, for every device.
 std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean, const Tensor& count, c10::string_view threshold,
-                                             double level, c10::string_view scope);
+                                             double level, c10::string_view scope, const Numbers& numbers);
+std::tuple<Tensor, Tensor> window_select_meta(const Tensor& mean, const Tensor& count, c10::string_view threshold,
+                                              double level, c10::string_view scope, const Numbers& numbers);
 std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean, const Tensor& count, c10::string_view threshold,
-                                                   double level, c10::string_view scope);
+                                                   double level, c10::string_view scope, const Numbers& numbers);
 
 }  // namespace isentrope::ops

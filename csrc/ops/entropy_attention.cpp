@@ -386,6 +386,8 @@ struct EntropyAttentionFunction : torch::autograd::Function<EntropyAttentionFunc
 }  // namespace
 
 EntropyAttentionOutputs entropy_attention_autograd(const Arguments& a, bool return_entropy) {
+  check_no_tangent("entropy_attention", {a.q, a.k, a.v, a.temperature.value_or(Tensor())});
+  check_no_transform("entropy_attention");
   const auto out = EntropyAttentionFunction::apply(a.q, a.k, a.v, a.temperature, a, return_entropy);
   return {out[0], out[1], out[2], out[3]};
 }

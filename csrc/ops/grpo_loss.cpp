@@ -6,73 +6,72 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"
 #include "csrc/ops/entries.h"
+#include "csrc/ops/grpo_arguments.h"
 #include "csrc/ops/grpo_loss_cpu.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::ops {
-namespace {
 
 using namespace kernels;
 
+// ---- the first pass, over torch's threads ---------------------------------------------------------------------------
+
+int64_t grpo_segment_grain(int64_t length) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, std::min(length, kGrpoSegment)));
+}
+
+GrpoCentre grpo_centre(const GrpoLossForward& p, bool means, std::vector<GrpoMoments<double>>& sequences) {
+  static const auto moments = ISENTROPE_PICK(grpo_moments);
+  const int64_t segments = grpo_segments(p.length);
+  std::vector<GrpoMoments<double>> partial(p.batch * segments);
+  at::parallel_for(0, p.batch * segments, grpo_segment_grain(p.length),
+                   [&](int64_t begin, int64_t end) { moments(p, means, begin, end, partial.data()); });
+  sequences.assign(p.batch, GrpoMoments<double>{});
+  GrpoMoments<double> all{};
+  GrpoCentre centre;
+  for (int64_t row = 0; row < p.batch; ++row) {
+    for (int64_t s = 0; s < segments; ++s) sequences[row] = grpo_add(sequences[row], partial[row * segments + s]);
+    all = grpo_add(all, sequences[row]);
+    centre.sequences += sequences[row].tokens > 0;
+  }
+  const double share = all.tokens > 0 ? 1.0 / all.tokens : 0.0;
+  centre.tokens = all.tokens;
+  centre.advantage = all.advantage * share;
+  centre.logprob = all.logprob * share;
+  centre.entropy = all.entropy * share;
+  return centre;
+}
+
+namespace {
+
 constexpr const char* kLoss = "grpo_loss";
 constexpr const char* kBackward = "grpo_loss_backward";
-constexpr const char* kSelect = "grpo_select";
 
 // ---- checks and names -----------------------------------------------------------------------------------------------
 
-// The type all is computed in: double for double log-probabilities, else float.
-at::ScalarType compute_type(const Tensor& logprob) {
-  return logprob.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-DType dtype_of(at::ScalarType type) { return type == at::kDouble ? DType::kDouble : DType::kFloat; }
-
-void check_logprob(const char* op, const Tensor& logprob) {
-  check_dtype(op, "logprob", logprob, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
-  OP_CHECK(op, logprob.dim() == 2, "logprob has shape ", logprob.sym_sizes(), "; wanted [B, T]");
-}
-
-void check_like_logprob(const char* op, const char* name, const Tensor& x, const Tensor& logprob) {
-  check_shape(op, name, x, logprob.sym_sizes(), "[B, T], as logprob");
-  check_device(op, name, x, "logprob", logprob);
-}
-
-void check_values(const char* op, const char* name, const Tensor& x, const Tensor& logprob) {
-  check_dtype(op, name, x, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
-  check_like_logprob(op, name, x, logprob);
-}
-
-double checked(const char* op, const char* name, double value, double least) {
-  OP_CHECK(op, std::isfinite(value) && value >= least, name, " is ", value, "; wanted a number of at least ", least);
-  return value;
-}
-
-// The position of name among names; an error that lists them where it is not there.
-template <size_t kCount>
-size_t index_of(const char* op, const char* argument, c10::string_view name, const char* const (&names)[kCount]) {
-  std::string list;
-  for (size_t i = 0; i < kCount; ++i) {
-    if (name == names[i]) return i;
-    list += (i == 0 ? "" : ", ") + std::string(names[i]);
-  }
-  OP_CHECK(op, false, argument, " is \"", std::string(name), "\"; wanted one of ", list);
-}
-
 constexpr const char* kModes[] = {"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg"};
 constexpr const char* kAggregates[] = {"token-mean", "seq-mean-token-sum", "seq-mean-token-mean",
-                                       "seq-mean-token-sum-norm"};
+                                       "seq-mean-token-sum-norm", "token-sum-norm"};
 constexpr const char* kRefKls[] = {"k1", "k2", "k3", "k1+", "k3+"};
-constexpr const char* kChoices[] = {"clip_cov", "kl_cov", "random_clip_cov", "random_kl_cov"};
 enum Mode { kClip, kClipHigher, kClipCov, kKlCov, kGspo, kCispo, kGpg };
 
 // DAPO's upper clip (arXiv 2503.14476), the default of clip_higher.
 constexpr double kClipHigherUpper = 0.28;
+
+// a, the numbers in the place of its floats.
+GrpoLossArguments with_numbers(GrpoLossArguments a) {
+  read_numbers(kLoss, a.numbers,
+               {&a.clip_low, optional_number(a.clip_high), optional_number(a.dual_clip), &a.kl_coef, &a.ref_kl_coef,
+                &a.entropy_coef});
+  return a;
+}
+constexpr size_t kEntropyCoef = 5;  // its place among them
 
 GrpoLossRule rule_of(const GrpoLossArguments& a) {
   GrpoLossRule rule;
@@ -118,7 +117,7 @@ GrpoLossRule rule_of(const GrpoLossArguments& a) {
   return rule;
 }
 
-GrpoLossRule check_arguments(const GrpoLossArguments& a) {
+void check_arguments(const GrpoLossArguments& a) {
   check_logprob(kLoss, a.logprob);
   check_values(kLoss, "old_logprob", a.old_logprob, a.logprob);
   check_values(kLoss, "advantage", a.advantage, a.logprob);
@@ -135,13 +134,7 @@ GrpoLossRule check_arguments(const GrpoLossArguments& a) {
              "; wanted one number");
     check_device(kLoss, "normalizer", *a.normalizer, "logprob", a.logprob);
   }
-  return rule_of(a);
 }
-
-Tensor as(const Tensor& x, at::ScalarType type) { return x.to(type).contiguous(); }
-Tensor as(const OptionalTensor& x, at::ScalarType type) { return x ? as(*x, type) : Tensor(); }
-const void* data(const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
-
 GrpoLossOutputs empty_outputs(const Tensor& logprob, bool statistics, bool keep_slope) {
   const auto options = logprob.options().dtype(compute_type(logprob)).memory_format(at::MemoryFormat::Contiguous);
   const auto shape = logprob.sym_sizes();
@@ -150,48 +143,19 @@ GrpoLossOutputs empty_outputs(const Tensor& logprob, bool statistics, bool keep_
           keep_slope ? at::empty_symint(shape, options) : at::empty({0}, options),
           at::empty_symint({shape[0]}, options)};
 }
-
 // ---- the CPU's launchers: segments over torch's threads -------------------------------------------------------------
-
-// Segments a thread takes at least: about 16k tokens, some microseconds of work.
-int64_t segment_grain(int64_t length) {
-  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, std::min(length, kGrpoSegment)));
-}
-
-// First pass: the sums of each sequence, and what they make together; the means where they are wanted, else 0.
-GrpoCentre centre_of(const GrpoLossForward& p, bool means, std::vector<GrpoMoments<double>>& sequences) {
-  static const auto moments = ISENTROPE_PICK(grpo_moments);
-  const int64_t segments = grpo_segments(p.length);
-  std::vector<GrpoMoments<double>> partial(p.batch * segments);
-  at::parallel_for(0, p.batch * segments, segment_grain(p.length),
-                   [&](int64_t begin, int64_t end) { moments(p, means, begin, end, partial.data()); });
-  sequences.assign(p.batch, GrpoMoments<double>{});
-  GrpoMoments<double> all{};
-  GrpoCentre centre;
-  for (int64_t row = 0; row < p.batch; ++row) {
-    for (int64_t s = 0; s < segments; ++s) sequences[row] = grpo_add(sequences[row], partial[row * segments + s]);
-    all = grpo_add(all, sequences[row]);
-    centre.sequences += sequences[row].tokens > 0;
-  }
-  const double share = all.tokens > 0 ? 1.0 / all.tokens : 0.0;
-  centre.tokens = all.tokens;
-  centre.advantage = all.advantage * share;
-  centre.logprob = all.logprob * share;
-  centre.entropy = all.entropy * share;
-  return centre;
-}
 
 template <class T>
 void forward_as(const GrpoLossForward& p) {
   static const auto forward = ISENTROPE_PICK(grpo_loss_forward);
   std::vector<GrpoMoments<double>> sequences;
-  const GrpoCentre centre = centre_of(p, p.stats != nullptr, sequences);
+  const GrpoCentre centre = grpo_centre(p, p.stats != nullptr, sequences);
   std::vector<double> log_ratio(p.batch);
   for (int64_t row = 0; row < p.batch; ++row)
     log_ratio[row] = sequences[row].tokens > 0 ? sequences[row].log_ratio / sequences[row].tokens : 0.0;
   const int64_t segments = grpo_segments(p.length);
   std::vector<GrpoTerms<double>> partial(p.batch * segments);
-  at::parallel_for(0, p.batch * segments, segment_grain(p.length), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, p.batch * segments, grpo_segment_grain(p.length), [&](int64_t begin, int64_t end) {
     forward(p, centre, log_ratio.data(), begin, end, partial.data());
   });
   GrpoTerms<double> sums;
@@ -216,148 +180,19 @@ void forward_on_cpu(const GrpoLossForward& p) {
 
 void backward_on_cpu(const GrpoLossBackward& p) {
   static const auto backward = ISENTROPE_PICK(grpo_loss_backward);
-  at::parallel_for(0, p.batch * grpo_segments(p.length), segment_grain(p.length),
+  at::parallel_for(0, p.batch * grpo_segments(p.length), grpo_segment_grain(p.length),
                    [&](int64_t begin, int64_t end) { backward(p, begin, end); });
 }
-
-// Leaves the n smallest of keys, or all where there are fewer. Returns what the next key must be below to be one of them.
-uint64_t keep_smallest(std::vector<uint64_t>& keys, int64_t n) {
-  if (static_cast<int64_t>(keys.size()) <= n) return kNoKey;
-  if (n == 0) {
-    keys.clear();
-    return 0;
-  }
-  std::nth_element(keys.begin(), keys.begin() + (n - 1), keys.end());
-  keys.resize(n);
-  return keys.back();
-}
-
-void select_on_cpu(const GrpoSelect& p) {
-  static const auto select_keys = ISENTROPE_PICK(grpo_select_keys);
-  GrpoLossForward first;
-  first.dtype = p.dtype;
-  first.batch = p.batch;
-  first.length = p.length;
-  first.logprob = p.logprob;
-  first.advantage = p.advantage;
-  first.mask = p.mask;
-  std::vector<GrpoMoments<double>> sequences;
-  const GrpoCentre centre = centre_of(first, true, sequences);
-  const int64_t tokens = static_cast<int64_t>(centre.tokens);
-  const int64_t most = selection_count(p.fraction, p.minimum, tokens, tokens);
-  // No two keys are equal: the smallest are the same in whatever order the threads bring them.
-  std::vector<uint64_t> keys;
-  int64_t available = 0;
-  std::mutex joining;
-  at::parallel_for(0, p.batch * grpo_segments(p.length), segment_grain(p.length), [&](int64_t begin, int64_t end) {
-    std::vector<uint64_t> found(kGrpoSegment), mine;
-    uint64_t limit = kNoKey;
-    int64_t available_here = 0;
-    for (int64_t s = begin; s < end; ++s) {
-      const int64_t count = select_keys(p, centre, s, limit, found.data(), &available_here);
-      mine.insert(mine.end(), found.begin(), found.begin() + count);
-      if (static_cast<int64_t>(mine.size()) > 2 * most + kGrpoSegment) limit = keep_smallest(mine, most);
-    }
-    keep_smallest(mine, most);
-    const std::lock_guard<std::mutex> lock(joining);
-    keys.insert(keys.end(), mine.begin(), mine.end());
-    available += available_here;
-  });
-  keep_smallest(keys, selection_count(p.fraction, p.minimum, tokens, available));
-  std::fill_n(p.selected, p.batch * p.length, false);
-  for (const uint64_t key : keys) p.selected[static_cast<uint32_t>(key)] = true;
-}
-
 }  // namespace
-
-// ---- grpo_select ----------------------------------------------------------------------------------------------------
-
-namespace {
-
-GrpoSelect select_parameters(const GrpoSelectArguments& a) {
-  check_logprob(kSelect, a.logprob);
-  check_values(kSelect, "old_logprob", a.old_logprob, a.logprob);
-  check_values(kSelect, "advantage", a.advantage, a.logprob);
-  check_like_logprob(kSelect, "mask", a.mask, a.logprob);
-  GrpoSelect p;
-  p.choice = static_cast<GrpoChoice>(index_of(kSelect, "mode", a.mode, kChoices));
-  p.seed = static_cast<uint64_t>(a.seed);
-  OP_CHECK(kSelect, a.select_fraction > 0 && a.select_fraction <= 1, "select_fraction is ", a.select_fraction,
-           "; wanted above 0 and at most 1");
-  OP_CHECK(kSelect, a.cov_lower < a.cov_upper, "cov_lower is ", a.cov_lower, " and cov_upper ", a.cov_upper,
-           "; wanted the lower one below the upper");
-  OP_CHECK(kSelect, a.minimum >= 0, "minimum is ", a.minimum, "; wanted at least 0");
-  p.fraction = a.select_fraction;
-  p.minimum = a.minimum;
-  p.cov_lower = a.cov_lower;
-  p.cov_upper = a.cov_upper;
-  p.lower = 1.0 - checked(kSelect, "clip_low", a.clip_low, 0.0);
-  p.upper = 1.0 + checked(kSelect, "clip_high", a.clip_high.value_or(a.clip_low), 0.0);
-  return p;
-}
-
-Tensor empty_selection(const Tensor& logprob) {
-  return at::empty_symint(logprob.sym_sizes(),
-                          logprob.options().dtype(at::kBool).memory_format(at::MemoryFormat::Contiguous));
-}
-
-}  // namespace
-
-Tensor grpo_select_run(const GrpoSelectArguments& a, void (*launch)(const GrpoSelect&), bool with_workspace) {
-  const at::NoGradGuard constant;
-  GrpoSelect p = select_parameters(a);
-  const at::ScalarType type = compute_type(a.logprob);
-  OP_CHECK(kSelect, a.logprob.numel() < int64_t{0xffffffff}, "logprob has ", a.logprob.numel(),
-           " tokens; wanted fewer than 2^32 - 1");
-  const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type), advantage = as(a.advantage, type),
-               mask = as(a.mask, at::kBool), selected = empty_selection(a.logprob);
-  p.dtype = dtype_of(type);
-  p.batch = logprob.size(0);
-  p.length = logprob.size(1);
-  p.logprob = data(logprob);
-  p.old_logprob = data(old_logprob);
-  p.advantage = data(advantage);
-  p.mask = mask.const_data_ptr<bool>();
-  p.selected = selected.mutable_data_ptr<bool>();
-  Tensor workspace;
-  if (with_workspace) {
-    workspace =
-        at::empty({static_cast<int64_t>(grpo_select_workspace(p.batch, p.length))}, logprob.options().dtype(at::kByte));
-    p.workspace = workspace.mutable_data_ptr();
-  }
-  if (selected.numel() > 0) launch(p);
-  return selected;
-}
-
-Tensor grpo_select_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
-                       c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
-                       double clip_low, std::optional<double> clip_high, int64_t minimum) {
-  return grpo_select_run({logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper,
-                          clip_low, clip_high, minimum},
-                         select_on_cpu, false);
-}
-
-Tensor grpo_select_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
-                        c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
-                        double clip_low, std::optional<double> clip_high, int64_t minimum) {
-  select_parameters({logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper, clip_low,
-                     clip_high, minimum});
-  return empty_selection(logprob);
-}
-
-Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
-                   const GrpoSelectOptions& o) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::grpo_select", "").typed<decltype(grpo_select_cpu)>();
-  return op.call(logprob, old_logprob, advantage, mask, o.mode, o.seed, o.select_fraction, o.cov_lower, o.cov_upper,
-                 o.clip_low, o.clip_high, o.minimum);
-}
 
 // ---- grpo_loss ------------------------------------------------------------------------------------------------------
 
-GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const GrpoLossForward&), bool with_workspace) {
+GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& given, void (*launch)(const GrpoLossForward&),
+                              bool with_workspace) {
+  check_arguments(given);
+  const GrpoLossArguments a = with_numbers(given);
   GrpoLossForward p;
-  p.rule = check_arguments(a);
+  p.rule = rule_of(a);
   const at::ScalarType type = compute_type(a.logprob);
   const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type), advantage = as(a.advantage, type),
                mask = as(a.mask, at::kBool), selected = as(a.selected, at::kBool),
@@ -392,30 +227,12 @@ GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& a, void (*launch)(const G
   return outputs;
 }
 
-GrpoLossOutputs grpo_loss_cpu(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                              const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
-                              const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
-                              const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
-                              double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
-                              double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
-                              bool statistics, bool keep_slope) {
-  return grpo_loss_run({logprob, old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
-                        entropy, normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
-                        kl_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope},
-                       forward_on_cpu, false);
-}
+GrpoLossOutputs grpo_loss_cpu(const GrpoLossArguments& a) { return grpo_loss_run(a, forward_on_cpu, false); }
 
-GrpoLossOutputs grpo_loss_meta(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                               const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
-                               const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
-                               const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
-                               double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
-                               double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
-                               bool statistics, bool keep_slope) {
-  check_arguments({logprob, old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
-                   entropy, normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
-                   kl_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope});
-  return empty_outputs(logprob, statistics, keep_slope);
+GrpoLossOutputs grpo_loss_meta(const GrpoLossArguments& a) {
+  check_arguments(a);
+  if (!a.numbers) rule_of(a);  // else they are looked at when the op runs
+  return empty_outputs(a.logprob, a.statistics, a.keep_slope);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
@@ -452,7 +269,8 @@ std::tuple<Tensor, Tensor> empty_gradients(const Tensor& slope, bool of_entropy)
 std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss_in, const OptionalTensor& dtoken_loss_in,
                                                   const Tensor& slope_in, const Tensor& weight_in,
                                                   const Tensor& mask_in, double entropy_coef, bool of_entropy,
-                                                  void (*launch)(const GrpoLossBackward&)) {
+                                                  const Numbers& numbers, void (*launch)(const GrpoLossBackward&)) {
+  read_numbers(kBackward, numbers, {&entropy_coef});
   check_backward(dloss_in, dtoken_loss_in, slope_in, weight_in, mask_in);
   const at::ScalarType type = slope_in.scalar_type();
   const Tensor slope = slope_in.contiguous(), weight = weight_in.contiguous(), mask = as(mask_in, at::kBool),
@@ -477,13 +295,14 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss_in
 
 std::tuple<Tensor, Tensor> grpo_loss_backward_cpu(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
                                                   const Tensor& slope, const Tensor& weight, const Tensor& mask,
-                                                  double entropy_coef, bool of_entropy) {
-  return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy, backward_on_cpu);
+                                                  double entropy_coef, bool of_entropy, const Numbers& numbers) {
+  return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy, numbers,
+                                backward_on_cpu);
 }
 
 std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
                                                    const Tensor& slope, const Tensor& weight, const Tensor& mask,
-                                                   double, bool of_entropy) {
+                                                   double, bool of_entropy, const Numbers&) {
   check_backward(dloss, dtoken_loss, slope, weight, mask);
   return empty_gradients(slope, of_entropy);
 }
@@ -497,10 +316,10 @@ using torch::autograd::variable_list;
 
 GrpoLossOutputs call_forward(const GrpoLossArguments& a, bool keep_slope) {
   static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::grpo_loss", "").typed<decltype(grpo_loss_cpu)>();
+      c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::grpo_loss", "").typed<GrpoLossSchema>();
   return op.call(a.logprob, a.old_logprob, a.advantage, a.mask, a.selected, a.ref_logprob, a.ref_kl_weight, a.entropy,
                  a.normalizer, a.mode, a.aggregate, a.clip_low, a.clip_high, a.dual_clip, a.kl_coef, a.ref_kl,
-                 a.ref_kl_coef, a.entropy_coef, a.statistics, keep_slope);
+                 a.ref_kl_coef, a.entropy_coef, a.statistics, keep_slope, a.numbers);
 }
 
 // Gradients of logprob and entropy; everything else is a constant.
@@ -510,7 +329,9 @@ struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [loss, token_loss, stats, slope, weight] = call_forward(arguments, true);
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({slope, weight, arguments.mask});
+    variable_list kept{slope, weight, arguments.mask};
+    if (arguments.numbers) kept.push_back(arguments.numbers->get(kEntropyCoef));
+    ctx->save_for_backward(kept);
     ctx->mark_non_differentiable({stats, slope, weight});
     ctx->saved_data["entropy_coef"] = arguments.entropy_coef;
     ctx->saved_data["of_entropy"] = entropy && entropy->requires_grad() && arguments.entropy_coef != 0;
@@ -533,7 +354,8 @@ struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
     auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
     auto type = [&](const char* name) { return static_cast<at::ScalarType>(ctx->saved_data[name].toInt()); };
     auto [dlogprob, dentropy] = op.call(optional(d[0]), optional(d[1]), saved[0], saved[1], saved[2],
-                                        ctx->saved_data["entropy_coef"].toDouble(), of_entropy);
+                                        ctx->saved_data["entropy_coef"].toDouble(), of_entropy,
+                                        saved.size() > 3 ? Numbers(c10::List<Tensor>({saved[3]})) : std::nullopt);
     gradients[0] = dlogprob.to(type("logprob_type"));
     if (of_entropy) gradients[1] = dentropy.to(type("entropy_type"));
     return gradients;
@@ -542,34 +364,29 @@ struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
 
 }  // namespace
 
-GrpoLossOutputs grpo_loss_autograd(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                                   const Tensor& mask, const OptionalTensor& selected,
-                                   const OptionalTensor& ref_logprob, const OptionalTensor& ref_kl_weight,
-                                   const OptionalTensor& entropy, const OptionalTensor& normalizer,
-                                   c10::string_view mode, c10::string_view aggregate, double clip_low,
-                                   std::optional<double> clip_high, std::optional<double> dual_clip, double kl_coef,
-                                   c10::string_view ref_kl, double ref_kl_coef, double entropy_coef, bool statistics,
-                                   bool keep_slope) {
-  const GrpoLossArguments arguments{logprob,     old_logprob,   advantage,    mask,       selected,
-                                    ref_logprob, ref_kl_weight, entropy,      normalizer, mode,
-                                    aggregate,   clip_low,      clip_high,    dual_clip,  kl_coef,
-                                    ref_kl,      ref_kl_coef,   entropy_coef, statistics, keep_slope};
+GrpoLossOutputs grpo_loss_autograd(const GrpoLossArguments& arguments) {
+  const Tensor& logprob = arguments.logprob;
+  const OptionalTensor& entropy = arguments.entropy;
+  const auto given = [](const OptionalTensor& x) { return x.value_or(Tensor()); };
+  check_no_tangent(kLoss, {logprob, arguments.old_logprob, arguments.advantage, given(entropy),
+                           given(arguments.ref_logprob), given(arguments.ref_kl_weight), given(arguments.normalizer)});
   const bool differentiable = logprob.requires_grad() || (entropy && entropy->requires_grad());
   if (!differentiable || !at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward(arguments, keep_slope);
+    return call_forward(arguments, arguments.keep_slope);
   }
+  check_no_transform(kLoss);
   const auto out = GrpoLossFunction::apply(logprob, entropy, arguments);
   return {out[0], out[1], out[2], out[3], out[4]};
 }
 
 GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
                    const GrpoLossOptions& o) {
-  auto [loss, token_loss, stats, slope, weight] =
-      call_forward({logprob, old_logprob, advantage, mask, o.selected, o.ref_logprob, o.ref_kl_weight, o.entropy,
-                    o.normalizer, o.mode, o.aggregate, o.clip_low, o.clip_high, o.dual_clip, o.kl_coef, o.ref_kl,
-                    o.ref_kl_coef, o.entropy_coef, o.statistics},
-                   false);
+  auto [loss, token_loss, stats, slope, weight] = call_forward(
+      {logprob,   old_logprob,  advantage,     mask,           o.selected,   o.ref_logprob, o.ref_kl_weight,
+       o.entropy, o.normalizer, o.mode,        o.aggregate,    o.clip_low,   o.clip_high,   o.dual_clip,
+       o.kl_coef, o.ref_kl,     o.ref_kl_coef, o.entropy_coef, o.statistics, false,         std::nullopt},
+      false);
   return {loss, token_loss, stats};
 }
 

@@ -2,6 +2,7 @@
 // every instruction set.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "kernels/grpo_loss.h"
 
@@ -27,5 +28,13 @@ ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)
 ISENTROPE_DECLARE(AVX512)
 #undef ISENTROPE_DECLARE
+
+// Segments a thread takes at least: about 16k tokens, some microseconds of work.
+int64_t grpo_segment_grain(int64_t length);
+
+// The first pass over torch's threads: the sums of each sequence, and what they make together; the means where they are
+// wanted, else 0.
+kernels::GrpoCentre grpo_centre(const kernels::GrpoLossForward& p, bool means,
+                                std::vector<kernels::GrpoMoments<double>>& sequences);
 
 }  // namespace isentrope::ops

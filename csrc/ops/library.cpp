@@ -36,13 +36,15 @@ TORCH_LIBRARY(isentrope, m) {
 
   // ---- token_entropy
   m.def(
-      "token_entropy(Tensor logits, Tensor target, *, float temperature=1.0, int ignore_index=-100, bool "
+      "token_entropy(Tensor logits, Tensor target, *, float temperature=1.0, SymInt ignore_index=-100, bool "
       "moments=False, "
-      "bool inplace_backward=False) -> (Tensor logprob, Tensor entropy, Tensor lse, Tensor anchor, Tensor log_sum, "
+      "bool inplace_backward=False, Tensor[]? numbers=None) -> (Tensor logprob, Tensor entropy, Tensor lse, Tensor "
+      "anchor, Tensor log_sum, "
       "Tensor sum_p2, Tensor sum_p2_logp)");
   m.def(
       "token_entropy_backward(Tensor logits, Tensor target, Tensor entropy, Tensor anchor, Tensor log_sum, "
-      "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, int ignore_index=-100) -> Tensor");
+      "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, SymInt ignore_index=-100, "
+      "Tensor[]? numbers=None) -> Tensor");
   m.def(
       "token_entropy_backward_(Tensor(a!) logits, Tensor target, Tensor entropy, Tensor anchor, Tensor log_sum, "
       "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, int ignore_index=-100) -> ()");
@@ -50,20 +52,22 @@ TORCH_LIBRARY(isentrope, m) {
   // ---- linear_token_entropy
   m.def(
       "linear_token_entropy(Tensor hidden, Tensor weight, Tensor target, *, Tensor? bias=None, float? softcap=None, "
-      "float temperature=1.0, int ignore_index=-100, bool moments=False) -> (Tensor logprob, Tensor entropy, Tensor "
+      "float temperature=1.0, SymInt ignore_index=-100, bool moments=False, Tensor[]? numbers=None) -> (Tensor "
+      "logprob, Tensor entropy, Tensor "
       "lse, "
       "Tensor anchor, Tensor log_sum, Tensor sum_p2, Tensor sum_p2_logp)");
   m.def(
       "linear_token_entropy_backward(Tensor hidden, Tensor weight, Tensor target, Tensor entropy, Tensor anchor, "
       "Tensor log_sum, Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, Tensor? bias=None, float? softcap=None, "
-      "float temperature=1.0, int ignore_index=-100, bool[3] wanted) -> (Tensor dhidden, Tensor dweight, Tensor "
+      "float temperature=1.0, SymInt ignore_index=-100, bool[3] wanted, Tensor[]? numbers=None) -> (Tensor dhidden, "
+      "Tensor dweight, Tensor "
       "dbias)");
 
   // ---- grpo_select
   m.def(
-      "grpo_select(Tensor logprob, Tensor old_logprob, Tensor advantage, Tensor mask, *, str mode, int seed, "
+      "grpo_select(Tensor logprob, Tensor old_logprob, Tensor advantage, Tensor mask, *, str mode, SymInt seed, "
       "float select_fraction=0.0002, float cov_lower=1.0, float cov_upper=5.0, float clip_low=0.2, "
-      "float? clip_high=None, int minimum=1) -> Tensor");
+      "float? clip_high=None, SymInt minimum=1, Tensor[]? numbers=None) -> Tensor");
 
   // ---- grpo_loss
   m.def(
@@ -72,18 +76,20 @@ TORCH_LIBRARY(isentrope, m) {
       "str mode=\"clip\", "
       "str aggregate=\"token-mean\", float clip_low=0.2, float? clip_high=None, float? dual_clip=None, "
       "float kl_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool statistics=True, "
-      "bool keep_slope=False) "
+      "bool keep_slope=False, Tensor[]? numbers=None) "
       "-> (Tensor loss, Tensor token_loss, Tensor stats, Tensor slope, Tensor weight)");
   m.def(
       "grpo_loss_backward(Tensor? dloss, Tensor? dtoken_loss, Tensor slope, Tensor weight, Tensor mask, "
-      "float entropy_coef, bool of_entropy) -> (Tensor dlogprob, Tensor dentropy)");
+      "float entropy_coef, bool of_entropy, Tensor[]? numbers=None) -> (Tensor dlogprob, Tensor dentropy)");
+
   // ---- window_entropy
   m.def(
-      "window_entropy(Tensor entropy, Tensor mask, Tensor? at=None, *, int before, int after, bool shrink=False) "
+      "window_entropy(Tensor entropy, Tensor mask, Tensor? at=None, *, SymInt before, SymInt after, bool shrink=False) "
       "-> (Tensor mean, Tensor count)");
-  m.def("window_entropy_backward(Tensor dmean, Tensor count, Tensor mask, *, int before, int after) -> Tensor");
+  m.def("window_entropy_backward(Tensor dmean, Tensor count, Tensor mask, *, SymInt before, SymInt after) -> Tensor");
   m.def(
-      "window_select(Tensor mean, Tensor count, *, str threshold, float level, str scope=\"row\") "
+      "window_select(Tensor mean, Tensor count, *, str threshold, float level, str scope=\"row\", Tensor[]? "
+      "numbers=None) "
       "-> (Tensor high, Tensor threshold)");
 
   m.def("grpo_stat_names() -> str[]", isentrope::ops::grpo_stat_names);
@@ -102,8 +108,8 @@ TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cpu);
   m.impl("linear_token_entropy", linear_token_entropy_cpu);
   m.impl("linear_token_entropy_backward", linear_token_entropy_backward_cpu);
-  m.impl("grpo_select", grpo_select_cpu);
-  m.impl("grpo_loss", grpo_loss_cpu);
+  m.impl("grpo_select", grpo_select_entry<grpo_select_cpu>);
+  m.impl("grpo_loss", grpo_loss_entry<grpo_loss_cpu>);
   m.impl("grpo_loss_backward", grpo_loss_backward_cpu);
   m.impl("window_entropy", window_entropy_cpu);
   m.impl("window_entropy_backward", window_entropy_backward_cpu);
@@ -122,11 +128,12 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_meta);
   m.impl("linear_token_entropy", linear_token_entropy_meta);
   m.impl("linear_token_entropy_backward", linear_token_entropy_backward_meta);
-  m.impl("grpo_select", grpo_select_meta);
-  m.impl("grpo_loss", grpo_loss_meta);
+  m.impl("grpo_select", grpo_select_entry<grpo_select_meta>);
+  m.impl("grpo_loss", grpo_loss_entry<grpo_loss_meta>);
   m.impl("grpo_loss_backward", grpo_loss_backward_meta);
   m.impl("window_entropy", window_entropy_meta);
   m.impl("window_entropy_backward", window_entropy_backward_meta);
+  m.impl("window_select", window_select_meta);
 }
 
 // The backward ops have no gradient of their own: a second derivative is refused by name.
@@ -143,7 +150,7 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   m.impl("linear_token_entropy", linear_token_entropy_autograd);
   m.impl("linear_token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("grpo_select", torch::CppFunction::makeFallthrough());  // a choice: no gradient
-  m.impl("grpo_loss", grpo_loss_autograd);
+  m.impl("grpo_loss", grpo_loss_entry<grpo_loss_autograd>);
   m.impl("grpo_loss_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("window_entropy", window_entropy_autograd);
   m.impl("window_entropy_backward", torch::autograd::autogradNotImplementedFallback());

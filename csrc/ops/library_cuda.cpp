@@ -62,8 +62,9 @@ std::tuple<Tensor, Tensor> power_step_cuda(at::TensorList weights, at::TensorLis
 
 // ---- token_entropy
 TokenEntropyOutputs token_entropy_cuda(const Tensor& logits, const Tensor& target, double temperature,
-                                       int64_t ignore_index, bool moments, bool) {
+                                       int64_t ignore_index, bool moments, bool, const Numbers& numbers) {
   const c10::DeviceGuard guard(logits.device());
+  read_numbers("token_entropy", numbers, {&temperature});
   return token_entropy_run(logits, target, temperature, ignore_index, moments,
                            [](const auto& p) { kernels::token_entropy_forward_cuda(p, current_stream()); });
 }
@@ -75,8 +76,9 @@ void launch_token_entropy_backward(const kernels::TokenEntropyBackward& p) {
 Tensor token_entropy_backward_cuda(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                    const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                    const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                   int64_t ignore_index) {
+                                   int64_t ignore_index, const Numbers& numbers) {
   const c10::DeviceGuard guard(logits.device());
+  read_numbers("token_entropy_backward", numbers, {&temperature});
   Tensor dlogits = at::empty(logits.sizes(), logits.options());
   token_entropy_backward_run(dlogits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
                              ignore_index, launch_token_entropy_backward);
@@ -101,8 +103,10 @@ const LogitBackend kLogits = {
 
 TokenEntropyOutputs linear_token_entropy_cuda(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                               const OptionalTensor& bias, std::optional<double> softcap,
-                                              double temperature, int64_t ignore_index, bool moments) {
+                                              double temperature, int64_t ignore_index, bool moments,
+                                              const Numbers& numbers) {
   const c10::DeviceGuard guard(hidden.device());
+  read_numbers("linear_token_entropy", numbers, {optional_number(softcap), &temperature});
   return linear_token_entropy_run(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, kLogits);
 }
 
@@ -110,8 +114,9 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cuda(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted) {
+    std::array<bool, 3> wanted, const Numbers& numbers) {
   const c10::DeviceGuard guard(hidden.device());
+  read_numbers("linear_token_entropy_backward", numbers, {optional_number(softcap), &temperature});
   return linear_token_entropy_backward_run(hidden, weight, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse,
                                            bias, softcap, temperature, ignore_index, wanted, kLogits);
 }
@@ -134,37 +139,24 @@ Tensor window_entropy_backward_cuda(const Tensor& dmean, const Tensor& count, co
 }
 
 // ---- grpo_select
-Tensor grpo_select_cuda(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
-                        c10::string_view mode, int64_t seed, double select_fraction, double cov_lower, double cov_upper,
-                        double clip_low, std::optional<double> clip_high, int64_t minimum) {
-  const c10::DeviceGuard guard(logprob.device());
+Tensor grpo_select_cuda(const GrpoSelectArguments& arguments) {
+  const c10::DeviceGuard guard(arguments.logprob.device());
   return grpo_select_run(
-      {logprob, old_logprob, advantage, mask, mode, seed, select_fraction, cov_lower, cov_upper, clip_low, clip_high,
-       minimum},
-      [](const auto& p) { kernels::grpo_select_cuda(p, current_stream()); }, true);
+      arguments, [](const auto& p) { kernels::grpo_select_cuda(p, current_stream()); }, true);
 }
 
 // ---- grpo_loss
-GrpoLossOutputs grpo_loss_cuda(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage,
-                               const Tensor& mask, const OptionalTensor& selected, const OptionalTensor& ref_logprob,
-                               const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
-                               const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
-                               double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
-                               double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
-                               bool statistics, bool keep_slope) {
-  const c10::DeviceGuard guard(logprob.device());
+GrpoLossOutputs grpo_loss_cuda(const GrpoLossArguments& arguments) {
+  const c10::DeviceGuard guard(arguments.logprob.device());
   return grpo_loss_run(
-      {logprob, old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
-       entropy, normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
-       kl_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope},
-      [](const auto& p) { kernels::grpo_loss_forward_cuda(p, current_stream()); }, true);
+      arguments, [](const auto& p) { kernels::grpo_loss_forward_cuda(p, current_stream()); }, true);
 }
 
 std::tuple<Tensor, Tensor> grpo_loss_backward_cuda(const OptionalTensor& dloss, const OptionalTensor& dtoken_loss,
                                                    const Tensor& slope, const Tensor& weight, const Tensor& mask,
-                                                   double entropy_coef, bool of_entropy) {
+                                                   double entropy_coef, bool of_entropy, const Numbers& numbers) {
   const c10::DeviceGuard guard(slope.device());
-  return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy,
+  return grpo_loss_backward_run(dloss, dtoken_loss, slope, weight, mask, entropy_coef, of_entropy, numbers,
                                 [](const auto& p) { kernels::grpo_loss_backward_cuda(p, current_stream()); });
 }
 
@@ -185,7 +177,7 @@ TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
   m.impl("window_entropy_backward", window_entropy_backward_cuda);
   m.impl("token_entropy_backward", token_entropy_backward_cuda);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cuda);
-  m.impl("grpo_select", grpo_select_cuda);
-  m.impl("grpo_loss", grpo_loss_cuda);
+  m.impl("grpo_select", grpo_select_entry<grpo_select_cuda>);
+  m.impl("grpo_loss", grpo_loss_entry<grpo_loss_cuda>);
   m.impl("grpo_loss_backward", grpo_loss_backward_cuda);
 }

@@ -90,7 +90,9 @@ struct Arguments {
 
 TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target_in,
                                              const OptionalTensor& bias, std::optional<double> softcap,
-                                             double temperature, int64_t ignore_index, bool moments) {
+                                             double temperature, int64_t ignore_index, bool moments,
+                                             const Numbers& numbers) {
+  read_numbers(kOp, numbers, {optional_number(softcap), &temperature});
   check_arguments(hidden, weight, target_in, bias, softcap, temperature);
   const Tensor target = target_in.contiguous();
   check_targets(kOp, target, weight.size(0), ignore_index);
@@ -115,7 +117,7 @@ TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor&
 
 TokenEntropyOutputs linear_token_entropy_meta(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                               const OptionalTensor& bias, std::optional<double> softcap,
-                                              double temperature, int64_t, bool moments) {
+                                              double temperature, c10::SymInt, bool moments, const Numbers&) {
   check_arguments(hidden, weight, target, bias, softcap, temperature);
   return token_entropy_empty(hidden, target, moments);
 }
@@ -158,7 +160,8 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
     const Tensor& hidden, const Tensor& weight, const Tensor& target_in, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted) {
+    std::array<bool, 3> wanted, const Numbers& numbers) {
+  read_numbers(kBackward, numbers, {optional_number(softcap), &temperature});
   check_arguments(hidden, weight, target_in, bias, softcap, temperature);
   const Tensor target = target_in.contiguous();
   check_targets(kBackward, target, weight.size(0), ignore_index);
@@ -211,7 +214,7 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
 LinearTokenEntropyGradients linear_token_entropy_backward_meta(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor&, const Tensor&, const Tensor&,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor& bias,
-    std::optional<double> softcap, double temperature, int64_t, std::array<bool, 3> wanted) {
+    std::optional<double> softcap, double temperature, c10::SymInt, std::array<bool, 3> wanted, const Numbers&) {
   check_arguments(hidden, weight, target, bias, softcap, temperature);
   auto like = [&](bool of, c10::SymIntArrayRef sizes) {
     return of ? at::empty_symint(sizes, hidden.options()) : at::empty({0}, hidden.options());
@@ -332,11 +335,11 @@ using torch::autograd::variable_list;
 
 TokenEntropyOutputs call_forward(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                  const OptionalTensor& bias, std::optional<double> softcap, double temperature,
-                                 int64_t ignore_index, bool moments) {
+                                 c10::SymInt ignore_index, bool moments, const Numbers& numbers) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::linear_token_entropy", "")
-                             .typed<decltype(linear_token_entropy_cpu)>();
-  return op.call(hidden, weight, target, bias, softcap, temperature, ignore_index, moments);
+                             .typed<decltype(linear_token_entropy_meta)>();
+  return op.call(hidden, weight, target, bias, softcap, temperature, std::move(ignore_index), moments, numbers);
 }
 
 OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
@@ -344,12 +347,14 @@ OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x
 struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropyFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                const OptionalTensor& bias, std::optional<double> softcap, double temperature,
-                               int64_t ignore_index, bool moments) {
+                               const c10::SymInt& ignore_index, bool moments, const Numbers& numbers) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
-        call_forward(hidden, weight, target, bias, softcap, temperature, ignore_index, moments);
+        call_forward(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, numbers);
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({hidden, weight, target, bias.value_or(Tensor()), entropy, anchor, log_sum});
+    variable_list kept{hidden, weight, target, bias.value_or(Tensor()), entropy, anchor, log_sum};
+    if (numbers) kept.insert(kept.end(), numbers->begin(), numbers->end());
+    ctx->save_for_backward(kept);
     ctx->mark_non_differentiable({anchor, log_sum, sum_p2, sum_p2_logp});
     ctx->saved_data["softcap"] = softcap;
     ctx->saved_data["temperature"] = temperature;
@@ -360,8 +365,8 @@ struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropy
   static variable_list backward(AutogradContext* ctx, variable_list d) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("isentrope::linear_token_entropy_backward", "")
-                               .typed<decltype(linear_token_entropy_backward_cpu)>();
-    variable_list out(8);
+                               .typed<decltype(linear_token_entropy_backward_meta)>();
+    variable_list out(9);
     if (!d[0].defined() && !d[1].defined() && !d[2].defined()) return out;
     const auto saved = ctx->get_saved_variables();
     // Arguments of forward: hidden, weight, target, bias; needs_input_grad counts the tensors that were given.
@@ -370,7 +375,8 @@ struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropy
     const auto [dhidden, dweight, dbias] =
         op.call(saved[0], saved[1], saved[2], saved[4], saved[5], saved[6], optional(d[0]), optional(d[1]),
                 optional(d[2]), optional(saved[3]), ctx->saved_data["softcap"].toOptional<double>(),
-                ctx->saved_data["temperature"].toDouble(), ctx->saved_data["ignore_index"].toInt(), wanted);
+                ctx->saved_data["temperature"].toDouble(), ctx->saved_data["ignore_index"].toSymInt(), wanted,
+                saved.size() > 7 ? Numbers(c10::List<Tensor>({saved[7], saved[8]})) : std::nullopt);
     if (wanted[0]) out[0] = dhidden;
     if (wanted[1]) out[1] = dweight;
     if (wanted[2]) out[3] = dbias;
@@ -382,28 +388,32 @@ struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropy
 
 TokenEntropyOutputs linear_token_entropy_autograd(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                   const OptionalTensor& bias, std::optional<double> softcap,
-                                                  double temperature, int64_t ignore_index, bool moments) {
-  const auto out =
-      LinearTokenEntropyFunction::apply(hidden, weight, target, bias, softcap, temperature, ignore_index, moments);
+                                                  double temperature, c10::SymInt ignore_index, bool moments,
+                                                  const Numbers& numbers) {
+  check_no_tangent(kOp, {hidden, weight, bias.value_or(Tensor())});
+  check_no_transform(kOp);
+  const auto out = LinearTokenEntropyFunction::apply(hidden, weight, target, bias, softcap, temperature, ignore_index,
+                                                     moments, numbers);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }
 
 TokenEntropyOutputs linear_token_entropy_autocast(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                   const OptionalTensor& bias, std::optional<double> softcap,
-                                                  double temperature, int64_t ignore_index, bool moments) {
+                                                  double temperature, c10::SymInt ignore_index, bool moments,
+                                                  const Numbers& numbers) {
   const c10::DeviceType device = hidden.device().type();
   const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const at::ScalarType type = at::autocast::get_autocast_dtype(device);
   auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, device); };
   return call_forward(cast(hidden), cast(weight), target, bias ? OptionalTensor(cast(*bias)) : std::nullopt, softcap,
-                      temperature, ignore_index, moments);
+                      temperature, std::move(ignore_index), moments, numbers);
 }
 
 TokenEntropy linear_token_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                   const LinearTokenEntropyOptions& options) {
   auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
       call_forward(hidden, weight, target, options.bias, options.softcap, options.temperature, options.ignore_index,
-                   options.moments);
+                   options.moments, std::nullopt);
   if (!options.moments) sum_p2 = sum_p2_logp = Tensor();
   return {logprob, entropy, lse, sum_p2, sum_p2_logp};
 }

@@ -58,7 +58,7 @@ struct PowerStep {
 };
 // Power steps of all layers of a model, in place in us, once after an optimiser step: u ← Wᵀv / ‖Wᵀv‖, v = W u / ‖W u‖,
 // in each layer until σ grows by less than tolerance (relative), at most steps_max times; tolerance 0: always so many.
-// weights [out_i, in_i] of one dtype and device, us [in_i]. No host synchronisation. Defaults: python/isentrope/ops.py.
+// weights [out_i, in_i] of one dtype and device, us [in_i]. No host synchronisation. Defaults: python/isentrope/ops.
 PowerStep power_step(at::TensorList weights, at::TensorList us, int64_t steps_max = 20, double tolerance = 1e-4);
 
 // ---- token_entropy ---------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ struct WindowEntropy {
   Tensor high;       // [B, T] bool: mean is at or above the threshold, or among the top_fraction
   Tensor threshold;  // [B] with scope row, else []; infinite where there is no window
 };
-// entropy, mask [B, T]. Definitions: python/isentrope/ops.py.
+// entropy, mask [B, T]. Definitions: python/isentrope/ops.
 WindowEntropy window_entropy(const Tensor& entropy, const Tensor& mask, const WindowEntropyOptions& options = {});
 
 // ---- grpo_select -----------------------------------------------------------------------------------------------
@@ -124,8 +124,9 @@ Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tenso
 
 // ---- grpo_loss -------------------------------------------------------------------------------------------------
 struct GrpoLossOptions {
-  std::string mode = "clip";             // clip, clip_higher, clip_cov, kl_cov, gspo, cispo, gpg
-  std::string aggregate = "token-mean";  // or seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm
+  std::string mode = "clip";  // clip, clip_higher, clip_cov, kl_cov, gspo, cispo, gpg
+  // or seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm, token-sum-norm
+  std::string aggregate = "token-mean";
   double clip_low = 0.2;
   std::optional<double> clip_high;  // default: clip_low; 0.28 for clip_higher
   std::optional<double> dual_clip;  // clip and clip_higher; above 1
@@ -137,8 +138,9 @@ struct GrpoLossOptions {
   std::optional<Tensor> ref_logprob;    // [B, T]; without a ref_kl_coef for the statistics alone, like entropy
   std::optional<Tensor> ref_kl_weight;  // [B, T] factor of ref_kl_coef at each token; 1 where it is not given
   std::optional<Tensor> entropy;        // [B, T]
-  // One number: tokens (token-mean), sequences with tokens (seq-mean-token-*), or the constant divisor instead of T
-  // (seq-mean-token-sum-norm) of a whole step, so that the losses of its micro-batches add up to that of the whole.
+  // One number of a whole step, so that the losses of its micro-batches add up to that of the whole: its tokens
+  // (token-mean), sequences with tokens S (seq-mean-token-sum, seq-mean-token-mean), S · L (seq-mean-token-sum-norm)
+  // or L (token-sum-norm) with a constant L in place of T.
   std::optional<Tensor> normalizer;
   bool statistics = true;  // false: stats is empty, and nothing of it is computed
 };

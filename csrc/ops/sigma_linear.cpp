@@ -334,6 +334,8 @@ struct SigmaLinearFunction : torch::autograd::Function<SigmaLinearFunction> {
 
 SigmaLinearOutputs sigma_linear_autograd(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
                                          const OptionalTensor& bias, c10::string_view sigma_grad) {
+  check_no_tangent("sigma_linear", {x, weight, gamma, u, bias.value_or(Tensor())});
+  check_no_transform("sigma_linear");
   const auto out = SigmaLinearFunction::apply(x, weight, gamma, u, bias, sigma_grad);
   return {out[0], out[1], out[2], out[3]};
 }

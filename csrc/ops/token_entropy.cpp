@@ -73,8 +73,10 @@ void forward_on_cpu(const TokenEntropyForward& p) {
 
 void backward_on_cpu(const TokenEntropyBackward& p) {
   at::parallel_for(0, p.layout.rows * token_entropy_chunks(p.layout.vocab), token_entropy_grain(p.layout.vocab),
-                   [&](int64_t begin, int64_t end) { ISENTROPE_PICK(token_entropy_backward_chunks)
-                                                     (p, begin, end); });
+                   [&](int64_t begin, int64_t end) {
+                     ISENTROPE_PICK(token_entropy_backward_chunks)
+                     (p, begin, end);
+                   });
 }
 
 }  // namespace
@@ -146,14 +148,15 @@ TokenEntropyOutputs token_entropy_run(const Tensor& logits_in, const Tensor& tar
 }
 
 TokenEntropyOutputs token_entropy_cpu(const Tensor& logits, const Tensor& target, double temperature,
-                                      int64_t ignore_index, bool moments, bool) {
+                                      int64_t ignore_index, bool moments, bool, const Numbers& numbers) {
+  read_numbers(kOp, numbers, {&temperature});
   check_arguments(logits, target, temperature);
   check_targets(kOp, target.contiguous(), logits.size(-1), ignore_index);
   return token_entropy_run(logits, target, temperature, ignore_index, moments, forward_on_cpu);
 }
 
-TokenEntropyOutputs token_entropy_meta(const Tensor& logits, const Tensor& target, double temperature, int64_t,
-                                       bool moments, bool) {
+TokenEntropyOutputs token_entropy_meta(const Tensor& logits, const Tensor& target, double temperature, c10::SymInt,
+                                       bool moments, bool, const Numbers&) {
   check_arguments(logits, target, temperature);
   return token_entropy_empty(logits, target, moments);
 }
@@ -216,7 +219,8 @@ void prefer_large_pages(const Tensor& x) {
 Tensor token_entropy_backward_cpu(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                   const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                   const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                  int64_t ignore_index) {
+                                  int64_t ignore_index, const Numbers& numbers) {
+  read_numbers(kBackward, numbers, {&temperature});
   Tensor dlogits = at::empty(logits.sizes(), logits.options());
   prefer_large_pages(dlogits);
   token_entropy_backward_run(dlogits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
@@ -234,7 +238,7 @@ void token_entropy_backward_inplace_cpu(const Tensor& logits, const Tensor& targ
 
 Tensor token_entropy_backward_meta(const Tensor& logits, const Tensor& target, const Tensor&, const Tensor&,
                                    const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                                   double temperature, int64_t) {
+                                   double temperature, c10::SymInt, const Numbers&) {
   check_arguments(logits, target, temperature);
   return at::empty_symint(logits.sym_sizes(), logits.options());
 }
@@ -252,12 +256,13 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-TokenEntropyOutputs call_forward(const Tensor& logits, const Tensor& target, double temperature, int64_t ignore_index,
-                                 bool moments, bool inplace_backward) {
+TokenEntropyOutputs call_forward(const Tensor& logits, const Tensor& target, double temperature,
+                                 c10::SymInt ignore_index, bool moments, bool inplace_backward,
+                                 const Numbers& numbers) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::token_entropy", "")
-                             .typed<decltype(token_entropy_cpu)>();
-  return op.call(logits, target, temperature, ignore_index, moments, inplace_backward);
+                             .typed<decltype(token_entropy_meta)>();
+  return op.call(logits, target, temperature, std::move(ignore_index), moments, inplace_backward, numbers);
 }
 
 // Whether two elements of x may be one in memory.
@@ -281,42 +286,46 @@ bool traced(const Tensor& x) {
 
 struct TokenEntropyFunction : torch::autograd::Function<TokenEntropyFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target, double temperature,
-                               int64_t ignore_index, bool moments, bool inplace_backward) {
+                               const c10::SymInt& ignore_index, bool moments, bool inplace_backward,
+                               const Numbers& numbers) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
-        call_forward(logits, target, temperature, ignore_index, moments, inplace_backward);
+        call_forward(logits, target, temperature, ignore_index, moments, inplace_backward, numbers);
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({logits, target, entropy, anchor, log_sum});
+    variable_list kept{logits, target, entropy, anchor, log_sum};
+    if (numbers) kept.push_back(numbers->get(0));
+    ctx->save_for_backward(kept);
     ctx->mark_non_differentiable({anchor, log_sum, sum_p2, sum_p2_logp});
     ctx->saved_data["temperature"] = temperature;
     ctx->saved_data["ignore_index"] = ignore_index;
-    ctx->saved_data["inplace"] = inplace_backward && !traced(logits);
+    ctx->saved_data["inplace"] = inplace_backward && !traced(logits) && !numbers;
     return {logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list d) {
     static const auto functional = c10::Dispatcher::singleton()
                                        .findSchemaOrThrow("isentrope::token_entropy_backward", "")
-                                       .typed<decltype(token_entropy_backward_cpu)>();
+                                       .typed<decltype(token_entropy_backward_meta)>();
     static const auto inplace = c10::Dispatcher::singleton()
                                     .findSchemaOrThrow("isentrope::token_entropy_backward_", "")
                                     .typed<decltype(token_entropy_backward_inplace_cpu)>();
-    variable_list dlogits(6);
+    variable_list dlogits(7);
     if (!d[0].defined() && !d[1].defined() && !d[2].defined()) return dlogits;
     const auto saved = ctx->get_saved_variables();
     const double temperature = ctx->saved_data["temperature"].toDouble();
-    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
+    const c10::SymInt ignore_index = ctx->saved_data["ignore_index"].toSymInt();
     auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
-    auto call = [&](const auto& op, const Tensor& logits) {
+    auto call = [&](const auto& op, const Tensor& logits, const auto&... more) {
       return op.call(logits, saved[1], saved[2], saved[3], saved[4], optional(d[0]), optional(d[1]), optional(d[2]),
-                     temperature, ignore_index);
+                     temperature, more...);
     };
     if (!ctx->saved_data["inplace"].toBool()) {
-      dlogits[0] = call(functional, saved[0]);
+      dlogits[0] = call(functional, saved[0], ignore_index,
+                        saved.size() > 5 ? Numbers(c10::List<Tensor>({saved[5]})) : std::nullopt);
     } else {
       // detach() shares memory and version counter: the write is counted, and a second use is refused.
       dlogits[0] = saved[0].detach();
-      call(inplace, dlogits[0]);
+      call(inplace, dlogits[0], ignore_index.guard_int(__FILE__, __LINE__));
       dlogits[0].unsafeGetTensorImpl()->bump_version();
     }
     return dlogits;
@@ -326,7 +335,10 @@ struct TokenEntropyFunction : torch::autograd::Function<TokenEntropyFunction> {
 }  // namespace
 
 TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& target, double temperature,
-                                           int64_t ignore_index, bool moments, bool inplace_backward) {
+                                           c10::SymInt ignore_index, bool moments, bool inplace_backward,
+                                           const Numbers& numbers) {
+  check_no_tangent(kOp, {logits});
+  check_no_transform(kOp);
   if (inplace_backward && !traced(logits) && logits.requires_grad() && at::GradMode::is_enabled()) {
     OP_CHECK(kOp, !logits.is_leaf(),
              "inplace_backward overwrites logits, which is a leaf; wanted the result of a computation, or "
@@ -334,14 +346,15 @@ TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& t
     OP_CHECK(kOp, !rows_overlap(logits), "inplace_backward overwrites logits, whose rows share memory (strides ",
              logits.strides(), "); wanted logits.contiguous(), or inplace_backward=false");
   }
-  const auto out = TokenEntropyFunction::apply(logits, target, temperature, ignore_index, moments, inplace_backward);
+  const auto out =
+      TokenEntropyFunction::apply(logits, target, temperature, ignore_index, moments, inplace_backward, numbers);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }
 
 TokenEntropy token_entropy(const Tensor& logits, const Tensor& target, double temperature, int64_t ignore_index,
                            bool moments, bool inplace_backward) {
   auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
-      call_forward(logits, target, temperature, ignore_index, moments, inplace_backward);
+      call_forward(logits, target, temperature, ignore_index, moments, inplace_backward, std::nullopt);
   if (!moments) sum_p2 = sum_p2_logp = Tensor();
   return {logprob, entropy, lse, sum_p2, sum_p2_logp};
 }

@@ -16,8 +16,8 @@ namespace {
 
 constexpr const char* kOp = "window_entropy";
 
-void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, int64_t before,
-                     int64_t after) {
+void check_arguments(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at, const c10::SymInt& before,
+                     const c10::SymInt& after) {
   check_dtype(kOp, "entropy", entropy, {at::kFloat, at::kDouble});
   OP_CHECK(kOp, entropy.dim() == 2, "entropy has ", entropy.dim(), " dimensions; wanted [B, T]");
   check_shape(kOp, "mask", mask, entropy.sym_sizes(), "as entropy");
@@ -151,14 +151,14 @@ Tensor window_entropy_backward_cpu(const Tensor& dmean, const Tensor& count, con
 }
 
 std::tuple<Tensor, Tensor> window_entropy_meta(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                               int64_t before, int64_t after, bool) {
+                                               c10::SymInt before, c10::SymInt after, bool) {
   check_arguments(entropy, mask, at, before, after);
   return {at::empty_symint(entropy.sym_sizes(), entropy.options()),
           at::empty_symint(entropy.sym_sizes(), entropy.options().dtype(at::kInt))};
 }
 
-Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor&, const Tensor& mask, int64_t before,
-                                    int64_t after) {
+Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor&, const Tensor& mask, c10::SymInt before,
+                                    c10::SymInt after) {
   check_arguments(dmean, mask, {}, before, after);
   return at::empty_symint(dmean.sym_sizes(), dmean.options());
 }
@@ -166,17 +166,17 @@ Tensor window_entropy_backward_meta(const Tensor& dmean, const Tensor&, const Te
 namespace {
 
 std::tuple<Tensor, Tensor> call_forward(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                        int64_t before, int64_t after, bool shrink) {
+                                        c10::SymInt before, c10::SymInt after, bool shrink) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::window_entropy", "")
-                             .typed<decltype(window_entropy_cpu)>();
-  return op.call(entropy, mask, at, before, after, shrink);
+                             .typed<decltype(window_entropy_meta)>();
+  return op.call(entropy, mask, at, std::move(before), std::move(after), shrink);
 }
 
 struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& entropy,
-                                                const Tensor& mask, const OptionalTensor& at, int64_t before,
-                                                int64_t after, bool shrink) {
+                                                const Tensor& mask, const OptionalTensor& at, const c10::SymInt& before,
+                                                const c10::SymInt& after, bool shrink) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [mean, count] = call_forward(entropy, mask, at, before, after, shrink);
     ctx->save_for_backward({count, mask});
@@ -190,11 +190,11 @@ struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> 
                                                  torch::autograd::variable_list d) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("isentrope::window_entropy_backward", "")
-                               .typed<decltype(window_entropy_backward_cpu)>();
+                               .typed<decltype(window_entropy_backward_meta)>();
     const auto saved = ctx->get_saved_variables();
     torch::autograd::variable_list gradients(6);
     gradients[0] =
-        op.call(d[0], saved[0], saved[1], ctx->saved_data["before"].toInt(), ctx->saved_data["after"].toInt());
+        op.call(d[0], saved[0], saved[1], ctx->saved_data["before"].toSymInt(), ctx->saved_data["after"].toSymInt());
     return gradients;
   }
 };
@@ -202,7 +202,9 @@ struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> 
 }  // namespace
 
 std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
-                                                   int64_t before, int64_t after, bool shrink) {
+                                                   c10::SymInt before, c10::SymInt after, bool shrink) {
+  check_no_tangent(kOp, {entropy});
+  check_no_transform(kOp);
   const auto out = WindowEntropyFunction::apply(entropy, mask, at, before, after, shrink);
   return {out[0], out[1]};
 }
@@ -210,9 +212,10 @@ std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const 
 // ---- thresholds -----------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor& count_in, c10::string_view threshold,
-                                             double level, c10::string_view scope) {
+                                             double level, c10::string_view scope, const Numbers& numbers) {
+  read_numbers(kOp, numbers, {&level});
   check_selection(mean_in, count_in, threshold, level, scope);
-  if (mean_in.numel() == 0) return window_select_composite(mean_in, count_in, threshold, level, scope);
+  if (mean_in.numel() == 0) return window_select_composite(mean_in, count_in, threshold, level, scope, std::nullopt);
   const Tensor mean = mean_in.contiguous(), count = count_in.contiguous();
   const bool global = scope == "global", top = threshold == "top_fraction";
   Tensor high = at::empty(mean.sizes(), mean.options().dtype(at::kBool)), chosen;
@@ -249,9 +252,17 @@ std::tuple<Tensor, Tensor> window_select_cpu(const Tensor& mean_in, const Tensor
   return {high, chosen};
 }
 
+std::tuple<Tensor, Tensor> window_select_meta(const Tensor& mean, const Tensor& count, c10::string_view threshold,
+                                              double level, c10::string_view scope, const Numbers&) {
+  check_selection(mean, count, threshold, level, scope);
+  return {at::empty_symint(mean.sym_sizes(), mean.options().dtype(at::kBool)), value_threshold(mean, level, scope)};
+}
+
 // By sorting; nothing waits for the device.
 std::tuple<Tensor, Tensor> window_select_composite(const Tensor& mean_in, const Tensor& count_in,
-                                                   c10::string_view threshold, double level, c10::string_view scope) {
+                                                   c10::string_view threshold, double level, c10::string_view scope,
+                                                   const Numbers& numbers) {
+  read_numbers(kOp, numbers, {&level});
   check_selection(mean_in, count_in, threshold, level, scope);
   if (threshold == "value") {
     const Tensor chosen = value_threshold(mean_in, level, scope);
@@ -311,7 +322,7 @@ WindowEntropy window_entropy(const Tensor& entropy, const Tensor& mask, const Wi
   static const auto select = c10::Dispatcher::singleton()
                                  .findSchemaOrThrow("isentrope::window_select", "")
                                  .typed<decltype(window_select_cpu)>();
-  auto [high, threshold] = select.call(mean.detach(), count, options.threshold, options.level, options.scope);
+  auto [high, threshold] = select.call(mean.detach(), count, options.threshold, options.level, options.scope, {});
   return {mean, high, threshold};
 }
 

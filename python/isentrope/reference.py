@@ -220,7 +220,8 @@ def grpo_token_loss(
     if mode == "clip_cov":
         loss = loss.where(~selected, 0)
     elif mode == "kl_cov":
-        loss = -A * r + kl_coef * d.abs().where(selected & mask, 0)
+        rounding = 2.0**-20 * torch.minimum(-l, -old).clamp(min=1)
+        loss = -A * r + kl_coef * d.abs().where(selected & mask & (d.abs() > rounding), 0)
     elif mode == "cispo":
         loss = -clipped.detach() * A * l
     elif mode == "gpg":
@@ -245,8 +246,9 @@ def grpo_loss(logprob, old_logprob, advantage, mask, *, aggregate="token-mean", 
     tokens, sums = mask.sum(1), token_loss.sum(1)
     if aggregate == "seq-mean-token-mean":
         sums = sums / tokens.clamp(min=1)
-    counts = {"token-mean": tokens.sum(), "seq-mean-token-sum-norm": torch.tensor(mask.shape[1])}
-    divisor = counts.get(aggregate, (tokens > 0).sum()) if normalizer is None else normalizer
+    sequences, length = (tokens > 0).sum(), torch.tensor(mask.shape[1])
+    counts = {"token-mean": tokens.sum(), "seq-mean-token-sum-norm": sequences * length, "token-sum-norm": length}
+    divisor = counts.get(aggregate, sequences) if normalizer is None else normalizer
     return (sums.sum() / divisor if tokens.any() else sums.sum()), token_loss
 
 

@@ -131,6 +131,8 @@ struct Expected {
         return 1 / (given > 0 ? given : S);
       case GrpoAggregate::kSequenceMeanTokenMean:
         return 1 / ((given > 0 ? given : S) * tokens);
+      case GrpoAggregate::kSequenceMeanTokenSumNorm:
+        return 1 / (given > 0 ? given : S * A(t.T));
       default:
         return 1 / (given > 0 ? given : A(t.T));
     }
@@ -159,9 +161,10 @@ struct Expected {
       dual = advantage < 0 && L > -advantage * A(rule.dual_clip);
       if (dual) L = -advantage * A(rule.dual_clip), dL = 0;
       if (selected && rule.drop > 0) L = dL = 0;
-      if (selected && rule.penalty > 0) {
+      const A zone = A(std::ldexp(1.0, -20)) * std::max(A(1), std::min(-l, -A(t.old_logprob[i])));
+      if (selected && rule.penalty > 0 && std::fabs(d) > zone) {
         L += A(rule.penalty) * std::fabs(d);
-        if (inside) dL += A(rule.penalty) * A(d > 0 ? 1 : d < 0 ? -1 : 0);
+        if (inside) dL += A(rule.penalty) * A(d > 0 ? 1 : -1);
       }
     }
     if (!t.ref_logprob.empty())
@@ -369,6 +372,20 @@ TYPED_TEST(GrpoLoss, EveryMode) {
     }
 }
 
+// What rounding makes of two equal log-probabilities is not penalised, more of it is.
+TYPED_TEST(GrpoLoss, RoundingIsNotPenalised) {
+  for (const double size : {0.3, 40.0}) {
+    SCOPED_TRACE(size);
+    Case t = random_case(1, 33, "kl_cov");
+    for (int64_t i = 0; i < t.size(); ++i) {
+      t.mask[i] = t.selected[i] = 1;
+      t.old_logprob[i] = -size;
+      t.logprob[i] = -size + std::ldexp(static_cast<double>(i % 11 - 5), i < 22 ? -23 : -10) * std::max(1.0, size);
+    }
+    run<TypeParam>(t);
+  }
+}
+
 TYPED_TEST(GrpoLoss, EveryDivergence) {
   for (const GrpoKl kind : {GrpoKl::kK1, GrpoKl::kK2, GrpoKl::kK3, GrpoKl::kK1Plus, GrpoKl::kK3Plus}) {
     SCOPED_TRACE("kind " + std::to_string(static_cast<int>(kind)));
@@ -392,7 +409,7 @@ TYPED_TEST(GrpoLoss, WeightOfTheDivergence) {
 TYPED_TEST(GrpoLoss, EveryAggregateWithAndWithoutNormalizer) {
   for (const GrpoAggregate aggregate :
        {GrpoAggregate::kTokenMean, GrpoAggregate::kSequenceMeanTokenSum, GrpoAggregate::kSequenceMeanTokenMean,
-        GrpoAggregate::kSequenceMeanTokenSumNorm})
+        GrpoAggregate::kSequenceMeanTokenSumNorm, GrpoAggregate::kTokenSumNorm})
     for (const double normalizer : {0.0, 37.0}) {
       SCOPED_TRACE("aggregate " + std::to_string(static_cast<int>(aggregate)) + ", normalizer " +
                    std::to_string(normalizer));

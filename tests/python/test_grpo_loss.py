@@ -15,7 +15,7 @@ from isentrope import reference
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 MODES = ["clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg"]
-AGGREGATES = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+AGGREGATES = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm"]
 CHOICES = ["clip_cov", "kl_cov", "random_clip_cov", "random_kl_cov"]
 # Everything that may be beside the mode, all at once; the modes that it does not fit drop it.
 FULL = {"clip_low": 0.15, "clip_high": 0.25, "kl_coef": 0.7, "ref_kl_coef": 0.3, "entropy_coef": 0.05}
@@ -125,7 +125,7 @@ def rounded(x):
     return pytest.approx(x, abs=0.51e-6)  # the golden numbers have six decimals
 
 
-@pytest.mark.parametrize("aggregate, loss", list(zip(AGGREGATES, [0.095242, 0.333346, 0.272379, 0.166673])))
+@pytest.mark.parametrize("aggregate, loss", list(zip(AGGREGATES, [0.095242, 0.333346, 0.272379, 0.083337, 0.166673])))
 def test_golden_clip(aggregate, loss):
     out = isentrope.grpo_loss(*golden().values(), aggregate=aggregate)
     assert out.loss.item() == rounded(loss)
@@ -152,6 +152,36 @@ def test_golden_kl_cov():
     assert out.loss.item() == rounded(0.235041)
     plain = isentrope.grpo_loss(*x.values(), mode="kl_cov", selected=chosen, kl_coef=0.0)
     assert plain.loss.item() == rounded(0.092184)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.3, 1.0, 40.0])
+def test_kl_cov_does_not_penalise_rounding(device, dtype, size):
+    """Two roundings of one log-probability differ by some units in the last place of float32, whatever its size; beyond that
+    the penalty has its full slope."""
+    unit = 2.0**-23 * max(1.0, size)
+    steps = torch.tensor([[0.0, 1, -1, 2, -2, 7, -7, 20, -20, 1e4, -1e4]], dtype=dtype, device=device)
+    old = torch.full_like(steps, -size)
+    leaf = (old + steps * unit).requires_grad_()
+    ones = torch.ones_like(steps)
+    out = isentrope.grpo_loss(leaf, old, 0 * ones, ones, mode="kl_cov", selected=ones > 0, kl_coef=0.7, aggregate="token-sum-norm")
+    out.token_loss.sum().backward()
+    sign = torch.tensor([[0.0] * 7 + [1, -1, 1, -1]], dtype=dtype, device=device)
+    assert torch.equal(leaf.grad, 0.7 * sign)
+    assert torch.equal(out.token_loss.detach(), 0.7 * (leaf.detach() - old) * sign)
+
+
+def test_dr_grpo_is_as_verl_and_trl_have_it(device):
+    """verl 0.9.1's agg_loss (seq-mean-token-sum-norm), and TRL 1.16's dr_grpo where no row is empty: Σ / (sequences · length)."""
+    x = draw(6, 20, torch.float64, device)
+    arguments, options = inputs(x, "clip")
+    out = isentrope.grpo_loss(*arguments, **options, aggregate="seq-mean-token-sum-norm")
+    sums = (out.token_loss * x["mask"]).sum(-1)
+    there = x["mask"].sum(-1) > 0
+    assert not there.all()
+    torch.testing.assert_close(out.loss, sums[there].sum() / there.sum() / 20)
+    older = isentrope.grpo_loss(*arguments, **options, aggregate="token-sum-norm")  # verl 0.7.0
+    torch.testing.assert_close(older.loss, sums.sum() / 20)
 
 
 def test_golden_gspo():
@@ -334,8 +364,9 @@ def rows_of(x, rows):
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_micro_batches_add_up(device, mode, aggregate):
     x = draw(8, 41, torch.float64, device)
-    counts = {"token-mean": x["mask"].sum(), "seq-mean-token-sum-norm": 41}
-    normalizer = counts.get(aggregate, x["mask"].any(1).sum())
+    sequences = x["mask"].any(1).sum()
+    counts = {"token-mean": x["mask"].sum(), "seq-mean-token-sum-norm": sequences * 41, "token-sum-norm": 41}
+    normalizer = counts.get(aggregate, sequences)
 
     def run(x, **options):
         x = {**x, "logprob": x["logprob"].clone().requires_grad_()}
