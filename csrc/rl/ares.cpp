@@ -184,13 +184,15 @@ void Ares::measured(Difficulty difficulty, double kl) {
   Controller& c = controller_[difficulty];
   follow(c.kl, kl, config_.kl->decay);
   if (++c.measurements % config_.kl->every != 0) return;
-  const double error = *c.kl / config_.kl->target - 1;
+  const double error = *c.kl / config_.kl->target - 1, decay = config_.kl->error_decay;
   if (std::abs(error) < config_.kl->dead_zone) return;
-  c.beta =
-      std::clamp(c.beta * std::exp(kRate * std::clamp(error, -kLargestError, kLargestError)), kLeastBeta, kLargestBeta);
+  c.error = decay * c.error + (1 - decay) * error;
+  const double move = kRate * std::clamp(c.error, -kLargestError, kLargestError);
+  c.beta = std::clamp(c.beta * std::exp(move), kLeastBeta, kLargestBeta);
 }
 
-// threshold, then for each difficulty target, β, mean of the divergence, measurements; NaN for what is not known.
+// threshold, then for each difficulty target, β, mean of the divergence, measurements; NaN for what is not known. Behind
+// them the mean error of each.
 std::vector<double> Ares::state() const {
   const double unknown = std::numeric_limits<double>::quiet_NaN();
   std::vector<double> state{threshold_.value_or(unknown)};
@@ -198,19 +200,29 @@ std::vector<double> Ares::state() const {
     for (const double x : {target_[d].value_or(unknown), controller_[d].beta, controller_[d].kl.value_or(unknown),
                            static_cast<double>(controller_[d].measurements)})
       state.push_back(x);
+  for (const Controller& c : controller_) state.push_back(c.error);
   return state;
 }
 
 void Ares::restore(const std::vector<double>& state) {
-  if (state.size() != 1 + 4 * kDifficulties)
+  constexpr size_t kErrors = 1 + 4 * kDifficulties, kSize = kErrors + kDifficulties;
+  if (state.size() == kErrors && config_.kl && config_.kl->error_decay != 0)
+    throw std::runtime_error(
+        "ares: the checkpoint is of a version that did not smooth the error of rollout.ares.kl, and holds no mean of "
+        "it; "
+        "resume with rollout.ares.kl.error_decay=0, which goes on as that run did");
+  if (state.size() != kErrors && state.size() != kSize)
     throw std::runtime_error("ares: a state of " + std::to_string(state.size()) + " numbers; wanted " +
-                             std::to_string(1 + 4 * kDifficulties));
+                             std::to_string(kSize));
   const auto known = [](double x) { return std::isnan(x) ? std::nullopt : std::optional(x); };
   threshold_ = known(state[0]);
   for (int d = 0; d < kDifficulties; ++d) {
     const double* x = state.data() + 1 + 4 * d;
     target_[d] = known(x[0]);
-    controller_[d] = {.beta = x[1], .kl = known(x[2]), .measurements = static_cast<int64_t>(x[3])};
+    controller_[d] = {.beta = x[1],
+                      .kl = known(x[2]),
+                      .measurements = static_cast<int64_t>(x[3]),
+                      .error = state.size() == kSize ? state[kErrors + d] : 0};
   }
 }
 

@@ -38,13 +38,17 @@
 //
 // What the paper does otherwise: its threshold is the mean over the batch of the quantiles of single tokens. What the
 // published code does otherwise: N* is the rounded mean of the step itself; a trigger is looked for in the likeliest
-// token, not in the one drawn; alpha has a schedule, which rounding alone moves and which is left out here.
+// token, not in the one drawn; windows cut off at the end are filled with the mean of those before, and none begins with the
+// first token, which moves a threshold of a completion by up to 0.2 nats where it is short; alpha has a schedule, which
+// rounding alone moves and which is left out here.
 //
 // kl: a controller for each difficulty of the weight β of the divergence from the reference. β starts at 1. K is the
-// running mean of the divergence (k3, nats a token) measured at each update that has such groups. After every `every`
-// of these: log β += 0.05 clip(e, ±0.2) unless |e| is below the dead zone, β in [1e-4, 1e2]. The error is e = K/target
-// − 1, the relative one that adaptive penalties of RLHF use; the paper names none. Tokens of the windows that N counts
-// have β · inside.
+// running mean of the divergence (k3, nats a token) measured at each update that has such groups, e = K/target − 1 its
+// relative error. After every `every` of these, unless |e| is below the dead zone: E ← error_decay E + (1 − error_decay) e,
+// from E = 0, and log β += 0.05 clip(E, ±0.2), β in [1e-4, 1e2]. Tokens of the windows that N counts have β · inside. The
+// paper has neither running mean; both are the published code's, and with the second, β moves slowly: at twice the target it
+// takes 7 changes of β until the clip holds. error_decay 0 is the controller without it. What the published code does
+// otherwise here: it counts all updates, not those that have such groups, and K is the mean of the sequences' means.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -67,6 +71,7 @@ struct AresKlConfig {
   double target = 0.01;
   int64_t every = 100;
   double decay = 0.97;
+  double error_decay = 0.97;
   double dead_zone = 0.02;
   double inside = 1.0;
 
@@ -75,6 +80,10 @@ struct AresKlConfig {
     v("target", target, "Divergence from the reference, nats a token, that the weights are steered to.", above(0));
     v("every", every, "Updates with groups of a difficulty between two changes of its weight.", at_least(1));
     v("decay", decay, "Decay of the running mean of the divergence.", between(0, 1));
+    v("error_decay", error_decay,
+      "Decay of the running mean of the relative error, which starts at 0 and moves with the weight; 0: the error "
+      "itself.",
+      between(0, 1));
     v("dead_zone", dead_zone, "Relative error up to which a weight stays.", at_least(0));
     v("inside", inside, "Factor of the weight at the tokens of high windows; below 1 lets them explore.", at_least(0));
   }
@@ -160,7 +169,8 @@ class Ares {
   // After an update: the mean divergence from the reference over the tokens of a difficulty.
   void measured(Difficulty difficulty, double kl);
 
-  // What a resumed run goes on from. restore throws std::runtime_error for what state() did not give.
+  // What a resumed run goes on from. restore throws std::runtime_error for what state() did not give; a state from before
+  // error_decay, without the errors, it takes where they do not matter.
   std::vector<double> state() const;
   void restore(const std::vector<double>& state);
 
@@ -169,6 +179,7 @@ class Ares {
     double beta = 1;
     std::optional<double> kl = {};  // running mean
     int64_t measurements = 0;
+    double error = 0;  // running mean
   };
 
   AresConfig config_;

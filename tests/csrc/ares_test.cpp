@@ -249,7 +249,7 @@ TEST(Ares, LambdaOfThePaperNeedsATargetFromBefore) {
 
 TEST(Ares, ControllerHoldsTheDivergence) {
   AresConfig config = small();
-  config.kl = {.target = 0.01, .every = 2, .decay = 0.5, .dead_zone = 0.02};
+  config.kl = {.target = 0.01, .every = 2, .decay = 0.5, .error_decay = 0, .dead_zone = 0.02};
   Ares ares(config, {});
   const auto beta = [&](Difficulty d) { return ares.state()[2 + 4 * d]; };
   ares.measured(kHard, 0.05);
@@ -266,9 +266,58 @@ TEST(Ares, ControllerHoldsTheDivergence) {
   EXPECT_EQ(beta(kHard), 1e2);
 }
 
+// β after 100, 1000 and 3000 updates at a divergence that stays: of the published code, run on the same numbers, and of the
+// controller without the mean of the error.
+TEST(Ares, ControllerIsThePublishedOne) {
+  struct Row {
+    double kl;
+    double published[3], plain[3];
+  };
+  const Row rows[] = {{0.011, {1.0002, 1.0076, 1.0546}, {1.0050, 1.0513, 1.1618}},
+                      {0.02, {1.0015, 1.0721, 1.3094}, {1.0101, 1.1052, 1.3499}},
+                      {0.005, {0.9993, 0.9630, 0.7960}, {0.9901, 0.9048, 0.7408}},
+                      {0.1, {1.0101, 1.1052, 1.3499}, {1.0101, 1.1052, 1.3499}}};
+  for (const Row& row : rows)
+    for (const bool plain : {false, true}) {
+      AresConfig config = small();
+      config.kl = AresKlConfig{};
+      if (plain) config.kl->error_decay = 0;
+      Ares ares(config, {});
+      const int ends[] = {100, 1000, 3000};
+      int updates = 0;
+      for (int k = 0; k < 3; ++k) {
+        for (; updates < ends[k]; ++updates) ares.measured(kHard, row.kl);
+        // The table has four decimals.
+        EXPECT_NEAR(ares.state()[2 + 4 * kHard], (plain ? row.plain : row.published)[k], 0.51e-4)
+            << "divergence " << row.kl << ", " << updates << " updates" << (plain ? ", error_decay 0" : "");
+      }
+    }
+}
+
+TEST(Ares, AStateWithoutErrorsIsTakenWhereTheyDoNotMatter) {
+  AresConfig config = small();
+  config.kl = AresKlConfig{.every = 1, .error_decay = 0};
+  Ares plain(config, {});
+  plain.measured(kHard, 0.05);
+  std::vector<double> old = plain.state();
+  old.resize(13);
+  Ares resumed(config, {});
+  resumed.restore(old);
+  plain.measured(kHard, 0.05), resumed.measured(kHard, 0.05);
+  EXPECT_EQ(resumed.state()[2 + 4 * kHard], plain.state()[2 + 4 * kHard]);
+  Ares(small(), {}).restore(old);
+  config.kl->error_decay = 0.97;
+  try {
+    Ares(config, {}).restore(old);
+    ADD_FAILURE() << "no error";
+  } catch (const std::runtime_error& error) {
+    EXPECT_NE(std::string(error.what()).find("rollout.ares.kl.error_decay=0"), std::string::npos) << error.what();
+  }
+}
+
 TEST(Ares, WeightsOfTokens) {
   AresConfig config = small();
-  config.kl = {.every = 1, .inside = 0.25};
+  config.kl = {.every = 1, .error_decay = 0, .inside = 0.25};
   config.quantile = 1;
   Ares ares(config, {});
   EXPECT_TRUE(Ares(small(), {}).step(Texts({{1}}, {true}).completions, {0, 1}).kl_weight.empty())
