@@ -2,13 +2,33 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <numeric>
 #include <stdexcept>
 
 namespace isentrope::rl {
 namespace {
 
+// Sums of scores that are equal by right differ by rounding: four roundings of float32, in which scores may come, of the
+// largest; and where large terms cancel, a few of double of terms of size 1 or so.
+constexpr double kRounding = 0x1p-21, kCancelled = 1e-12;
+
+// Squares of rewards up to this, and the advantages they make, are finite in float32.
+constexpr double kLargestReward = 1e18;
+
+bool equal(std::span<const double> s) {
+  if (s.empty()) return true;
+  const auto [low, high] = std::minmax_element(s.begin(), s.end());
+  return *high - *low <= std::max(kRounding * std::max(std::abs(*low), std::abs(*high)), kCancelled);
+}
+
 double sum(std::span<const double> x) { return std::accumulate(x.begin(), x.end(), 0.0); }
+
+std::string written(double x) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", x);
+  return text;
+}
 
 void check(std::span<const double> rewards, std::span<const int64_t> lengths, const Groups& groups) {
   const auto fail = [](const std::string& what) { throw std::invalid_argument("advantages: " + what); };
@@ -21,6 +41,9 @@ void check(std::span<const double> rewards, std::span<const int64_t> lengths, co
          " rewards; wanted rising numbers from 0 to their count");
   for (size_t i = 0; i < rewards.size(); ++i) {
     if (!std::isfinite(rewards[i])) fail("reward " + std::to_string(i) + " is not finite");
+    if (std::abs(rewards[i]) > kLargestReward)
+      fail("reward " + std::to_string(i) + " is " + written(rewards[i]) +
+           ", and its square would overflow; wanted at most 1e18 in size: give the reward a smaller weight");
     if (lengths[i] < 0)
       fail("length " + std::to_string(i) + " is " + std::to_string(lengths[i]) + ", wanted 0 or more");
   }
@@ -31,6 +54,11 @@ void group_advantages(std::span<const double> s, std::span<const int64_t> n, con
                       double* value, double* slope) {
   const auto K = static_cast<double>(s.size());
   const bool single = s.size() < 2;
+  if (!single && equal(s)) {
+    std::fill_n(value, s.size(), 0.0);
+    std::fill_n(slope, s.size(), config.kind == "grpo" ? 1 / (1 + config.eps) : 1.0);
+    return;
+  }
   const double mean = single ? 0 : sum(s) / K;
   double shift = mean, scale = 1;
   if (config.kind == "grpo") {
@@ -86,8 +114,7 @@ std::vector<bool> keep_groups(std::span<const double> rewards, const Groups& gro
   std::vector<bool> kept;
   for (size_t g = 0; g + 1 < groups.size(); ++g) {
     const auto group = rewards.subspan(groups[g], groups[g + 1] - groups[g]);
-    kept.push_back(group.size() < 2 ||
-                   std::any_of(group.begin(), group.end(), [&](double s) { return s != group[0]; }));
+    kept.push_back(group.size() < 2 || !equal(group));
   }
   return kept;
 }

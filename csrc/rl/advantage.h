@@ -20,7 +20,10 @@ struct AdvantageConfig {
   void visit(Visitor& v) {
     v("kind", kind, "How the rewards of a group become advantages (csrc/rl/advantage.h).",
       one_of({"grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline", "opo"}));
-    v("eps", eps, "grpo: added to the standard deviation of the group's rewards.", at_least(0));
+    v("eps", eps,
+      "grpo: added to the standard deviation of the group's rewards. Rewards that are equal up to rounding give 0 also "
+      "with 0.",
+      at_least(0));
   }
 };
 
@@ -45,12 +48,13 @@ struct Advantages {
 //
 // Means without a mark are over the group. A group of one has no baseline: its mean counts as 0 and its std as 1, so
 // grpo gives s / (1 + eps) and the others s. A group without tokens has baseline 0 in opo; a batch of fewer than two
-// tokens is centred but not scaled. Throws std::invalid_argument on counts that differ, a reward that is not finite, a negative
-// length, an unknown kind.
+// tokens is centred but not scaled. A group whose rewards are equal up to rounding (all within 2^-21 of the largest, or
+// 1e-12) has advantages of 0 (before the whitening), and its std counts as 1 in slopes. Throws std::invalid_argument on
+// counts that differ, a reward that is not finite or beyond 1e18, a negative length, an unknown kind.
 Advantages advantages(std::span<const double> rewards, std::span<const int64_t> lengths, const Groups& groups,
                       const AdvantageConfig& config);
 
-// Of each group whether its values differ, so that it has something to say (dynamic sampling, DAPO, arXiv 2503.14476). A
+// Of each group whether its values differ by more than rounding, as above, so that it has something to say (dynamic sampling, DAPO, arXiv 2503.14476). A
 // group of one is kept.
 std::vector<bool> keep_groups(std::span<const double> rewards, const Groups& groups);
 

@@ -35,6 +35,47 @@ void expect_values(const Values& got, const Values& wanted, int digits) {
 const Values kRewards = {1, 0, 0, 1, 1, 0, 0, 0};
 const std::vector<const char*> kKinds{"grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus_baseline"};
 
+TEST(Advantage, EqualRewardsGiveNothing) {
+  // Equal by right; what the sums of float64 and float32 make of them.
+  const std::vector<Values> groups{{0.1 + 0.2, 0.3, 0.3},        Values(7, 0.95),
+                                   {0.1f + 0.2f, 0.3f, 0.3},     {0.1 + 0.2 - 0.3, 0, 0},
+                                   {-1e6 * 0.7, -1e5 * 7, -7e5}, {1e17, 1e17, 1e17}};
+  for (const char* kind : kKinds)
+    for (const double eps : {0.0, 1e-6})
+      for (const Values& rewards : groups) {
+        AdvantageConfig config{.kind = kind, .eps = eps};
+        const std::vector<int64_t> lengths(rewards.size(), 3), group{0, static_cast<int64_t>(rewards.size())};
+        const Advantages a = advantages(rewards, lengths, group, config);
+        EXPECT_EQ(a.value, Values(rewards.size(), 0)) << kind << " " << eps << " " << rewards[0];
+        if (config.kind != "reinforce_plus_plus_baseline")  // whose scale is of the batch
+          for (const double slope : a.slope) EXPECT_NEAR(slope, 1, 1e-5) << kind << " " << eps;
+        EXPECT_EQ(keep_groups(rewards, group), (std::vector<bool>{false}));
+      }
+}
+
+TEST(Advantage, SmallDifferencesAreDifferences) {
+  for (const Values& rewards : std::vector<Values>{{1, 1 + 1e-6}, {1e-9, 0}, {1e6 + 2, 1e6}}) {
+    EXPECT_EQ(keep_groups(rewards, {0, 2}), (std::vector<bool>{true})) << rewards[0];
+    const Values value = advantages(rewards, std::vector<int64_t>{1, 1}, {0, 2}, {.kind = "grpo", .eps = 0}).value;
+    // ±1/√2; the difference of the two has lost up to ten digits to rounding.
+    EXPECT_NEAR(std::abs(value[0]), std::sqrt(0.5), 1e-6);
+  }
+}
+
+TEST(Advantage, RewardsThatWouldOverflowAreRefused) {
+  for (const double reward : {1e300, -1e19})
+    for (const char* kind : kKinds) try {
+        advantages_of(kind, {0, reward}, 1);
+        ADD_FAILURE() << "no error";
+      } catch (const std::invalid_argument& error) {
+        EXPECT_NE(std::string(error.what()).find("at most 1e18 in size: give the reward a smaller weight"),
+                  std::string::npos);
+      }
+  for (const char* kind : kKinds)
+    for (const double value : advantages_of(kind, {0, 1e18, -1e18, 1}, 1, {5, 5, 5, 5}))
+      EXPECT_TRUE(std::isfinite(static_cast<float>(value))) << kind;
+}
+
 TEST(Advantage, GrpoGolden) {
   const double up = 1.207612, down = -0.724567;
   expect_values(advantages_of("grpo", kRewards, 1), {up, down, down, up, up, down, down, down}, 6);
