@@ -10,8 +10,8 @@ namespace isentrope::train {
 double learning_rate_share(const ScheduleConfig& config, int64_t step, int64_t steps) {
   if (step < config.warmup) return static_cast<double>(step + 1) / static_cast<double>(config.warmup);
   if (config.kind == "constant") return 1.0;
-  const double span = static_cast<double>(std::max<int64_t>(steps - config.warmup, 1));
-  const double progress = std::min(static_cast<double>(step - config.warmup) / span, 1.0);
+  const auto span = static_cast<double>(steps - 1 - config.warmup);
+  const double progress = step >= steps - 1 ? 1.0 : static_cast<double>(step - config.warmup) / span;
   if (config.kind == "linear") return 1.0 - (1.0 - config.floor) * progress;
   if (config.kind == "cosine")
     return config.floor + (1.0 - config.floor) * 0.5 * (1.0 + std::cos(std::numbers::pi * progress));

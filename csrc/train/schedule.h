@@ -16,12 +16,16 @@ struct ScheduleConfig {
   void visit(Visitor& v) {
     v("kind", kind, "Shape after warm-up.", one_of({"constant", "linear", "cosine"}));
     v("warmup", warmup, "Steps of linear rise.", at_least(0));
-    v("floor", floor, "Share of the peak that is left at the last step (linear, cosine).", between(0, 1));
+    v("floor", floor, "Share of the peak that the last step has (linear, cosine).", between(0, 1));
   }
 };
 
 // step counts from 0; steps is the length of the phase.
-//   warm-up: (step + 1)/warmup;   cosine: floor + (1 − floor)·½(1 + cos(π·progress)), progress = (step − warmup)/(steps − warmup).
+//   warm-up   (step + 1)/warmup
+//   then with p = (step − warmup)/(steps − 1 − warmup), which is 0 at the first step after warm-up and 1 at the last step:
+//   linear    1 − (1 − floor)·p
+//   cosine    floor + (1 − floor)·½(1 + cos(π·p))
+// A phase whose only step after warm-up is its last takes that at the floor.
 double learning_rate_share(const ScheduleConfig& config, int64_t step, int64_t steps);
 
 }  // namespace isentrope::train

@@ -273,23 +273,35 @@ TEST(Optimizer, ConfigProblems) {
   EXPECT_EQ(config.problem(), "");
 }
 
+TEST(Schedule, TheLastStepHasTheFloorAndTheFirstThePeak) {
+  for (const char* kind : {"linear", "cosine"})
+    for (const int64_t warmup : {0, 2})
+      for (const int64_t steps : {4, 6, 50}) {
+        const ScheduleConfig config{.kind = kind, .warmup = warmup, .floor = 0.1};
+        EXPECT_DOUBLE_EQ(learning_rate_share(config, warmup, steps), 1.0) << kind << " " << warmup << " " << steps;
+        EXPECT_DOUBLE_EQ(learning_rate_share(config, steps - 1, steps), 0.1) << kind << " " << warmup << " " << steps;
+        EXPECT_GT(learning_rate_share(config, steps - 2, steps), 0.1);
+      }
+  EXPECT_DOUBLE_EQ(learning_rate_share({.kind = "linear", .floor = 0.1}, 0, 1), 0.1);
+}
+
 TEST(Schedule, Shapes) {
   ScheduleConfig config{.kind = "cosine", .warmup = 4, .floor = 0.1};
-  EXPECT_DOUBLE_EQ(learning_rate_share(config, 0, 104), 0.25);
-  EXPECT_DOUBLE_EQ(learning_rate_share(config, 3, 104), 1.0);
-  EXPECT_DOUBLE_EQ(learning_rate_share(config, 4, 104), 1.0);
-  EXPECT_DOUBLE_EQ(learning_rate_share(config, 54, 104), 0.55);
-  EXPECT_DOUBLE_EQ(learning_rate_share(config, 104, 104), 0.1);
-  EXPECT_DOUBLE_EQ(learning_rate_share(config, 1000, 104), 0.1);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 0, 105), 0.25);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 3, 105), 1.0);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 4, 105), 1.0);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 54, 105), 0.55);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 104, 105), 0.1);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 1000, 105), 0.1);
   config.kind = "linear";
-  EXPECT_DOUBLE_EQ(learning_rate_share(config, 29, 104), 1.0 - 0.9 * 0.25);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 29, 105), 1.0 - 0.9 * 0.25);
   config.kind = "constant";
-  EXPECT_EQ(learning_rate_share(config, 103, 104), 1.0);
+  EXPECT_EQ(learning_rate_share(config, 103, 105), 1.0);
   config = {};
   EXPECT_EQ(learning_rate_share(config, 0, 1), 1.0);
   config.kind = "cosine";
   config.warmup = 10;
-  EXPECT_EQ(learning_rate_share(config, 10, 5), 1.0);  // warm-up longer than the phase
+  EXPECT_EQ(learning_rate_share(config, 4, 5), 0.5);  // warm-up longer than the phase
   config.kind = "step";
   EXPECT_THROW(learning_rate_share(config, 10, 20), std::invalid_argument);
 }
