@@ -1,7 +1,8 @@
 // What a run tells: one JSON object a line in metrics.jsonl, and the console.
 //
 // A line speaks of one step of a phase or of one evaluation. Keys, in this order; those that do not apply are
-// left out, a value that is not finite is null:
+// left out, as a mean over no token is; a value that is not finite is null. None depends on batch.micro_tokens but by
+// rounding, and with objective.scope: micro, which picks tokens by micro-batch:
 //
 //   phase, step            the step's number counts from 1; an evaluation at step n is of the weights after n steps
 //   loss                   as minimised, mean over the step's updates
@@ -11,7 +12,7 @@
 //   ref_kl/easy, ref_kl/medium, ref_kl/hard   with rollout.ares.kl: its k3 over the tokens of prompts of a difficulty
 //   ratio/max              largest policy / policy that drew
 //   clip/frac              share of tokens whose gradient the clipping removes
-//   cov/mean, cov/max      covariance of log-probability and advantage, over the tokens
+//   cov/mean, cov/max      covariance of log-probability and advantage, over the tokens; about the means of the whole update
 //   select/frac            share of tokens that the loss picks (clip_cov, kl_cov, random)
 //   grad_norm              before clipping
 //   lr                     learning rate

@@ -54,8 +54,6 @@ double share_of(const Batch& micro, const Batch& update) {
   return static_cast<double>(micro.size()) / static_cast<double>(update.size());
 }
 
-double mean(double sum, double count) { return count > 0 ? sum / count : 0.0; }
-
 // For each difficulty [kDifficulties, 2]: the sum of k3 (kernels/grpo_loss.h) over its tokens, and how many these are.
 Tensor divergence_by_difficulty(const Tensor& logprob, const Tensor& reference, const Batch& batch) {
   const Tensor counts = (batch.target != data::kIgnore).to(torch::kFloat64);
@@ -78,15 +76,18 @@ class CrossEntropy : public Objective {
       Pass pass(attention_, watch);
       const auto out = pass.tokens(model, micro, /*temperature=*/1.0);
       loss_sum += pass.backward(-out.logprob.sum() / std::max(tokens, 1.0), share_of(micro, update));
-      // Ignored rows have entropy 0 and leave the sums alone.
-      const Tensor entropy = out.entropy.detach();
+      // Ignored rows have entropy 0 and leave the sums alone. In double: a spread of 1e-3 around 5 nats is the ninth digit of
+      // the mean of squares.
+      const Tensor entropy = out.entropy.detach().to(torch::kFloat64);
       entropy_sum += entropy.sum().item<double>();
       entropy_squares += entropy.square().sum().item<double>();
     }
-    const double H = mean(entropy_sum, tokens);
-    return {{"loss", loss_sum},
-            {"entropy/mean", H},
-            {"entropy/std", std::sqrt(std::max(mean(entropy_squares, tokens) - H * H, 0.0))}};
+    std::map<std::string, double> values = {{"loss", loss_sum}, {"tokens", tokens}};
+    if (tokens == 0) return values;
+    const double H = entropy_sum / tokens;
+    values["entropy/mean"] = H;
+    values["entropy/std"] = std::sqrt(std::max(entropy_squares / tokens - H * H, 0.0));
+    return values;
   }
 
  private:
@@ -123,7 +124,7 @@ class Grpo : public Objective {
     }
 
     double loss = 0;
-    std::vector<Tensor> stats;
+    std::vector<Tensor> stats, logprobs;
     Tensor divergence;  // [kDifficulties, 2], where the batch tells difficulties
     int64_t row = 0;
     for (size_t m = 0; m < micros.size(); ++m) {
@@ -138,9 +139,11 @@ class Grpo : public Objective {
       const auto out = loss_of(policy, micro, picked, normalizer, divergence);
       loss += pass.backward(out.loss, share_of(micro, update));
       stats.push_back(out.stats);
+      logprobs.push_back(policy.logprob.detach());
       row += micro.size();
     }
     auto values = values_of(loss, stats);
+    if (values.at("tokens") > 0) values.merge(covariances(torch::cat(logprobs), update));
     if (divergence.defined()) {
       const Tensor sums = divergence.to(torch::kCPU);
       for (int64_t d = 0; d < rl::kDifficulties; ++d)
@@ -154,10 +157,23 @@ class Grpo : public Objective {
   std::map<std::string, double> values_of(double loss, const std::vector<Tensor>& micro_stats) const {
     const Tensor stats = ops::grpo_combine_stats(torch::stack(micro_stats)).to(torch::kCPU);
     const auto names = ops::grpo_stat_names();
-    std::map<std::string, double> values = {{"loss", loss}};
-    for (size_t i = 0; i < names.size(); ++i)
-      if (reference_ || !names[i].starts_with("ref_kl/")) values[names[i]] = stats.const_data_ptr<float>()[i];
+    std::map<std::string, double> all, values = {{"loss", loss}};
+    for (size_t i = 0; i < names.size(); ++i) all[names[i]] = stats.const_data_ptr<float>()[i];
+    // The others are means and maxima over tokens, and there are none of no token.
+    for (const auto& [name, value] : all)
+      if (name == "tokens" || name == "sequences" ||
+          (all.at("tokens") > 0 && !name.starts_with("cov/") && (reference_ || !name.starts_with("ref_kl/"))))
+        values[name] = value;
     return values;
+  }
+
+  // About the means of the whole update, however it was cut: what clip_cov and kl_cov with scope global choose by.
+  static std::map<std::string, double> covariances(const Tensor& logprob, const Batch& update) {
+    const Tensor mask = update.target != data::kIgnore;
+    const Tensor l = logprob.masked_select(mask).to(torch::kFloat64);
+    const Tensor a = update.advantage.masked_select(mask).to(torch::kFloat64);
+    const Tensor c = (a - a.mean()) * (l - l.mean());
+    return {{"cov/mean", c.mean().item<double>()}, {"cov/max", c.max().item<double>()}};
   }
 
   ops::TokenEntropy tokens_of(model::Decoder model, const Batch& batch) const {
@@ -166,12 +182,12 @@ class Grpo : public Objective {
 
   // What the sums of token losses are divided by, counted over the whole update.
   Tensor normalizer_of(const Tensor& mask) const {
-    const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat32).clamp_min(1); };
+    const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat64).clamp_min(1); };
+    const int64_t length = config_.norm_length > 0 ? config_.norm_length : mask.size(1);
     if (config_.aggregate == "token-mean") return count(mask);
-    if (config_.aggregate == "seq-mean-token-sum-norm")
-      return torch::full({}, config_.norm_length > 0 ? config_.norm_length : mask.size(1),
-                         torch::TensorOptions().dtype(torch::kFloat32).device(mask.device()));
-    return count(mask.any(1));
+    if (config_.aggregate == "token-sum-norm")
+      return torch::full({}, length, torch::TensorOptions().dtype(torch::kFloat64).device(mask.device()));
+    return config_.aggregate == "seq-mean-token-sum-norm" ? count(mask.any(1)) * length : count(mask.any(1));
   }
 
   Tensor select(const Tensor& logprob, const Batch& batch, uint64_t seed) const {

@@ -58,9 +58,10 @@ struct ObjectiveConfig {
     v("loss", loss, "Policy loss (kernels/grpo_loss.h).",
       one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg", "random"}));
     v("aggregate", aggregate, "How token losses become one number.",
-      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"}));
+      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm"}));
     v("norm_length", norm_length,
-      "Divisor of seq-mean-token-sum-norm (Dr. GRPO: the length limit); 0 for the padded length of the update.",
+      "Length L of seq-mean-token-sum-norm, Σ/(S·L) of S sequences, and of token-sum-norm, Σ/L (Dr. GRPO: the length "
+      "limit); 0 for the padded length of the update.",
       at_least(0));
     v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped.", at_least(0));
     v("clip_high", clip_high, "Ratios over 1 + clip_high are clipped; default clip_low, 0.28 for clip_higher.",
@@ -70,7 +71,11 @@ struct ObjectiveConfig {
     v("select_fraction", select_fraction, "Share of tokens that clip_cov, kl_cov or random picks.", between(0, 1));
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
     v("cov_upper", cov_upper, "and below this.");
-    v("kl_coef", kl_coef, "kl_cov: weight of |log ratio| on the picked tokens.", at_least(0));
+    v("kl_coef", kl_coef,
+      "kl_cov: weight of |log ratio| on the picked tokens, where it is more than rounding; verl's default is 0.1. In "
+      "the first update of a batch, the only one with rollout.updates: 1, it is not, and kl_cov is plain -A r: take 2 "
+      "updates or more.",
+      at_least(0));
     v("random_like", random_like, "random: which rule it is the control of.", one_of({"clip_cov", "kl_cov"}));
     v("scope", scope, "Over what covariances are centred and ranked: all of an update, or each micro-batch.",
       one_of({"global", "micro"}));
@@ -88,9 +93,10 @@ class Objective {
  public:
   explicit Objective(AttentionEntropy attention) : attention_(std::move(attention)) {}
   virtual ~Objective() = default;
-  // Backpropagates the loss of a whole update, one micro-batch after the other, and returns its statistics: "loss" and
-  // the names that csrc/train/metrics.h documents. The gradient is that of the loss over the whole update, however it
-  // is cut. seed fixes the draws of this update; watch, where given, is told of the attention.
+  // Backpropagates the loss of a whole update, one micro-batch after the other, and returns its statistics: "loss",
+  // "tokens", how many targets the update has and so the weight of its means, and the names that csrc/train/metrics.h
+  // documents; where there is no target, no mean and no maximum. Gradient and statistics are those of the whole update,
+  // however it is cut. seed fixes the draws of this update; watch, where given, is told of the attention.
   virtual std::map<std::string, double> backward(model::Decoder& model, const data::Batch& update, uint64_t seed,
                                                  AttentionWatch* watch) = 0;
   const AttentionEntropy& attention() const { return attention_; }
