@@ -157,6 +157,15 @@ def test_forward_mode_is_refused_by_name(op, tracked):
             f(forward_ad.make_dual(x.clone().requires_grad_(tracked), torch.ones_like(x)))
 
 
+@pytest.mark.parametrize("name", ["ref_logprob", "ref_kl_weight", "normalizer"])
+def test_forward_mode_is_refused_of_what_grpo_loss_takes_for_constant(name):
+    x = torch.full((3, 5), -1.0)
+    given = {"ref_logprob": x, "ref_kl_weight": -x, "normalizer": torch.tensor(2.0)}
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"isentrope::grpo_loss: {name} has a forward-mode tangent"):
+        given[name] = forward_ad.make_dual(given[name], torch.ones_like(given[name]))
+        isentrope.grpo_loss(x, x, x, -x, ref_kl_coef=1.0, **given)
+
+
 def test_forward_mode_of_constants_is_refused_by_name():
     # No gradient at all would be a tangent of 0.
     weight, u = torch.randn(8, 16), torch.ones(16)
