@@ -1,4 +1,4 @@
-"""Reads the files of a run that hold one JSON object a line (csrc/train/metrics.h, csrc/train/samples.h).
+"""Reads the files of a run that hold one JSON object a line (docs/metrics.md).
 
 Needs the standard library alone, so that scripts can load the file by its path without importing the package and torch.
 """

@@ -108,7 +108,7 @@ TERMS: dict[str, str] = {
     "entropy": "Of the distribution that a token was sampled from (held-out text: is judged by), nats.",
     "advantage": "How much better a completion is than the others to its prompt, as the loss uses it.",
     "log-probability": "Of the completion's tokens when they were sampled; their sum, nats.",
-    # other keys of metrics.jsonl (csrc/train/metrics.h)
+    # other keys of metrics.jsonl (docs/metrics.md)
     "ref_kl/*": "KL to the reference model (k3) over the tokens of prompts of a difficulty.",
     "ares/threshold": "Entropy from which on a window of tokens is high, nats.",
     "ares/groups/*": "Groups of the step of a difficulty.",
