@@ -17,10 +17,10 @@
 // (ARES, 2510.08457, weighs by difficulty and within windows of high entropy); K (Schulman, "Approximating KL divergence"):
 //   k1 = Δ      k2 = Δ²/2      k3 = exp(-Δ) + Δ - 1, Δ clamped to ±20 and k3 to 10, no gradient beyond
 //   k1+, k3+    the value of k1, k3 with the gradient of k2, which is the unbiased one
-// z = 2^-20 max(1, min(|ℓ|, |ℓ_old|)) is what rounding alone makes of d: |d| has slope ±1 however small d is, so without it the
-// first update of a batch, whose d is the difference of two roundings of one number, would follow their signs at full
-// strength. ℓ is a float32 difference of two numbers of at least its size; z is 8 to 16 of its last places. That is so in
-// double too, since samplers tell ℓ_old in float32. Where forward passes differ by more, as in bfloat16, z is not enough.
+// z = 2^-20 max(1, -ℓ or -ℓ_old, the smaller one) is what rounding alone makes of d: |d| has slope ±1 however small d is,
+// so without it the first update of a batch, whose d is the difference of two roundings of one number, would follow their
+// signs at full strength. ℓ is the float32 difference of two numbers of about its size; z is 8 to 16 of its last places. The
+// same in double, since samplers tell ℓ_old in float32. Where forward passes differ by more, as in bfloat16, z is not enough.
 //
 // Loss = Σ_i w_i Σ_t M × token loss, with D the normalizer where one is given:
 //   token-mean                w = 1/N               D in place of N
@@ -255,11 +255,11 @@ template <class T>
 ISENTROPE_HOST_DEVICE inline T grpo_log_ratio(T logprob, T old_logprob) {
   return grpo_clamp(logprob - old_logprob, -T(kMaxLogRatio), T(kMaxLogRatio));
 }
-// 1, -1, or 0 where d is no more than rounding makes of two equal log-probabilities. A -inf has the finite one's scale.
+// 1, -1, or 0 where d is no more than rounding makes of two equal log-probabilities.
 template <class T>
 ISENTROPE_HOST_DEVICE inline T grpo_sign(T d, T logprob, T old_logprob) {
-  const T a = logprob < T(0) ? -logprob : logprob, b = old_logprob < T(0) ? -old_logprob : old_logprob;
-  const T least = a < b ? a : b, zone = T(kLogRatioRounding) * (least > T(1) ? least : T(1));
+  const T larger = logprob > old_logprob ? logprob : old_logprob;  // neither is above 0
+  const T zone = T(kLogRatioRounding) * (larger < T(-1) ? -larger : T(1));
   return (d > zone ? T(1) : T(0)) - (d < -zone ? T(1) : T(0));
 }
 template <class T>

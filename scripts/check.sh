@@ -4,7 +4,7 @@
 #   ./scripts/check.sh            what continuous integration runs
 #   ./scripts/check.sh --quick    without the sanitizers
 #   ./scripts/check.sh --full     and what takes hours or a package index: the attacks of scripts/reliability.py, findings/,
-#                                 the sweep over the models of transformers, the mutants of the kernels, the CUDA build
+#                                 the sweep over the models of transformers and its lowest version, the mutants of the kernels, the CUDA build
 #
 # Of --full every part runs, also after another has failed; the exit code is 0 only where all passed.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -33,7 +33,8 @@ part() {
 export ISENTROPE_BUILD=$ROOT/build/release
 part "attacks" "$PYTHON" scripts/reliability.py --full
 for script in findings/*.sh; do part "$script" "$script"; done
-[ ! -f scripts/transformers_sweep.py ] || part "transformers sweep" "$PYTHON" scripts/transformers_sweep.py
+part "transformers sweep" "$PYTHON" scripts/transformers_sweep.py --jobs 2
+part "the lowest transformers" scripts/transformers_lowest.sh
 part "mutants of the kernels" "$PYTHON" scripts/mutate_kernels.py
 # Exit code 3 of a machine without a GPU does not come with --build-only; without an nvcc there is nothing to build.
 if [ -n "${CUDACXX:-}" ] || ls "$(dirname "$PYTHON")"/../lib/python*/site-packages/nvidia/*/bin/nvcc >/dev/null 2>&1; then

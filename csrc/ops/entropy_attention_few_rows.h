@@ -1,4 +1,5 @@
-// Groups of a few rows, for the CPU backend of entropy_attention: products with keys where they lie.
+// Groups of a few rows, for the CPU backend of entropy_attention: products with keys where they lie. static, since functions of
+// external linkage are not inlined into their only caller, and a step of decoding takes a third longer.
 #pragma once
 #include <type_traits>
 #include <utility>
@@ -20,7 +21,7 @@ struct PlacesOf {
 
 // x[i] and x[i + kStep] folded onto each other: places without kStep keep the first, the others the second.
 template <int kStep, class Real, int... i>
-void fold(Lanes<Real>* x, std::integer_sequence<int, i...>) {
+static void fold(Lanes<Real>* x, std::integer_sequence<int, i...>) {
   using Places = typename PlacesOf<Real>::type;
   constexpr int kCount = sizeof...(i);
   constexpr Places straight = {(i & kStep ? kCount + i : i)...},
@@ -32,7 +33,7 @@ void fold(Lanes<Real>* x, std::integer_sequence<int, i...>) {
 
 // Element i is the sum of x[i].
 template <class Real>
-Lanes<Real> sums_of(Lanes<Real>* x) {
+static Lanes<Real> sums_of(Lanes<Real>* x) {
   constexpr int kCount = kLanes<Real>;
   constexpr std::make_integer_sequence<int, kCount> all{};
   fold<1, Real>(x, all);
@@ -64,7 +65,7 @@ struct KeyRows {
 
 // s[j] = q · row j of k for the keys of `seen`, which k begins with; whole vectors around them are filled with anything.
 template <class Real>
-void dot_products(Span seen, Span vectors, int64_t columns, const Real* q, const KeyRows<Real>& k, Real* s) {
+static void dot_products(Span seen, Span vectors, int64_t columns, const Real* q, const KeyRows<Real>& k, Real* s) {
   using V = Lanes<Real>;
   constexpr int64_t W = kLanes<Real>;
   for (int64_t j = vectors.from; j < vectors.to; j += W) {
@@ -82,8 +83,8 @@ void dot_products(Span seen, Span vectors, int64_t columns, const Real* q, const
 
 // PlainProducts::scores of keys where they lie; k begins with the strip's first key in sight.
 template <class Real, int64_t kMost>
-void few_scores(const Block<Real, kMost>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* q,
-                const KeyRows<Real>& k, Real* to) {
+static void few_scores(const Block<Real, kMost>& block, int64_t first, int64_t strip, Span panels, int64_t D,
+                       const Real* q, const KeyRows<Real>& k, Real* to) {
   const Widths<Real> width(D);
   for (int64_t r = 0; r < block.count; ++r)
     dot_products(within_strip(block.all, first, strip),
@@ -93,7 +94,7 @@ void few_scores(const Block<Real, kMost>& block, int64_t first, int64_t strip, S
 
 // to [columns] += Σ p[j] · row j of v: kVectors vectors of columns at a time, each as kChains sums over j mod kChains.
 template <int64_t kVectors, class Real>
-void weighted_rows(int64_t count, const Real* p, const Real* v, int64_t ld, Real* to) {
+static void weighted_rows(int64_t count, const Real* p, const Real* v, int64_t ld, Real* to) {
   using V = Lanes<Real>;
   constexpr int64_t kChains = 8 / kVectors;
   V sum[kChains][kVectors] = {};
@@ -115,7 +116,7 @@ void weighted_rows(int64_t count, const Real* p, const Real* v, int64_t ld, Real
 }
 
 template <class Real>
-void weighted_sum(int64_t count, int64_t columns, const Real* p, const KeyRows<Real>& v, Real* to) {
+static void weighted_sum(int64_t count, int64_t columns, const Real* p, const KeyRows<Real>& v, Real* to) {
   constexpr int64_t W = kLanes<Real>;
   int64_t d = 0;
   for (; d + 8 * W <= columns; d += 8 * W) weighted_rows<8>(count, p, v.data + d, v.ld, to + d);

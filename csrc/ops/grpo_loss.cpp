@@ -368,20 +368,18 @@ struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
 GrpoLossOutputs grpo_loss_autograd(const GrpoLossArguments& arguments) {
   const Tensor& logprob = arguments.logprob;
   const OptionalTensor& entropy = arguments.entropy;
-  const std::initializer_list<NamedInput> inputs{{"logprob", logprob},
-                                                 {"old_logprob", arguments.old_logprob},
-                                                 {"advantage", arguments.advantage},
-                                                 {"entropy", entropy},
-                                                 {"ref_logprob", arguments.ref_logprob},
-                                                 {"ref_kl_weight", arguments.ref_kl_weight},
-                                                 {"normalizer", arguments.normalizer}};
-  refuse_forward_mode(kLoss, inputs);
+  check_differentiation(kLoss, {{"logprob", logprob},
+                                {"old_logprob", arguments.old_logprob},
+                                {"advantage", arguments.advantage},
+                                {"entropy", entropy},
+                                {"ref_logprob", arguments.ref_logprob},
+                                {"ref_kl_weight", arguments.ref_kl_weight},
+                                {"normalizer", arguments.normalizer}});
   const bool differentiable = logprob.requires_grad() || (entropy && entropy->requires_grad());
   if (!differentiable || !at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(arguments, arguments.keep_slope);
   }
-  check_differentiation(kLoss, inputs);
   const auto out = GrpoLossFunction::apply(logprob, entropy, arguments);
   return {out[0], out[1], out[2], out[3], out[4]};
 }

@@ -1,5 +1,6 @@
-// What the CPU backend of sigma_linear and power_step offers to sigma_linear.cpp, once for every instruction set: the
-// launchers of kernels/sigma_linear.h, on torch's threads. The bits do not depend on the number of threads.
+// What the CPU backend of sigma_linear and power_step offers to sigma_linear.cpp and power_step.cpp, once for every
+// instruction set: the launchers of kernels/sigma_linear.h, on torch's threads. The bits do not depend on the number of
+// threads.
 #pragma once
 #include "kernels/sigma_linear.h"
 

@@ -1,58 +1,8 @@
-// What a run tells: one JSON object a line in metrics.jsonl, and the console.
+// What a run tells: one JSON object a line in metrics.jsonl, and the console. Every key, with unit and meaning: docs/metrics.md,
+// which also says what depends on what; a new key belongs there (tests/python/test_readme.py looks).
 //
-// A line speaks of one step of a phase or of one evaluation. Keys, in this order; those that do not apply are
-// left out, a value that is not finite is null. Of several updates a step tells the mean over the tokens they learnt, of loss,
-// grad_norm and qk_clip/heads that over the updates, of …/max the largest; a mean over no tokens is left out. None depends on
-// batch.micro_tokens but by rounding, and with objective.scope: micro, which picks tokens by micro-batch:
-//
-//   phase, step            the step's number counts from 1; an evaluation at step n is of the weights after n steps
-//   loss                   as minimised
-//   reward/mean, reward/std           of the step's completions
-//   entropy/mean, entropy/std         of the policy at the tokens that are learnt, nats
-//   kl/k1, kl/k2, kl/k3    estimators of KL(policy that drew ‖ policy); ref_kl/… of KL(policy ‖ reference), if there is one
-//   ref_kl/easy, ref_kl/medium, ref_kl/hard   with rollout.ares.kl: its k3 over the tokens of prompts of a difficulty
-//   ratio/max              largest policy / policy that drew
-//   clip/frac              share of tokens whose gradient the clipping removes
-//   cov/mean, cov/max      covariance of log-probability and advantage, over the tokens; about the means of the whole update
-//   select/frac            share of tokens that the loss picks (clip_cov, kl_cov, random)
-//   grad_norm              before clipping
-//   lr                     learning rate
-//   length/mean            of the completions, tokens
-//   tokens_per_s           tokens learnt and drawn, prompts included, per second of the step
-//   rollout_tokens_per_s   tokens drawn per second of the rollouts
-//   law/a, law/b, law/r2, law/rmse   of R = -a exp(H) + b over the steps of a grpo phase so far (csrc/rl/entropy_law.h), where
-//                          nothing holds the entropy up
-//   law/ceiling            b - a, the reward at entropy 0
-//   sigma/time_share       share of the step's time that the power steps of model.sigma_reparam took
-//   ares/threshold         with rollout.ares (csrc/rl/ares.h): entropy from which on a window is high, nats
-//   ares/groups/…, ares/high/…, ares/target/…   for easy, medium and hard: groups of the step, the mean number of high
-//                          windows of their completions, and the number they are compared with
-//   ares/beta/…            with rollout.ares.kl: weights of the divergence from the reference in this step
-//   ares/shaping           mean of what was added to the rewards, which reward/mean does not tell
-//   generated              tokens drawn in the step, those of dropped branches included
-//   length/truncated, groups/flat     shares: completions cut at the length limit, groups whose rewards are equal
-//   groups/kept, groups/empty_steps   with rollout.filter_groups: groups that the step learns from, and how many steps in a row
-//                          had too few, this one included; such a step has no loss
-//   branch/threshold       with rollout.branch: entropy of a window at which sequences branch, nats
-//   branch/kept, branch/dropped       branches a prompt that went on, and that ended after their trial (csrc/rl/rollout.h)
-//   samples/std            with rollout.allocation: standard deviation of the samples a prompt
-//   cache/preempted        with rollout.cache_tokens: how often a sequence gave its pages up; depends on the number of threads
-//   eval/split             validation or test; evaluations alone, as all that follows
-//   eval/loss              cross-entropy of held-out text, nats a token
-//   eval/bits_per_byte     of held-out text: its bits in all, over its bytes
-//   eval/greedy, eval/sampled, eval/pass@k, eval/k   shares of right answers; k samples a prompt
-//   eval/entropy, eval/length         of the samples: nats a token, tokens
-//   eval/sampled/7, eval/length/7     the same of prompts of one size, where data.tint.mix is example
-//   time_s                 seconds since the run began or was resumed
-//
-//   attention_entropy      every objective.attention_entropy.every steps, an object: entropy, normalized, max_logit and, if asked
-//                          for, bound, certified (layer × head), collapsed, overloaded, alarms: AttentionStatistics below
-//   sigma                  every model.sigma_reparam.every steps, an object {"layers.0.q": [σ, γ], …} of the weights after the
-//                          step: SigmaFigures below
-//
-// Any other name is written before these two, in alphabetical order. All but tokens_per_s, rollout_tokens_per_s,
-// sigma/time_share and time_s repeat themselves when a run is repeated or resumed; all but the third number of sigma, which
-// LAPACK computes, with another number of threads too.
+// A line speaks of one step of a phase or of one evaluation. Keys that do not apply are left out, a value that is not finite is
+// null; kOrder in metrics.cpp says which come first, others follow in alphabetical order, then attention_entropy and sigma.
 //
 // What an evaluation shows of its answers stands beside it, in samples.jsonl: csrc/train/samples.h.
 #pragma once

@@ -77,9 +77,6 @@ std::string OptimizerConfig::problem() const {
                           : "adamw has two moments: write [0.9, 0.999]");
   for (double beta : betas)
     if (beta >= 1.0) return "betas: a decay of 1 never forgets; it must be below 1";
-  if (lr * weight_decay >= 2)
-    return "weight_decay: times lr it is 2 or more, so that every update turns the weights around and makes them no "
-           "smaller; lower it";
   return "";
 }
 

@@ -1,11 +1,5 @@
 // What an evaluation shows of itself: the first few answers to held-out prompts, or windows of held-out text, token by
-// token. One JSON object a line in samples.jsonl, beside metrics.jsonl and cut with it when a run is resumed:
-//
-//   {"phase": "grpo", "step": 20, "eval/split": "validation", "samples": [
-//      {"prompt": "a+5b+6=", "tokens": ["b", "+", …], "entropy": [0.6912, 0.0301, …], "right": true}, …]}
-//
-// entropy: of the distribution that each token was drawn from (held-out text: is judged by), nats, to four decimals.
-// Text has an empty prompt and no "right". Bytes that are not UTF-8 read U+FFFD.
+// token. One JSON object a line in samples.jsonl (docs/metrics.md), beside metrics.jsonl and cut with it when a run is resumed.
 #pragma once
 #include <cstdint>
 #include <optional>

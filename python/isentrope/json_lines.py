@@ -1,4 +1,4 @@
-"""Reads the files of a run that hold one JSON object a line (csrc/train/metrics.h, csrc/train/samples.h).
+"""Reads the files of a run that hold one JSON object a line (docs/metrics.md).
 
 Needs the standard library alone, so that scripts can load the file by its path without importing the package and torch.
 """
@@ -28,14 +28,19 @@ def parse(stream: BinaryIO, name: str, keys: Mapping[str, type] = {}) -> Iterato
     for number, line in enumerate(stream, 1):
         if not line.endswith(b"\n"):
             return
-        try:
-            parsed = json.loads(line.decode(), parse_constant=lambda _: None)
-        except (ValueError, RecursionError):
-            parsed = None
-        if not isinstance(parsed, dict) or not all(isinstance(parsed.get(key), kind) for key, kind in keys.items()):
-            wanted = f"an object with {', '.join(keys)}" if keys else "an object"
-            raise LineError(f"{name}:{number}: not {wanted}: {line[:60]!r}; mend the line or move the file away")
-        yield number, parsed
+        yield number, parse_line(line, f"{name}:{number}", keys)
+
+
+def parse_line(line: bytes, place: str, keys: Mapping[str, type] = {}) -> dict[str, Any]:
+    """The object of one whole line; place: what an error names, FILE:NUMBER. Raises LineError."""
+    try:
+        parsed = json.loads(line.decode(), parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict) or not all(isinstance(parsed.get(key), kind) for key, kind in keys.items()):
+        wanted = f"an object with {', '.join(keys)}" if keys else "an object"
+        raise LineError(f"{place}: not {wanted}: {line[:60]!r}; mend the line or move the file away")
+    return parsed
 
 
 def read(file: str | os.PathLike[str], keys: Mapping[str, type] = {"phase": str, "step": int}) -> Iterator[dict[str, Any]]:

@@ -220,7 +220,7 @@ def grpo_token_loss(
     if mode == "clip_cov":
         loss = loss.where(~selected, 0)
     elif mode == "kl_cov":
-        rounding = 2.0**-20 * torch.minimum(l.abs(), old.abs()).clamp(min=1)
+        rounding = 2.0**-20 * torch.minimum(-l, -old).clamp(min=1)
         loss = -A * r + kl_coef * d.abs().where(selected & mask & (d.abs() > rounding), 0)
     elif mode == "cispo":
         loss = -clipped.detach() * A * l

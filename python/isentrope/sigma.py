@@ -70,15 +70,16 @@ class _Sigma(nn.Module):
 
     def _watch(self) -> None:
         """Warns once where weights are trained and power_step is not called, so that σ falls behind."""
-        if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()) or self.weight._version == self._version:
+        if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()) or self.weight.is_inference():
+            return
+        if self.weight._version == self._version:
             return
         self._version, self._changes = self.weight._version, self._changes + 1
         if self._changes > _MISSED and not _Sigma._warned:
             _Sigma._warned = True
             warnings.warn(
                 f"{type(self).__name__}: its weight has changed {_MISSED} times without isentrope.nn.power_step(model), so its sigma is of "
-                "an old weight; call it after each optimizer.step()",
-                stacklevel=3,
+                "an old weight; call it after each optimizer.step()"
             )
 
     def _load_from_state_dict(

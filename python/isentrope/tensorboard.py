@@ -15,7 +15,7 @@ from isentrope import json_lines
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
-    """What TensorBoard shows of a line of metrics.jsonl (csrc/train/metrics.h), by tag.
+    """What TensorBoard shows of a line of metrics.jsonl (docs/metrics.md), by tag.
 
     ``<phase>/loss``, evaluations ``<phase>/<split>/greedy``, attention
     ``<phase>/attention/layers.0/{normalized,min,max_logit,bound,certified}`` (means over heads; min and max_logit over

@@ -416,7 +416,6 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.sft.schedule.warmup=4611686018427387904", "phases.sft.schedule.warmup: "},
            {"phases.sft.optimizer.lr=.inf", "phases.sft.optimizer.lr: wanted a finite number"},
            {"phases.sft.optimizer.eps=.inf", "phases.sft.optimizer.eps: wanted a finite number"},
-           {"phases.sft.optimizer={lr: 1.0, weight_decay: 1e10}", "weight_decay: times lr it is 2 or more"},
            {objective + "clip_low=5", "clip_low: 5 is out of range; wanted 0 to 1"},
            {objective + "dual_clip=3", "dual_clip: the losses clip and clip_higher have it, and loss is kl_cov"},
            {objective + "kl_coef=.inf", "kl_coef: wanted a finite number"},

@@ -19,9 +19,10 @@ model::Decoder small_model() {
   config.mlp = 24;
   config.context = 32;
   config.vocabulary = 23;
-  model::Decoder model(config);
+  model::Decoder model(config, 3);
+  torch::NoGradGuard no_grad;
   torch::manual_seed(3);
-  for (Tensor& parameter : model->parameters()) torch::nn::init::normal_(parameter, 0.0, 0.5);
+  for (Tensor& parameter : model->parameters()) parameter.normal_(0.0, 0.5);
   return model;
 }
 

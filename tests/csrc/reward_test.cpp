@@ -187,9 +187,9 @@ TEST(Text, ValidUtf8IsWhatPythonReads) {
                                                         {"\xF5"
                                                          "a",
                                                          r + "a"}})
-    EXPECT_EQ(valid_utf8(bytes), wanted);
-  EXPECT_EQ(quoted(std::string("a\n\0\xFF", 4)), "\"a\\n\\x00\\xFF\"");
-  expect_all(quoted(std::string(300, 'x')), {"x…\" (300 bytes)"});
+    EXPECT_EQ(isentrope::valid_utf8(bytes), wanted);
+  EXPECT_EQ(isentrope::quoted(std::string("a\n\0\xFF", 4)), "\"a\\n\\x00\\xFF\"");
+  expect_all(isentrope::quoted(std::string(300, 'x')), {"x…\" (300 bytes)"});
 }
 
 TEST(Reward, LengthFallsInAStraightLine) {

@@ -161,7 +161,7 @@ struct Expected {
       dual = advantage < 0 && L > -advantage * A(rule.dual_clip);
       if (dual) L = -advantage * A(rule.dual_clip), dL = 0;
       if (selected && rule.drop > 0) L = dL = 0;
-      const A zone = A(std::ldexp(1.0, -20)) * std::max(A(1), std::min(std::fabs(l), std::fabs(A(t.old_logprob[i]))));
+      const A zone = A(std::ldexp(1.0, -20)) * std::max(A(1), std::min(-l, -A(t.old_logprob[i])));
       if (selected && rule.penalty > 0 && std::fabs(d) > zone) {
         L += A(rule.penalty) * std::fabs(d);
         if (inside) dL += A(rule.penalty) * A(d > 0 ? 1 : -1);

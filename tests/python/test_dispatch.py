@@ -120,7 +120,7 @@ def test_power_step_writes_into_what_it_was_given_under_autocast():
 
 # ---- derivatives that no op has ----------------------------------------------------------------------------------------
 
-DIFFERENTIABLE = [op for op in cases() if op not in ("merge_attention_states", "grpo_loss")]
+DIFFERENTIABLE = [op for op in cases() if op != "merge_attention_states"]
 
 
 def of_one(op, index=0):
@@ -148,13 +148,30 @@ def test_transforms_of_torch_func_are_refused_by_name(op, transform):
         TRANSFORMS[transform](f)(x)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_vmap_is_a_call_for_each(op):
+    f, x = of_one(op)
+    batch = torch.stack([x, 0.5 * x, 2 * x])
+    assert torch.equal(torch.func.vmap(f)(batch), torch.stack([f(y) for y in batch]))
+
+
 @pytest.mark.parametrize("tracked", [False, True])
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_forward_mode_is_refused_by_name(op, tracked):
     for index in range(len(cases()[op][1])):
         f, x = of_one(op, index)
-        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"isentrope::{op}: [a-z]+ has a forward-mode tangent"):
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"isentrope::{op}: [a-z_]+ has a forward-mode tangent"):
             f(forward_ad.make_dual(x.clone().requires_grad_(tracked), torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("name", ["ref_logprob", "ref_kl_weight", "normalizer"])
+def test_forward_mode_is_refused_of_what_grpo_loss_takes_for_constant(name):
+    x = torch.full((3, 5), -1.0)
+    given = {"ref_logprob": x, "ref_kl_weight": -x, "normalizer": torch.tensor(2.0)}
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"isentrope::grpo_loss: {name} has a forward-mode tangent"):
+        given[name] = forward_ad.make_dual(given[name], torch.ones_like(given[name]))
+        isentrope.grpo_loss(x, x, x, -x, ref_kl_coef=1.0, **given)
 
 
 def test_forward_mode_of_constants_is_refused_by_name():
@@ -190,7 +207,7 @@ def test_inference_tensors_are_refused_by_name_where_they_would_be_kept(op):
     assert_same(list(function(*kept)), list(expected))  # nothing is recorded
     leaves = [x.clone().requires_grad_() for x in inputs]
     for index in range(1, len(inputs)):
-        with pytest.raises(RuntimeError, match=f"isentrope::{op}: [a-z]+ was made under torch.inference_mode .*clone"):
+        with pytest.raises(RuntimeError, match=f"isentrope::{op}: [a-z_]+ was made under torch.inference_mode .*clone"):
             function(*(kept[j] if j == index else x for j, x in enumerate(leaves)))
 
 

@@ -245,7 +245,6 @@ def test_printed_commands_do_what_they_say(tmp_path):
 
 
 @needs_program
-@pytest.mark.xfail(strict=True, reason="a finished phase is not gone on with yet")
 def test_the_printed_resume_command_trains_on(tmp_path):
     told = run(PROGRAM, "train", SFT, "run.dir=a run", *SHORT, cwd=tmp_path, text=True)
     assert run("sh", "-c", printed(told.stdout, "Resume"), cwd=tmp_path).returncode == 0

@@ -3,6 +3,7 @@
 import array
 import collections
 import fractions
+import gc
 import itertools
 import json
 import math
@@ -649,6 +650,10 @@ class TestPython:
         prompts, completions, meta = seen[-1]
         assert len(prompts) == len(completions) == len(meta) and prompts[0].endswith("=") and len(meta[0]["answer"]) == 2
 
+    def test_warns_of_what_is_allowed_and_not_meant(self, tmp_path):
+        with pytest.warns(UserWarning, match="phases.sft.schedule.warmup: 5 steps, and the phase has 1"):
+            self.trainer(tmp_path / "run", overrides={"phases.sft.steps": 1})
+
     # Two steps of supervised learning, three of a policy with a reward in Python, to be compared with the same run unbroken.
     SHORT = {"phases.grpo.reward": "[{kind: mine}]", "phases.sft.steps": 2, "phases.grpo.steps": 3, "run.checkpoint_every": 0,
              "phases.grpo.evaluation": "{every: 2, prompts: 4, sampled_prompts: 4, samples: 2}",
@@ -886,7 +891,8 @@ class TestPython:
             checkpoint = broken.save()
             if kind is ZeroDivisionError and hasattr(raised.value, "add_note"):
                 assert any(checkpoint in note for note in raised.value.__notes__)
-            del broken
+            del broken, raised  # the traceback holds the trainer, and the trainer the folder
+            gc.collect()
             trainer(run, scores, resume=True).train()
             assert metrics(tmp_path / run) == metrics(tmp_path / "whole")
             assert weights(tmp_path / run) == weights(tmp_path / "whole")

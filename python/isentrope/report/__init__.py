@@ -1,6 +1,7 @@
 """``isentrope report RUN [RUN …] -o report.html``: runs as one page that needs nothing beside itself.
 
-runs.py reads the folders, plots.py draws, page.py and page.html.j2 lay out.
+runs.py reads the folders, configurations.py finds seeds and sweeps, summary.py makes numbers of them, samples.py tables of
+completions, plots.py figures (svg.py); page.py and page.html.j2 lay out, with what each word means from terms.py.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         type=float,
         default=5.0,
-        help="with --watch: seconds between looks (default: 5)",
+        help="with --watch: seconds between looks at the runs (default: 5)",
     )
     options = parser.parse_args(argv)
     if not 0 < options.interval < float("inf"):
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"isentrope report: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
-        if error.name not in ("matplotlib", "jinja2", "markupsafe", "yaml", "numpy"):
+        if error.name not in ("jinja2", "markupsafe", "yaml", "numpy"):
             raise
         print(
             f"isentrope report: the Python package {error.name} is missing: pip install 'isentrope[report]'",

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import base64
+import hashlib
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.colors import to_hex
 
-from isentrope.report import plots
-from isentrope.report.plots import COLOURS, DASHES, MARKERS, Curve, StepAxis
+from isentrope.report import plots, samples, summary
+from isentrope.report.configurations import Configuration, configurations, heading, short_names, sweep
+from isentrope.report.plots import COLOURS, Curve, Line
 from isentrope.report.runs import Run, Series
+from isentrope.report.terms import SECTIONS, TERMS, UNSEEN, anchor, term
 
-# Section → figures: title, what is measured, {name in the legend: key of metrics.jsonl}. Keys of evaluations are drawn
-# as points, of the validation and of the test data. All keys that no figure has come under "Other figures".
-# fmt: off
-SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
-    ("Learning", [
-        ("Loss", "as minimised", {"training": "loss", "held-out": "eval/loss"}),
-        ("Bits per byte", "of held-out text", {"": "eval/bits_per_byte"}),
-        ("Reward", "over the completions of a step", {"mean": "reward/mean", "standard deviation": "reward/std"}),
-        ("Accuracy", "share of right answers to held-out prompts",
-         {"greedy": "eval/greedy", "sampled": "eval/sampled", "pass@k": "eval/pass@k"}),
-        ("Policy entropy", "of the next token, nats",
-         {"mean": "entropy/mean", "standard deviation": "entropy/std", "of held-out samples": "eval/entropy"}),
-        ("Length of completions", "tokens", {"training": "length/mean", "held-out": "eval/length"}),
-    ]),
-    ("Attention", [
-        ("Attention entropy", "share of log n, of all heads", {"mean": "attention/mean", "lowest": "attention/lowest"}),
-        ("Heads", "share of all", {"collapsed": "attention/collapsed", "overloaded": "attention/overloaded"}),
-    ]),
-    ("Policy update", [
-        ("Divergence from the policy that drew", "nats a token", {"k1": "kl/k1", "k2": "kl/k2", "k3": "kl/k3"}),
-        ("Divergence from the reference", "nats a token", {"k1": "ref_kl/k1", "k2": "ref_kl/k2", "k3": "ref_kl/k3"}),
-        ("Tokens treated apart", "share", {"clipped": "clip/frac", "picked": "select/frac"}),
-        ("Covariance", "of log-probability and advantage, over tokens", {"mean": "cov/mean", "largest": "cov/max"}),
-        ("Largest ratio", "policy / policy that drew", {"": "ratio/max"}),
-    ]),
-    ("Optimisation and speed", [
-        ("Gradient norm", "before clipping", {"": "grad_norm"}),
-        ("Learning rate", "", {"": "lr"}),
-        ("Throughput", "tokens a second", {"learnt and drawn": "tokens_per_s", "drawn": "rollout_tokens_per_s"}),
-        ("Time in power steps", "share of a step", {"": "sigma/time_share"}),
-    ]),
-]
-# fmt: on
-UNSEEN = {"eval/k", "time_s", "law/a", "law/b", "law/ceiling", "law/r2", "law/rmse"}  # told in words, or as a curve
-SHADES = 8  # of the colour of a token
+DASHES, MARKERS = ["-", "--", ":", "-."], ["o", "s", "^", "v"]
+DETAILED = 6  # runs with figures of single layers
+LEGEND = 6  # configurations named in the head of the page; else the table tells the colours
 
 
 @dataclass
@@ -62,37 +32,52 @@ class Panel:
     legend: list[tuple[str, str, str, str]] = field(default_factory=list)  # name, colour, dash, marker
     notes: list[str] = field(default_factory=list)
 
+    def drawn(self, figure: plots.Figure, notes: list[str]) -> Panel:
+        self.svg = figure.svg(self.title)
+        self.notes += notes
+        return self
+
 
 class Pages:
-    """Makes the parts of one page; counts its figures, whose ids must differ."""
+    """Makes the parts of one page."""
 
     def __init__(self, runs: list[Run]) -> None:
-        self.runs = runs
-        self.colours = [COLOURS[i % len(COLOURS)] for i in range(len(runs))]
+        self.configurations = configurations(runs)
+        self.runs = [run for c in self.configurations for run in c.runs]
+        self.swept = sweep(self.configurations)
+        several = len(self.configurations) > 1
+        colours = (plots.depth_colours if self.swept else plots.run_colours)(len(self.configurations))
+        for configuration, colour in zip(self.configurations, colours):
+            configuration.colour = colour
+        self.several = several
         self.lengths: dict[str, int] = {}
         for run in runs:
             for phase, steps in run.lengths.items():
                 self.lengths[phase] = max(self.lengths.get(phase, 0), steps)
-        self.figures = 0
-        judged = [run.series[key] for run in runs for key in ("validation eval/k", "test eval/k") if key in run.series]
-        self.k = "/".join(f"{k:g}" for k in sorted({k for series in judged for k in series.all()})) or "k"
+        changed = {m[1] for key in self.configurations[0].values if (m := re.match(r"phases\.([^.]+)\.", key))}
+        everywhere = any(not key.startswith("phases.") for key in self.configurations[0].values)
+        self.compared = [] if everywhere else [phase for phase in self.lengths if phase in changed]
+        self.policy = any("reward/mean" in run.series for run in runs)
+        self.zero: list[str] = []  # titles of figures that would show 0 alone
 
-    def axis(self, *series) -> StepAxis:
-        """Over the phases in which any of the series has a value."""
-        return StepAxis(
-            {p: n for p, n in self.lengths.items() if any(p in s.phases for s in series)}, named=len(self.lengths) > 1
-        )
+    def phases(self, *series: Series) -> dict[str, int]:
+        """Those in which any of the series has a value."""
+        return {p: n for p, n in self.lengths.items() if any(p in s.phases for s in series)}
 
-    def drawn(self, panel: Panel, figure, notes: list[str]) -> Panel:
-        self.figures += 1
-        panel.svg = Markup(plots.svg(figure, self.figures, panel.title))
-        panel.notes += notes
-        return panel
+    def name(self, run: Run) -> str:
+        """Of one run beside others: its configuration, and which of its seeds."""
+        configuration = next(c for c in self.configurations if run in c.runs)
+        seed = run.config.get("run.seed", "?")
+        if len(configuration.runs) == 1:
+            return configuration.label
+        alike = [other for other in configuration.runs if other.config.get("run.seed", "?") == seed]
+        return f"{configuration.label}, " + (f"seed {seed}" if len(alike) == 1 else run.label)
 
     def curves(self, title: str, unit: str, keys: dict[str, str], width: float = plots.WIDE) -> Panel | None:
-        """A figure of some keys of all runs. One run has a colour a key; several a colour a run and a dash a key."""
-        several = len(self.runs) > 1
-        panel, curves, tested = Panel(title, unit), [], False
+        """A figure of some keys. One configuration has a colour a key; several a colour each and a dash a key."""
+        largest = max((k for run in self.runs for k in summary.pass_ks(run)), default=1)
+        keys = {name: f"eval/pass@{largest}" if key == "eval/pass@k" else key for name, key in keys.items()}
+        panel, found = Panel(title, unit), []
         there = {
             name: key
             for name, key in keys.items()
@@ -100,70 +85,154 @@ class Pages:
         }
         for i, (name, key) in enumerate(there.items()):
             marker = MARKERS[i % len(MARKERS)] if key.startswith("eval/") else ""
-            dash = DASHES[i % len(DASHES)] if several else "-"
+            dash = DASHES[i % len(DASHES)] if self.several else "-"
             own = COLOURS[i % len(COLOURS)]
-            for run, colour in zip(self.runs, self.colours if several else [own]):
+            for configuration in self.configurations:
+                colour = configuration.colour if self.several else own
                 for split, line, points in (("", dash, ""), ("validation", dash, marker), ("test", "", "D")):
-                    if (series := run.series.get(f"{split} {key}".strip())) is not None:
-                        tested |= split == "test"
-                        curves.append(Curve(series, colour, line, points))
+                    if series := configuration.series(f"{split} {key}".strip()):
+                        band = dash == "-" or not self.several
+                        found.append((Curve(series, colour, line, points, band), split == "test"))
             if name and (len(there) > 1 or name != next(iter(keys))):
-                panel.legend.append((name.replace("@k", "@" + self.k), "" if several else own, dash, marker))
-        if not curves:
+                panel.legend.append((name.replace("@k", f"@{largest}"), "" if self.several else own, dash, marker))
+        if not found:
             return None
-        if tested:
+        if all(not np.any(s.all()) for curve, _ in found for s in curve.seeds):  # a value that is not finite is no 0
+            self.zero.append(title)
+            return None
+        if any(tested for _, tested in found):
             panel.notes.append("◆ test data")
-        axis = self.axis(*(curve.series for curve in curves))
-        return self.drawn(panel, *plots.draw_curves(axis, curves, width))
+        drawn = [curve for curve, _ in found]
+        lengths = self.phases(*(series for curve in drawn for series in curve.seeds))
+        if title == "Policy entropy" and not self.policy:
+            panel.title = "Token entropy"
+        named = len(self.lengths) > 1
+        return panel.drawn(*plots.draw_curves(lengths, drawn, width, self.compared, named, apart=title == "Loss"))
 
     def sections(self) -> list[tuple[str, list[Panel]]]:
         known = {key for _, figures in SECTIONS for _, _, keys in figures for key in keys.values()}
         names = {name.removeprefix("validation ").removeprefix("test ") for run in self.runs for name in run.series}
-        others = [(name, "", {"": name}, plots.NARROW) for name in sorted(names - known - UNSEEN)]
-        found = []
+        others = [
+            (name, "", {"": name}, plots.NARROW) for name in sorted(names - known) if not re.fullmatch(UNSEEN, name)
+        ]
+        found = [(f"Over {self.swept.name}", self.over())] if self.swept else []
         for section, figures in [*SECTIONS, ("Other figures", others)]:
             panels = [panel for figure in figures if (panel := self.curves(*figure))]
+            if section == "Learning":
+                panels += [panel for panel in (self.pass_at(), *self.histograms()) if panel]
             if section == "Policy update" and (law := self.law()):
                 panels.append(law)
             if panels:
                 found.append((section, panels))
         return found
 
+    def over(self) -> list[Panel]:
+        """What runs came to, over the key that was swept: a line for each value of the other keys."""
+        panels = []
+        rows = {run.label: summary.results(run, len(self.alarms(run))) for run in self.runs}
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        for name in [name for name in names if name not in ("time", "tokens/s", "alarms")]:
+            panel, lines = Panel(name, f"over {self.swept.name}"), []
+            for i, (label, points) in enumerate(self.swept.lines):
+                numbers = [(x, [rows[run.label][name][0] for run in c.runs if name in rows[run.label]], c.colour)
+                           for x, c in points]  # fmt: skip
+                numbers = [(x, values, colour) for x, values, colour in numbers if values]
+                colour = COLOURS[i % len(COLOURS)] if len(self.swept.lines) > 1 else "var(--muted)"
+                if numbers:
+                    own = [c for *_, c in numbers] if len(self.swept.lines) == 1 else []
+                    lines.append(Line([x for x, *_ in numbers], [v for _, v, _ in numbers], colour, own))
+                if len(self.swept.lines) > 1:
+                    panel.legend.append((label, colour, "-", "o"))
+            if any(np.any(values) for line in lines for values in line.values):
+                panels.append(panel.drawn(*plots.draw_lines(lines, self.swept.logarithmic)))
+        return panels
+
+    def pass_at(self) -> Panel | None:
+        """pass@k over k by the last evaluation, where there are three k or more."""
+        panel, lines, splits = Panel("pass@k", "over k, by the last evaluation", Markup("")), [], set()
+        for configuration in self.configurations:
+            values: dict[int, list[float]] = {}
+            for run in configuration.runs:
+                for k in summary.pass_ks(run):
+                    split, value = summary.judged(run, f"eval/pass@{k}")
+                    splits.add(split)
+                    values.setdefault(k, []).append(value)
+            if len(values) >= 3:
+                lines.append(Line(sorted(values), [values[k] for k in sorted(values)], configuration.colour))
+        if not lines:
+            return None
+        marks = [x for x in sorted({x for line in lines for x in line.x}) if x & (x - 1) == 0]
+        panel.notes.append(" and ".join(sorted(splits)) + " data")
+        return panel.drawn(*plots.draw_lines(lines, True, plots.WIDE, marks))
+
+    def histograms(self) -> list[Panel]:
+        panels = []
+        for i, (title, unit) in enumerate((("Lengths", "of completions, tokens"), ("Rewards", "of completions"))):
+            groups, sources, counts = [], {}, 0
+            for configuration in self.configurations:
+                found = [samples.completions(run) for run in configuration.runs if run.rollouts or run.samples]
+                values = np.concatenate([f[1 + i] for f in found]) if found else np.zeros(0)
+                if len(values) >= 20 and np.ptp(values) > 0:
+                    groups.append((values, configuration.colour))
+                    sources |= dict.fromkeys(f[0] for f in found)
+                    counts += len(values)
+            if groups:
+                panel = Panel(title, f"{unit}; share of completions")
+                panel.notes.append(f"{counts} completions: {'; '.join(sources)}")
+                panels.append(panel.drawn(*plots.draw_histogram(groups, whole=i == 0)))
+        return panels
+
     def law(self) -> Panel | None:
         """Reward over entropy of all steps, and the law that the last of them fitted (csrc/rl/entropy_law.h)."""
-        panel, clouds = Panel("Reward over entropy", "R = b - a exp(H); each point a step"), []
-        for run, colour in zip(self.runs, self.colours):
-            for phase in run.series["law/a"].phases if "law/a" in run.series else ():
-                a, b, r2 = (run.series[f"law/{name}"].of(phase)[1][-1] for name in ("a", "b", "r2"))
-                points = {}
-                for name in ("entropy/mean", "reward/mean"):
-                    points[name] = dict(zip(*run.series[name].of(phase)))
-                steps = sorted(points["entropy/mean"].keys() & points["reward/mean"].keys())
-                steps = steps[:: -(-len(steps) // plots.POINTS) or 1]
-                clouds.append((*(np.array([points[name][step] for step in steps]) for name in points), a, b, colour))
-                panel.notes.append(f"{run.label + ': ' if len(self.runs) > 1 else ''}R = {b:.3g} - {a:.3g} exp(H), ceiling "
-                                   f"{b - a:.3g}, R² {r2:.2f}")  # fmt: skip
-        return self.drawn(panel, *plots.draw_law(clouds)) if clouds else None
+        panel, clouds = Panel("Reward over entropy", "nats; each point is a step"), []
+        runs = [run for run in self.runs if {"entropy/mean", "reward/mean"} <= run.series.keys()]
+        for configuration in self.configurations:
+            told, fitted = [], 0
+            for run in (run for run in configuration.runs if run in runs):
+                for phase in run.series["reward/mean"].phases:
+                    of_step = [dict(zip(*run.series[name].of(phase))) for name in ("entropy/mean", "reward/mean")]
+                    steps = sorted(of_step[0].keys() & of_step[1].keys())
+                    steps = steps[:: -(-len(steps) * len(runs) // plots.POINTS) or 1]
+                    H, R = (np.array([values[step] for step in steps]) for values in of_step)
+                    there, fit = np.isfinite(H) & np.isfinite(R), None
+                    if "law/a" in run.series and phase in run.series["law/a"].phases:
+                        a, b, r2 = (run.series[f"law/{name}"].of(phase)[1][-1] for name in ("a", "b", "r2"))
+                        fit, fitted = (a, b), fitted + 1
+                        told.append(f"R = {b:.3g} - {a:.3g} exp(H), ceiling {b - a:.3g}, R² {r2:.2f}")
+                    if there.any():
+                        clouds.append((H[there], R[there], fit, configuration.colour))
+            own = f"{configuration.label}: " if self.several else ""
+            if len(told) > 1:
+                ceilings = [float(t.split("ceiling ")[1].split(",")[0]) for t in told]
+                told = [f"{len(told)} laws fitted, ceilings {min(ceilings):.3g} to {max(ceilings):.3g}"]
+            if len(self.configurations) <= LEGEND and any(run in runs for run in configuration.runs):
+                none = "no law fitted: the method holds the entropy up, or too few steps"
+                panel.notes.append(own + (told[0] if told else none))
+        return panel.drawn(*plots.draw_law(clouds)) if clouds else None
 
     def heat(self, run: Run) -> Panel | None:
         series = run.attention.get("normalized")
         if series is None or not series.all().size:
             return None
-        looks = [(phase, step) for phase, step, _ in run.alarms]
+        shown = [(phase, step) for phase, step, _ in run.alarms]
         panel = Panel("Attention entropy of each head", "entropy / log n; layer · head")
-        return self.drawn(panel, *plots.draw_heat(self.axis(series), series, looks))
+        if len(self.runs) > 1:
+            panel.title, panel.unit = self.name(run), ""
+        width = 1300 if len(self.runs) == 1 else 520 if len(self.runs) <= 4 else plots.WIDE
+        cells = plots.CELLS // len(self.runs)
+        return panel.drawn(*plots.draw_heat(self.phases(series), series, shown, width, cells))
 
     def alarms(self, run: Run) -> list[dict[str, Any]]:
-        """Each text once, with its first and last step and how many looks gave it. Texts that differ in the number of heads
-        alone are one, with the largest number."""
+        """Each text once, with its first and last step and how many measurements gave it. Texts that differ in the number of
+        heads alone are one, with the largest number."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for phase, step, texts in run.alarms:
             for text in texts:
                 counted = re.fullmatch(r"(.*: )(\d+)( of \d+ heads .*)", text)
                 kind = counted[1] + counted[3] if counted else text
-                row = found.setdefault((phase, kind), {"phase": phase, "first": step, "looks": 0, "counts": set()})
+                row = found.setdefault((phase, kind), {"phase": phase, "first": step, "times": 0, "counts": set()})
                 row["last"] = step
-                row["looks"] += 1
+                row["times"] += 1
                 row["counts"].add(int(counted[2]) if counted else 0)
                 many = "up to " if len(row["counts"]) > 1 else ""
                 row["text"] = f"{counted[1]}{many}{max(row['counts'])}{counted[3]}" if counted else text
@@ -173,18 +242,18 @@ class Pages:
         """Means over the heads of a layer of what is proved about the entropy, where it was asked for."""
         panels = []
         for table, title, unit in (
-            ("bound", "Lower bound of the entropy", "share of log n, mean of a layer's heads"),
+            ("bound", "Lower bound of the entropy", "over log n, mean of a layer's heads"),
             ("certified", "Rows certified", "share whose bound is above 0.1 log n"),
         ):
             if table in run.attention:
                 tables = run.attention[table]
-                lines = []
-                for i, colour in enumerate(plots.depth_colours(tables.all().shape[1])):
-                    means = {
-                        p: (steps, [[x[i].mean()] for x in values]) for p, (steps, values) in tables.phases.items()
-                    }
-                    lines.append((Series(means), colour))
-                panels.append(self.drawn(Panel(title, unit), *plots.draw_depths(self.axis(tables), lines, ["-"])))
+                layers = tables.all().shape[1]
+                lines = [
+                    Curve([Series({p: (s, x[:, i].mean(1)) for p, (s, x) in tables.phases.items()})], colour)
+                    for i, colour in enumerate(plots.depth_colours(layers))
+                ]
+                drawn = plots.draw_curves(self.phases(tables), lines, plots.NARROW, named=len(self.lengths) > 1)
+                panels.append(Panel(title, unit).drawn(*drawn))
         return panels
 
     def sigma(self, run: Run) -> list[Panel]:
@@ -195,125 +264,52 @@ class Pages:
         panels = []
         for kind, layers in kinds.items():
             layers.sort(key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")])
-            lines = [(run.sigma[layer], colour) for layer, colour in zip(layers, plots.depth_colours(len(layers)))]
-            drawn = plots.draw_depths(self.axis(*(s for s, _ in lines)), lines, ["-", "--", "."], plots.NARROW)
-            panels.append(self.drawn(Panel(kind, f"{len(layers)} layers" if kind not in layers else ""), *drawn))
+            lines = []
+            for layer, colour in zip(layers, plots.depth_colours(len(layers))):
+                for i, (dash, marker) in enumerate((("-", ""), ("--", ""), ("", "o"))):
+                    phases = {p: (steps, x[:, i]) for p, (steps, x) in run.sigma[layer].phases.items()}
+                    if i == 2:  # the svd: some of the values
+                        phases = {p: (s[:: -(-len(s) // 24)], x[:: -(-len(s) // 24)]) for p, (s, x) in phases.items()}
+                        phases = {p: (s[np.isfinite(x)], x[np.isfinite(x)]) for p, (s, x) in phases.items()}
+                    if any(len(s) for s, _ in phases.values()):
+                        lines.append(Curve([Series(phases)], colour, dash, marker))
+            lengths = self.phases(*run.sigma.values())
+            drawn = plots.draw_curves(lengths, lines, plots.NARROW, named=len(self.lengths) > 1)
+            panels.append(Panel(kind, f"{len(layers)} layers" if kind not in layers else "").drawn(*drawn))
         return panels
 
-    # ---- words -----------------------------------------------------------------------------------------------------
 
-    def summary(self, run: Run) -> dict[str, str]:
-        """What a run came to. Names are columns of a table; a run leaves out what it has nothing for."""
-
-        def last(*names: str) -> float | None:
-            for name in names:
-                if name in run.series:
-                    for phase in reversed(run.lengths):
-                        values = run.series[name].of(phase)[1]
-                        if np.isfinite(values).any():
-                            return float(values[np.isfinite(values)][-1])
-            return None
-
-        def judged(key: str) -> float | None:
-            return last(f"test eval/{key}", f"validation eval/{key}")
-
-        row: dict[str, str] = {"steps": " + ".join(f"{steps} {phase}" for phase, steps in run.lengths.items()) or "0"}
-        if run.seconds:
-            row["time"] = duration(run.seconds)
-        for name, value, form in (
-            ("last loss", last("loss"), "{:.3g}"),
-            ("held-out loss", judged("loss"), "{:.3g}"),
-            ("bits per byte", judged("bits_per_byte"), "{:.3f}"),
-            ("last reward", last("reward/mean"), "{:.3f}"),
-            ("greedy", judged("greedy"), "{:.1%}"),
-            ("sampled", judged("sampled"), "{:.1%}"),
-            ("pass@{:g}".format(judged("k") or 0), judged("pass@k"), "{:.1%}"),
-            ("policy entropy", last("entropy/mean"), "{:.3f}"),
-        ):
-            if value is not None:
-                row[name] = form.format(value)
-        if "attention/lowest" in run.series:
-            lowest = run.series["attention/lowest"].all()
-            if np.isfinite(lowest).any():
-                row["lowest attention"] = f"{np.nanmin(lowest):.3f}"
-            row["alarms"] = str(len(self.alarms(run)))
-        if "tokens_per_s" in run.series:
-            speeds = run.series["tokens_per_s"].all()
-            if np.isfinite(speeds).any():
-                row["tokens/s"] = plots.short(float(f"{np.nanmedian(speeds):.3g}"))
-        return row
-
-    def samples(self, run: Run) -> list[dict[str, Any]]:
-        """The newest samples, then the last ones of each earlier phase; tokens with a shade of 0 … SHADES − 1."""
-        last: dict[str, dict[str, Any]] = {}
-        for line in run.samples:
-            last.pop(line["phase"], None)
-            last[line["phase"]] = line
-        shown = []
-        for line in reversed(last.values()):
-            samples = [s for s in line["samples"] if isinstance(s, dict)]
-            all_entropies = [h for s in samples for h in s.get("entropy", []) if isinstance(h, (int, float))]
-            top = max(
-                float(np.percentile(all_entropies, 98)) if all_entropies else 0, 0.5
-            )  # nats of the strongest shade
-            texts = []
-            for s in samples:
-                tokens = []
-                for text, h in zip(s.get("tokens", []), s.get("entropy", [])):
-                    known = isinstance(h, (int, float)) and math.isfinite(h)
-                    tokens.append(
-                        {
-                            "text": str(text).replace("\n", "↵\n").replace("\t", "→\t"),
-                            "shade": min(SHADES - 1, int(SHADES * max(h, 0) / top)) if known else 0,
-                            "title": f"{h:.3f} nats" if known else "not finite",
-                        }
-                    )
-                texts.append({"prompt": str(s.get("prompt", "")), "tokens": tokens, "right": s.get("right")})
-            shown.append(
-                {
-                    "phase": line["phase"],
-                    "step": line["step"],
-                    "split": line.get("eval/split", ""),
-                    "texts": texts,
-                    "top": top,
-                }
-            )
-        return shown
-
-    def differences(self) -> list[tuple[str, list[str]]]:
-        """Keys of the configurations that are not the same in all runs, with the value in each."""
-        keys = dict.fromkeys(key for run in self.runs for key in run.config)
-        rows = [(key, [run.config.get(key, "–") for run in self.runs]) for key in keys]
-        return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def duration(seconds: float) -> str:
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole:02d} s" if minutes else f"{seconds:.3g} s"
-    )
+def text_of(name: str) -> str:
+    return (Path(__file__).parent / name).read_text()
 
 
 def page(runs: list[Run], refresh: float = 0) -> str:
     """The page as HTML. refresh: seconds after which a browser loads it again; 0 for never."""
     parts = Pages(runs)
-    with matplotlib.rc_context(plots.SETTINGS):
-        sections = parts.sections()
-        details = [
-            {
-                "run": run,
-                "colour": colour,
-                "heat": parts.heat(run),
-                "alarms": parts.alarms(run),
-                "bounds": parts.bounds(run),
-                "sigma": parts.sigma(run),
-                "samples": parts.samples(run),
-            }
-            for run, colour in zip(runs, parts.colours)
-        ]
-    rows = [parts.summary(run) for run in runs]
-    colours = plots.heat_colours()
+    sections = parts.sections()
+    shown = {c.runs[0].label for c in parts.configurations[:DETAILED]} if parts.several else {parts.runs[0].label}
+    texts = {c.runs[0].label for c in parts.configurations}  # samples and rollouts of one seed of each
+    details = []
+    for configuration in parts.configurations:
+        for run in configuration.runs:
+            rows, tokens = samples.ROWS // len(texts), samples.TOKENS // len(texts)
+            details.append(
+                {
+                    "run": run,
+                    "name": parts.name(run),
+                    "colour": configuration.colour,
+                    "heat": parts.heat(run),
+                    "alarms": parts.alarms(run),
+                    "bounds": parts.bounds(run) if run.label in shown else [],
+                    "sigma": parts.sigma(run) if run.label in shown else [],
+                    "samples": samples.sample_tables(run, tokens) if run.label in texts else [],
+                    "rollouts": samples.rollout_table(run, rows, samples.SPANS // len(texts)) if run.label in texts else None,
+                }
+            )
+    counts = {detail["run"].label: len(detail["alarms"]) for detail in details}
+    names, rows = summary.table(parts.configurations, counts)
+    each = summary.table([Configuration([run]) for run in parts.runs], counts)
+    script = text_of("search.js").strip() if any(detail["rollouts"] for detail in details) else ""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isentrope.report", "."),
         autoescape=True,
@@ -322,17 +318,44 @@ def page(runs: list[Run], refresh: float = 0) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
+    used: dict[str, str] = {}  # terms that the page has
+
+    @jinja2.pass_context  # so that it runs where the page has the word, and not for each constant of the template
+    def explained(_context, name: str) -> Markup:
+        """The word, with a link to what it means."""
+        key = term(name)
+        if key is None:
+            return Markup("{}").format(name)
+        used[key] = TERMS[key]
+        return Markup('<a class="term" href="#{}" title="{}">{}</a>').format(anchor(key), TERMS[key], name)
+
+    environment.filters["term"] = explained
+    said = [*names, *(text for _, panels in sections for panel in panels for text in (panel.unit, *panel.notes))]
+    said += [value for row in rows for value in row.values()]
+    for word in ("nats", "band", "±", "test", "validation", "final"):
+        if any(word in text for text in said):
+            explained(None, word)
     return environment.get_template("page.html.j2").render(
-        runs=runs,
-        several=len(runs) > 1,
-        colours=parts.colours,
+        runs=parts.runs,
+        several=parts.several,
+        configurations=parts.configurations,
+        heading=heading(parts.configurations),
+        legend=parts.several and len(parts.configurations) <= LEGEND,
         refresh=refresh,
         sections=sections,
+        zero=parts.zero,
         details=details,
-        names=list(dict.fromkeys(name for row in rows for name in row)),
+        more_layers=len(parts.runs) > len(shown),
+        names=names,
         rows=rows,
-        differences=parts.differences(),
-        heat_colours=[to_hex(colours(i / 8)) for i in range(9)],
+        each=each if any(len(c.runs) > 1 for c in parts.configurations) else None,
+        keys={name: key for key, name in short_names(parts.configurations[0].values).items()},
+        heat_colours=plots.ramp(plots.VIRIDIS, 9),
         depth_colours=plots.depth_colours(6),
-        shades=SHADES,
+        shades=samples.SHADES,
+        style=Markup(text_of("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        used=used,
+        anchor=anchor,
     )

@@ -1,9 +1,8 @@
-"""All ops under torch's transforms: numbers that change from call to call of a graph, and derivatives that are not there."""
+"""Numbers of ops that change from call to call of a compiled graph: none compiles anew (csrc/ops/numbers.h)."""
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.autograd import forward_ad
 
 import isentrope
 
@@ -102,74 +101,3 @@ def test_numbers_in_a_graph_are_checked_when_it_runs():
         compiled(values, temperature)
     with pytest.raises(ValueError, match="token_entropy: temperature is -1; wanted above 0"):
         compiled(values, -1.0)
-
-
-# ---- derivatives that are not there --------------------------------------------------------------------------------------
-
-ROWS = torch.rand(B, T) + 0.5
-HEADS = torch.randn(1, 2, T, 8)
-# Every differentiable op, as a function of a tensor and that tensor.
-DIFFERENTIABLE = {
-    "entropy_attention": (lambda q: isentrope.entropy_attention(q, HEADS, HEADS, causal=True).out, HEADS),
-    "sigma_linear": (lambda w: isentrope.sigma_linear(torch.ones(2, T), w, torch.ones(()), torch.ones(T) / 3).y, torch.randn(5, T)),
-    "token_entropy": (lambda z: isentrope.token_entropy(z, TARGET).entropy, LOGITS),
-    "linear_token_entropy": (lambda h: isentrope.linear_token_entropy(h, WEIGHT, CLASSES).entropy, ROWS),
-    "window_entropy": (lambda h: isentrope.window_entropy(h, ROWS, window=2).mean, ROWS),
-    "grpo_loss": (lambda lp: isentrope.grpo_loss(lp, -ROWS, ROWS, ROWS).loss, -ROWS),
-    "grpo_loss, of entropy": (lambda h: isentrope.grpo_loss(-ROWS, -ROWS, ROWS, ROWS, entropy=h, entropy_coef=1.0).loss, ROWS),
-    "grpo_loss, of a reference": (lambda r: isentrope.grpo_loss(-ROWS, -ROWS, ROWS, ROWS, ref_logprob=r, ref_kl_coef=1.0).loss, -ROWS),
-    "grpo_loss, of a weight": (
-        lambda w: isentrope.grpo_loss(-ROWS, -ROWS, ROWS, ROWS, ref_logprob=ROWS, ref_kl_weight=w, ref_kl_coef=1.0).loss,
-        ROWS,
-    ),
-}
-# Of torch's own operators, and so right; and choices, whose derivative is 0.
-COMPOSITE = {"merge_attention_states", "grpo_combine_stats", "grpo_stat_names"}
-CHOICES = {"grpo_select", "window_select", "power_step"}
-
-
-def test_every_op_is_in_one_of_the_lists():
-    schemas = torch._C._jit_get_all_schemas()
-    names = {s.name.removeprefix("isentrope::") for s in schemas if s.name.startswith("isentrope::")}
-    forward = {name for name in names if not name.rstrip("_").endswith("_backward")}
-    assert forward == {name.split(",")[0] for name in DIFFERENTIABLE} | COMPOSITE | CHOICES
-
-
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-@pytest.mark.parametrize("leaf", [False, True])
-def test_forward_mode_is_refused_by_name(name, leaf):
-    function, x = DIFFERENTIABLE[name]
-    message = f"isentrope::{name.split(',')[0]}: forward-mode derivatives"
-    with pytest.raises(NotImplementedError, match=message):
-        torch.func.jvp(function, (x,), (torch.ones_like(x),))
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=message):
-        function(forward_ad.make_dual(x.clone().requires_grad_(leaf), torch.ones_like(x)))
-
-
-@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if "of a" not in name])
-def test_derivatives_by_torch_func_are_refused_by_name(name):
-    function, x = DIFFERENTIABLE[name]
-    for transform in (torch.func.grad, torch.func.jacrev):
-        with pytest.raises(NotImplementedError, match=f"isentrope::{name.split(',')[0]}: derivatives by torch.func"):
-            transform(lambda y: function(y).sum())(x)
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_vmap_is_a_call_for_each(name):
-    function, x = DIFFERENTIABLE[name]
-    batch = torch.stack([x, 0.5 * x, 2 * x])
-    assert torch.equal(torch.func.vmap(function)(batch), torch.stack([function(y) for y in batch]))
-
-
-def test_forward_mode_of_torchs_own_operators_is_right():
-    out, lse, entropy = torch.randn(2, T, 4).double(), torch.randn(2, T).double(), torch.rand(2, T).double()
-    tangent = torch.randn(2, T).double()
-
-    def merged(x):
-        return isentrope.merge_attention_states(out, x, entropy).entropy
-
-    step = 1e-6
-    numeric = (merged(lse + step * tangent) - merged(lse - step * tangent)) / (2 * step)
-    # Central differences: step² times the third derivative, and rounding over the step, some 1e-10 of numbers of size 1.
-    torch.testing.assert_close(torch.func.jvp(merged, (lse,), (tangent,))[1], numeric, rtol=1e-7, atol=1e-8)

@@ -1,0 +1,140 @@
+"""Completions on the page: samples of evaluations beside each other, rollouts as a table, both with entropy as a shade."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from isentrope.report.runs import Run
+
+SHADES = 8  # of the colour of a token
+TOKENS = 24_000  # of samples on a page
+ROWS, SPANS = 400, 12_000  # of the tables of rollouts on a page; coloured tokens in them
+
+
+def finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def shaded(tokens: list[Any], entropies: list[Any], top: float) -> list[dict[str, Any]]:
+    """Tokens with a shade of 0 … SHADES − 1, the last one from `top` nats on."""
+    found = []
+    for text, h in zip(tokens, entropies):
+        found.append(
+            {
+                "text": str(text).replace("\n", "↵\n").replace("\t", "→\t"),
+                "shade": min(SHADES - 1, int(SHADES * max(h, 0) / top)) if finite(h) else 0,
+                "title": f"{h:.3f} nats" if finite(h) else "not finite",
+            }
+        )
+    return found
+
+
+def strongest(entropies: list[Any]) -> float:
+    known = [h for h in entropies if finite(h)]
+    return max(float(np.percentile(known, 98)) if known else 0.0, 0.5)
+
+
+def spread(items: list[Any], count: int) -> list[Any]:
+    """At most count, the first and the last among them; of one the last."""
+    if len(items) <= count:
+        return items
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)] if count > 1 else items[-1:]
+
+
+def sample_tables(run: Run, tokens: int) -> list[dict[str, Any]]:
+    """For each phase, the last one first, and split a table: a row a prompt, a column an evaluation; about `tokens` in all."""
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in run.samples:
+        lines.setdefault((line["phase"], line.get("eval/split", "")), []).append(line)
+    kinds = [(phase, split) for phase in reversed(run.lengths) for split in ("validation", "test", "") if (phase, split) in lines]
+    found = []
+    for phase, split in kinds:
+        of_kind = lines[phase, split]
+        size = max(sum(len(s.get("tokens", [])) for s in line["samples"] if isinstance(s, dict)) for line in of_kind)
+        chosen = spread(of_kind, max(1, min(5, tokens // len(kinds) // max(size, 1))))
+        samples = [[s for s in line["samples"] if isinstance(s, dict)] for line in chosen]
+        top = strongest([h for line in samples for s in line for h in s.get("entropy", [])])
+        rows: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
+        for column, line in enumerate(samples):
+            seen: dict[str, int] = {}
+            for s in line:
+                prompt = str(s.get("prompt", ""))
+                seen[prompt] = seen.get(prompt, 0) + 1
+                rows.setdefault((prompt, seen[prompt]), {})[column] = {
+                    "tokens": shaded(s.get("tokens", []), s.get("entropy", []), top),
+                    "right": s.get("right"),
+                }
+        found.append(
+            {
+                "phase": phase,
+                "split": split,
+                "top": top,
+                "steps": [line["step"] for line in chosen],
+                "left_out": len(of_kind) - len(chosen),
+                "rows": [(prompt, [row.get(i) for i in range(len(chosen))]) for (prompt, _), row in rows.items()],
+            }
+        )
+    return found
+
+
+def rollout_table(run: Run, rows: int, spans: int) -> dict[str, Any] | None:
+    """Completions of steps evenly over the run: at most `rows`, of which the first ones with `spans` tokens coloured."""
+    if not run.rollouts:
+        return None
+    by_step: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for line in run.rollouts:
+        by_step.setdefault((str(line.get("phase", "")), line["step"]), []).append(line)
+    largest = max(len(lines) for lines in by_step.values())
+    steps = spread(list(by_step), max(2, min(rows // min(largest, 32), 50)))
+    a_step = max(1, rows // len(steps))
+    shown, top = [], strongest([h for line in run.rollouts[:2000] for h in line.get("entropy") or []])
+    for key in steps:
+        for line in by_step[key][:a_step]:
+            entropies, logprobs, tokens = (line.get(name) or [] for name in ("entropy", "logprob", "tokens"))
+            coloured = None
+            if tokens and len(tokens) == len(entropies) and all(isinstance(t, str) for t in tokens) and len(tokens) <= spans:
+                coloured, spans = shaded(tokens, entropies, top), spans - len(tokens)
+            known = [h for h in entropies if finite(h)]
+            shown.append(
+                {
+                    "phase": key[0],
+                    "step": key[1],
+                    "prompt": line["prompt"],
+                    "completion": line["completion"],
+                    "tokens": coloured,
+                    "numbers": [
+                        f"{value:.3g}" if finite(value) else "–"
+                        for value in (
+                            line.get("reward"),
+                            line.get("advantage"),
+                            len(tokens) or None,
+                            float(np.mean(known)) if known else None,
+                            sum(logprobs) if logprobs and all(finite(p) for p in logprobs) else None,
+                        )
+                    ],
+                }
+            )
+    phases = len({row["phase"] for row in shown}) > 1
+    return {"rows": shown, "all": len(shown) == len(run.rollouts) and run.rollouts_whole, "phases": phases, "top": top}
+
+
+def completions(run: Run) -> tuple[str, np.ndarray, np.ndarray]:
+    """Lengths and rewards for histograms, and where they are from: of the last third of the steps of the rollouts there are,
+    else of the samples of evaluations in the last phase."""
+    if run.rollouts:
+        last = run.rollouts[-1]
+        phase = [line for line in run.rollouts if line.get("phase") == last.get("phase")]
+        first = last["step"] - (last["step"] - phase[0]["step"]) / 3
+        late = [line for line in phase if line["step"] >= first]
+        lengths = [len(line["tokens"]) for line in late if line.get("tokens")]
+        rewards = [line["reward"] for line in late if finite(line.get("reward"))]
+        return "rollouts of the last third of the steps", np.array(lengths, float), np.array(rewards, float)
+    phases = [line["phase"] for line in run.samples]
+    samples = [s for line in run.samples if line["phase"] == phases[-1] for s in line["samples"] if isinstance(s, dict)]
+    judged = [s for s in samples if isinstance(s.get("right"), bool)]
+    rewards = [float(s["right"]) for s in judged]
+    lengths = [len(s.get("tokens", [])) for s in judged]
+    return "samples of all evaluations in the last phase", np.array(lengths, float), np.array(rewards, float)
