@@ -14,7 +14,7 @@ from isentrope.ops import *  # noqa: F403
 __all__ = ["Trainer", "cmake_prefix_path", "nn", "reference"]
 __all__ += ops.__all__
 
-cmake_prefix_path = str(_Path(__file__).parent)
+cmake_prefix_path: str = str(_Path(__file__).parent)
 """Where CMake finds this package: ``-DCMAKE_PREFIX_PATH=``, then ``find_package(Isentrope)`` and ``isentrope::ops``."""
 
 if TYPE_CHECKING:

@@ -92,17 +92,23 @@ class EntropyAttention(nn.Module):
             raise ValueError(f"temperature is {temperature!r}; wanted None, 'head' or 'row'")
         if (temperature == "row") != (context is not None):
             raise ValueError(f"temperature is {temperature!r} and context is {context}; 'row', and 'row' alone, needs a context")
-        self.heads, self.kv_heads, self.head_size = heads, kv_heads, head_size
-        self.causal, self.window, self.softcap, self.rope_base, self.watch = causal, window, softcap, rope_base, watch
+        self.heads: int = heads
+        self.kv_heads: int = kv_heads
+        self.head_size: int = head_size
+        self.causal: bool = causal
+        self.window: int | None = window
+        self.softcap: float | None = softcap
+        self.rope_base: float | None = rope_base
+        self.watch: bool = watch
         made: Any = {"device": device, "dtype": dtype}
-        self.q_proj = nn.Linear(width, heads * head_size, bias, **made)
-        self.k_proj = nn.Linear(width, kv_heads * head_size, bias, **made)
-        self.v_proj = nn.Linear(width, kv_heads * head_size, bias, **made)
-        self.o_proj = nn.Linear(heads * head_size, width, bias, **made)
-        self.q_norm = nn.RMSNorm(head_size, eps=1e-6, **made) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head_size, eps=1e-6, **made) if qk_norm else nn.Identity()
+        self.q_proj: nn.Linear = nn.Linear(width, heads * head_size, bias, **made)
+        self.k_proj: nn.Linear = nn.Linear(width, kv_heads * head_size, bias, **made)
+        self.v_proj: nn.Linear = nn.Linear(width, kv_heads * head_size, bias, **made)
+        self.o_proj: nn.Linear = nn.Linear(heads * head_size, width, bias, **made)
+        self.q_norm: nn.Module = nn.RMSNorm(head_size, eps=1e-6, **made) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.RMSNorm(head_size, eps=1e-6, **made) if qk_norm else nn.Identity()
         shape: Any = {None: None, "head": (heads,), "row": (heads, context)}[temperature]
-        self.log_temperature = None if shape is None else nn.Parameter(torch.zeros(shape, **made))
+        self.log_temperature: nn.Parameter | None = None if shape is None else nn.Parameter(torch.zeros(shape, **made))
         self.last_entropy: Tensor | None = None
         self.last_max_logit: Tensor | None = None
 

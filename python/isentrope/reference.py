@@ -1,6 +1,10 @@
 """The mathematics of every op in plain torch: slow, obvious, differentiable by torch, any dtype. Tests judge by it."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,8 +12,11 @@ from torch import Tensor
 # ---- entropy_attention -----------------------------------------------------------------------------------------------
 
 
-def entropy_attention(q, k, v, *, causal, window=None, softcap=None, scale=None, temperature=None, key_lengths=None,
-                      query_start=None, cu_seqlens=None, max_seqlen=None):  # fmt: skip
+def entropy_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = None, softcap: float | None = None, scale: float | None = None,
+    temperature: Tensor | None = None, key_lengths: Tensor | None = None, query_start: Tensor | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """q [B, H, T, D], k, v [B, G, S, D] → out [B, H, T, D], lse, entropy, max_logit [B, H, T]; packed as the op says."""
     if cu_seqlens is not None:
         ends, parts = cu_seqlens.tolist(), []
@@ -43,7 +50,7 @@ def entropy_attention(q, k, v, *, causal, window=None, softcap=None, scale=None,
 # ---- merge_attention_states ------------------------------------------------------------------------------------------
 
 
-def merge_attention_states(out, lse, entropy, max_logit):
+def merge_attention_states(out: Tensor, lse: Tensor, entropy: Tensor, max_logit: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out [N, ..., D], the others [N, ...], over disjoint keys → the same without N, over all keys."""
     total = lse.logsumexp(0)
     weight = (lse - total.masked_fill(total == -torch.inf, 0)).exp()
@@ -54,7 +61,9 @@ def merge_attention_states(out, lse, entropy, max_logit):
 # ---- sigma_linear ----------------------------------------------------------------------------------------------------
 
 
-def sigma_linear(x, weight, gamma, u, bias=None, *, sigma_grad="through"):
+def sigma_linear(
+    x: Tensor, weight: Tensor, gamma: Tensor, u: Tensor, bias: Tensor | None = None, *, sigma_grad: str = "through"
+) -> tuple[Tensor, Tensor]:
     """x [..., in], weight [out, in], gamma [], u [in], bias [out] → y [..., out], σ []; through u and v nothing flows."""
     p = weight @ u
     v = p.detach() / p.detach().norm().where(p.any(), 1)
@@ -67,7 +76,9 @@ def sigma_linear(x, weight, gamma, u, bias=None, *, sigma_grad="through"):
 # ---- power_step ------------------------------------------------------------------------------------------------------
 
 
-def power_step(weights, us, *, steps_max=20, tolerance=1e-4):
+def power_step(
+    weights: Sequence[Tensor], us: Sequence[Tensor], *, steps_max: int = 20, tolerance: float = 1e-4
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[int, ...]]:
     """weights [out_i, in_i], us [in_i] → new us, σ of each, steps of each. us stay as they are."""
     results = []
     for weight, u in zip(weights, us):
@@ -84,7 +95,8 @@ def power_step(weights, us, *, steps_max=20, tolerance=1e-4):
             if tolerance > 0 and sigma - before <= tolerance * sigma:
                 break
         results.append((u, sigma, steps))
-    return tuple(zip(*results)) or ((), (), ())
+    found: Any = tuple(zip(*results)) or ((), (), ())
+    return found
 
 
 # ---- token_entropy ---------------------------------------------------------------------------------------------------
@@ -105,7 +117,10 @@ def token_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0, i
 # ---- linear_token_entropy --------------------------------------------------------------------------------------------
 
 
-def linear_token_entropy(hidden, weight, target, *, bias=None, softcap=None, temperature=1.0, ignore_index=-100):
+def linear_token_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, softcap: float | None = None,
+    temperature: float = 1.0, ignore_index: int = -100,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """hidden [..., C], weight [V, C], target [...] → as token_entropy."""
     z = torch.nn.functional.linear(hidden, weight, bias)
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
@@ -115,7 +130,9 @@ def linear_token_entropy(hidden, weight, target, *, bias=None, softcap=None, tem
 # ---- window_entropy --------------------------------------------------------------------------------------------------
 
 
-def window_entropy(entropy, mask, *, before, after, shrink=False, at=None):
+def window_entropy(
+    entropy: Tensor, mask: Tensor, *, before: int, after: int, shrink: bool = False, at: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """entropy, mask [B, T] → mean, n [B, T] of the windows t - before … t + after; n is 0 where there is none."""
     T = entropy.shape[1]
     t = torch.arange(T, device=entropy.device)
@@ -127,27 +144,27 @@ def window_entropy(entropy, mask, *, before, after, shrink=False, at=None):
     return torch.where(n > 0, sums / n.clamp_min(1), 0), n
 
 
-def window_select(mean, n, *, threshold, level, scope="row"):
+def window_select(mean: Tensor, n: Tensor, *, threshold: str, level: float, scope: str = "row") -> tuple[Tensor, Tensor]:
     """→ high [B, T], threshold [B] or []; one window after the other."""
     rows = [[(m.item(), (b, t)) for t, m in enumerate(mean[b]) if n[b, t] > 0] for b in range(len(mean))]
-    high, found = torch.zeros_like(n, dtype=torch.bool), []
+    high, levels = torch.zeros_like(n, dtype=torch.bool), []
     for group in [sum(rows, [])] if scope == "global" else rows:
         values = torch.tensor([m for m, _ in group], dtype=mean.dtype)
         if threshold == "value":
-            found.append(level)
+            levels.append(level)
         elif not group:
-            found.append(math.inf)
+            levels.append(math.inf)
         elif threshold == "quantile":
-            found.append(torch.quantile(values, level).item())
+            levels.append(torch.quantile(values, level).item())
         else:
             ranked = sorted(group, key=lambda x: -x[0])[: max(1, math.ceil(level * len(group)))]  # sorted is stable
-            found.append(ranked[-1][0])
+            levels.append(ranked[-1][0])
             for _, (b, t) in ranked:
                 high[b, t] = True
     if scope == "batch":
-        there = [x for x, row in zip(found, rows) if row]
-        found = [sum(there) / len(there) if there else math.inf]
-    found = torch.tensor(found, dtype=mean.dtype)
+        there = [x for x, row in zip(levels, rows) if row]
+        levels = [sum(there) / len(there) if there else math.inf]
+    found = torch.tensor(levels, dtype=mean.dtype)
     if scope != "row":
         found = found[0]
     if threshold != "top_fraction":
@@ -165,7 +182,10 @@ def grpo_covariance(logprob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
     return ((a - a.sum() / tokens) * (l - l.sum() / tokens)).where(mask, 0)
 
 
-def grpo_candidates(logprob, old_logprob, advantage, mask, *, cov_lower=1.0, cov_upper=5.0, clip_low=0.2, clip_high=0.2):
+def grpo_candidates(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, cov_lower: float = 1.0, cov_upper: float = 5.0,
+    clip_low: float = 0.2, clip_high: float = 0.2,
+) -> Tensor:  # fmt: skip
     """[B, T] bool: what clip_cov chooses among."""
     c, r = grpo_covariance(logprob, advantage, mask), (logprob - old_logprob).clamp(-20, 20).exp()
     held = torch.where(advantage > 0, r > 1 + clip_high, r < 1 - clip_low) & (advantage != 0)
@@ -183,7 +203,10 @@ def philox(seed: int, low: int) -> list[int]:
     return c
 
 
-def grpo_select(logprob, old_logprob, advantage, mask, *, mode, seed, select_fraction, minimum=1, **band) -> Tensor:
+def grpo_select(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, mode: str, seed: int, select_fraction: float,
+    minimum: int = 1, **band: float,
+) -> Tensor:  # fmt: skip
     """All [B, T] → [B, T] bool."""
     among = grpo_candidates(logprob, old_logprob, advantage, mask, **band) if mode.endswith("clip_cov") else mask
     count = min(max(int(select_fraction * mask.sum().item()), minimum), among.sum().item())
@@ -202,8 +225,10 @@ def grpo_select(logprob, old_logprob, advantage, mask, *, mode, seed, select_fra
 
 
 def grpo_token_loss(
-    logprob, old_logprob, advantage, mask, *, selected=None, ref_logprob=None, ref_kl_weight=None, entropy=None, mode="clip",
-    clip_low=0.2, clip_high=None, dual_clip=None, kl_coef=1.0, ref_kl="k3", ref_kl_coef=0.0, entropy_coef=0.0,
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, selected: Tensor | None = None,
+    ref_logprob: Tensor | None = None, ref_kl_weight: Tensor | None = None, entropy: Tensor | None = None, mode: str = "clip",
+    clip_low: float = 0.2, clip_high: float | None = None, dual_clip: float | None = None, kl_coef: float = 1.0, ref_kl: str = "k3",
+    ref_kl_coef: float = 0.0, entropy_coef: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """All [B, T] → [B, T]; 0 where mask is False."""
     l, old, A = (x.where(mask, 0) for x in (logprob, old_logprob, advantage))
@@ -240,7 +265,10 @@ def grpo_token_loss(
     return loss.where(mask, 0)
 
 
-def grpo_loss(logprob, old_logprob, advantage, mask, *, aggregate="token-mean", normalizer=None, **options):
+def grpo_loss(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, aggregate: str = "token-mean",
+    normalizer: Tensor | float | None = None, **options: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """loss [] and token loss [B, T]; options of grpo_token_loss."""
     token_loss = grpo_token_loss(logprob, old_logprob, advantage, mask, **options)
     tokens, sums = mask.sum(1), token_loss.sum(1)
@@ -252,8 +280,11 @@ def grpo_loss(logprob, old_logprob, advantage, mask, *, aggregate="token-mean", 
     return (sums.sum() / divisor if tokens.any() else sums.sum()), token_loss
 
 
-def grpo_stats(logprob, old_logprob, advantage, mask, *, selected=None, ref_logprob=None, entropy=None, mode="clip",
-               clip_low=0.2, clip_high=None, dual_clip=None, **_) -> dict[str, float]:  # fmt: skip
+def grpo_stats(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, selected: Tensor | None = None,
+    ref_logprob: Tensor | None = None, entropy: Tensor | None = None, mode: str = "clip", clip_low: float = 0.2,
+    clip_high: float | None = None, dual_clip: float | None = None, **_: Any,
+) -> dict[str, float]:  # fmt: skip
     """The statistics by name, of at least one token that counts."""
     none = torch.zeros_like(mask, dtype=torch.bool)
     l, A, old = logprob[mask], advantage[mask], old_logprob[mask]

@@ -24,7 +24,8 @@ def mypy(files, folder):
     """{(file, line)} of the errors, and what was printed. torch's own functions, backward() among them, have no types everywhere."""
     variables = {**os.environ, "MYPYPATH": os.pathsep.join(SEARCHED)}
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--follow-imports=silent", "--output=json", f"--cache-dir={folder}", *map(str, files)],
+        [sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--follow-imports=silent", "--output=json",
+         f"--cache-dir={folder}", *map(str, files)],
         capture_output=True, text=True, env=variables, cwd=folder,
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr

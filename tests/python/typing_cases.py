@@ -54,6 +54,15 @@ def attentions(q: Tensor, k: Tensor, v: Tensor, wanted: bool) -> None:
     isentrope.merge_attention_states(out, lse).entropy.mean()  # wrong
 
 
+def references(x: Tensor, weight: Tensor, target: Tensor) -> None:
+    out, lse, entropy, max_logit = isentrope.reference.entropy_attention(x, x, x, causal=True)
+    logprob, entropy, lse, *moments = isentrope.reference.linear_token_entropy(x, weight, target)
+    y, sigma = isentrope.reference.sigma_linear(x, weight, x, x)
+    assert_type(y, Tensor)
+    isentrope.reference.token_entropy(x, 3)  # wrong
+    isentrope.reference.power_step(weight, x, steps_max="3")  # wrong
+
+
 def others(x: Tensor, weight: Tensor, mask: Tensor) -> None:
     y, sigma = isentrope.sigma_linear(x, weight, x, x, sigma_grad="detached")
     sigmas, steps = isentrope.power_step([weight], [x], steps_max=3)
@@ -88,6 +97,7 @@ def modules(x: Tensor, wanted: bool) -> torch.nn.Module:
     assert_type(layer.scaled_weight(), Tensor)
     for name, step in nn.power_step(layer).items():
         print(name.upper(), step.sigma.item(), step.steps.item())
+    assert_type(attention.window, "int | None")
     nn.EntropyAttention("64", 4)  # wrong
     nn.SigmaLinear(8, 8, gamma="one")  # wrong
     layer.forward(3)  # wrong
