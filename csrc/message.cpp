@@ -141,6 +141,16 @@ std::string words_of(const std::exception_ptr& thrown) {
   }
 }
 
+// The text's first `most` bytes or a few more, printable and in one line, and "… (n bytes)" where it has more.
+std::pair<std::string, std::string> shortened(std::string_view text, size_t most) {
+  size_t end = 0;
+  while (end < text.size() && end < most) end += sequence_at(text, end).bytes;
+  std::string shown = printable(text.substr(0, end));
+  for (const auto& [control, name] : {std::pair{'\n', "\\n"}, {'\t', "\\t"}})
+    for (size_t at = 0; (at = shown.find(control, at)) != std::string::npos; at += 2) shown.replace(at, 1, name);
+  return {shown, end == text.size() ? "" : "… (" + std::to_string(text.size()) + " bytes)"};
+}
+
 }  // namespace
 
 std::string message_of(const std::exception_ptr& error) { return on_a_screen(words_of(error)); }
@@ -181,15 +191,14 @@ std::string printable(std::string_view text) {
 }
 
 std::string excerpt(std::string_view text, size_t most) {
-  size_t end = 0;
-  while (end < text.size() && end < most) end += sequence_at(text, end).bytes;
-  std::string shown = printable(text.substr(0, end));
-  for (const auto& [control, name] : {std::pair{'\n', "\\n"}, {'\t', "\\t"}})
-    for (size_t at = 0; (at = shown.find(control, at)) != std::string::npos; at += 2) shown.replace(at, 1, name);
-  return end == text.size() ? shown : shown + "… (" + std::to_string(text.size()) + " bytes)";
+  const auto [shown, rest] = shortened(text, most);
+  return shown + rest;
 }
 
-std::string quoted(std::string_view text) { return "\"" + excerpt(text) + "\""; }
+std::string quoted(std::string_view text) {
+  const auto [shown, rest] = shortened(text, kShown);
+  return '"' + shown + (rest.empty() ? "\"" : "…\"" + rest.substr(std::string_view("…").size()));
+}
 
 size_t utf8_size(std::string_view text, size_t at) {
   const Sequence next = sequence_at(text, at);

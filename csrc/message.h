@@ -30,9 +30,10 @@ std::string valid_utf8(std::string_view text);
 
 // What a message shows of a text: its first `most` bytes or a few more, printable() and in one line, and of a longer one how many
 // bytes it has. A message is to be read at a glance, whatever the text.
-std::string excerpt(std::string_view text, size_t most = 80);
+constexpr size_t kShown = 80;  // with the rest of the sentence, two lines of a terminal
+std::string excerpt(std::string_view text, size_t most = kShown);
 
-// excerpt() in quotes.
+// The same in quotes: "text", or "tex…" (3000 bytes).
 std::string quoted(std::string_view text);
 
 // Bytes of the UTF-8 character that begins at text[at]; 0 where none does: a stray or missing byte, a longer form than needed,

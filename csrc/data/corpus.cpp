@@ -301,6 +301,12 @@ std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const 
     write_shard(shard, fingerprint, pieces_of(files, config, split), tokenizer);
     tokens = std::make_shared<const TokenShard>(shard);
   }
+  const auto all = tokens->tokens();
+  const auto largest = all.empty() ? all.end() : std::max_element(all.begin(), all.end());
+  if (largest != all.end() && *largest >= tokenizer.size())
+    throw std::runtime_error("corpus: " + shard + " is damaged: token " + std::to_string(largest - all.begin()) +
+                             " is " + std::to_string(*largest) + ", and the tokenizer has " +
+                             std::to_string(tokenizer.size()) + "; delete the file, and it is made anew");
   return tokens;
 }
 

@@ -369,7 +369,7 @@ TEST_F(ConfigTest, YamlThatNobodyMeans) {
            {"run: {keep: &n , dir: *n, seed: *n}\n", "run.yaml:1: run.dir: wanted a text, got nothing"},
            {"run:\n  dir: runs/a\n    b\n", "run.yaml:2: the text that begins here goes on over several lines"},
            {"run: {}\n---\nmodel: {}\n", "a second document begins here"},
-           {"run:\n  dir: \xff\n", "run.yaml:2: not UTF-8 (\"\\xff\\n\")"},
+           {"run:\n  dir: \xff\n", "run.yaml:2: not UTF-8 (\"\\xFF\\n\")"},
            {"run:\n  dir: a\x01\n", "run.yaml:2: a control character (\\x01)"},
            {"run:\n  dir: \"a\\0b\"\n", "run.yaml:2: run.dir: 'a\\x00b' holds U+0000"},
            {"run: {? [a] : 1}\n", "run.yaml:1: run: a key that is not a plain name"},
