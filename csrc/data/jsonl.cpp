@@ -72,6 +72,8 @@ Json parsed(const std::string& line, const std::string& where) {
     const size_t column = what.find("column");
     throw std::runtime_error(where + ": not JSON at " +
                              excerpt(column == std::string::npos ? what : what.substr(column), 300));
+  } catch (const Json::out_of_range&) {  // the only one of parse: 1e999
+    throw std::runtime_error(where + ": holds a number beyond ±1.8e308");
   }
 }
 

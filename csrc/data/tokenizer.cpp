@@ -1,9 +1,6 @@
 #include "csrc/data/tokenizer.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
@@ -51,13 +48,9 @@ std::vector<std::string> byte_names() {
 void write(const std::string& path, const Json& json) { write_durably(path, json.dump(2, ' ', false) + "\n"); }
 
 Json read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("tokenizer: cannot read " + path + ": " + std::strerror(errno));
-  try {
-    return Json::parse(file);
-  } catch (const Json::exception& error) {
-    throw std::runtime_error("tokenizer: " + path + " is not JSON: " + error.what());
-  }
+  Json json = Json::parse(read_whole(path), nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) throw std::runtime_error("tokenizer: " + path + " is not a JSON object; the file is damaged");
+  return json;
 }
 
 }  // namespace
@@ -227,7 +220,12 @@ Tokenizer Tokenizer::load(const std::string& folder) {
   try {
     const Json& vocabulary = json.at("model").at("vocab");
     std::vector<std::string> tokens(vocabulary.size());
-    for (const auto& [token, id] : vocabulary.items()) tokens.at(id.get<size_t>()) = token;
+    for (const auto& [token, id] : vocabulary.items()) {
+      if (!id.is_number_integer() || id < 0 || id >= tokens.size())
+        throw std::runtime_error("the id of \"" + excerpt(token) + "\" is " + excerpt(id.dump()) + "; wanted 0 … " +
+                                 std::to_string(tokens.size() - 1));
+      tokens[id.get<size_t>()] = token;
+    }
     if (tokens.empty() || tokens[0] != kPad) throw std::runtime_error("id 0 is not <pad>");
     const auto decoder = json.find("decoder");
     if (decoder != json.end() && decoder->is_object() && decoder->value("type", "") == "ByteLevel") {
@@ -236,7 +234,8 @@ Tokenizer Tokenizer::load(const std::string& folder) {
       config.characters = "";
       for (size_t id = 1; id < tokens.size(); ++id) {
         if (code_points(tokens[id]).size() != 1)
-          throw std::runtime_error("id " + std::to_string(id) + " (\"" + tokens[id] + "\") is not one character");
+          throw std::runtime_error("id " + std::to_string(id) + " (\"" + excerpt(tokens[id]) +
+                                   "\") is not one character");
         config.characters += tokens[id];
       }
       config.eos = settings.at("eos_token").get<std::string>();
@@ -247,12 +246,14 @@ Tokenizer Tokenizer::load(const std::string& folder) {
                                std::to_string(tokens.size()));
     for (size_t id = 0; id < tokens.size(); ++id)
       if (tokens[id] != tokenizer.written(id))
-        throw std::runtime_error("id " + std::to_string(id) + " is \"" + tokens[id] + "\", wanted \"" +
+        throw std::runtime_error("id " + std::to_string(id) + " is \"" + excerpt(tokens[id]) + "\", wanted \"" +
                                  tokenizer.written(id) + "\"");
     return tokenizer;
   } catch (const std::exception& error) {
+    const bool form = dynamic_cast<const Json::exception*>(&error) != nullptr;
     throw std::runtime_error("tokenizer: " + path + " and " + config_path +
-                             " are not a tokenizer of kind characters or bytes: " + error.what());
+                             " are not a tokenizer of kind characters or bytes: " +
+                             (form ? "a part is missing or of another type" : error.what()));
   }
 }
 

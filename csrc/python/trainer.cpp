@@ -12,6 +12,8 @@
 #include <memory>
 #include <thread>
 
+#include "csrc/message.h"
+
 namespace py = pybind11;
 using namespace isentrope;
 
@@ -32,21 +34,18 @@ py::list texts(const std::vector<std::string>& many) {
   return list;
 }
 
-// pybind11's own translation takes messages for UTF-8, and keeps torch's stack traces in them.
+// Errors in the words of the command line: pybind11's own translation takes messages for UTF-8, and keeps torch's stack traces in
+// them.
 void translate(std::exception_ptr exception) {
-  const auto raise = [](PyObject* type, const std::string& what) { PyErr_SetObject(type, text(what).ptr()); };
+  const auto raise = [&](PyObject* type) { PyErr_SetObject(type, text(message_of(exception)).ptr()); };
   try {
     std::rethrow_exception(exception);
   } catch (const py::builtin_exception&) {
     throw;
-  } catch (const c10::Error& error) {
-    raise(PyExc_RuntimeError, error.what_without_backtrace());
-  } catch (const std::invalid_argument& error) {
-    raise(PyExc_ValueError, error.what());
-  } catch (const std::bad_alloc&) {
-    throw;
-  } catch (const std::exception& error) {
-    raise(PyExc_RuntimeError, error.what());
+  } catch (const std::invalid_argument&) {
+    raise(PyExc_ValueError);
+  } catch (const std::exception&) {
+    raise(PyExc_RuntimeError);
   }
 }
 

@@ -54,8 +54,7 @@ bool exists(const std::string& file) {
 // Written by save_pretrained of transformers, which names itself in config.json. No checkpoint of a trainer does.
 bool of_transformers(const std::string& dir) {
   if (exists(dir + "/" + kDone) || !exists(dir + "/config.json")) return false;
-  const json config = json::parse(read_whole(dir + "/config.json"), nullptr, /*allow_exceptions=*/false);
-  return config.is_object() && config.contains("transformers_version");
+  return read_json(dir + "/config.json").contains("transformers_version");
 }
 
 // file → digest, as DONE lists them.

@@ -170,8 +170,8 @@ std::vector<std::string> check_data(const TrainConfig& config, const data::Token
         check_held_out(config, phase, tokenizer, rewards, data::Split::validation, notes);
       if (i + 1 == config.phases.size() && evaluates(config, phase, data::Split::test))
         check_held_out(config, phase, tokenizer, rewards, data::Split::test, notes);
-    } catch (const std::exception& error) {
-      throw std::runtime_error("phase " + phase.name + ": " + error.what());
+    } catch (const std::exception&) {
+      throw std::runtime_error("phase " + phase.name + ": " + message_of());
     }
   }
   if (first < config.phases.size() && !evaluates(config, config.phases.back(), data::Split::test))

@@ -111,9 +111,17 @@ std::string to_json(const Record& record) {
   return line + "}";
 }
 
-void keep_metrics_until(const std::string& file, const std::vector<std::string>& ended, const std::string& phase,
-                        int64_t step, bool evaluated) {
-  if (!std::filesystem::exists(file)) return;
+void LineDigest::add(std::string_view line) {
+  nlohmann::json told = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (told.is_object())
+    for (const char* time : {"time_s", "tokens_per_s", "rollout_tokens_per_s", "sigma/time_share"}) told.erase(time);
+  hash_.add(told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+LineDigest keep_metrics_until(const std::string& file, const std::vector<std::string>& ended, const std::string& phase,
+                              int64_t step, bool evaluated, std::optional<int64_t> wanted) {
+  LineDigest digest;
+  if (!std::filesystem::exists(file)) return digest;
   const std::string text = read_whole(file);
   std::string kept;
   size_t number = 0;
@@ -130,16 +138,24 @@ void keep_metrics_until(const std::string& file, const std::vector<std::string>&
     const auto name = line["phase"].get<std::string>();
     const int64_t at = line["step"].get<int64_t>();
     const bool to_come = at > step || (at == step && !evaluated && line.contains("eval/split"));
-    if (std::find(ended.begin(), ended.end(), name) != ended.end() || (name == phase && !to_come))
+    if (std::find(ended.begin(), ended.end(), name) != ended.end() || (name == phase && !to_come)) {
       kept.append(text, begin, end - begin + 1);
+      digest.add(std::string_view(text).substr(begin, end - begin));
+    }
     begin = end + 1;
   }
+  if (wanted && *wanted != digest.value())
+    throw std::runtime_error(
+        file +
+        ": its lines are not those that the run had written before its checkpoint: some were changed or "
+        "are missing. Put the file back, or move it away to go on without what it holds");
   if (kept.size() != text.size()) write_durably(file, kept);
+  return digest;
 }
 
 // ---- Metrics ------------------------------------------------------------------------------------------------------
 
-Metrics::Metrics(const std::string& file) : file_(file) {
+Metrics::Metrics(const std::string& file, LineDigest digest) : file_(file), digest_(digest) {
   fd_ = open_file(file, O_WRONLY | O_CREAT | O_APPEND);
   if (fd_ < 0) throw std::runtime_error(file + ": cannot be opened: " + std::strerror(errno));
 }
@@ -156,10 +172,20 @@ void Metrics::write(const std::string& line) {
                              "put it back and add --resume, or begin a new run");
   const std::string whole = line + "\n";
   const off_t end = ::lseek(fd_, 0, SEEK_END);
-  if (write_whole(fd_, whole.data(), static_cast<int64_t>(whole.size()))) return;
+  if (write_whole(fd_, whole.data(), static_cast<int64_t>(whole.size()))) {
+    digest_.add(line);
+    return;
+  }
   const std::string problem = write_problem(file_, "cannot be written", static_cast<int64_t>(whole.size()));
   if (end >= 0) (void)!::ftruncate(fd_, end);  // who goes on after making room must find no half line
   throw std::runtime_error(problem);
+}
+
+Metrics::Place Metrics::place() const { return {::lseek(fd_, 0, SEEK_END), digest_}; }
+
+void Metrics::back_to(const Place& place) noexcept {
+  if (place.bytes >= 0) (void)!::ftruncate(fd_, place.bytes);
+  digest_ = place.digest;
 }
 
 // ---- Console ------------------------------------------------------------------------------------------------------

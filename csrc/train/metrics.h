@@ -12,8 +12,11 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
+
+#include "csrc/data/token_shard.h"
 
 namespace isentrope::train {
 
@@ -54,15 +57,26 @@ std::vector<std::pair<std::string, double>> in_order(const std::map<std::string,
 // The record as one line of JSON, without its end of line. Numbers read back to the same double.
 std::string to_json(const Record& record);
 
+// Of lines what a repeated run repeats: all but the times in them. A checkpoint keeps it of what was written before it.
+class LineDigest {
+ public:
+  void add(std::string_view line);  // a JSON object, without its end of line
+  int64_t value() const { return static_cast<int64_t>(hash_.value); }
+
+ private:
+  data::Hash hash_;
+};
+
 // Removes every line that a run standing after step `step` of `phase` has still to write, and a torn last line; lines of the
-// phases that ended before it stay. evaluated: whether the evaluations of that step are made. The file is rewritten beside and
-// renamed. A file that is not there is left so.
-void keep_metrics_until(const std::string& file, const std::vector<std::string>& ended, const std::string& phase,
-                        int64_t step, bool evaluated = true);
+// phases that ended before it stay. evaluated: whether the evaluations of that step are made. Returns the digest of what
+// stays; where it is not `wanted`, a line was changed or lost since: std::runtime_error, and the file is as it was. The file is
+// rewritten beside and renamed. A file that is not there is left so.
+LineDigest keep_metrics_until(const std::string& file, const std::vector<std::string>& ended, const std::string& phase,
+                              int64_t step, bool evaluated = true, std::optional<int64_t> wanted = std::nullopt);
 
 class Metrics {
  public:
-  explicit Metrics(const std::string& file);  // appends
+  explicit Metrics(const std::string& file, LineDigest digest = {});  // appends to what has that digest
   ~Metrics();
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
@@ -71,9 +85,18 @@ class Metrics {
   void write(const std::string& line);  // without its end of line
   void write(const Record& record) { write(to_json(record)); }
 
+  // What was written so far, to be gone back to where a step or an evaluation is not whole.
+  struct Place {
+    int64_t bytes = 0;
+    LineDigest digest = {};
+  };
+  Place place() const;
+  void back_to(const Place& place) noexcept;
+
  private:
   std::string file_;
   int fd_ = -1;
+  LineDigest digest_;
 };
 
 // What a person sees. On a terminal: a bar that is redrawn at most ten times a second. Elsewhere: a line

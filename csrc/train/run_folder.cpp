@@ -100,6 +100,15 @@ RunFolder::RunFolder(const std::string& dir, bool resume) {
 
 void RunFolder::begin() {
   std::error_code error;
+  const std::string checkpoints = dir_ + "/checkpoints";
+  if (fs::exists(checkpoints, error) &&
+      (!fs::is_directory(checkpoints, error) || ::access(checkpoints.c_str(), W_OK | X_OK) != 0))
+    throw std::runtime_error(checkpoints +
+                             ": is no folder that can be written to, and checkpoints belong there; move it away, or "
+                             "change its rights");
+  for (const std::string& file : {metrics(), samples(), config(), dir_ + "/summary.json"})
+    if (fs::exists(file, error) && !fs::is_regular_file(file, error))
+      throw std::runtime_error(file + ": is no regular file, and the run writes one of that name; move it away");
   for (const std::string& file : {metrics(), samples(), config()})
     before_[file] = fs::exists(file, error) ? std::optional(read_whole(file)) : std::nullopt;
 }

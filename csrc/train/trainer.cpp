@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <torch/cuda.h>
 
+#include <filesystem>
+
 #include "csrc/data/corpus.h"
 #include "csrc/data/packed_source.h"
 #include "csrc/data/random.h"
@@ -78,14 +80,26 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   // ---- the first change of a file
   if (!finished()) {
     folder_.begin();
-    for (const std::string& file : {folder_.metrics(), folder_.samples()})
-      keep_metrics_until(file, ended_, config_.phases[phase_].name, step_, evaluated_);
+    metrics_ = open_log(folder_.metrics(), standing, kMetrics);
+    samples_ = open_log(folder_.samples(), standing, kSamples);
     write_durably(folder_.config(), print_config(config_));
+    metrics_of_step_ = metrics_->place();
+    samples_of_step_ = samples_->place();
     if (config_.metrics.tensorboard) tensorboard_ = std::make_unique<TensorBoard>(folder_.dir());
-    metrics_ = std::make_unique<Metrics>(folder_.metrics());
-    samples_ = std::make_unique<Metrics>(folder_.samples());
   }
   folder_.keep();
+}
+
+// A file of lines as it was when the checkpoint was made.
+std::unique_ptr<Metrics> Trainer::open_log(const std::string& file, const Standing& standing, const std::string& key) {
+  std::optional<int64_t> wanted;
+  if (const auto kept = standing.state.extra.find(key); steps_of_run_ > 0 && kept != standing.state.extra.end())
+    wanted = kept->second.item<int64_t>();
+  std::error_code error;
+  const bool lost = wanted && *wanted != LineDigest().value() && !std::filesystem::exists(file, error);
+  if (lost) notes_.push_back(file + " is not there: what it told of the steps before is lost");
+  return std::make_unique<Metrics>(
+      file, keep_metrics_until(file, ended_, config_.phases[phase_].name, step_, evaluated_, wanted));
 }
 
 Trainer::~Trainer() = default;
@@ -181,7 +195,7 @@ void Trainer::open_phase(const CheckpointState* state) {
     }
   }
   open_ = std::move(open);
-  stopped_ = false;
+  stopped_ = tested_ = false;
 }
 
 std::string Trainer::save() {
@@ -210,6 +224,8 @@ void Trainer::checkpoint(bool phase_finished) {
   state.extra.merge(model_->sigma_state());
   state.optimizer = open_->optimizer.state();
   state.source = open_->source->state();
+  state.extra[kMetrics] = torch::tensor((state.evaluated ? metrics_->place() : metrics_of_step_).digest.value());
+  state.extra[kSamples] = torch::tensor((state.evaluated ? samples_->place() : samples_of_step_).digest.value());
   if (open_->data_digest) state.extra[kData] = torch::tensor(*open_->data_digest, torch::kInt64);
   if (open_->reference)
     for (const auto& [name, weight] : (*open_->reference)->named_weights()) state.extra[kReference + name] = weight;

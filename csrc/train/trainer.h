@@ -69,6 +69,7 @@ class Trainer {
   struct Working;  // held by the one call at a time that works on the run
 
   void take_weights(const Standing& standing);
+  std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);
   void open_phase(const CheckpointState* state);
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, std::optional<int64_t>& digest) const;
   uint64_t seed_of(const std::string& phase, data::Purpose purpose, uint64_t b = 0, uint64_t c = 0) const;
@@ -93,10 +94,12 @@ class Trainer {
   std::map<std::string, rl::RewardFunction> rewards_;
   std::unique_ptr<TensorBoard> tensorboard_;
   std::unique_ptr<Metrics> metrics_, samples_;
+  Metrics::Place metrics_of_step_, samples_of_step_;  // before the evaluations after step_
   std::unique_ptr<Phase> open_;
   size_t phase_ = 0;
   int64_t step_ = 0, steps_of_run_ = 0;
-  bool evaluated_ = true, stopped_ = false;  // after step_: the evaluations due are made; they met the phase's stop
+  bool evaluated_ = true, tested_ = false;  // after step_: the evaluations due are made; the one at the phase's end too
+  bool stopped_ = false;                    // they met the phase's stop
   std::vector<std::string> ended_;
   std::map<std::string, int64_t> numbers_;
   std::vector<std::string> notes_;

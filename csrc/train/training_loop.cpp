@@ -139,11 +139,13 @@ std::vector<double> Trainer::power_step() {
 
 // A step and its line, or neither.
 void Trainer::whole_step(std::vector<Record>& records) {
+  const Metrics::Place metrics_before = metrics_->place();
   const AttentionAlarm alarm = open_->alarm;
   const rl::EntropyLaw law = open_->law;
   try {
     write(step(), records);
   } catch (...) {
+    metrics_->back_to(metrics_before);
     open_->before.restore();
     open_->optimizer.zero_grad();
     open_->alarm = alarm;
@@ -152,9 +154,11 @@ void Trainer::whole_step(std::vector<Record>& records) {
   }
   open_->before.drop();
   open_->source->commit();
+  metrics_of_step_ = metrics_->place();
+  samples_of_step_ = samples_->place();
   ++step_;
   ++steps_of_run_;
-  evaluated_ = false;
+  evaluated_ = tested_ = false;
 }
 
 bool Trainer::at_end() const { return step_ >= open_->config.steps || stopped_; }
@@ -167,11 +171,12 @@ void Trainer::evaluate_due(std::vector<Record>& records) {
   std::vector<Record> made;
   std::vector<std::string> shown;
   try {
-    if (open_->validation && evaluation.every > 0 && step_ % evaluation.every == 0 && step_ >= evaluation.from) {
+    if (!evaluated_ && open_->validation && evaluation.every > 0 && step_ % evaluation.every == 0 &&
+        step_ >= evaluation.from) {
       made.push_back(evaluate("validation", shown));
       stopped_ = phase.stop && phase.stop->reached(made.back().values);
     }
-    if (at_end() && open_->test) {
+    if (at_end() && !tested_ && open_->test) {
       made.push_back(evaluate("test", shown));
       Evaluation result = made.back().values;
       result.erase("time_s");
@@ -182,9 +187,12 @@ void Trainer::evaluate_due(std::vector<Record>& records) {
     for (const std::string& line : shown) samples_->write(line);
     for (Record& line : made) write(std::move(line), records);
   } catch (...) {
+    metrics_->back_to(metrics_of_step_);
+    samples_->back_to(samples_of_step_);
     rethrow_with_place("evaluation after step " + std::to_string(step_));
   }
   evaluated_ = true;
+  tested_ = at_end();
 }
 
 Record Trainer::evaluate(const std::string& split, std::vector<std::string>& shown) {
@@ -210,7 +218,8 @@ std::vector<Record> Trainer::advance() {
   if (finished()) return records;
   if (!open_) open_phase(nullptr);
   if (evaluated_ && !at_end()) whole_step(records);
-  if (!evaluated_) evaluate_due(records);
+  // The second where a resumed configuration ends the phase at the step that it stands at.
+  if (!evaluated_ || (at_end() && !tested_)) evaluate_due(records);
 
   if (at_end()) {
     open_->optimizer.zero_grad();

@@ -2,6 +2,7 @@
 
 A run is stopped in its last phase and copied; one file of the copy is damaged; then it is resumed, or its newest
 checkpoint is asked to complete a prompt, or, for a shard, trained anew. Right is a clear refusal, or harmless: all that the undamaged copy gives, bit for bit.
+Where what was logged is gone, a run may go on without it, if it tells so.
 """
 
 import shutil
@@ -10,7 +11,7 @@ from attacks.trial import contents, difference, run, run_program, train, workpla
 
 TITLE = "damaged files of a stopped run, then resume, sample, or train from the shard"
 COUNTS = {"full": 500, "quick": 24}
-RIGHT = {"refused", "harmless"}
+RIGHT = {"refused", "harmless", "told"}
 SECONDS = 60
 # Configuration → overrides that make it short, and the calls of advance() after which it is stopped.
 RUNS = {
@@ -144,4 +145,6 @@ def attack(context, rng, folder, number):
     outcome = run(train_of(name, resume=True), folder, SECONDS)
     # The damaged file itself may stand as it was left, where it was not read.
     differing = difference(base["resumed"], contents(folder / "run"), [file.removeprefix("run/")] if base["checkpoint"] in file else [])
+    if differing == [file.removeprefix("run/")] and what == "delete" and f"{file} is not there" in (folder / "output").read_text():
+        return verdict | {"class": "told", "message": ""}
     return judged(verdict, outcome, differing + (["results"] if outcome.value != base["results"] else []))

@@ -519,6 +519,10 @@ TEST_F(CheckpointTest, AFolderThatTransformersSavedGivesWeights) {
   write();
   EXPECT_EQ(error([&] { read_model_config(dir_ + "/t"); }),
             "t/config.json: attention_bias is true; the decoder has false");
+  for (const char* damaged : {"[]", "{\"model_type\": \"llama\"", "{\"hidden_size\": 1e999}"}) {
+    std::ofstream(dir_ + "/t/config.json") << damaged;
+    EXPECT_EQ(error([&] { resolve_checkpoint(dir_ + "/t"); }), "t/config.json: not a JSON object; the file is damaged");
+  }
   config.erase("transformers_version");  // a checkpoint of a trainer without DONE is none
   write();
   EXPECT_NE(error([&] { load_weights(dir_ + "/t", decoder); }).find("no file DONE"), std::string::npos);

@@ -180,6 +180,7 @@ TEST_F(JsonlTest, ErrorsNameFileAndLine) {
              {"data.jsonl:1", "\"prompt\" is written twice"});
   expect_all(message_of("[1]\n"), {"data.jsonl:1", "array", "object"});
   expect_all(message_of("{\"prompt\": \"\xff\"}\n"), {"data.jsonl:1", "not JSON"});
+  expect_all(message_of("{\"prompt\": \"p\", \"answer\": 1e999}\n"), {"data.jsonl:1: holds a number beyond"});
   expect_all(message_of("\n \n"), {"data.jsonl:1", "no example"});
 }
 

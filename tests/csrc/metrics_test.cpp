@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -151,6 +152,50 @@ TEST_F(MetricsTest, APhaseThatEndedKeepsItsLinesWhateverTheConfigurationHas) {
   EXPECT_EQ(read_whole(file), old + now);
 }
 
+TEST_F(MetricsTest, ChangedOrMissingLinesAreRefused) {
+  const std::string file = dir_ + "/m.jsonl";
+  const auto line = [](int64_t step, double loss, double time) {
+    return to_json({"sft", step, {{"loss", loss}, {"time_s", time}}, ""}) + "\n";
+  };
+  const std::string whole = line(1, 2, 1) + line(2, 1.25, 2);
+  int64_t written;
+  {
+    Metrics metrics(file);
+    metrics.write({"sft", 1, {{"loss", 2}, {"time_s", 1}}, ""});
+    metrics.write({"sft", 2, {{"loss", 1.25}, {"time_s", 2}}, ""});
+    written = metrics.place().digest.value();
+  }
+  EXPECT_EQ(read_whole(file), whole);
+  const std::string later = line(3, 1, 3);  // of steps that are made again
+  for (const std::string& right : {whole, whole + later, line(1, 2, 7) + line(2, 1.25, 9)}) {
+    std::ofstream(file) << right;
+    EXPECT_EQ(keep_metrics_until(file, {}, "sft", 2, true, written).value(), written);
+  }
+  for (const std::string& wrong : {std::string(), line(1, 2, 1), line(2, 1.25, 2), line(1, 2, 1) + line(2, 1.26, 2),
+                                   line(1, 2, 1) + whole, line(2, 1.25, 2) + line(1, 2, 1)}) {
+    std::ofstream(file) << wrong << later;
+    try {
+      keep_metrics_until(file, {}, "sft", 2, true, written);
+      ADD_FAILURE() << "no error for " << wrong;
+    } catch (const std::runtime_error& error) {
+      EXPECT_TRUE(std::string(error.what()).starts_with(file + ": its lines are not those")) << error.what();
+    }
+    EXPECT_EQ(read_whole(file), wrong + later);
+  }
+}
+
+TEST_F(MetricsTest, WhatIsNotWholeIsTakenBack) {
+  const std::string file = dir_ + "/m.jsonl";
+  Metrics metrics(file);
+  metrics.write({"sft", 1, {}, ""});
+  const Metrics::Place one = metrics.place();
+  metrics.write({"sft", 2, {}, ""});
+  EXPECT_NE(metrics.place().digest.value(), one.digest.value());
+  metrics.back_to(one);
+  EXPECT_EQ(read_whole(file), to_json({"sft", 1, {}, ""}) + "\n");
+  EXPECT_EQ(metrics.place().digest.value(), one.digest.value());
+}
+
 TEST_F(MetricsTest, AFileThatIsGoneStopsTheRun) {
   const std::string file = dir_ + "/m.jsonl";
   for (const bool renamed : {false, true}) {
@@ -241,6 +286,21 @@ TEST_F(MetricsTest, ConsoleOfATerminalRedrawsOneLine) {
   size_t bars = 0;
   for (size_t at = 0; (at = text.find("/10 ", at)) != std::string::npos; ++at) ++bars;
   EXPECT_LE(bars, 4u) << text;
+}
+
+TEST_F(RunFolderTest, RefusesWhatIsNoFileBeforeItIsRead) {
+  for (const char* name : {"metrics.jsonl", "samples.jsonl", "config.yaml", "summary.json", "checkpoints"}) {
+    const std::string run = dir_ + "/" + name, place = run + "/" + name;
+    fs::create_directories(run);
+    ASSERT_EQ(::mkfifo(place.c_str(), 0600), 0);  // reading it would wait for ever
+    RunFolder folder(run, true);
+    try {
+      folder.begin();
+      ADD_FAILURE() << "no error for " << name;
+    } catch (const std::runtime_error& error) {
+      EXPECT_TRUE(std::string(error.what()).starts_with(place + ": is no ")) << error.what();
+    }
+  }
 }
 
 TEST_F(RunFolderTest, RefusesAUsedFolderUnlessResumed) {

@@ -125,7 +125,19 @@ TEST(Tokenizer, LoadSaysWhatIsWrong) {
       << "{\"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"vocab\": {\"<pad>\": 0, \"a\": 1}}}";
   expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"258 tokens", "has 2"});
   std::ofstream(folder + "/tokenizer.json") << "{\"model\": ";
-  expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"not JSON"});
+  expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"not a JSON object"});
+  // Of other forms, in words of our own.
+  for (const char* vocabulary : {"{\"<pad>\": 0, \"a\": 7}", "{\"<pad>\": 0, \"a\": -1}",
+                                 "{\"<pad>\": 0, \"a\": \"1\"}", "{\"<pad>\": 0, \"a\": 1.5}"}) {
+    std::ofstream(folder + "/tokenizer.json") << "{\"model\": {\"vocab\": " << vocabulary << "}}";
+    expect_all(message<std::runtime_error>([&] { Tokenizer::load(folder); }), {"the id of \"a\" is ", "wanted 0 … 1"});
+  }
+  for (const char* text :
+       {"{\"model\": 1}", "{\"model\": {}}", "{\"decoder\": {\"type\": 1}, \"model\": {\"vocab\": {}}}"}) {
+    std::ofstream(folder + "/tokenizer.json") << text;
+    const std::string said = message<std::runtime_error>([&] { Tokenizer::load(folder); });
+    EXPECT_EQ(said.find("json.exception"), std::string::npos) << said;
+  }
   expect_all(message<std::runtime_error>([&] { Tokenizer(TokenizerConfig{}).save(folder + "/absent"); }),
              {"cannot be opened for writing"});
 }

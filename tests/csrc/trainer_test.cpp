@@ -304,6 +304,54 @@ TEST_F(TrainerTest, MoreStepsAfterTheEndGoOn) {
   EXPECT_TRUE(read_whole(newest("run") + "/model.safetensors") == read_whole(newest("whole") + "/model.safetensors"));
 }
 
+TEST_F(TrainerTest, APhaseThatEndsWhereItStandsIsTestedOnce) {
+  // Step 6 is a step of validation, 7 is none.
+  for (const int64_t stop : {6, 7})
+    for (const int64_t end : {6, 3}) {
+      const std::string run = std::to_string(stop) + "_" + std::to_string(end);
+      {
+        const auto trainer = open(run, sft("a", 12));
+        steps(*trainer, stop);
+        trainer->save();
+      }
+      const auto resumed = open(run, sft("a", end), true);
+      finish(*resumed);
+      EXPECT_EQ(resumed->results().size(), 1u);
+      int64_t tests = 0, validations = 0;
+      for (const json& line : lines(run)) {
+        tests += line.value("eval/split", "") == "test";
+        validations += line.value("eval/split", "") == "validation";
+      }
+      EXPECT_EQ(tests, 1);
+      EXPECT_EQ(validations, 2);
+    }
+}
+
+TEST_F(TrainerTest, ChangedOrLostLinesAreNotGoneOnFrom) {
+  {
+    const auto trainer = open("run", sft("a", 12));
+    steps(*trainer, 4);
+  }
+  for (const char* name : {"metrics.jsonl", "samples.jsonl"}) {
+    const std::string file = dir_ + "/run/" + name, whole = read_whole(file);
+    std::string changed = whole;
+    changed[changed.find("\"a\"") + 1] = 'b';
+    for (const std::string& wrong : {changed, std::string(), whole + whole, whole.substr(whole.find('\n') + 1)}) {
+      std::ofstream(file) << wrong;
+      const auto before = files("run");
+      const std::string said = error([&] { open("run", sft("a", 12), true); });
+      EXPECT_EQ(said.find(file + ": its lines are not those"), 0u) << said;
+      EXPECT_EQ(files("run"), before);
+    }
+    std::ofstream(file) << whole;
+  }
+  fs::remove(dir_ + "/run/samples.jsonl");
+  const auto resumed = open("run", sft("a", 12), true);
+  EXPECT_EQ(resumed->notes().front(),
+            dir_ + "/run/samples.jsonl is not there: what it told of the steps before is lost");
+  finish(*resumed);
+}
+
 TEST_F(TrainerTest, AFinishedRunHasNothingToDoAndIsLeftAlone) {
   finish(*open("run", sft("sft", 3)));
   const auto before = files("run");
