@@ -5,6 +5,8 @@
 #
 # That version and what it needs go into build/transformers-VERSION, in front of what is installed; torch stays.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+arguments "$@"
+
 cd "$ROOT"
 find_python
 version=${1:-$(sed -n 's/^LOWEST = "\(.*\)"$/\1/p' python/isentrope/integrations/transformers.py)}

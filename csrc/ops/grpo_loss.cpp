@@ -399,8 +399,9 @@ GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tenso
 std::vector<std::string> grpo_stat_names() { return {std::begin(kGrpoStatNames), std::end(kGrpoStatNames)}; }
 
 Tensor grpo_combine_stats(const Tensor& stats) {
-  OP_CHECK("grpo_combine_stats", stats.dim() == 2 && stats.size(1) == kGrpoStats, "stats has shape ", stats.sizes(),
-           "; wanted [calls, ", static_cast<int>(kGrpoStats), "]");
+  OP_CHECK("grpo_combine_stats", stats.dim() == 2 && stats.size(0) >= 1 && stats.size(1) == kGrpoStats,
+           "stats has shape ", stats.sizes(), "; wanted [calls, ", static_cast<int>(kGrpoStats),
+           "], at least one call");
   const Tensor s = stats.to(at::kDouble), tokens = s.select(1, kTokens);
   const Tensor share = (tokens / tokens.sum().clamp_min(1)).unsqueeze(1);
   Tensor combined = (s * share).sum(0);

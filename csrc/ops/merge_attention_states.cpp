@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <tuple>
 
 #include "csrc/ops/check.h"
 #include "csrc/ops/entries.h"
@@ -17,10 +18,18 @@ AttentionStates merge_attention_states_composite(const Tensor& out, const Tensor
   OP_CHECK(op, out.dim() == lse.dim() + 1, "out has ", out.dim(), " dimensions; wanted ", lse.dim() + 1,
            ", those of lse and D");
   check_shape(op, "lse", lse, out.sym_sizes().slice(0, out.dim() - 1), "out without its last dimension");
-  const bool with_entropy = entropy.sym_numel() != 0 || lse.sym_numel() == 0,
-             with_max = max_logit.sym_numel() != 0 || lse.sym_numel() == 0;
+  // [0] stands for none: no statistic of at least one state has that shape.
+  const bool with_entropy = entropy.dim() != 1 || entropy.sym_size(0) != 0,
+             with_max = max_logit.dim() != 1 || max_logit.sym_size(0) != 0;
   if (with_entropy) check_shape(op, "entropy", entropy, lse.sym_sizes(), "as lse");
   if (with_max) check_shape(op, "max_logit", max_logit, lse.sym_sizes(), "as lse");
+  for (const auto& [name, x, there] :
+       {std::tuple("out", out, true), std::tuple("lse", lse, true), std::tuple("entropy", entropy, with_entropy),
+        std::tuple("max_logit", max_logit, with_max)}) {
+    if (!there) continue;
+    check_dtype(op, name, x, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
+    check_device(op, name, x, "lse", lse);
+  }
   const Tensor empty = lse.eq(-INFINITY), anchor = std::get<0>(lse.detach().max(0));
   const Tensor far = (lse - anchor.masked_fill(anchor.eq(-INFINITY), 0)).masked_fill(empty, 0);  // lse_i - anchor ≤ 0
   const Tensor weight = far.exp().masked_fill(empty, 0), sum = weight.sum(0), none = sum.eq(0);

@@ -313,7 +313,9 @@ SigmaLinearOutputs sigma_linear_autograd(const Tensor& x, const Tensor& weight, 
 SigmaLinearOutputs sigma_linear_autocast(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
                                          const OptionalTensor& bias, c10::string_view sigma_grad) {
   const Autocast cast(x);
-  return call_forward(cast.lower(x), cast.lower(weight), gamma, u, cast.lower(bias), sigma_grad);
+  // γ and u may be of another lower dtype than autocast's, in a model that was cast; both are float where they are computed with.
+  return call_forward(cast.lower(x), cast.lower(weight), cast.single(gamma), cast.single(u), cast.lower(bias),
+                      sigma_grad);
 }
 
 SigmaLinear sigma_linear(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,

@@ -22,8 +22,9 @@ inline void check_weight(const char* op, const char* name, const Tensor& weight)
 // x in weight's dtype or the one sums are kept in.
 inline void check_vector(const char* op, const char* name, const Tensor& x, c10::SymIntArrayRef shape,
                          const char* meaning, const Tensor& weight) {
-  if (x.scalar_type() != weight.scalar_type())
-    check_dtype(op, name, x, {weight.scalar_type(), accumulator_type(weight)});
+  const at::ScalarType type = weight.scalar_type(), wide = accumulator_type(weight);
+  if (x.scalar_type() != wide && type == wide) check_dtype(op, name, x, {wide});
+  if (x.scalar_type() != wide && type != wide) check_dtype(op, name, x, {type, wide});
   check_shape(op, name, x, shape, meaning);
   check_device(op, name, x, "weight", weight);
 }

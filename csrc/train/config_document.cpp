@@ -135,7 +135,7 @@ YAML::Node load(const std::string& text, const Place& place) {
                       " bytes; a configuration has a few thousand, and at most 1 MiB is read");
   if (const size_t end = utf8_end(text); end < text.size())
     throw ConfigError(line_of(end) + ": not UTF-8 (\"" + excerpt(text.substr(end), 8) +
-                      "\"); save the file in the encoding UTF-8");
+                      "\"); write it in the encoding UTF-8");
   const auto control = std::find_if(text.begin(), text.end(), [](unsigned char c) {
     return (c < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7F;
   });

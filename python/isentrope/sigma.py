@@ -50,15 +50,27 @@ class _Sigma(nn.Module):
             raise ValueError(f"gamma_init is {gamma_init!r}; wanted 'one' or 'sigma'")
         if sigma_grad not in ("through", "detached"):
             raise ValueError(f"sigma_grad is {sigma_grad!r}; wanted 'through' or 'detached'")
-        self.sigma_grad = sigma_grad
+        self.gamma_init, self.sigma_grad = gamma_init, sigma_grad
         W = self.weight.detach()
         wide = torch.promote_types(W.dtype, torch.float32)
         # Not a scalar: fully_shard takes none.
         self.gamma = nn.Parameter(torch.ones(1, device=W.device, dtype=wide), requires_grad=self.weight.requires_grad)
-        self.register_buffer("u", _first_direction(W.flatten(1).to(wide)))
-        if gamma_init == "sigma" and not W.is_meta:
-            self.gamma.data.copy_(self.sigma())
+        self.register_buffer("u", W.new_empty(W.flatten(1).shape[1], dtype=wide))
         self._version = self._changes = 0
+        if not W.is_meta:
+            self._aim(as_plain=gamma_init == "sigma")
+
+    @torch.no_grad()
+    def _aim(self, as_plain: bool) -> None:
+        """u to the weight, and γ so that the layer is the plain one of its weight, or 1."""
+        self.u.copy_(_first_direction(_whole(self.weight).flatten(1).to(self.u.dtype)))
+        self.gamma.fill_(self.sigma() if as_plain else 1)
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as the plain layer does, and starts u and γ anew: after to_empty(), which a model made on the meta
+        device needs."""
+        self._plain.reset_parameters(self)
+        self._aim(as_plain=self.gamma_init == "sigma")
 
     def sigma(self) -> Tensor:
         """σ = ‖W u‖, [], with gradient unless sigma_grad is detached."""
@@ -92,9 +104,11 @@ class _Sigma(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)
         if prefix + "weight" in state_dict and gamma not in state_dict and u not in state_dict:  # of a plain layer
             missing_keys[:] = [key for key in missing_keys if key not in (gamma, u)]
-            with torch.no_grad():
-                self.u.copy_(_first_direction(self.weight.flatten(1).to(self.u.dtype)))
-                self.gamma.copy_(self.sigma())
+            if self.u.is_meta and not self.weight.is_meta:  # assign=True, which gives the weight alone a device
+                self.u = torch.empty_like(self.u, device=self.weight.device)
+                self.gamma = nn.Parameter(torch.empty_like(self.gamma, device=self.weight.device), self.gamma.requires_grad)
+            if not self.weight.is_meta:
+                self._aim(as_plain=True)
 
 
 class SigmaLinear(_Sigma):
@@ -136,7 +150,7 @@ class SigmaLinear(_Sigma):
         self.__dict__.update(nn.Linear(in_features, out_features, bias, device=device, dtype=dtype).__dict__)
         self._start(gamma_init, sigma_grad)
 
-    extra_repr = nn.Linear.extra_repr
+    _plain, extra_repr = nn.Linear, nn.Linear.extra_repr
 
     def forward(self, x: Tensor) -> Tensor:
         self._watch()
@@ -158,7 +172,7 @@ class SigmaConv2d(_Sigma):
         self.__dict__.update(nn.Conv2d(*args, **options).__dict__)
         self._start(gamma_init, sigma_grad)
 
-    _conv_forward, extra_repr = nn.Conv2d._conv_forward, nn.Conv2d.extra_repr
+    _plain, _conv_forward, extra_repr = nn.Conv2d, nn.Conv2d._conv_forward, nn.Conv2d.extra_repr
 
     def forward(self, x: Tensor) -> Tensor:
         self._watch()
@@ -223,7 +237,8 @@ def convert_to_sigma(
 
     Raises:
         ValueError: nothing to convert; a layer whose weight is 0, with which it would stay, or not finite; a layer that where
-            names by itself and whose weight is tied; a layer inside an adapter of peft. The message names the layer.
+            names by itself and whose weight is tied; a layer that is sharded, or whose weight is computed from others (pruned,
+            spectral_norm); a layer inside an adapter of peft. The message names the layer.
     """
     holders = defaultdict(set)
     for name, holder in module.named_modules():
@@ -235,6 +250,7 @@ def convert_to_sigma(
     def converted(name: str, layer: nn.Module) -> nn.Module | None:
         if type(layer) not in _SIGMA_OF or (where is not None and not where(name)):
             return None
+        _check_own_weight(name, layer, "fully_shard after the conversion")
         if len(holders[layer.weight]) > 1:
             if where is None:
                 return None
@@ -264,12 +280,16 @@ def fold(module: nn.Module) -> nn.Module:
 
     Returns:
         module, changed in place; the new layer where module is itself one. Its output is the same but for rounding.
+
+    Raises:
+        ValueError: a layer that is sharded, or whose weight a parametrization computes. The message names it.
     """
 
     def folded(name: str, layer: nn.Module) -> nn.Module | None:
         plain = next((kind for kind, sigma in _SIGMA_OF.items() if isinstance(layer, sigma)), None)
         if plain is None:
             return None
+        _check_own_weight(name, layer, "its full state_dict loaded into a model that is not, and that one folded")
         new = _rebuilt(plain, layer, name)
         new.weight = nn.Parameter(layer.scaled_weight().detach(), requires_grad=layer.weight.requires_grad)
         return new
@@ -319,8 +339,8 @@ _SIGMA_OF = {nn.Linear: SigmaLinear, nn.Conv2d: SigmaConv2d}
 
 def _first_direction(W: Tensor) -> Tensor:
     """[in]: the first right singular vector of W [out, in], or near it."""
-    if W.is_meta:
-        return W.new_empty(W.shape[1])
+    if W.numel() == 0:
+        raise ValueError(f"weight is of shape {list(W.shape)}; wanted at least one row and one column")
     if not W.isfinite().all():
         raise ValueError("weight is not finite; wanted finite numbers, of which it has a largest singular value")
     if min(W.shape) <= _SVD_SIZE:
@@ -329,6 +349,20 @@ def _first_direction(W: Tensor) -> Tensor:
     u /= u.norm()
     ops.power_step([W], [u], steps_max=_START_STEPS, tolerance=0.0)
     return u
+
+
+# What a module keeps of its hooks (nn.Module.__init__): whoever watches or moves a layer goes on doing so.
+_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called", "_is_full_backward_hook")
+
+
+def _check_own_weight(name: str, layer: nn.Module, instead_of_sharded: str) -> None:
+    if layer._parameters.get("weight") is None:
+        raise ValueError(
+            f"{name or 'module'} has a weight that is computed from others (pruned, spectral_norm or another parametrization), which would "
+            "be lost; wanted that removed first (prune.remove, remove_spectral_norm, remove_parametrizations)"
+        )
+    if hasattr(layer.weight, "full_tensor"):
+        raise ValueError(f"{name or 'module'} is sharded; wanted {instead_of_sharded}")
 
 
 def _rebuilt(kind: type, layer: nn.Module, name: str, **sigma: str) -> nn.Module:
@@ -340,6 +374,7 @@ def _rebuilt(kind: type, layer: nn.Module, name: str, **sigma: str) -> nn.Module
         options = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
         new = kind(layer.in_channels, layer.out_channels, **{option: getattr(layer, option) for option in options}, **made)
     new.weight, new.bias = layer.weight, layer.bias
+    new.__dict__.update({key: value for key, value in layer.__dict__.items() if key.endswith(_HOOKS)})
     if sigma:
         try:
             new._start(**sigma)

@@ -1,6 +1,7 @@
 """Finds the package and its library: the installed one, or this checkout's with a build folder in ISENTROPE_LIBRARY."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ if os.environ.get("ISENTROPE_LIBRARY"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
 import torch
+
+# Programs begun from here inherit what the shell around the tests may ignore: Ctrl-C in the background, a hangup under nohup.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -109,6 +109,22 @@ def test_autocast_is_that_of_torch(dtype):
         assert isentrope.sigma_linear(x, weight, torch.tensor(1.0), x[0]).y.dtype == torch.nn.functional.linear(x, weight, bias).dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_takes_a_layer_that_was_cast_to_either_lower_dtype(dtype):
+    # gamma and u of another dtype than autocast's, as a model has after .half() or .bfloat16().
+    _, (x, weight, bias) = cases()["sigma_linear"]
+    gamma, u = torch.tensor(1.5), torch.nn.functional.normalize(weight[0], dim=0)
+    for lower in (torch.bfloat16, torch.float16):
+        given = [x.to(lower).clone().requires_grad_() for x in (x, weight, gamma, u, bias)]
+        with torch.autocast("cpu", dtype):
+            y = isentrope.sigma_linear(*given).y
+        y.float().sum().backward()
+        assert y.dtype == dtype and given[2].grad.dtype == lower
+        cast = [x.detach().to(dtype) for x in given]
+        wide = isentrope.sigma_linear(cast[0], cast[1], given[2].detach().float(), given[3].detach().float(), cast[4]).y
+        assert torch.equal(y, wide)
+
+
 def test_power_step_writes_into_what_it_was_given_under_autocast():
     weights, us = [torch.randn(8, 16)], [torch.nn.functional.normalize(torch.randn(16), dim=0)]
     copies = [u.clone() for u in us]
@@ -226,8 +242,55 @@ def test_inference_tensors_are_refused_by_name_where_they_would_be_kept(op):
     (lambda x: isentrope.grpo_select(x, x, x, 1, mode="kl_cov", seed=1), r"grpo_select: mask is 1, of type int; wanted a tensor"),
     (lambda x: isentrope.grpo_loss(x, x, x, x, clip_low="a"), "grpo_loss: clip_low is 'a', of type str; wanted a number$"),
     (lambda x: isentrope.grpo_combine_stats(3.0), "grpo_combine_stats: stats is 3.0, of type float"),
+    # Before the op itself is called, and inside lists.
+    (lambda x: isentrope.merge_attention_states(x, [0.0]), r"merge_attention_states: lse is \[0.0\], of type list; wanted a tensor, as torch.tensor\(\[0.0\]\)$"),
+    (lambda x: isentrope.power_step(None, [x[0]]), "power_step: weights is None, of type NoneType; wanted a list of tensors$"),
+    (lambda x: isentrope.power_step([x], "u"), "power_step: us is 'u', of type str; wanted a list of tensors$"),
+    (lambda x: isentrope.power_step([x, None], [x[0], x[0]]), r"power_step: weights\[1\] is None, of type NoneType; wanted a tensor$"),
+    (lambda x: isentrope.power_step([x], [[x[0]]]), r"power_step: us\[0\] is \[tensor.*, of type list; wanted a tensor"),
+    (lambda x: isentrope.window_entropy(x, x, window="2"), "window_entropy: window is '2', of type str; wanted an integer$"),
+    (lambda x: isentrope.window_entropy(x, x, side=[1]), r"window_entropy: side is \[1\], of type list; wanted a string$"),
+    (lambda x: isentrope.window_entropy(x, x, quantile="0.5"), "window_entropy: quantile is '0.5', of type str; wanted a number, or None$"),
+    (lambda x: isentrope.grpo_loss(x, x, x, x, normalizer="5"), "grpo_loss: normalizer is '5', of type str; wanted a number, a tensor of one, or None$"),
+    # What torch would take: None for False, and a tensor for a string's error.
+    (lambda x: isentrope.entropy_attention(x, x, x, causal=None), "entropy_attention: causal is None, of type NoneType; wanted True or False$"),
+    (lambda x: isentrope.grpo_loss(x, x, x, x, mode=x), "grpo_loss: mode is tensor.*, of type Tensor; wanted a string$"),
+    (lambda x: isentrope.token_entropy(x.to_sparse(), x[:, 0].long()), "token_entropy: logits has the layout torch.sparse_coo; wanted a dense tensor, as logits.to_dense"),
+    (lambda x: isentrope.power_step([x.to_sparse()], [x[0]]), r"power_step: weights\[0\] has the layout torch.sparse_coo; wanted a dense tensor"),
+    (lambda x: isentrope.merge_attention_states(x, x[:, 0].long()), "merge_attention_states: lse has dtype Long; wanted Float"),
+    (lambda x: isentrope.merge_attention_states(x.bool(), x[:, 0]), "merge_attention_states: out has dtype Bool; wanted Float"),
 ])  # fmt: skip
 def test_an_argument_of_another_type_is_named(call, message):
     with pytest.raises(TypeError, match=message) as caught:
         call(torch.zeros(8, 8))
-    assert caught.value.__suppress_context__, "torch's own text is not shown beside it"
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None, "torch's own text is not shown beside it"
+    assert len(str(caught.value)) < 200
+
+
+def test_none_is_refused_for_every_argument_that_is_true_or_false():
+    # causal=None is a mistake for causal=False.
+    schemas = {op: getattr(torch.ops.isentrope, op).default._schema for op in RULES if not op.startswith("grpo_combine")}
+    flags = {x.name for op, schema in schemas.items() if "backward" not in op for x in schema.arguments if str(x.type) == "bool"}
+    assert flags - {"inplace_backward", "keep_slope", "shrink"} == isentrope.ops.call._FLAGS  # the others are not the caller's
+
+
+@pytest.mark.parametrize("call, name", [
+    (lambda x, n: isentrope.grpo_select(x, x, x, x, mode="kl_cov", seed=n), "seed"),
+    (lambda x, n: isentrope.entropy_attention(x[None, None], x[None, None], x[None, None], causal=True, window=n), "window"),
+    (lambda x, n: isentrope.token_entropy(x, x[:, 0].long(), ignore_index=n), "ignore_index"),
+])  # fmt: skip
+def test_an_integer_beyond_64_bits_is_named(call, name):
+    with pytest.raises(ValueError, match=f"{name} is {2**70}; wanted an integer of 64 bits$"):
+        call(torch.zeros(8, 8), 2**70)
+
+
+def test_merged_states_of_no_rows_and_on_two_devices():
+    merged = isentrope.merge_attention_states(torch.zeros(3, 0, 8), torch.zeros(3, 0))
+    assert merged.out.shape == (0, 8) and merged.lse.shape == (0,) and merged.entropy is None and merged.max_logit is None
+    with pytest.raises(ValueError, match="merge_attention_states: max_logit is on meta; wanted cpu, where lse is"):
+        isentrope.merge_attention_states(torch.zeros(3, 2, 8), torch.zeros(3, 2), None, torch.zeros(3, 2, device="meta"))
+
+
+def test_statistics_of_no_call_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"grpo_combine_stats: stats has shape \[0, .*at least one call"):
+        isentrope.grpo_combine_stats(torch.zeros(0, len(isentrope.ops.GRPO_STATS)))

@@ -416,7 +416,7 @@ X, W, GAMMA, U, B = torch.ones(4, 9), torch.ones(5, 9), torch.ones(()), torch.on
     [
         (TypeError, "weight has dtype Long; wanted Float, BFloat16, Half, Double", (X, W.long(), GAMMA, U), {}),
         (TypeError, "x has dtype Double; wanted Float", (X.double(), W, GAMMA, U), {}),
-        (TypeError, "u has dtype Half; wanted Float, Float", (X, W, GAMMA, U.half()), {}),
+        (TypeError, "u has dtype Half; wanted Float$", (X, W, GAMMA, U.half()), {}),
         (TypeError, "gamma has dtype Double; wanted BFloat16, Float", (X.bfloat16(), W.bfloat16(), GAMMA.double(), U), {}),
         (TypeError, "bias has dtype Half; wanted Float", (X, W, GAMMA, U, B.half()), {}),
         (ValueError, r"weight has 3 dimensions; wanted \[out, in\]", (X, W[None], GAMMA, U), {}),
@@ -798,6 +798,58 @@ def test_a_state_dict_with_gain_loads(shape):
     assert torch.equal(model(x), other(x)) and other[0].gamma.shape == (1,)
 
 
+def test_a_model_made_on_the_meta_device_starts_as_any_other():
+    plain = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Conv2d(4, 6, 3))
+    with torch.device("meta"):
+        assigned = convert_to_sigma(torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Conv2d(4, 6, 3)))
+        emptied = torch.nn.Sequential(SigmaLinear(16, 8), SigmaConv2d(4, 6, 3, gamma_init="sigma"))
+    assigned.load_state_dict(plain.state_dict(), assign=True)
+    for x, i in ((torch.randn(5, 16), 0), (torch.randn(1, 4, 9, 9), 1)):
+        torch.testing.assert_close(assigned[i](x), plain[i](x))
+    emptied.to_empty(device="cpu")
+    torch.manual_seed(0)
+    emptied.apply(lambda layer: layer.reset_parameters() if hasattr(layer, "reset_parameters") else None)
+    torch.manual_seed(0)
+    for layer, made in zip(emptied, (SigmaLinear(16, 8), SigmaConv2d(4, 6, 3, gamma_init="sigma"))):
+        for name, value in made.state_dict().items():
+            assert torch.equal(layer.state_dict()[name], value), name
+
+
+def test_hooks_stay_with_their_layer():
+    model, x = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 4)), torch.randn(5, 16)
+    model[0].register_forward_hook(lambda layer, given, out: 2 * out)
+    model[1].register_forward_pre_hook(lambda layer, given, named: ((given[0] + 1,), named), with_kwargs=True)
+    handle = model[1].register_forward_hook(lambda layer, given, out: out - 3)
+    expected = model(x)
+    torch.testing.assert_close(convert_to_sigma(model)(x), expected)
+    torch.testing.assert_close(fold(model)(x), expected)
+    handle.remove()
+    torch.testing.assert_close(model(x), expected + 3)
+
+
+@pytest.mark.parametrize("computed", [
+    lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+    lambda layer: torch.nn.utils.spectral_norm(layer),
+])  # fmt: skip
+def test_a_weight_that_is_computed_from_others_is_refused_by_name(computed):
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 4))
+    computed(model[1])
+    before = model.state_dict()
+    with pytest.raises(ValueError, match="^1 has a weight that is computed from others"):
+        convert_to_sigma(model)
+    assert list(model.state_dict()) == list(before), "nothing is changed before all is asked"
+    assert isinstance(convert_to_sigma(model, where=lambda name: name == "0")[0], SigmaLinear)
+    torch.nn.utils.parametrize.register_parametrization(model[0], "weight", torch.nn.Identity())
+    with pytest.raises(ValueError, match="^0 has a weight that is computed from others"):
+        fold(model)
+
+
+def test_a_layer_without_columns_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"weight is of shape \[4, 0\]; wanted at least one row and one column"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about the start of such a weight
+        SigmaLinear(0, 4)
+
+
 def test_sigma_layers_are_not_taken_for_plain_ones():
     """By what reads or changes the weights of every nn.Linear and nn.Conv2d."""
     layers = SigmaLinear(8, 8), SigmaConv2d(3, 4, 3)
@@ -845,6 +897,12 @@ def test_fully_shard_trains_as_unsharded():
             results.append([t.full_tensor() if shard and isinstance(t, torch.nn.Parameter) else t for t in (*model.parameters(), *model.buffers())])
             results[-1] += [model[0].sigma(), model[0].scaled_weight()]
         assert all(torch.equal(a, b) for a, b in zip(*results))
+        with pytest.raises(ValueError, match="^0 is sharded; wanted its full state_dict"):
+            fold(model)
+        plain = network()
+        torch.distributed.fsdp.fully_shard(plain, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match="^0 is sharded; wanted fully_shard after the conversion"):
+            convert_to_sigma(plain)
     finally:
         torch.distributed.destroy_process_group()
 

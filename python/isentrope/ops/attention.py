@@ -175,7 +175,7 @@ def merge_attention_states(
     Raises:
         ValueError: shapes that do not fit; the message names the argument.
     """
-    none = lse.new_empty(0)
+    none = torch.empty(0, device=getattr(lse, "device", None))
     merged = call(
         torch.ops.isentrope.merge_attention_states,
         out, lse, none if entropy is None else entropy, none if max_logit is None else max_logit

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from isentrope import _library  # noqa: F401  registers torch.ops.isentrope
-from isentrope.ops.call import call
+from isentrope.ops.call import NUMBER, call, wrong_type
 from isentrope.ops.numbers import as_tensor, numbers_of
 
 
@@ -160,7 +160,9 @@ def grpo_loss(
     Source: kernels/grpo_loss.h, with the paper of each mode.
     """
     if normalizer is not None and not isinstance(normalizer, Tensor):
-        normalizer = as_tensor(normalizer, logprob.device)
+        if not isinstance(normalizer, NUMBER):
+            raise wrong_type("grpo_loss", "normalizer", normalizer, "a number, a tensor of one, or None")
+        normalizer = as_tensor(normalizer, getattr(logprob, "device", None))
     loss, token_loss, stats, _, _ = call(
         torch.ops.isentrope.grpo_loss,
         logprob,

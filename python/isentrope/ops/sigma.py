@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isentrope import _library  # noqa: F401  registers torch.ops.isentrope
-from isentrope.ops.call import call
+from isentrope.ops.call import call, wrong_type
 
 
 # ---- sigma_linear ----------------------------------------------------------------------------------------------------
@@ -110,7 +110,11 @@ def power_step(
 
     Source: arXiv 2303.06296, where it is one step; power iteration.
     """
-    if not len(weights) and not len(us):
+    for name, given in {"weights": weights, "us": us}.items():
+        if isinstance(given, str) or not hasattr(given, "__iter__") or (isinstance(given, Tensor) and given.dim() == 0):
+            raise wrong_type("power_step", name, given, "a list of tensors")
+    weights, us = list(weights), list(us)
+    if not weights and not us:
         return PowerStepOutput(torch.empty(0), torch.empty(0, dtype=torch.int32))
-    sigmas, steps = call(torch.ops.isentrope.power_step, list(weights), list(us), steps_max=steps_max, tolerance=tolerance)
+    sigmas, steps = call(torch.ops.isentrope.power_step, weights, us, steps_max=steps_max, tolerance=tolerance)
     return PowerStepOutput(sigmas, steps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isentrope import _library  # noqa: F401  registers torch.ops.isentrope
-from isentrope.ops.call import call
+from isentrope.ops.call import INTEGER, NUMBER, call, wrong_type
 from isentrope.ops.numbers import numbers_of
 
 
@@ -77,6 +77,14 @@ def window_entropy(
     over the batch: side="following", quantile=0.95, scope="batch".
     """
     levels = {"value": value, "quantile": quantile, "top_fraction": top_fraction}
+    if not isinstance(window, INTEGER):
+        raise wrong_type("window_entropy", "window", window, "an integer")
+    for name, text in {"side": side, "partial": partial, "scope": scope}.items():
+        if not isinstance(text, str):
+            raise wrong_type("window_entropy", name, text, "a string")
+    for name, level in levels.items():
+        if level is not None and not isinstance(level, NUMBER):
+            raise wrong_type("window_entropy", name, level, "a number, or None")
     given = [(name, level) for name, level in levels.items() if level is not None] or [("quantile", 0.95)]
     if len(given) > 1:
         raise ValueError(f"isentrope::window_entropy: {' and '.join(name for name, _ in given)} are given; wanted one of them")
