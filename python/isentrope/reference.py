@@ -146,7 +146,7 @@ def window_select(mean, n, *, threshold, level, scope="row"):
                 high[b, t] = True
     if scope == "batch":
         there = [x for x, row in zip(found, rows) if row]
-        found = [sum(there) / len(there) if there else math.inf]
+        found = [level if threshold == "value" else sum(there) / len(there) if there else math.inf]
     found = torch.tensor(found, dtype=mean.dtype)
     if scope != "row":
         found = found[0]
