@@ -204,12 +204,17 @@ c10::SymDimVector statistic_sizes(const Tensor& q) {
   return c10::SymDimVector(q.sym_sizes().begin(), q.sym_sizes().end() - 1);
 }
 
-// New memory laid out as x is ([B, T, H, D] stays so), dense.
+// New memory laid out as x is ([B, T, H, D] stays so), dense, but with unit stride in D, as kernels write.
+Tensor empty_rows_like(const Tensor& x) {
+  const Tensor y = at::empty_like(x);
+  return y.sym_stride(-1) == 1 ? y : at::empty_like(x, at::MemoryFormat::Contiguous);
+}
+
 EntropyAttentionOutputs empty_outputs(const Tensor& q, bool return_entropy) {
   const auto options = q.options().dtype(statistic_type(q));
   auto statistic = [&] { return at::empty_symint(statistic_sizes(q), options); };
-  return {at::empty_like(q), statistic(), return_entropy ? statistic() : at::empty({0}, options),
-          statistic(),       statistic(), statistic()};
+  return {empty_rows_like(q), statistic(), return_entropy ? statistic() : at::empty({0}, options),
+          statistic(),        statistic(), statistic()};
 }
 
 Tensor scratch_of(AttentionWorkspace workspace, const AttentionShape& shape, DType dtype, const Tensor& like) {
@@ -338,7 +343,7 @@ EntropyAttentionGradients entropy_attention_backward_meta(const Arguments& argum
                                                           const EntropyAttentionState& state) {
   OP_CHECK("entropy_attention_backward", !state.of_temperature || given(arguments.temperature),
            "of_temperature is set and no temperature is given");
-  return {at::empty_like(arguments.q), at::empty_like(arguments.k), at::empty_like(arguments.v),
+  return {empty_rows_like(arguments.q), empty_rows_like(arguments.k), empty_rows_like(arguments.v),
           state.of_temperature ? at::empty_like(*arguments.temperature)
                                : at::empty({0}, arguments.q.options().dtype(statistic_type(arguments.q)))};
 }

@@ -48,4 +48,11 @@ if "ISENTROPE_LIBRARY" not in os.environ:
     from isentrope import _build  # written by CMake
 
     _fits(_build.TORCH_VERSION, _build.TORCH_CUDA)
-torch.ops.load_library(str(path))
+try:
+    torch.ops.load_library(str(path))
+except OSError as error:
+    raise ImportError(
+        f"isentrope: {path} cannot be loaded: {error.__cause__ or error}. Wanted libisentrope_ops.so, built for torch {torch.__version__}"
+    ) from None
+if not hasattr(torch.ops.isentrope, "entropy_attention"):
+    raise ImportError(f"isentrope: {path} has no ops of isentrope; wanted libisentrope_ops.so, or a CMake build folder with it")

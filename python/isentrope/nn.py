@@ -3,6 +3,7 @@ isentrope.sigma."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import torch
@@ -52,7 +53,7 @@ class EntropyAttention(nn.Module):
         watch: after each forward last_entropy and last_max_logit hold those of the op, without gradient.
 
     Raises:
-        ValueError: an option that is not as above; the message names it.
+        ValueError, TypeError: an option that is not as above; the message names it.
     """
 
     def __init__(
@@ -76,6 +77,10 @@ class EntropyAttention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
+        whole = {"width": width, "heads": heads, "kv_heads": kv_heads, "head_size": head_size, "window": window, "context": context}
+        for name, number in whole.items():
+            if not isinstance(number, int) and (number is not None or name in ("width", "heads")):
+                raise TypeError(f"{name} is {number!r}; wanted an integer")
         if heads < 1 or kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"heads is {heads} and kv_heads is {kv_heads}; wanted heads a multiple of kv_heads")
         if head_size is None:
@@ -86,12 +91,15 @@ class EntropyAttention(nn.Module):
             raise ValueError(f"head_size is {head_size}; wanted a multiple of 8 up to 256")
         if window is not None and (window < 1 or not causal):
             raise ValueError(f"window is {window} and causal is {causal}; wanted a window of at least 1 on causal attention, or None")
-        if softcap is not None and softcap <= 0:
-            raise ValueError(f"softcap is {softcap}; wanted above 0, or None")
+        for name, number in {"softcap": softcap, "rope_base": rope_base}.items():
+            if number is not None and not 0 < number < math.inf:
+                raise ValueError(f"{name} is {number}; wanted above 0, or None")
         if temperature not in (None, "head", "row"):
             raise ValueError(f"temperature is {temperature!r}; wanted None, 'head' or 'row'")
         if (temperature == "row") != (context is not None):
             raise ValueError(f"temperature is {temperature!r} and context is {context}; 'row', and 'row' alone, needs a context")
+        if context is not None and context < 1:
+            raise ValueError(f"context is {context}; wanted at least 1")
         self.heads: int = heads
         self.kv_heads: int = kv_heads
         self.head_size: int = head_size
@@ -146,11 +154,12 @@ class EntropyAttention(nn.Module):
             out like x, or (out, entropy [B, H, T] in nats, float32 or float64; [total, H] with cu_seqlens).
 
         Raises:
-            ValueError: x has more positions than context, or not 3 dimensions (2 with cu_seqlens).
+            ValueError: x has more positions than context, another width, or not 3 dimensions (2 with cu_seqlens).
         """
         dims = 3 if cu_seqlens is None else 2
-        if x.dim() != dims:
-            raise ValueError(f"x has shape {list(x.shape)}; wanted [B, T, C], or [total, C] with cu_seqlens")
+        width = self.q_proj.in_features
+        if x.dim() != dims or x.shape[-1] != width:
+            raise ValueError(f"x has shape {list(x.shape)}; wanted [B, T, {width}], or [total, {width}] with cu_seqlens")
         # One token a row of [.., H, D]; the op takes it as it lies.
         q, k, v = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.q_norm(q), self.k_norm(k)
@@ -218,6 +227,8 @@ def visible_keys(
     Returns:
         int64 [B, T]; [1, T] where neither key_lengths nor query_start is given; [total] with cu_seqlens.
     """
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"window is {window} and causal is {causal}; wanted a window of at least 1 on causal attention, or None")
     given = [x for x in (key_lengths, query_start, cu_seqlens) if x is not None]
     device = given[0].device if given else device
     if cu_seqlens is not None:

@@ -163,7 +163,7 @@ def window_select(mean: Tensor, n: Tensor, *, threshold: str, level: float, scop
                 high[b, t] = True
     if scope == "batch":
         there = [x for x, row in zip(levels, rows) if row]
-        levels = [sum(there) / len(there) if there else math.inf]
+        levels = [level if threshold == "value" else sum(there) / len(there) if there else math.inf]
     found = torch.tensor(levels, dtype=mean.dtype)
     if scope != "row":
         found = found[0]

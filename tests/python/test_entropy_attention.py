@@ -674,3 +674,21 @@ def test_bad_merge(change, message):
     given = {"out": torch.zeros(2, 3, 8), "lse": torch.zeros(2, 3), "entropy": torch.zeros(2, 3), "max_logit": torch.zeros(2, 3)}
     with pytest.raises(ValueError, match=message):
         isentrope.merge_attention_states(**{**given, **change})
+
+
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+def test_memory_in_which_d_is_not_the_innermost_dimension(which):
+    # As keys that are kept transposed, [B, G, D, S]: outputs and gradients are not laid out as they are.
+    torch.manual_seed(2)
+    given = {name: torch.randn(2, heads, 9, 8, dtype=torch.float64) for name, heads in (("q", 4), ("k", 2), ("v", 2))}
+    for dim in (0, 1, 2):
+        laid = {**given, which: given[which].transpose(dim, -1).contiguous().transpose(dim, -1)}
+        assert laid[which].stride(-1) > 1
+        leaves = [x.requires_grad_() for x in (laid[name].detach() for name in "qkv")]
+        actual = isentrope.entropy_attention(*leaves, causal=True)
+        expected = reference.entropy_attention(*leaves, causal=True)
+        found, wanted = ([*x[:3], *torch.autograd.grad(x[0].square().sum() + x[2].sum(), leaves)] for x in (actual, expected))
+        for a, e in zip(found, wanted):
+            torch.testing.assert_close(a, e)
+        meta = torch.ops.isentrope.entropy_attention(*(x.detach().to("meta") for x in leaves), causal=True)
+        assert meta[0].stride() == actual.out.stride()

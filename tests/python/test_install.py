@@ -95,6 +95,14 @@ def test_another_torch_is_named_before_anything_is_loaded(wheel, tmp_path, versi
         assert told.returncode == 1 and f"built for torch {version}" in told.stderr
 
 
+def test_a_file_that_is_not_the_library_is_named(tmp_path):
+    text, other = tmp_path / "a.so", Path(torch.__file__).parent / "lib" / "libc10.so"
+    text.write_text("no library")
+    for path, wanted in ((text, "cannot be loaded"), (other, "has no ops of isentrope")):
+        told = run(sys.executable, "-c", "import isentrope", ISENTROPE_LIBRARY=str(path))
+        assert told.stderr.splitlines()[-1].startswith(f"ImportError: isentrope: {path} {wanted}"), told.stderr
+
+
 def test_an_installation_without_the_trainer_says_so(wheel, tmp_path):
     package = unpacked(wheel, tmp_path)
     shutil.rmtree(package / "bin")

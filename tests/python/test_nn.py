@@ -260,13 +260,20 @@ def test_normalized_entropy():
         ("window is 4 and causal is False; wanted", dict(width=32, heads=2, window=4, causal=False)),
         ("window is 0 and causal is True; wanted", dict(width=32, heads=2, window=0)),
         ("softcap is 0; wanted above 0", dict(width=32, heads=2, softcap=0)),
+        ("softcap is nan; wanted above 0", dict(width=32, heads=2, softcap=float("nan"))),
+        ("rope_base is -1.0; wanted above 0", dict(width=32, heads=2, rope_base=-1.0)),  # its powers are NaN
+        ("rope_base is inf; wanted above 0", dict(width=32, heads=2, rope_base=float("inf"))),
+        ("context is 0; wanted at least 1", dict(width=32, heads=2, temperature="row", context=0)),
+        ("heads is 2.0; wanted an integer", dict(width=32, heads=2.0)),
+        ("heads is None; wanted an integer", dict(width=32, heads=None)),
+        ("window is 2.5; wanted an integer", dict(width=32, heads=2, window=2.5)),
         ("temperature is 'rows'; wanted None, 'head' or 'row'", dict(width=32, heads=2, temperature="rows")),
         ("'row', and 'row' alone, needs a context", dict(width=32, heads=2, temperature="row")),
         ("temperature is 'head' and context is 9", dict(width=32, heads=2, temperature="head", context=9)),
     ],
 )
 def test_bad_options(message, arguments):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         EntropyAttention(**arguments)
 
 
@@ -276,8 +283,12 @@ def test_bad_input():
         module(torch.zeros(1, 9, 32))
     with pytest.raises(IndexError):
         module(torch.zeros(9, 32), cu_seqlens=torch.tensor([0, 9]))
-    with pytest.raises(ValueError, match=r"x has shape \[9, 32\]; wanted \[B, T, C\], or \[total, C\] with cu_seqlens"):
+    with pytest.raises(ValueError, match=r"x has shape \[9, 32\]; wanted \[B, T, 32\], or \[total, 32\] with cu_seqlens"):
         module(torch.zeros(9, 32))
+    with pytest.raises(ValueError, match=r"x has shape \[1, 8, 31\]; wanted \[B, T, 32\]"):
+        module(torch.zeros(1, 8, 31))
+    with pytest.raises(ValueError, match="window is 2 and causal is False; wanted"):
+        visible_keys(4, 9, causal=False, window=2)
     with pytest.raises(ValueError, match=r"x has shape \[1, 9, 32\]"):
         module(torch.zeros(1, 9, 32), cu_seqlens=torch.tensor([0, 9]))
 

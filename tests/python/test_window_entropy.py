@@ -186,6 +186,14 @@ def test_selection_is_that_of_sorting(dtype, values, number):
         torch.testing.assert_close(found[0], expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("scope", ["row", "batch", "global"])
+def test_a_given_value_is_the_threshold_of_no_window_too(device, scope):
+    mean, count = torch.zeros(2, 3, device=device), torch.zeros(2, 3, dtype=torch.int32, device=device)
+    for select in (torch.ops.isentrope.window_select, reference.window_select):
+        high, threshold = select(mean, count, threshold="value", level=0.5, scope=scope)
+        assert not high.any() and (threshold == 0.5).all()
+
+
 def test_no_window_at_all(device):
     entropy = torch.rand(2, 3, device=device)
     for mask in (torch.ones(2, 3, device=device), torch.zeros(2, 3, device=device)):

@@ -84,7 +84,7 @@ def entropy_attention(
     Args:
         q: [B, H, T, D]; float32, bfloat16, float16, or float64 on the CPU; D a multiple of 8 up to 256.
         k, v: [B, G, S, D], like q; H a multiple of G: query head h reads key head h // (H // G), and nothing is copied. All three
-            may have any strides but in D ([B, T, H, D] memory is taken as it is).
+            may have any strides ([B, T, H, D] memory is taken as it is; memory in which D is not innermost is copied).
         causal: query t sees keys up to ``query_start + t``, by default ``S - T + t``: the last query sees the last key.
         window: causal only; a query sees itself and the ``window - 1`` keys before it. At least 1.
         softcap: above 0.

@@ -67,7 +67,7 @@ def window_entropy(
 
     Returns:
         (mean [B, T], 0 where there is no window, differentiable by entropy; high [B, T] bool; threshold [B] with scope "row",
-        else []: the value, the quantile or the least mean that is taken; infinite where there is no window). Nothing waits for
+        else []: the value; the quantile or the least mean that is taken, infinite where there is no window). Nothing waits for
         the device.
 
     Raises:
