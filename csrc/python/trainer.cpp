@@ -4,6 +4,7 @@
 #include <ATen/ThreadLocalState.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <fcntl.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -58,6 +59,18 @@ struct KeptModes {
   ~KeptModes() { c10::set_default_dtype(dtype); }
 };
 
+// Goes back to the working folder that it was made in: the paths of the phases to come are relative to that.
+struct KeptFolder {
+  int folder = ::open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  KeptFolder() = default;
+  KeptFolder(const KeptFolder&) = delete;
+  ~KeptFolder() {
+    if (folder < 0) return;
+    (void)!::fchdir(folder);
+    ::close(folder);
+  }
+};
+
 // The modes that a trainer runs in, whatever its caller's are.
 struct TrainingModes {
   KeptModes callers;
@@ -81,6 +94,7 @@ rl::RewardFunction from_python(py::function function) {
                   const std::vector<data::Example>& examples) {
     py::gil_scoped_acquire lock;
     const KeptModes trainers;
+    const KeptFolder started;
     py::list meta;
     for (const data::Example& example : examples) {
       py::dict one;

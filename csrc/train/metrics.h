@@ -60,7 +60,7 @@ std::string to_json(const Record& record);
 // Of lines what a repeated run repeats: all but the times in them. A checkpoint keeps it of what was written before it.
 class LineDigest {
  public:
-  void add(std::string_view line);  // a JSON object, without its end of line
+  void add(std::string_view line);  // as to_json() writes it
   int64_t value() const { return static_cast<int64_t>(hash_.value); }
 
  private:

@@ -19,6 +19,7 @@ namespace {
 
 // "run.dir=…-2", a folder that is not there yet, as a shell and then YAML read it back.
 std::string another(std::string dir) {
+  dir = fs::path(dir).lexically_normal().string();
   while (dir.size() > 1 && dir.back() == '/') dir.pop_back();
   dir += '-';
   int number = 2;

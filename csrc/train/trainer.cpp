@@ -206,7 +206,8 @@ std::string Trainer::save() {
 
 void Trainer::checkpoint(bool phase_finished) {
   const std::string dir = checkpoint_dir(folder_.dir(), open_->config.name, step_);
-  if (dir == last_checkpoint_ && !phase_finished) return;
+  std::error_code error;
+  if (dir == last_checkpoint_ && !phase_finished && std::filesystem::exists(dir + "/DONE", error)) return;
   folder_.check();
   CheckpointState state;
   state.phase_name = open_->config.name;

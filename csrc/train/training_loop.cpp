@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <new>
 
 #include "csrc/data/random.h"
@@ -242,8 +243,11 @@ std::string Trainer::save_last_whole() {
   } catch (const std::exception& error) {
     return ". The state before it could not be saved: " + std::string(error.what());
   }
-  return last_checkpoint_.empty() ? ". There is no checkpoint yet."
-                                  : ". The last good checkpoint is " + last_checkpoint_ + ".";
+  std::error_code error;
+  if (last_checkpoint_.empty()) return ". There is no checkpoint yet.";
+  return std::filesystem::exists(last_checkpoint_, error)
+             ? ". The last good checkpoint is " + last_checkpoint_ + "."
+             : ". The last checkpoint, " + last_checkpoint_ + ", was removed or renamed.";
 }
 
 // Within a handler: saves the last whole state and throws the error on, with its place and the name of what was saved. What is

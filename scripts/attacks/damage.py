@@ -145,6 +145,8 @@ def attack(context, rng, folder, number):
     outcome = run(train_of(name, resume=True), folder, SECONDS)
     # The damaged file itself may stand as it was left, where it was not read.
     differing = difference(base["resumed"], contents(folder / "run"), [file.removeprefix("run/")] if base["checkpoint"] in file else [])
-    if differing == [file.removeprefix("run/")] and what == "delete" and f"{file} is not there" in (folder / "output").read_text():
+    # Later checkpoints keep the digest of a log that lacks its beginning.
+    lost = {file.removeprefix("run/")} | {name for name in differing if name.endswith(("/DONE", "/trainer.safetensors"))}
+    if what == "delete" and lost.issuperset(differing) and f"{file} is not there" in (folder / "output").read_text():
         return verdict | {"class": "told", "message": ""}
     return judged(verdict, outcome, differing + (["results"] if outcome.value != base["results"] else []))

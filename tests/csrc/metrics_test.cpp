@@ -171,8 +171,9 @@ TEST_F(MetricsTest, ChangedOrMissingLinesAreRefused) {
     std::ofstream(file) << right;
     EXPECT_EQ(keep_metrics_until(file, {}, "sft", 2, true, written).value(), written);
   }
-  for (const std::string& wrong : {std::string(), line(1, 2, 1), line(2, 1.25, 2), line(1, 2, 1) + line(2, 1.26, 2),
-                                   line(1, 2, 1) + whole, line(2, 1.25, 2) + line(1, 2, 1)}) {
+  for (const std::string& wrong :
+       {std::string(), line(1, 2, 1), line(2, 1.25, 2), line(1, 2, 1) + line(2, 1.26, 2), line(1, 2, 1) + whole,
+        "{\"phase\": \"sft\", " + whole.substr(1), line(2, 1.25, 2) + line(1, 2, 1)}) {
     std::ofstream(file) << wrong << later;
     try {
       keep_metrics_until(file, {}, "sft", 2, true, written);

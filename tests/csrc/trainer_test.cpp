@@ -261,6 +261,21 @@ TEST_F(TrainerTest, MetricsThatVanishStopTheRun) {
 
 // ---- what begins, and what is left of what cannot -----------------------------------------------------------------
 
+TEST_F(TrainerTest, ACheckpointThatIsGoneIsNotNamed) {
+  const auto trainer = open("run", sft("a", 2) + grpo("b", 4));
+  steps(*trainer, 2);
+  fs::remove_all(dir_ + "/run/checkpoints");
+  EXPECT_NE(error([&] {
+              fs::remove(dir_ + "/run/metrics.jsonl");
+              trainer->advance();
+            }).find("/run/checkpoints/a-000002, was removed or renamed"),
+            std::string::npos);
+  const auto other = open("other", sft("a", 12));
+  steps(*other, 4);
+  fs::remove_all(dir_ + "/other/checkpoints");
+  EXPECT_TRUE(fs::exists(other->save() + "/DONE"));
+}
+
 TEST_F(TrainerTest, AStartThatFailsLeavesNothing) {
   const std::vector<std::vector<std::string>> mistakes{
       {"phases.grpo.reward=[{kind: unknown}]", "run.start=" + dir_ + "/none"},

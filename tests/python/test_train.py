@@ -909,6 +909,7 @@ class TestPython:
             "phases.grpo.reward": "[{kind: mine}]", "phases.sft.steps": 3, "phases.grpo.steps": 2})
         trainer.train()
         assert final_checkpoint(tmp_path / "run").name == "grpo-000002"
+        assert os.getcwd() == str(tmp_path)  # data of later phases are found from there
 
     def test_ctrl_c(self, finished, tmp_path):
         trainer = self.trainer(tmp_path / "run")
