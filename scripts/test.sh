@@ -36,6 +36,7 @@ setup test
 [ $sanitized = 0 ] || run "C++ tests with sanitizers" ctest --preset asan
 if [ $plain = 1 ]; then
   run "C++ tests" ctest --preset release
-  ISENTROPE_BUILD=$ROOT/build/release run "Python tests" "$PYTHON" -m pytest tests/python
+  # A process a core, each with whole files: most tests use one thread, and share fixtures with their file alone.
+  ISENTROPE_BUILD=$ROOT/build/release run "Python tests" "$PYTHON" -m pytest -n auto --dist loadfile tests/python
 fi
 [ ${#failed[@]} -eq 0 ] || fail "failed: $(printf '%s; ' "${failed[@]}")"
