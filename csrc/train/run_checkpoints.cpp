@@ -33,9 +33,11 @@ bool parse_name(const std::string& name, std::string& phase, int64_t& step) {
 
 std::vector<fs::path> entries(const std::string& run_dir) {
   std::vector<fs::path> found;
-  std::error_code error;
+  std::error_code error, ignored;
   for (fs::directory_iterator at(run_dir + "/checkpoints", error), end; !error && at != end; at.increment(error))
     found.push_back(at->path());
+  if (error && fs::exists(run_dir + "/checkpoints", ignored))  // not to be taken for an empty one
+    throw std::runtime_error(run_dir + "/checkpoints: cannot be read: " + error.message());
   return found;
 }
 
@@ -45,12 +47,16 @@ std::vector<Found> own_checkpoints(const std::string& run_dir) {
   for (const fs::path& path : entries(run_dir)) {
     std::error_code error;
     Found one{.dir = path.string()};
-    if (!parse_name(path.filename().string(), one.phase, one.step) || !fs::exists(path / "DONE", error)) continue;
-    try {
-      one.state = read_position(one.dir);
-    } catch (const std::exception& wrong) {
-      one.damage = wrong.what();
-    }
+    if (!parse_name(path.filename().string(), one.phase, one.step)) continue;
+    if (!fs::exists(path / "DONE", error) && !error) continue;
+    if (error)
+      one.damage = one.dir + ": cannot be read: " + error.message();
+    else
+      try {
+        one.state = read_position(one.dir);
+      } catch (const std::exception& wrong) {
+        one.damage = wrong.what();
+      }
     if (!one.damage.empty() || (one.state.phase_name == one.phase && one.state.step == one.step)) found.push_back(one);
   }
   std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {

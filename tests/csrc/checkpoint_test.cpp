@@ -487,6 +487,23 @@ TEST_F(CheckpointTest, WeightsThatAreNotFiniteAreNotSaved) {
   EXPECT_EQ(names_in(dir_), std::vector<std::string>{"c"});
 }
 
+TEST_F(CheckpointTest, WhatMayNotBeReadIsNotTakenForAbsent) {
+  Model run;
+  for (const int64_t step : {1, 2}) run.save(checkpoint_dir(dir_, "sft", step), state_at(0, "sft", step));
+  const uid_t me = ::geteuid(), nobody = 65534;  // root may read everything
+  for (const std::string& folder : {checkpoint_dir(dir_, "sft", 2), dir_ + "/checkpoints"}) {
+    fs::permissions(folder, fs::perms::none);
+    if (me == 0) {
+      ASSERT_EQ(::seteuid(nobody), 0);
+    }
+    const std::string latest = error([&] { find_latest(dir_); }), resolved = error([&] { resolve_checkpoint(dir_); });
+    ASSERT_EQ(::seteuid(me), 0);
+    fs::permissions(folder, fs::perms::owner_all);
+    for (const std::string& said : {latest, resolved})
+      EXPECT_NE(said.find(": cannot be read: Permission denied"), std::string::npos) << said;
+  }
+}
+
 TEST_F(CheckpointTest, AFolderThatTransformersSavedGivesWeights) {
   Model run;
   run.save(dir_ + "/c", state_at(1, "sft", 1));
