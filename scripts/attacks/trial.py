@@ -9,6 +9,7 @@ memory and time. An outcome is
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import re
@@ -68,6 +69,7 @@ def child(function, folder, pipe):
         for descriptor, number in ((nothing, 0), (output, 1), (output, 2)):
             os.dup2(descriptor, number)
         os.chdir(folder)
+        faulthandler.disable()  # pytest's: a crash is the outcome, told by its signal
         limit()
         try:
             told = {"value": function()}
