@@ -295,7 +295,7 @@ def test_wrong_words_name_the_right_ones(words, wanted):
 
 @needs_program
 @pytest.mark.parametrize("overrides, wanted", [
-    (["model.mlp=1000000000000"], "1 to 1048576"), (["model.mlp=1000000", "model.width=65536"], "GiB"), (["model.context=4611686018427387904"], ""), (["phases.0.name=" + "x" * 300], ""),
+    (["model.mlp=1000000000000"], "1 to 1048576"), (["model.mlp=1000000", "model.width=1024"], "GiB"), (["model.context=4611686018427387904"], ""), (["phases.0.name=" + "x" * 300], ""),
     (["run.dir=" + "y" * 300], "run.dir"), (["tokenizer.characters=" + "z" * 100000], "")], ids=lambda value: value[0][:20] if isinstance(value, list) else "")
 def test_messages_are_ours_and_no_longer_than_a_screen(overrides, wanted, tmp_path):
     told = run(PROGRAM, "train", SFT, f"run.dir={tmp_path}/run", *SHORT, *overrides, cwd=tmp_path, text=True)
