@@ -81,7 +81,11 @@ class Part:
         todo = [number for number in numbers if number not in kept]
         if todo:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.context = self.module.prepare(self.folder / "prepared", quick)
+            prepared = self.folder / "prepared" / self.key  # what another build left is no measure of this one
+            for old in prepared.parent.glob("*"):
+                if old != prepared:
+                    shutil.rmtree(old)
+            self.context = self.module.prepare(prepared, quick)
             with self.file.open("a") as file:
                 for verdict in over(jobs, self.attack, todo):
                     kept[verdict["number"]] = verdict
