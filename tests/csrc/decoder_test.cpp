@@ -192,8 +192,9 @@ TEST_P(DecoderShapes, LogitsAndGradientsAreAsExactAsPlainOnes) {
   config.norm = norm;
   config.sigma_reparam = sigma;
   Decoder decoder = make(config);
-  // Errors of several draws together: a gradient of few elements in one draw is the luck of its roundings.
-  constexpr int64_t kDraws = 4;
+  // Errors of several draws together: a gradient of few elements in one draw is the luck of its roundings. With four draws the
+  // ratio of two such errors (the gammas of fused_qkv: four elements) still passed 2 on one processor in two builds of three.
+  constexpr int64_t kDraws = 16;
   const auto tokens = [&](int64_t draw) { return (some_tokens(B, T, 29) + 5 * draw) % 29; };
   std::vector<Values> ours, plain;
   for (int64_t draw = 0; draw < kDraws; ++draw) {
