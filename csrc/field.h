@@ -2,11 +2,11 @@
 //
 //   struct ScheduleConfig {
 //     std::string kind = "constant";
-//     int64_t warmup = 0;
+//     int64_t warmup_steps = 0;
 //     template <class Visitor>
 //     void visit(Visitor& v) {
 //       v("kind", kind, "Shape of the learning rate after warm-up.", one_of({"constant", "cosine"}));
-//       v("warmup", warmup, "Steps of linear rise from 0.", at_least(0));
+//       v("warmup_steps", warmup_steps, "Steps of linear rise from 0.", at_least(0));
 //     }
 //     std::string problem() const;   // optional: what is wrong between keys, "" if nothing is
 //   };

@@ -8,7 +8,7 @@
 // Policy term L of a token (sg: no gradient through it; clip to [1 - clip_low, 1 + clip_high]), and its source on arXiv:
 //   clip, clip_higher  max(-A r, -A clip(r)); with a dual clip c at most -A c where A < 0        1707.06347, 1912.09729
 //   clip_cov           max(-A r, -A clip(r)), and 0 on selected tokens                           2505.22617
-//   kl_cov             -A r, plus kl_coef |d| on selected tokens where |d| > z; no clip          2505.22617
+//   kl_cov             -A r, plus kl_cov_coef |d| on selected tokens where |d| > z; no clip          2505.22617
 //   gspo               as clip, with r = sg[s_i] exp(ℓ - sg ℓ), s_i = exp(mean_t (ℓ - ℓ_old)),
 //                      that mean clamped to [-20, 10]                                            2507.18071
 //   cispo              -sg[clip(r)] A ℓ                                                          2506.13585
@@ -115,7 +115,7 @@ struct GrpoLossRule {
   double lower = 0.8;  // the clip; 0 and infinity: none
   double upper = 1.2;
   double dual_clip = 0;  // c, infinity for none
-  double penalty = 0;    // kl_coef of kl_cov
+  double penalty = 0;    // kl_cov_coef of kl_cov
   GrpoKl ref_kl = GrpoKl::kK3;
   double ref_kl_coef = 0;
   double entropy_coef = 0;

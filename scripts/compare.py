@@ -209,7 +209,7 @@ def train_start(program, plan, seed, out):
     the prompts that they are measured on, so it is cut to one step."""
     last = plan.phases[-1]
     return train(program, plan, seed, start_folder(plan, seed, out), plan.phases[-2],
-                 [f"phases.{last}.steps=1", f"phases.{last}.schedule.warmup=0"])
+                 [f"phases.{last}.steps=1", f"phases.{last}.schedule.warmup_steps=0"])
 
 
 def run_all(program, plans, seeds, parallel, out):

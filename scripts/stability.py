@@ -69,7 +69,7 @@ class Cell:
 
     def command(self, program, out, seed):
         # Learned norms need no care of the start, so without norm layers they start as with them.
-        start = ["model.init_std=0.1"] if self.norm == "none" and "sigmaReparam" in self.method else []
+        start = ["model.initializer_range=0.1"] if self.norm == "none" and "sigmaReparam" in self.method else []
         return [program, "train", f"configs/stability/{self.norm}.yaml", "--quiet", f"run.dir={self.folder(out, seed)}",
                 f"run.seed={seed}", f"phases.pretrain.optimizer.lr={self.rate:g}", *start, *self.overrides]
 
@@ -91,7 +91,7 @@ def sigma(layers, *more):
 
 RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 PLAIN_AND_SIGMA = some("plain", "sigmaReparam")
-NARROW = ["model.width=64", "model.heads=2", "model.kv_heads=2", "model.mlp=176"]
+NARROW = ["model.hidden_size=64", "model.num_attention_heads=2", "model.num_key_value_heads=2", "model.intermediate_size=176"]
 ABLATION = {
     "plain": [],
     "sigmaReparam: all": sigma("all"),
@@ -113,10 +113,10 @@ FULL = [
     *cells("matrix", ["pre", "post", "none"], METHODS, RATES),
     *cells("gamma", ["pre"], {"sigmaReparam, gamma from sigma": sigma("all", "model.sigma_reparam.gamma_init=sigma")}, [1e-3, 1e-2]),
     *cells("beta2", ["pre"], PLAIN_AND_SIGMA, [1e-3, 3e-3, 1e-2], ["phases.pretrain.optimizer.betas=[0.9, 0.999]"]),
-    *cells("depth24", ["pre", "post"], PLAIN_AND_SIGMA, [1e-3, 1e-2], [*NARROW, "model.layers=24"]),
+    *cells("depth24", ["pre", "post"], PLAIN_AND_SIGMA, [1e-3, 1e-2], [*NARROW, "model.num_hidden_layers=24"]),
     *cells("sgd", ["pre"], PLAIN_AND_SIGMA, [3e-2, 1e-1, 3e-1, 1],
            ["phases.pretrain.optimizer.kind=sgd", "phases.pretrain.optimizer.betas=[0.9]"]),
-    *cells("depth48", ["pre"], PLAIN_AND_SIGMA, [1e-3, 1e-2], [*NARROW, "model.layers=48"]),
+    *cells("depth48", ["pre"], PLAIN_AND_SIGMA, [1e-3, 1e-2], [*NARROW, "model.num_hidden_layers=48"]),
 ]
 
 

@@ -31,9 +31,9 @@ Sequence encode(size_t index, const Example& example, const Tokenizer& tokenizer
 }  // namespace
 
 Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, int64_t context,
-              const std::string& overlong) {
-  if (overlong != "error" && overlong != "drop" && overlong != "truncate")
-    throw std::invalid_argument("overlong is \"" + overlong + "\"; it can be error, drop, truncate");
+              const std::string& truncation) {
+  if (truncation != "error" && truncation != "drop" && truncation != "truncate")
+    throw std::invalid_argument("truncation is \"" + truncation + "\"; it can be error, drop, truncate");
   if (examples.empty()) throw std::invalid_argument("collate: no examples");
   std::vector<Sequence> sequences;
   int64_t longest = 0;
@@ -41,12 +41,12 @@ Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, 
     Sequence sequence = encode(i, examples[i], tokenizer);
     const auto length = static_cast<int64_t>(sequence.ids.size());
     if (length > context) {
-      if (overlong == "drop") continue;
-      if (overlong == "error" || sequence.prompt >= context)
-        throw std::invalid_argument(described(i, examples[i]) + " has " + std::to_string(length) + " tokens (" +
-                                    std::to_string(sequence.prompt) + " of prompt), the context holds " +
-                                    std::to_string(context) +
-                                    "; raise model.context, shorten it, or set data.overlong to drop or truncate");
+      if (truncation == "drop") continue;
+      if (truncation == "error" || sequence.prompt >= context)
+        throw std::invalid_argument(
+            described(i, examples[i]) + " has " + std::to_string(length) + " tokens (" +
+            std::to_string(sequence.prompt) + " of prompt), the context holds " + std::to_string(context) +
+            "; raise model.max_position_embeddings, shorten it, or set data.truncation to drop or truncate");
       sequence.ids.resize(static_cast<size_t>(context));
     }
     const auto kept = static_cast<int64_t>(sequence.ids.size());
@@ -56,7 +56,7 @@ Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, 
   if (sequences.empty())
     throw std::invalid_argument("collate: all " + std::to_string(examples.size()) +
                                 " examples are longer than the context (" + std::to_string(context) +
-                                " tokens); raise model.context");
+                                " tokens); raise model.max_position_embeddings");
 
   const auto rows = static_cast<int64_t>(sequences.size());
   Batch batch;

@@ -17,6 +17,6 @@ namespace isentrope::data {
 // "drop" leaves it out (so B may be less than the number of examples; none left is an error), "truncate" cuts
 // its completion (a prompt that leaves no room is an error).
 Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, int64_t context,
-              const std::string& overlong = "error");
+              const std::string& truncation = "error");
 
 }  // namespace isentrope::data

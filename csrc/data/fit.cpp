@@ -20,27 +20,27 @@ void end_is_last(const std::string& completion, const Tokenizer& tokenizer) {
 
 bool fits(const Example& example, const Use& use) {
   const Tokenizer& tokenizer = *use.tokenizer;
-  const std::string overlong = ", the context holds " + std::to_string(use.context) +
-                               "; raise model.context, shorten it, or set data.overlong to drop";
+  const std::string truncation = ", the context holds " + std::to_string(use.context) +
+                                 "; raise model.max_position_embeddings, shorten it, or set data.truncation to drop";
   const auto prompt = static_cast<int64_t>(tokenizer.encode(example.prompt).size());
   if (prompt == 0) throw std::invalid_argument("the prompt is empty; it needs at least one token");
   if (use.also)
     if (const std::string wrong = use.also(example); !wrong.empty()) throw std::invalid_argument(wrong);
   if (!use.learnt) {
     if (prompt < use.context) return true;
-    if (use.overlong == "drop") return false;
+    if (use.truncation == "drop") return false;
     throw std::invalid_argument("the prompt has " + std::to_string(prompt) +
-                                " tokens and leaves no room for a completion" + overlong);
+                                " tokens and leaves no room for a completion" + truncation);
   }
   if (example.completion.empty()) throw std::invalid_argument("the completion is empty, and it is what is learnt");
   end_is_last(example.completion, tokenizer);
   const bool ended = example.completion.ends_with(tokenizer.eos());
   const int64_t length = prompt + static_cast<int64_t>(tokenizer.encode(example.completion).size()) + !ended;
   if (length <= use.context) return true;
-  if (use.overlong == "drop") return false;
-  if (use.overlong == "error" || prompt >= use.context)
+  if (use.truncation == "drop") return false;
+  if (use.truncation == "error" || prompt >= use.context)
     throw std::invalid_argument("prompt and completion have " + std::to_string(length) + " tokens (" +
-                                std::to_string(prompt) + " of prompt)" + overlong +
+                                std::to_string(prompt) + " of prompt)" + truncation +
                                 (prompt < use.context ? " or truncate" : ""));
   return true;
 }

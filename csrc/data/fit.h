@@ -15,11 +15,11 @@ struct Use {
   int64_t context;  // tokens that a sequence may have
   // true: prompt, completion and the end are learnt as one sequence; false: a completion is drawn behind the prompt.
   bool learnt;
-  std::string overlong = "error";                        // data.overlong
+  std::string truncation = "error";                      // data.truncation
   std::function<std::string(const Example&)> also = {};  // further rules, of rewards: what is wrong, or ""
 };
 
-// Whether the example fits into the context; false: it is to be left out, as overlong says. Throws std::invalid_argument
+// Whether the example fits into the context; false: it is to be left out, as truncation says. Throws std::invalid_argument
 // with what is wrong: characters outside the alphabet, a prompt or completion without tokens, text behind an end of
 // sequence, a sequence that is too long.
 bool fits(const Example& example, const Use& use);

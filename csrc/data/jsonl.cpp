@@ -184,7 +184,7 @@ Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* u
   if (examples_.empty())
     throw std::runtime_error("jsonl: all " + std::to_string(left_out_) + " " + name_of(split) + " examples of " + path +
                              " are too long for the context (" + std::to_string(use->context) +
-                             " tokens) and are left out (data.overlong: drop); raise model.context");
+                             " tokens) and are left out (data.truncation: drop); raise model.max_position_embeddings");
 }
 
 std::vector<Example> Jsonl::take(int64_t first, int64_t count) const {

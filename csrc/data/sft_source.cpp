@@ -5,16 +5,16 @@
 namespace isentrope::data {
 
 SftSource::SftSource(std::shared_ptr<const ExampleSource> examples, const Tokenizer& tokenizer, int64_t sequences,
-                     int64_t context, const std::string& overlong)
+                     int64_t context, const std::string& truncation)
     : examples_(std::move(examples)),
       tokenizer_(tokenizer),
       sequences_(sequences),
       context_(context),
-      overlong_(overlong) {}
+      truncation_(truncation) {}
 
 StepData SftSource::next(int64_t) {
   next_taken_ = taken_ + sequences_;
-  return {{collate(examples_->take(taken_, sequences_), tokenizer_, context_, overlong_)}, {}};
+  return {{collate(examples_->take(taken_, sequences_), tokenizer_, context_, truncation_)}, {}};
 }
 
 std::map<std::string, torch::Tensor> SftSource::state() const { return {{"taken", torch::tensor(taken_)}}; }

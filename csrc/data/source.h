@@ -18,14 +18,15 @@ struct DataConfig {
   std::optional<TintConfig> tint;
   std::optional<JsonlConfig> jsonl;
   std::optional<CorpusConfig> corpus;
-  std::string overlong = "error";
+  std::string truncation = "error";
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("tint", tint, "Generated integer problems with traces.");
     v("jsonl", jsonl, "A file of prompts and completions.");
     v("corpus", corpus, "Text files, learnt whole; pretrain phases.");
-    v("overlong", overlong, "An example longer than the context: stop the run, leave it out, or cut its completion.",
+    v("truncation", truncation,
+      "An example longer than the context: stop the run, leave it out, or cut its completion.",
       one_of({"error", "drop", "truncate"}));
   }
   std::string problem() const;

@@ -242,7 +242,7 @@ void Tint::look(const Use& use) {
                           std::to_string(use.context) + " tokens)";
   if (!held_out_.empty()) {
     left_out_ = static_cast<int64_t>(std::erase_if(held_out_, [&](const Example& example) { return !fit(example); }));
-    if (held_out_.empty()) throw std::invalid_argument(all + "; raise model.context");
+    if (held_out_.empty()) throw std::invalid_argument(all + "; raise model.max_position_embeddings");
     return;
   }
   for (const int64_t terms : has_terms(config_) ? config_.terms : std::vector<int64_t>{config_.terms.front()}) {
@@ -252,7 +252,8 @@ void Tint::look(const Use& use) {
       fitting += fit({sample.prompt, sample.completion, sample.answer_true});
     }
     if (fitting == 0)
-      throw std::invalid_argument(all + " with " + std::to_string(terms) + " terms; raise model.context");
+      throw std::invalid_argument(all + " with " + std::to_string(terms) +
+                                  " terms; raise model.max_position_embeddings");
   }
 }
 

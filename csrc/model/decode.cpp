@@ -46,7 +46,9 @@ class PackedModel : public DecodeModel {
   bool parallel() const override { return true; }
 
   static const Storage* data(const Tensor& x) { return static_cast<const Storage*>(x.const_data_ptr()); }
-  int64_t qkv_rows() const { return (config.heads + 2 * config.kv_heads) * config.head_size(); }
+  int64_t qkv_rows() const {
+    return (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_size();
+  }
 
   const CpuKernels<float>& kernels = cpu_kernels<float>();
   const DecodeKernels<Storage>& decode = decode_kernels<Storage>();
@@ -59,7 +61,7 @@ class PackedModel : public DecodeModel {
     return weight.defined() ? weight.detach().clone().contiguous() : Tensor();
   }
   Tensor temperature(const Tensor& log) const {  // [H] or [H · context] → [H, 1 or context]
-    return log.defined() ? log.detach().exp().view({config.heads, -1}) : Tensor();
+    return log.defined() ? log.detach().exp().view({config.num_attention_heads, -1}) : Tensor();
   }
   static Tensor stored(const Tensor& x) {
     return x.to(std::is_same_v<Storage, float> ? torch::kFloat32 : torch::kBFloat16, false, /*copy=*/true).contiguous();
@@ -79,22 +81,22 @@ class PackedSession : public DecodeSession {
   PackedSession(const PackedModel<Storage>& model, int64_t pages, int64_t rows)
       : model_(model),
         plane_(model.config.head_size() * kPagePositions),
-        layer_stride_(2 * model.config.kv_heads * plane_),
-        page_stride_(model.config.layers * layer_stride_),
+        layer_stride_(2 * model.config.num_key_value_heads * plane_),
+        page_stride_(model.config.num_hidden_layers * layer_stride_),
         memory_(pages * page_stride_),
         pages_(pages, [this](int32_t from, int32_t to) { std::copy_n(page(from), page_stride_, page(to)); }),
-        scores_(model.config.heads * pages_of(model.config.context) * kPagePositions),
-        x_(buffer(rows, model.config.width)),
-        normed_(buffer(rows, model.config.width)),
+        scores_(model.config.num_attention_heads * pages_of(model.config.max_position_embeddings) * kPagePositions),
+        x_(buffer(rows, model.config.hidden_size)),
+        normed_(buffer(rows, model.config.hidden_size)),
         qkv_(buffer(rows, model.qkv_rows())),
-        attended_(buffer(rows, model.config.width)),
-        gate_up_(buffer(rows, 2 * model.config.mlp)),
-        inner_(buffer(rows, model.config.mlp)),
+        attended_(buffer(rows, model.config.num_attention_heads * model.config.head_size())),
+        gate_up_(buffer(rows, 2 * model.config.intermediate_size)),
+        inner_(buffer(rows, model.config.intermediate_size)),
         logits_(buffer(rows, model.config.vocabulary)) {}
 
   Logits step(std::span<const DecodeRow> rows, int64_t logits_from) override {
     const DecoderConfig& c = model_.config;
-    const int64_t n = rows.size(), C = c.width, M = c.mlp;
+    const int64_t n = rows.size(), C = c.hidden_size, M = c.intermediate_size;
     for (int64_t i = 0; i < n; ++i) {
       const Storage* from = model_.data(model_.embedding) + rows[i].token * C;
       if constexpr (std::is_same_v<Storage, float>)
@@ -102,11 +104,11 @@ class PackedSession : public DecodeSession {
       else
         for (int64_t k = 0; k < C; ++k) row(x_, i)[k] = c10::BFloat16(from[k], c10::BFloat16::from_bits());
     }
-    for (int64_t l = 0; l < c.layers; ++l) {
+    for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
       const PackedLayer& layer = model_.layers[l];
       multiply(n, model_.qkv_rows(), C, normed(n, x_, layer.input_norm), layer.qkv, qkv_, false);
       attend(rows, l, layer);
-      multiply(n, C, C, attended_, layer.o, x_, true);
+      multiply(n, C, attended_.size(1), attended_, layer.o, x_, true);
       multiply(n, 2 * M, C, normed(n, x_, layer.post_norm), layer.gate_up, gate_up_, false);
       model_.kernels.swiglu(n, M, row(gate_up_, 0), row(inner_, 0));
       multiply(n, C, M, inner_, layer.down, x_, true);
@@ -128,7 +130,7 @@ class PackedSession : public DecodeSession {
   Tensor normed(int64_t n, const Tensor& x, const Tensor& weight) const {
     if (!weight.defined()) return x;
     const Tensor& y = model_.config.norm == "post" ? x : normed_;
-    model_.kernels.rms_norm(n, model_.config.width, model_.config.norm_eps, x.data_ptr<float>(), nullptr,
+    model_.kernels.rms_norm(n, model_.config.hidden_size, model_.config.rms_norm_eps, x.data_ptr<float>(), nullptr,
                             weight.data_ptr<float>(), nullptr, y.data_ptr<float>(), nullptr);
     return y;
   }
@@ -140,7 +142,7 @@ class PackedSession : public DecodeSession {
 
   // key, value [G, D] of one position and layer, in their places.
   void put(int64_t sequence, int64_t layer, int64_t position, const float* key, const float* value) {
-    const int64_t G = model_.config.kv_heads, D = model_.config.head_size(), n = position % kPagePositions;
+    const int64_t G = model_.config.num_key_value_heads, D = model_.config.head_size(), n = position % kPagePositions;
     Storage* keys = page(pages_.pages(sequence)[position / kPagePositions]) + layer * layer_stride_;
     Storage* values = keys + G * plane_;
     for (int64_t g = 0; g < G; ++g) {
@@ -151,10 +153,10 @@ class PackedSession : public DecodeSession {
 
   void attend(std::span<const DecodeRow> rows, int64_t index, const PackedLayer& layer) {
     const DecoderConfig& c = model_.config;
-    const int64_t H = c.heads, G = c.kv_heads, D = c.head_size();
+    const int64_t H = c.num_attention_heads, G = c.num_key_value_heads, D = c.head_size();
     const auto norm_heads = [&](float* heads, int64_t count, const Tensor& weight) {
       if (weight.defined())
-        model_.kernels.rms_norm(count, D, c.norm_eps, heads, nullptr, weight.data_ptr<float>(), nullptr, heads,
+        model_.kernels.rms_norm(count, D, c.rms_norm_eps, heads, nullptr, weight.data_ptr<float>(), nullptr, heads,
                                 nullptr);
     };
     PagedAttention<Storage> p{};

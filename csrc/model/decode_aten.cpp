@@ -24,8 +24,9 @@ class AtenSession : public DecodeSession {
   AtenSession(const AtenWeights& weights, int64_t pages)
       : w_(weights), pages_(pages, [this](int32_t from, int32_t to) { copy(from, to); }) {
     const DecoderConfig& c = w_.decoder->config();
-    for (int64_t l = 0; l < c.layers; ++l) {
-      keys_.push_back(torch::zeros({pages * kPagePositions, c.kv_heads, c.head_size()}, w_.embedding.options()));
+    for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
+      keys_.push_back(
+          torch::zeros({pages * kPagePositions, c.num_key_value_heads, c.head_size()}, w_.embedding.options()));
       values_.push_back(torch::zeros_like(keys_.back()));
     }
   }
@@ -34,7 +35,7 @@ class AtenSession : public DecodeSession {
     torch::NoGradGuard no_grad;
     const DecoderConfig& c = w_.decoder->config();
     const auto options = w_.embedding.options();
-    const int64_t n = rows.size(), H = c.heads, G = c.kv_heads, D = c.head_size();
+    const int64_t n = rows.size(), H = c.num_attention_heads, G = c.num_key_value_heads, D = c.head_size();
     int64_t S = 0;
     for (const DecodeRow& row : rows) S = std::max(S, row.position + 1);
     // Where in the planes the positions of each row's sequence lie; those after the row's own are masked.
@@ -64,13 +65,13 @@ class AtenSession : public DecodeSession {
     };
     const bool after = c.norm == "post";
     Tensor x = torch::embedding(w_.embedding, columns[0]), delta, normed;
-    for (int64_t l = 0; l < c.layers; ++l) {
+    for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
       const LayerWeights& layer = w_.layers[l];
-      std::tie(x, normed) = residual(x, delta, layer.input_norm, c.norm_eps, after);
+      std::tie(x, normed) = residual(x, delta, layer.input_norm, c.rms_norm_eps, after);
       auto qkv = torch::linear(normed, layer.qkv.weight).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
       const auto normed_heads = [&](const Tensor& heads, const Tensor& weight) {
         if (!weight.defined()) return heads;
-        return std::get<1>(add_rms_norm(heads.reshape({-1, D}), {}, weight, c.norm_eps)).view(heads.sizes());
+        return std::get<1>(add_rms_norm(heads.reshape({-1, D}), {}, weight, c.rms_norm_eps)).view(heads.sizes());
       };
       qkv[0] = normed_heads(qkv[0], layer.q_norm);
       qkv[1] = normed_heads(qkv[1], layer.k_norm);
@@ -83,11 +84,11 @@ class AtenSession : public DecodeSession {
       const Tensor out = ops::entropy_attention(turn(qkv[0]).unsqueeze(2), keys_[l].index({places}).transpose(1, 2),
                                                 values_[l].index({places}).transpose(1, 2), attention)
                              .out;
-      delta = torch::linear(out.reshape({n, c.width}), layer.o.weight);
-      std::tie(x, normed) = residual(x, delta, layer.post_norm, c.norm_eps, after);
+      delta = torch::linear(out.reshape({n, H * D}), layer.o.weight);
+      std::tie(x, normed) = residual(x, delta, layer.post_norm, c.rms_norm_eps, after);
       delta = torch::linear(swiglu(torch::linear(normed, layer.gate_up.weight)), layer.down.weight);
     }
-    normed = std::get<1>(residual(x, delta, w_.final_norm, c.norm_eps, after)).slice(0, logits_from);
+    normed = std::get<1>(residual(x, delta, w_.final_norm, c.rms_norm_eps, after)).slice(0, logits_from);
     logits_ = torch::linear(normed, w_.head).to(torch::kCPU, torch::kFloat32).contiguous();
     return {logits_.data_ptr<float>(), logits_.size(1)};
   }
@@ -127,7 +128,8 @@ class AtenModel : public DecodeModel {
   // The more rows, the better a device is used; but attention gathers the positions of each: 2^26 elements at most.
   int64_t preferred_rows() const override {
     const DecoderConfig& c = w_.decoder->config();
-    return std::clamp<int64_t>((int64_t{1} << 26) / (c.context * c.kv_heads * c.head_size()), 8, 256);
+    return std::clamp<int64_t>((int64_t{1} << 26) / (c.max_position_embeddings * c.num_key_value_heads * c.head_size()),
+                               8, 256);
   }
   bool parallel() const override { return false; }
 

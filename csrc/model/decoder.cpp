@@ -53,19 +53,26 @@ std::string SigmaConfig::problem() const {
 }
 
 std::string DecoderConfig::problem() const {
-  if (width % (8 * heads) != 0 || head_size() > 256)
-    return "width: " + std::to_string(width) + " does not give " + std::to_string(heads) +
-           " heads a size that is a multiple of 8 up to 256; a multiple of " + std::to_string(8 * heads) + " does";
-  if (heads % kv_heads != 0)
-    return "kv_heads: " + std::to_string(kv_heads) + " does not divide heads (" + std::to_string(heads) + ")";
+  if (head_dim && *head_dim % 8 != 0)
+    return "head_dim: " + std::to_string(*head_dim) + " is not a multiple of 8; take " +
+           std::to_string((*head_dim + 7) / 8 * 8);
+  const int64_t H = num_attention_heads, G = num_key_value_heads;
+  if (!head_dim && (hidden_size % (8 * H) != 0 || head_size() > 256))
+    return "hidden_size: " + std::to_string(hidden_size) + " does not give " + std::to_string(H) +
+           " heads a size that is a multiple of 8 up to 256; a multiple of " + std::to_string(8 * H) +
+           " does, or head_dim gives the size";
+  if (H % G != 0)
+    return "num_key_value_heads: " + std::to_string(G) + " does not divide num_attention_heads (" + std::to_string(H) +
+           ")";
   if (attention.qk_clip > 0 && attention.qk_norm)
     return "attention.qk_clip: scales weights that attention.qk_norm scales back; use one of the two";
   if (attention.qk_clip > 0 && (sigma_reparam.takes("q") || sigma_reparam.takes("k")))
     return "attention.qk_clip: scales rows of q and k, whose norm sigma_reparam holds at gamma; use one of the two "
            "there";
   const auto& names = sigma_reparam.layers;
-  if (tied_head && std::find(names.begin(), names.end(), "head") != names.end())
-    return "sigma_reparam.layers: the head is the embedding (tied_head), which is no linear layer; leave head out";
+  if (tie_word_embeddings && std::find(names.begin(), names.end(), "head") != names.end())
+    return "sigma_reparam.layers: the head is the embedding (tie_word_embeddings), which is no linear layer; leave "
+           "head out";
   return sigma_reparam.problem().empty() ? "" : "sigma_reparam." + sigma_reparam.problem();
 }
 
@@ -92,19 +99,19 @@ Projection DecoderImpl::projection(torch::nn::Module& owner, const std::string& 
 DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(config) {
   if (const std::string problem = config.problem(); !problem.empty()) throw std::invalid_argument("model." + problem);
   if (config.vocabulary < 1) throw std::invalid_argument("model: vocabulary is 0; it is set from the tokenizer");
-  const int64_t C = config.width, M = config.mlp, V = config.vocabulary, D = config.head_size();
+  const int64_t C = config.hidden_size, M = config.intermediate_size, V = config.vocabulary, D = config.head_size();
   const double fan_in = 1 / std::sqrt(static_cast<double>(C)), mlp_fan_in = 1 / std::sqrt(static_cast<double>(M));
   uint64_t index = 0;
   auto drawn = [&](at::IntArrayRef sizes, double std) {
-    return normal(sizes, config.init_std.value_or(std), seed, index++);
+    return normal(sizes, config.initializer_range.value_or(std), seed, index++);
   };
   embedding_ = register_parameter("embedding", drawn({V, C}, 0.02));
-  const int64_t HD = config.heads * D, GD = config.kv_heads * D;
+  const int64_t HD = config.num_attention_heads * D, GD = config.num_key_value_heads * D;
   const bool normed = config.norm != "none", after = config.norm == "post";
   std::vector<SigmaPart> qkv{{"q", 0, HD}, {"k", HD, GD}, {"v", HD + GD, GD}};
   if (config.sigma_reparam.fused_qkv == "one") qkv = {{"qkv", 0, HD + 2 * GD}};
   auto blocks = register_module("layers", std::make_shared<torch::nn::Module>());
-  for (int64_t i = 0; i < config.layers; ++i) {
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     auto block = blocks->register_module(std::to_string(i), std::make_shared<torch::nn::Module>());
     const std::string path = "layers." + std::to_string(i) + ".";
     const auto norm = [&](const char* name, bool wanted) {
@@ -113,7 +120,7 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
     layers_.push_back({
         .input_norm = norm("input_norm", normed && !(after && i == 0)),
         .qkv = projection(*block, path, "qkv", drawn({HD + 2 * GD, C}, fan_in), qkv),
-        .o = projection(*block, path, "o", drawn({C, C}, 0.5 * fan_in), {{"o", 0, C}}),
+        .o = projection(*block, path, "o", drawn({C, HD}, 0.5 / std::sqrt(static_cast<double>(HD))), {{"o", 0, C}}),
         .post_norm = norm("post_norm", normed),
         .gate_up = projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), {{"gate", 0, M}, {"up", M, M}}),
         .down = projection(*block, path, "down", drawn({C, M}, 0.5 * mlp_fan_in), {{"down", 0, C}}),
@@ -127,30 +134,32 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
       layer.k_norm = block->register_parameter("k_norm", torch::ones({D}));
     }
     if (config.attention.temperature == "head")
-      layer.log_temperature = block->register_parameter("log_temperature", torch::zeros({config.heads}));
+      layer.log_temperature = block->register_parameter("log_temperature", torch::zeros({config.num_attention_heads}));
     if (config.attention.temperature == "row")
-      layer.log_temperature =
-          block->register_parameter("log_temperature", torch::zeros({config.heads * config.context}));
+      layer.log_temperature = block->register_parameter(
+          "log_temperature", torch::zeros({config.num_attention_heads * config.max_position_embeddings}));
   }
   if (normed) final_norm_ = register_parameter("final_norm", torch::ones({C}));
-  head_ = config.tied_head ? Projection{.name = "head", .weight = embedding_, .parts = {}, .gamma = {}, .u = {}}
-                           : projection(*this, "", "head", drawn({V, C}, 0.02), {{"head", 0, V}});
+  head_ = config.tie_word_embeddings
+              ? Projection{.name = "head", .weight = embedding_, .parts = {}, .gamma = {}, .u = {}}
+              : projection(*this, "", "head", drawn({V, C}, 0.02), {{"head", 0, V}});
   for (const Projection& p : sigma_projections())
     p.u.copy_(normal(p.u.sizes(), 1, seed, index++));  // last: no weight depends on these draws
   start_sigma(config.sigma_reparam.gamma_init == "sigma");
   const Tensor exponent = torch::arange(0, D, 2, torch::kFloat64) / static_cast<double>(D);
-  const Tensor angle =
-      torch::outer(torch::arange(config.context, torch::kFloat64), torch::pow(config.rope_base, -exponent));
+  const Tensor angle = torch::outer(torch::arange(config.max_position_embeddings, torch::kFloat64),
+                                    torch::pow(config.rope_theta, -exponent));
   cosine_ = angle.cos();
   sine_ = angle.sin();
 }
 
 // qkv [N, (H + 2G)·D] with every query and key head through its norm.
 Tensor DecoderImpl::normed_heads(const Tensor& qkv, const LayerWeights& layer) const {
-  const int64_t N = qkv.size(0), H = config_.heads, G = config_.kv_heads, D = config_.head_size();
+  const int64_t N = qkv.size(0), H = config_.num_attention_heads, G = config_.num_key_value_heads,
+                D = config_.head_size();
   const auto parts = qkv.split_with_sizes({H * D, G * D, G * D}, 1);
   const auto norm = [&](const Tensor& x, const Tensor& weight) {
-    return std::get<1>(add_rms_norm(x.reshape({-1, D}), {}, weight, config_.norm_eps)).view({N, -1});
+    return std::get<1>(add_rms_norm(x.reshape({-1, D}), {}, weight, config_.rms_norm_eps)).view({N, -1});
   };
   return torch::cat({norm(parts[0], layer.q_norm), norm(parts[1], layer.k_norm), parts[2]}, 1);
 }
@@ -163,7 +172,7 @@ Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, co
   if (c.window > 0) options.window = c.window;
   if (c.softcap > 0) options.softcap = c.softcap;
   if (layer.log_temperature.defined()) {
-    const Tensor log = layer.log_temperature.view({config_.heads, -1});  // [H, 1 or context]
+    const Tensor log = layer.log_temperature.view({config_.num_attention_heads, -1});  // [H, 1 or context]
     options.temperature = (log.size(1) > 1 ? log.slice(1, 0, q.size(2)) : log.squeeze(1)).exp();
   }
   options.return_entropy = record != nullptr;
@@ -180,9 +189,10 @@ Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, co
 Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
   TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0, "decoder: tokens are ",
               tokens.sizes(), " ", tokens.scalar_type(), ", wanted [B, T] int64 with T ≥ 1");
-  const int64_t B = tokens.size(0), T = tokens.size(1), C = config_.width;
-  TORCH_CHECK(T <= config_.context, "decoder: sequences of ", T, " tokens, but model.context is ", config_.context,
-              "; shorten them or raise model.context");
+  const int64_t B = tokens.size(0), T = tokens.size(1), C = config_.hidden_size;
+  TORCH_CHECK(T <= config_.max_position_embeddings, "decoder: sequences of ", T,
+              " tokens, but model.max_position_embeddings is ", config_.max_position_embeddings,
+              "; shorten them or raise model.max_position_embeddings");
   if (tokens.is_cpu() && B > 0)
     TORCH_CHECK(tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < config_.vocabulary,
                 "decoder: a token lies outside 0 … ", config_.vocabulary - 1, ", the vocabulary of the model");
@@ -191,20 +201,21 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
   const bool after = config_.norm == "post";
   Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta, normed;
   for (const LayerWeights& layer : layers_) {
-    std::tie(x, normed) = residual(x, delta, layer.input_norm, config_.norm_eps, after);
+    std::tie(x, normed) = residual(x, delta, layer.input_norm, config_.rms_norm_eps, after);
     Tensor qkv = model::linear(normed, layer.qkv);
     if (layer.q_norm.defined()) qkv = normed_heads(qkv, layer);
-    const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.heads, config_.kv_heads);
-    delta = model::linear(attend(q, k, v, layer, record).transpose(1, 2).reshape({B * T, C}), layer.o);
-    std::tie(x, normed) = residual(x, delta, layer.post_norm, config_.norm_eps, after);
+    const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.num_attention_heads, config_.num_key_value_heads);
+    delta =
+        model::linear(attend(q, k, v, layer, record).transpose(1, 2).reshape({B * T, q.size(1) * q.size(3)}), layer.o);
+    std::tie(x, normed) = residual(x, delta, layer.post_norm, config_.rms_norm_eps, after);
     delta = model::linear(swiglu(model::linear(normed, layer.gate_up)), layer.down);
   }
-  return std::get<1>(residual(x, delta, final_norm_, config_.norm_eps, after)).view({B, T, C});
+  return std::get<1>(residual(x, delta, final_norm_, config_.rms_norm_eps, after)).view({B, T, C});
 }
 
 Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record) {
   const Tensor x = hidden(tokens, record);
-  return model::linear(x.view({-1, config_.width}), head_).view({x.size(0), x.size(1), config_.vocabulary});
+  return model::linear(x.view({-1, config_.hidden_size}), head_).view({x.size(0), x.size(1), config_.vocabulary});
 }
 
 ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
@@ -219,7 +230,8 @@ ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor&
 
 int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) {
   const torch::NoGradGuard no_grad;
-  const int64_t D = config_.head_size(), H = config_.heads, G = config_.kv_heads, group = H / G;
+  const int64_t D = config_.head_size(), H = config_.num_attention_heads, G = config_.num_key_value_heads,
+                group = H / G;
   int64_t clipped = 0;
   for (size_t l = 0; l < layers_.size(); ++l) {
     const auto share = [&](int64_t h) {
@@ -243,7 +255,8 @@ int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) 
 }
 
 std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(const Projection&)) const {
-  const int64_t D = config_.head_size(), H = config_.heads, G = config_.kv_heads, M = config_.mlp;
+  const int64_t D = config_.head_size(), H = config_.num_attention_heads, G = config_.num_key_value_heads,
+                M = config_.intermediate_size;
   std::vector<std::pair<std::string, Tensor>> weights{{"model.embed_tokens.weight", embedding_}};
   const auto add = [&](const std::string& name, const Tensor& weight) {
     if (weight.defined()) weights.emplace_back(name, weight);
@@ -267,7 +280,7 @@ std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(
     add(at + "self_attn.log_temperature", layer.log_temperature);
   }
   add("model.norm.weight", final_norm_);
-  if (!config_.tied_head) add("lm_head.weight", weight_of(head_));
+  if (!config_.tie_word_embeddings) add("lm_head.weight", weight_of(head_));
   return weights;
 }
 

@@ -74,52 +74,57 @@ struct SigmaConfig {
     v("steps_max", steps_max, "Most power steps that follow the norm of a layer after an update.", between(1, 1000));
     v("tolerance", tolerance, "A layer's power steps end where one changes its norm by less than this share; 0: never.",
       between(0, 1));
-    v("every", every, "Steps between two looks at sigma and gamma in metrics.jsonl; 0 for none.", at_least(0));
-    v("svd", svd, "Whether a look also tells the true norm, by a singular value decomposition.");
+    v("every", every, "Steps between two measurements of sigma and gamma in metrics.jsonl; 0 for none.", at_least(0));
+    v("svd", svd, "Whether a measurement also tells the true norm, by a singular value decomposition.");
   }
 };
 
 struct DecoderConfig {
-  int64_t layers = 2;
-  int64_t width = 64;
-  int64_t heads = 4;
-  int64_t kv_heads = 4;
-  int64_t mlp = 192;
-  int64_t context = 64;
-  double rope_base = 10000.0;
-  double norm_eps = 1e-5;
-  std::optional<double> init_std = {};
+  int64_t num_hidden_layers = 2;
+  int64_t hidden_size = 64;
+  int64_t num_attention_heads = 4;
+  int64_t num_key_value_heads = 4;
+  int64_t intermediate_size = 192;
+  std::optional<int64_t> head_dim = {};
+  int64_t max_position_embeddings = 64;
+  double rope_theta = 10000.0;
+  double rms_norm_eps = 1e-5;
+  std::optional<double> initializer_range = {};
   std::string norm = "pre";
-  bool tied_head = false;
+  bool tie_word_embeddings = false;
   bool fused_head = true;
   AttentionConfig attention;
   SigmaConfig sigma_reparam;
   int64_t vocabulary = 0;  // set from the tokenizer, not a key
 
-  int64_t head_size() const { return width / heads; }
+  int64_t head_size() const { return head_dim.value_or(hidden_size / num_attention_heads); }
   std::string problem() const;
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("layers", layers, "Decoder blocks.", between(1, 1024));
-    v("width", width, "Size of the residual stream (C).", between(2, 1 << 17));
-    v("heads", heads, "Query heads (H); width is a multiple of 8 · heads.", between(1, 1 << 14));
-    v("kv_heads", kv_heads, "Key and value heads (G); heads is a multiple of it.", between(1, 1 << 14));
-    v("mlp", mlp, "Inner width of the SwiGLU MLP.", between(1, 1 << 20));
-    v("context", context, "Longest sequence in tokens, prompt and completion together.", between(2, 1 << 24));
-    v("rope_base", rope_base, "Base of the rotary wave lengths.", above_to(1, 1e12));
-    v("norm_eps", norm_eps, "Added to the mean square in RMSNorm, which is about 1 in a healthy stream.",
+    v("num_hidden_layers", num_hidden_layers, "Decoder blocks.", between(1, 1024));
+    v("hidden_size", hidden_size, "Size of the residual stream (C).", between(2, 1 << 17));
+    v("num_attention_heads", num_attention_heads, "Query heads (H).", between(1, 1 << 14));
+    v("num_key_value_heads", num_key_value_heads, "Key and value heads (G); num_attention_heads is a multiple of it.",
+      between(1, 1 << 14));
+    v("intermediate_size", intermediate_size, "Inner width of the SwiGLU MLP.", between(1, 1 << 20));
+    v("head_dim", head_dim,
+      "Size of a head (D), a multiple of 8 up to 256; left out: hidden_size / num_attention_heads.", between(8, 256));
+    v("max_position_embeddings", max_position_embeddings, "Longest sequence in tokens, prompt and completion together.",
+      between(2, 1 << 24));
+    v("rope_theta", rope_theta, "Base of the rotary wave lengths.", above_to(1, 1e12));
+    v("rms_norm_eps", rms_norm_eps, "Added to the mean square in RMSNorm, which is about 1 in a healthy stream.",
       above_to(0, 1));
     v("norm", norm,
       "Where RMSNorm stands: pre, before attention, MLP and head; post, after every residual sum, on the stream "
       "itself; none.",
       one_of({"pre", "post", "none"}));
-    v("init_std", init_std,
+    v("initializer_range", initializer_range,
       "Standard deviation that all matrices are drawn with; left out: 0.02 for embedding and head, fan_in^-0.5 "
       "elsewhere, half "
       "of that for the projections onto the residual stream.",
       between(1e-8, 10));
-    v("tied_head", tied_head, "Use the embedding as output head.");
+    v("tie_word_embeddings", tie_word_embeddings, "Use the embedding as output head.");
     v("fused_head", fused_head,
       "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: "
       "logits of a "
@@ -164,7 +169,7 @@ struct AttentionRecord {
 
 class DecoderImpl : public torch::nn::Module {
  public:
-  // Weights are drawn from streams made of (seed, number of the tensor): normal, of the std that init_std says. float32 on the
+  // Weights are drawn from streams made of (seed, number of the tensor): normal, of the std that initializer_range says. float32 on the
   // CPU; to() moves them. Throws std::invalid_argument with config.problem().
   DecoderImpl(const DecoderConfig& config, uint64_t seed);
 
@@ -209,7 +214,7 @@ class DecoderImpl : public torch::nn::Module {
   const torch::Tensor& embedding() const { return embedding_; }    // [V, C]
   const torch::Tensor& final_norm() const { return final_norm_; }  // [C]; undefined with model.norm none
   const Projection& head() const { return head_; }                 // [V, C]; the embedding itself when tied
-  // Cosine and sine of position · rope_base^(−2i/D), [context, D/2] double on the CPU.
+  // Cosine and sine of position · rope_theta^(−2i/D), [max_position_embeddings, D/2] double on the CPU.
   const torch::Tensor& cosine() const { return cosine_; }
   const torch::Tensor& sine() const { return sine_; }
 

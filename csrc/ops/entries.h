@@ -264,7 +264,7 @@ struct GrpoSelectArguments {
   Tensor logprob, old_logprob, advantage, mask;
   c10::string_view mode;
   c10::SymInt seed;
-  double select_fraction, cov_lower, cov_upper, clip_low;
+  double cov_ratio, cov_lower, cov_upper, clip_low;
   std::optional<double> clip_high;
   c10::SymInt minimum;
   Numbers numbers;
@@ -277,11 +277,11 @@ Tensor grpo_select_run(GrpoSelectArguments arguments, void (*launch)(const kerne
 // A backend as the dispatcher calls it.
 template <Tensor (*run)(const GrpoSelectArguments&)>
 Tensor grpo_select_entry(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
-                         c10::string_view mode, c10::SymInt seed, double select_fraction, double cov_lower,
-                         double cov_upper, double clip_low, std::optional<double> clip_high, c10::SymInt minimum,
+                         c10::string_view mode, c10::SymInt seed, double cov_ratio, double cov_lower, double cov_upper,
+                         double clip_low, std::optional<double> clip_high, c10::SymInt minimum,
                          const Numbers& numbers) {
-  return run({logprob, old_logprob, advantage, mask, mode, std::move(seed), select_fraction, cov_lower, cov_upper,
-              clip_low, clip_high, std::move(minimum), numbers});
+  return run({logprob, old_logprob, advantage, mask, mode, std::move(seed), cov_ratio, cov_lower, cov_upper, clip_low,
+              clip_high, std::move(minimum), numbers});
 }
 using GrpoSelectSchema = decltype(grpo_select_entry<grpo_select_cpu>);
 
@@ -292,7 +292,7 @@ struct GrpoLossArguments {
   c10::string_view mode, aggregate;
   double clip_low;
   std::optional<double> clip_high, dual_clip;
-  double kl_coef;
+  double kl_cov_coef;
   c10::string_view ref_kl;
   double ref_kl_coef, entropy_coef;
   bool statistics, keep_slope;
@@ -313,11 +313,11 @@ GrpoLossOutputs grpo_loss_entry(const Tensor& logprob, const Tensor& old_logprob
                                 const OptionalTensor& ref_kl_weight, const OptionalTensor& entropy,
                                 const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
                                 double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
-                                double kl_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
+                                double kl_cov_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
                                 bool statistics, bool keep_slope, const Numbers& numbers) {
-  return run({logprob, old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
-              entropy, normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
-              kl_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope,  numbers});
+  return run({logprob,     old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
+              entropy,     normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
+              kl_cov_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope,  numbers});
 }
 using GrpoLossSchema = decltype(grpo_loss_entry<grpo_loss_cpu>);
 

@@ -68,7 +68,7 @@ constexpr double kClipHigherUpper = 0.28;
 // a, the numbers in the place of its floats.
 GrpoLossArguments with_numbers(GrpoLossArguments a) {
   read_numbers(kLoss, a.numbers,
-               {&a.clip_low, optional_number(a.clip_high), optional_number(a.dual_clip), &a.kl_coef, &a.ref_kl_coef,
+               {&a.clip_low, optional_number(a.clip_high), optional_number(a.dual_clip), &a.kl_cov_coef, &a.ref_kl_coef,
                 &a.entropy_coef});
   return a;
 }
@@ -93,9 +93,9 @@ GrpoLossRule rule_of(const GrpoLossArguments& a) {
              "; wanted above 1, or None");
     rule.dual_clip = *a.dual_clip;
   }
-  const double kl_coef = checked(kLoss, "kl_coef", a.kl_coef, 0.0);
+  const double kl_cov_coef = checked(kLoss, "kl_cov_coef", a.kl_cov_coef, 0.0);
   if (mode == kClipCov) rule.drop = 1;
-  if (mode == kKlCov) rule.penalty = kl_coef;
+  if (mode == kKlCov) rule.penalty = kl_cov_coef;
   if (mode == kKlCov || mode == kGpg) {
     rule.lower = 0;
     rule.upper = std::numeric_limits<double>::infinity();
@@ -319,7 +319,7 @@ GrpoLossOutputs call_forward(const GrpoLossArguments& a, bool keep_slope) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::grpo_loss", "").typed<GrpoLossSchema>();
   return op.call(a.logprob, a.old_logprob, a.advantage, a.mask, a.selected, a.ref_logprob, a.ref_kl_weight, a.entropy,
-                 a.normalizer, a.mode, a.aggregate, a.clip_low, a.clip_high, a.dual_clip, a.kl_coef, a.ref_kl,
+                 a.normalizer, a.mode, a.aggregate, a.clip_low, a.clip_high, a.dual_clip, a.kl_cov_coef, a.ref_kl,
                  a.ref_kl_coef, a.entropy_coef, a.statistics, keep_slope, a.numbers);
 }
 
@@ -387,9 +387,9 @@ GrpoLossOutputs grpo_loss_autograd(const GrpoLossArguments& arguments) {
 GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
                    const GrpoLossOptions& o) {
   auto [loss, token_loss, stats, slope, weight] = call_forward(
-      {logprob,   old_logprob,  advantage,     mask,           o.selected,   o.ref_logprob, o.ref_kl_weight,
-       o.entropy, o.normalizer, o.mode,        o.aggregate,    o.clip_low,   o.clip_high,   o.dual_clip,
-       o.kl_coef, o.ref_kl,     o.ref_kl_coef, o.entropy_coef, o.statistics, false,         std::nullopt},
+      {logprob,       old_logprob,  advantage,     mask,           o.selected,   o.ref_logprob, o.ref_kl_weight,
+       o.entropy,     o.normalizer, o.mode,        o.aggregate,    o.clip_low,   o.clip_high,   o.dual_clip,
+       o.kl_cov_coef, o.ref_kl,     o.ref_kl_coef, o.entropy_coef, o.statistics, false,         std::nullopt},
       false);
   return {loss, token_loss, stats};
 }

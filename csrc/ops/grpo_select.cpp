@@ -83,12 +83,12 @@ void check_arguments(const GrpoSelectArguments& a) {
 GrpoSelect parameters_of(const GrpoSelectArguments& a) {
   GrpoSelect p;
   p.choice = static_cast<GrpoChoice>(index_of(kSelect, "mode", a.mode, kChoices));
-  OP_CHECK(kSelect, a.select_fraction > 0 && a.select_fraction <= 1, "select_fraction is ", a.select_fraction,
+  OP_CHECK(kSelect, a.cov_ratio > 0 && a.cov_ratio <= 1, "cov_ratio is ", a.cov_ratio,
            "; wanted above 0 and at most 1");
   OP_CHECK(kSelect, a.cov_lower < a.cov_upper, "cov_lower is ", a.cov_lower, " and cov_upper ", a.cov_upper,
            "; wanted the lower one below the upper");
   OP_CHECK(kSelect, a.minimum >= 0, "minimum is ", a.minimum, "; wanted at least 0");
-  p.fraction = a.select_fraction;
+  p.fraction = a.cov_ratio;
   p.cov_lower = a.cov_lower;
   p.cov_upper = a.cov_upper;
   p.lower = 1.0 - checked(kSelect, "clip_low", a.clip_low, 0.0);
@@ -107,7 +107,7 @@ Tensor grpo_select_run(GrpoSelectArguments a, void (*launch)(const GrpoSelect&),
   const at::NoGradGuard constant;
   check_arguments(a);
   read_numbers(kSelect, a.numbers,
-               {&a.select_fraction, &a.cov_lower, &a.cov_upper, &a.clip_low, optional_number(a.clip_high)});
+               {&a.cov_ratio, &a.cov_lower, &a.cov_upper, &a.clip_low, optional_number(a.clip_high)});
   GrpoSelect p = parameters_of(a);
   p.seed = static_cast<uint64_t>(a.seed.guard_int(__FILE__, __LINE__));
   p.minimum = a.minimum.guard_int(__FILE__, __LINE__);
@@ -146,7 +146,7 @@ Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tenso
                    const GrpoSelectOptions& o) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::grpo_select", "").typed<GrpoSelectSchema>();
-  return op.call(logprob, old_logprob, advantage, mask, o.mode, o.seed, o.select_fraction, o.cov_lower, o.cov_upper,
+  return op.call(logprob, old_logprob, advantage, mask, o.mode, o.seed, o.cov_ratio, o.cov_lower, o.cov_upper,
                  o.clip_low, o.clip_high, o.minimum, std::nullopt);
 }
 

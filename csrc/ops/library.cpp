@@ -67,7 +67,7 @@ TORCH_LIBRARY(isentrope, m) {
   // ---- grpo_select
   m.def(
       "grpo_select(Tensor logprob, Tensor old_logprob, Tensor advantage, Tensor mask, *, str mode, SymInt seed, "
-      "float select_fraction=0.0002, float cov_lower=1.0, float cov_upper=5.0, float clip_low=0.2, "
+      "float cov_ratio=0.0002, float cov_lower=1.0, float cov_upper=5.0, float clip_low=0.2, "
       "float? clip_high=None, SymInt minimum=1, Tensor[]? numbers=None) -> Tensor");
 
   // ---- grpo_loss
@@ -76,7 +76,7 @@ TORCH_LIBRARY(isentrope, m) {
       "Tensor? ref_logprob=None, Tensor? ref_kl_weight=None, Tensor? entropy=None, Tensor? normalizer=None, "
       "str mode=\"clip\", "
       "str aggregate=\"token-mean\", float clip_low=0.2, float? clip_high=None, float? dual_clip=None, "
-      "float kl_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool statistics=True, "
+      "float kl_cov_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool statistics=True, "
       "bool keep_slope=False, Tensor[]? numbers=None) "
       "-> (Tensor loss, Tensor token_loss, Tensor stats, Tensor slope, Tensor weight)");
   m.def(

@@ -110,7 +110,7 @@ WindowEntropy window_entropy(const Tensor& entropy, const Tensor& mask, const Wi
 struct GrpoSelectOptions {
   std::string mode = "clip_cov";  // clip_cov, kl_cov, random_clip_cov, random_kl_cov
   int64_t seed = 0;
-  double select_fraction = 2e-4;
+  double cov_ratio = 2e-4;
   double cov_lower = 1.0, cov_upper = 5.0;  // clip_cov
   double clip_low = 0.2;
   std::optional<double> clip_high;  // default: clip_low
@@ -130,7 +130,7 @@ struct GrpoLossOptions {
   double clip_low = 0.2;
   std::optional<double> clip_high;  // default: clip_low; 0.28 for clip_higher
   std::optional<double> dual_clip;  // clip and clip_higher; above 1
-  double kl_coef = 1.0;             // kl_cov
+  double kl_cov_coef = 1.0;         // kl_cov
   std::string ref_kl = "k3";        // k1, k2, k3, k1+, k3+
   double ref_kl_coef = 0.0;
   double entropy_coef = 0.0;

@@ -120,11 +120,11 @@ std::vector<bool> keep_groups(std::span<const double> rewards, const Groups& gro
 }
 
 double overlong_penalty(int64_t length, const OverlongConfig& config, int64_t max_len) {
-  if (config.buffer < 1 || config.buffer > max_len)
-    throw std::invalid_argument("overlong buffer is " + std::to_string(config.buffer) +
+  if (config.len < 1 || config.len > max_len)
+    throw std::invalid_argument("overlong_buffer.len is " + std::to_string(config.len) +
                                 " tokens; wanted 1 to the length limit, " + std::to_string(max_len));
-  return std::min(0.0, -config.factor * static_cast<double>(length - (max_len - config.buffer)) /
-                           static_cast<double>(config.buffer));
+  return std::min(0.0, -config.penalty_factor * static_cast<double>(length - (max_len - config.len)) /
+                           static_cast<double>(config.len));
 }
 
 }  // namespace isentrope::rl

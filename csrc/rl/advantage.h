@@ -59,19 +59,19 @@ Advantages advantages(std::span<const double> rewards, std::span<const int64_t> 
 std::vector<bool> keep_groups(std::span<const double> rewards, const Groups& groups);
 
 struct OverlongConfig {
-  int64_t buffer = 4096;
-  double factor = 1.0;
+  int64_t len = 4096;
+  double penalty_factor = 1.0;
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("buffer", buffer, "The penalty grows from 0 over this many tokens before the length limit.", at_least(1));
-    v("factor", factor, "Penalty of a completion as long as the limit.", at_least(0));
+    v("len", len, "The penalty grows from 0 over this many tokens before the length limit.", at_least(1));
+    v("penalty_factor", penalty_factor, "Penalty of a completion as long as the limit.", at_least(0));
   }
 };
 
 // To be added to the reward of a completion of n tokens (soft overlong punishment, DAPO):
-//   min(0, −factor · (n − (max_len − buffer)) / buffer)
-// Throws std::invalid_argument where buffer is not in 1 … max_len.
+//   min(0, −penalty_factor · (n − (max_len − len)) / len)
+// Throws std::invalid_argument where len is not in 1 … max_len.
 double overlong_penalty(int64_t length, const OverlongConfig& config, int64_t max_len);
 
 }  // namespace isentrope::rl

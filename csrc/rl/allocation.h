@@ -19,7 +19,7 @@ struct AllocationConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("least", least, "Fewest samples of a prompt.", at_least(1));
-    v("most", most, "Most samples of a prompt; 0 for twice rollout.samples.", at_least(0));
+    v("most", most, "Most samples of a prompt; 0 for twice rollout.num_generations.", at_least(0));
     v("decay", decay,
       "What a prompt's earlier answers still count for when it comes again: the policy has changed since.",
       between(0, 1));

@@ -17,8 +17,9 @@ std::vector<int64_t> encode_prompt(const std::string& prompt, const data::Tokeni
   if (tokens.empty()) throw std::runtime_error(name() + " is empty; it needs at least one token");
   if (static_cast<int64_t>(tokens.size()) >= context)
     throw std::runtime_error(name() + " has " + std::to_string(tokens.size()) +
-                             " tokens and leaves no room for an answer in model.context (" + std::to_string(context) +
-                             "); raise model.context, shorten it, or set data.overlong to drop");
+                             " tokens and leaves no room for an answer in model.max_position_embeddings (" +
+                             std::to_string(context) +
+                             "); raise model.max_position_embeddings, shorten it, or set data.truncation to drop");
   return tokens;
 }
 

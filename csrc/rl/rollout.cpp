@@ -25,10 +25,11 @@ void check(const model::DecoderConfig& config, const std::vector<std::vector<int
   for (size_t i = 0; i < prompts.size(); ++i) {
     const std::string name = "rollout: prompt " + std::to_string(i);
     if (prompts[i].empty()) throw std::invalid_argument(name + " is empty; it needs at least one token");
-    if (static_cast<int64_t>(prompts[i].size()) >= config.context)
+    if (static_cast<int64_t>(prompts[i].size()) >= config.max_position_embeddings)
       throw std::invalid_argument(name + " has " + std::to_string(prompts[i].size()) +
-                                  " tokens and leaves no room in model.context (" + std::to_string(config.context) +
-                                  "); shorten it or raise model.context");
+                                  " tokens and leaves no room in model.max_position_embeddings (" +
+                                  std::to_string(config.max_position_embeddings) +
+                                  "); shorten it or raise model.max_position_embeddings");
     for (const int64_t token : prompts[i])
       if (!in_vocabulary(token)) throw std::invalid_argument(name + " holds token " + std::to_string(token) + range);
   }
@@ -85,7 +86,7 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                  prompts,
                  samples,
                  config.vocabulary,
-                 config.context,
+                 config.max_position_embeddings,
                  sampling,
                  stop_tokens,
                  std::vector<bool>(config.vocabulary),

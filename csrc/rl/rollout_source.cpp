@@ -36,16 +36,16 @@ double deviation(const std::vector<double>& x) {
 }  // namespace
 
 std::string RolloutConfig::problem() const {
-  if (prompts % updates != 0)
-    return "updates: " + std::to_string(updates) + " does not divide prompts (" + std::to_string(prompts) +
+  if (prompts % mini_batches != 0)
+    return "mini_batches: " + std::to_string(mini_batches) + " does not divide prompts (" + std::to_string(prompts) +
            "); every update takes the same number of whole groups";
-  if (overlong && sampling.max_new_tokens == 0)
-    return "overlong: needs max_new_tokens, the length limit that the penalty counts back from";
+  if (overlong_buffer && sampling.max_new_tokens == 0)
+    return "overlong_buffer: needs max_new_tokens, the length limit that the penalty counts back from";
   if (sampling.max_new_tokens > 0 && sampling.min_new_tokens > sampling.max_new_tokens)
     return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) + " is above max_new_tokens (" +
            std::to_string(sampling.max_new_tokens) + ")";
-  if (overlong && overlong->buffer > sampling.max_new_tokens)
-    return "overlong: buffer is " + std::to_string(overlong->buffer) +
+  if (overlong_buffer && overlong_buffer->len > sampling.max_new_tokens)
+    return "overlong_buffer: len is " + std::to_string(overlong_buffer->len) +
            " tokens, and the length limit that it counts back from, max_new_tokens, " +
            std::to_string(sampling.max_new_tokens) + "; give a buffer of at most that";
   // Below 1e-3 two logits that differ by 0.01 have odds of 22000 : 1.
@@ -59,20 +59,21 @@ std::string RolloutConfig::problem() const {
   if (sampling.top_p == 0)
     return "top_p: 0 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
            "learns from how they differ";
-  if (filter_groups && samples == 1 && !allocation)
-    return "filter_groups: a group of one completion has nothing to differ from; give samples of 2 or more";
+  if (filter_groups && num_generations == 1 && !allocation)
+    return "filter_groups: a group of one completion has nothing to differ from; give num_generations of 2 or more";
   const int64_t cached = cache.cache_tokens / model::kPagePositions,
                 shortest = 1 + std::max<int64_t>(sampling.max_new_tokens, 1);
   if (cache.cache_tokens > 0 && cached < model::pages_of(shortest) + 2)  // as rollout() counts
     return "cache_tokens: " + std::to_string(cache.cache_tokens) + " cannot hold one sequence of " +
            std::to_string(shortest) + " tokens; wanted at least " +
            std::to_string((model::pages_of(shortest) + 2) * model::kPagePositions) + ", or 0";
-  if (branch && branch->sequences > 0 && branch->sequences < samples)
-    return "branch.sequences: " + std::to_string(branch->sequences) + " is below samples (" + std::to_string(samples) +
-           "), which it includes";
-  if (allocation && (allocation->least > samples || most_samples() < samples))
-    return "allocation: samples (" + std::to_string(samples) + ") is the mean, and does not lie between least (" +
-           std::to_string(allocation->least) + ") and most (" + std::to_string(most_samples()) + ")";
+  if (branch && branch->sequences > 0 && branch->sequences < num_generations)
+    return "branch.sequences: " + std::to_string(branch->sequences) + " is below num_generations (" +
+           std::to_string(num_generations) + "), which it includes";
+  if (allocation && (allocation->least > num_generations || most_samples() < num_generations))
+    return "allocation: num_generations (" + std::to_string(num_generations) +
+           ") is the mean, and does not lie between least (" + std::to_string(allocation->least) + ") and most (" +
+           std::to_string(most_samples()) + ")";
   return "";
 }
 
@@ -124,7 +125,7 @@ data::StepData RolloutSource::next(int64_t step) {
   for (const auto& [name, sum] : tally.reward_stats) data.stats[name] = sum / tally.draws;
   if (pending_.empty == 0) {
     const AresStep ares = pending_.ares ? shape(*pending_.ares, reward_.first_weight(), kept) : AresStep();
-    data.updates = policy_batches(kept, config_.updates, config_.advantage, ares, config_.mask_truncated);
+    data.updates = policy_batches(kept, config_.mini_batches, config_.advantage, ares, config_.mask_truncated);
     data.stats.insert(ares.stats.begin(), ares.stats.end());
   }
   if (!tally.thresholds.empty()) {
@@ -142,12 +143,12 @@ std::optional<Branching> RolloutSource::branching() const {
   if (!branch || !pending_.threshold) return std::nullopt;
   return Branching{.threshold = *pending_.threshold,
                    .window = branch->window,
-                   .sequences = branch->sequences > 0 ? branch->sequences : 2 * config_.samples,
+                   .sequences = branch->sequences > 0 ? branch->sequences : 2 * config_.num_generations,
                    .tokens = branch->tokens};
 }
 
 std::vector<int64_t> RolloutSource::samples_of(const std::vector<Example>& examples) const {
-  const int64_t K = config_.samples, P = static_cast<int64_t>(examples.size());
+  const int64_t K = config_.num_generations, P = static_cast<int64_t>(examples.size());
   if (!config_.allocation) return std::vector<int64_t>(P, K);
   std::vector<double> shares;
   for (const Example& example : examples) shares.push_back(pending_.record.share(example.prompt));
@@ -158,7 +159,7 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
   Drawn drawn;
   drawn.examples = examples_->take(pending_.taken, config_.prompts);
   for (const Example& example : drawn.examples)
-    drawn.prompts.push_back(encode_prompt(example.prompt, tokenizer_, model_->config().context));
+    drawn.prompts.push_back(encode_prompt(example.prompt, tokenizer_, model_->config().max_position_embeddings));
   drawn.samples = samples_of(drawn.examples);
   RolloutCounts counts;
   drawn.completions =
@@ -214,8 +215,8 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally) {
       Completion& completion = drawn.completions[i];
       if (completion.parent >= 0) completion.parent += moved;
       double reward = drawn.rewards.total[i];
-      if (config_.overlong)
-        reward += overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong,
+      if (config_.overlong_buffer)
+        reward += overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong_buffer,
                                    config_.sampling.max_new_tokens);
       kept.rewards.push_back(reward);
       kept.right.push_back(drawn.right[i] > 0);
@@ -227,7 +228,7 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally) {
 }
 
 void RolloutSource::count_empty_step(int64_t groups) {
-  pending_.empty = groups < config_.updates ? pending_.empty + 1 : 0;
+  pending_.empty = groups < config_.mini_batches ? pending_.empty + 1 : 0;
   if (pending_.empty < config_.max_empty_steps) return;
   throw std::runtime_error(
       "rollout.filter_groups: " + std::to_string(pending_.empty) + " steps in a row of " +

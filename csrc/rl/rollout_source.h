@@ -39,7 +39,7 @@ struct BranchConfig {
       "completions of a step, and the running mean of that over the steps before. No branch in the first step.",
       between(0, 1));
     v("decay", decay, "Decay of that running mean.", between(0, 1));
-    v("sequences", sequences, "Most sequences of a prompt, its samples included; 0 for twice rollout.samples.",
+    v("sequences", sequences, "Most sequences of a prompt, its samples included; 0 for twice rollout.num_generations.",
       at_least(0));
     v("tokens", tokens,
       "Most tokens that the branches of a prompt draw, each counted as its longest; 0 for any number.", at_least(0));
@@ -48,14 +48,14 @@ struct BranchConfig {
 
 struct RolloutConfig {
   int64_t prompts = 32;
-  int64_t samples = 8;
-  int64_t updates = 1;
+  int64_t num_generations = 8;
+  int64_t mini_batches = 1;
   SamplingConfig sampling;
   CacheConfig cache;
   std::optional<BranchConfig> branch;
   std::optional<AllocationConfig> allocation;
   AdvantageConfig advantage;
-  std::optional<OverlongConfig> overlong;
+  std::optional<OverlongConfig> overlong_buffer;
   std::optional<AresConfig> ares;
   bool filter_groups = false;
   int64_t max_draws = 10;
@@ -63,21 +63,26 @@ struct RolloutConfig {
   bool mask_truncated = false;
 
   std::string problem() const;
-  int64_t most_samples() const { return allocation->most > 0 ? allocation->most : 2 * samples; }  // with allocation
+  int64_t most_samples() const {
+    return allocation->most > 0 ? allocation->most : 2 * num_generations;
+  }  // with allocation
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("prompts", prompts, "Prompts a step.", between(1, 1 << 20));
-    v("samples", samples, "Completions a prompt: the group whose rewards are compared.", between(1, 1 << 16));
-    v("updates", updates, "Optimiser updates a step, each on its own share of the prompts.", at_least(1));
+    v("num_generations", num_generations, "Completions a prompt: the group whose rewards are compared.",
+      between(1, 1 << 16));
+    v("mini_batches", mini_batches, "Parts that the prompts of a step are cut into, an optimiser update each.",
+      at_least(1));
     sampling.visit(v);
     cache.visit(v);
     v("branch", branch, "Let sequences branch where the policy hesitates; absent: they do not.");
     v("allocation", allocation,
-      "Share a step's prompts · samples completions out by how often each prompt was answered right before; absent: "
+      "Share a step's prompts · num_generations completions out by how often each prompt was answered right before; "
+      "absent: "
       "evenly.");
     v("advantage", advantage, "How rewards of a group become advantages.");
-    v("overlong", overlong, "Soft penalty of completions near the length limit (DAPO); absent: none.");
+    v("overlong_buffer", overlong_buffer, "Soft penalty of completions near the length limit (DAPO); absent: none.");
     v("ares", ares, "Shape rewards by the entropy of completions and the difficulty of prompts (ARES); absent: none.");
     v("filter_groups", filter_groups,
       "Draw more prompts in place of groups whose rewards are all equal (DAPO); with ares: all right or all wrong.");

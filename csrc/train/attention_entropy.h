@@ -30,9 +30,10 @@ struct AttentionEntropyConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("every", every, "Steps between two looks at the entropy of attention in metrics.jsonl; 0 for none.", at_least(0));
+    v("every", every, "Steps between two measurements of the entropy of attention in metrics.jsonl; 0 for none.",
+      at_least(0));
     v("bound", bound,
-      "Whether a look also tells what the spread of the logits alone promises of the entropy "
+      "Whether a measurement also tells what the spread of the logits alone promises of the entropy "
       "(csrc/model/entropy_bound.h).");
     v("coef", coef, "Weight of the penalty on the entropy of attention; 0 for none.", at_least(0));
     v("threshold", threshold, "Where the thresholds of all heads start, as a share of the largest entropy.",

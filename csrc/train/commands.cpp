@@ -103,7 +103,7 @@ std::string prompt_of(const TrainConfig& config, const PhaseConfig& phase, const
     } catch (const std::exception&) {  // the file may have gone since
     }
   constexpr int64_t kShown = 60;  // what a line has room for
-  const int64_t most = std::min(kShown, config.model.context / 2);
+  const int64_t most = std::min(kShown, config.model.max_position_embeddings / 2);
   std::string shown;
   for (const std::string& point : data::code_points(prompt)) {
     const bool plain = printable(point) == point && point != "\n" && point != "\t";

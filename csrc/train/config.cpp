@@ -13,43 +13,67 @@
 namespace isentrope::train {
 namespace {
 
+// The names that keys had once; their values mean what they meant.
+const std::multimap<std::string, std::string> kRenamed{{"layers", "num_hidden_layers"},
+                                                       {"width", "hidden_size"},
+                                                       {"heads", "num_attention_heads"},
+                                                       {"kv_heads", "num_key_value_heads"},
+                                                       {"mlp", "intermediate_size"},
+                                                       {"context", "max_position_embeddings"},
+                                                       {"rope_base", "rope_theta"},
+                                                       {"norm_eps", "rms_norm_eps"},
+                                                       {"tied_head", "tie_word_embeddings"},
+                                                       {"init_std", "initializer_range"},
+                                                       {"samples", "num_generations"},
+                                                       {"updates", "mini_batches"},
+                                                       {"warmup", "warmup_steps"},
+                                                       {"floor", "min_lr_ratio"},
+                                                       {"kl_coef", "kl_cov_coef"},
+                                                       {"select_fraction", "cov_ratio"},
+                                                       {"overlong", "truncation"},
+                                                       {"overlong", "overlong_buffer"},
+                                                       {"buffer", "len"},
+                                                       {"factor", "penalty_factor"}};
+
 // What other trainers and configurations of models call our keys.
 const std::multimap<std::string, std::string> kElsewhere{{"learning_rate", "lr"},
-                                                         {"warmup_steps", "warmup"},
-                                                         {"min_lr_ratio", "floor"},
+                                                         {"lr_min_ratio", "min_lr_ratio"},
                                                          {"max_steps", "steps"},
                                                          {"num_steps", "steps"},
                                                          {"batch_size", "sequences"},
                                                          {"batch_size", "prompts"},
                                                          {"micro_batch_size", "micro_tokens"},
-                                                         {"n", "samples"},
-                                                         {"num_generations", "samples"},
-                                                         {"group_size", "samples"},
+                                                         {"n", "num_generations"},
+                                                         {"group_size", "num_generations"},
+                                                         {"num_samples", "num_generations"},
+                                                         {"ppo_mini_batch_size", "mini_batches"},
                                                          {"max_completion_length", "max_new_tokens"},
                                                          {"response_length", "max_new_tokens"},
                                                          {"beta", "ref_kl_coef"},
                                                          {"kl_loss_coef", "ref_kl_coef"},
+                                                         {"ppo_kl_coef", "kl_cov_coef"},
+                                                         {"kl_cov_ratio", "cov_ratio"},
+                                                         {"clip_cov_ratio", "cov_ratio"},
                                                          {"epsilon", "clip_low"},
                                                          {"epsilon_high", "clip_high"},
-                                                         {"hidden_size", "width"},
-                                                         {"intermediate_size", "mlp"},
-                                                         {"num_hidden_layers", "layers"},
-                                                         {"num_attention_heads", "heads"},
-                                                         {"num_key_value_heads", "kv_heads"},
-                                                         {"max_position_embeddings", "context"},
-                                                         {"block_size", "context"},
-                                                         {"max_length", "context"},
-                                                         {"rope_theta", "rope_base"},
-                                                         {"rms_norm_eps", "norm_eps"},
-                                                         {"tie_word_embeddings", "tied_head"},
+                                                         {"n_layer", "num_hidden_layers"},
+                                                         {"n_embd", "hidden_size"},
+                                                         {"n_head", "num_attention_heads"},
+                                                         {"head_size", "head_dim"},
+                                                         {"block_size", "max_position_embeddings"},
+                                                         {"max_length", "max_position_embeddings"},
                                                          {"output_dir", "dir"}};
 
 // "; did you mean 'loss'?" where a name is near or means the same elsewhere, else all the names.
 std::string key_suggestion(const std::string& word, const std::vector<std::string>& names) {
-  const auto [first, last] = kElsewhere.equal_range(word);
-  for (auto known = first; known != last; ++known)
-    if (std::find(names.begin(), names.end(), known->second) != names.end())
-      return "; did you mean '" + known->second + "'?";
+  const auto named = [&](const std::multimap<std::string, std::string>& table) -> std::string {
+    const auto [first, last] = table.equal_range(word);
+    for (auto known = first; known != last; ++known)
+      if (std::find(names.begin(), names.end(), known->second) != names.end()) return known->second;
+    return "";
+  };
+  if (const std::string now = named(kRenamed); !now.empty()) return "; it is called '" + now + "' now";
+  if (const std::string ours = named(kElsewhere); !ours.empty()) return "; did you mean '" + ours + "'?";
   constexpr size_t kLongest = 40;  // no key is half as long
   if (word.size() > kLongest) return "; the keys here are " + join(names);
   return suggestion(word, names, "the keys here");

@@ -64,9 +64,10 @@ namespace {
 
 // What of the rollouts depends on the model.
 std::string sampling_problem(const rl::SamplingConfig& sampling, const TrainConfig& config) {
-  if (sampling.min_new_tokens >= config.model.context)
+  if (sampling.min_new_tokens >= config.model.max_position_embeddings)
     return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) +
-           " leaves no room for a prompt in model.context (" + std::to_string(config.model.context) + ")";
+           " leaves no room for a prompt in model.max_position_embeddings (" +
+           std::to_string(config.model.max_position_embeddings) + ")";
   const int64_t vocabulary = data::Tokenizer(config.tokenizer).size();
   if (sampling.top_p <= 1.0 / static_cast<double>(vocabulary))
     return "top_p: the likeliest of " + std::to_string(vocabulary) +
@@ -101,16 +102,19 @@ std::string TrainConfig::problem() const {
     if (phase.rollout)
       if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
         return path + ".rollout." + wrong;
-    if (phase.rollout && phase.rollout->sampling.max_new_tokens >= model.context)
+    if (phase.rollout && phase.rollout->sampling.max_new_tokens >= model.max_position_embeddings)
       return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
-             " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";
-    if (phase.evaluation.max_new_tokens >= model.context)
+             " leaves no room for a prompt in model.max_position_embeddings (" +
+             std::to_string(model.max_position_embeddings) + ")";
+    if (phase.evaluation.max_new_tokens >= model.max_position_embeddings)
       return path + ".evaluation.max_new_tokens: " + std::to_string(phase.evaluation.max_new_tokens) +
-             " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";
+             " leaves no room for a prompt in model.max_position_embeddings (" +
+             std::to_string(model.max_position_embeddings) + ")";
   }
-  if (test.max_new_tokens >= model.context)
+  if (test.max_new_tokens >= model.max_position_embeddings)
     return "test.max_new_tokens: " + std::to_string(test.max_new_tokens) +
-           " leaves no room for a prompt in model.context (" + std::to_string(model.context) + ")";
+           " leaves no room for a prompt in model.max_position_embeddings (" +
+           std::to_string(model.max_position_embeddings) + ")";
   return "";
 }
 

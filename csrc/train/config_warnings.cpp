@@ -23,11 +23,11 @@ void of_optimizer(const std::string& path, const PhaseConfig& phase, Warnings& o
                   ".optimizer.weight_decay: times lr it is above 1, so that every update changes the sign of the "
                   "weights");
   const ScheduleConfig& s = phase.schedule;
-  if (s.warmup > phase.steps)
-    out.push_back(path + ".schedule.warmup: " + text(s.warmup) + " steps, and the phase has " + text(phase.steps) +
-                  "; the rate never reaches lr");
-  if (s.kind == "constant" && s.floor > 0)
-    out.push_back(path + ".schedule.floor: a constant schedule does not fall; it has no effect");
+  if (s.warmup_steps > phase.steps)
+    out.push_back(path + ".schedule.warmup_steps: " + text(s.warmup_steps) + " steps, and the phase has " +
+                  text(phase.steps) + "; the rate never reaches lr");
+  if (s.kind == "constant" && s.min_lr_ratio > 0)
+    out.push_back(path + ".schedule.min_lr_ratio: a constant schedule does not fall; it has no effect");
 }
 
 void of_evaluation(const std::string& path, const PhaseConfig& phase, Warnings& out) {
@@ -58,11 +58,11 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     out.push_back(path + ".objective.ref_kl: ref_kl_coef is 0; it has no effect");
 
   const rl::RolloutConfig& r = *phase.rollout;
-  if (r.samples == 1 && !r.allocation && r.advantage.kind != "reinforce_plus_plus_baseline")
-    out.push_back(
-        path +
-        ".rollout.samples: a group of one has nothing to compare with: every completion is pushed by its reward "
-        "alone; give 2 or more, or advantage: {kind: reinforce_plus_plus_baseline}");
+  if (r.num_generations == 1 && !r.allocation && r.advantage.kind != "reinforce_plus_plus_baseline")
+    out.push_back(path +
+                  ".rollout.num_generations: a group of one has nothing to compare with: every completion is pushed by "
+                  "its reward "
+                  "alone; give 2 or more, or advantage: {kind: reinforce_plus_plus_baseline}");
   for (size_t i = 0; i < phase.reward.size(); ++i) {
     const rl::RewardConfig& reward = phase.reward[i];
     const std::string key = path + ".reward." + text(static_cast<int64_t>(i));
@@ -83,9 +83,10 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
 std::vector<std::string> warnings(const TrainConfig& config, const std::set<std::string>& functions) {
   Warnings out;
   const model::DecoderConfig& m = config.model;
-  if (m.attention.window >= m.context)
-    out.push_back("model.attention.window: " + text(m.attention.window) + " is not below model.context (" +
-                  text(m.context) + "): every query sees all keys");
+  if (m.attention.window >= m.max_position_embeddings)
+    out.push_back("model.attention.window: " + text(m.attention.window) +
+                  " is not below model.max_position_embeddings (" + text(m.max_position_embeddings) +
+                  "): every query sees all keys");
   if (m.sigma_reparam.any() && m.sigma_reparam.tolerance == 0 && m.sigma_reparam.steps_max > 100)
     out.push_back("model.sigma_reparam.steps_max: with tolerance 0 all " + text(m.sigma_reparam.steps_max) +
                   " power steps are made after every update");

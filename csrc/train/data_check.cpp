@@ -20,9 +20,11 @@ namespace {
 double number(int64_t value) { return static_cast<double>(value); }
 
 double weights_of(const model::DecoderConfig& m, int64_t vocabulary) {
-  const double C = number(m.width), D = number(m.head_size());
-  const double attention = C * D * number(2 * m.heads + 2 * m.kv_heads), mlp = 3 * C * number(m.mlp);
-  return number(m.layers) * (attention + mlp + 2 * C) + (m.tied_head ? 1 : 2) * number(vocabulary) * C;
+  const double C = number(m.hidden_size), D = number(m.head_size());
+  const double attention = C * D * number(2 * m.num_attention_heads + 2 * m.num_key_value_heads),
+               mlp = 3 * C * number(m.intermediate_size);
+  return number(m.num_hidden_layers) * (attention + mlp + 2 * C) +
+         (m.tie_word_embeddings ? 1 : 2) * number(vocabulary) * C;
 }
 
 std::string size(double bytes) {
@@ -50,7 +52,7 @@ void check_room(const rl::RolloutConfig& rollout, const data::ExampleSource& sou
   if (sampling.min_new_tokens >= room)
     throw std::runtime_error("rollout.min_new_tokens: " + std::to_string(sampling.min_new_tokens) +
                              ", and the shortest prompt leaves " + std::to_string(room) +
-                             " tokens of model.context: no completion could ever end");
+                             " tokens of model.max_position_embeddings: no completion could ever end");
   const int64_t least = (model::pages_of(longest) + 2) * model::kPagePositions;
   if (cache > 0 && cache < least)
     throw std::runtime_error("rollout.cache_tokens: " + std::to_string(cache) + " cannot hold a sequence of " +
@@ -69,7 +71,7 @@ void check_training(const TrainConfig& config, const PhaseConfig& phase, const d
                       " entries of the corpus are no regular files and are left out, such as " +
                       excerpt(left_out.front()));
     data::PackedSource(data::open_corpus(*phase.data.corpus, tokenizer, data::Split::train), phase.batch.sequences,
-                       config.model.context, /*seed=*/0);
+                       config.model.max_position_embeddings, /*seed=*/0);
     return;
   }
   const data::Use use = use_of(config, phase, tokenizer);
@@ -77,9 +79,10 @@ void check_training(const TrainConfig& config, const PhaseConfig& phase, const d
   if (source->left_out() > 0)
     notes.push_back("phase " + phase.name + ": " + std::to_string(source->left_out()) + " of " +
                     std::to_string(source->left_out() + source->size()) +
-                    " training examples are too long for model.context (" + std::to_string(config.model.context) +
-                    ") and are left out (data.overlong: drop)");
-  if (phase.rollout) check_room(*phase.rollout, *source, config.model.context, tokenizer);
+                    " training examples are too long for model.max_position_embeddings (" +
+                    std::to_string(config.model.max_position_embeddings) +
+                    ") and are left out (data.truncation: drop)");
+  if (phase.rollout) check_room(*phase.rollout, *source, config.model.max_position_embeddings, tokenizer);
 }
 
 void check_held_out(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
@@ -90,17 +93,18 @@ void check_held_out(const TrainConfig& config, const PhaseConfig& phase, const d
   if (!prompts || prompts->left_out() == 0) return;
   notes.push_back("phase " + phase.name + ": " + std::to_string(prompts->left_out()) + " of " +
                   std::to_string(prompts->left_out() + prompts->size()) +
-                  (split == data::Split::test ? " test" : " validation") + " prompts are too long for model.context (" +
-                  std::to_string(config.model.context) + ") and are left out (data.overlong: drop)");
+                  (split == data::Split::test ? " test" : " validation") +
+                  " prompts are too long for model.max_position_embeddings (" +
+                  std::to_string(config.model.max_position_embeddings) + ") and are left out (data.truncation: drop)");
 }
 
 }  // namespace
 
 data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer) {
   data::Use use{.tokenizer = &tokenizer,
-                .context = config.model.context,
+                .context = config.model.max_position_embeddings,
                 .learnt = !phase.rollout.has_value(),
-                .overlong = phase.data.overlong};
+                .truncation = phase.data.truncation};
   if (phase.rollout)
     use.also = [rewards = phase.reward, stop = tokenizer.eos()](const data::Example& example) {
       for (const rl::RewardConfig& reward : rewards)
@@ -124,18 +128,19 @@ double least_memory(const TrainConfig& config) {
     // Weights, their gradients, the moments; the reference.
     const double copies = 2 + (phase.optimizer.kind == "adamw" ? 2 : 1) + (phase.objective.ref_kl_coef > 0 ? 1 : 0);
     // A sequence of text has the whole context; of others no more is known than a prompt and an answer of one token each.
-    const double length = phase.data.corpus ? number(config.model.context) : 2;
-    const double rows =
-        phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->samples) / number(phase.rollout->updates)
-                      : number(phase.batch.sequences);
+    const double length = phase.data.corpus ? number(config.model.max_position_embeddings) : 2;
+    const double rows = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations) /
+                                            number(phase.rollout->mini_batches)
+                                      : number(phase.batch.sequences);
     const double batch = rows * length, micro = number(phase.batch.micro_tokens);
     const double tokens = micro > 0 ? std::min(batch, std::max(micro, length)) : batch;
     // Backward keeps of each layer at least its input, what attention and MLP read, and both halves of the MLP.
-    const double layer = 3 * number(config.model.width) + 2 * number(config.model.mlp);
-    double bytes = kFloat * (copies * weights + tokens * number(config.model.layers) * layer) + 8 * 2 * batch;
+    const double layer = 3 * number(config.model.hidden_size) + 2 * number(config.model.intermediate_size);
+    double bytes =
+        kFloat * (copies * weights + tokens * number(config.model.num_hidden_layers) * layer) + 8 * 2 * batch;
     if (phase.rollout)
-      bytes += number(phase.rollout->cache.cache_tokens) * 2 * number(config.model.layers) *
-               number(config.model.kv_heads * config.model.head_size()) *
+      bytes += number(phase.rollout->cache.cache_tokens) * 2 * number(config.model.num_hidden_layers) *
+               number(config.model.num_key_value_heads * config.model.head_size()) *
                (phase.rollout->cache.dtype == "bfloat16" ? 2 : kFloat);
     most = std::max(most, bytes);
   }

@@ -28,7 +28,7 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples)
-    prompts.push_back(rl::encode_prompt(example.prompt, tokenizer, model->config().context));
+    prompts.push_back(rl::encode_prompt(example.prompt, tokenizer, model->config().max_position_embeddings));
   const auto completions =
       rl::rollout(model, prompts, samples, sampling, {tokenizer.eos_id()}, {.evaluation = true}, cache);
 
@@ -122,7 +122,7 @@ HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<r
       .tokenizer = &tokenizer,
       .context = context,
       .learnt = false,
-      .overlong = data.overlong,
+      .truncation = data.truncation,
       .also = [&](const data::Example& example) { return rl::example_problem(judge, example, tokenizer.eos()); }};
   if (!data.tint) {
     parts_.push_back({"", data::make_source(data, /*seed=*/0, split, &use)});
@@ -174,7 +174,7 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
   sampling.temperature = config.temperature;
   std::vector<size_t> part_of;
   const auto sampled_prompts = take(config.sampled_prompts, &part_of);
-  const int64_t k = config.samples;
+  const int64_t k = config.num_generations;
   const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, k, cache_, config.show);
   if (shown) *shown = sampled.shown;
 

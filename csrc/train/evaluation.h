@@ -23,7 +23,7 @@ struct EvaluationConfig {
   int64_t from = 0;
   int64_t prompts = 256;
   int64_t sampled_prompts = 128;
-  int64_t samples = 8;
+  int64_t num_generations = 8;
   double temperature = 1.0;
   int64_t max_new_tokens = 0;
   int64_t windows = 64;
@@ -36,7 +36,7 @@ struct EvaluationConfig {
     v("from", from, "First step that is evaluated.", at_least(0));
     v("prompts", prompts, "Held-out prompts answered greedily.", between(1, 1 << 20));
     v("sampled_prompts", sampled_prompts, "Held-out prompts answered by samples.", between(1, 1 << 20));
-    v("samples", samples, "Samples a prompt (k of pass@k).", between(1, 1 << 16));
+    v("num_generations", num_generations, "Samples a prompt (k of pass@k).", between(1, 1 << 16));
     v("temperature", temperature, "Temperature of the samples.", between(1e-3, 100));
     v("max_new_tokens", max_new_tokens,
       "Longest answer in tokens; 0 for that of the rollouts, or what the context leaves.", at_least(0));
@@ -80,7 +80,7 @@ class HeldOutText : public HeldOut {
 class HeldOutPrompts : public HeldOut {
  public:
   // A completion is right where the first of rewards gives it at least 0.5; no reward: exact. context: the model's; throws
-  // where an example does not fit, unless data.overlong leaves it out.
+  // where an example does not fit, unless data.truncation leaves it out.
   // max_new_tokens: for evaluations that do not set their own; cache: of the rollouts. tint: the largest of its sizes, the one
   // training is for, or with mix: example as many prompts of each.
   HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,

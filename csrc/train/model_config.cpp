@@ -55,18 +55,18 @@ std::string model_config_json(const model::DecoderConfig& c, const data::Tokeniz
       {"architectures", {architecture}},
       {"model_type", type},
       {"vocab_size", c.vocabulary},
-      {"hidden_size", c.width},
-      {"intermediate_size", c.mlp},
-      {"num_hidden_layers", c.layers},
-      {"num_attention_heads", c.heads},
-      {"num_key_value_heads", c.kv_heads},
+      {"hidden_size", c.hidden_size},
+      {"intermediate_size", c.intermediate_size},
+      {"num_hidden_layers", c.num_hidden_layers},
+      {"num_attention_heads", c.num_attention_heads},
+      {"num_key_value_heads", c.num_key_value_heads},
       {"head_dim", c.head_size()},
-      {"max_position_embeddings", c.context},
-      {"rms_norm_eps", c.norm_eps},
+      {"max_position_embeddings", c.max_position_embeddings},
+      {"rms_norm_eps", c.rms_norm_eps},
       {"norm", c.norm},
       // transformers 5 reads rope_parameters, 4 reads rope_theta; likewise dtype and torch_dtype.
-      {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", c.rope_base}}},
-      {"rope_theta", c.rope_base},
+      {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", c.rope_theta}}},
+      {"rope_theta", c.rope_theta},
       {"hidden_act", "silu"},
       {"attention_bias", false},
       {"mlp_bias", false},
@@ -77,7 +77,7 @@ std::string model_config_json(const model::DecoderConfig& c, const data::Tokeniz
       {"qk_norm", c.attention.qk_norm},
       {"attn_logit_softcapping", c.attention.softcap > 0 ? ordered_json(c.attention.softcap) : ordered_json(nullptr)},
       {"attention_temperature", c.attention.temperature},
-      {"tie_word_embeddings", c.tied_head},
+      {"tie_word_embeddings", c.tie_word_embeddings},
       {"dtype", "float32"},
       {"torch_dtype", "float32"},
       {"bos_token_id", nullptr},
@@ -86,7 +86,7 @@ std::string model_config_json(const model::DecoderConfig& c, const data::Tokeniz
   // A Mistral model has the window in every layer; with layer_types transformers takes it for a Ministral one.
   if (type != "mistral")
     object["layer_types"] =
-        std::vector<std::string>(c.layers, c.attention.window > 0 ? "sliding_attention" : "full_attention");
+        std::vector<std::string>(c.num_hidden_layers, c.attention.window > 0 ? "sliding_attention" : "full_attention");
   return object.dump(2) + "\n";
 }
 
@@ -109,17 +109,19 @@ model::DecoderConfig parse_model_config(const std::string& file) {
   require(file, object, "attention_bias", false);
   require(file, object, "mlp_bias", false);
   config.vocabulary = json_field<int64_t>(file, object, "vocab_size");
-  config.width = json_field<int64_t>(file, object, "hidden_size");
-  config.mlp = json_field<int64_t>(file, object, "intermediate_size");
-  config.layers = json_field<int64_t>(file, object, "num_hidden_layers");
-  config.heads = json_field<int64_t>(file, object, "num_attention_heads");
-  config.kv_heads = json_field<int64_t>(file, object, "num_key_value_heads");
-  config.context = json_field<int64_t>(file, object, "max_position_embeddings");
-  config.norm_eps = json_field<double>(file, object, "rms_norm_eps");
-  config.rope_base = rope_base(file, object);
-  config.tied_head = json_field<bool>(file, object, "tie_word_embeddings");
+  config.hidden_size = json_field<int64_t>(file, object, "hidden_size");
+  config.intermediate_size = json_field<int64_t>(file, object, "intermediate_size");
+  config.num_hidden_layers = json_field<int64_t>(file, object, "num_hidden_layers");
+  config.num_attention_heads = json_field<int64_t>(file, object, "num_attention_heads");
+  config.num_key_value_heads = json_field<int64_t>(file, object, "num_key_value_heads");
+  if (given(object, "head_dim") &&
+      json_field<int64_t>(file, object, "head_dim") * config.num_attention_heads != config.hidden_size)
+    config.head_dim = json_field<int64_t>(file, object, "head_dim");
+  config.max_position_embeddings = json_field<int64_t>(file, object, "max_position_embeddings");
+  config.rms_norm_eps = json_field<double>(file, object, "rms_norm_eps");
+  config.rope_theta = rope_base(file, object);
+  config.tie_word_embeddings = json_field<bool>(file, object, "tie_word_embeddings");
   if (const std::string problem = config.problem(); !problem.empty()) throw std::runtime_error(file + ": " + problem);
-  require(file, object, "head_dim", config.head_size());
   if (given(object, "layer_types")) {
     const char* wanted = config.attention.window > 0 ? "sliding_attention" : "full_attention";
     for (const json& layer : object.at("layer_types"))

@@ -194,7 +194,7 @@ class Grpo : public Objective {
     return ops::grpo_select(logprob, batch.old_logprob, batch.advantage, batch.target != data::kIgnore,
                             {.mode = selection_,
                              .seed = static_cast<int64_t>(seed),
-                             .select_fraction = config_.select_fraction,
+                             .cov_ratio = config_.cov_ratio,
                              .cov_lower = config_.cov_lower,
                              .cov_upper = config_.cov_upper,
                              .clip_low = config_.clip_low,
@@ -219,7 +219,7 @@ class Grpo : public Objective {
     options.clip_low = config_.clip_low;
     options.clip_high = clip_high();
     if (config_.dual_clip > 0) options.dual_clip = config_.dual_clip;
-    options.kl_coef = config_.kl_coef;
+    options.kl_cov_coef = config_.kl_cov_coef;
     options.ref_kl = config_.ref_kl;
     options.ref_kl_coef = config_.ref_kl_coef;
     options.entropy_coef = config_.entropy_coef;
@@ -252,7 +252,7 @@ std::string ObjectiveConfig::problem() const {
   if (kind == "grpo" && dual_clip != 0 && loss != "clip" && loss != "clip_higher")
     return "dual_clip: the losses clip and clip_higher have it, and loss is " + loss + "; leave it out";
   if (cov_lower >= cov_upper) return "cov_lower: must lie below cov_upper";
-  if (select_fraction == 0) return "select_fraction: 0 picks nothing; wanted above 0";
+  if (cov_ratio == 0) return "cov_ratio: 0 picks nothing; wanted above 0";
   return "";
 }
 
@@ -269,7 +269,8 @@ std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const B
                                           const model::Decoder& model, double temperature,
                                           std::optional<model::Decoder> reference) {
   const model::DecoderConfig& c = model->config();
-  AttentionEntropy attention(config.attention_entropy, c.layers, c.heads, model->embedding().device());
+  AttentionEntropy attention(config.attention_entropy, c.num_hidden_layers, c.num_attention_heads,
+                             model->embedding().device());
   if (config.kind == "grpo")
     return std::make_unique<Grpo>(std::move(attention), config, batch, temperature, std::move(reference));
   return std::make_unique<CrossEntropy>(std::move(attention), batch);

@@ -19,7 +19,8 @@ struct BatchConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("sequences", sequences, "Sequences of an update; a grpo update takes prompts · samples / updates of them.",
+    v("sequences", sequences,
+      "Sequences of an update; a grpo update takes prompts · num_generations / mini_batches of them.",
       between(1, 1 << 20));
     v("micro_tokens", micro_tokens,
       "Most tokens, padding included, of one forward and backward pass; gradients add up over them. 0: all at once.",
@@ -34,10 +35,10 @@ struct ObjectiveConfig {
   double clip_low = 0.2;
   std::optional<double> clip_high;
   double dual_clip = 0.0;
-  double select_fraction = 2e-4;
+  double cov_ratio = 2e-4;
   double cov_lower = 1.0;
   double cov_upper = 5.0;
-  double kl_coef = 1.0;
+  double kl_cov_coef = 1.0;
   int64_t norm_length = 0;
   std::string random_like = "clip_cov";
   std::string scope = "global";
@@ -68,12 +69,14 @@ struct ObjectiveConfig {
       at_least(0));
     v("dual_clip", dual_clip,
       "Bound c of the loss at negative advantage (clip, clip_higher); 0 for none, else above 1.", at_least(0));
-    v("select_fraction", select_fraction, "Share of tokens that clip_cov, kl_cov or random picks.", between(0, 1));
+    v("cov_ratio", cov_ratio,
+      "Share of tokens that clip_cov, kl_cov or random selects (verl: clip_cov_ratio, kl_cov_ratio).", between(0, 1));
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
     v("cov_upper", cov_upper, "and below this.");
-    v("kl_coef", kl_coef,
-      "kl_cov: weight of |log ratio| on the picked tokens, where it is more than rounding; verl's default is 0.1. In "
-      "the first update of a batch, the only one with rollout.updates: 1, it is not, and kl_cov is plain -A r: take 2 "
+    v("kl_cov_coef", kl_cov_coef,
+      "kl_cov: weight of |log ratio| on the selected tokens, where it is more than rounding; verl's default is 0.1. In "
+      "the first update of a batch, the only one with rollout.mini_batches: 1, it is not, and kl_cov is plain -A r: "
+      "take 2 "
       "updates or more.",
       at_least(0));
     v("random_like", random_like, "random: which rule it is the control of.", one_of({"clip_cov", "kl_cov"}));

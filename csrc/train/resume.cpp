@@ -22,7 +22,7 @@ bool contains(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-// "model.rope_base: 10000.0 → 500.0"; values may be as long as an alphabet.
+// "model.rope_theta: 10000.0 → 500.0"; values may be as long as an alphabet.
 std::string change(const std::string& key, const std::string& was, const std::string& is) {
   const auto shown = [](const std::string& value) {
     constexpr size_t kShown = 60;
@@ -46,15 +46,16 @@ std::string listed(const std::vector<std::string>& lines) {
 // ---- what gives weights their meaning -----------------------------------------------------------------------------
 
 // Keys of model that say how weights are used, not how they are trained or computed.
-const std::set<std::string> kMeaning{"layers",
-                                     "width",
-                                     "heads",
-                                     "kv_heads",
-                                     "mlp",
-                                     "rope_base",
-                                     "norm_eps",
+const std::set<std::string> kMeaning{"num_hidden_layers",
+                                     "hidden_size",
+                                     "num_attention_heads",
+                                     "num_key_value_heads",
+                                     "head_dim",
+                                     "intermediate_size",
+                                     "rope_theta",
+                                     "rms_norm_eps",
                                      "norm",
-                                     "tied_head",
+                                     "tie_word_embeddings",
                                      "attention.window",
                                      "attention.softcap",
                                      "attention.qk_norm",
@@ -77,7 +78,8 @@ void require_same_meaning(const std::string& dir, const TrainConfig& config, con
   const model::DecoderConfig stored = read_model_config(dir);
   const Values was = values_of(stored), is = values_of(config.model);
   for (const std::string& key : kMeaning) compare("model." + key, was.at(key), is.at(key));
-  if (config.model.attention.temperature == "row") compare("model.context", was.at("context"), is.at("context"));
+  if (config.model.attention.temperature == "row")
+    compare("model.max_position_embeddings", was.at("context"), is.at("context"));
   if (differences.empty()) compare("tokens", std::to_string(stored.vocabulary), std::to_string(tokenizer.size()));
   if (!differences.empty())
     throw std::runtime_error(dir +
@@ -89,14 +91,10 @@ void require_same_meaning(const std::string& dir, const TrainConfig& config, con
 // ---- resume -------------------------------------------------------------------------------------------------------
 
 // Keys of model that may change within a run; every other one changes what weights or places in the data mean.
-const std::set<std::string> kFreeOfModel{"model.init_std",
-                                         "model.fused_head",
-                                         "model.attention.qk_clip",
-                                         "model.sigma_reparam.gamma_init",
-                                         "model.sigma_reparam.sigma_grad",
-                                         "model.sigma_reparam.steps_max",
-                                         "model.sigma_reparam.tolerance",
-                                         "model.sigma_reparam.every",
+const std::set<std::string> kFreeOfModel{"model.initializer_range",        "model.fused_head",
+                                         "model.attention.qk_clip",        "model.sigma_reparam.gamma_init",
+                                         "model.sigma_reparam.sigma_grad", "model.sigma_reparam.steps_max",
+                                         "model.sigma_reparam.tolerance",  "model.sigma_reparam.every",
                                          "model.sigma_reparam.svd"};
 
 // Why a phase that is under way cannot go on with another value of a key; "" where it can. key: below the phase.

@@ -40,11 +40,12 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
                                      const std::map<std::string, rl::RewardFunction>& rewards) {
   if (phase.data.corpus)
     return std::make_unique<HeldOutText>(data::open_corpus(*phase.data.corpus, tokenizer, split), tokenizer,
-                                         config.model.context, phase.batch.sequences,
+                                         config.model.max_position_embeddings, phase.batch.sequences,
                                          split == data::Split::test ? "test" : "validation");
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
-  return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split, config.model.context,
+  return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split,
+                                          config.model.max_position_embeddings,
                                           answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
                                           answers.rollout ? answers.rollout->cache : rl::CacheConfig());
 }
@@ -117,7 +118,7 @@ uint64_t Trainer::seed_of(const std::string& phase, data::Purpose purpose, uint6
 
 std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, std::optional<int64_t>& digest) const {
   const uint64_t data_seed = seed_of(phase.name, data::Purpose::example);
-  const int64_t context = config_.model.context;
+  const int64_t context = config_.model.max_position_embeddings;
   if (phase.data.corpus)
     return std::make_unique<data::PackedSource>(data::open_corpus(*phase.data.corpus, tokenizer_, data::Split::train),
                                                 phase.batch.sequences, context, data_seed);
@@ -129,7 +130,7 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
     return std::make_unique<rl::RolloutSource>(*phase.rollout, model_, tokenizer_, examples,
                                                rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
                                                seed_of(phase.name, data::Purpose::rollout));
-  return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.overlong);
+  return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation);
 }
 
 void Trainer::open_phase(const CheckpointState* state) {

@@ -28,7 +28,7 @@ __all__ = [
 class EntropyAttention(nn.Module):
     """Multi-head self-attention that can return the entropy of its rows and be trained on it.
 
-    With W_q, W_k, W_v, W_o the four projections, head h reading key head h // (heads // kv_heads), natural logarithms::
+    With W_q, W_k, W_v, W_o the four projections, head h reading key head h // (H // G), natural logarithms::
 
         s_tj = softcap · tanh(q_t·k_j / (√D · softcap)) / temperature        p_t = softmax(s_t) over the keys that t sees
         out_t = W_o concat_h Σ_j p_tj v_j                                    entropy_t = -Σ_j p_tj log p_tj   (nats)
@@ -37,19 +37,19 @@ class EntropyAttention(nn.Module):
     their attention weights load as they are.
 
     Args:
-        width: C, of the input and the output.
-        heads: H query heads.
-        kv_heads: G key/value heads, a divisor of heads; heads by default.
-        head_size: D, a multiple of 8 up to 256; width / heads by default.
+        hidden_size: C, of the input and the output.
+        num_attention_heads: H query heads.
+        num_key_value_heads: G key/value heads, a divisor of num_attention_heads; num_attention_heads by default.
+        head_dim: D, a multiple of 8 up to 256; hidden_size / num_attention_heads by default.
         bias: of all four projections.
         causal: position t sees positions up to t.
         window: causal only; position t sees itself and the window - 1 positions before it.
         softcap: above 0.
         qk_norm: RMSNorm over D of each query and key, with a learned weight, before the rotation (Qwen3).
-        rope_base: rotates pairs (i, i + D/2) of queries and keys by position · rope_base^(-2i/D), as Llama does; None: not at all.
+        rope_theta: rotates pairs (i, i + D/2) of queries and keys by position · rope_theta^(-2i/D), as Llama does; None: not at all.
         temperature: "head": a learned temperature a head; "row": one a head and position (Entropy-guided attention,
-            arXiv 2501.03489), which needs `context`, the most positions there will be. What is learned is its logarithm,
-            log_temperature [H] or [H, context], from 0. None: 1.
+            arXiv 2501.03489), which needs `max_position_embeddings`, the most positions there will be. What is learned is its logarithm,
+            log_temperature [H] or [H, max_position_embeddings], from 0. None: 1.
         watch: after each forward last_entropy and last_max_logit hold those of the op, without gradient.
 
     Raises:
@@ -58,64 +58,67 @@ class EntropyAttention(nn.Module):
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        kv_heads: int | None = None,
-        head_size: int | None = None,
+        hidden_size: int,
+        num_attention_heads: int,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
         *,
         bias: bool = False,
         causal: bool = True,
         window: int | None = None,
         softcap: float | None = None,
         qk_norm: bool = False,
-        rope_base: float | None = None,
+        rope_theta: float | None = None,
         temperature: str | None = None,
-        context: int | None = None,
+        max_position_embeddings: int | None = None,
         watch: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
-        whole = {"width": width, "heads": heads, "kv_heads": kv_heads, "head_size": head_size, "window": window, "context": context}
+        num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        whole = {"hidden_size": hidden_size, "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads, "head_dim": head_dim, "window": window, "max_position_embeddings": max_position_embeddings}
         for name, number in whole.items():
-            if not isinstance(number, int) and (number is not None or name in ("width", "heads")):
+            if not isinstance(number, int) and (number is not None or name in ("hidden_size", "num_attention_heads")):
                 raise TypeError(f"{name} is {number!r}; wanted an integer")
-        if heads < 1 or kv_heads < 1 or heads % kv_heads:
-            raise ValueError(f"heads is {heads} and kv_heads is {kv_heads}; wanted heads a multiple of kv_heads")
-        if head_size is None:
-            if width % heads:
-                raise ValueError(f"width is {width} and heads is {heads}; wanted a multiple of heads, or head_size given")
-            head_size = width // heads
-        if head_size % 8 or not 8 <= head_size <= 256:
-            raise ValueError(f"head_size is {head_size}; wanted a multiple of 8 up to 256")
+        if num_attention_heads < 1 or num_key_value_heads < 1 or num_attention_heads % num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads is {num_attention_heads} and num_key_value_heads is {num_key_value_heads}; wanted the first a "
+                "multiple of the second"
+            )
+        if head_dim is None:
+            if hidden_size % num_attention_heads:
+                raise ValueError(f"hidden_size is {hidden_size} and num_attention_heads is {num_attention_heads}; wanted a multiple of num_attention_heads, or head_dim given")
+            head_dim = hidden_size // num_attention_heads
+        if head_dim % 8 or not 8 <= head_dim <= 256:
+            raise ValueError(f"head_dim is {head_dim}; wanted a multiple of 8 up to 256")
         if window is not None and (window < 1 or not causal):
             raise ValueError(f"window is {window} and causal is {causal}; wanted a window of at least 1 on causal attention, or None")
-        for name, number in {"softcap": softcap, "rope_base": rope_base}.items():
+        for name, number in {"softcap": softcap, "rope_theta": rope_theta}.items():
             if number is not None and not 0 < number < math.inf:
                 raise ValueError(f"{name} is {number}; wanted above 0, or None")
         if temperature not in (None, "head", "row"):
             raise ValueError(f"temperature is {temperature!r}; wanted None, 'head' or 'row'")
-        if (temperature == "row") != (context is not None):
-            raise ValueError(f"temperature is {temperature!r} and context is {context}; 'row', and 'row' alone, needs a context")
-        if context is not None and context < 1:
-            raise ValueError(f"context is {context}; wanted at least 1")
-        self.heads: int = heads
-        self.kv_heads: int = kv_heads
-        self.head_size: int = head_size
+        if (temperature == "row") != (max_position_embeddings is not None):
+            raise ValueError(f"temperature is {temperature!r} and max_position_embeddings is {max_position_embeddings}; 'row', and 'row' alone, needs it")
+        if max_position_embeddings is not None and max_position_embeddings < 1:
+            raise ValueError(f"max_position_embeddings is {max_position_embeddings}; wanted at least 1")
+        self.num_attention_heads: int = num_attention_heads
+        self.num_key_value_heads: int = num_key_value_heads
+        self.head_dim: int = head_dim
         self.causal: bool = causal
         self.window: int | None = window
         self.softcap: float | None = softcap
-        self.rope_base: float | None = rope_base
+        self.rope_theta: float | None = rope_theta
         self.watch: bool = watch
         made: Any = {"device": device, "dtype": dtype}
-        self.q_proj: nn.Linear = nn.Linear(width, heads * head_size, bias, **made)
-        self.k_proj: nn.Linear = nn.Linear(width, kv_heads * head_size, bias, **made)
-        self.v_proj: nn.Linear = nn.Linear(width, kv_heads * head_size, bias, **made)
-        self.o_proj: nn.Linear = nn.Linear(heads * head_size, width, bias, **made)
-        self.q_norm: nn.Module = nn.RMSNorm(head_size, eps=1e-6, **made) if qk_norm else nn.Identity()
-        self.k_norm: nn.Module = nn.RMSNorm(head_size, eps=1e-6, **made) if qk_norm else nn.Identity()
-        shape: Any = {None: None, "head": (heads,), "row": (heads, context)}[temperature]
+        self.q_proj: nn.Linear = nn.Linear(hidden_size, num_attention_heads * head_dim, bias, **made)
+        self.k_proj: nn.Linear = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias, **made)
+        self.v_proj: nn.Linear = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias, **made)
+        self.o_proj: nn.Linear = nn.Linear(num_attention_heads * head_dim, hidden_size, bias, **made)
+        self.q_norm: nn.Module = nn.RMSNorm(head_dim, eps=1e-6, **made) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.RMSNorm(head_dim, eps=1e-6, **made) if qk_norm else nn.Identity()
+        shape: Any = {None: None, "head": (num_attention_heads,), "row": (num_attention_heads, max_position_embeddings)}[temperature]
         self.log_temperature: nn.Parameter | None = None if shape is None else nn.Parameter(torch.zeros(shape, **made))
         self.last_entropy: Tensor | None = None
         self.last_max_logit: Tensor | None = None
@@ -154,18 +157,18 @@ class EntropyAttention(nn.Module):
             out like x, or (out, entropy [B, H, T] in nats, float32 or float64; [total, H] with cu_seqlens).
 
         Raises:
-            ValueError: x has more positions than context, another width, or not 3 dimensions (2 with cu_seqlens).
+            ValueError: x has more positions than max_position_embeddings, another width, or not 3 dimensions (2 with cu_seqlens).
         """
         dims = 3 if cu_seqlens is None else 2
-        width = self.q_proj.in_features
-        if x.dim() != dims or x.shape[-1] != width:
-            raise ValueError(f"x has shape {list(x.shape)}; wanted [B, T, {width}], or [total, {width}] with cu_seqlens")
+        C = self.q_proj.in_features
+        if x.dim() != dims or x.shape[-1] != C:
+            raise ValueError(f"x has shape {list(x.shape)}; wanted [B, T, {C}], or [total, {C}] with cu_seqlens")
         # One token a row of [.., H, D]; the op takes it as it lies.
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.q_norm(q), self.k_norm(k)
         position = _positions(x.shape[-2], x.device, cu_seqlens)  # [T]
-        if self.rope_base is not None:
-            q, k = _rotate(q, position, self.rope_base), _rotate(k, position, self.rope_base)
+        if self.rope_theta is not None:
+            q, k = _rotate(q, position, self.rope_theta), _rotate(k, position, self.rope_theta)
         if cu_seqlens is None:
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         wants = return_entropy or self.watch
@@ -193,17 +196,17 @@ class EntropyAttention(nn.Module):
             return None
         log_t: Tensor = self.log_temperature
         if log_t.dim() == 2:
-            context = log_t.shape[1]
+            most = log_t.shape[1]
             if packed:
-                log_t = log_t[:, position]  # a sequence beyond context is an index error
-            elif position.shape[0] > context:
-                raise ValueError(f"x has {position.shape[0]} positions; wanted at most context, which is {context}")
+                log_t = log_t[:, position]  # a sequence beyond max_position_embeddings is an index error
+            elif position.shape[0] > most:
+                raise ValueError(f"x has {position.shape[0]} positions; wanted at most max_position_embeddings, which is {most}")
             else:
                 log_t = log_t[:, : position.shape[0]]
         return log_t.to(torch.promote_types(dtype, torch.float32)).exp()
 
     def extra_repr(self) -> str:
-        shown = ("heads", "kv_heads", "head_size", "causal", "window", "softcap", "rope_base")
+        shown = ("num_attention_heads", "num_key_value_heads", "head_dim", "causal", "window", "softcap", "rope_theta")
         return ", ".join(f"{name}={value}" for name in shown if (value := getattr(self, name)) is not None)
 
 

@@ -204,12 +204,12 @@ def philox(seed: int, low: int) -> list[int]:
 
 
 def grpo_select(
-    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, mode: str, seed: int, select_fraction: float,
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, mode: str, seed: int, cov_ratio: float,
     minimum: int = 1, **band: float,
 ) -> Tensor:  # fmt: skip
     """All [B, T] → [B, T] bool."""
     among = grpo_candidates(logprob, old_logprob, advantage, mask, **band) if mode.endswith("clip_cov") else mask
-    count = min(max(int(select_fraction * mask.sum().item()), minimum), among.sum().item())
+    count = min(max(int(cov_ratio * mask.sum().item()), minimum), among.sum().item())
     among = mask if mode.startswith("random") else among
     if mode == "kl_cov":
         rank = (-grpo_covariance(logprob, advantage, mask).float()).flatten().tolist()
@@ -227,7 +227,7 @@ def grpo_select(
 def grpo_token_loss(
     logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, selected: Tensor | None = None,
     ref_logprob: Tensor | None = None, ref_kl_weight: Tensor | None = None, entropy: Tensor | None = None, mode: str = "clip",
-    clip_low: float = 0.2, clip_high: float | None = None, dual_clip: float | None = None, kl_coef: float = 1.0, ref_kl: str = "k3",
+    clip_low: float = 0.2, clip_high: float | None = None, dual_clip: float | None = None, kl_cov_coef: float = 1.0, ref_kl: str = "k3",
     ref_kl_coef: float = 0.0, entropy_coef: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """All [B, T] → [B, T]; 0 where mask is False."""
@@ -246,7 +246,7 @@ def grpo_token_loss(
         loss = loss.where(~selected, 0)
     elif mode == "kl_cov":
         rounding = 2.0**-20 * torch.minimum(-l, -old).clamp(min=1)
-        loss = -A * r + kl_coef * d.abs().where(selected & mask & (d.abs() > rounding), 0)
+        loss = -A * r + kl_cov_coef * d.abs().where(selected & mask & (d.abs() > rounding), 0)
     elif mode == "cispo":
         loss = -clipped.detach() * A * l
     elif mode == "gpg":

@@ -202,15 +202,15 @@ def work(text):
         if any(path[-1] in UNCOUNTED and (parent_of(tree, path)[path[-1]] or 0) > UNCOUNTED[path[-1]] for path in places(tree)):
             return float("inf")
         model = tree["model"]
-        size = model["layers"] * model["width"] * (4 * model["width"] + 3 * model["mlp"] + 2 * model["context"]) + 300 * model["width"]
+        size = model["num_hidden_layers"] * model["hidden_size"] * (4 * model["hidden_size"] + 3 * model["intermediate_size"] + 2 * model["max_position_embeddings"]) + 300 * model["hidden_size"]
         sequences = [1]
         for part in [*tree["phases"], {"evaluation": tree["test"]}]:
             sequences.append(part.get("batch", {}).get("sequences", 0))
             if rollout := part.get("rollout"):
-                sequences.append(rollout["prompts"] * rollout["samples"] * rollout["updates"])
+                sequences.append(rollout["prompts"] * rollout["num_generations"] * rollout["mini_batches"])
             told = part["evaluation"]
-            sequences.append(max(told["windows"], told["prompts"] + told["sampled_prompts"] * told["samples"]))
-        return 6.0 * size * model["context"] * max(sequences)
+            sequences.append(max(told["windows"], told["prompts"] + told["sampled_prompts"] * told["num_generations"]))
+        return 6.0 * size * model["max_position_embeddings"] * max(sequences)
     except (KeyError, TypeError, yaml.YAMLError, OverflowError):
         return float("inf")
 

@@ -17,7 +17,7 @@ SECONDS = 30
 LINES = 24
 CONFIG = """
 run: {dir: run, seed: 1, threads: 1, checkpoint_every: 0, device: cpu}
-model: {layers: 1, width: 16, heads: 2, kv_heads: 1, mlp: 32, context: 24}
+model: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, num_key_value_heads: 1, intermediate_size: 32, max_position_embeddings: 24}
 tokenizer: TOKENIZER
 phases:
   - name: sft
@@ -29,12 +29,12 @@ phases:
   - name: grpo
     objective: {kind: grpo, loss: clip}
     data: {jsonl: {path: train.jsonl, validation_path: validation.jsonl, test_path: test.jsonl}}
-    rollout: {prompts: 2, samples: 2, max_new_tokens: 4, updates: 1}
+    rollout: {prompts: 2, num_generations: 2, max_new_tokens: 4, mini_batches: 1}
     reward: [{kind: exact}]
     optimizer: {kind: adamw, lr: 1.0e-3}
     steps: 1
-    evaluation: {every: 1, prompts: 4, sampled_prompts: 4, samples: 2}
-test: {prompts: 4, sampled_prompts: 4, samples: 2}
+    evaluation: {every: 1, prompts: 4, sampled_prompts: 4, num_generations: 2}
+test: {prompts: 4, sampled_prompts: 4, num_generations: 2}
 """
 TOKENIZERS = {"characters": '{characters: "0123456789+-=A."}', "bytes": "{kind: bytes}"}
 FILES = ["train.jsonl", "train.jsonl", "validation.jsonl", "test.jsonl"]

@@ -27,7 +27,7 @@ WARM_UP = 2
 
 CONFIG = """
 run: {{dir: {folder}/run, seed: 1, threads: {threads}, checkpoint_every: 0}}
-model: {{layers: 3, width: 64, heads: 4, kv_heads: 4, mlp: 192, context: 64}}
+model: {{num_hidden_layers: 3, hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 4, intermediate_size: 192, max_position_embeddings: 64}}
 tokenizer: {{characters: "{characters}"}}
 phases:
   - name: sft
@@ -37,12 +37,12 @@ phases:
   - name: grpo
     objective: {{kind: grpo, loss: clip}}
     data: {{jsonl: {{path: {folder}/prompts.jsonl}}}}
-    rollout: {{prompts: 32, samples: 8, max_new_tokens: 34, min_new_tokens: 34, updates: 4}}
+    rollout: {{prompts: 32, num_generations: 8, max_new_tokens: 34, min_new_tokens: 34, mini_batches: 4}}
     reward: [{{kind: letters}}]
     optimizer: {{kind: adamw, lr: 4.0e-4, betas: [0.9, 0.99], weight_decay: 0.0, max_grad_norm: 1.0}}
-    schedule: {{kind: constant, warmup: 0}}
+    schedule: {{kind: constant, warmup_steps: 0}}
     steps: 100000
-test: {{prompts: 1, sampled_prompts: 1, samples: 1}}
+test: {{prompts: 1, sampled_prompts: 1, num_generations: 1}}
 """
 
 

@@ -176,7 +176,7 @@ def passes(name, inputs):
         more, selected = dict(options), None
         if mode.endswith("_cov"):
             selected = isentrope.grpo_select(
-                leaf, old, advantage, mask, mode=mode, seed=next(seed), select_fraction=FRACTION
+                leaf, old, advantage, mask, mode=mode, seed=next(seed), cov_ratio=FRACTION
             )
             more["selected"] = selected
         if extras:

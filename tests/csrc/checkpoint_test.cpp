@@ -213,14 +213,14 @@ struct Model {
   model::Decoder decoder{nullptr};
 
   explicit Model(uint64_t seed = 1, bool tied = false, int64_t layers = 2) {
-    config.model.width = 24;
-    config.model.heads = 3;
-    config.model.kv_heads = 1;
-    config.model.mlp = 33;
-    config.model.context = 31;
-    config.model.layers = layers;
-    config.model.tied_head = tied;
-    config.model.rope_base = 5000;
+    config.model.hidden_size = 24;
+    config.model.num_attention_heads = 3;
+    config.model.num_key_value_heads = 1;
+    config.model.intermediate_size = 33;
+    config.model.max_position_embeddings = 31;
+    config.model.num_hidden_layers = layers;
+    config.model.tie_word_embeddings = tied;
+    config.model.rope_theta = 5000;
     config.model.vocabulary = tokenizer.size();
     PhaseConfig phase;
     phase.name = "sft";
@@ -269,7 +269,7 @@ TEST_F(CheckpointTest, SavedAndLoaded) {
     EXPECT_EQ(read.ended, state.ended);
     EXPECT_EQ(read.numbers, state.numbers);
     EXPECT_EQ(read.config.at("phases.sft.data.tint.task"), "signed_sum");
-    EXPECT_EQ(read.config.at("model.rope_base"), "5000.0");
+    EXPECT_EQ(read.config.at("model.rope_theta"), "5000.0");
     EXPECT_TRUE(read.evaluated);
     EXPECT_EQ(read.phase_name, "grpo");
     EXPECT_FALSE(read.phase_finished);
@@ -280,9 +280,9 @@ TEST_F(CheckpointTest, SavedAndLoaded) {
     EXPECT_TRUE(torch::equal(read.extra.at("reference/a"), state.extra.begin()->second));
 
     const model::DecoderConfig config = read_model_config(dir);
-    EXPECT_EQ(config.kv_heads, 1);
-    EXPECT_EQ(config.rope_base, 5000);
-    EXPECT_EQ(config.tied_head, tied);
+    EXPECT_EQ(config.num_key_value_heads, 1);
+    EXPECT_EQ(config.rope_theta, 5000);
+    EXPECT_EQ(config.tie_word_embeddings, tied);
     EXPECT_EQ(config.vocabulary, run.tokenizer.size());
     model::Decoder decoder(config, 2);
     EXPECT_FALSE(same_weights(decoder, run.decoder));
@@ -361,7 +361,7 @@ TEST_F(CheckpointTest, AnotherModelIsNamedByWhatDiffers) {
         load_weights(dir_ + "/c", tied.decoder);
       }).ends_with("lm_head.weight [" + std::to_string(run.tokenizer.size()) + ", 24] has no place in this model"));
   Model wider;
-  wider.config.model.mlp = 34;
+  wider.config.model.intermediate_size = 34;
   wider.decoder = model::Decoder(wider.config.model, 3);
   const std::string message = error([&] { load_weights(dir_ + "/c", wider.decoder); });
   EXPECT_NE(message.find("mlp.gate_proj.weight is [33, 24], wanted [34, 24]"), std::string::npos) << message;
@@ -516,7 +516,7 @@ TEST_F(CheckpointTest, AFolderThatTransformersSavedGivesWeights) {
   const auto write = [&] { std::ofstream(dir_ + "/t/config.json") << config; };
   write();
   EXPECT_EQ(resolve_checkpoint(dir_ + "/t"), dir_ + "/t");
-  EXPECT_EQ(read_model_config(dir_ + "/t").rope_base, 5000);
+  EXPECT_EQ(read_model_config(dir_ + "/t").rope_theta, 5000);
   EXPECT_EQ(load_tokenizer(dir_ + "/t").size(), run.tokenizer.size());
   model::Decoder decoder(read_model_config(dir_ + "/t"), 3);
   load_weights(dir_ + "/t", decoder);
@@ -525,7 +525,7 @@ TEST_F(CheckpointTest, AFolderThatTransformersSavedGivesWeights) {
 
   config["rope_theta"] = 7.0;  // rope_parameters come first, as in transformers
   write();
-  EXPECT_EQ(read_model_config(dir_ + "/t").rope_base, 5000);
+  EXPECT_EQ(read_model_config(dir_ + "/t").rope_theta, 5000);
   config["rope_parameters"]["rope_type"] = "yarn";
   write();
   EXPECT_EQ(error([&] { read_model_config(dir_ + "/t"); }),

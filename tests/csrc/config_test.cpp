@@ -49,8 +49,8 @@ class ConfigTest : public testing::Test {
 
 const char* const kGood = R"(run: {dir: runs/x, seed: 1e3}
 model:
-  width: 64
-  heads: 4
+  hidden_size: 64
+  num_attention_heads: 4
 phases:
   - name: sft
     data: {tint: {task: signed_sum, terms: [3, 4, 5]}}
@@ -61,7 +61,7 @@ phases:
   - name: grpo
     objective: {kind: grpo, loss: kl_cov}
     data: {tint: {task: signed_sum, terms: [5]}}
-    rollout: {prompts: 32, samples: 8, max_new_tokens: 34, updates: 4}
+    rollout: {prompts: 32, num_generations: 8, max_new_tokens: 34, mini_batches: 4}
     reward: [{kind: answer, weight: 1.5}]
 )";
 
@@ -74,14 +74,15 @@ std::string with(const std::string& old_text, const std::string& new_text) {
 }
 
 TEST_F(ConfigTest, OneNameIsAListOfIt) {
-  const TrainConfig config = read(with("  heads: 4\n", "  heads: 4\n  sigma_reparam: {layers: mlp, fused_qkv: one}\n"));
+  const TrainConfig config = read(
+      with("  num_attention_heads: 4\n", "  num_attention_heads: 4\n  sigma_reparam: {layers: mlp, fused_qkv: one}\n"));
   EXPECT_EQ(config.model.sigma_reparam.layers, std::vector<std::string>{"mlp"});
   EXPECT_EQ(read(kGood, {"model.sigma_reparam.layers=[q, head]"}).model.sigma_reparam.layers,
             (std::vector<std::string>{"q", "head"}));
   EXPECT_EQ(read(kGood).model.sigma_reparam.layers, std::vector<std::string>{"none"});
-  EXPECT_TRUE(error(with("  heads: 4\n", "  heads: 4\n  sigma_reparam: {layers: qkv}\n"))
+  EXPECT_TRUE(error(with("  num_attention_heads: 4\n", "  num_attention_heads: 4\n  sigma_reparam: {layers: qkv}\n"))
                   .starts_with("run.yaml:5: model.sigma_reparam.layers: 'qkv' is not one of none, all, attention"));
-  EXPECT_TRUE(error(with("  heads: 4\n", "  heads: 4\n  sigma_reparam: {layers: {q: 1}}\n"))
+  EXPECT_TRUE(error(with("  num_attention_heads: 4\n", "  num_attention_heads: 4\n  sigma_reparam: {layers: {q: 1}}\n"))
                   .starts_with("run.yaml:5: model.sigma_reparam.layers: wanted a list of texts"));
 }
 
@@ -95,8 +96,8 @@ TEST_F(ConfigTest, SpectralNormsThatCannotBe) {
             "fused_qkv: separate");
   EXPECT_EQ(said("model.sigma_reparam.layers=[none, q]"),
             "command line: model.sigma_reparam: layers: none stands beside other names; write one or the other");
-  EXPECT_EQ(said("model.sigma_reparam.layers=[q, head]", "model.tied_head=true"),
-            "command line: model: sigma_reparam.layers: the head is the embedding (tied_head), which is no linear "
+  EXPECT_EQ(said("model.sigma_reparam.layers=[q, head]", "model.tie_word_embeddings=true"),
+            "command line: model: sigma_reparam.layers: the head is the embedding (tie_word_embeddings), which is no linear "
             "layer; leave head "
             "out");
   EXPECT_NE(said("model.sigma_reparam.layers=attention", "model.attention.qk_clip=50").find("use one of the two there"),
@@ -143,7 +144,7 @@ TEST_F(ConfigTest, ReadsValuesAndLeavesDefaults) {
 
 TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   TrainConfig config =
-      read(kGood, {"run.dir=\"a \\\"b\\\": #c\\\\\\n\"", "run.start=\"true\"", "model.norm_eps=1e-6",
+      read(kGood, {"run.dir=\"a \\\"b\\\": #c\\\\\\n\"", "run.start=\"true\"", "model.rms_norm_eps=1e-6",
                    "phases.grpo.objective.clip_high=0.1", "metrics.tensorboard=true", "test.show=0",
                    "tokenizer.characters=\"0 1'+:\\u00e9.\"", "phases.1.optimizer.eps=3.0000000000000004e-9"});
   const std::string printed = print_config(config);
@@ -181,13 +182,14 @@ TEST_F(ConfigTest, OriginsNameFileLineCommandLineAndDefault) {
 
 TEST_F(ConfigTest, OverridesReachListElementsByIndexAndName) {
   const TrainConfig config =
-      read(kGood, {"phases.0.steps=10", "phases.grpo.steps=20", "phases.sft.data.tint.terms=[2,2]",
-                   "phases.grpo.schedule={kind: linear, warmup: 3}", "run.dir=a=b", "phases.grpo.reward.0.kind=exact"});
+      read(kGood,
+           {"phases.0.steps=10", "phases.grpo.steps=20", "phases.sft.data.tint.terms=[2,2]",
+            "phases.grpo.schedule={kind: linear, warmup_steps: 3}", "run.dir=a=b", "phases.grpo.reward.0.kind=exact"});
   EXPECT_EQ(config.phases[0].steps, 10);
   EXPECT_EQ(config.phases[1].steps, 20);
   EXPECT_EQ(config.phases[0].data.tint->terms, (std::vector<int64_t>{2, 2}));
   EXPECT_EQ(config.phases[1].schedule.kind, "linear");
-  EXPECT_EQ(config.phases[1].schedule.warmup, 3);
+  EXPECT_EQ(config.phases[1].schedule.warmup_steps, 3);
   EXPECT_EQ(config.phases[1].reward[0].kind, "exact");
   EXPECT_EQ(config.run.dir, "a=b");
 }
@@ -217,8 +219,9 @@ TEST_F(ConfigTest, UnknownKeyNamesPlaceAndNearestName) {
   EXPECT_EQ(error(with("loss: kl_cov", "los: kl_cov")),
             "run.yaml:13: phases.grpo.objective.los: unknown key; did you mean 'loss'?");
   EXPECT_EQ(error(with("model:", "modle:")), "run.yaml:2: modle: unknown key; did you mean 'model'?");
-  EXPECT_TRUE(error(with("  width: 64", "  zzzzzzzz: 64"))
-                  .starts_with("run.yaml:3: model.zzzzzzzz: unknown key; the keys here are layers, width, heads"));
+  EXPECT_TRUE(
+      error(with("  hidden_size: 64", "  zzzzzzzz: 64"))
+          .starts_with("run.yaml:3: model.zzzzzzzz: unknown key; the keys here are num_hidden_layers, hidden_size"));
 }
 
 TEST_F(ConfigTest, WrongTypes) {
@@ -278,18 +281,19 @@ TEST_F(ConfigTest, KeysThatDoNotGoTogether) {
             "name a phase");
   EXPECT_EQ(error(with("    reward: [{kind: answer, weight: 1.5}]\n", "")),
             "run.yaml:12: phases.grpo: a grpo phase needs a reward, such as reward: [{kind: answer}]");
-  EXPECT_EQ(error(with("    rollout: {prompts: 32, samples: 8, max_new_tokens: 34, updates: 4}\n", "")),
+  EXPECT_EQ(error(with("    rollout: {prompts: 32, num_generations: 8, max_new_tokens: 34, mini_batches: 4}\n", "")),
             "run.yaml:12: phases.grpo: a grpo phase needs a rollout section (rollout: {} takes the defaults)");
   EXPECT_EQ(error(with("steps: 2600", "steps: 2600\n    rollout: {}")),
             "run.yaml:6: phases.sft: rollout belongs to grpo phases, and objective.kind is sft");
-  EXPECT_TRUE(error(with("updates: 4", "updates: 5")).starts_with("run.yaml:15: phases.grpo.rollout: updates: "));
+  EXPECT_TRUE(error(with("mini_batches: 4", "mini_batches: 5"))
+                  .starts_with("run.yaml:15: phases.grpo.rollout: mini_batches: "));
   EXPECT_TRUE(error(with("    evaluation: {every: 50}\n", "")).starts_with("run.yaml:10: phases.sft: stop: "));
   EXPECT_TRUE(error(with("max_new_tokens: 34", "max_new_tokens: 64"))
                   .starts_with("run.yaml:15: phases.grpo.rollout.max_new_tokens: 64 "));
   EXPECT_TRUE(error(with("betas: [0.9, 0.98]", "betas: [0.9]"))
                   .starts_with("run.yaml:8: phases.sft.optimizer: betas: 1 values"));
   EXPECT_TRUE(error(with("name: sft", "name: a/b")).starts_with("run.yaml:6: phases.a/b: name: 'a/b' names folders"));
-  EXPECT_TRUE(error(with("heads: 4", "heads: 5")).find("model: ") != std::string::npos);
+  EXPECT_TRUE(error(with("num_attention_heads: 4", "num_attention_heads: 5")).find("model: ") != std::string::npos);
 }
 
 TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
@@ -397,14 +401,15 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
     const char* said;
   };
   for (const Case& wrong : std::vector<Case>{
-           {"model.heads=2305843009213693952", "model.heads: 2305843009213693952 is out of range; wanted 1 to 16384"},
-           {"model.mlp=4611686018427387904", "model.mlp: "},
-           {"model.context=4611686018427387904", "model.context: "},
-           {"model.layers=1000000000", "model.layers: "},
-           {"model.norm_eps=.inf", "model.norm_eps: wanted a finite number, got '.inf'"},
-           {"model.norm_eps=1e300", "model.norm_eps: "},
-           {"model.rope_base=.inf", "model.rope_base: "},
-           {"model.init_std=1e-300", "model.init_std: "},
+           {"model.num_attention_heads=2305843009213693952",
+            "model.num_attention_heads: 2305843009213693952 is out of range; wanted 1 to 16384"},
+           {"model.intermediate_size=4611686018427387904", "model.intermediate_size: "},
+           {"model.max_position_embeddings=4611686018427387904", "model.max_position_embeddings: "},
+           {"model.num_hidden_layers=1000000000", "model.num_hidden_layers: "},
+           {"model.rms_norm_eps=.inf", "model.rms_norm_eps: wanted a finite number, got '.inf'"},
+           {"model.rms_norm_eps=1e300", "model.rms_norm_eps: "},
+           {"model.rope_theta=.inf", "model.rope_theta: "},
+           {"model.initializer_range=1e-300", "model.initializer_range: "},
            {"model.attention.softcap=.inf", "model.attention.softcap: "},
            {"model.sigma_reparam={layers: all, steps_max: 1000000000, tolerance: 0}",
             "steps_max: 1000000000 is out of range"},
@@ -413,15 +418,15 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.sft.batch.sequences=4611686018427387904", "phases.sft.batch.sequences: "},
            {"phases.sft.steps=1000000000000",
             "phases.sft.steps: 1000000000000 is out of range; wanted 1 to 2147483647"},
-           {"phases.sft.schedule.warmup=4611686018427387904", "phases.sft.schedule.warmup: "},
+           {"phases.sft.schedule.warmup_steps=4611686018427387904", "phases.sft.schedule.warmup_steps: "},
            {"phases.sft.optimizer.lr=.inf", "phases.sft.optimizer.lr: wanted a finite number"},
            {"phases.sft.optimizer.eps=.inf", "phases.sft.optimizer.eps: wanted a finite number"},
            {objective + "clip_low=5", "clip_low: 5 is out of range; wanted 0 to 1"},
            {objective + "dual_clip=3", "dual_clip: the losses clip and clip_higher have it, and loss is kl_cov"},
-           {objective + "kl_coef=.inf", "kl_coef: wanted a finite number"},
+           {objective + "kl_cov_coef=.inf", "kl_cov_coef: wanted a finite number"},
            {objective + "ref_kl_coef=.inf", "ref_kl_coef: wanted a finite number"},
            {objective + "entropy_coef=.inf", "entropy_coef: wanted a finite number"},
-           {rollout + "overlong={}", "overlong: buffer is 4096 tokens"},
+           {rollout + "overlong_buffer={}", "overlong_buffer: len is 4096 tokens"},
            {rollout + "temperature=.inf", "temperature: wanted a finite number"},
            {rollout + "temperature=1e-9", "temperature: at less than 0.001"},
            {rollout + "temperature=1e-320", "temperature: at less than 0.001"},
@@ -432,7 +437,7 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {rollout + "cache_tokens=1000000000000", "cache_tokens: 1000000000000 is out of range"},
            {rollout + "max_new_tokens=0", "no error"},
            {"phases.grpo.rollout={min_new_tokens: 64}", "min_new_tokens: 64 leaves no room for a prompt"},
-           {"phases.grpo.rollout={samples: 1, filter_groups: true}", "filter_groups: a group of one"},
+           {"phases.grpo.rollout={num_generations: 1, filter_groups: true}", "filter_groups: a group of one"},
            {"phases.grpo.reward=[{kind: answer, weight: 0}]", "reward: every weight is 0"},
            {"phases.grpo.reward=[{kind: answer, weight: 1e300}]", "weight: 1e300 is out of range"},
            {"phases.sft.evaluation={every: 50, temperature: 1e-320}", "evaluation.temperature: "},
@@ -443,7 +448,16 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.sft.learning_rate=1", "phases.sft.learning_rate: unknown key; the keys here are"},
            {"phases.sft.optimizer.learning_rate=1",
             "phases.sft.optimizer.learning_rate: unknown key; did you mean 'lr'?"},
-           {"model.hidden_size=64", "model.hidden_size: unknown key; did you mean 'width'?"},
+           {"model.width=64", "model.width: unknown key; it is called 'hidden_size' now"},
+           {"model.heads=4", "model.heads: unknown key; it is called 'num_attention_heads' now"},
+           {"model.tied_head=true", "model.tied_head: unknown key; it is called 'tie_word_embeddings' now"},
+           {"model.head_dim=12", "model: head_dim: 12 is not a multiple of 8; take 16"},
+           {"model.n_layer=2", "model.n_layer: unknown key; did you mean 'num_hidden_layers'?"},
+           {"phases.sft.schedule.floor=0", "unknown key; it is called 'min_lr_ratio' now"},
+           {"phases.grpo.rollout.overlong={}", "unknown key; it is called 'overlong_buffer' now"},
+           {"phases.grpo.data.overlong=drop", "unknown key; it is called 'truncation' now"},
+           {"phases.grpo.rollout.overlong_buffer={buffer: 4}", "unknown key; it is called 'len' now"},
+           {"test.samples=3", "test.samples: unknown key; it is called 'num_generations' now"},
        }) {
     const std::string said = error(kGood, {wrong.override});
     EXPECT_NE(said.find(wrong.said), std::string::npos) << wrong.override << "\n" << said;
@@ -463,8 +477,8 @@ TEST_F(ConfigTest, WhatIsAllowedAndNotMeantIsWarnedOf) {
            {"phases.sft.optimizer.lr=2", "phases.sft.optimizer.lr: above 1"},
            {"phases.sft.optimizer.lr=1e-308", "phases.sft.optimizer.lr: below 1e-9"},
            {"phases.sft.optimizer={lr: 0.1, weight_decay: 15}", "phases.sft.optimizer.weight_decay: "},
-           {"phases.sft.schedule.warmup=2601", "phases.sft.schedule.warmup: "},
-           {"phases.sft.schedule.floor=0.1", "phases.sft.schedule.floor: "},
+           {"phases.sft.schedule.warmup_steps=2601", "phases.sft.schedule.warmup_steps: "},
+           {"phases.sft.schedule.min_lr_ratio=0.1", "phases.sft.schedule.min_lr_ratio: "},
            {"phases.sft.evaluation.every=2601",
             "phases.sft.evaluation.every: the first evaluation would be at step 2601"},
            {"phases.sft.evaluation={every: 50, from: 2601}",
@@ -474,7 +488,7 @@ TEST_F(ConfigTest, WhatIsAllowedAndNotMeantIsWarnedOf) {
             "phases.grpo.objective.clip_high: "},
            {"phases.grpo.objective.clip_low=1", "phases.grpo.objective.clip_low: "},
            {"phases.grpo.objective.ref_kl=k1", "phases.grpo.objective.ref_kl: "},
-           {"phases.grpo.rollout.samples=1", "phases.grpo.rollout.samples: "},
+           {"phases.grpo.rollout.num_generations=1", "phases.grpo.rollout.num_generations: "},
            {"phases.grpo.reward=[{kind: answer}, {kind: exact, weight: 0}]", "phases.grpo.reward.1.weight: 0"},
            {"phases.grpo.reward=[{kind: answer, weight: -1}]", "phases.grpo.reward.0.weight: below 0"},
            {"phases.grpo.reward=[{kind: other}]", "phases.grpo.reward.0.kind: \"other\" is none of"},

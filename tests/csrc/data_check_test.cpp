@@ -18,7 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 
 const char* const kConfig = R"yaml(run: {threads: 1}
-model: {layers: 1, width: 16, heads: 2, kv_heads: 1, mlp: 32, context: 24}
+model: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, num_key_value_heads: 1, intermediate_size: 32, max_position_embeddings: 24}
 tokenizer: {characters: "0123456789+-=:."}
 phases:
   - name: sft
@@ -29,11 +29,11 @@ phases:
   - name: grpo
     objective: {kind: grpo}
     data: {jsonl: {path: grpo.jsonl, validation_path: validation.jsonl, test_path: test.jsonl}}
-    rollout: {prompts: 2, samples: 2, max_new_tokens: 4}
+    rollout: {prompts: 2, num_generations: 2, max_new_tokens: 4}
     reward: [{kind: answer, pattern: "([0-9]+)"}]
-    evaluation: {every: 1, prompts: 2, sampled_prompts: 2, samples: 2}
+    evaluation: {every: 1, prompts: 2, sampled_prompts: 2, num_generations: 2}
     steps: 1
-test: {prompts: 2, sampled_prompts: 2, samples: 2}
+test: {prompts: 2, sampled_prompts: 2, num_generations: 2}
 )yaml";
 const std::string kExample = R"({"prompt": "61+4=", "completion": "65.", "answer": "65"})";
 const std::string kLong = R"({"prompt": "1234567890+1234567890123=", "completion": "65.", "answer": "65"})";
@@ -129,17 +129,17 @@ TEST_F(DataCheck, RewardsOfLaterPhasesAreLookedAt) {
 
 TEST_F(DataCheck, WhatIsTooLongIsLeftOutEverywhereAndTold) {
   std::vector<std::string> drop;
-  for (const char* phase : {"sft", "grpo"}) drop.push_back(std::string("phases.") + phase + ".data.overlong=drop");
+  for (const char* phase : {"sft", "grpo"}) drop.push_back(std::string("phases.") + phase + ".data.truncation=drop");
   for (const char* file : {"sft.jsonl", "grpo.jsonl", "validation.jsonl", "test.jsonl"})
     write(file, kExample + "\n" + kLong + "\n");
   const std::vector<std::string> notes = check(drop);
   ASSERT_EQ(notes.size(), 4u);
-  EXPECT_EQ(
-      notes[0],
-      "phase sft: 1 of 2 training examples are too long for model.context (24) and are left out (data.overlong: drop)");
-  EXPECT_EQ(
-      notes[3],
-      "phase grpo: 1 of 2 test prompts are too long for model.context (24) and are left out (data.overlong: drop)");
+  EXPECT_EQ(notes[0],
+            "phase sft: 1 of 2 training examples are too long for model.max_position_embeddings (24) and are left out "
+            "(data.truncation: drop)");
+  EXPECT_EQ(notes[3],
+            "phase grpo: 1 of 2 test prompts are too long for model.max_position_embeddings (24) and are left out "
+            "(data.truncation: drop)");
   Trainer trainer(read_config("run.yaml", drop), false);  // batches of one would be all too long half of the time
   while (!trainer.finished()) trainer.advance();
   EXPECT_EQ(trainer.results().size(), 2u);
@@ -174,11 +174,12 @@ TEST_F(DataCheck, ARunThatCannotBeginWritesNothing) {
 
 TEST_F(DataCheck, SizesThatNoMachineHasAreRefusedBeforeTheyAreAskedFor) {
   for (const auto& overrides : std::vector<std::vector<std::string>>{
-           {"model.layers=1024", "model.width=131072", "model.heads=512"},
-           {"model.mlp=1048576", "model.layers=1024", "model.width=65536", "model.heads=256"},
-           {"phases.grpo.rollout={prompts: 1048576, samples: 65536, max_new_tokens: 4}"},
-           {"model.layers=1024",
-            "phases.grpo.rollout={prompts: 2, samples: 2, max_new_tokens: 4, cache_tokens: 2000000000}"}}) {
+           {"model.num_hidden_layers=1024", "model.hidden_size=131072", "model.num_attention_heads=512"},
+           {"model.intermediate_size=1048576", "model.num_hidden_layers=1024", "model.hidden_size=65536",
+            "model.num_attention_heads=256"},
+           {"phases.grpo.rollout={prompts: 1048576, num_generations: 65536, max_new_tokens: 4}"},
+           {"model.num_hidden_layers=1024",
+            "phases.grpo.rollout={prompts: 2, num_generations: 2, max_new_tokens: 4, cache_tokens: 2000000000}"}}) {
     std::vector<std::string> cpu = overrides;
     cpu.push_back("run.device=cpu");
     const std::string said = message([&] { check_machine(read_config("run.yaml", cpu)); });

@@ -18,13 +18,13 @@ using torch::Tensor;
 
 DecoderConfig small(int64_t heads, int64_t kv_heads, int64_t head_size, bool tied = false) {
   DecoderConfig config;
-  config.layers = 2;
-  config.width = heads * head_size;
-  config.heads = heads;
-  config.kv_heads = kv_heads;
-  config.mlp = 37;
-  config.context = 97;
-  config.tied_head = tied;
+  config.num_hidden_layers = 2;
+  config.hidden_size = heads * head_size;
+  config.num_attention_heads = heads;
+  config.num_key_value_heads = kv_heads;
+  config.intermediate_size = 37;
+  config.max_position_embeddings = 97;
+  config.tie_word_embeddings = tied;
   config.vocabulary = 29;
   return config;
 }
@@ -105,8 +105,8 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
   const DecoderConfig& c = decoder->config();
   std::map<std::string, Tensor> w;
   for (const auto& [name, weight] : decoder->named_weights()) w[name] = weight;
-  const int64_t HD = c.heads * c.head_size(), GD = c.kv_heads * c.head_size();
-  for (int64_t i = 0; i < c.layers; ++i) {
+  const int64_t HD = c.num_attention_heads * c.head_size(), GD = c.num_key_value_heads * c.head_size();
+  for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
     const std::string at = "model.layers." + std::to_string(i) + ".";
     const LayerWeights& layer = decoder->layers()[i];
     const auto qkv = plain_weight(layer.qkv).split_with_sizes({HD, GD, GD}),
@@ -122,35 +122,36 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
   w["lm_head.weight"] = plain_weight(decoder->head());
   const bool before = c.norm == "pre", after = c.norm == "post";
   const auto norm_if = [&](bool wanted, const Tensor& x, const std::string& name) {
-    return wanted ? plain_norm(x, w.at(name), c.norm_eps) : x;
+    return wanted ? plain_norm(x, w.at(name), c.rms_norm_eps) : x;
   };
   const int64_t B = tokens.size(0), T = tokens.size(1), D = c.head_size();
   const auto options = decoder->embedding().options();
   const Tensor angle = torch::outer(torch::arange(T, torch::kFloat64),
-                                    torch::pow(c.rope_base, torch::arange(0, D, 2, torch::kFloat64) / -double(D)));
+                                    torch::pow(c.rope_theta, torch::arange(0, D, 2, torch::kFloat64) / -double(D)));
   const Tensor cosine = angle.cos().to(options), sine = angle.sin().to(options);
   Tensor x = w["model.embed_tokens.weight"].index({tokens});
-  for (int64_t i = 0; i < c.layers; ++i) {
+  for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
     const std::string at = "model.layers." + std::to_string(i) + ".";
     auto project = [&](const Tensor& y, const char* name) { return y.matmul(w.at(at + name + ".weight").t()); };
     auto split = [&](const Tensor& y, int64_t heads) { return y.view({B, T, heads, D}).transpose(1, 2); };
     Tensor y = norm_if(before, x, at + "input_layernorm.weight");
-    Tensor q = split(project(y, "self_attn.q_proj"), c.heads), k = split(project(y, "self_attn.k_proj"), c.kv_heads);
+    Tensor q = split(project(y, "self_attn.q_proj"), c.num_attention_heads),
+           k = split(project(y, "self_attn.k_proj"), c.num_key_value_heads);
     if (c.attention.qk_norm) {
-      q = plain_norm(q, w.at(at + "self_attn.q_norm.weight"), c.norm_eps);
-      k = plain_norm(k, w.at(at + "self_attn.k_norm.weight"), c.norm_eps);
+      q = plain_norm(q, w.at(at + "self_attn.q_norm.weight"), c.rms_norm_eps);
+      k = plain_norm(k, w.at(at + "self_attn.k_norm.weight"), c.rms_norm_eps);
     }
-    const Tensor v = split(project(y, "self_attn.v_proj"), c.kv_heads);
+    const Tensor v = split(project(y, "self_attn.v_proj"), c.num_key_value_heads);
     const Tensor log_temperature =
         c.attention.temperature == "none" ? Tensor() : w.at(at + "self_attn.log_temperature");
     const Tensor attended =
         plain_attention(plain_turn(q, cosine, sine), plain_turn(k, cosine, sine), v, c.attention, log_temperature);
-    x = x + project(attended.transpose(1, 2).reshape({B, T, c.width}), "self_attn.o_proj");
+    x = x + project(attended.transpose(1, 2).reshape({B, T, -1}), "self_attn.o_proj");
     x = norm_if(after, x, at + "post_attention_layernorm.weight");
     y = norm_if(before, x, at + "post_attention_layernorm.weight");
     x = x + project(torch::silu(project(y, "mlp.gate_proj")) * project(y, "mlp.up_proj"), "mlp.down_proj");
     const std::string next = "model.layers." + std::to_string(i + 1) + ".input_layernorm.weight";
-    x = norm_if(after, x, i + 1 < c.layers ? next : "model.norm.weight");
+    x = norm_if(after, x, i + 1 < c.num_hidden_layers ? next : "model.norm.weight");
   }
   return norm_if(before, x, "model.norm.weight").matmul(w.at("lm_head.weight").t());
 }
@@ -182,15 +183,20 @@ struct Shape {
   AttentionConfig attention = {};
   std::string norm = "pre";
   SigmaConfig sigma = {};
+  int64_t hidden_size = 0;  // 0: heads · head_size
 };
 class DecoderShapes : public testing::TestWithParam<Shape> {};
 
 TEST_P(DecoderShapes, LogitsAndGradientsAreAsExactAsPlainOnes) {
-  const auto& [B, T, heads, kv_heads, head_size, tied, attention, norm, sigma] = GetParam();
+  const auto& [B, T, heads, kv_heads, head_size, tied, attention, norm, sigma, hidden_size] = GetParam();
   DecoderConfig config = small(heads, kv_heads, head_size, tied);
   config.attention = attention;
   config.norm = norm;
   config.sigma_reparam = sigma;
+  if (hidden_size > 0) {
+    config.hidden_size = hidden_size;
+    config.head_dim = head_size;
+  }
   Decoder decoder = make(config);
   // Errors of several draws together: a gradient of few elements in one draw is the luck of its roundings. With four draws the
   // ratio of two such errors (the gammas of fused_qkv: four elements) still passed 2 on one processor in two builds of three.
@@ -239,6 +245,9 @@ INSTANTIATE_TEST_SUITE_P(
                     Shape{
                         2, 33, 4, 2, 16, true, {.window = 9, .softcap = 1.5, .qk_norm = true, .temperature = "row"}}));
 
+INSTANTIATE_TEST_SUITE_P(HeadDim, DecoderShapes,
+                         testing::Values(Shape{2, 33, 3, 1, 16, false, {}, "pre", {}, 40},
+                                         Shape{2, 33, 4, 2, 24, true, {.qk_norm = true}, "pre", sigma({"all"}), 31}));
 INSTANTIATE_TEST_SUITE_P(Norms, DecoderShapes,
                          testing::Values(Shape{2, 33, 4, 2, 16, false, {}, "post"},
                                          Shape{2, 33, 4, 2, 16, true, {}, "none"},
@@ -426,7 +435,7 @@ TEST(Decoder, RecordsTheAttentionOfEveryLayer) {
 TEST(Decoder, QkClipBringsTheLargestLogitToItsBound) {
   for (const int64_t kv_heads : {4, 2}) {
     DecoderConfig config = small(4, kv_heads, 16);
-    config.layers = 1;
+    config.num_hidden_layers = 1;
     config.attention.qk_clip = 0.4;
     Decoder decoder = make(config);
     const Tensor tokens = some_tokens(3, 31, 29);
@@ -495,7 +504,7 @@ TEST(Decoder, NamedWeightsAreViewsWithHuggingFaceNames) {
 
 TEST(Decoder, WeightsAreDrawnFromTheSeed) {
   DecoderConfig config = small(4, 4, 16);
-  config.mlp = 192;
+  config.intermediate_size = 192;
   const Decoder a(config, 7), b(config, 7), c(config, 8);
   const auto first = a->named_weights(), same = b->named_weights(), other = c->named_weights();
   for (size_t i = 0; i < first.size(); ++i) {
@@ -510,7 +519,7 @@ TEST(Decoder, WeightsAreDrawnFromTheSeed) {
     EXPECT_NEAR(weight.std().item<double>() / wanted, 1, 4.5 / std::sqrt(2.0 * weight.numel())) << name;
     EXPECT_NEAR(weight.mean().item<double>() / wanted, 0, 4.5 / std::sqrt(1.0 * weight.numel())) << name;
   }
-  config.init_std = 0.1;
+  config.initializer_range = 0.1;
   for (const auto& [name, weight] : Decoder(config, 7)->named_weights()) {
     if (weight.dim() == 1) continue;
     EXPECT_NEAR(weight.std().item<double>() / 0.1, 1, 4.5 / std::sqrt(2.0 * weight.numel())) << name;
@@ -532,14 +541,15 @@ TEST(Decoder, ErrorsNameWhatIsWrong) {
     const std::string said = message(f);
     EXPECT_NE(said.find(text), said.npos) << said;
   };
-  contains([&] { decoder(some_tokens(1, 98, 29)); }, "sequences of 98 tokens, but model.context is 97");
+  contains([&] { decoder(some_tokens(1, 98, 29)); }, "sequences of 98 tokens, but model.max_position_embeddings is 97");
   contains([&] { decoder(some_tokens(1, 5, 30) + 20); }, "outside 0 … 28");
   contains([&] { decoder(torch::zeros({2, 3})); }, "wanted [B, T] int64");
   contains([&] { decoder(torch::zeros({2, 0}, torch::kInt64)); }, "T ≥ 1");
   DecoderConfig config = small(4, 3, 16);
-  contains([&] { Decoder(config, 1); }, "kv_heads: 3 does not divide heads (4)");
+  contains([&] { Decoder(config, 1); }, "num_key_value_heads: 3 does not divide num_attention_heads (4)");
   config = small(4, 4, 12);
-  contains([&] { Decoder(config, 1); }, "width: 48 does not give 4 heads a size that is a multiple of 8 up to 256");
+  contains([&] { Decoder(config, 1); },
+           "hidden_size: 48 does not give 4 heads a size that is a multiple of 8 up to 256");
   config = small(4, 4, 16);
   config.attention.qk_norm = true;
   config.attention.qk_clip = 50;
@@ -551,11 +561,11 @@ TEST(Decoder, ErrorsNameWhatIsWrong) {
   config.sigma_reparam = sigma({"v", "mlp"});
   EXPECT_EQ(config.problem(), "");
   config.attention = {};
-  config.tied_head = true;
+  config.tie_word_embeddings = true;
   config.sigma_reparam = sigma({"all"});
   EXPECT_EQ(config.problem(), "");
   config.sigma_reparam = sigma({"q", "head"});
-  contains([&] { Decoder(config, 1); }, "the head is the embedding (tied_head)");
+  contains([&] { Decoder(config, 1); }, "the head is the embedding (tie_word_embeddings)");
   config.sigma_reparam = sigma({"q", "k"}, "through", "one");
   contains([&] { Decoder(config, 1); }, "name all three or write fused_qkv: separate");
   config.sigma_reparam = sigma({"none", "k"});

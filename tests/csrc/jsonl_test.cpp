@@ -145,7 +145,7 @@ TEST_F(JsonlTest, NoSplitOfASmallFileIsEmptyByChance) {
 
 TEST_F(JsonlTest, AUseIsAskedOfEveryExample) {
   const Tokenizer tokenizer({.characters = "0123456789=."});
-  const Use learnt{.tokenizer = &tokenizer, .context = 5, .learnt = true, .overlong = "drop"};
+  const Use learnt{.tokenizer = &tokenizer, .context = 5, .learnt = true, .truncation = "drop"};
   JsonlConfig config = numbered(12);  // "9=9." has 4 tokens, "10=10." 6
   const Jsonl source(config, 1, Split::train, &learnt);
   EXPECT_EQ(source.size(), 10);

@@ -54,13 +54,13 @@ struct Bench {
 
   void make() {
     DecoderConfig config;
-    config.layers = shape["layers"];
-    config.width = shape["width"];
-    config.heads = shape["heads"];
-    config.kv_heads = shape["kv_heads"];
-    config.mlp = shape["mlp"];
+    config.num_hidden_layers = shape["layers"];
+    config.hidden_size = shape["width"];
+    config.num_attention_heads = shape["heads"];
+    config.num_key_value_heads = shape["kv_heads"];
+    config.intermediate_size = shape["mlp"];
     config.vocabulary = shape["vocabulary"];
-    config.context = shape["context"];
+    config.max_position_embeddings = shape["context"];
     if (shape["sigma"] != 0) config.sigma_reparam.layers = {"all"};
     model = Decoder(config, 1);
     const int64_t V = config.vocabulary;

@@ -12,12 +12,12 @@ using torch::Tensor;
 
 model::Decoder small_model() {
   model::DecoderConfig config;
-  config.layers = 1;
-  config.width = 16;
-  config.heads = 2;
-  config.kv_heads = 1;
-  config.mlp = 24;
-  config.context = 32;
+  config.num_hidden_layers = 1;
+  config.hidden_size = 16;
+  config.num_attention_heads = 2;
+  config.num_key_value_heads = 1;
+  config.intermediate_size = 24;
+  config.max_position_embeddings = 32;
   config.vocabulary = 23;
   model::Decoder model(config, 3);
   torch::NoGradGuard no_grad;
@@ -56,7 +56,7 @@ ObjectiveConfig grpo(const std::string& loss, const std::string& aggregate = "to
   config.kind = "grpo";
   config.loss = loss;
   config.aggregate = aggregate;
-  config.select_fraction = 0.2;
+  config.cov_ratio = 0.2;
   config.cov_lower = 0.01;
   config.entropy_coef = 0.1;
   return config;

@@ -277,16 +277,16 @@ TEST(Schedule, TheLastStepHasTheFloorAndTheFirstThePeak) {
   for (const char* kind : {"linear", "cosine"})
     for (const int64_t warmup : {0, 2})
       for (const int64_t steps : {4, 6, 50}) {
-        const ScheduleConfig config{.kind = kind, .warmup = warmup, .floor = 0.1};
+        const ScheduleConfig config{.kind = kind, .warmup_steps = warmup, .min_lr_ratio = 0.1};
         EXPECT_DOUBLE_EQ(learning_rate_share(config, warmup, steps), 1.0) << kind << " " << warmup << " " << steps;
         EXPECT_DOUBLE_EQ(learning_rate_share(config, steps - 1, steps), 0.1) << kind << " " << warmup << " " << steps;
         EXPECT_GT(learning_rate_share(config, steps - 2, steps), 0.1);
       }
-  EXPECT_DOUBLE_EQ(learning_rate_share({.kind = "linear", .floor = 0.1}, 0, 1), 0.1);
+  EXPECT_DOUBLE_EQ(learning_rate_share({.kind = "linear", .min_lr_ratio = 0.1}, 0, 1), 0.1);
 }
 
 TEST(Schedule, Shapes) {
-  ScheduleConfig config{.kind = "cosine", .warmup = 4, .floor = 0.1};
+  ScheduleConfig config{.kind = "cosine", .warmup_steps = 4, .min_lr_ratio = 0.1};
   EXPECT_DOUBLE_EQ(learning_rate_share(config, 0, 105), 0.25);
   EXPECT_DOUBLE_EQ(learning_rate_share(config, 3, 105), 1.0);
   EXPECT_DOUBLE_EQ(learning_rate_share(config, 4, 105), 1.0);
@@ -300,7 +300,7 @@ TEST(Schedule, Shapes) {
   config = {};
   EXPECT_EQ(learning_rate_share(config, 0, 1), 1.0);
   config.kind = "cosine";
-  config.warmup = 10;
+  config.warmup_steps = 10;
   EXPECT_EQ(learning_rate_share(config, 4, 5), 0.5);  // warm-up longer than the phase
   config.kind = "step";
   EXPECT_THROW(learning_rate_share(config, 10, 20), std::invalid_argument);

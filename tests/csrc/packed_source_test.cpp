@@ -88,7 +88,8 @@ TEST(Windows, TakeIsOneStreamHoweverItIsCut) {
 }
 
 TEST(Windows, TooFewTokensAreAnError) {
-  expect_all(message<std::runtime_error>([] { windows_of(8, 8); }), {"training", "8", "takes 9", "model.context"});
+  expect_all(message<std::runtime_error>([] { windows_of(8, 8); }),
+             {"training", "8", "takes 9", "model.max_position_embeddings"});
   EXPECT_EQ(windows_of(9, 8).size(), 2);
 }
 

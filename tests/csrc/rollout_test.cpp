@@ -22,12 +22,12 @@ using torch::Tensor;
 
 DecoderConfig small_config(int64_t heads = 4, int64_t kv_heads = 2, int64_t head_size = 16) {
   DecoderConfig config;
-  config.layers = 2;
-  config.width = heads * head_size;
-  config.heads = heads;
-  config.kv_heads = kv_heads;
-  config.mlp = 96;
-  config.context = 70;
+  config.num_hidden_layers = 2;
+  config.hidden_size = heads * head_size;
+  config.num_attention_heads = heads;
+  config.num_key_value_heads = kv_heads;
+  config.intermediate_size = 96;
+  config.max_position_embeddings = 70;
   config.vocabulary = 27;
   return config;
 }
@@ -81,14 +81,20 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
     model::AttentionConfig attention = {};
     std::string norm = "pre";
     std::vector<std::string> sigma = {"none"};
+    int64_t hidden_size = 0;  // 0: heads · head_size
   };
-  for (const auto& [heads, kv_heads, head_size, temperature, attention, norm, sigma] :
+  for (const auto& [heads, kv_heads, head_size, temperature, attention, norm, sigma, hidden_size] :
        {Case{4, 4, 16, 1.0}, Case{4, 2, 16, 0.7}, Case{3, 1, 8, 1.3}, Case{2, 2, 40, 1.0},
         Case{4, 2, 16, 1.0, {.window = 11}}, Case{4, 2, 16, 1.0, {.softcap = 1.5, .temperature = "head"}},
         Case{4, 2, 16, 1.0, {.window = 20, .softcap = 2, .qk_norm = true, .temperature = "row"}},
         Case{4, 2, 16, 1.0, {}, "pre", {"all"}}, Case{4, 2, 16, 1.0, {}, "post", {"q", "v", "up", "head"}},
-        Case{4, 2, 16, 1.0, {}, "none", {"all"}}, Case{4, 2, 16, 1.0, {}, "post"}}) {
+        Case{4, 2, 16, 1.0, {}, "none", {"all"}}, Case{4, 2, 16, 1.0, {}, "post"},
+        Case{4, 2, 24, 1.0, {.qk_norm = true}, "pre", {"all"}, 31}}) {
     DecoderConfig config = small_config(heads, kv_heads, head_size);
+    if (hidden_size > 0) {
+      config.hidden_size = hidden_size;
+      config.head_dim = head_size;
+    }
     config.attention = attention;
     config.norm = norm;
     config.sigma_reparam.layers = sigma;
@@ -122,6 +128,8 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
 TEST(Rollout, BothBackendsDrawTheSameTokens) {
   for (const char* norm : {"pre", "post", "none"}) {
     DecoderConfig config = small_config();
+    config.hidden_size = 40;  // heads of 16 take 64
+    config.head_dim = 16;
     config.attention = {.window = 13, .softcap = 2, .qk_norm = true, .temperature = "row"};
     config.norm = norm;
     config.sigma_reparam.layers = {"q", "o", "mlp", "head"};
@@ -168,17 +176,17 @@ TEST(Rollout, AgreesWithSequencesDrawnAlone) {
   size_t at = 0;
   for (size_t p = 0; p < prompts.size(); ++p)
     for (int64_t j = 0; j < samples[p]; ++j, ++at) {
-      const auto session = model->session(model::pages_of(config.context), 1);
+      const auto session = model->session(model::pages_of(config.max_position_embeddings), 1);
       const int64_t table = session->pages().open();
       data::Stream stream(2, data::Purpose::rollout, 4, 100 + p, j);
       std::vector<int64_t> tokens = prompts[p];
       Completion alone;
-      for (int64_t t = 0; t < config.context && !alone.stopped; ++t) {
+      for (int64_t t = 0; t < config.max_position_embeddings && !alone.stopped; ++t) {
         session->pages().extend(table, t + 1);
         const model::DecodeRow row{tokens[t], t, table};
         const model::Logits logits = session->step({&row, 1}, 0);
         if (t + 1 < static_cast<int64_t>(tokens.size())) continue;
-        if (t + 1 == config.context) break;
+        if (t + 1 == config.max_position_embeddings) break;
         const Draw draw = sampler.draw(logits.row(0), stream.uniform());
         tokens.push_back(draw.token);
         alone.tokens.push_back(draw.token);
@@ -433,7 +441,8 @@ TEST(Rollout, ErrorsNameWhatIsWrong) {
     }
   };
   expect({{1}, {}}, 1, {3}, "prompt 1 is empty");
-  expect({std::vector<int64_t>(70, 1)}, 1, {3}, "prompt 0 has 70 tokens and leaves no room in model.context (70)");
+  expect({std::vector<int64_t>(70, 1)}, 1, {3},
+         "prompt 0 has 70 tokens and leaves no room in model.max_position_embeddings (70)");
   expect({{1, 27}}, 1, {3}, "prompt 0 holds token 27, outside the vocabulary 0 … 26");
   expect({{1}}, 1, {-1}, "stop token -1");
   expect({{1}}, 0, {3}, "samples is 0");
@@ -456,8 +465,8 @@ struct SourceOfSums {
     model.vocabulary = tokenizer.size();
     decoder = make(model);
     config.prompts = 6;
-    config.samples = 4;
-    config.updates = 2;
+    config.num_generations = 4;
+    config.mini_batches = 2;
     config.sampling.max_new_tokens = 12;
   }
   RolloutSource make_source() {
@@ -617,7 +626,8 @@ TEST(RolloutSource, APromptThatDoesNotFitIsShown) {
     RolloutSource source(sums.config, sums.decoder, sums.tokenizer, examples, RewardSum({{}}, sums.tokenizer.eos()), 7);
     return message([&] { source.next(0); });
   };
-  expect_all(refused(std::string(70, '1')), {"the prompt \"111", "70 tokens", "model.context (70)", "data.overlong"});
+  expect_all(refused(std::string(70, '1')),
+             {"the prompt \"111", "70 tokens", "model.max_position_embeddings (70)", "data.truncation"});
   EXPECT_LT(refused(std::string(1 << 20, '1')).size(), 500u);
   expect_all(refused("1+Z="), {"the prompt \"1+Z=\"", "'Z'"});
   expect_all(refused(""), {"the prompt \"\" is empty"});

@@ -164,7 +164,7 @@ TEST(Collate, TreatsOverlongExamplesAsTold) {
   const Tokenizer tokenizer(kDigits);
   const std::vector<Example> examples = {{"1=", "1", ""}, {"1+2=", "3456", ""}};
   expect_all(message([&] { collate(examples, tokenizer, 8); }),
-             {"example 1", "1+2=", "9 tokens", "8", "data.overlong"});
+             {"example 1", "1+2=", "9 tokens", "8", "data.truncation"});
   EXPECT_EQ(collate(examples, tokenizer, 9).size(), 2);
   const Batch dropped = collate(examples, tokenizer, 8, "drop");
   EXPECT_EQ(row(dropped.tokens, 0), (Ids{2, 12, 2}));
@@ -174,7 +174,7 @@ TEST(Collate, TreatsOverlongExamplesAsTold) {
   EXPECT_EQ(row(cut.target, 1), (Ids{-100, -100, -100, 4, 5}));
   expect_all(message([&] { collate(examples, tokenizer, 2, "drop"); }), {"all 2"});
   expect_all(message([&] { collate(examples, tokenizer, 4, "truncate"); }), {"example 1", "4 of prompt"});
-  expect_all(message([&] { collate(examples, tokenizer, 9, "cut"); }), {"overlong", "cut", "truncate"});
+  expect_all(message([&] { collate(examples, tokenizer, 9, "cut"); }), {"truncation", "cut", "truncate"});
 }
 
 TEST(Collate, RefusesWhatCannotBeLearnt) {

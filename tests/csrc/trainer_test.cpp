@@ -20,8 +20,8 @@ using nlohmann::json;
 
 constexpr const char* kModel = R"(
 run: {dir: runs/x, seed: 1, threads: 1, checkpoint_every: 4, device: cpu}
-model: {layers: 1, width: 16, heads: 2, kv_heads: 1, mlp: 16, context: 24}
-test: {prompts: 2, sampled_prompts: 2, samples: 1}
+model: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, num_key_value_heads: 1, intermediate_size: 16, max_position_embeddings: 24}
+test: {prompts: 2, sampled_prompts: 2, num_generations: 1}
 phases:
 )";
 
@@ -29,13 +29,13 @@ std::string sft(const std::string& name, int64_t steps) {
   return "  - {name: " + name + ", steps: " + std::to_string(steps) +
          ", objective: {kind: sft}, data: {tint: {task: signed_sum, terms: [2]}}, batch: {sequences: 4}, optimizer: "
          "{lr: "
-         "4.0e-3}, evaluation: {every: 3, prompts: 2, sampled_prompts: 2, samples: 1}}\n";
+         "4.0e-3}, evaluation: {every: 3, prompts: 2, sampled_prompts: 2, num_generations: 1}}\n";
 }
 
 std::string grpo(const std::string& name, int64_t steps) {
   return "  - {name: " + name + ", steps: " + std::to_string(steps) +
          ", objective: {kind: grpo, loss: clip}, data: {tint: {task: signed_sum, terms: [2]}}, rollout: {prompts: 4, "
-         "samples: 2, updates: 2, max_new_tokens: 8}, reward: [{kind: mine}], optimizer: {lr: 1.0e-3}}\n";
+         "num_generations: 2, mini_batches: 2, max_new_tokens: 8}, reward: [{kind: mine}], optimizer: {lr: 1.0e-3}}\n";
 }
 
 // A score that is a function of the completion alone.
@@ -206,7 +206,8 @@ TEST_F(TrainerTest, APowerStepThatFailsTakesTheUpdateBack) {
 
 TEST_F(TrainerTest, AnEvaluationThatFailsIsMadeAgain) {
   const std::string phases = sft("sft", 3) + grpo("grpo", 4);
-  const std::vector<std::string> every{"phases.grpo.evaluation={every: 2, prompts: 2, sampled_prompts: 2, samples: 1}"};
+  const std::vector<std::string> every{
+      "phases.grpo.evaluation={every: 2, prompts: 2, sampled_prompts: 2, num_generations: 1}"};
   finish(*open("whole", phases, false, every));
   // Within evaluations the reward is asked about prompts of the held-out lists: calls 3 and 4 are those after step 2.
   for (const int fails_at : {3, 4}) {
@@ -399,9 +400,10 @@ TEST_F(TrainerTest, WhatChangesTheMeaningOfAStateIsRefused) {
     trainer->save();
   }
   for (const char* change :
-       {"run.seed=2", "model.rope_base=500", "model.norm_eps=1e-3", "model.attention.softcap=5",
-        "model.attention.window=8", "model.heads=1", "model.context=20", "model.norm=post", "model.tied_head=true",
-        "model.attention.qk_norm=true", "model.sigma_reparam={layers: all}", "model.attention.temperature=head",
+       {"run.seed=2", "model.rope_theta=500", "model.rms_norm_eps=1e-3", "model.attention.softcap=5",
+        "model.attention.window=8", "model.num_attention_heads=1", "model.max_position_embeddings=20",
+        "model.norm=post", "model.tie_word_embeddings=true", "model.attention.qk_norm=true",
+        "model.sigma_reparam={layers: all}", "model.attention.temperature=head",
         "tokenizer.characters=1023456789abcdefgh+-=:A.", "tokenizer={kind: bytes}",
 
         "phases.sft.data.tint.terms=[3]", "phases.sft.data.tint.merge=0.5",
@@ -540,8 +542,9 @@ TEST_F(TrainerTest, StartTakesARunOrACheckpointAndSaysWhat) {
     finish(*trainer);
     EXPECT_EQ(trainer->results().size(), 1u);
   }
-  for (const char* change : {"model.rope_base=500", "model.heads=1", "model.attention.window=8", "model.norm_eps=1e-3",
-                             "model.attention.softcap=5", "tokenizer.characters=1023456789abcdefgh+-=:A."}) {
+  for (const char* change :
+       {"model.rope_theta=500", "model.num_attention_heads=1", "model.attention.window=8", "model.rms_norm_eps=1e-3",
+        "model.attention.softcap=5", "tokenizer.characters=1023456789abcdefgh+-=:A."}) {
     const std::string message = error([&] { open("other", phases, false, {"run.start=" + end, change}); });
     EXPECT_NE(message.find(" → "), std::string::npos) << message;
     EXPECT_NE(message.find(std::string(change).substr(0, std::string(change).find('='))), std::string::npos) << message;

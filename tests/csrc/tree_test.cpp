@@ -38,13 +38,13 @@ TEST(Tree, LeavesAreAveragedUpwards) {
 // not, since the reward speaks of the entropy that branches are made by.
 TEST(Tree, ValuesHaveNoBias) {
   model::DecoderConfig config;
-  config.layers = 1;
-  config.width = 16;
-  config.heads = config.kv_heads = 2;
-  config.mlp = 24;
-  config.context = 16;
+  config.num_hidden_layers = 1;
+  config.hidden_size = 16;
+  config.num_attention_heads = config.num_key_value_heads = 2;
+  config.intermediate_size = 24;
+  config.max_position_embeddings = 16;
   config.vocabulary = 7;
-  config.init_std = 1.2;  // distributions from near certain to near uniform
+  config.initializer_range = 1.2;  // distributions from near certain to near uniform
   const model::Decoder decoder(config, 3);
   SamplingConfig sampling;
   sampling.max_new_tokens = 10;

@@ -80,13 +80,13 @@ def test_prompts_of_several_sizes_have_a_table_of_their_own(tmp_path):
 
 def test_a_start_is_shared_by_what_decides_it():
     def config(**last):
-        return {"run": {"seed": last.pop("seed", 1)}, "model": {"width": last.pop("width", 8)},
+        return {"run": {"seed": last.pop("seed", 1)}, "model": {"hidden_size": last.pop("hidden_size", 8)},
                 "phases": [{"name": "sft", "steps": 5}, {"name": "grpo", "data": "a", "objective": "clip", "steps": 7} | last]}
 
     key = compare.start_key(config())
     assert key == compare.start_key(config(objective="kl_cov", steps=9, seed=2))
-    assert key == compare.start_key(config(rollout={"samples": 4}))  # its answers are as long
-    others = [config(data="b"), config(width=16), config(rollout={"max_new_tokens": 9}), config(reward="exact")]
+    assert key == compare.start_key(config(rollout={"num_generations": 4}))  # its answers are as long
+    others = [config(data="b"), config(hidden_size=16), config(rollout={"max_new_tokens": 9}), config(reward="exact")]
     assert len({key, *map(compare.start_key, others)}) == 5
 
 

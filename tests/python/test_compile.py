@@ -29,7 +29,7 @@ def policy(**options):
 def selection(**options):
     def run(logprob, x):
         old = torch.linspace(-2, -1, B * T).view(B, T)
-        given = {"mode": "clip_cov", "seed": 1, "select_fraction": 0.3, "cov_lower": 0.01, **options}
+        given = {"mode": "clip_cov", "seed": 1, "cov_ratio": 0.3, "cov_lower": 0.01, **options}
         given = {name: value(x) if callable(value) else value for name, value in given.items()}
         advantage = torch.linspace(-1, 1, B * T).view(B, T)
         return isentrope.grpo_select(logprob.detach() * advantage, old, advantage, torch.ones(B, T), **given)
@@ -48,14 +48,14 @@ CLASSES = torch.arange(B) % 5
 CHANGING = {
     **{f"grpo_loss {name}": (policy(**{name: same}), FLOATS) for name in ("clip_low", "clip_high", "ref_kl_coef", "entropy_coef")},
     "grpo_loss dual_clip": (policy(dual_clip=lambda x: 1 + x), FLOATS),
-    "grpo_loss kl_coef": (policy(mode="kl_cov", kl_coef=same), FLOATS),
+    "grpo_loss kl_cov_coef": (policy(mode="kl_cov", kl_cov_coef=same), FLOATS),
     "grpo_loss normalizer": (policy(normalizer=same), FLOATS),
     "grpo_loss normalizer, whole": (policy(normalizer=lambda x: x + 2), INTEGERS),
     "grpo_loss two of them": (policy(clip_low=same, clip_high=lambda x: 2 * x, ref_kl_coef=0.3), FLOATS),
     "grpo_select seed": (selection(seed=same), INTEGERS),
     "grpo_select seed, control": (selection(seed=same, mode="random_kl_cov"), INTEGERS),
     "grpo_select minimum": (selection(minimum=same, mode="kl_cov"), INTEGERS),
-    "grpo_select select_fraction": (selection(select_fraction=same), FLOATS),
+    "grpo_select cov_ratio": (selection(cov_ratio=same), FLOATS),
     "grpo_select cov_lower": (selection(cov_lower=same), FLOATS),
     "grpo_select cov_upper": (selection(cov_upper=same), FLOATS),
     "grpo_select clip_low": (selection(clip_low=same), FLOATS),

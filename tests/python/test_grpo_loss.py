@@ -18,7 +18,7 @@ MODES = ["clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg"]
 AGGREGATES = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm"]
 CHOICES = ["clip_cov", "kl_cov", "random_clip_cov", "random_kl_cov"]
 # Everything that may be beside the mode, all at once; the modes that it does not fit drop it.
-FULL = {"clip_low": 0.15, "clip_high": 0.25, "kl_coef": 0.7, "ref_kl_coef": 0.3, "entropy_coef": 0.05}
+FULL = {"clip_low": 0.15, "clip_high": 0.25, "kl_cov_coef": 0.7, "ref_kl_coef": 0.3, "entropy_coef": 0.05}
 NAN = float("nan")
 WITHOUT_STATISTICS = functools.partial(isentrope.grpo_loss, statistics=False)
 
@@ -137,7 +137,7 @@ def test_golden_clip(aggregate, loss):
 
 def test_golden_clip_cov():
     x = golden()
-    chosen = isentrope.grpo_select(*x.values(), mode="clip_cov", seed=1, select_fraction=1.0, cov_lower=0.1)
+    chosen = isentrope.grpo_select(*x.values(), mode="clip_cov", seed=1, cov_ratio=1.0, cov_lower=0.1)
     assert chosen.nonzero().tolist() == [[0, 3], [1, 1]]
     out = isentrope.grpo_loss(*x.values(), mode="clip_cov", selected=chosen)
     assert out.loss.item() == rounded(-0.150227)
@@ -146,11 +146,11 @@ def test_golden_clip_cov():
 
 def test_golden_kl_cov():
     x = golden()
-    chosen = isentrope.grpo_select(*x.values(), mode="kl_cov", seed=1, select_fraction=2.1 / 7)
+    chosen = isentrope.grpo_select(*x.values(), mode="kl_cov", seed=1, cov_ratio=2.1 / 7)
     assert chosen.nonzero().tolist() == [[0, 3], [1, 1]]
     out = isentrope.grpo_loss(*x.values(), mode="kl_cov", selected=chosen)
     assert out.loss.item() == rounded(0.235041)
-    plain = isentrope.grpo_loss(*x.values(), mode="kl_cov", selected=chosen, kl_coef=0.0)
+    plain = isentrope.grpo_loss(*x.values(), mode="kl_cov", selected=chosen, kl_cov_coef=0.0)
     assert plain.loss.item() == rounded(0.092184)
 
 
@@ -164,7 +164,7 @@ def test_kl_cov_does_not_penalise_rounding(device, dtype, size):
     old = torch.full_like(steps, -size)
     leaf = (old + steps * unit).requires_grad_()
     ones = torch.ones_like(steps)
-    out = isentrope.grpo_loss(leaf, old, 0 * ones, ones, mode="kl_cov", selected=ones > 0, kl_coef=0.7, aggregate="token-sum-norm")
+    out = isentrope.grpo_loss(leaf, old, 0 * ones, ones, mode="kl_cov", selected=ones > 0, kl_cov_coef=0.7, aggregate="token-sum-norm")
     out.token_loss.sum().backward()
     sign = torch.tensor([[0.0] * 7 + [1, -1, 1, -1]], dtype=dtype, device=device)
     assert torch.equal(leaf.grad, 0.7 * sign)
@@ -477,7 +477,7 @@ def selection_inputs(batch, length, dtype=torch.float32, device="cpu"):
 def test_selection_is_that_of_the_reference(device, choice, shape, fraction):
     # In double, where no covariance lies close enough to a bound or to another for rounding to move it.
     arguments = selection_inputs(*shape, torch.float64, device)
-    options = {"mode": choice, "seed": 11, "select_fraction": fraction}
+    options = {"mode": choice, "seed": 11, "cov_ratio": fraction}
     band = {"cov_lower": 0.2, "cov_upper": 1.5} if choice.endswith("clip_cov") else {}
     chosen = isentrope.grpo_select(*arguments, **options, **band)
     assert chosen.dtype == torch.bool and chosen.shape == shape
@@ -487,7 +487,7 @@ def test_selection_is_that_of_the_reference(device, choice, shape, fraction):
 @pytest.mark.parametrize("fraction", [0.01, 0.2])
 def test_largest_covariances_in_float(device, fraction):
     arguments = selection_inputs(64, 301, device=device)
-    chosen = isentrope.grpo_select(*arguments, mode="kl_cov", seed=0, select_fraction=fraction)
+    chosen = isentrope.grpo_select(*arguments, mode="kl_cov", seed=0, cov_ratio=fraction)
     logprob, _, advantage, mask = arguments
     cov = reference.grpo_covariance(logprob.double(), advantage.double(), mask)
     count = int(fraction * mask.sum().item())
@@ -500,7 +500,7 @@ def test_largest_covariances_in_float(device, fraction):
 
 def test_ties_fall_to_the_first(device):
     ones = torch.ones(3, 50, device=device)
-    chosen = isentrope.grpo_select(-ones, -ones, ones, ones, mode="kl_cov", seed=0, select_fraction=0.1)
+    chosen = isentrope.grpo_select(-ones, -ones, ones, ones, mode="kl_cov", seed=0, cov_ratio=0.1)
     assert chosen.flatten().nonzero().flatten().tolist() == list(range(15))
 
 
@@ -512,7 +512,7 @@ def test_random_choice_is_uniform(device, choice):
     among = reference.grpo_candidates(*[a.double() for a in arguments[:3]], mask, **band) if choice == "clip_cov" else mask
     draws, hits = 3000, torch.zeros(mask.shape, device=device)
     for seed in range(draws):
-        hits += isentrope.grpo_select(*arguments, mode=choice, seed=seed, select_fraction=0.05, **band)
+        hits += isentrope.grpo_select(*arguments, mode=choice, seed=seed, cov_ratio=0.05, **band)
     tokens = among.sum().item()
     assert (hits[~among] == 0).all()
     expected = hits.sum().item() / tokens
@@ -527,7 +527,7 @@ def test_random_choice_is_uniform(device, choice):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_selection_is_reproducible(device, choice):
     arguments = selection_inputs(40, 2100, device=device)
-    options = {"mode": choice, "select_fraction": 0.02, "cov_lower": 0.1}
+    options = {"mode": choice, "cov_ratio": 0.02, "cov_lower": 0.1}
     chosen = isentrope.grpo_select(*arguments, seed=7, **options)
     torch.set_num_threads(1)
     assert torch.equal(chosen, isentrope.grpo_select(*arguments, seed=7, **options))
@@ -540,7 +540,7 @@ def test_controls_choose_as_many(device):
     arguments = selection_inputs(9, 97, device=device)
     for choice in ("clip_cov", "kl_cov"):
         for fraction in (1e-5, 0.03, 0.9):
-            options = {"seed": 3, "select_fraction": fraction, "cov_lower": 0.3}
+            options = {"seed": 3, "cov_ratio": fraction, "cov_lower": 0.3}
             counts = [isentrope.grpo_select(*arguments, mode=m, **options).sum() for m in (choice, "random_" + choice)]
             assert counts[0] == counts[1] and counts[0] >= 1
 
@@ -548,14 +548,14 @@ def test_controls_choose_as_many(device):
 def test_minimum(device):
     arguments = selection_inputs(9, 97, device=device)
     for minimum in (0, 1, 4):
-        chosen = isentrope.grpo_select(*arguments, mode="kl_cov", seed=3, select_fraction=1e-6, minimum=minimum)
+        chosen = isentrope.grpo_select(*arguments, mode="kl_cov", seed=3, cov_ratio=1e-6, minimum=minimum)
         assert chosen.sum().item() == minimum
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
 def test_any_seed(device, seed):
     arguments = selection_inputs(3, 31, torch.float64, device)
-    options = {"mode": "random_kl_cov", "seed": seed, "select_fraction": 0.3}
+    options = {"mode": "random_kl_cov", "seed": seed, "cov_ratio": 0.3}
     assert torch.equal(isentrope.grpo_select(*arguments, **options), reference.grpo_select(*arguments, **options))
 
 
@@ -588,7 +588,7 @@ def test_compile(device, mode, statistics):
         y = {**x, "logprob": logprob * 1.0, "entropy": entropy * 1.0}
         arguments, options = inputs(y, mode, **FULL)
         if mode == "kl_cov":
-            options["selected"] = isentrope.grpo_select(*arguments, mode="kl_cov", seed=1, select_fraction=0.1)
+            options["selected"] = isentrope.grpo_select(*arguments, mode="kl_cov", seed=1, cov_ratio=0.1)
         return isentrope.grpo_loss(*arguments, normalizer=50.0, statistics=statistics, **options)
 
     results = []
@@ -647,7 +647,7 @@ BAD_LOSS = [
     ({"ref_kl_weight": torch.ones(2, 3)}, ValueError, "ref_kl_weight is given, and ref_logprob is missing"),
     ({"ref_logprob": torch.zeros(2, 3), "ref_kl_weight": torch.ones(2)}, ValueError, "ref_kl_weight has shape"),
     ({"entropy_coef": 0.1}, ValueError, "entropy is missing"),
-    ({"kl_coef": -1.0}, ValueError, "kl_coef is -1"),
+    ({"kl_cov_coef": -1.0}, ValueError, "kl_cov_coef is -1"),
     ({"normalizer": torch.ones(2)}, ValueError, r"normalizer has shape \[2\]; wanted one number"),
 ]
 
@@ -665,8 +665,8 @@ def test_bad_loss_arguments(change, error, message):
     "change, message",
     [
         ({"mode": "clip"}, 'mode is "clip"; wanted one of clip_cov, kl_cov, random_clip_cov, random_kl_cov'),
-        ({"select_fraction": 0.0}, "select_fraction is 0; wanted above 0 and at most 1"),
-        ({"select_fraction": 1.5}, "select_fraction is 1.5"),
+        ({"cov_ratio": 0.0}, "cov_ratio is 0; wanted above 0 and at most 1"),
+        ({"cov_ratio": 1.5}, "cov_ratio is 1.5"),
         ({"cov_lower": 5.0}, "cov_lower is 5 and cov_upper 5"),
         ({"clip_low": -1.0}, "clip_low is -1"),
         ({"minimum": -1}, "minimum is -1"),

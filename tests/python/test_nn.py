@@ -16,14 +16,14 @@ def plain(module, x, key_lengths=None):
 
     def project(name, heads):
         y = torch.nn.functional.linear(x, w[f"{name}_proj.weight"], w.get(f"{name}_proj.bias"))
-        return y.view(*x.shape[:2], heads, module.head_size).transpose(1, 2)
+        return y.view(*x.shape[:2], heads, module.head_dim).transpose(1, 2)
 
-    q, k, v = project("q", module.heads), project("k", module.kv_heads), project("v", module.kv_heads)
+    q, k, v = project("q", module.num_attention_heads), project("k", module.num_key_value_heads), project("v", module.num_key_value_heads)
     if "q_norm.weight" in w:
         q, k = ((y * (y * y).mean(-1, keepdim=True).add(1e-6).rsqrt()) * w[f"{n}_norm.weight"] for n, y in (("q", q), ("k", k)))
-    if module.rope_base is not None:  # pairs as complex numbers, each turned by its angle
-        half, T = module.head_size // 2, x.shape[1]
-        frequency = module.rope_base ** (-torch.arange(half, dtype=x.dtype) / half)
+    if module.rope_theta is not None:  # pairs as complex numbers, each turned by its angle
+        half, T = module.head_dim // 2, x.shape[1]
+        frequency = module.rope_theta ** (-torch.arange(half, dtype=x.dtype) / half)
         turn = torch.polar(torch.ones(T, half, dtype=x.dtype), torch.arange(T, dtype=x.dtype)[:, None] * frequency)
         q, k = ((torch.complex(y[..., :half], y[..., half:]) * turn) for y in (q, k))
         q, k = (torch.cat([y.real, y.imag], -1) for y in (q, k))
@@ -38,15 +38,15 @@ def plain(module, x, key_lengths=None):
 
 
 CASES = {
-    "defaults": (dict(width=32, heads=2), 33),
-    "grouped heads": (dict(width=48, heads=6, kv_heads=2, head_size=16), 31),
-    "bias, both directions": (dict(width=32, heads=4, bias=True, causal=False), 33),
-    "window": (dict(width=32, heads=2, window=5), 33),
-    "softcap": (dict(width=32, heads=2, softcap=2.0), 33),
-    "qk_norm and rope": (dict(width=40, heads=4, kv_heads=1, head_size=24, qk_norm=True, rope_base=1e4), 97),
-    "temperature of heads": (dict(width=32, heads=2, temperature="head"), 33),
-    "temperature of rows": (dict(width=32, heads=2, temperature="row", context=40), 33),
-    "one position": (dict(width=32, heads=2), 1),
+    "defaults": (dict(hidden_size=32, num_attention_heads=2), 33),
+    "grouped heads": (dict(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=16), 31),
+    "bias, both directions": (dict(hidden_size=32, num_attention_heads=4, bias=True, causal=False), 33),
+    "window": (dict(hidden_size=32, num_attention_heads=2, window=5), 33),
+    "softcap": (dict(hidden_size=32, num_attention_heads=2, softcap=2.0), 33),
+    "qk_norm and rope": (dict(hidden_size=40, num_attention_heads=4, num_key_value_heads=1, head_dim=24, qk_norm=True, rope_theta=1e4), 97),
+    "temperature of heads": (dict(hidden_size=32, num_attention_heads=2, temperature="head"), 33),
+    "temperature of rows": (dict(hidden_size=32, num_attention_heads=2, temperature="row", max_position_embeddings=40), 33),
+    "one position": (dict(hidden_size=32, num_attention_heads=2), 1),
 }
 
 
@@ -64,7 +64,7 @@ def make(arguments):
 @pytest.mark.parametrize("padded", [False, True])
 def test_values(within_twice, case, padded):
     arguments, T = CASES[case]
-    module, x = make(arguments), torch.randn(3, T, arguments["width"])
+    module, x = make(arguments), torch.randn(3, T, arguments["hidden_size"])
     lengths = torch.tensor([T, 1, T // 2]) if padded else None
     out, entropy = module(x, key_lengths=lengths, return_entropy=True)
     assert torch.equal(out, module(x, key_lengths=lengths))
@@ -77,7 +77,7 @@ def test_values(within_twice, case, padded):
 def test_packed_equals_separate(case):
     arguments, T = CASES[case]
     module, lengths = make(arguments), [T, 1, (T + 1) // 2]
-    xs = [torch.randn(n, arguments["width"]) for n in lengths]
+    xs = [torch.randn(n, arguments["hidden_size"]) for n in lengths]
     ends = torch.tensor([0, *lengths]).cumsum(0)
     out, entropy = module(torch.cat(xs), cu_seqlens=ends, return_entropy=True)
     for x, a, h in zip(xs, out.split(lengths), entropy.split(lengths)):
@@ -112,8 +112,8 @@ def test_weights_of_hugging_face_load(kind):
         intermediate_size=8, attn_implementation="eager", rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     )  # fmt: skip
     model = getattr(transformers, f"{kind}Model")(config).double()
-    module = EntropyAttention(32, 4, 2, 16, qk_norm=kind == "Qwen3", rope_base=500.0).double()
-    peer = model.layers[0].self_attn
+    module = EntropyAttention(32, 4, 2, 16, qk_norm=kind == "Qwen3", rope_theta=500.0).double()
+    peer = model.num_hidden_layers[0].self_attn
     if kind == "Qwen3":
         peer.q_norm.weight.data.normal_(), peer.k_norm.weight.data.normal_()
     module.load_state_dict(peer.state_dict())
@@ -134,7 +134,7 @@ def test_weights_of_hugging_face_load(kind):
 def test_gradcheck(case):
     arguments, _ = CASES[case]
     module = make(arguments).double()
-    x = torch.randn(1, 3, arguments["width"], dtype=torch.float64, requires_grad=True)
+    x = torch.randn(1, 3, arguments["hidden_size"], dtype=torch.float64, requires_grad=True)
     names, values = zip(*module.named_parameters())
 
     def f(x, *values):
@@ -147,7 +147,7 @@ def test_gradcheck(case):
 def test_every_parameter_learns_from_the_entropy(case):
     arguments, T = CASES[case]
     module = make(arguments)
-    _, entropy = module(torch.randn(2, T, arguments["width"]), return_entropy=True)
+    _, entropy = module(torch.randn(2, T, arguments["hidden_size"]), return_entropy=True)
     entropy.sum().backward()
     for name, value in module.named_parameters():
         reaches = not name.startswith(("v_proj", "o_proj"))  # entropy knows neither values nor output
@@ -166,7 +166,7 @@ def test_compile_fullgraph(case, packed):
     results = []
     for f in (module, compiled):
         torch.manual_seed(1)
-        x = torch.randn(*([T] if packed else [2, T]), arguments["width"], dtype=torch.float64, requires_grad=True)
+        x = torch.randn(*([T] if packed else [2, T]), arguments["hidden_size"], dtype=torch.float64, requires_grad=True)
         out, entropy = f(x, **options, return_entropy=True)
         (out.square().sum() + entropy.sum()).backward()
         results.append((out, entropy, x.grad, module.last_entropy, module.last_max_logit))
@@ -252,24 +252,24 @@ def test_normalized_entropy():
 @pytest.mark.parametrize(
     "message, arguments",
     [
-        ("heads is 4 and kv_heads is 3; wanted heads a multiple of kv_heads", dict(width=32, heads=4, kv_heads=3)),
-        ("heads is 0", dict(width=32, heads=0)),
-        ("width is 32 and heads is 3; wanted a multiple of heads, or head_size given", dict(width=32, heads=3)),
-        ("head_size is 4; wanted a multiple of 8 up to 256", dict(width=32, heads=8)),
-        ("head_size is 264; wanted a multiple of 8 up to 256", dict(width=32, heads=8, head_size=264)),
-        ("window is 4 and causal is False; wanted", dict(width=32, heads=2, window=4, causal=False)),
-        ("window is 0 and causal is True; wanted", dict(width=32, heads=2, window=0)),
-        ("softcap is 0; wanted above 0", dict(width=32, heads=2, softcap=0)),
-        ("softcap is nan; wanted above 0", dict(width=32, heads=2, softcap=float("nan"))),
-        ("rope_base is -1.0; wanted above 0", dict(width=32, heads=2, rope_base=-1.0)),  # its powers are NaN
-        ("rope_base is inf; wanted above 0", dict(width=32, heads=2, rope_base=float("inf"))),
-        ("context is 0; wanted at least 1", dict(width=32, heads=2, temperature="row", context=0)),
-        ("heads is 2.0; wanted an integer", dict(width=32, heads=2.0)),
-        ("heads is None; wanted an integer", dict(width=32, heads=None)),
-        ("window is 2.5; wanted an integer", dict(width=32, heads=2, window=2.5)),
-        ("temperature is 'rows'; wanted None, 'head' or 'row'", dict(width=32, heads=2, temperature="rows")),
-        ("'row', and 'row' alone, needs a context", dict(width=32, heads=2, temperature="row")),
-        ("temperature is 'head' and context is 9", dict(width=32, heads=2, temperature="head", context=9)),
+        ("num_attention_heads is 4 and num_key_value_heads is 3; wanted the first a multiple of the second", dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=3)),
+        ("num_attention_heads is 0", dict(hidden_size=32, num_attention_heads=0)),
+        ("hidden_size is 32 and num_attention_heads is 3; wanted a multiple of num_attention_heads, or head_dim given", dict(hidden_size=32, num_attention_heads=3)),
+        ("head_dim is 4; wanted a multiple of 8 up to 256", dict(hidden_size=32, num_attention_heads=8)),
+        ("head_dim is 264; wanted a multiple of 8 up to 256", dict(hidden_size=32, num_attention_heads=8, head_dim=264)),
+        ("window is 4 and causal is False; wanted", dict(hidden_size=32, num_attention_heads=2, window=4, causal=False)),
+        ("window is 0 and causal is True; wanted", dict(hidden_size=32, num_attention_heads=2, window=0)),
+        ("softcap is 0; wanted above 0", dict(hidden_size=32, num_attention_heads=2, softcap=0)),
+        ("softcap is nan; wanted above 0", dict(hidden_size=32, num_attention_heads=2, softcap=float("nan"))),
+        ("rope_theta is -1.0; wanted above 0", dict(hidden_size=32, num_attention_heads=2, rope_theta=-1.0)),  # its powers are NaN
+        ("rope_theta is inf; wanted above 0", dict(hidden_size=32, num_attention_heads=2, rope_theta=float("inf"))),
+        ("max_position_embeddings is 0; wanted at least 1", dict(hidden_size=32, num_attention_heads=2, temperature="row", max_position_embeddings=0)),
+        ("num_attention_heads is 2.0; wanted an integer", dict(hidden_size=32, num_attention_heads=2.0)),
+        ("num_attention_heads is None; wanted an integer", dict(hidden_size=32, num_attention_heads=None)),
+        ("window is 2.5; wanted an integer", dict(hidden_size=32, num_attention_heads=2, window=2.5)),
+        ("temperature is 'rows'; wanted None, 'head' or 'row'", dict(hidden_size=32, num_attention_heads=2, temperature="rows")),
+        ("'row', and 'row' alone, needs it", dict(hidden_size=32, num_attention_heads=2, temperature="row")),
+        ("temperature is 'head' and max_position_embeddings is 9", dict(hidden_size=32, num_attention_heads=2, temperature="head", max_position_embeddings=9)),
     ],
 )
 def test_bad_options(message, arguments):
@@ -278,7 +278,7 @@ def test_bad_options(message, arguments):
 
 
 def test_bad_input():
-    module = EntropyAttention(32, 2, temperature="row", context=8)
+    module = EntropyAttention(32, 2, temperature="row", max_position_embeddings=8)
     with pytest.raises(ValueError, match="x has 9 positions; wanted at most context, which is 8"):
         module(torch.zeros(1, 9, 32))
     with pytest.raises(IndexError):

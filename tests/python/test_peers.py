@@ -81,7 +81,7 @@ def test_beta_of_trl(batch, corrected, ref_kl):
 def test_kl_cov_of_verl(batch):
     """ppo_kl_coef, 0.1 by default; the tokens are chosen by the same rule."""
     old, mask, advantage = batch["old"], batch["mask"], batch["advantage"]
-    chosen = isentrope.grpo_select(batch["logprob"], old, advantage, mask, mode="kl_cov", seed=0, select_fraction=0.2)
+    chosen = isentrope.grpo_select(batch["logprob"], old, advantage, mask, mode="kl_cov", seed=0, cov_ratio=0.2)
 
     def kl_cov(logprob):
         ratio = (logprob - old).exp()
@@ -89,6 +89,6 @@ def test_kl_cov_of_verl(batch):
         return (loss * mask).sum() / mask.sum()
 
     def ours(x):
-        return isentrope.grpo_loss(x, old, advantage, mask, mode="kl_cov", selected=chosen, kl_coef=0.1).loss
+        return isentrope.grpo_loss(x, old, advantage, mask, mode="kl_cov", selected=chosen, kl_cov_coef=0.1).loss
 
     agrees(ours, kl_cov, batch["logprob"])

@@ -19,7 +19,7 @@ BUILD = Path(os.environ.get("ISENTROPE_BUILD", ROOT / "build" / "release")).reso
 PROGRAM = BUILD / "bin" / "isentrope"
 STARTER = Path(sys.executable).parent / "isentrope"
 SFT = ROOT / "configs" / "tiny" / "sft.yaml"
-SHORT = ["phases.sft.steps=3", "phases.sft.schedule.warmup=0", "phases.sft.evaluation.every=0", "test={prompts: 2, sampled_prompts: 2, samples: 2}"]
+SHORT = ["phases.sft.steps=3", "phases.sft.schedule.warmup_steps=0", "phases.sft.evaluation.every=0", "test={prompts: 2, sampled_prompts: 2, num_generations: 2}"]
 ENDLESS = ["phases.sft.steps=1000000", "run.checkpoint_every=0", "phases.sft.evaluation.every=0"]
 
 needs_program = pytest.mark.skipif(not PROGRAM.exists(), reason=f"no trainer in this build: {PROGRAM}")
@@ -109,7 +109,7 @@ def test_a_signal_saves_and_tells_itself_in_the_exit_code(number, tmp_path):
 @needs_program
 def test_a_second_signal_ends_what_takes_long(tmp_path):
     # 16 s of evaluation after the first step: the split has some 130 prompts, and answers without number can be drawn to each.
-    process = begun(tmp_path / "run", "phases.sft.evaluation={every: 1, samples: 3000}")
+    process = begun(tmp_path / "run", "phases.sft.evaluation={every: 1, num_generations: 3000}")
     process.send_signal(signal.SIGINT)
     while process.poll() is None:  # repeated, since a busy machine may deliver two as one
         time.sleep(0.15)
@@ -156,7 +156,7 @@ def test_a_limit_on_the_size_of_files_is_an_error_that_says_so(tmp_path):
 def trained(tmp_path_factory):
     """A finished run in a folder with a space, of an alphabet of bytes; and what it printed."""
     folder = tmp_path_factory.mktemp("a run")
-    told = run(PROGRAM, "train", SFT, "run.dir=of bytes", "tokenizer={kind: bytes}", "model.tied_head=true", *SHORT,
+    told = run(PROGRAM, "train", SFT, "run.dir=of bytes", "tokenizer={kind: bytes}", "model.tie_word_embeddings=true", *SHORT,
                cwd=folder, text=True)  # fmt: skip
     assert told.returncode == 0, told.stderr
     return folder, told.stdout
@@ -295,7 +295,7 @@ def test_wrong_words_name_the_right_ones(words, wanted):
 
 @needs_program
 @pytest.mark.parametrize("overrides, wanted", [
-    (["model.mlp=1000000000000"], "1 to 1048576"), (["model.mlp=1000000", "model.width=1024"], "GiB"), (["model.context=4611686018427387904"], ""), (["phases.0.name=" + "x" * 300], ""),
+    (["model.intermediate_size=1000000000000"], "1 to 1048576"), (["model.intermediate_size=1000000", "model.hidden_size=1024"], "GiB"), (["model.max_position_embeddings=4611686018427387904"], ""), (["phases.0.name=" + "x" * 300], ""),
     (["run.dir=" + "y" * 300], "run.dir"), (["tokenizer.characters=" + "z" * 100000], "")], ids=lambda value: value[0][:20] if isinstance(value, list) else "")
 def test_messages_are_ours_and_no_longer_than_a_screen(overrides, wanted, tmp_path):
     told = run(PROGRAM, "train", SFT, f"run.dir={tmp_path}/run", *SHORT, *overrides, cwd=tmp_path, text=True)

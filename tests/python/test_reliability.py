@@ -40,7 +40,7 @@ def fail(message, kind=RuntimeError):
     (lambda: os.abort(), "crash", "SIGABRT"),
     (lambda: os._exit(0), "crash", "without a result"),
     (lambda: time.sleep(60), "hang", "no end"),
-    (lambda: fail("config.yaml:3: model.layers is 0; wanted at least 1"), "refused", "config.yaml:3"),
+    (lambda: fail("config.yaml:3: model.num_hidden_layers is 0; wanted at least 1"), "refused", "config.yaml:3"),
     (lambda: fail("std::bad_alloc"), "raw", "bad_alloc"),
     (lambda: fail("map::at"), "raw", "map::at"),
     (lambda: fail("filesystem error: cannot open"), "raw", "filesystem"),

@@ -266,7 +266,7 @@ def test_evaluations_show_samples(finished, tmp_path):
             assert len(sample["tokens"]) == len(sample["entropy"]) > 0
             assert all(0 <= H <= math.log(25) for H in sample["entropy"])
     # All samples of an evaluation: their mean entropy and length are those that it tells.
-    options = ["test.show=16", "test.sampled_prompts=16", "test.samples=1", "phases.sft.evaluation.show=0"]
+    options = ["test.show=16", "test.sampled_prompts=16", "test.num_generations=1", "phases.sft.evaluation.show=0"]
     train(ROOT / "configs" / "tiny" / "sft.yaml", tmp_path, *options)
     (line,), (test,) = samples(tmp_path), evaluations(tmp_path, "test")
     entropies = [H for sample in line["samples"] for H in sample["entropy"]]
@@ -343,7 +343,7 @@ def test_pretraining_then_supervised_learning(tmp_path):
     steps: 3
 """
     config = tmp_path / "two.yaml"
-    config.write_text(text.replace("test: {windows: 16}", sft + "test: {prompts: 4, sampled_prompts: 4, samples: 2}"))
+    config.write_text(text.replace("test: {windows: 16}", sft + "test: {prompts: 4, sampled_prompts: 4, num_generations: 2}"))
     train(config, tmp_path / "run", "phases.pretrain.steps=3")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [row["phase"] for row in summary] == ["pretrain", "sft"]
@@ -411,14 +411,18 @@ def test_checkpoint_opens_in_transformers(finished, name):
     assert theirs == ours
 
 
-@pytest.mark.parametrize("options", [["qk_norm=true"], ["window=6"], ["qk_norm=true", "window=6"]], ids=" ".join)
-def test_checkpoint_with_attention_options_opens_in_transformers(tmp_path, options):
-    train(ROOT / "configs" / "tiny" / "sft.yaml", tmp_path, *(f"model.attention.{option}" for option in options))
+OPENED = {"attention.qk_norm=true": "Qwen3", "attention.window=6": "Mistral", "head_dim=16": "Llama",
+          "attention.qk_norm=true attention.window=6 head_dim=24": "Qwen3"}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPENED)
+def test_checkpoint_with_options_of_a_family_opens_in_transformers(tmp_path, options):
+    train(ROOT / "configs" / "tiny" / "sft.yaml", tmp_path, *(f"model.{option}" for option in options.split()))
     theirs, ours = greedy_texts(final_checkpoint(tmp_path))
     assert theirs == ours
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(final_checkpoint(tmp_path))
-    assert type(model).__name__ == ("Qwen3ForCausalLM" if options[0] == "qk_norm=true" else "MistralForCausalLM")
+    assert type(model).__name__ == f"{OPENED[options]}ForCausalLM"
     # And back: what transformers saves of it is the same model here.
     model.save_pretrained(tmp_path / "saved")
     transformers.AutoTokenizer.from_pretrained(final_checkpoint(tmp_path)).save_pretrained(tmp_path / "saved")
@@ -492,7 +496,7 @@ def test_sigma_in_rollouts_with_a_reference(tmp_path):
     """Phases one after the other, rollouts and a reference model; a resumed run repeats it."""
     config = ROOT / "configs" / "tiny" / "grpo.yaml"
     options = ["model.sigma_reparam.layers=all", "phases.sft.steps=8", "phases.grpo.steps=4", "run.checkpoint_every=3",
-               "phases.grpo.objective.ref_kl_coef=0.1", "phases.grpo.rollout.updates=1"]
+               "phases.grpo.objective.ref_kl_coef=0.1", "phases.grpo.rollout.mini_batches=1"]
     train(config, tmp_path / "whole", *options)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(final_checkpoint(tmp_path / "cut"))
@@ -507,7 +511,7 @@ def test_sigma_in_rollouts_with_a_reference(tmp_path):
 
 def test_a_spectral_norm_that_is_not_finite_is_named(tmp_path):
     result = train(ROOT / "configs" / "tiny" / "sigma.yaml", tmp_path / "run", "phases.pretrain.optimizer.lr=1e30",
-                   "phases.pretrain.optimizer.max_grad_norm=0", "phases.pretrain.schedule.warmup=0", check=False)
+                   "phases.pretrain.optimizer.max_grad_norm=0", "phases.pretrain.schedule.warmup_steps=0", check=False)
     assert result.returncode != 0
     assert "the spectral norm of layers.0.q is not finite" in result.stderr and "step 1" in result.stderr, result.stderr
     assert "No weight was changed" not in result.stderr
@@ -532,12 +536,12 @@ MISTAKES = [
     (["model.sigma_reparam={layers: all}", "model.attention.qk_clip=5"], "qk_clip"),
     (["model.norm=pos"], "model.norm"),
     (["phases.sft.objective.los=clip"], "did you mean 'loss'"),
-    (["model.width=sixty"], "model.width"),
-    (["model.width=-1"], "model.width"),
-    (["model.heads=3"], "heads"),
-    (["phases.grpo.rollout.updates=3"], "updates"),
+    (["model.hidden_size=sixty"], "model.hidden_size"),
+    (["model.hidden_size=-1"], "model.hidden_size"),
+    (["model.num_attention_heads=3"], "num_attention_heads"),
+    (["phases.grpo.rollout.mini_batches=3"], "mini_batches"),
     (["phases.grpo.objective.loss=clipcov"], "clip_cov"),
-    (["model.context=8"], "context"),
+    (["model.max_position_embeddings=8"], "max_position_embeddings"),
     (["tokenizer.eos=x"], "eos"),
     (["phases.grpo.reward.0.kind=mine"], "mine"),
     (["run.start=nowhere"], "nowhere"),
@@ -556,7 +560,7 @@ CORPUS_MISTAKES = [
     (["phases.pretrain.data.corpus.suffixes=[.rst]"], ["configs/tiny/corpus", ".rst"]),
     (["phases.pretrain.data.corpus.validation_fraction=0"], ["evaluation.every: 20 asks for validation"]),
     (["phases.pretrain.data.corpus.paths=[/dev/zero]"], ["/dev/zero cannot be read", "data.corpus.paths"]),
-    (["model.context=100000"], ["tokens", "takes 100001", "model.context"]),
+    (["model.max_position_embeddings=100000"], ["tokens", "takes 100001", "model.max_position_embeddings"]),
     (["tokenizer.kind=characters"], [".txt", "is not in the alphabet", "kind bytes"]),
     (["tokenizer.kind=byte"], ["one of characters, bytes"]),
     (["phases.pretrain.objective.kind=sft"], ["corpus belongs to pretrain phases"]),
@@ -614,7 +618,7 @@ def test_second_trainer_is_refused(tmp_path):
 def test_checkpoint_of_another_model(finished, tmp_path):
     start = final_checkpoint(finished("sft"))
     result = train(ROOT / "configs" / "tiny" / "grpo.yaml", tmp_path / "run", f"run.start={start}", check=False)
-    assert result.returncode != 0 and "model.tied_head: true → false" in result.stderr, result.stderr
+    assert result.returncode != 0 and "model.tie_word_embeddings: true → false" in result.stderr, result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -652,13 +656,13 @@ class TestPython:
         assert len(prompts) == len(completions) == len(meta) and prompts[0].endswith("=") and len(meta[0]["answer"]) == 2
 
     def test_warns_of_what_is_allowed_and_not_meant(self, tmp_path):
-        with pytest.warns(UserWarning, match="phases.sft.schedule.warmup: 5 steps, and the phase has 1"):
+        with pytest.warns(UserWarning, match="phases.sft.schedule.warmup_steps: 5 steps, and the phase has 1"):
             self.trainer(tmp_path / "run", overrides={"phases.sft.steps": 1})
 
     # Two steps of supervised learning, three of a policy with a reward in Python, to be compared with the same run unbroken.
     SHORT = {"phases.grpo.reward": "[{kind: mine}]", "phases.sft.steps": 2, "phases.grpo.steps": 3, "run.checkpoint_every": 0,
-             "phases.grpo.evaluation": "{every: 2, prompts: 4, sampled_prompts: 4, samples: 2}",
-             "test": "{prompts: 4, sampled_prompts: 4, samples: 2}"}
+             "phases.grpo.evaluation": "{every: 2, prompts: 4, sampled_prompts: 4, num_generations: 2}",
+             "test": "{prompts: 4, sampled_prompts: 4, num_generations: 2}"}
 
     def short(self, folder, reward, **arguments):
         return self.trainer(folder, rewards={"mine": reward}, overrides={**self.SHORT, **arguments.pop("overrides", {})}, **arguments)
@@ -844,7 +848,7 @@ class TestPython:
         isentrope = pytest.importorskip("isentrope")
         config, data = tmp_path / "a.yaml", tmp_path / "data.jsonl"
         text = (ROOT / "configs" / "tiny" / "grpo.yaml").read_bytes()
-        config.write_bytes(text.replace(b"layers: 2", b"l\xe9yers: 2") if where == "configuration" else text)
+        config.write_bytes(text.replace(b"num_hidden_layers: 2", b"num_hidden_l\xe9yers: 2") if where == "configuration" else text)
         data.write_bytes(b'{"prompt": "1+1=", "answer": "2"}\n{"prompt": "\xff+1=", "answer": "2"}\n')
         named = r"a\.yaml:3" if where == "configuration" else r"data\.jsonl:2"
         with pytest.raises(RuntimeError, match=named):

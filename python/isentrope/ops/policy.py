@@ -23,7 +23,7 @@ def grpo_select(
     *,
     mode: str,
     seed: int,
-    select_fraction: float = 2e-4,
+    cov_ratio: float = 2e-4,
     cov_lower: float = 1.0,
     cov_upper: float = 5.0,
     clip_low: float = 0.2,
@@ -39,13 +39,13 @@ def grpo_select(
         logprob, old_logprob, advantage: [B, T]; float32, bfloat16, float16 (computed in float32) or float64. logprob is of
             the policy that learns, old_logprob of the one that sampled.
         mask: [B, T], bool or number; nonzero where the token counts. What stands elsewhere is never used.
-        mode: with n = max(int(select_fraction * tokens), minimum):
+        mode: with n = max(int(cov_ratio * tokens), minimum):
             "clip_cov": n at random among cov_lower < c < cov_upper, without those that the clip holds already;
             "kl_cov": the n largest c, compared in float32, ties to the first;
             "random_clip_cov", "random_kl_cov": as many as that mode would choose, at random among all: its control.
         seed: fixes the random choices; with it, the order of the sequences and T, the choice is reproducible on any device
             and any number of threads. A new seed each update gives independent choices.
-        select_fraction: in (0, 1].
+        cov_ratio: in (0, 1].
         cov_lower, cov_upper: the band of clip_cov, both excluded.
         clip_low, clip_high: the clip that clip_cov asks; clip_high defaults to clip_low.
         minimum: tokens chosen even where the fraction makes fewer; 0 lets a small batch choose none.
@@ -65,7 +65,7 @@ def grpo_select(
         seed=seed,
         minimum=minimum,
         **numbers_of(
-            select_fraction=select_fraction, cov_lower=cov_lower, cov_upper=cov_upper, clip_low=clip_low, clip_high=clip_high
+            cov_ratio=cov_ratio, cov_lower=cov_lower, cov_upper=cov_upper, clip_low=clip_low, clip_high=clip_high
         ),
     )
     return selected
@@ -100,7 +100,7 @@ def grpo_loss(
     clip_low: float = 0.2,
     clip_high: float | None = None,
     dual_clip: float | None = None,
-    kl_coef: float = 1.0,
+    kl_cov_coef: float = 1.0,
     ref_kl: str = "k3",
     ref_kl_coef: float = 0.0,
     entropy_coef: float = 0.0,
@@ -117,7 +117,7 @@ def grpo_loss(
     clip         max(-A r, -A clip(r)); with dual_clip c, at most -A c where A < 0
     clip_higher  the same; clip_high is 0.28 unless given
     clip_cov     max(-A r, -A clip(r)), and 0 on selected tokens
-    kl_cov       -A r, plus kl_coef abs(d) on selected tokens where abs(d) is more than rounding; no clip
+    kl_cov       -A r, plus kl_cov_coef abs(d) on selected tokens where abs(d) is more than rounding; no clip
     gspo         as clip with r = sg[s] exp(logprob - sg[logprob]), s = exp(mean of d over the sequence)
     cispo        -sg[clip(r)] A logprob
     gpg          -A logprob
@@ -139,7 +139,7 @@ def grpo_loss(
             up to 0.7.0). Sequences without a token do not count.
         clip_low, clip_high: ≥ 0; clip_high defaults to clip_low.
         dual_clip: above 1; None for none.
-        kl_coef: weight of the penalty of kl_cov. It is nothing, and has no gradient, where abs(d) is at most 2⁻²⁰ (1e-6), or so
+        kl_cov_coef: weight of the penalty of kl_cov. It is nothing, and has no gradient, where abs(d) is at most 2⁻²⁰ (1e-6), or so
             much of the log-probability where that is beyond ±1: the difference of two roundings of one number. So the first update
             of a batch, whose policy is the one that sampled it, has no penalty; with one update a batch kl_cov is plain -A r.
         ref_kl: estimator of the divergence, with Δ = logprob - ref_logprob: "k1" Δ; "k2" Δ²/2; "k3" exp(-Δ) + Δ - 1 (Δ clamped
@@ -182,7 +182,7 @@ def grpo_loss(
             clip_low=clip_low,
             clip_high=clip_high,
             dual_clip=dual_clip,
-            kl_coef=kl_coef,
+            kl_cov_coef=kl_cov_coef,
             ref_kl_coef=ref_kl_coef,
             entropy_coef=entropy_coef,
         ),
