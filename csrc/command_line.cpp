@@ -6,6 +6,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "csrc/message.h"
@@ -14,6 +15,13 @@
 
 namespace isentrope {
 namespace {
+
+// Commands that Python does, each as `python -m isentrope.NAME`.
+constexpr std::pair<const char*, const char*> kPythonCommands[]{
+    {"report", "Write a page that shows one run or several: loss, entropies, samples."},
+    {"compare", "Train configurations with several seeds or values of a key, and print one table."},
+    {"stability", "Train small models at rising learning rates, and tell which lose their attention."},
+};
 
 int wrong(const std::string& what, const std::string& command = "") {
   std::fprintf(stderr, "isentrope: %s\nWhat there is:  isentrope %s--help\n", on_a_screen(what).c_str(),
@@ -106,9 +114,11 @@ int run(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::IsMember({"validation", "test"}));
 
-  auto* report = app.add_subcommand("report", "Write a page that shows one run or several: loss, entropies, samples.");
-  report->prefix_command();  // every argument, --help too, is Python's
-  report->set_help_flag();
+  for (const auto& [name, what] : kPythonCommands) {
+    auto* command = app.add_subcommand(name, what);
+    command->prefix_command();  // every argument, --help too, is Python's
+    command->set_help_flag();
+  }
 
   app.add_subcommand("version", "Versions, devices, instruction set, backends in the build.");
 
@@ -118,8 +128,9 @@ int run(int argc, char** argv) {
   if (*show) return config_command(config, overrides, explain);
   if (*draw) return sample_command(checkpoint, sample);
   if (*judge) return evaluate_command(checkpoint, config, overrides, split);
-  if (*report) return report_command(report->remaining());
-  return version_command();
+  const CLI::App* given = app.get_subcommands().front();
+  if (given->get_name() == "version") return version_command();
+  return python_command(argv[0], given->get_name(), given->remaining());
 }
 
 }  // namespace isentrope

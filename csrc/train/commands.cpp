@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -222,15 +223,16 @@ int evaluate_command(const std::string& path, const std::string& file, const std
   return 0;
 }
 
-int report_command(const std::vector<std::string>& arguments) {
+int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments) {
   const std::string python = python_program();
-  std::vector<std::string> words{python, "-m", "isentrope.report"};
+  ::setenv("ISENTROPE_PROGRAM", program.c_str(), 1);
+  std::vector<std::string> words{python, "-m", "isentrope." + name};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> command;
   for (std::string& word : words) command.push_back(word.data());
   command.push_back(nullptr);
   ::execvp(python.c_str(), command.data());
-  throw std::runtime_error("report: " + python + " cannot be started: " + std::strerror(errno) +
+  throw std::runtime_error(name + ": " + python + " cannot be started: " + std::strerror(errno) +
                            "; name a Python that has isentrope in ISENTROPE_PYTHON");
 }
 

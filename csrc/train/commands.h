@@ -36,8 +36,8 @@ int sample_command(const std::string& checkpoint, const SampleOptions& options);
 int evaluate_command(const std::string& checkpoint, const std::string& config,
                      const std::vector<std::string>& overrides, const std::string& split);
 
-// Hands over to python/isentrope/report.py, which writes the page.
-int report_command(const std::vector<std::string>& arguments);
+// Hands over to `python -m isentrope.NAME`, which finds in ISENTROPE_PROGRAM how this program was called.
+int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments);
 
 int version_command();
 

@@ -25,7 +25,7 @@ def write_page(folders: Sequence[str | os.PathLike[str]], output: str | os.PathL
     from isentrope.report.page import page
     from isentrope.report.runs import read_runs
 
-    text = page(read_runs([Path(folder) for folder in folders]), refresh).encode()
+    text = page(read_runs(runs_of(folders)), refresh).encode()
     output = Path(output)
     beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
@@ -37,16 +37,26 @@ def write_page(folders: Sequence[str | os.PathLike[str]], output: str | os.PathL
     return len(text)
 
 
+def runs_of(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The folders; in place of one that is no run but holds runs, or folders of seeds, as those of `isentrope compare`, its runs."""
+    found = []
+    for folder in map(Path, folders):
+        runs = [] if (folder / "metrics.jsonl").exists() else [*folder.glob("*/metrics.jsonl"), *folder.glob("*/*/metrics.jsonl")]
+        found += sorted(file.parent for file in runs) or [folder]
+    return found
+
+
 class ReportError(Exception):
     """What is wrong with the files of a run, with the file and how to mend it."""
 
 
 def watch(folders: Sequence[str], output: Path, interval: float) -> None:
     """Writes the page whenever a run has written more, until Ctrl-C; then once more, without the refresh."""
-    files = [Path(folder) / name for folder in folders for name in ("metrics.jsonl", "samples.jsonl", "config.yaml")]
+    names = ("metrics.jsonl", "samples.jsonl", "config.yaml")
     seen: list[tuple[int, int]] | None = None
     try:
         while True:
+            files = [folder / name for folder in runs_of(folders) for name in names]
             now = [(s.st_size, s.st_mtime_ns) for s in (file.stat() for file in files if file.exists())]
             if now != seen:
                 write_page(folders, output, refresh=interval)
@@ -70,9 +80,9 @@ def say(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 1 after an error, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="isentrope report", description="Write a page that shows one run or several.")
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or of runs")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the first run)"
+        "-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the first folder)"
     )
     parser.add_argument("--watch", action="store_true", help="write it again whenever a run goes on, until Ctrl-C")
     parser.add_argument(
@@ -80,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         type=float,
         default=5.0,
-        help="with --watch: seconds between looks at the runs (default: 5)",
+        help="with --watch: seconds between two measurements of the runs (default: 5)",
     )
     options = parser.parse_args(argv)
     if not 0 < options.interval < float("inf"):

@@ -1,0 +1,5 @@
+import sys
+
+from isentrope.compare import main
+
+sys.exit(main())

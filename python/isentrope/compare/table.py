@@ -1,0 +1,168 @@
+"""What the runs of a comparison came to: read from their metrics.jsonl, and written as Markdown, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from isentrope import json_lines
+from isentrope.compare.plan import Configuration
+
+Point = dict[str, Any]  # an evaluation
+
+PERCENT, NATS, COUNT, THOUSANDS, TOKENS = (".1f", 100), (".3f", 1), (".0f", 1), (".0f", 1e-3), (".1f", 1)
+LAST = {"step": COUNT, "loss": NATS, "bits_per_byte": NATS, "sampled": PERCENT, "greedy": PERCENT, "pass_k": PERCENT,
+        "entropy": NATS, "tokens": THOUSANDS}  # fmt: skip
+REACHED = {"step": COUNT, "tokens": THOUSANDS, "pass_k": PERCENT, "entropy": NATS}
+
+
+def evaluations(run_dir: Path, phase: str) -> list[Point]:
+    """The evaluations of one phase in metrics.jsonl, in order, each with step, split, loss, bits_per_byte, greedy, sampled,
+    pass_k, k, entropy, tokens and sizes; None for what it has not, and for a value that is not finite.
+
+    pass_k: of the largest k; tokens: drawn by the rollouts of the phase until then; sizes: {size: (sampled, length)}, where
+    prompts are of several."""
+    found, tokens = [], 0
+    for record in json_lines.read(run_dir / "metrics.jsonl"):
+        if record.get("phase") != phase:
+            continue
+        tokens += record.get("generated") or 0
+        if "eval/split" not in record:
+            continue
+        point: Point = {key: record.get(f"eval/{key}") for key in
+                        ("split", "loss", "bits_per_byte", "greedy", "sampled", "entropy")}  # fmt: skip
+        ks = [int(key[10:]) for key in record if key.startswith("eval/pass@") and key[10:].isdecimal()]
+        k = int(record.get("eval/k") or max(ks, default=0))
+        pass_k = record.get("eval/pass@k") if "eval/pass@k" in record else record.get(f"eval/pass@{k}")
+        sizes = {int(key.rsplit("/")[-1]): (value, record[key.replace("sampled", "length")])
+                 for key, value in record.items() if key.startswith("eval/sampled/")}  # fmt: skip
+        found.append(point | {"step": record["step"], "pass_k": pass_k, "k": k, "tokens": tokens or None, "sizes": sizes})
+    return found
+
+
+def last_test(points: Sequence[Point]) -> Optional[Point]:
+    """The last evaluation on the test data; None for a run that is not finished."""
+    return next((p for p in reversed(points) if p["split"] == "test"), None)
+
+
+def common_level(runs: Sequence[Sequence[Point]]) -> float | None:
+    """The highest whole percentage above 0 that every run reached on the validation prompts; runs are lists of evaluations."""
+    best = [max((p["sampled"] for p in points if p["split"] == "validation" and p["sampled"] is not None), default=None)
+            for points in runs]  # fmt: skip
+    known = [value for value in best if value is not None]
+    if not known or len(known) < len(best):
+        return None
+    return math.floor(min(known) * 100 + 1e-9) / 100 or None  # 0.29 * 100 is 28.999…; 0 is reached by all at once
+
+
+def first_reaching(points: Sequence[Point], level: float | None) -> Optional[Point]:
+    """The first evaluation on the validation prompts whose sampled accuracy is at least level; None if there is none."""
+    if level is None:
+        return None
+    return next((p for p in points if p["split"] == "validation" and (p["sampled"] or 0) >= level), None)
+
+
+def summary(values: Sequence[float | None]) -> dict[str, Any]:
+    """{mean, deviation, n} of the values that are there; deviation (n − 1) is None of fewer than two."""
+    there = [value for value in values if value is not None]
+    return {"mean": statistics.mean(there) if there else None,
+            "deviation": statistics.stdev(there) if len(there) > 1 else None, "n": len(there)}  # fmt: skip
+
+
+def cell(values: Sequence[float | None], form: tuple[str, float]) -> str:
+    """Mean ± standard deviation of the values that are there, and of how many where some are missing."""
+    found = summary(values)
+    if not found["n"]:
+        return "–"
+    text = " ± ".join(format(form[1] * found[key], form[0]) for key in ("mean", "deviation") if found[key] is not None)
+    return text if found["n"] == len(values) else f"{text} ({found['n']} of {len(values)})"
+
+
+def at(points: Sequence[Optional[Point]], key: str) -> list[float | None]:
+    return [point.get(key) if point else None for point in points]
+
+
+class Table:
+    """Configurations that stand together, with the evaluations of their runs."""
+
+    def __init__(self, starts: dict[str, list[Point]], rows: dict[Configuration, list[list[Point]]], level: float | None):
+        """starts: by its name, the test evaluations of a shared start, one a seed; rows: of each configuration the evaluations
+        of its runs, one list a seed; level: of sampled accuracy, or None for the highest that is common to the runs."""
+        self.starts, self.rows = starts, rows
+        begun = [run for runs in rows.values() for run in runs if run]  # a run that failed at once hides no level
+        self.level = common_level(begun) if level is None else level
+        self.last = {c: [last_test(run) for run in runs] for c, runs in rows.items()}
+        self.reached = {c: [first_reaching(run, self.level) for run in runs] for c, runs in rows.items()}
+
+    def markdown(self) -> list[str]:
+        """One row a start and a configuration; columns in which no row has a value are left out."""
+        everywhere = [p for ends in self.starts.values() for p in ends] + [p for ends in self.last.values() for p in ends if p]
+        ks = sorted({p["k"] for p in everywhere if p["k"]})
+        heads = {"step": "step", "loss": "loss, nats", "bits_per_byte": "bits per byte", "sampled": "sampled, %",
+                 "greedy": "greedy, %", "pass_k": f"pass@{'/'.join(map(str, ks)) or 'k'}, %", "entropy": "entropy, nats",
+                 "tokens": "tokens, k"}  # fmt: skip
+        reached = [p for points in self.reached.values() for p in points if p]
+        columns = [(0, key) for key in LAST if key == "step" or any(p.get(key) is not None for p in everywhere)]
+        columns += [(1, key) for key in REACHED if any(p.get(key) is not None for p in reached)]
+        first = next((i for i, (which, _) in enumerate(columns) if which), -1)
+        texts = [heads[key] for _, key in columns]
+        if first >= 0:
+            texts[first] = f"at {100 * (self.level or 0):.0f} % sampled: {texts[first]}"
+        lines = ["| | n | " + " | ".join(texts) + " |", "| --- | ---: |" + " ---: |" * len(texts)]
+
+        def row(name: str, *points: Sequence[Optional[Point]]) -> None:
+            cells = [cell(at(points[which], key), (LAST if which == 0 else REACHED)[key]) for which, key in columns]
+            lines.append("| " + " | ".join([name, str(sum(p is not None for p in points[0])), *cells]) + " |")
+
+        for name, ends in self.starts.items():
+            row(name, ends, [])
+        for configuration in self.rows:
+            row(configuration.label, self.last[configuration], self.reached[configuration])
+        return [*lines, "", *self.sizes()]
+
+    def sizes(self) -> list[str]:
+        """The share of right samples and their length for each size of prompts; none where there is one size."""
+        ends: dict[str, Sequence[Optional[Point]]] = {**self.starts, **{c.label: self.last[c] for c in self.rows}}
+        sizes = sorted({size for points in ends.values() for p in points if p for size in p["sizes"]})
+        if not sizes:
+            return []
+        head = ["", *(f"sampled of {size}, %" for size in sizes), *(f"length of {size}" for size in sizes)]
+        lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+        for name, points in ends.items():
+            cells = [cell([p["sizes"][size][i] if p and size in p["sizes"] else None for p in points], form)
+                     for i, form in ((0, PERCENT), (1, TOKENS)) for size in sizes]  # fmt: skip
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+        return [*lines, ""]
+
+    def json(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Shares from 0 to 1, tokens, nats. last: on the test data; reached: on the validation data, at level."""
+        rows = []
+        for c in self.rows:
+            runs = [{"seed": seed, "folder": c.folder_name(seed), "last": self.last[c][i], "reached": self.reached[c][i]}
+                    for i, seed in enumerate(seeds)]  # fmt: skip
+            rows.append({
+                "name": c.label, "config": c.file, "overrides": list(c.overrides), "over": c.over,
+                "last": {key: summary(at(self.last[c], key)) for key in LAST},
+                "reached": {key: summary(at(self.reached[c], key)) for key in REACHED}, "runs": runs,
+            })  # fmt: skip
+        return {"level": self.level, "starts": self.starts, "rows": rows}
+
+
+def as_csv(tables: Sequence[Table], seeds: Sequence[int]) -> str:
+    """One line a run: its configuration, the keys of the sweep, its seed, the last test, and where the level was reached."""
+    keys = list(dict.fromkeys(key for table in tables for c in table.rows for key in c.over))
+    stream = io.StringIO()
+    out = csv.writer(stream, lineterminator="\n")
+    out.writerow(["config", *keys, "seed", "folder", *LAST, "level", *(f"reached_{key}" for key in REACHED)])
+    for table in tables:
+        for c in table.rows:
+            for i, seed in enumerate(seeds):
+                last, reached = table.last[c][i] or {}, table.reached[c][i] or {}
+                out.writerow([c.file, *(c.over.get(key) for key in keys), seed, c.folder_name(seed),
+                              *(last.get(key) for key in LAST), table.level, *(reached.get(key) for key in REACHED)])  # fmt: skip
+    return stream.getvalue()

@@ -1,0 +1,5 @@
+import sys
+
+from isentrope.stability import main
+
+sys.exit(main())
