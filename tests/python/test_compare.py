@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("yaml")
 pytest.importorskip("numpy")
 import isentrope
-from isentrope.compare import plan, seeds_of, table
+from isentrope.compare import main, plan, seeds_of, table
 from isentrope.compare.plan import Configuration
 from isentrope.jobs import CommandError, Job, Runs
 
@@ -431,10 +431,16 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path):
     ([GRPO, "--level", "60"], 2, "wanted a share from 0 to 1"),
     ([GRPO, "--seed", "3"], 2, "--seed"),
 ])  # fmt: skip
-def test_mistakes_are_told_before_anything_is_written(tmp_path, words, code, wanted):
-    told = compare(tmp_path / "out", *words)
-    assert told.returncode == code and re.search(wanted, told.stderr), told.stderr
-    assert "Traceback" not in told.stderr and not (tmp_path / "out").exists()
+def test_mistakes_are_told_before_anything_is_written(tmp_path, monkeypatch, capsys, words, code, wanted):
+    monkeypatch.setattr(plan, "PROGRAM", str(PROGRAM))
+    monkeypatch.chdir(ROOT)
+    try:
+        ended = main([*map(str, words), "--dir", str(tmp_path / "out")])
+    except SystemExit as error:
+        ended = error.code
+    told = capsys.readouterr().err
+    assert ended == code and re.search(wanted, told), told
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(stand_in, tmp_path):
