@@ -239,7 +239,7 @@ setup() {
   printf '#if __cplusplus < 202002L\n#error\n#endif\n' | "$CXX" -std=c++20 -E -x c++ - >/dev/null 2>&1 ||
     fail "$("$CXX" --version | head -n 1) does not know C++20" "Name a newer compiler: CXX=g++-12 $0"
   PATH=$(dirname "$PYTHON"):$PATH
-  export ISENTROPE_PYTHON=$PYTHON  # `isentrope report` and metrics.tensorboard run in it
+  export ISENTROPE_PYTHON=$PYTHON  # what `isentrope` does in Python runs in it
   [ -z "${CONDA_PREFIX:-}" ] || export CMAKE_PREFIX_PATH=$CONDA_PREFIX${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
   setup_key() { echo "$PYTHON $TORCH $ISENTROPE_CUDA ${CUDACXX:-} $(cksum <"$ROOT/scripts/setup.sh")"; }
   if ! done_before "$ROOT/build/setup-done" "$(setup_key)" "$mode"; then
