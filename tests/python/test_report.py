@@ -22,7 +22,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("jinja2")
 pytest.importorskip("yaml")
 
-from isentrope.report import ReportError, main, write_page  # noqa: E402
+from isentrope.report import ReportError, main, runs_of, write_page  # noqa: E402
 from isentrope.report.configurations import configurations, heading, sweep  # noqa: E402
 from isentrope.report.page import Pages  # noqa: E402
 from isentrope.report.plots import Curve, binned, draw_curves  # noqa: E402
@@ -638,6 +638,15 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
         assert f"{folder}: not the folder of a run" in capsys.readouterr().err
     assert main([str(write_run(tmp_path / "run", plain=True)), "-o", str(tmp_path / "no" / "page.html")]) == 1
     assert "page.html: cannot be written" in capsys.readouterr().err
+
+
+def test_a_folder_stands_for_the_runs_in_it(tmp_path):
+    """As `isentrope compare` leaves them; the starts that runs share lie one folder deeper."""
+    for name in ("b/seed2", "b/seed1", "a", "start/1234/seed1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_run(tmp_path / name, plain=True)
+    assert runs_of([tmp_path]) == [tmp_path / name for name in ("a", "b/seed1", "b/seed2")]
+    assert runs_of([tmp_path / "a", tmp_path / "none"]) == [tmp_path / "a", tmp_path / "none"]
 
 
 def test_the_clock_of_a_resumed_run(tmp_path):
