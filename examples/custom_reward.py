@@ -5,16 +5,17 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import isentrope
 
 
-def brief(prompts: list[str], completions: list[str], meta: list[dict[str, str]]) -> list[float]:
+def brief(prompts: list[str], completions: list[str], meta: list[dict[str, Any]]) -> list[float]:
     """Between 0 and 1: the shorter a completion, the better. meta[i]["answer"] would be the right answer of prompt i.
 
-    A completion ends in "." (the tokenizer's end of sequence), unless it was cut at max_new_tokens; meta[i]["answer"] does not.
+    Completions are without their end; meta[i]["finished"] is False where there is none, since it was cut at max_new_tokens.
     """
-    return [max(0.0, 1.0 - len(completion.removesuffix(".")) / 20) for completion in completions]
+    return [max(0.0, 1.0 - len(completion) / 20) for completion in completions]
 
 
 config = Path(__file__).with_suffix(".yaml")

@@ -1,14 +1,12 @@
 #include "csrc/data/corpus.h"
 
 #include <fcntl.h>
-#include <glob.h>
 #include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -23,89 +21,6 @@ namespace isentrope::data {
 namespace {
 
 namespace fs = std::filesystem;
-
-bool contains(const std::vector<std::string>& list, const std::string& name) {
-  return std::find(list.begin(), list.end(), name) != list.end();
-}
-
-bool has_suffix(const std::string& name, const std::vector<std::string>& suffixes) {
-  return suffixes.empty() ||
-         std::any_of(suffixes.begin(), suffixes.end(), [&](const auto& suffix) { return name.ends_with(suffix); });
-}
-
-std::string joined(const std::vector<std::string>& words) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
-  return text.empty() ? "any name" : text;
-}
-
-[[noreturn]] void cannot_read(const fs::path& path, const std::string& why) {
-  throw std::runtime_error("corpus: " + path.string() + " cannot be read: " + why +
-                           "; mend it, or leave it out of data.corpus.paths (data.corpus.exclude leaves folders out)");
-}
-
-CorpusFile described(const fs::path& path, const std::string& name) {
-  std::error_code error;
-  const auto bytes = fs::file_size(path, error);
-  const auto modified = error ? fs::file_time_type() : fs::last_write_time(path, error);
-  if (error) cannot_read(path, error.message());
-  return {path.string(), name, static_cast<int64_t>(bytes), static_cast<int64_t>(modified.time_since_epoch().count())};
-}
-
-// Every file below folder whose name ends in one of suffixes, by name.
-std::vector<CorpusFile> files_below(const std::string& folder, const std::vector<std::string>& suffixes,
-                                    const std::vector<std::string>& exclude, std::vector<std::string>* left_out) {
-  std::vector<CorpusFile> files;
-  std::error_code error;
-  std::string at = folder;  // a folder that cannot be opened is told when the search goes on from it
-  fs::recursive_directory_iterator entry(folder, error);
-  for (; !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    at = entry->path().string();
-    std::error_code none;
-    if (entry->is_directory(none)) {
-      if (name.starts_with('.') || contains(exclude, name)) entry.disable_recursion_pending();
-    } else if (!name.starts_with('.') && has_suffix(name, suffixes)) {
-      if (entry->is_regular_file(none))
-        files.push_back(described(entry->path(), entry->path().lexically_relative(folder).generic_string()));
-      else if (left_out)
-        left_out->push_back(at);
-    }
-  }
-  if (error) cannot_read(at, error.message());
-  std::sort(files.begin(), files.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
-  return files;
-}
-
-std::vector<std::string> matches(const std::string& pattern) {
-  glob_t found{};
-  const int failed = ::glob(pattern.c_str(), 0, nullptr, &found);
-  std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-  ::globfree(&found);
-  if (failed != 0 && failed != GLOB_NOMATCH)
-    throw std::runtime_error("corpus: the pattern " + pattern + " could not be searched: " + std::strerror(errno));
-  return paths;
-}
-
-// The folder of a package; found, not imported.
-std::string python_sources(const std::string& package) {
-  const std::string ask = package == "stdlib"
-                              ? "python3 -c 'import sysconfig; print(sysconfig.get_paths()[\"stdlib\"])'"
-                              : "python3 -c 'import importlib.util; print(importlib.util.find_spec(\"" + package +
-                                    "\").submodule_search_locations[0])'";
-  std::string folder;
-  if (std::FILE* answer = ::popen((ask + " 2>/dev/null").c_str(), "r")) {
-    std::array<char, 4096> line{};
-    if (std::fgets(line.data(), line.size(), answer)) folder = line.data();
-    ::pclose(answer);
-  }
-  folder.erase(folder.find_last_not_of("\n") + 1);
-  if (!fs::is_directory(folder))
-    throw std::runtime_error(
-        "corpus: python_sources: `" + ask + "` should print a folder and printed \"" + folder + "\"; install " +
-        (package == "stdlib" ? "python3" : package + " for the python3 on the PATH") + ", or name folders in paths");
-  return folder;
-}
 
 // Held while shards are looked for and written: one process writes, the others wait and then find them.
 class CacheLock {
@@ -130,19 +45,16 @@ class CacheLock {
   int fd_ = -1;
 };
 
-const char* name_of(Split split) {
-  return split == Split::train ? "train" : split == Split::validation ? "validation" : "test";
-}
-
 // What the a shard is made of, in two hashes: the configuration gives it its name, the files' state its fingerprint.
 std::string shard_name(const CorpusConfig& config, const Tokenizer& tokenizer) {
   Hash hash;
-  for (const auto* list : {&config.paths, &config.suffixes, &config.exclude, &config.python_sources}) {
+  const std::vector<std::string> held_out{config.validation_path, config.test_path};
+  for (const auto* list : {&config.paths, &held_out, &config.suffixes, &config.exclude, &config.python_sources}) {
     for (const std::string& text : *list) hash.add(text);
     hash.add(list->size());
   }
-  hash.add(std::bit_cast<uint64_t>(config.validation_fraction));
-  hash.add(std::bit_cast<uint64_t>(config.test_fraction));
+  hash.add(std::bit_cast<uint64_t>(config.validation().share()));
+  hash.add(std::bit_cast<uint64_t>(config.test().share()));
   hash.add(fs::current_path().string());
   const TokenizerConfig& tokens = tokenizer.config();
   for (const std::string& text : {tokens.kind, tokens.characters, tokens.eos}) hash.add(text);
@@ -157,6 +69,7 @@ uint64_t fingerprint_of(const std::vector<CorpusFile>& files) {
   for (const CorpusFile& file : files) {
     hash.add(file.path);
     hash.add(file.name);
+    hash.add(static_cast<uint64_t>(file.own));
     hash.add(static_cast<uint64_t>(file.bytes));
     hash.add(static_cast<uint64_t>(file.modified));
   }
@@ -171,11 +84,15 @@ struct Piece {
 
 // What of the files belongs to the split. Whole files do, where there are enough for every part; of fewer each is cut.
 std::vector<Piece> pieces_of(const std::vector<CorpusFile>& files, const CorpusConfig& config, Split split) {
-  const double validation = config.validation_fraction, test = config.test_fraction, train = 1 - validation - test;
+  const double validation = config.validation().share(), test = config.test().share(), train = 1 - validation - test;
+  const bool own_path =
+      split != Split::train && !(split == Split::validation ? config.validation() : config.test()).path.empty();
   std::vector<std::string_view> names;
   std::vector<Piece> pieces;
   for (const CorpusFile& file : files)
-    if (file.bytes > 0) names.emplace_back(file.name), pieces.push_back({&file, 0, 1});
+    if (file.bytes > 0 && file.own == (own_path ? split : Split::train))
+      names.emplace_back(file.name), pieces.push_back({&file, 0, 1});
+  if (own_path) return pieces;
   const std::set<std::string_view> different(names.begin(), names.end());
   if (different.size() < size_t{1} + (validation > 0) + (test > 0)) {
     for (Piece& piece : pieces) {
@@ -226,63 +143,8 @@ void write_shard(const std::string& shard, uint64_t fingerprint, const std::vect
 
 }  // namespace
 
-std::string CorpusConfig::problem() const {
-  if (paths.empty() && python_sources.empty())
-    return "paths is empty; name files or folders, or write python_sources: [stdlib]";
-  for (const std::string& package : python_sources)
-    if (package.empty() ||
-        !std::all_of(package.begin(), package.end(), [](unsigned char c) { return std::isalnum(c) || c == '_'; }))
-      return "python_sources holds \"" + package + "\", which is no name of a package, such as torch";
-  for (const double share : {validation_fraction, test_fraction})
-    if (!(share >= 0 && share <= 1)) return "validation_fraction and test_fraction are in 0 … 1";
-  if (validation_fraction + test_fraction >= 1) return "validation_fraction + test_fraction leave nothing for training";
-  for (const std::string& path : paths)
-    if (path.empty() || path.find("**") != std::string::npos)
-      return "paths holds \"" + path + "\"; a folder is searched with all that is below it: name the folder itself";
-  if (cache.empty()) return "cache is empty; name a folder for the token shards";
-  return "";
-}
-
-std::vector<CorpusFile> find_files(const CorpusConfig& config, std::vector<std::string>* left_out) {
-  if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("corpus: " + wrong);
-  std::vector<CorpusFile> files;
-  std::set<std::string> met;  // by their true paths
-  const auto add = [&](const std::vector<CorpusFile>& more) {
-    for (const CorpusFile& file : more) {
-      std::error_code error;
-      const std::string true_path = fs::canonical(file.path, error).string();
-      if (error) cannot_read(file.path, error.message());
-      if (met.insert(true_path).second) files.push_back(file);
-    }
-  };
-  for (const std::string& path : config.paths) {
-    std::error_code error;
-    const bool exists = fs::exists(path, error), pattern = path.find_first_of("*?[") != std::string::npos && !exists;
-    if (error) cannot_read(excerpt(path, 200), error.message());
-    if (!pattern && !exists)
-      throw std::runtime_error("corpus: there is no file or folder " + excerpt(path, 200) + " (seen from " +
-                               fs::current_path().string() + "); mend data.corpus.paths");
-    std::vector<CorpusFile> found;
-    for (const std::string& place : pattern ? matches(path) : std::vector<std::string>{path}) {
-      if (fs::is_directory(place, error))
-        for (CorpusFile& file : files_below(place, config.suffixes, config.exclude, left_out))
-          found.push_back(std::move(file));
-      else if (!fs::is_regular_file(place, error))
-        cannot_read(place, "it is neither a file nor a folder, but a device, a pipe or the like");
-      else
-        found.push_back(described(place, fs::path(place).filename().string()));
-    }
-    if (found.empty())
-      throw std::runtime_error(
-          "corpus: no file " +
-          (pattern ? "matches " + path : "below " + path + " ends in one of " + joined(config.suffixes)) +
-          "; mend data.corpus.paths or data.corpus.suffixes");
-    add(found);
-  }
-  for (const std::string& package : config.python_sources)
-    add(files_below(python_sources(package), {".py"},
-                    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}, left_out));
-  return files;
+int64_t count_files(const std::vector<CorpusFile>& files, const CorpusConfig& config, Split split) {
+  return static_cast<int64_t>(pieces_of(files, config, split).size());
 }
 
 std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const Tokenizer& tokenizer, Split split) {

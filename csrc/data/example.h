@@ -6,15 +6,20 @@
 
 namespace isentrope::data {
 
-struct Example {
-  std::string prompt;
-  std::string completion;  // what SFT learns; empty where there is none
-  std::string answer;      // what verifiable rewards compare with; empty where there is none
-};
-
 // Which part of a data set: training never sees the prompts of the two others. Settings are tuned on validation,
 // results are reported on test.
 enum class Split { train, validation, test };
+inline const char* name_of(Split split) {
+  return split == Split::train ? "train" : split == Split::validation ? "validation" : "test";
+}
+
+struct Example {
+  std::string prompt;
+  std::string completion;    // what SFT learns; empty where there is none
+  std::string answer;        // what verifiable rewards compare with; empty where there is none
+  std::string columns = {};  // the whole JSON object that it was read from, where the use asks for it; else empty
+  Split split = Split::train;
+};
 
 class ExampleSource {
  public:

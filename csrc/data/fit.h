@@ -17,6 +17,7 @@ struct Use {
   bool learnt;
   std::string truncation = "error";                      // data.truncation
   std::function<std::string(const Example&)> also = {};  // further rules, of rewards: what is wrong, or ""
+  bool columns = false;                                  // Example::columns is read, by rewards
 };
 
 // Whether the example fits into the context; false: it is to be left out, as truncation says. Throws std::invalid_argument

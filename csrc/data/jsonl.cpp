@@ -1,6 +1,7 @@
 #include "csrc/data/jsonl.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -53,10 +54,18 @@ std::optional<std::string> text_at(const Json& object, const std::string& key, b
                            "; it must be a string" + (integers ? " or an integer" : ""));
 }
 
+// What a reward function is told of a completion beside the columns of its example (docs/rewards.md).
+constexpr std::array kOfRewards{"split", "finished"};
+// Readers of JSON in C++ and Python go down by calling themselves.
+constexpr int kDeepest = 100;
+
 // The JSON of a line. A key that an object holds twice is refused: which of the two is meant nobody knows.
 Json parsed(const std::string& line, const std::string& where) {
   std::vector<std::string> keys;  // of the outermost object
   const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
+    if (depth > kDeepest)
+      throw std::runtime_error(where + ": holds lists or objects more than " + std::to_string(kDeepest) +
+                               " within one another");
     if (depth == 1 && event == Json::parse_event_t::key) {
       const auto& key = value.get_ref<const std::string&>();
       if (std::find(keys.begin(), keys.end(), key) != keys.end())
@@ -77,7 +86,7 @@ Json parsed(const std::string& line, const std::string& where) {
   }
 }
 
-Example parse(const JsonlConfig& config, const std::string& line, const std::string& where) {
+Example parse(const JsonlConfig& config, const std::string& line, bool columns, const std::string& where) {
   const Json object = parsed(line, where);
   if (!object.is_object())
     throw std::runtime_error(where + ": a JSON " + std::string(object.type_name()) +
@@ -90,7 +99,12 @@ Example parse(const JsonlConfig& config, const std::string& line, const std::str
   if (!completion && !answer)
     throw std::runtime_error(where + ": the key \"" + excerpt(config.completion_key) +
                              "\" is missing, and there is no \"" + excerpt(config.answer_key) + "\" either");
-  return {*prompt, completion.value_or(""), answer.value_or("")};
+  for (const char* name : kOfRewards)
+    if (columns && object.contains(name))
+      throw std::runtime_error(where + ": the key \"" + name +
+                               "\" has the name of what a reward function finds in meta " +
+                               "beside the keys of an example (docs/rewards.md); rename it");
+  return {*prompt, completion.value_or(""), answer.value_or(""), columns ? line : ""};
 }
 
 struct Line {
@@ -98,7 +112,7 @@ struct Line {
   Example example;
 };
 
-std::vector<Line> read(const JsonlConfig& config, const std::string& path) {
+std::vector<Line> read(const JsonlConfig& config, bool columns, const std::string& path) {
   std::error_code failed;
   if (!std::filesystem::is_regular_file(path, failed))
     throw std::runtime_error("jsonl: " + excerpt(path, 300) + " is not a file" + suggestion(path));
@@ -109,16 +123,14 @@ std::vector<Line> read(const JsonlConfig& config, const std::string& path) {
   for (int64_t number = 1; std::getline(file, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);  // a byte order mark
-    lines.push_back({number, parse(config, line, path + ":" + std::to_string(number))});
+    lines.push_back({number, parse(config, line, columns, path + ":" + std::to_string(number))});
   }
   if (file.bad()) throw std::runtime_error("jsonl: " + path + " cannot be read to its end: " + std::strerror(errno));
   if (lines.empty()) throw std::runtime_error("jsonl: " + path + ":1: the file holds no example");
   return lines;
 }
 
-const char* name_of(Split split) {
-  return split == Split::train ? "training" : split == Split::validation ? "validation" : "test";
-}
+std::string part(Split split) { return split == Split::train ? "training" : name_of(split); }
 
 // Leaves the lines that belong to the split. The shares are those that are taken from this file.
 void keep_split(std::vector<Line>& lines, double validation, double test, Split split, const std::string& path) {
@@ -135,7 +147,7 @@ void keep_split(std::vector<Line>& lines, double validation, double test, Split 
   lines.resize(kept);
   if (lines.empty())
     throw std::runtime_error(
-        "jsonl: none of the " + std::to_string(all) + " examples of " + path + " falls into the " + name_of(split) +
+        "jsonl: none of the " + std::to_string(all) + " examples of " + path + " falls into the " + part(split) +
         " split, since it has too few different prompts; add examples, change "
         "validation_fraction or test_fraction (0 for none), or give validation_path and test_path");
 }
@@ -144,10 +156,10 @@ void keep_split(std::vector<Line>& lines, double validation, double test, Split 
 
 std::string JsonlConfig::problem() const {
   if (path.empty()) return "path is empty; give the file of the training examples";
-  for (const double share : {validation_fraction, test_fraction})
-    if (!(share >= 0 && share <= 1)) return "validation_fraction and test_fraction are in 0 … 1";
-  const double held_out = (validation_path.empty() ? validation_fraction : 0) + (test_path.empty() ? test_fraction : 0);
-  if (held_out >= 1) return "validation_fraction + test_fraction leave nothing of path for training";
+  for (const HeldOutKeys& keys : {validation(), test()})
+    if (const std::string wrong = keys.problem(); !wrong.empty()) return wrong;
+  if (validation().share() + test().share() >= 1)
+    return "validation_fraction + test_fraction leave nothing of path for training";
   if (prompt_key.empty() || completion_key.empty() || answer_key.empty())
     return "prompt_key, completion_key and answer_key may not be empty";
   if (prompt_key == completion_key || prompt_key == answer_key || completion_key == answer_key)
@@ -157,8 +169,7 @@ std::string JsonlConfig::problem() const {
 
 bool JsonlConfig::has(Split split) const {
   if (split == Split::train) return true;
-  return split == Split::validation ? !validation_path.empty() || validation_fraction > 0
-                                    : !test_path.empty() || test_fraction > 0;
+  return split == Split::validation ? validation().any() : test().any();
 }
 
 Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* use) : seed_(seed), split_(split) {
@@ -166,10 +177,8 @@ Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* u
   const std::string& own = split == Split::validation ? config.validation_path : config.test_path;
   const bool shared = split == Split::train || own.empty();
   const std::string& path = shared ? config.path : own;
-  std::vector<Line> lines = read(config, path);
-  if (shared)
-    keep_split(lines, config.validation_path.empty() ? config.validation_fraction : 0,
-               config.test_path.empty() ? config.test_fraction : 0, split, path);
+  std::vector<Line> lines = read(config, use && use->columns, path);
+  if (shared) keep_split(lines, config.validation().share(), config.test().share(), split, path);
   for (Line& line : lines) {
     try {
       if (use && !fits(line.example, *use)) {
@@ -179,10 +188,11 @@ Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* u
     } catch (const std::invalid_argument& error) {
       throw std::runtime_error("jsonl: " + path + ":" + std::to_string(line.number) + ": " + error.what());
     }
+    line.example.split = split;
     examples_.push_back(std::move(line.example));
   }
   if (examples_.empty())
-    throw std::runtime_error("jsonl: all " + std::to_string(left_out_) + " " + name_of(split) + " examples of " + path +
+    throw std::runtime_error("jsonl: all " + std::to_string(left_out_) + " " + part(split) + " examples of " + path +
                              " are too long for the context (" + std::to_string(use->context) +
                              " tokens) and are left out (data.truncation: drop); raise model.max_position_embeddings");
 }

@@ -1,11 +1,13 @@
 // Examples from a file with one JSON object a line: {"prompt": "2+2=", "completion": "4.", "answer": "4"}.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "csrc/data/example.h"
 #include "csrc/data/fit.h"
+#include "csrc/data/split.h"
 #include "csrc/field.h"
 
 namespace isentrope::data {
@@ -14,8 +16,8 @@ struct JsonlConfig {
   std::string path = "";
   std::string validation_path = "";
   std::string test_path = "";
-  double validation_fraction = 0.05;
-  double test_fraction = 0.05;
+  std::optional<double> validation_fraction = {};
+  std::optional<double> test_fraction = {};
   std::string prompt_key = "prompt";
   std::string completion_key = "completion";
   std::string answer_key = "answer";
@@ -26,15 +28,17 @@ struct JsonlConfig {
     v("validation_path", validation_path, "File of the validation examples; empty to take a share of path.");
     v("test_path", test_path, "File of the test examples; empty to take a share of path.");
     v("validation_fraction", validation_fraction,
-      "Share of path held out for validation where validation_path is empty; a hash of the prompt chooses, and where "
-      "it "
-      "chooses none, the prompt that is nearest. 0: no validation.",
+      "Share of path held out for validation where validation_path is empty; 0.05 where it is not written. A hash of "
+      "the "
+      "prompt chooses, and where it chooses none, the prompt that is nearest. 0: no validation.",
       between(0, 1));
-    v("test_fraction", test_fraction, "The same for test.", between(0, 1));
+    v("test_fraction", test_fraction, "The same for test, where test_path is empty.", between(0, 1));
     v("prompt_key", prompt_key, "Key of the prompt, a string; required in each object.");
     v("completion_key", completion_key, "Key of the completion, a string; may be missing where there is an answer.");
     v("answer_key", answer_key, "Key of the answer that rewards compare with, a string or an integer; may be missing.");
   }
+  HeldOutKeys validation() const { return {"validation", validation_path, validation_fraction}; }
+  HeldOutKeys test() const { return {"test", test_path, test_fraction}; }
   std::string problem() const;
   bool has(Split split) const;  // whether the keys leave anything for it
 };

@@ -31,7 +31,8 @@ uint64_t stream_digest(const ExampleSource& source) {
   Hash hash;
   for (int64_t first = 0; first < count; first += kPiece)
     for (const Example& example : source.take(first, std::min(kPiece, count - first)))
-      for (const std::string* text : {&example.prompt, &example.completion, &example.answer}) hash.add(*text);
+      for (const std::string* text : {&example.prompt, &example.completion, &example.answer, &example.columns})
+        if (text != &example.columns || !text->empty()) hash.add(*text);
   return hash.value;
 }
 

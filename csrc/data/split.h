@@ -1,8 +1,11 @@
-// Which split a prompt belongs to. The hash of its text decides, so that equal prompts are never on two
-// sides, whatever the seed, the order or the file they stand in. A corpus is split by its files' names likewise.
+// Which split a prompt belongs to: the one whose file it stands in, or of a file that splits share, the one that the hash of
+// its text decides, so that equal prompts are never on two sides, whatever the seed and the order. A corpus is split by its
+// files' names likewise.
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -11,6 +14,24 @@
 #include "kernels/gpu/philox.h"
 
 namespace isentrope::data {
+
+// What the keys NAME_path and NAME_fraction of a held-out part say together.
+struct HeldOutKeys {
+  std::string name;  // validation, test
+  const std::string& path;
+  std::optional<double> fraction;
+
+  static constexpr double kFraction = 0.05;                                         // where neither is written
+  double share() const { return path.empty() ? fraction.value_or(kFraction) : 0; }  // of what training has
+  bool any() const { return !path.empty() || share() > 0; }
+  std::string problem() const {
+    if (fraction && !(*fraction >= 0 && *fraction <= 1)) return name + "_fraction is in 0 … 1";
+    if (fraction && !path.empty())
+      return name + "_fraction is a share of what training would have, and " + name +
+             "_path gives this part data of its own; leave one of the two out";
+    return "";
+  }
+};
 
 // FNV-1a (Fowler, Noll, Vo), 64 bits: two of a million prompts share it with probability 3e-8.
 inline uint64_t prompt_hash(std::string_view prompt) {

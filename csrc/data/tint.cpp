@@ -107,7 +107,7 @@ std::vector<Example> held_out_list(const TintConfig& config, Split split) {
       const TintProblem problem = draw_problem(config, config.terms[turn], streams[turn]);
       if (split_of_prompt(problem.prompt) != split || !seen.insert(problem.prompt).second) continue;
       const TintSample sample = make_sample(config, problem, streams[turn], nullptr);
-      list.push_back({sample.prompt, sample.completion, sample.answer_true});
+      list.push_back({sample.prompt, sample.completion, sample.answer_true, "", split});
       found = true;
     }
     if (found) continue;
@@ -223,8 +223,7 @@ Tint::Tint(const TintConfig& config, uint64_t seed, Split split, const Use* use)
     held_out_ = held_out_list(config, split);
     if (held_out_.empty())
       throw std::invalid_argument("tint: " + config.task + " has so few different prompts that none belongs to the " +
-                                  (split == Split::validation ? "validation" : "test") +
-                                  " split; give it more terms or larger numbers");
+                                  name_of(split) + " split; give it more terms or larger numbers");
   }
   if (use) look(*use);
 }

@@ -82,27 +82,36 @@ struct TrainingModes {
 
 // ---- rewards ------------------------------------------------------------------------------------------------------
 
-// fn(prompts, completions, meta) -> list[float], meta[i] = {"answer": …, "completion": …} of the example behind prompt i. What a
-// user's function may return is looked at in python/isentrope/trainer.py.
+// meta[i]: the columns of the example behind prompt i as the data have them; its answer and completion, where no column has that
+// name; "split", and "finished".
+py::dict meta_of(const data::Example& example, const rl::Answer& answer, const py::object& loads) {
+  py::dict one = example.columns.empty() ? py::dict() : py::dict(loads(text(example.columns)));
+  if (!one.contains("answer")) one["answer"] = text(example.answer);
+  if (!one.contains("completion")) one["completion"] = text(example.completion);
+  one["split"] = data::name_of(example.split);
+  one["finished"] = answer.finished;
+  return one;
+}
+
+// fn(prompts, completions, meta) -> list[float]. What a user's function may return is looked at in python/isentrope/trainer.py.
 rl::RewardFunction from_python(py::function function) {
   // The trainer may drop its copy where the interpreter's lock is not held.
   auto shared = std::shared_ptr<py::function>(new py::function(std::move(function)), [](py::function* f) {
     py::gil_scoped_acquire lock;
     delete f;
   });
-  return [shared](const std::vector<std::string>& prompts, const std::vector<std::string>& completions,
+  return [shared](const std::vector<std::string>& prompts, const std::vector<rl::Answer>& completions,
                   const std::vector<data::Example>& examples) {
     py::gil_scoped_acquire lock;
     const KeptModes trainers;
     const KeptFolder started;
-    py::list meta;
-    for (const data::Example& example : examples) {
-      py::dict one;
-      one["answer"] = text(example.answer);
-      one["completion"] = text(example.completion);
-      meta.append(one);
+    const py::object loads = py::module_::import("json").attr("loads");
+    py::list answers, meta;
+    for (size_t i = 0; i < completions.size(); ++i) {
+      answers.append(text(completions[i].text));
+      meta.append(meta_of(examples[i], completions[i], loads));
     }
-    return (*shared)(texts(prompts), texts(completions), meta).cast<std::vector<double>>();
+    return (*shared)(texts(prompts), answers, meta).cast<std::vector<double>>();
   };
 }
 
@@ -189,11 +198,7 @@ class Handle {
   // These tell of the end of the last call, so that they may be asked while another thread, or this one, is in a step.
   bool finished() const { return finished_; }
   py::bytes dir() const { return trainer_->config().run.dir; }
-  py::list warnings() const {
-    std::set<std::string> functions;
-    for (const auto& [name, function] : trainer_->rewards()) functions.insert(name);
-    return lines_of(train::warnings(trainer_->config(), functions));
-  }
+  py::list warnings() const { return lines_of(trainer_->warnings()); }
   py::list notes() const { return lines_of(trainer_->notes()); }
   py::bytes last_checkpoint() const { return last_checkpoint_; }
   py::dict results() const {

@@ -18,16 +18,6 @@ using Texts = std::vector<std::string>;
 
 const std::set<std::string> kBuiltIn = {"exact", "answer", "format", "length"};
 
-struct Cut {
-  std::string text;
-  bool stopped;
-};
-
-Cut cut(const std::string& completion, const std::string& stop) {
-  const size_t place = completion.find(stop);
-  return {completion.substr(0, place), place != std::string::npos};
-}
-
 // What the data wants, without the stop that may end it.
 std::string_view without_stop(std::string_view wanted, const std::string& stop) {
   if (wanted.ends_with(stop)) wanted.remove_suffix(stop.size());
@@ -46,27 +36,23 @@ std::optional<std::string> integer(std::string text) {
   return minus && text != "0" ? "-" + text : text;
 }
 
-double exact(const std::string& completion, const Example& example, const std::string& stop) {
-  const Cut mine = cut(completion, stop);
-  return mine.stopped &&
+double exact(const Answer& mine, const Example& example, const std::string& stop) {
+  return mine.finished &&
          mine.text == without_stop(example.completion.empty() ? example.answer : example.completion, stop);
 }
 
-double tint_answer(const std::string& completion, const Example& example, const std::string& stop) {
-  const Cut mine = cut(completion, stop);
+double tint_answer(const Answer& mine, const Example& example, const std::string& stop) {
   std::string wanted = "A";
   wanted += without_stop(example.answer, stop);
-  return mine.stopped && mine.text.ends_with(wanted);
+  return mine.finished && mine.text.ends_with(wanted);
 }
 
-double matched_answer(const std::string& completion, const Example& example, const std::string& stop,
-                      const Pattern& pattern) {
+double matched_answer(const Answer& mine, const Example& example, const std::string& stop, const Pattern& pattern) {
   const auto wanted = integer(std::string(without_stop(example.answer, stop)));
   if (!wanted)
     throw std::runtime_error("the example's answer " + quoted(example.answer) + " (prompt " + quoted(example.prompt) +
                              ") is not an integer");
-  const Cut mine = cut(completion, stop);
-  if (!mine.stopped) return 0;
+  if (!mine.finished) return 0;
   const std::optional<std::string> last = pattern.last_group(mine.text);
   return last && integer(*last) == wanted;
 }
@@ -81,7 +67,8 @@ double shortness(const std::string& text, const RewardConfig& config) {
 // A score of single completions as a function of a batch.
 template <class Score>
 RewardFunction each(const RewardConfig& config, Score score) {
-  return [name = config.metric(), score](const Texts&, const Texts& completions, const std::vector<Example>& examples) {
+  return [name = config.metric(), score](const Texts&, const std::vector<Answer>& completions,
+                                         const std::vector<Example>& examples) {
     std::vector<double> scores;
     try {
       for (size_t i = 0; i < completions.size(); ++i) scores.push_back(score(completions[i], examples[i]));
@@ -93,18 +80,25 @@ RewardFunction each(const RewardConfig& config, Score score) {
 }
 
 RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
-  using Text = const std::string&;
-  if (config.kind == "exact") return each(config, [=](Text c, const Example& e) { return exact(c, e, stop); });
-  if (config.kind == "length")
-    return each(config, [=](Text c, const Example&) { return shortness(cut(c, stop).text, config); });
-  if (config.pattern.empty()) return each(config, [=](Text c, const Example& e) { return tint_answer(c, e, stop); });
+  using A = const Answer&;
+  if (config.kind == "exact") return each(config, [=](A a, const Example& e) { return exact(a, e, stop); });
+  if (config.kind == "length") return each(config, [=](A a, const Example&) { return shortness(a.text, config); });
+  if (config.pattern.empty()) return each(config, [=](A a, const Example& e) { return tint_answer(a, e, stop); });
   const Pattern pattern(config.pattern);
-  if (config.kind == "format")
-    return each(config, [=](Text c, const Example&) { return pattern.matches_whole(cut(c, stop).text); });
-  return each(config, [=](Text c, const Example& e) { return matched_answer(c, e, stop, pattern); });
+  if (config.kind == "format") return each(config, [=](A a, const Example&) { return pattern.matches_whole(a.text); });
+  return each(config, [=](A a, const Example& e) { return matched_answer(a, e, stop, pattern); });
 }
 
 }  // namespace
+
+Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokenizer& tokenizer) {
+  if (finished) tokens.pop_back();
+  return {tokenizer.decode(tokens), finished};
+}
+
+bool reads_columns(const std::vector<RewardConfig>& rewards) {
+  return std::any_of(rewards.begin(), rewards.end(), [](const auto& reward) { return !kBuiltIn.count(reward.kind); });
+}
 
 std::string RewardConfig::problem() const {
   if (kind.empty()) return "kind is empty; it is exact, answer, format, length, or a function's name";
@@ -165,7 +159,7 @@ RewardSum::RewardSum(const std::vector<RewardConfig>& configs, const std::string
   }
 }
 
-Rewards RewardSum::operator()(const Texts& prompts, const Texts& completions,
+Rewards RewardSum::operator()(const Texts& prompts, const std::vector<Answer>& completions,
                               const std::vector<Example>& examples) const {
   const size_t count = completions.size();
   if (prompts.size() != count || examples.size() != count)

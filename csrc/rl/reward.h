@@ -7,14 +7,23 @@
 #include <vector>
 
 #include "csrc/data/example.h"
+#include "csrc/data/tokenizer.h"
 #include "csrc/field.h"
 
 namespace isentrope::rl {
 
-// "Text" below is a completion up to its first stop character, which is left out.
+// What a reward judges of a completion.
+struct Answer {
+  std::string text;  // without the end of sequence
+  bool finished;     // the model drew the end of sequence; false: it was cut at the length limit
+};
+// tokens: the end of sequence included where the model drew it.
+Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokenizer& tokenizer);
+
+// "Text" below is that of an Answer, "finished" likewise.
 //
-//   exact    1 if the text is the example's completion (its answer where it has no completion) but for a stop character at
-//            its end, else 0
+//   exact    1 if the text is the example's completion (its answer where it has no completion) but for an end of sequence
+//            behind that, else 0
 //   answer   without pattern: 1 if the text ends in "A" + the example's answer, else 0
 //            with pattern: 1 if group 1 of its last match in the text is the same integer as the example's
 //            answer, else 0
@@ -23,7 +32,7 @@ namespace isentrope::rl {
 //   length   1 up to `target` characters of text, then falling in a straight line to 0 at `limit`
 //   else     the custom function of that name
 //
-// exact and answer score 0 where the completion has no stop character: it was cut before its end.
+// exact and answer score 0 where the completion is not finished.
 struct RewardConfig {
   std::string kind = "answer";
   double weight = 1.0;
@@ -54,11 +63,14 @@ struct RewardConfig {
 // asks for one, or goes on behind the stop. "" where nothing does, and for custom functions.
 std::string example_problem(const RewardConfig& config, const data::Example& example, const std::string& stop);
 
-// Scores of a batch: prompts[i] was completed by completions[i] (as decoded, the stop character included
-// where it was drawn), and examples[i] is what the prompt came from. Returns one finite score a completion.
-using RewardFunction = std::function<std::vector<double>(const std::vector<std::string>& prompts,
-                                                         const std::vector<std::string>& completions,
-                                                         const std::vector<data::Example>& examples)>;
+// Scores of a batch: prompts[i] was completed by completions[i], and examples[i] is what the prompt came from. Returns one
+// finite score a completion.
+using RewardFunction =
+    std::function<std::vector<double>(const std::vector<std::string>& prompts, const std::vector<Answer>& completions,
+                                      const std::vector<data::Example>& examples)>;
+
+// Whether one of the rewards is a function of one's own, which reads the columns of the examples.
+bool reads_columns(const std::vector<RewardConfig>& rewards);
 
 struct Rewards {
   std::vector<double> total;            // weighted sum, one a completion
@@ -76,7 +88,7 @@ class RewardSum {
 
   // Throws std::runtime_error where a reward returns another count of scores than completions, or one that is
   // not finite (names the reward, the index, the value and the prompt).
-  Rewards operator()(const std::vector<std::string>& prompts, const std::vector<std::string>& completions,
+  Rewards operator()(const std::vector<std::string>& prompts, const std::vector<Answer>& completions,
                      const std::vector<data::Example>& examples) const;
 
   double first_weight() const { return parts_.front().config.weight; }

@@ -181,17 +181,18 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
 }
 
 void RolloutSource::score(Drawn& drawn, Tally& tally) const {
-  std::vector<std::string> prompts, texts;
+  std::vector<std::string> prompts;
+  std::vector<Answer> answers;
   std::vector<Example> examples;
   for (size_t i = 0; i < drawn.completions.size(); ++i) {
     const Completion& completion = drawn.completions[i];
     examples.push_back(drawn.examples[completion.prompt]);
     prompts.push_back(examples.back().prompt);
-    texts.push_back(tokenizer_.decode(completion.tokens));
+    answers.push_back(answer_of(completion.tokens, completion.stopped, tokenizer_));
     if (i + 1 == drawn.completions.size() || drawn.completions[i + 1].prompt != completion.prompt)
       drawn.groups.push_back(static_cast<int64_t>(i) + 1);
   }
-  drawn.rewards = reward_(prompts, texts, examples);
+  drawn.rewards = reward_(prompts, answers, examples);
   drawn.right = right_or_wrong(drawn.rewards.first);
   for (const auto& [name, value] : drawn.rewards.stats) tally.reward_stats[name] += value;
 }

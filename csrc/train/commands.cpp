@@ -146,7 +146,7 @@ void print_warnings(const std::vector<std::string>& warnings) {
 int train_command(const TrainOptions& options) {
   Trainer trainer(read_config(options.config, options.overrides), options.resume);
   Console console(options.quiet);
-  print_warnings(warnings(trainer.config()));
+  print_warnings(trainer.warnings());
   for (const std::string& note : trainer.notes()) console.print(note);
   Record last;  // step
   const StopSignals stop;
@@ -218,6 +218,7 @@ int evaluate_command(const std::string& path, const std::string& file, const std
                              "; give it a fraction above 0 or a file of its own");
   const auto held_out =
       held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
+  print_warnings(held_out->shortages(config.test, "test"));
   const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);
   print(to_json(phase.name, split, result).dump() + "\n");
   return 0;

@@ -60,42 +60,73 @@ void check_room(const rl::RolloutConfig& rollout, const data::ExampleSource& sou
                              ", or 0 for as many as are generated at a time");
 }
 
-// The examples of the phase as its use of them wants them.
-void check_training(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
-                    std::vector<std::string>& notes) {
-  if (phase.data.corpus) {
-    std::vector<std::string> left_out;
-    data::find_files(*phase.data.corpus, &left_out);
-    if (!left_out.empty())
-      notes.push_back("phase " + phase.name + ": " + std::to_string(left_out.size()) +
-                      " entries of the corpus are no regular files and are left out, such as " +
-                      excerpt(left_out.front()));
-    data::PackedSource(data::open_corpus(*phase.data.corpus, tokenizer, data::Split::train), phase.batch.sequences,
-                       config.model.max_position_embeddings, /*seed=*/0);
-    return;
-  }
-  const data::Use use = use_of(config, phase, tokenizer);
-  const auto source = data::make_source(phase.data, /*seed=*/0, data::Split::train, &use);
-  if (source->left_out() > 0)
-    notes.push_back("phase " + phase.name + ": " + std::to_string(source->left_out()) + " of " +
-                    std::to_string(source->left_out() + source->size()) +
-                    " training examples are too long for model.max_position_embeddings (" +
-                    std::to_string(config.model.max_position_embeddings) +
-                    ") and are left out (data.truncation: drop)");
-  if (phase.rollout) check_room(*phase.rollout, *source, config.model.max_position_embeddings, tokenizer);
+const char* const kTooLong = "too long for model.max_position_embeddings (data.truncation: drop)";
+
+std::string note_of(const std::string& phase, int64_t left_out, int64_t kept, const std::string& what,
+                    int64_t context) {
+  return "phase " + phase + ": " + std::to_string(left_out) + " of " + std::to_string(left_out + kept) + " " + what +
+         " are too long for model.max_position_embeddings (" + std::to_string(context) +
+         ") and are left out (data.truncation: drop)";
 }
 
-void check_held_out(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
-                    const std::map<std::string, rl::RewardFunction>& rewards, data::Split split,
-                    std::vector<std::string>& notes) {
+// What of a corpus counts, and a note of what of its folders does not.
+SplitSize check_text(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
+                     std::vector<std::string>& notes) {
+  const data::CorpusConfig& corpus = *phase.data.corpus;
+  data::LeftOutFiles left_out;
+  const std::vector<data::CorpusFile> files = data::find_files(corpus, &left_out);
+  SplitSize size{.split = data::Split::train, .examples = 0};
+  const auto told = [&](int64_t count, const std::string& reason, const std::string& such_as) {
+    if (count == 0) return;
+    size.left_out.push_back({count, reason});
+    notes.push_back("phase " + phase.name + ": " + std::to_string(count) + " files in the folders of data.corpus are " +
+                    reason + ", and are left out: " + such_as);
+  };
+  told(left_out.by_suffix(), "none of data.corpus.suffixes", left_out.told());
+  told(static_cast<int64_t>(left_out.irregular.size()), "no regular files",
+       left_out.irregular.empty() ? "" : "such as " + excerpt(left_out.irregular.front()));
+  const auto tokens = data::open_corpus(corpus, tokenizer, data::Split::train);
+  size.tokens = static_cast<int64_t>(tokens->tokens().size());
+  size.files = data::count_files(files, corpus, data::Split::train);
+  size.examples = data::Windows(tokens, config.model.max_position_embeddings, /*seed=*/0, "training").size();
+  return size;
+}
+
+// The examples of the phase as its use of them wants them.
+SplitSize check_training(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
+                         std::vector<std::string>& notes) {
+  if (phase.data.corpus) return check_text(config, phase, tokenizer, notes);
+  const data::Use use = use_of(config, phase, tokenizer);
+  const auto source = data::make_source(phase.data, /*seed=*/0, data::Split::train, &use);
+  SplitSize size{.split = data::Split::train, .examples = source->size()};
+  if (source->left_out() > 0) {
+    size.left_out.push_back({source->left_out(), kTooLong});
+    notes.push_back(note_of(phase.name, source->left_out(), source->size(), "training examples",
+                            config.model.max_position_embeddings));
+  }
+  if (phase.rollout) check_room(*phase.rollout, *source, config.model.max_position_embeddings, tokenizer);
+  return size;
+}
+
+SplitSize check_held_out(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
+                         const std::map<std::string, rl::RewardFunction>& rewards, data::Split split,
+                         DataReport& found) {
+  const bool test = split == data::Split::test;
   const auto held_out = held_out_of(config, phase, tokenizer, split, rewards);
-  const auto* prompts = dynamic_cast<const HeldOutPrompts*>(held_out.get());
-  if (!prompts || prompts->left_out() == 0) return;
-  notes.push_back("phase " + phase.name + ": " + std::to_string(prompts->left_out()) + " of " +
-                  std::to_string(prompts->left_out() + prompts->size()) +
-                  (split == data::Split::test ? " test" : " validation") +
-                  " prompts are too long for model.max_position_embeddings (" +
-                  std::to_string(config.model.max_position_embeddings) + ") and are left out (data.truncation: drop)");
+  for (const std::string& text : held_out->shortages(test ? config.test : phase.evaluation,
+                                                     test ? "test" : "phases." + phase.name + ".evaluation"))
+    found.warnings.push_back(text);
+  const HeldOutSize has = held_out->size();
+  SplitSize size{.split = split, .examples = has.examples, .tokens = has.tokens};
+  if (phase.data.corpus)
+    size.files = data::count_files(data::find_files(*phase.data.corpus), *phase.data.corpus, split);
+  if (has.left_out > 0) {
+    size.left_out.push_back({has.left_out, kTooLong});
+    found.notes.push_back(note_of(phase.name, has.left_out, has.examples,
+                                  std::string(data::name_of(split)) + " prompts",
+                                  config.model.max_position_embeddings));
+  }
+  return size;
 }
 
 }  // namespace
@@ -104,7 +135,8 @@ data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data
   data::Use use{.tokenizer = &tokenizer,
                 .context = config.model.max_position_embeddings,
                 .learnt = !phase.rollout.has_value(),
-                .truncation = phase.data.truncation};
+                .truncation = phase.data.truncation,
+                .columns = rl::reads_columns(phase.reward)};
   if (phase.rollout)
     use.also = [rewards = phase.reward, stop = tokenizer.eos()](const data::Example& example) {
       for (const rl::RewardConfig& reward : rewards)
@@ -163,26 +195,32 @@ void check_machine(const TrainConfig& config) {
                              "; make model, batch.sequences, batch.micro_tokens or rollout.cache_tokens smaller");
 }
 
-std::vector<std::string> check_data(const TrainConfig& config, const data::Tokenizer& tokenizer,
-                                    const std::map<std::string, rl::RewardFunction>& rewards, size_t first) {
-  std::vector<std::string> notes;
+DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenizer,
+                      const std::map<std::string, rl::RewardFunction>& rewards, size_t first) {
+  DataReport found;
   for (size_t i = first; i < config.phases.size(); ++i) {
     const PhaseConfig& phase = config.phases[i];
+    std::vector<SplitSize> splits;
+    const size_t notes = found.notes.size();
     try {
       if (phase.rollout) rl::RewardSum(phase.reward, tokenizer.eos(), rewards);
-      check_training(config, phase, tokenizer, notes);
+      splits.push_back(check_training(config, phase, tokenizer, found.notes));
       if (evaluates(config, phase, data::Split::validation))
-        check_held_out(config, phase, tokenizer, rewards, data::Split::validation, notes);
+        splits.push_back(check_held_out(config, phase, tokenizer, rewards, data::Split::validation, found));
       if (i + 1 == config.phases.size() && evaluates(config, phase, data::Split::test))
-        check_held_out(config, phase, tokenizer, rewards, data::Split::test, notes);
+        splits.push_back(check_held_out(config, phase, tokenizer, rewards, data::Split::test, found));
     } catch (const std::exception&) {
-      throw std::runtime_error("phase " + phase.name + ": " + message_of());
+      std::string text = "phase " + phase.name + ": " + message_of();
+      // What of a corpus was passed over may be why the rest does not suffice.
+      for (size_t n = notes; phase.data.corpus && n < found.notes.size(); ++n) text += "\n" + found.notes[n];
+      throw std::runtime_error(text);
     }
+    found.phases.push_back({phase.name, splits});
   }
   if (first < config.phases.size() && !evaluates(config, config.phases.back(), data::Split::test))
-    notes.push_back(config.test.skip ? "no evaluation on test data (test.skip)"
-                                     : "no evaluation on test data: the data of the last phase have none");
-  return notes;
+    found.notes.emplace_back(config.test.skip ? "no evaluation on test data (test.skip)"
+                                              : "no evaluation on test data: the data of the last phase have none");
+  return found;
 }
 
 }  // namespace isentrope::train

@@ -21,11 +21,34 @@ bool evaluates(const TrainConfig& config, const PhaseConfig& phase, data::Split 
 // Throws std::runtime_error where the device is not there, or the memory is less than weights, optimiser and a batch take.
 void check_machine(const TrainConfig& config);
 
+// What of the data of a split a phase does not use, and why: {12, "too long for model.max_position_embeddings (data.truncation: drop)"}.
+struct LeftOut {
+  int64_t count;
+  std::string reason;
+};
+struct SplitSize {
+  data::Split split;
+  int64_t examples;    // prompts with their completions, or windows of text, in an epoch; 0: ever new ones (data.tint)
+  int64_t tokens = 0;  // of text
+  int64_t files = 0;   // of text, in whole or in part
+  std::vector<LeftOut> left_out = {};  // examples; files of a corpus' folders, with its training split
+};
+struct PhaseData {
+  std::string phase;
+  std::vector<SplitSize>
+      splits;  // training, then those that it is evaluated on: validation, and test of the last phase
+};
+
+struct DataReport {
+  std::vector<std::string> notes;  // what is worth knowing: examples that are left out, evaluations that are not made
+  std::vector<std::string> warnings;  // evaluations that ask for more than there is; each begins with the key
+  std::vector<PhaseData> phases;      // from number `first` on
+};
+
 // Opens the data of the phases from number `first` on, all splits that they use, with their rewards, and looks at every
-// example. Throws what is wrong, with the phase, and the file and line of an example. Returns what is worth knowing: examples
-// that are left out, evaluations that are not made.
-std::vector<std::string> check_data(const TrainConfig& config, const data::Tokenizer& tokenizer,
-                                    const std::map<std::string, rl::RewardFunction>& rewards, size_t first = 0);
+// example. Throws what is wrong, with the phase, and the file and line of an example.
+DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenizer,
+                      const std::map<std::string, rl::RewardFunction>& rewards, size_t first = 0);
 
 // Bytes that weights, gradients, the state of the optimiser and the activations of a micro-batch take at least, the largest
 // over the phases. In double, since sizes that no machine has are what it is asked for.

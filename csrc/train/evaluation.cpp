@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "csrc/data/collate.h"
 #include "csrc/rl/prompt.h"
 
 namespace isentrope::train {
@@ -33,13 +34,14 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
       rl::rollout(model, prompts, samples, sampling, {tokenizer.eos_id()}, {.evaluation = true}, cache);
 
   Answers answers;
-  std::vector<std::string> prompt_text, text;
+  std::vector<std::string> prompt_text;
+  std::vector<rl::Answer> text;
   std::vector<data::Example> example_of;
   double tokens = 0;
   for (const rl::Completion& completion : completions) {
     example_of.push_back(examples[completion.prompt]);
     prompt_text.push_back(example_of.back().prompt);
-    text.push_back(tokenizer.decode(completion.tokens));
+    text.push_back(rl::answer_of(completion.tokens, completion.stopped, tokenizer));
     answers.lengths.push_back(static_cast<double>(completion.tokens.size()));
     tokens += answers.lengths.back();
     for (float H : completion.entropy) answers.entropy += H;
@@ -73,11 +75,22 @@ std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewa
 HeldOutText::HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
                          int64_t context, int64_t rows, const std::string& name)
     : tokenizer_(tokenizer),
+      name_(name),
       windows_(std::move(tokens), context, /*seed=*/0, name),
       bytes_of_(torch::empty({tokenizer.size()}, torch::kInt64)),
       rows_(rows) {
   int64_t* bytes = bytes_of_.data_ptr<int64_t>();  // [V]
   for (int64_t id = 0; id < tokenizer.size(); ++id) bytes[id] = tokenizer.bytes_of(id);
+}
+
+HeldOutSize HeldOutText::size() const {
+  return {.examples = windows_.size(), .tokens = static_cast<int64_t>(windows_.shard().tokens().size())};
+}
+
+std::vector<std::string> HeldOutText::shortages(const EvaluationConfig& config, const std::string& section) const {
+  if (config.windows <= windows_.size()) return {};
+  return {section + ".windows: " + std::to_string(config.windows) + " are asked for, and the " + name_ + " text has " +
+          std::to_string(windows_.size()) + ", which are all used"};
 }
 
 Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config,
@@ -111,24 +124,32 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
 HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                                const std::map<std::string, rl::RewardFunction>& custom,
                                const data::Tokenizer& tokenizer, data::Split split, int64_t context,
-                               int64_t max_new_tokens, const rl::CacheConfig& cache)
+                               int64_t max_new_tokens, const rl::CacheConfig& cache, int64_t loss_rows)
     : tokenizer_(tokenizer),
       score_(first_of(rewards), tokenizer.eos(), custom),
       max_new_tokens_(max_new_tokens),
-      cache_(cache) {
+      cache_(cache),
+      learnt_{.tokenizer = &tokenizer, .context = context, .learnt = true, .truncation = data.truncation},
+      loss_rows_(loss_rows),
+      split_(split) {
   cache_.dtype = "model";  // the policy itself is measured
   const rl::RewardConfig judge = first_of(rewards).front();
-  const data::Use use{
-      .tokenizer = &tokenizer,
-      .context = context,
-      .learnt = false,
-      .truncation = data.truncation,
-      .also = [&](const data::Example& example) { return rl::example_problem(judge, example, tokenizer.eos()); }};
+  const data::Use use{.tokenizer = &tokenizer,
+                      .context = context,
+                      .learnt = false,
+                      .truncation = data.truncation,
+                      .also =
+                          [&](const data::Example& example) {
+                            if (loss_rows_ > 0 && !example.completion.empty()) data::fits(example, learnt_);
+                            return rl::example_problem(judge, example, tokenizer.eos());
+                          },
+                      .columns = rl::reads_columns({judge})};
   if (!data.tint) {
     parts_.push_back({"", data::make_source(data, /*seed=*/0, split, &use)});
     return;
   }
   std::vector<int64_t> sizes = data.tint->terms;
+  more_ = "; data.tint.held_out is " + std::to_string(data.tint->held_out) + ", and few different problems make fewer";
   std::sort(sizes.begin(), sizes.end());
   sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
   if (data.tint->mix == "batch") sizes = {sizes.back()};
@@ -139,29 +160,60 @@ HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<r
   }
 }
 
-int64_t HeldOutPrompts::size() const {
-  int64_t sum = 0;
-  for (const Part& part : parts_) sum += part.source->size();
+HeldOutSize HeldOutPrompts::size() const {
+  HeldOutSize sum;
+  for (const Part& part : parts_) sum.examples += part.source->size(), sum.left_out += part.source->left_out();
   return sum;
 }
 
-int64_t HeldOutPrompts::left_out() const {
-  int64_t sum = 0;
-  for (const Part& part : parts_) sum += part.source->left_out();
-  return sum;
+std::vector<std::string> HeldOutPrompts::shortages(const EvaluationConfig& config, const std::string& section) const {
+  std::vector<std::string> texts;
+  for (const auto& [key, asked] :
+       {std::pair{".prompts: ", config.prompts}, {".sampled_prompts: ", config.sampled_prompts}}) {
+    int64_t used = 0;
+    for (size_t part = 0; part < parts_.size(); ++part) used += take_of(part, asked);
+    if (used < asked)
+      texts.push_back(section + key + std::to_string(asked) + " are asked for, and the " + data::name_of(split_) +
+                      " data have " + std::to_string(used) + ", which are all used" + more_);
+  }
+  return texts;
 }
 
 // As many of each part. A list that is shorter than asked for is used whole, once.
+int64_t HeldOutPrompts::take_of(size_t part, int64_t count) const {
+  const auto parts = static_cast<int64_t>(parts_.size()), i = static_cast<int64_t>(part);
+  return std::min((count + parts - 1 - i) / parts, parts_[part].source->size());
+}
+
 std::vector<data::Example> HeldOutPrompts::take(int64_t count, std::vector<size_t>* part_of) const {
   std::vector<data::Example> examples;
-  const auto parts = static_cast<int64_t>(parts_.size());
-  for (int64_t i = 0; i < parts; ++i) {
-    const data::ExampleSource& source = *parts_[i].source;
-    const auto some = source.take(0, std::min((count + parts - 1 - i) / parts, source.size()));
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const auto some = parts_[i].source->take(0, take_of(i, count));
     examples.insert(examples.end(), some.begin(), some.end());
-    if (part_of) part_of->insert(part_of->end(), some.size(), static_cast<size_t>(i));
+    if (part_of) part_of->insert(part_of->end(), some.size(), i);
   }
   return examples;
+}
+
+// nullopt where no example has a completion that counts.
+std::optional<double> HeldOutPrompts::loss(const model::Decoder& model,
+                                           const std::vector<data::Example>& examples) const {
+  torch::NoGradGuard no_grad;
+  model::Decoder decoder = model;
+  std::vector<data::Example> learnt;
+  for (const data::Example& example : examples)
+    if (!example.completion.empty() && data::fits(example, learnt_)) learnt.push_back(example);
+  double nats = 0, tokens = 0;
+  for (auto first = learnt.begin(); first != learnt.end();) {
+    const auto last = first + std::min<int64_t>(loss_rows_, learnt.end() - first);
+    const data::Batch batch =
+        data::collate({first, last}, tokenizer_, learnt_.context, learnt_.truncation).to(model->embedding().device());
+    tokens += (batch.target != data::kIgnore).sum().item<double>();
+    nats -= decoder->token_entropy(batch.tokens, batch.target).logprob.sum(torch::kFloat64).item<double>();
+    first = last;
+  }
+  if (tokens == 0) return std::nullopt;
+  return nats / tokens;
 }
 
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
@@ -170,7 +222,8 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
   sampling.max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : max_new_tokens_;
 
   sampling.temperature = 0;
-  const Answers greedy = answer(model, tokenizer_, take(config.prompts, nullptr), score_, sampling, 1, cache_, 0);
+  const std::vector<data::Example> prompts = take(config.prompts, nullptr);
+  const Answers greedy = answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0);
   sampling.temperature = config.temperature;
   std::vector<size_t> part_of;
   const auto sampled_prompts = take(config.sampled_prompts, &part_of);
@@ -193,6 +246,8 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
                    {"eval/k", static_cast<double>(k)},
                    {"eval/entropy", sampled.entropy},
                    {"eval/length", mean(sampled.lengths)}};
+  if (loss_rows_ > 0)
+    if (const auto nats = loss(model, prompts)) found["eval/loss"] = *nats;
   for (size_t i = 0; i < parts_.size() && parts_.size() > 1; ++i) {
     found["eval/sampled/" + parts_[i].size] = mean(right[i]);
     found["eval/length/" + parts_[i].size] = mean(lengths[i]);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,9 +50,18 @@ struct EvaluationConfig {
 // What was found, under the names that csrc/train/metrics.h documents: eval/loss, eval/greedy, …
 using Evaluation = std::map<std::string, double>;
 
+struct HeldOutSize {
+  int64_t examples = 0;  // prompts, or windows of text
+  int64_t tokens = 0;    // of text
+  int64_t left_out = 0;  // prompts that are too long
+};
+
 class HeldOut {
  public:
   virtual ~HeldOut() = default;
+  virtual HeldOutSize size() const = 0;
+  // What of config asks for more than there is: a text for each key, which begins with section and key.
+  virtual std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const = 0;
   // A pure function of weights and config: two evaluations of the same weights agree. shown: gets the first
   // config.show samples.
   virtual Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
@@ -65,29 +75,37 @@ class HeldOutText : public HeldOut {
   // rows: windows that are computed together. Throws as data::Windows does.
   HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer, int64_t context,
               int64_t rows, const std::string& name);
+  HeldOutSize size() const override;
+  std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
                       std::vector<Sample>* shown) const override;
 
  private:
   const data::Tokenizer& tokenizer_;
+  std::string name_;
   data::Windows windows_;
   torch::Tensor bytes_of_;  // [V] int64: bytes of text that a token stands for
   int64_t rows_;
 };
 
 // Prompts and what a right answer to them is: eval/greedy, eval/sampled, eval/pass@k, eval/k, eval/entropy, eval/length; where
-// the prompts are of several sizes also eval/sampled/<size> and eval/length/<size> of each.
+// the prompts are of several sizes also eval/sampled/<size> and eval/length/<size> of each. On request eval/loss: the mean
+// cross-entropy of the tokens of the completions that the data have for the prompts answered greedily, nats a token; prompts are
+// not counted, ends of sequence are (csrc/data/collate.h).
 class HeldOutPrompts : public HeldOut {
  public:
   // A completion is right where the first of rewards gives it at least 0.5; no reward: exact. context: the model's; throws
   // where an example does not fit, unless data.truncation leaves it out.
+  // loss_rows: completions whose loss is computed together; 0: no loss. With it a completion is looked at as training looks at it:
+  // what is wrong with it throws, one too long throws, does not count or is cut, as data.truncation says.
   // max_new_tokens: for evaluations that do not set their own; cache: of the rollouts. tint: the largest of its sizes, the one
   // training is for, or with mix: example as many prompts of each.
   HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                  const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
-                 data::Split split, int64_t context, int64_t max_new_tokens, const rl::CacheConfig& cache = {});
-  int64_t size() const;      // examples, of all parts
-  int64_t left_out() const;  // too long
+                 data::Split split, int64_t context, int64_t max_new_tokens, const rl::CacheConfig& cache = {},
+                 int64_t loss_rows = 0);
+  HeldOutSize size() const override;  // of all parts
+  std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
                       std::vector<Sample>* shown) const override;
 
@@ -97,12 +115,18 @@ class HeldOutPrompts : public HeldOut {
     std::string size;  // "" where there is one part
     std::unique_ptr<data::ExampleSource> source;
   };
+  int64_t take_of(size_t part, int64_t count) const;
   std::vector<data::Example> take(int64_t count, std::vector<size_t>* part_of) const;
+  std::optional<double> loss(const model::Decoder& model, const std::vector<data::Example>& examples) const;
 
   std::vector<Part> parts_;
   rl::RewardSum score_;
   int64_t max_new_tokens_;
   rl::CacheConfig cache_;
+  data::Use learnt_;  // what training would make of a completion
+  int64_t loss_rows_;
+  std::string more_;  // how to have more of them
+  data::Split split_;
 };
 
 }  // namespace isentrope::train

@@ -10,7 +10,6 @@
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
 #include "csrc/durable_file.h"
-#include "csrc/train/data_check.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/run_checkpoints.h"
 
@@ -44,10 +43,10 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
                                          split == data::Split::test ? "test" : "validation");
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
-  return std::make_unique<HeldOutPrompts>(phase.data, answers.reward, rewards, tokenizer, split,
-                                          config.model.max_position_embeddings,
-                                          answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
-                                          answers.rollout ? answers.rollout->cache : rl::CacheConfig());
+  return std::make_unique<HeldOutPrompts>(
+      phase.data, answers.reward, rewards, tokenizer, split, config.model.max_position_embeddings,
+      answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
+      answers.rollout ? answers.rollout->cache : rl::CacheConfig(), phase.rollout ? 0 : phase.batch.sequences);
 }
 
 Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards)
@@ -67,7 +66,13 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   numbers_ = standing.numbers;
   results_ = standing.results;
   notes_ = standing.notes;
-  for (const std::string& note : check_data(config_, tokenizer_, rewards_, phase_)) notes_.push_back(note);
+  DataReport data = check_data(config_, tokenizer_, rewards_, phase_);
+  notes_.insert(notes_.end(), data.notes.begin(), data.notes.end());
+  std::set<std::string> functions;
+  for (const auto& [name, function] : rewards_) functions.insert(name);
+  warnings_ = train::warnings(config_, functions);
+  warnings_.insert(warnings_.end(), data.warnings.begin(), data.warnings.end());
+  data_ = std::move(data.phases);
   last_checkpoint_ = standing.from;
   const bool resumed = !standing.from.empty() && (standing.goes_on || !ended_.empty());
   if (resumed) steps_of_run_ = standing.state.steps_of_run;

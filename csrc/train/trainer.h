@@ -20,6 +20,7 @@
 #include "csrc/data/random.h"
 #include "csrc/train/checkpoint.h"
 #include "csrc/train/config.h"
+#include "csrc/train/data_check.h"
 #include "csrc/train/metrics.h"
 #include "csrc/train/resume.h"
 #include "csrc/train/run_folder.h"
@@ -61,6 +62,10 @@ class Trainer {
   const std::vector<std::pair<std::string, Evaluation>>& results() const { return results_; }
   // How the run began, for a person: what was taken from a checkpoint, what changed since, what the look at the data found.
   const std::vector<std::string>& notes() const { return notes_; }
+  // What the configuration and the data allow, and nobody means: each text begins with the key.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  // The data of the phases that were still to run when the run began or was resumed, in their order.
+  const std::vector<PhaseData>& data() const { return data_; }
   // The newest checkpoint, or the one that the run started from; "" where there is none.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 
@@ -102,7 +107,8 @@ class Trainer {
   bool stopped_ = false;                    // they met the phase's stop
   std::vector<std::string> ended_;
   std::map<std::string, int64_t> numbers_;
-  std::vector<std::string> notes_;
+  std::vector<std::string> notes_, warnings_;
+  std::vector<PhaseData> data_;
   std::string last_checkpoint_;
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::vector<std::pair<std::string, Evaluation>> results_;

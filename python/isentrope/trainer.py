@@ -10,7 +10,7 @@ from typing import Any
 
 import torch  # noqa: F401  (loads the libraries that the trainer links)
 
-Reward = Callable[[list[str], list[str], list[dict[str, str]]], Sequence[float]]
+Reward = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
 
 
 class Trainer:
@@ -20,11 +20,12 @@ class Trainer:
         config: path of the configuration.
         rewards: further kinds of reward by name, for ``reward: [{kind: NAME}]``. A reward is
             ``fn(prompts, completions, meta)`` and returns one finite number for each completion, as a list, tuple, array or
-            tensor. A completion ends in the tokenizer's end of sequence where the model drew it, and was cut at the length
-            limit where it does not; ``meta[i]`` holds ``answer`` and ``completion`` of the example that prompt ``i`` came
-            from, as the data has them. Bytes that are no UTF-8 are U+FFFD. Where a reward has nothing to say of a
-            completion it returns 0, which adds nothing to the sum of rewards. Evaluations ask the first reward as well; a
-            score of at least 0.5 is a right answer.
+            tensor. Completions are without the end of sequence. ``meta[i]`` holds every key of the JSON object that prompt
+            ``i`` came from, with its value; ``answer`` and ``completion`` of the example, texts, where no key has that name;
+            ``finished``, False where completion ``i`` was cut at the length limit; and ``split``: ``"train"``, or
+            ``"validation"`` or ``"test"`` in evaluations, which ask the first reward as well. Bytes that are no UTF-8 are
+            U+FFFD. Where a reward has nothing to say of a completion it returns 0, which adds nothing to the sum of
+            rewards. A score of at least 0.5 is a right answer.
         overrides: ``{"run.seed": 2}`` or ``["run.seed=2"]``, as on the command line.
         resume: go on from the newest complete checkpoint of the run folder.
 
@@ -162,7 +163,7 @@ def _checked_rewards(rewards: Any) -> dict[bytes, Reward]:
 
 
 def _checked_reward(name: str, function: Reward) -> Reward:
-    def reward(prompts: list[str], completions: list[str], meta: list[dict[str, str]]) -> list[float]:
+    def reward(prompts: list[str], completions: list[str], meta: list[dict[str, Any]]) -> list[float]:
         count = len(completions)  # before the function has the list
         try:
             scores = function(prompts, completions, meta)

@@ -232,11 +232,12 @@ TEST_F(CorpusTest, WhatIsNoFileIsRefusedOrLeftOutAndTold) {
   expect_all(wrong(pipe), {"pipe.txt cannot be read", "a pipe"});
   expect_all(wrong(loop), {"loop.txt", "data.corpus.paths"});
   expect_all(wrong(std::string(10000, 'x')), {"cannot be read", "(10000 bytes)"});
-  std::vector<std::string> left_out;
+  LeftOutFiles left_out;
   const auto files = find_files(config(), &left_out);
   ASSERT_EQ(files.size(), 1u);
   EXPECT_EQ(files[0].name, "a.txt");
-  EXPECT_EQ((std::set<std::string>(left_out.begin(), left_out.end())), (std::set<std::string>{pipe, link, loop}));
+  EXPECT_EQ((std::set<std::string>(left_out.irregular.begin(), left_out.irregular.end())),
+            (std::set<std::string>{pipe, link, loop}));
   EXPECT_EQ(text_of(config()), "abc|");
 }
 
@@ -262,6 +263,74 @@ TEST_F(CorpusTest, FewFilesAreCutAndNoPartIsEmptyByChance) {
     write(std::string(1, static_cast<char>('a' + files)) + ".txt", text);
     for (const Split split : all) EXPECT_FALSE(text_of(corpus, split).empty()) << files;
   }
+}
+
+TEST_F(CorpusTest, APartMayHaveAPathOfItsOwn) {
+  for (const char* name : {"a.txt", "b.txt", "c.txt", "held/v.txt", "held/w.txt", "t.md"})
+    write(name, std::string(name, 1) == "h" ? std::string(name + 5, 1) : std::string(name, 1));
+  CorpusConfig corpus = config();
+  corpus.validation_fraction = corpus.test_fraction = {};
+  corpus.validation_path = folder_ + "/text/held";
+  EXPECT_EQ(corpus.validation().share(), 0);
+  corpus.test_path = folder_ + "/text/*.md";
+  EXPECT_EQ(text_of(corpus, Split::validation), "v|w|");
+  EXPECT_EQ(text_of(corpus, Split::test), "t|");
+  EXPECT_EQ(text_of(corpus), "a|b|c|") << "what is held out is not trained on, though paths has it too";
+  const auto files = find_files(corpus);
+  EXPECT_EQ(count_files(files, corpus, Split::train), 3);
+  EXPECT_EQ(count_files(files, corpus, Split::validation), 2);
+  EXPECT_EQ(count_files(files, corpus, Split::test), 1);
+  // One part with a path, the other a share: of the files of paths alone, which are enough for two parts.
+  corpus.test_path = "";
+  corpus.test_fraction = 0.3;
+  EXPECT_EQ(text_of(corpus).size() + text_of(corpus, Split::test).size(), 6u);
+  EXPECT_EQ(text_of(corpus, Split::test).size(), 2u);
+  EXPECT_EQ(text_of(corpus, Split::validation), "v|w|");
+  write("held/x.txt", "x");
+  EXPECT_EQ(text_of(corpus, Split::validation), "v|w|x|") << "a cache of other files is made anew";
+  for (const Split split : {Split::train, Split::validation, Split::test}) EXPECT_TRUE(corpus.has(split));
+  corpus.test_fraction = 0;
+  EXPECT_FALSE(corpus.has(Split::test));
+  corpus.paths = {folder_ + "/text/held"};
+  expect_all(message([&] { find_files(corpus); }), {"every file of data.corpus.paths", "validation_path"});
+  corpus.validation_path = folder_ + "/none";
+  expect_all(message([&] { find_files(corpus); }), {"/none", "data.corpus.validation_path"});
+  corpus.validation_path = folder_ + "/**/v.txt";
+  expect_all(corpus.problem(), {"validation_path", "name the folder itself"});
+  for (const char* part : {"validation", "test"}) {
+    CorpusConfig both = config();
+    both.validation_fraction = both.test_fraction = {};
+    (std::string(part) == "test" ? both.test_path : both.validation_path) = folder_ + "/text/held";
+    EXPECT_EQ(both.problem(), "");
+    (std::string(part) == "test" ? both.test_fraction : both.validation_fraction) = 0.05;
+    expect_all(both.problem(), {part, "_fraction", "_path", "leave one of the two out"});
+  }
+}
+
+TEST_F(CorpusTest, FilesLeftOutByTheirSuffixAreCounted) {
+  for (const char* name : {"a.txt", "b.md", "c.md", "d.py", "Makefile", ".hidden.md", "skip/e.md", "f.rst"})
+    write(name, "x");
+  CorpusConfig corpus = config();
+  corpus.exclude = {"skip"};
+  const auto left_out = [&] {
+    LeftOutFiles files;
+    find_files(corpus, &files);
+    return files;
+  };
+  EXPECT_EQ(left_out().suffixes, (std::map<std::string, int64_t>{{".md", 2}, {".py", 1}, {"", 1}, {".rst", 1}}));
+  EXPECT_EQ(left_out().by_suffix(), 5);
+  EXPECT_EQ(left_out().told(), "2 .md, 1 without a suffix, 1 .py, 1 .rst");
+  corpus.paths = {folder_ + "/text", folder_ + "/text/*.md", folder_ + "/text"};
+  EXPECT_EQ(left_out().told(), "1 without a suffix, 1 .py, 1 .rst") << "each once, and none that is named elsewhere";
+  corpus.suffixes = {};
+  EXPECT_EQ(left_out().told(), "");
+  for (char c = 'a'; c < 'h'; ++c) write(std::string("x.") + c, "x");
+  corpus.suffixes = {".txt"};
+  EXPECT_EQ(left_out().told(), "1 without a suffix, 1 .a, 1 .b, 1 .c, 1 .d, 5 of other suffixes");
+  corpus.paths = {folder_ + "/text"};
+  corpus.suffixes = {".tex"};
+  expect_all(message([&] { find_files(corpus); }),
+             {"ends in one of .tex", "(there are 2 .md,", "data.corpus.suffixes"});
 }
 
 TEST_F(CorpusTest, AShardOfAnotherVocabularyIsTold) {

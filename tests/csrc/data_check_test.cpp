@@ -56,9 +56,12 @@ class DataCheck : public testing::Test {
   }
   void write(const std::string& name, const std::string& text) const { std::ofstream(dir_ / name) << text; }
 
-  std::vector<std::string> check(const std::vector<std::string>& overrides = {}) const {
+  DataReport checked(const std::vector<std::string>& overrides = {}) const {
     const TrainConfig config = read_config("run.yaml", overrides);
     return check_data(config, data::Tokenizer(config.tokenizer), {});
+  }
+  std::vector<std::string> check(const std::vector<std::string>& overrides = {}) const {
+    return checked(overrides).notes;
   }
   std::string error(const std::vector<std::string>& overrides = {}) const {
     return message([&] { check(overrides); });
@@ -146,6 +149,103 @@ TEST_F(DataCheck, WhatIsTooLongIsLeftOutEverywhereAndTold) {
   write("grpo.jsonl", kLong + "\n");
   const std::string said = error(drop);
   EXPECT_NE(said.find("jsonl: all 1 training examples of grpo.jsonl are too long"), std::string::npos) << said;
+}
+
+TEST_F(DataCheck, SplitsAndTheirSizesAreKnown) {
+  write("grpo.jsonl", kExample + "\n" + kLong + "\n" + kExample + "\n");
+  const DataReport found = checked({"phases.grpo.data.truncation=drop"});
+  ASSERT_EQ(found.phases.size(), 2u);
+  EXPECT_EQ(found.phases[0].phase, "sft");
+  ASSERT_EQ(found.phases[0].splits.size(), 1u) << "no evaluation, and test data are those of the last phase";
+  EXPECT_EQ(found.phases[0].splits[0].examples, 2);
+  const std::vector<SplitSize>& splits = found.phases[1].splits;
+  ASSERT_EQ(splits.size(), 3u);
+  EXPECT_EQ(splits[0].split, data::Split::train);
+  EXPECT_EQ(splits[0].examples, 2);
+  ASSERT_EQ(splits[0].left_out.size(), 1u);
+  EXPECT_EQ(splits[0].left_out[0].count, 1);
+  EXPECT_EQ(splits[0].left_out[0].reason, "too long for model.max_position_embeddings (data.truncation: drop)");
+  EXPECT_EQ(splits[1].split, data::Split::validation);
+  EXPECT_EQ(splits[2].split, data::Split::test);
+  for (const SplitSize& size : splits) EXPECT_EQ(size.examples + size.tokens + size.files, 2);
+  EXPECT_EQ(
+      Trainer(read_config("run.yaml", {"run.dir=out", "phases.grpo.data.truncation=drop"}), false).data()[1].phase,
+      "grpo");
+}
+
+TEST_F(DataCheck, TextIsCountedInFilesAndTokens) {
+  fs::create_directories("text/held");
+  for (const char* name : {"a.txt", "b.txt", "held/v.txt"}) write(std::string("text/") + name, std::string(99, '1'));
+  for (const char* name : {"c.md", "d.md", "Makefile"}) write(std::string("text/") + name, "1");
+  const std::string corpus =
+      "data: {corpus: {paths: [text], validation_path: text/held, test_fraction: 0.25, cache: tokens}}";
+  write("text.yaml", R"yaml(run: {threads: 1}
+model: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, num_key_value_heads: 1, intermediate_size: 32, max_position_embeddings: 24}
+tokenizer: {kind: bytes}
+phases:
+  - {name: text, objective: {kind: pretrain}, )yaml" +
+                         corpus + ", evaluation: {every: 1, windows: 5}, steps: 2}\ntest: {windows: 2}\n");
+  const TrainConfig config = read_config("text.yaml");
+  const DataReport found = check_data(config, data::Tokenizer(config.tokenizer), {});
+  const std::vector<SplitSize>& splits = found.phases.at(0).splits;
+  ASSERT_EQ(splits.size(), 3u);
+  EXPECT_EQ(splits[0].files, 1);
+  EXPECT_EQ(splits[0].tokens, 100);
+  EXPECT_EQ(splits[0].examples, 5);
+  ASSERT_EQ(splits[0].left_out.size(), 1u);
+  EXPECT_EQ(splits[0].left_out[0].count, 3);
+  EXPECT_EQ(splits[1].tokens, 100);
+  EXPECT_EQ(splits[2].files, 1);
+  EXPECT_EQ(found.notes, std::vector<std::string>{"phase text: 3 files in the folders of data.corpus are none of "
+                                                  "data.corpus.suffixes, and are left out: 2 .md, 1 without a suffix"});
+  EXPECT_TRUE(found.warnings.empty());
+  const TrainConfig more = read_config("text.yaml", {"phases.text.evaluation.windows=6", "test.windows=64"});
+  EXPECT_EQ(check_data(more, data::Tokenizer(more.tokenizer), {}).warnings,
+            (std::vector<std::string>{
+                "phases.text.evaluation.windows: 6 are asked for, and the validation text has 5, which are all used",
+                "test.windows: 64 are asked for, and the test text has 5, which are all used"}));
+  const TrainConfig wide = read_config("text.yaml", {"model.max_position_embeddings=512"});
+  expect_all(message([&] { check_data(wide, data::Tokenizer(wide.tokenizer), {}); }),
+             {"phase text: corpus: the training tokens are 100", "3 files", "2 .md"});
+}
+
+TEST_F(DataCheck, AskingForMorePromptsThanThereAreIsTold) {
+  EXPECT_TRUE(checked().warnings.empty());
+  EXPECT_EQ(checked({"phases.grpo.evaluation.prompts=3", "test.sampled_prompts=64"}).warnings,
+            (std::vector<std::string>{
+                "phases.grpo.evaluation.prompts: 3 are asked for, and the validation data have 2, which are all used",
+                "test.sampled_prompts: 64 are asked for, and the test data have 2, which are all used"}));
+  // Thirty of three terms; of two no more than 15 different ones belong to the split.
+  const std::vector<std::string> tint{"phases.grpo.data={tint: {terms: [2, 3], mix: example, held_out: 30}}",
+                                      "phases.grpo.reward=[{kind: answer}]",
+                                      "tokenizer.characters=0123456789abcdefgh+-=:A.",
+                                      "model.max_position_embeddings=64",
+                                      "phases.grpo.evaluation.prompts=61",
+                                      "phases.sft.data={tint: {terms: [2, 3], mix: example}}"};
+  EXPECT_EQ(
+      checked(tint).warnings,
+      (std::vector<std::string>{
+          "phases.grpo.evaluation.prompts: 61 are asked for, and the validation data have 45, which are all used; "
+          "data.tint.held_out is 30, and few different problems make fewer"}));
+}
+
+TEST_F(DataCheck, CompletionsWhoseLossIsToldAreLookedAt) {
+  const std::vector<std::string> sft{
+      "phases.sft.data={jsonl: {path: sft.jsonl, validation_path: validation.jsonl, "
+      "test_fraction: 0}}",
+      "phases.sft.evaluation={every: 1, prompts: 2, sampled_prompts: 2, num_generations: 1}"};
+  EXPECT_EQ(error(sft), "no error");
+  for (const char* wrong : {R"({"prompt": "1=", "completion": "×", "answer": "5"})",
+                            R"({"prompt": "1=", "completion": "8.5.", "answer": "5"})",
+                            R"({"prompt": "123456789012345678901=", "completion": "12.", "answer": "5"})"}) {
+    write("validation.jsonl", kExample + "\n" + wrong + "\n");
+    EXPECT_NE(error(sft).find("phase sft: jsonl: validation.jsonl:2: "), std::string::npos) << error(sft);
+  }
+  std::vector<std::string> drop = sft;
+  drop[0].insert(drop[0].rfind('}'), ", truncation: drop");
+  drop.push_back("phases.grpo.data.truncation=drop");
+  EXPECT_EQ(error(drop), "no error");
+  EXPECT_EQ(checked(drop).phases[0].splits[1].examples, 2) << "it is answered, and its loss does not count";
 }
 
 TEST_F(DataCheck, WithoutHeldOutDataARunTrainsAndSaysSo) {

@@ -159,11 +159,55 @@ TEST_F(JsonlTest, AUseIsAskedOfEveryExample) {
 
 TEST_F(JsonlTest, ASplitMayHaveItsOwnFile) {
   JsonlConfig config = numbered(31);
-  config.validation_fraction = 0.5;
+  config.validation_fraction = {};
   config.validation_path = write("validation.jsonl", "{\"prompt\": \"v\", \"completion\": \"v\"}\n");
   EXPECT_EQ(Jsonl(config, 1, Split::train).size(), 31);
   EXPECT_EQ(prompts(Jsonl(config, 1, Split::validation).take(0, 2)), (std::vector<std::string>{"v", "v"}));
   expect_all(error_of(config, Split::test), {"none of the 31", "test split", "test_path"});
+}
+
+TEST_F(JsonlTest, AFractionBesideAPathIsRefused) {
+  for (const std::string part : {"validation", "test"}) {
+    JsonlConfig config{.path = "a", .validation_path = "v", .test_path = "t"};
+    EXPECT_EQ(config.problem(), "");
+    (part == "test" ? config.test_fraction : config.validation_fraction) = 0;
+    expect_all(config.problem(), {part.c_str(), "_fraction", "leave one of the two out"});
+  }
+  EXPECT_EQ(JsonlConfig{.path = "a"}.validation().share(), 0.05);
+}
+
+TEST_F(JsonlTest, ColumnsAreKeptForThoseWhoReadThem) {
+  const std::string line = R"({"prompt": "p", "answer": 12, "tags": ["x", {"n": 1e5}], "none": null})";
+  const JsonlConfig config{.path = write("columns.jsonl", line + "\n"), .validation_fraction = 0, .test_fraction = 0};
+  const Tokenizer tokenizer({.kind = "bytes"});
+  Use use{.tokenizer = &tokenizer, .context = 30, .learnt = false};
+  EXPECT_EQ(Jsonl(config, 1, Split::train, &use).take(0, 1)[0].columns, "");
+  use.columns = true;
+  const Example example = Jsonl(config, 1, Split::train, &use).take(0, 1)[0];
+  EXPECT_EQ(example.columns, line);
+  EXPECT_EQ(example.answer, "12");
+  EXPECT_EQ(example.split, Split::train);
+  JsonlConfig held_out = config;
+  held_out.validation_path = held_out.path;
+  held_out.validation_fraction = {};
+  EXPECT_EQ(Jsonl(held_out, 1, Split::validation, &use).take(0, 1)[0].split, Split::validation);
+  for (const char* name : {"split", "finished"}) {
+    const std::string path =
+        write("taken.jsonl", line + "\n" + R"({"prompt": "p", "answer": "1", ")" + name + "\": 1}\n");
+    const JsonlConfig taken{.path = path, .validation_fraction = 0, .test_fraction = 0};
+    expect_all(message([&] { Jsonl(taken, 1, Split::train, &use); }), {"taken.jsonl:2", name, "rename it"});
+    use.columns = false;
+    EXPECT_EQ(Jsonl(taken, 1, Split::train, &use).size(), 2) << "nobody reads it";
+    use.columns = true;
+  }
+}
+
+TEST_F(JsonlTest, AnAbyssOfListsIsRefused) {
+  const auto nested = [](size_t depth) {
+    return R"({"prompt": "p", "answer": "1", "x": )" + std::string(depth, '[') + std::string(depth, ']') + "}\n";
+  };
+  expect_all(message_of(nested(100000)), {"data.jsonl:1", "more than 100 within one another"});
+  EXPECT_EQ(message_of(nested(98)), "no error");
 }
 
 TEST_F(JsonlTest, ErrorsNameFileAndLine) {

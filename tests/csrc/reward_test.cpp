@@ -20,7 +20,9 @@ using data::Example;
 
 double score(const RewardConfig& config, const std::string& completion, const Example& example,
              const std::string& stop = ".") {
-  return RewardSum({config}, stop)({example.prompt}, {completion}, {example}).total.at(0);
+  const size_t end = completion.find(stop);  // as a model draws: nothing follows the stop
+  const Answer answer{completion.substr(0, end), end != std::string::npos};
+  return RewardSum({config}, stop)({example.prompt}, {answer}, {example}).total.at(0);
 }
 
 TEST(Reward, ExactComparesUpToTheStop) {
@@ -204,22 +206,41 @@ TEST(Reward, LengthFallsInAStraightLine) {
   EXPECT_DOUBLE_EQ(score(length, "ß∑😀.", example), 2) << "characters, not bytes";
 }
 
+TEST(Reward, AnAnswerIsWithoutItsEndAndKnowsWhetherItHadOne) {
+  const data::Tokenizer bytes({.kind = "bytes"});
+  std::vector<int64_t> tokens = bytes.encode("42");
+  const Answer cut = answer_of(tokens, false, bytes);
+  tokens.push_back(bytes.eos_id());
+  const Answer whole = answer_of(tokens, true, bytes);
+  EXPECT_EQ(cut.text, "42");
+  EXPECT_FALSE(cut.finished);
+  EXPECT_EQ(whole.text, "42");
+  EXPECT_TRUE(whole.finished);
+  EXPECT_EQ(answer_of({bytes.eos_id()}, true, bytes).text, "");
+  // The name of the end, spelt out in bytes, ends nothing.
+  const Answer spelt = answer_of(bytes.encode("42<|endoftext|>"), false, bytes);
+  EXPECT_EQ(spelt.text, "42<|endoftext|>");
+  const RewardSum exact({{.kind = "exact"}}, bytes.eos());
+  EXPECT_EQ(exact({"p", "p", "p"}, {cut, whole, spelt}, std::vector<Example>(3, {"p", "42", ""})).total,
+            (std::vector<double>{0, 1, 0}));
+}
+
 TEST(RewardSum, WeighsAndReportsMeans) {
   int64_t calls = 0;
   const RewardFunction mine = [&](const auto& prompts, const auto& completions, const auto& examples) {
     ++calls;
     EXPECT_EQ(prompts, (std::vector<std::string>{"p", "q"}));
     EXPECT_EQ(examples[1].answer, "2");
-    return std::vector<double>{static_cast<double>(completions[0].size()), -1};
+    return std::vector<double>{static_cast<double>(completions[0].text.size()), -1};
   };
   const RewardSum sum({{.kind = "answer", .weight = 1},
                        {.kind = "mine", .weight = 0.5},
                        {.kind = "format", .weight = -1, .name = "digits", .pattern = "A[0-9]"}},
                       ".", {{"mine", mine}});
-  const Rewards rewards = sum({"p", "q"}, {"A1.", "A1."}, {{"p", "", "1"}, {"q", "", "2"}});
-  EXPECT_EQ(rewards.total, (std::vector<double>{1 + 0.5 * 3 - 1, 0 - 0.5 - 1}));
+  const Rewards rewards = sum({"p", "q"}, {{"A1", true}, {"A1", true}}, {{"p", "", "1"}, {"q", "", "2"}});
+  EXPECT_EQ(rewards.total, (std::vector<double>{1 + 0.5 * 2 - 1, 0 - 0.5 - 1}));
   EXPECT_EQ(rewards.stats,
-            (std::map<std::string, double>{{"reward/answer", 0.5}, {"reward/mine", 1}, {"reward/digits", 1}}));
+            (std::map<std::string, double>{{"reward/answer", 0.5}, {"reward/mine", 0.5}, {"reward/digits", 1}}));
   EXPECT_EQ(calls, 1);
   EXPECT_TRUE(RewardSum({{}}, ".")({}, {}, {}).total.empty());
 }
@@ -227,14 +248,19 @@ TEST(RewardSum, WeighsAndReportsMeans) {
 TEST(RewardSum, NamesTheRewardThatIsWrong) {
   const auto run = [](std::vector<double> scores) {
     const RewardFunction mine = [scores](const auto&, const auto&, const auto&) { return scores; };
-    return message([&] { RewardSum({{.kind = "mine"}}, ".", {{"mine", mine}})({"p0", "p1"}, {"a", "b"}, {{}, {}}); });
+    return message([&] {
+      RewardSum({{.kind = "mine"}}, ".", {{"mine", mine}})({"p0", "p1"}, {{"a", true}, {"b", true}}, {{}, {}});
+    });
   };
   expect_all(run({1}), {"reward/mine", "1 scores", "2 completions"});
   expect_all(run({1, 2, 3}), {"reward/mine", "3 scores"});
   expect_all(run({0, std::nan("")}), {"reward/mine", "score 1", "nan", "p1"});
   expect_all(run({-std::numeric_limits<double>::infinity(), 0}), {"score 0", "-inf", "p0"});
   EXPECT_EQ(run({0.5, -3}), "no error");
-  expect_all(message([] { RewardSum({{}}, ".")({"p"}, {"a", "b"}, {{}, {}}); }), {"1 prompts", "2 completions"});
+  expect_all(message([] {
+               RewardSum({{}}, ".")({"p"}, {{"a", true}, {"b", true}}, {{}, {}});
+             }),
+             {"1 prompts", "2 completions"});
 }
 
 TEST(RewardSum, RefusesABadConfig) {

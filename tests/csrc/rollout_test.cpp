@@ -472,10 +472,10 @@ struct SourceOfSums {
   RolloutSource make_source() {
     data::DataConfig sums;
     sums.tint.emplace().terms = {2};
-    const RewardFunction even = [this](const auto&, const std::vector<std::string>& completions, const auto&) {
+    const RewardFunction even = [this](const auto&, const std::vector<Answer>& completions, const auto&) {
       if (failures > 0 && --failures == 0) throw std::runtime_error("the reward failed");
       std::vector<double> scores;
-      for (const std::string& text : completions) scores.push_back(flat || text[0] % 2 == 0);
+      for (const Answer& answer : completions) scores.push_back(flat || answer.text[0] % 2 == 0);
       return scores;
     };
     return {config,

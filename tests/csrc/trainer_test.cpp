@@ -39,12 +39,12 @@ std::string grpo(const std::string& name, int64_t steps) {
 }
 
 // A score that is a function of the completion alone.
-std::vector<double> by_letters(const std::vector<std::string>&, const std::vector<std::string>& completions,
+std::vector<double> by_letters(const std::vector<std::string>&, const std::vector<rl::Answer>& completions,
                                const std::vector<data::Example>&) {
   std::vector<double> scores;
-  for (const std::string& text : completions) {
+  for (const rl::Answer& answer : completions) {
     double score = 0;
-    for (const char c : text) score += c % 3;
+    for (const char c : answer.text) score += c % 3;
     scores.push_back(score);
   }
   return scores;

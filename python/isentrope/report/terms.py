@@ -54,7 +54,7 @@ TERMS: dict[str, str] = {
     "time": "Of training, over all resumptions.",
     "tokens/s": "Median over the steps of tokens trained on and sampled a second.",
     # learning
-    "Loss": "What the optimizer lowers. Of text: cross-entropy, nats a token. Of a policy: the objective, whose level says little and may be below 0. Different objectives cannot be compared by it.",
+    "Loss": "What the optimizer lowers. Of text and of given completions: cross-entropy, nats a token. Of a policy: the objective, whose level says little and may be below 0. Different objectives cannot be compared by it.",
     "training": "Of the step's own data.",
     "held-out": "Of data that is not trained on; filled points: validation, ◆: test.",
     "Bits per byte": "The held-out text's information by the model, in bits, over its bytes: comparable over tokenizers.",
