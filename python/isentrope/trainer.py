@@ -112,7 +112,8 @@ class Trainer:
     @property
     def results(self) -> dict[str, dict[str, float]]:
         """By phase that has ended, the evaluation on the test data of the last phase: ``greedy``, ``sampled``, ``pass@k``, ``k``,
-        ``entropy``, ``length``; or, where that is a corpus, ``loss`` and ``bits_per_byte``."""
+        ``entropy``, ``length``, and ``loss`` where the last phase is supervised; or, where that is a corpus, ``loss`` and
+        ``bits_per_byte``."""
         return self._trainer.results
 
 
