@@ -90,8 +90,11 @@ int run(int argc, char** argv) {
   auto* draw = app.add_subcommand("sample", "Complete prompts with a checkpoint.");
   draw->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
   draw->add_option("--prompt", sample.prompts, "A prompt; may be given several times.")
-      ->required()
       ->allow_extra_args(false);  // one word each, and taken whole: otherwise [a,b] were two of them
+  draw->add_option(
+      "--prompts", sample.file,
+      "File of prompts: .jsonl with {\"prompt\": …} a line, or .txt with one a line; - for standard input.");
+  draw->add_flag("--json", sample.json, "Print a JSON object a completion, with log-probability and entropy by token.");
   draw->add_option("--samples", sample.samples, "Completions a prompt.")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -123,6 +126,9 @@ int run(int argc, char** argv) {
   app.add_subcommand("version", "Versions, devices, instruction set, backends in the build.");
 
   if (const auto code = parse(app, argc, argv)) return *code;
+
+  if (*draw && sample.prompts.empty() && sample.file.empty())
+    return wrong("there is no prompt; give --prompt TEXT or --prompts FILE", "sample");
 
   if (*train) return train_command(training);
   if (*show) return config_command(config, overrides, explain);

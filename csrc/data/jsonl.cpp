@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
@@ -86,16 +87,26 @@ Json parsed(const std::string& line, const std::string& where) {
   }
 }
 
-Example parse(const JsonlConfig& config, const std::string& line, bool columns, const std::string& where) {
-  const Json object = parsed(line, where);
+Json object_of(const std::string& line, const std::string& where) {
+  Json object = parsed(line, where);
   if (!object.is_object())
     throw std::runtime_error(where + ": a JSON " + std::string(object.type_name()) +
                              "; each line must hold one object");
-  const auto prompt = text_at(object, config.prompt_key, false, where);
+  return object;
+}
+
+std::string prompt_of(const Json& object, const std::string& key, const std::string& where) {
+  const auto prompt = text_at(object, key, false, where);
+  if (!prompt) throw std::runtime_error(where + ": the key \"" + excerpt(key) + "\" is missing");
+  if (prompt->empty()) throw std::runtime_error(where + ": \"" + excerpt(key) + "\" is empty");
+  return *prompt;
+}
+
+Example parse(const JsonlConfig& config, const std::string& line, bool columns, const std::string& where) {
+  const Json object = object_of(line, where);
+  const std::string prompt = prompt_of(object, config.prompt_key, where);
   const auto completion = text_at(object, config.completion_key, false, where);
   const auto answer = text_at(object, config.answer_key, true, where);
-  if (!prompt) throw std::runtime_error(where + ": the key \"" + excerpt(config.prompt_key) + "\" is missing");
-  if (prompt->empty()) throw std::runtime_error(where + ": \"" + excerpt(config.prompt_key) + "\" is empty");
   if (!completion && !answer)
     throw std::runtime_error(where + ": the key \"" + excerpt(config.completion_key) +
                              "\" is missing, and there is no \"" + excerpt(config.answer_key) + "\" either");
@@ -104,7 +115,7 @@ Example parse(const JsonlConfig& config, const std::string& line, bool columns, 
       throw std::runtime_error(where + ": the key \"" + name +
                                "\" has the name of what a reward function finds in meta " +
                                "beside the keys of an example (docs/rewards.md); rename it");
-  return {*prompt, completion.value_or(""), answer.value_or(""), columns ? line : ""};
+  return {prompt, completion.value_or(""), answer.value_or(""), columns ? line : ""};
 }
 
 struct Line {
@@ -153,6 +164,42 @@ void keep_split(std::vector<Line>& lines, double validation, double test, Split 
 }
 
 }  // namespace
+
+std::vector<Prompt> read_prompts(const std::string& path) {
+  const bool standard = path == "-";
+  const std::string name = standard ? "standard input" : path;
+  std::error_code failed;
+  std::ifstream file;
+  if (!standard) {
+    if (!path.ends_with(".jsonl") && !path.ends_with(".txt"))
+      throw std::runtime_error("prompts: " + excerpt(path, 300) +
+                               " ends in neither .jsonl (objects with a \"prompt\") nor .txt (a prompt a line); rename "
+                               "it, or give it to standard input and write -");
+    if (std::filesystem::is_directory(path, failed) || !std::filesystem::exists(path, failed))
+      throw std::runtime_error("prompts: " + excerpt(path, 300) + " is not a file" + suggestion(path));
+    file.open(path, std::ios::binary);
+    if (!file) throw std::runtime_error("prompts: " + path + " cannot be read: " + std::strerror(errno));
+  }
+  std::istream& in = standard ? std::cin : file;
+  std::vector<Prompt> prompts;
+  std::optional<bool> objects;
+  if (!standard) objects = path.ends_with(".jsonl");
+  std::string line;
+  for (int64_t number = 1; std::getline(in, line); ++number) {
+    if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);  // a byte order mark
+    if (line.ends_with("\r")) line.pop_back();
+    if (line.empty()) continue;
+    if (!objects) objects = line.starts_with("{");
+    const std::string where = name + ":" + std::to_string(number);
+    if (!*objects)
+      prompts.push_back({where, line});
+    else if (line.find_first_not_of(" \t\r") != std::string::npos)
+      prompts.push_back({where, prompt_of(object_of(line, where), "prompt", where)});
+  }
+  if (in.bad()) throw std::runtime_error("prompts: " + name + " cannot be read to its end: " + std::strerror(errno));
+  if (prompts.empty()) throw std::runtime_error("prompts: " + name + " holds no prompt; wanted one a line");
+  return prompts;
+}
 
 std::string JsonlConfig::problem() const {
   if (path.empty()) return "path is empty; give the file of the training examples";

@@ -43,6 +43,17 @@ struct JsonlConfig {
   bool has(Split split) const;  // whether the keys leave anything for it
 };
 
+// A prompt to be completed, and where it was read: FILE:LINE.
+struct Prompt {
+  std::string where, text;
+};
+
+// The prompts of a file: .jsonl with an object a line whose "prompt" is a string (other keys are left alone), .txt with a prompt a
+// line. "-" is standard input, of objects where its first line begins with {, else of lines. Empty lines are passed over; an end of
+// line may be \r\n, and a byte order mark is no part of the first. Throws std::runtime_error with file and line: a file that cannot
+// be read, of another suffix, without a prompt, or malformed.
+std::vector<Prompt> read_prompts(const std::string& path);
+
 // The whole file is read and checked at once and kept in memory.
 // Training: each epoch is a permutation of the split, fixed by (seed, epoch). Validation and test: the order
 // of the file. To share a stream among W ranks with n examples each a step, rank r takes (step · W + r) · n …

@@ -205,7 +205,7 @@ class Handle {
     py::dict results;
     for (const auto& [phase, evaluation] : results_) {
       py::dict one;
-      for (const auto& [name, value] : evaluation) one[text(name.substr(name.find('/') + 1))] = value;
+      for (const auto& [name, value] : train::in_order(evaluation)) one[text(name.substr(name.find('/') + 1))] = value;
       results[text(phase)] = one;
     }
     return results;

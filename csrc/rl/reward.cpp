@@ -183,6 +183,7 @@ Rewards RewardSum::operator()(const Texts& prompts, const std::vector<Answer>& c
     }
     if (&part == &parts_.front()) rewards.first = scores;
     rewards.stats[name] = count == 0 ? 0 : sum / static_cast<double>(count);
+    rewards.scores.emplace_back(name, scores);
   }
   return rewards;
 }

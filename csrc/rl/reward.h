@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "csrc/data/example.h"
@@ -76,6 +77,8 @@ struct Rewards {
   std::vector<double> total;            // weighted sum, one a completion
   std::vector<double> first;            // score of the first reward, not weighted: at least 0.5 is a right answer
   std::map<std::string, double> stats;  // reward/<name>: mean score of each reward, not weighted
+  std::vector<std::pair<std::string, std::vector<double>>> scores =
+      {};  // reward/<name>: each completion's, not weighted
 };
 
 class RewardSum {

@@ -78,13 +78,15 @@ std::string RolloutConfig::problem() const {
 }
 
 RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
-                             std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed)
+                             std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed,
+                             SaveRollouts save)
     : config_(config),
       model_(model),
       tokenizer_(tokenizer),
       examples_(std::move(examples)),
       reward_(std::move(reward)),
-      seed_(seed) {
+      seed_(seed),
+      save_(std::move(save)) {
   if (config_.ares) whole_.ares.emplace(*config_.ares, trigger_tokens(config_.ares->triggers, tokenizer_));
   pending_ = whole_;
 }
@@ -92,6 +94,7 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
 // ---- a step -------------------------------------------------------------------------------------------------------
 
 struct RolloutSource::Drawn {
+  int64_t first;  // number of the first prompt in the stream
   std::vector<Example> examples;
   std::vector<std::vector<int64_t>> prompts;  // tokens
   std::vector<int64_t> samples;               // of each prompt
@@ -109,15 +112,64 @@ struct RolloutSource::Tally {
   double truncated = 0, flat = 0, prompts = 0, draws = 0;
 };
 
+struct RolloutSource::Saved {
+  std::vector<SavedRollout> rollouts;
+  std::vector<int64_t> place;  // of each in Kept; −1: nothing is learnt from its group
+
+  void add(const Drawn& drawn, int64_t p, const RolloutSource& source);
+  void learnt(const Kept& kept, const AresStep& ares, double ares_weight, const std::vector<data::Batch>& updates);
+};
+
+// The group of prompt p, before anything of it is moved.
+void RolloutSource::Saved::add(const Drawn& drawn, int64_t p, const RolloutSource& source) {
+  for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i) {
+    SavedRollout one{.group = drawn.first + p,
+                     .prompt = drawn.examples[p].prompt,
+                     .completion = drawn.completions[i],
+                     .branches = source.config_.branch.has_value(),
+                     .reward = drawn.rewards.total[i]};
+    if (one.completion.parent >= 0) one.completion.parent -= drawn.groups[p];
+    for (const auto& [name, scores] : drawn.rewards.scores) one.scores.emplace_back(name, scores[i]);
+    if (source.config_.overlong_buffer) one.overlong = source.overlong(one.completion), one.reward += *one.overlong;
+    rollouts.push_back(std::move(one));
+    place.push_back(-1);
+  }
+}
+
+// What the updates, whose rows are the completions kept, have of them.
+void RolloutSource::Saved::learnt(const Kept& kept, const AresStep& ares, double ares_weight,
+                                  const std::vector<data::Batch>& updates) {
+  std::vector<std::optional<double>> advantage;
+  for (const data::Batch& update : updates) {
+    const auto targets = update.target.accessor<int64_t, 2>();
+    const auto values = update.advantage.accessor<float, 2>();
+    for (int64_t row = 0; row < update.size(); ++row) {
+      double sum = 0;
+      int64_t tokens = 0;
+      for (int64_t t = 0; t < targets.size(1); ++t)
+        if (targets[row][t] != data::kIgnore) sum += values[row][t], ++tokens;
+      advantage.push_back(tokens > 0 ? std::optional(sum / static_cast<double>(tokens)) : std::nullopt);
+    }
+  }
+  for (size_t i = 0; i < rollouts.size() && !updates.empty(); ++i) {
+    if (place[i] < 0) continue;
+    rollouts[i].reward = kept.rewards[place[i]];
+    rollouts[i].advantage = advantage[place[i]];
+    if (!ares.shaping.empty()) rollouts[i].ares = ares_weight * ares.shaping[place[i]];
+  }
+}
+
 data::StepData RolloutSource::next(int64_t step) {
   pending_ = whole_;
   const std::optional<Branching> branching = this->branching();
   Kept kept;
   Tally tally;
+  Saved saved;
+  const bool saves = save_ && config_.save_every > 0 && (step + 1) % config_.save_every == 0;
   for (; kept.size() < config_.prompts && tally.draws < static_cast<double>(config_.max_draws); ++tally.draws) {
     Drawn drawn = draw(step, branching, tally);
     score(drawn, tally);
-    keep(drawn, kept, tally);
+    keep(drawn, kept, tally, saves ? &saved : nullptr);
   }
   count_empty_step(kept.size());
 
@@ -127,12 +179,14 @@ data::StepData RolloutSource::next(int64_t step) {
     const AresStep ares = pending_.ares ? shape(*pending_.ares, reward_.first_weight(), kept) : AresStep();
     data.updates = policy_batches(kept, config_.mini_batches, config_.advantage, ares, config_.mask_truncated);
     data.stats.insert(ares.stats.begin(), ares.stats.end());
+    if (saves) saved.learnt(kept, ares, reward_.first_weight(), data.updates);
   }
   if (!tally.thresholds.empty()) {
     const double seen = mean(tally.thresholds), decay = config_.branch->decay;
     pending_.threshold = pending_.threshold ? decay * *pending_.threshold + (1 - decay) * seen : seen;
   }
   tell(tally, kept.size(), branching, data.stats);
+  if (saves) save_(step, saved.rollouts);
   return data;
 }
 
@@ -156,7 +210,7 @@ std::vector<int64_t> RolloutSource::samples_of(const std::vector<Example>& examp
 }
 
 RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branching>& branching, Tally& tally) {
-  Drawn drawn;
+  Drawn drawn{.first = pending_.taken};
   drawn.examples = examples_->take(pending_.taken, config_.prompts);
   for (const Example& example : drawn.examples)
     drawn.prompts.push_back(encode_prompt(example.prompt, tokenizer_, model_->config().max_position_embeddings));
@@ -164,7 +218,7 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
   RolloutCounts counts;
   drawn.completions =
       rollout(model_, drawn.prompts, drawn.samples, config_.sampling, {tokenizer_.eos_id()},
-              {.seed = seed_, .step = step, .first_prompt = pending_.taken}, config_.cache, branching, &counts);
+              {.seed = seed_, .step = step, .first_prompt = drawn.first}, config_.cache, branching, &counts);
   pending_.taken += config_.prompts;
 
   tally.prompts += static_cast<double>(config_.prompts);
@@ -197,7 +251,12 @@ void RolloutSource::score(Drawn& drawn, Tally& tally) const {
   for (const auto& [name, value] : drawn.rewards.stats) tally.reward_stats[name] += value;
 }
 
-void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally) {
+double RolloutSource::overlong(const Completion& completion) const {
+  return overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong_buffer,
+                          config_.sampling.max_new_tokens);
+}
+
+void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
   const std::vector<bool> differs = keep_groups(pending_.ares ? drawn.right : drawn.rewards.total, drawn.groups);
   for (int64_t p = 0; p < config_.prompts; ++p) {
     int64_t right = 0;
@@ -210,15 +269,15 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally) {
     if (config_.allocation)
       pending_.record.add(drawn.examples[p].prompt, right, drawn.samples[p], config_.allocation->decay);
     tally.flat += !differs[p];
+    if (saved) saved->add(drawn, p, *this);
     if (kept.size() == config_.prompts || (config_.filter_groups && !differs[p])) continue;
     const auto moved = static_cast<int64_t>(kept.completions.size()) - drawn.groups[p];
     for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i) {
       Completion& completion = drawn.completions[i];
       if (completion.parent >= 0) completion.parent += moved;
       double reward = drawn.rewards.total[i];
-      if (config_.overlong_buffer)
-        reward += overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong_buffer,
-                                   config_.sampling.max_new_tokens);
+      if (config_.overlong_buffer) reward += overlong(completion);
+      if (saved) *(saved->place.end() - drawn.groups[p + 1] + i) = static_cast<int64_t>(kept.completions.size());
       kept.rewards.push_back(reward);
       kept.right.push_back(drawn.right[i] > 0);
       kept.completions.push_back(std::move(completion));

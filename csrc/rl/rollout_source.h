@@ -61,6 +61,7 @@ struct RolloutConfig {
   int64_t max_draws = 10;
   int64_t max_empty_steps = 3;
   bool mask_truncated = false;
+  int64_t save_every = 0;
 
   std::string problem() const;
   int64_t most_samples() const {
@@ -93,13 +94,36 @@ struct RolloutConfig {
       "filter_groups: so many steps in a row that find fewer groups than updates, and are skipped, stop the run.",
       at_least(1));
     v("mask_truncated", mask_truncated, "Leave completions that reached the length limit out of the loss.");
+    v("save_every", save_every,
+      "Steps between those whose completions go to <run.dir>/rollouts/<phase>.jsonl, with rewards, advantages, and "
+      "log-probability and entropy by token; 0 for none.",
+      at_least(0));
   }
 };
 
+// A completion of a step with what the step made of it.
+struct SavedRollout {
+  int64_t group;  // number of its prompt in the phase's stream of examples, from 0
+  std::string prompt;
+  Completion completion;                               // parent: by its place in the group
+  bool branches;                                       // whether sequences branch
+  std::vector<std::pair<std::string, double>> scores;  // reward/<name>, not weighted
+  double reward;                   // what its advantage comes from: the weighted sum of scores, and what follows
+  std::optional<double> overlong;  // added by rollout.overlong_buffer
+  std::optional<double> ares;      // added by rollout.ares
+  std::optional<double>
+      advantage;  // mean over its learnt tokens, which differ where sequences branch; none: it has no such
+                  // token
+};
+// Takes all completions of a step that draws any, in the order in which they were drawn.
+using SaveRollouts = std::function<void(int64_t step, const std::vector<SavedRollout>& rollouts)>;
+
 class RolloutSource : public data::BatchSource {
  public:
+  // save: called within next() at every config.save_every-th step.
   RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
-                std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed);
+                std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed,
+                SaveRollouts save = {});
 
   data::StepData next(int64_t step) override;
   void observe(const std::map<std::string, double>& seen) override;
@@ -118,14 +142,16 @@ class RolloutSource : public data::BatchSource {
   };
   struct Drawn;  // a batch of prompts with what was drawn for them
   struct Tally;  // what is told of a step
+  struct Saved;  // what is saved of a step
 
   std::optional<Branching> branching() const;
   // How many completions each prompt gets, prompts · samples in all.
   std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
   Drawn draw(int64_t step, const std::optional<Branching>& branching, Tally& tally);
   void score(Drawn& drawn, Tally& tally) const;
-  void keep(Drawn& drawn, Kept& kept, Tally& tally);  // the groups that the step learns from
-  void count_empty_step(int64_t groups);              // stops a run that finds none
+  void keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved);  // the groups that the step learns from
+  double overlong(const Completion& completion) const;              // its penalty
+  void count_empty_step(int64_t groups);                            // stops a run that finds none
   void tell(const Tally& tally, int64_t groups, const std::optional<Branching>& branching,
             std::map<std::string, double>& stats) const;
 
@@ -135,6 +161,7 @@ class RolloutSource : public data::BatchSource {
   std::shared_ptr<const data::ExampleSource> examples_;
   RewardSum reward_;
   uint64_t seed_;
+  SaveRollouts save_;
   Passed whole_;    // after the last step that is whole: what state() tells
   Passed pending_;  // of the step in hand; next() begins it anew, commit() takes it over
 };

@@ -258,6 +258,12 @@ data::Tokenizer load_tokenizer(const std::string& dir) {
   return data::Tokenizer::load(dir);
 }
 
+model::Decoder load_model(const std::string& dir) {
+  model::Decoder decoder(read_model_config(dir), 0);
+  load_weights(dir, decoder);
+  return decoder;
+}
+
 void load_weights(const std::string& dir, model::Decoder& decoder) {
   if (!of_transformers(dir)) check_files(dir, {"model.safetensors"});
   const std::string file = dir + "/model.safetensors";

@@ -58,6 +58,7 @@ CheckpointState load_checkpoint_state(const std::string& dir);
 // A folder that `transformers` saved (save_pretrained) is taken here too; it has no digests.
 model::DecoderConfig read_model_config(const std::string& dir);  // from config.json, vocabulary included
 data::Tokenizer load_tokenizer(const std::string& dir);
+model::Decoder load_model(const std::string& dir);  // its weights as they are saved, with folded spectral norms
 // Copies the weights into decoder; one with layers of learned spectral norm still needs restore_sigma or start_sigma, since
 // these are folded. Weights of another model: the error lists the first names and shapes that
 // differ.

@@ -25,13 +25,7 @@
 namespace isentrope::train {
 namespace {
 
-model::Decoder load_model(const std::string& checkpoint) {
-  model::Decoder decoder(read_model_config(checkpoint), 0);
-  load_weights(checkpoint, decoder);
-  return decoder;
-}
-
-// "eval/pass@k" → "pass@k"
+// "eval/pass@8" → "pass@8"
 std::string short_name(const std::string& name) { return name.substr(name.find('/') + 1); }
 
 nlohmann::ordered_json to_json(const std::string& phase, const std::string& split, const Evaluation& evaluation) {
@@ -40,7 +34,7 @@ nlohmann::ordered_json to_json(const std::string& phase, const std::string& spli
   return line;
 }
 
-// One row a phase, below the names of what was measured.
+// One row a phase, below the names of what was measured; of pass@k the largest k.
 std::string table_of(const std::vector<std::pair<std::string, Evaluation>>& results) {
   std::string table, shown;  // shown: the names that stand above
   char cell[32];
@@ -55,11 +49,12 @@ std::string table_of(const std::vector<std::pair<std::string, Evaluation>>& resu
   };
   for (const auto& [phase, evaluation] : results) {
     std::string names, row;
-    for (const auto& [name, value] : in_order(evaluation)) {
-      if (name == "eval/k") continue;  // it stands in the name of pass@8
-      const bool pass = name == "eval/pass@k";
-      names += in_column(pass ? "pass@" + std::to_string(std::llround(evaluation.at("eval/k"))) : short_name(name));
-      std::snprintf(cell, sizeof(cell), " %13.4g", value);
+    const auto values = in_order(evaluation);
+    const auto is_pass = [](const std::string& name) { return name.starts_with("eval/pass@"); };
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (is_pass(values[i].first) && i + 1 < values.size() && is_pass(values[i + 1].first)) continue;
+      names += in_column(short_name(values[i].first));
+      std::snprintf(cell, sizeof(cell), " %13.4g", values[i].second);
       row += cell;
     }
     if (names != shown) table.append("\n").append(row_of("after phase", names));
@@ -184,26 +179,6 @@ int config_command(const std::string& config, const std::vector<std::string>& ov
   const std::string text = explain ? explain_config() : print_config_with_origins(config, overrides);
   if (!explain) print_warnings(warnings(read_config(config, overrides)));
   print(text);
-  return 0;
-}
-
-int sample_command(const std::string& path, const SampleOptions& options) {
-  const std::string checkpoint = resolve_checkpoint(path);
-  const model::Decoder decoder = load_model(checkpoint);
-  const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
-  std::vector<std::vector<int64_t>> prompts;
-  for (const std::string& prompt : options.prompts) {
-    if (prompt.empty())
-      throw std::runtime_error("sample: --prompt '' is empty; a completion follows at least one token");
-    prompts.push_back(tokenizer.encode(prompt));
-  }
-  const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
-  std::string text;
-  for (const auto& completion :
-       rl::rollout(decoder, prompts, options.samples, sampling, {tokenizer.eos_id()}, {.seed = options.seed}))
-    text += options.prompts[completion.prompt] + tokenizer.decode(completion.tokens) +
-            (completion.stopped ? "\n" : "  [cut at the length limit]\n");
-  print(valid_utf8(text));  // a completion of bytes may end within a character
   return 0;
 }
 

@@ -22,6 +22,8 @@ int config_command(const std::string& config, const std::vector<std::string>& ov
 
 struct SampleOptions {
   std::vector<std::string> prompts;
+  std::string file;   // of further prompts, data::read_prompts(); "" for none
+  bool json = false;  // csrc/train/completions.h instead of text
   int64_t samples = 1;
   double temperature = 1.0;
   int64_t top_k = 0;
@@ -29,7 +31,8 @@ struct SampleOptions {
   int64_t max_new_tokens = 0;
   uint64_t seed = 1;
 };
-// checkpoint, here and below: a checkpoint's folder, or a run's folder for its newest.
+// checkpoint, here and below: a checkpoint's folder, or a run's folder for its newest. Completions go to standard output by the order
+// of their prompts; all prompts are looked at before the first is completed.
 int sample_command(const std::string& checkpoint, const SampleOptions& options);
 
 // Evaluates a checkpoint on held-out data of the configuration's last phase; split: validation or test.

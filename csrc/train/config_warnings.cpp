@@ -63,6 +63,9 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
                   ".rollout.num_generations: a group of one has nothing to compare with: every completion is pushed by "
                   "its reward "
                   "alone; give 2 or more, or advantage: {kind: reinforce_plus_plus_baseline}");
+  if (r.save_every > phase.steps)
+    out.push_back(path + ".rollout.save_every: " + text(r.save_every) + ", and the phase has " + text(phase.steps) +
+                  " steps; no rollout is saved");
   for (size_t i = 0; i < phase.reward.size(); ++i) {
     const rl::RewardConfig& reward = phase.reward[i];
     const std::string key = path + ".reward." + text(static_cast<int64_t>(i));

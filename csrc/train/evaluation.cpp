@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "csrc/data/collate.h"
+#include "csrc/rl/pass_at.h"
 #include "csrc/rl/prompt.h"
 
 namespace isentrope::train {
@@ -227,27 +228,28 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
   sampling.temperature = config.temperature;
   std::vector<size_t> part_of;
   const auto sampled_prompts = take(config.sampled_prompts, &part_of);
-  const int64_t k = config.num_generations;
-  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, k, cache_, config.show);
+  const int64_t n = config.num_generations;
+  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show);
   if (shown) *shown = sampled.shown;
 
-  double solved = 0;
+  std::map<int64_t, double> passed;  // k → sum over prompts
   std::vector<std::vector<double>> right(parts_.size()), lengths(parts_.size());
   for (size_t p = 0; p < sampled_prompts.size(); ++p) {
-    const auto first = sampled.right.begin() + p * k;
-    solved += *std::max_element(first, first + k);
-    right[part_of[p]].insert(right[part_of[p]].end(), first, first + k);
-    lengths[part_of[p]].insert(lengths[part_of[p]].end(), sampled.lengths.begin() + p * k,
-                               sampled.lengths.begin() + (p + 1) * k);
+    const auto first = sampled.right.begin() + p * n;
+    const int64_t c = std::count_if(first, first + n, [](double one) { return one > 0; });
+    for (const int64_t k : rl::pass_ks(n)) passed[k] += rl::pass_at(n, c, k);
+    right[part_of[p]].insert(right[part_of[p]].end(), first, first + n);
+    lengths[part_of[p]].insert(lengths[part_of[p]].end(), sampled.lengths.begin() + p * n,
+                               sampled.lengths.begin() + (p + 1) * n);
   }
   Evaluation found{{"eval/greedy", mean(greedy.right)},
                    {"eval/sampled", mean(sampled.right)},
-                   {"eval/pass@k", solved / static_cast<double>(std::max<size_t>(sampled_prompts.size(), 1))},
-                   {"eval/k", static_cast<double>(k)},
                    {"eval/entropy", sampled.entropy},
                    {"eval/length", mean(sampled.lengths)}};
   if (loss_rows_ > 0)
     if (const auto nats = loss(model, prompts)) found["eval/loss"] = *nats;
+  for (const auto& [k, sum] : passed)
+    found["eval/pass@" + std::to_string(k)] = sum / static_cast<double>(sampled_prompts.size());
   for (size_t i = 0; i < parts_.size() && parts_.size() > 1; ++i) {
     found["eval/sampled/" + parts_[i].size] = mean(right[i]);
     found["eval/length/" + parts_[i].size] = mean(lengths[i]);

@@ -37,7 +37,7 @@ struct EvaluationConfig {
     v("from", from, "First step that is evaluated.", at_least(0));
     v("prompts", prompts, "Held-out prompts answered greedily.", between(1, 1 << 20));
     v("sampled_prompts", sampled_prompts, "Held-out prompts answered by samples.", between(1, 1 << 20));
-    v("num_generations", num_generations, "Samples a prompt (k of pass@k).", between(1, 1 << 16));
+    v("num_generations", num_generations, "Samples a prompt; pass@k is told for k up to it.", between(1, 1 << 16));
     v("temperature", temperature, "Temperature of the samples.", between(1e-3, 100));
     v("max_new_tokens", max_new_tokens,
       "Longest answer in tokens; 0 for that of the rollouts, or what the context leaves.", at_least(0));
@@ -88,10 +88,11 @@ class HeldOutText : public HeldOut {
   int64_t rows_;
 };
 
-// Prompts and what a right answer to them is: eval/greedy, eval/sampled, eval/pass@k, eval/k, eval/entropy, eval/length; where
-// the prompts are of several sizes also eval/sampled/<size> and eval/length/<size> of each. On request eval/loss: the mean
-// cross-entropy of the tokens of the completions that the data have for the prompts answered greedily, nats a token; prompts are
-// not counted, ends of sequence are (csrc/data/collate.h).
+// Prompts and what a right answer to them is: eval/greedy, eval/sampled, eval/pass@<k> for the k of
+// rl::pass_ks(config.num_generations), eval/entropy, eval/length; where the prompts are of several sizes also
+// eval/sampled/<size> and eval/length/<size> of each. On request eval/loss: the mean cross-entropy of the tokens of the
+// completions that the data have for the prompts answered greedily, nats a token; prompts are not counted, ends of sequence
+// are (csrc/data/collate.h).
 class HeldOutPrompts : public HeldOut {
  public:
   // A completion is right where the first of rewards gives it at least 0.5; no reward: exact. context: the model's; throws

@@ -21,7 +21,7 @@
 namespace isentrope::train {
 namespace {
 
-constexpr std::array<std::string_view, 33> kOrder{"loss",         "reward/mean",
+constexpr std::array<std::string_view, 32> kOrder{"loss",         "reward/mean",
                                                   "reward/std",   "entropy/mean",
                                                   "entropy/std",  "kl/k1",
                                                   "kl/k2",        "kl/k3",
@@ -35,9 +35,8 @@ constexpr std::array<std::string_view, 33> kOrder{"loss",         "reward/mean",
                                                   "law/rmse",     "sigma/time_share",
                                                   "eval/loss",    "eval/bits_per_byte",
                                                   "eval/greedy",  "eval/sampled",
-                                                  "eval/pass@k",  "eval/k",
-                                                  "eval/entropy", "eval/length",
-                                                  "time_s"};
+                                                  "eval/pass@1",  "eval/entropy",
+                                                  "eval/length",  "time_s"};
 
 // The shortest text that reads back to the same double.
 std::string number(double value) {
@@ -45,6 +44,9 @@ std::string number(double value) {
   char text[32];
   return {text, std::to_chars(text, text + sizeof(text), value).ptr};
 }
+
+// The name in kOrder of a numbered key: eval/pass@1 of eval/pass@8.
+std::string_view family(std::string_view key) { return key.starts_with("eval/pass@") ? "eval/pass@1" : key; }
 
 std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
 
@@ -95,10 +97,12 @@ std::string to_json(const std::vector<SigmaFigures>& layers) {
 
 std::vector<std::pair<std::string, double>> in_order(const std::map<std::string, double>& values) {
   std::vector<std::pair<std::string, double>> ordered;
-  for (const std::string_view key : kOrder)
-    if (const auto found = values.find(std::string(key)); found != values.end()) ordered.push_back(*found);
-  for (const auto& value : values)
-    if (std::find(kOrder.begin(), kOrder.end(), value.first) == kOrder.end()) ordered.push_back(value);
+  const auto place = [](const auto& value) { return std::find(kOrder.begin(), kOrder.end(), family(value.first)); };
+  for (const auto& value : values) ordered.push_back(value);
+  std::stable_sort(ordered.begin(), ordered.end(), [&](const auto& a, const auto& b) {
+    if (place(a) != place(b)) return place(a) < place(b);
+    return family(a.first) != a.first && a.first.size() < b.first.size();  // pass@9, then pass@10
+  });
   return ordered;
 }
 

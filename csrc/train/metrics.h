@@ -2,7 +2,8 @@
 // which also says what depends on what; a new key belongs there (tests/python/test_readme.py looks).
 //
 // A line speaks of one step of a phase or of one evaluation. Keys that do not apply are left out, a value that is not finite is
-// null; kOrder in metrics.cpp says which come first, others follow in alphabetical order, then attention_entropy and sigma.
+// null; kOrder in metrics.cpp says which come first (pass@1, pass@2, … by their k), others follow in alphabetical order, then
+// attention_entropy and sigma.
 //
 // What an evaluation shows of its answers stands beside it, in samples.jsonl: csrc/train/samples.h.
 #pragma once
@@ -62,6 +63,8 @@ class LineDigest {
  public:
   void add(std::string_view line);  // as to_json() writes it
   int64_t value() const { return static_cast<int64_t>(hash_.value); }
+  LineDigest() = default;
+  explicit LineDigest(int64_t value) { hash_.value = static_cast<uint64_t>(value); }  // to go on from
 
  private:
   data::Hash hash_;

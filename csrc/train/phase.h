@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "csrc/rl/entropy_law.h"
+#include "csrc/train/rollout_log.h"
 #include "csrc/train/snapshot.h"
 #include "csrc/train/trainer.h"
 
@@ -11,6 +12,7 @@ namespace isentrope::train {
 
 struct Trainer::Phase {
   const PhaseConfig& config;
+  std::unique_ptr<RolloutLog> rollouts;  // the source writes to it
   std::unique_ptr<data::BatchSource> source;
   std::optional<int64_t> data_digest;  // of its examples; a corpus has its own in the source's state
   std::unique_ptr<Objective> objective;

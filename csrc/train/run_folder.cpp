@@ -101,12 +101,11 @@ RunFolder::RunFolder(const std::string& dir, bool resume) {
 
 void RunFolder::begin() {
   std::error_code error;
-  const std::string checkpoints = dir_ + "/checkpoints";
-  if (fs::exists(checkpoints, error) &&
-      (!fs::is_directory(checkpoints, error) || ::access(checkpoints.c_str(), W_OK | X_OK) != 0))
-    throw std::runtime_error(checkpoints +
-                             ": is no folder that can be written to, and checkpoints belong there; move it away, or "
-                             "change its rights");
+  for (const std::string name : {"checkpoints", "rollouts"})
+    if (const std::string folder = dir_ + "/" + name;
+        fs::exists(folder, error) && (!fs::is_directory(folder, error) || ::access(folder.c_str(), W_OK | X_OK) != 0))
+      throw std::runtime_error(folder + ": is no folder that can be written to, and " + name +
+                               " belong there; move it away, or change its rights");
   for (const std::string& file : {metrics(), samples(), config(), dir_ + "/summary.json"})
     if (fs::exists(file, error) && !fs::is_regular_file(file, error))
       throw std::runtime_error(file + ": is no regular file, and the run writes one of that name; move it away");

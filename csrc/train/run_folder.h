@@ -3,6 +3,7 @@
 //   <dir>/lock            locked while a trainer runs; the process id of the last one
 //   <dir>/metrics.jsonl   csrc/train/metrics.h
 //   <dir>/samples.jsonl   csrc/train/samples.h
+//   <dir>/rollouts/       csrc/train/rollout_log.h, with rollout.save_every
 //   <dir>/tensorboard/    csrc/train/tensorboard.h, with metrics.tensorboard
 //   <dir>/checkpoints/    csrc/train/checkpoint.h
 //   <dir>/config.yaml     the resolved configuration
@@ -32,6 +33,7 @@ class RunFolder {
   const std::string& dir() const { return dir_; }  // absolute: a change of the working folder does not move it
   std::string metrics() const { return dir_ + "/metrics.jsonl"; }
   std::string samples() const { return dir_ + "/samples.jsonl"; }
+  std::string rollouts(const std::string& phase) const { return dir_ + "/rollouts/" + phase + ".jsonl"; }
   std::string config() const { return dir_ + "/config.yaml"; }
 
  private:

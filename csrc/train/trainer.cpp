@@ -3,13 +3,17 @@
 #include <ATen/Parallel.h>
 #include <torch/cuda.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "csrc/data/corpus.h"
 #include "csrc/data/packed_source.h"
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
 #include "csrc/durable_file.h"
+#include "csrc/train/completions.h"
+#include "csrc/train/data_check.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/run_checkpoints.h"
 
@@ -92,6 +96,7 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
     metrics_of_step_ = metrics_->place();
     samples_of_step_ = samples_->place();
     if (config_.metrics.tensorboard) tensorboard_ = std::make_unique<TensorBoard>(folder_.dir());
+    cut_rollouts();  // the last, since it cannot be taken back
   }
   folder_.keep();
 }
@@ -108,6 +113,15 @@ std::unique_ptr<Metrics> Trainer::open_log(const std::string& file, const Standi
       file, keep_metrics_until(file, ended_, config_.phases[phase_].name, step_, evaluated_, wanted));
 }
 
+void Trainer::cut_rollouts() {
+  std::vector<std::string> to_come;
+  for (const auto& [name, number] : numbers_)
+    if (name != open_->config.name && std::find(ended_.begin(), ended_.end(), name) == ended_.end())
+      to_come.push_back(folder_.rollouts(name));
+  remove_rollouts(to_come);
+  open_->rollouts->cut();
+}
+
 Trainer::~Trainer() = default;
 
 void Trainer::take_weights(const Standing& standing) {
@@ -121,7 +135,8 @@ uint64_t Trainer::seed_of(const std::string& phase, data::Purpose purpose, uint6
   return derived_seed(config_.run.seed, purpose, static_cast<uint64_t>(numbers_.at(phase)), b, c);
 }
 
-std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, std::optional<int64_t>& digest) const {
+std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, RolloutLog& rollouts,
+                                                      std::optional<int64_t>& digest) const {
   const uint64_t data_seed = seed_of(phase.name, data::Purpose::example);
   const int64_t context = config_.model.max_position_embeddings;
   if (phase.data.corpus)
@@ -132,9 +147,13 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
       data::make_source(phase.data, data_seed, data::Split::train, &use);
   digest = static_cast<int64_t>(data::stream_digest(*examples));
   if (phase.rollout)
-    return std::make_unique<rl::RolloutSource>(*phase.rollout, model_, tokenizer_, examples,
-                                               rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
-                                               seed_of(phase.name, data::Purpose::rollout));
+    return std::make_unique<rl::RolloutSource>(
+        *phase.rollout, model_, tokenizer_, examples, rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
+        seed_of(phase.name, data::Purpose::rollout),
+        [this, &phase, &rollouts](int64_t step, const std::vector<rl::SavedRollout>& drawn) {
+          for (const rl::SavedRollout& one : drawn)
+            rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
+        });
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation);
 }
 
@@ -169,9 +188,17 @@ void Trainer::open_phase(const CheckpointState* state) {
   for (const auto& buffer : model_->named_buffers()) changed.push_back(buffer.value());
   for (const auto& [name, moment] : optimizer.state()) changed.push_back(moment);
 
+  Metrics::Place saved;
+  if (state && state->extra.contains(kRollouts)) {
+    const torch::Tensor& place = state->extra.at(kRollouts);
+    saved = {place[0].item<int64_t>(), LineDigest(place[1].item<int64_t>())};
+  }
+  auto rollouts = std::make_unique<RolloutLog>(folder_.rollouts(phase.name), saved);
+  if (rollouts->lost()) notes_.push_back(rollouts->file() + " is not there: the rollouts that it held are lost");
   std::optional<int64_t> digest;
-  auto source = source_of(phase, digest);
+  auto source = source_of(phase, *rollouts, digest);
   auto open = std::make_unique<Phase>(Phase{.config = phase,
+                                            .rollouts = std::move(rollouts),
                                             .source = std::move(source),
                                             .data_digest = digest,
                                             .objective = std::move(objective),
@@ -233,6 +260,8 @@ void Trainer::checkpoint(bool phase_finished) {
   state.source = open_->source->state();
   state.extra[kMetrics] = torch::tensor((state.evaluated ? metrics_->place() : metrics_of_step_).digest.value());
   state.extra[kSamples] = torch::tensor((state.evaluated ? samples_->place() : samples_of_step_).digest.value());
+  if (const Metrics::Place& saved = open_->rollouts->kept(); saved.bytes > 0)
+    state.extra[kRollouts] = torch::tensor({saved.bytes, saved.digest.value()}, torch::kInt64);
   if (open_->data_digest) state.extra[kData] = torch::tensor(*open_->data_digest, torch::kInt64);
   if (open_->reference)
     for (const auto& [name, weight] : (*open_->reference)->named_weights()) state.extra[kReference + name] = weight;

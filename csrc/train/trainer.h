@@ -23,6 +23,7 @@
 #include "csrc/train/data_check.h"
 #include "csrc/train/metrics.h"
 #include "csrc/train/resume.h"
+#include "csrc/train/rollout_log.h"
 #include "csrc/train/run_folder.h"
 #include "csrc/train/tensorboard.h"
 
@@ -76,7 +77,9 @@ class Trainer {
   void take_weights(const Standing& standing);
   std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);
   void open_phase(const CheckpointState* state);
-  std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, std::optional<int64_t>& digest) const;
+  std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, RolloutLog& rollouts,
+                                               std::optional<int64_t>& digest) const;
+  void cut_rollouts();  // to what stood there at the checkpoint that is gone on from
   uint64_t seed_of(const std::string& phase, data::Purpose purpose, uint64_t b = 0, uint64_t c = 0) const;
 
   void whole_step(std::vector<Record>& records);

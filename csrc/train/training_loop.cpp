@@ -147,6 +147,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
     write(step(), records);
   } catch (...) {
     metrics_->back_to(metrics_before);
+    open_->rollouts->back();
     open_->before.restore();
     open_->optimizer.zero_grad();
     open_->alarm = alarm;
@@ -155,6 +156,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
   }
   open_->before.drop();
   open_->source->commit();
+  open_->rollouts->commit();
   metrics_of_step_ = metrics_->place();
   samples_of_step_ = samples_->place();
   ++step_;

@@ -111,9 +111,8 @@ class Trainer:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """By phase that has ended, the evaluation on the test data of the last phase: ``greedy``, ``sampled``, ``pass@k``, ``k``,
-        ``entropy``, ``length``, and ``loss`` where the last phase is supervised; or, where that is a corpus, ``loss`` and
-        ``bits_per_byte``."""
+        """By phase that has ended, the evaluation on the test data of the last phase: ``greedy``, ``sampled``, ``pass@1``,
+        ``pass@2``, …, ``entropy``, ``length``, and ``loss`` where the last phase is supervised; or, where that is a corpus, ``loss`` and ``bits_per_byte``."""
         return self._trainer.results
 
 

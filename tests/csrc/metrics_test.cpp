@@ -44,9 +44,14 @@ TEST(ToJson, KeysInOrderThenOthersByName) {
 }
 
 TEST(ToJson, EvaluationsNameTheirSplit) {
-  const Record record{"a\"b", 0, {{"eval/greedy", 1}, {"eval/pass@k", 0.75}}, "validation"};
+  const Record record{
+      "a\"b",
+      0,
+      {{"eval/greedy", 1}, {"eval/pass@1", 0.25}, {"eval/pass@10", 1}, {"eval/pass@2", 0.5}, {"eval/entropy", 2}},
+      "validation"};
   EXPECT_EQ(to_json(record),
-            R"({"phase": "a\"b", "step": 0, "eval/split": "validation", "eval/greedy": 1, "eval/pass@k": 0.75})");
+            R"({"phase": "a\"b", "step": 0, "eval/split": "validation", "eval/greedy": 1, "eval/pass@1": 0.25, )"
+            R"("eval/pass@2": 0.5, "eval/pass@10": 1, "eval/entropy": 2})");
 }
 
 TEST(ToJson, AttentionIsAnObjectOfTables) {

@@ -27,7 +27,7 @@ GRPO, CLIP_COV, PRETRAIN = (ROOT / "configs" / "tiny" / f"{name}.yaml" for name 
 
 def record(phase, step, split, sampled, entropy):
     return json.dumps({"phase": phase, "step": step, "eval/split": split, "eval/greedy": sampled + 0.05,
-                       "eval/sampled": sampled, "eval/pass@k": sampled + 0.1, "eval/k": 8, "eval/entropy": entropy})
+                       "eval/sampled": sampled, "eval/pass@2": sampled + 0.05, "eval/pass@8": sampled + 0.1, "eval/entropy": entropy})
 
 
 def point(step, split, sampled, entropy=0.5):
@@ -197,7 +197,7 @@ with open(folder / "metrics.jsonl", "a") as out:
             continue
         for split in ("validation", "test"):
             print(json.dumps({{"phase": phase["name"], "step": phase["steps"], "eval/split": split, "eval/greedy": .5,
-                              "eval/sampled": .25 if phase["name"] == "sft" else .5, "eval/pass@k": .75, "eval/k": 8,
+                              "eval/sampled": .25 if phase["name"] == "sft" else .5, "eval/pass@8": .75,
                               "eval/entropy": .1}}), file=out)
         done = folder / "checkpoints" / f"{{phase['name']}}-{{phase['steps']:06}}"
         done.mkdir(parents=True, exist_ok=True)

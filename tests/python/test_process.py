@@ -334,7 +334,7 @@ def test_a_script_tells_of_itself_and_does_nothing(script, tmp_path):
 def strange(tmp_path):
     """A run whose texts hold what str.splitlines() splits at, with numbers that are not finite and a torn last line."""
     lines = [{"phase": "sft\u2028\u0085x", "step": 1, "loss": 1.5, "generated": 3}, {"phase": "grpo", "step": 1, "reward/a\u2028b": 0.5, "loss": None},
-             {"phase": "grpo", "step": 1, "eval/split": "test", "eval/greedy": None, "eval/sampled": math.nan, "eval/pass@k": math.inf, "eval/k": 2,
+             {"phase": "grpo", "step": 1, "eval/split": "test", "eval/greedy": None, "eval/sampled": math.nan, "eval/pass@2": math.inf,
               "eval/entropy": 0.5, "eval/length": 2.0, "eval/loss": 3.0}]  # fmt: skip
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"phase": "grpo", "step": 2, "lo', encoding="utf-8")
@@ -345,7 +345,7 @@ def test_the_reader_splits_at_the_end_of_a_line_alone(strange):
     reader = load("python/isentrope/json_lines.py")
     first, second, third = reader.read(strange / "metrics.jsonl")
     assert first["phase"] == "sft\u2028\u0085x" and second["reward/a\u2028b"] == 0.5
-    assert third["eval/sampled"] is None and third["eval/pass@k"] is None
+    assert third["eval/sampled"] is None and third["eval/pass@2"] is None
     assert list(reader.read(strange / "nowhere")) == []
     for damaged in (b"rubbish\n", b"[1]\n", b'{"phase": 1, "step": 2}\n', b'{"phase": "a"}\n', b"\xff\n", b"[" * 100000 + b"\n"):
         (strange / "metrics.jsonl").write_bytes(b'{"phase": "a", "step": 1}\n' + damaged)

@@ -164,7 +164,7 @@ def documented_metrics():
     patterns = []
     for row in re.findall(r"^\| (`[^|]*) \|", PAGES[Path("docs/metrics.md")], re.MULTILINE):
         for name in re.findall(r"`([^`]+)`", row):
-            patterns.append(re.sub(r"\b[A-Z]{2,}\b", "[^/]+", re.escape(name)))
+            patterns.append(re.sub(r"\b[A-Z]+\b", "[^/]+", re.escape(name)))
     return patterns
 
 

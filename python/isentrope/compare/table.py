@@ -37,8 +37,8 @@ def evaluations(run_dir: Path, phase: str) -> list[Point]:
         point: Point = {key: record.get(f"eval/{key}") for key in
                         ("split", "loss", "bits_per_byte", "greedy", "sampled", "entropy")}  # fmt: skip
         ks = [int(key[10:]) for key in record if key.startswith("eval/pass@") and key[10:].isdecimal()]
-        k = int(record.get("eval/k") or max(ks, default=0))
-        pass_k = record.get("eval/pass@k") if "eval/pass@k" in record else record.get(f"eval/pass@{k}")
+        k = max(ks, default=0)
+        pass_k = record.get(f"eval/pass@{k}")
         sizes = {int(key.rsplit("/")[-1]): (value, record[key.replace("sampled", "length")])
                  for key, value in record.items() if key.startswith("eval/sampled/")}  # fmt: skip
         found.append(point | {"step": record["step"], "pass_k": pass_k, "k": k, "tokens": tokens or None, "sizes": sizes})

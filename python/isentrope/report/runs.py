@@ -132,8 +132,6 @@ def read_metrics(run: Run) -> None:
                     add("sigma", layer, np.array([*figures, np.nan][:3], float))
         except (AttributeError, TypeError, ValueError) as error:
             raise ReportError(f"{file}:{number}: not as docs/metrics.md says: {error}; mend the line") from None
-        if isinstance(k := line.pop("eval/k", None), (int, float)) and "eval/pass@k" in line:
-            line[f"eval/pass@{k:g}"] = line.pop("eval/pass@k")
         for name, value in line.items():
             if value is None or type(value) in (float, int):
                 add("series", f"{split} {name}" if split else name, value)

@@ -1,0 +1,66 @@
+#include "csrc/train/completions.h"
+
+#include <charconv>
+#include <nlohmann/json.hpp>
+
+namespace isentrope::train {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// The double that has the float's shortest text: JSON shows that text, where the float's own double has up to 17 digits.
+double as_short(float value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof(text), value).ptr;
+  double read = value;
+  std::from_chars(text, end, read);
+  return read;
+}
+
+Json numbers(const std::vector<float>& values) {
+  Json list = Json::array();
+  for (const float value : values) list.push_back(as_short(value));
+  return list;
+}
+
+}  // namespace
+
+Json to_json(int64_t group, const std::string& prompt, const rl::Completion& completion,
+             const data::Tokenizer& tokenizer) {
+  Json texts = Json::array();
+  for (const int64_t id : completion.tokens) texts.push_back(tokenizer.decode({id}));
+  std::vector<int64_t> clean = completion.tokens;
+  if (completion.stopped) clean.pop_back();
+  return {{"group", group},
+          {"sample", completion.sample},
+          {"prompt", prompt},
+          {"completion", tokenizer.decode(clean)},
+          {"tokens", texts},
+          {"ids", completion.tokens},
+          {"logprob", numbers(completion.logprob)},
+          {"entropy", numbers(completion.entropy)},
+          {"length", completion.tokens.size()},
+          {"finished", completion.stopped}};
+}
+
+Json to_json(const std::string& phase, int64_t step, const rl::SavedRollout& rollout,
+             const data::Tokenizer& tokenizer) {
+  Json line{{"phase", phase}, {"step", step}};
+  line.update(to_json(rollout.group, rollout.prompt, rollout.completion, tokenizer));
+  line["reward"] = rollout.reward;
+  line["rewards"] = Json::object();
+  for (const auto& [name, score] : rollout.scores) line["rewards"][name.substr(name.find('/') + 1)] = score;
+  if (rollout.overlong_buffer) line["overlong"] = *rollout.overlong_buffer;
+  if (rollout.ares) line["ares"] = *rollout.ares;
+  line["advantage"] = rollout.advantage ? Json(*rollout.advantage) : Json(nullptr);
+  if (rollout.branches) {
+    const int64_t parent = rollout.completion.parent;
+    line["parent"] = parent < 0 ? Json(nullptr) : Json(parent);
+    line["begin"] = rollout.completion.begin;
+  }
+  return line;
+}
+
+std::string line_of(const Json& object) { return object.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+}  // namespace isentrope::train

@@ -1,0 +1,72 @@
+// isentrope sample: completions of prompts, as text or as JSON.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "csrc/data/jsonl.h"
+#include "csrc/message.h"
+#include "csrc/rl/rollout.h"
+#include "csrc/train/checkpoint.h"
+#include "csrc/train/commands.h"
+#include "csrc/train/completions.h"
+#include "csrc/train/process.h"
+#include "csrc/train/run_checkpoints.h"
+
+namespace isentrope::train {
+namespace {
+
+// Completions that are drawn before any is printed: many times what runs at once, so that threads stay busy, and few
+// megabytes, so that any number of prompts can be completed.
+constexpr int64_t kTogether = 1024;
+
+// Throws what is wrong with a prompt, with the place that it came from.
+std::vector<int64_t> encoded(const data::Prompt& prompt, const data::Tokenizer& tokenizer, int64_t context) {
+  std::vector<int64_t> tokens;
+  try {
+    tokens = tokenizer.encode(prompt.text);
+  } catch (const std::invalid_argument& error) {
+    throw std::runtime_error(prompt.where + ": the prompt " + isentrope::quoted(prompt.text) + ": " + error.what());
+  }
+  if (tokens.empty())
+    throw std::runtime_error(prompt.where + ": the prompt is empty; a completion follows at least one token");
+  if (static_cast<int64_t>(tokens.size()) >= context)
+    throw std::runtime_error(prompt.where + ": the prompt " + isentrope::quoted(prompt.text) + " has " +
+                             std::to_string(tokens.size()) + " tokens, and the model's context (" +
+                             std::to_string(context) + ") leaves no room for a completion; wanted at most " +
+                             std::to_string(context - 1));
+  return tokens;
+}
+
+}  // namespace
+
+int sample_command(const std::string& path, const SampleOptions& options) {
+  const std::string checkpoint = resolve_checkpoint(path);
+  const model::Decoder decoder = load_model(checkpoint);
+  const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
+  std::vector<data::Prompt> prompts;
+  for (const std::string& text : options.prompts) prompts.push_back({"--prompt", text});
+  if (!options.file.empty())
+    for (data::Prompt& prompt : data::read_prompts(options.file)) prompts.push_back(std::move(prompt));
+  std::vector<std::vector<int64_t>> tokens;
+  for (const data::Prompt& prompt : prompts) tokens.push_back(encoded(prompt, tokenizer, decoder->config().context));
+
+  const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
+  const auto count = static_cast<int64_t>(prompts.size()), some = std::max<int64_t>(kTogether / options.samples, 1);
+  for (int64_t first = 0; first < count; first += some) {
+    const std::vector<std::vector<int64_t>> part(tokens.begin() + first,
+                                                 tokens.begin() + std::min(first + some, count));
+    std::string text;
+    for (const auto& completion : rl::rollout(decoder, part, options.samples, sampling, {tokenizer.eos_id()},
+                                              {.seed = options.seed, .first_prompt = first})) {
+      const int64_t group = first + completion.prompt;
+      if (options.json)
+        text += line_of(to_json(group, prompts[group].text, completion, tokenizer)) + "\n";
+      else
+        text += prompts[group].text + tokenizer.decode(completion.tokens) +
+                (completion.stopped ? "\n" : "  [cut at the length limit]\n");
+    }
+    print(valid_utf8(text));  // a completion of bytes may end within a character
+  }
+  return 0;
+}
+
+}  // namespace isentrope::train
