@@ -69,7 +69,7 @@ int run(int argc, char** argv) {
   using namespace train;
   CLI::App app("Isentrope trains transformers without letting their entropy collapse.", "isentrope");
   app.require_subcommand(1);
-  std::string config, checkpoint, split = "test";
+  std::string config, checkpoint, completions, split = "test";
   std::vector<std::string> overrides;
   bool explain = false;
   TrainOptions training;
@@ -116,6 +116,7 @@ int run(int argc, char** argv) {
   judge->add_option("--split", split, "Held-out part.")
       ->capture_default_str()
       ->check(CLI::IsMember({"validation", "test"}));
+  judge->add_option("--completions", completions, "File that gets every answer, a JSON object a line.");
 
   for (const auto& [name, what] : kPythonCommands) {
     auto* command = app.add_subcommand(name, what);
@@ -133,7 +134,7 @@ int run(int argc, char** argv) {
   if (*train) return train_command(training);
   if (*show) return config_command(config, overrides, explain);
   if (*draw) return sample_command(checkpoint, sample);
-  if (*judge) return evaluate_command(checkpoint, config, overrides, split);
+  if (*judge) return evaluate_command(checkpoint, config, overrides, split, completions);
   const CLI::App* given = app.get_subcommands().front();
   if (given->get_name() == "version") return version_command();
   return python_command(argv[0], given->get_name(), given->remaining());

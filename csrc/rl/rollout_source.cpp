@@ -94,7 +94,7 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
 // ---- a step -------------------------------------------------------------------------------------------------------
 
 struct RolloutSource::Drawn {
-  int64_t first;  // number of the first prompt in the stream
+  int64_t first = 0;  // number of the first prompt in the stream
   std::vector<Example> examples;
   std::vector<std::vector<int64_t>> prompts;  // tokens
   std::vector<int64_t> samples;               // of each prompt
@@ -210,7 +210,8 @@ std::vector<int64_t> RolloutSource::samples_of(const std::vector<Example>& examp
 }
 
 RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branching>& branching, Tally& tally) {
-  Drawn drawn{.first = pending_.taken};
+  Drawn drawn;
+  drawn.first = pending_.taken;
   drawn.examples = examples_->take(pending_.taken, config_.prompts);
   for (const Example& example : drawn.examples)
     drawn.prompts.push_back(encode_prompt(example.prompt, tokenizer_, model_->config().max_position_embeddings));

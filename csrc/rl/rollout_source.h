@@ -103,17 +103,15 @@ struct RolloutConfig {
 
 // A completion of a step with what the step made of it.
 struct SavedRollout {
-  int64_t group;  // number of its prompt in the phase's stream of examples, from 0
+  int64_t group = 0;  // number of its prompt in the phase's stream of examples, from 0
   std::string prompt;
-  Completion completion;                               // parent: by its place in the group
-  bool branches;                                       // whether sequences branch
-  std::vector<std::pair<std::string, double>> scores;  // reward/<name>, not weighted
-  double reward;                   // what its advantage comes from: the weighted sum of scores, and what follows
-  std::optional<double> overlong;  // added by rollout.overlong_buffer
-  std::optional<double> ares;      // added by rollout.ares
-  std::optional<double>
-      advantage;  // mean over its learnt tokens, which differ where sequences branch; none: it has no such
-                  // token
+  Completion completion = {};  // parent: by its place in the group
+  bool branches = false;       // whether sequences branch
+  double reward = 0;           // what its advantage comes from: the weighted sum of scores, with overlong and ares
+  std::vector<std::pair<std::string, double>> scores = {};  // reward/<name>, not weighted
+  std::optional<double> overlong = {}, ares = {};           // added by rollout.overlong_buffer and rollout.ares
+  // Mean over its learnt tokens, which differ where sequences branch; none: the loss has no token of it.
+  std::optional<double> advantage = {};
 };
 // Takes all completions of a step that draws any, in the order in which they were drawn.
 using SaveRollouts = std::function<void(int64_t step, const std::vector<SavedRollout>& rollouts)>;

@@ -12,11 +12,13 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "build_summary.h"
 #include "csrc/durable_file.h"
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/completions.h"
 #include "csrc/train/model_config.h"
 #include "csrc/train/process.h"
 #include "csrc/train/run_checkpoints.h"
@@ -183,7 +185,7 @@ int config_command(const std::string& config, const std::vector<std::string>& ov
 }
 
 int evaluate_command(const std::string& path, const std::string& file, const std::vector<std::string>& overrides,
-                     const std::string& split) {
+                     const std::string& split, const std::string& completions) {
   const std::string checkpoint = resolve_checkpoint(path);
   const TrainConfig config = read_config(file, overrides);
   const PhaseConfig& phase = config.phases.back();
@@ -194,7 +196,28 @@ int evaluate_command(const std::string& path, const std::string& file, const std
   const auto held_out =
       held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
   print_warnings(held_out->shortages(config.test, "test"));
-  const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test);
+  std::optional<DurableFile> out;
+  if (!completions.empty()) {
+    std::error_code error;
+    const auto there = std::filesystem::symlink_status(completions, error);
+    if (phase.data.corpus)
+      throw std::runtime_error("--completions: phase " + phase.name +
+                               " learns text, and its evaluation completes nothing");
+    if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
+      throw std::runtime_error("--completions: " + completions + " is no regular file; name one, or a new one");
+    out.emplace(completions, 0);  // what cannot be written is told before the evaluation
+  }
+  std::vector<Answer> answers;
+  const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test, nullptr, out ? &answers : nullptr);
+  for (const Answer& answer : answers) {
+    nlohmann::ordered_json line = to_json(answer.group, answer.prompt, answer.completion, tokenizer);
+    line["decoding"] = answer.greedy ? "greedy" : "sampled";
+    line["score"] = answer.score;
+    line["right"] = answer.score >= 0.5;
+    const std::string text = line_of(line) + "\n";
+    out->write(text.data(), static_cast<int64_t>(text.size()));
+  }
+  if (out) out->commit();
   print(to_json(phase.name, split, result).dump() + "\n");
   return 0;
 }

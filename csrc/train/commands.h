@@ -35,9 +35,11 @@ struct SampleOptions {
 // of their prompts; all prompts are looked at before the first is completed.
 int sample_command(const std::string& checkpoint, const SampleOptions& options);
 
-// Evaluates a checkpoint on held-out data of the configuration's last phase; split: validation or test.
+// Evaluates a checkpoint on held-out data of the configuration's last phase; split: validation or test. completions: file that gets
+// every answer, csrc/train/completions.h with decoding (greedy or sampled), score and right; "" for none.
 int evaluate_command(const std::string& checkpoint, const std::string& config,
-                     const std::vector<std::string>& overrides, const std::string& split);
+                     const std::vector<std::string>& overrides, const std::string& split,
+                     const std::string& completions = "");
 
 // Hands over to `python -m isentrope.NAME`, which finds in ISENTROPE_PROGRAM how this program was called.
 int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments);

@@ -27,7 +27,8 @@ std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std
 
 Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                const std::vector<data::Example>& examples, const rl::RewardSum& score,
-               const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show) {
+               const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show,
+               std::vector<Answer>* told) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples)
     prompts.push_back(rl::encode_prompt(example.prompt, tokenizer, model->config().max_position_embeddings));
@@ -47,7 +48,10 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
     tokens += answers.lengths.back();
     for (float H : completion.entropy) answers.entropy += H;
   }
-  for (double s : score(prompt_text, text, example_of).total) answers.right.push_back(s >= 0.5);
+  const std::vector<double> scores = score(prompt_text, text, example_of).total;
+  for (const double s : scores) answers.right.push_back(s >= 0.5);
+  for (size_t i = 0; told && i < completions.size(); ++i)
+    told->push_back({completions[i].prompt, prompt_text[i], completions[i], sampling.temperature == 0, scores[i]});
   for (size_t i = 0; i < completions.size() && completions[i].prompt < show; i += static_cast<size_t>(samples)) {
     const rl::Completion& completion = completions[i];
     answers.shown.push_back({.prompt = prompt_text[i],
@@ -95,7 +99,7 @@ std::vector<std::string> HeldOutText::shortages(const EvaluationConfig& config, 
 }
 
 Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                                 std::vector<Sample>* shown) const {
+                                 std::vector<Sample>* shown, std::vector<Answer>* /*answers*/) const {
   torch::NoGradGuard no_grad;
   model::Decoder decoder = model;
   // The first windows of one order: spread over the text, and always the same.
@@ -218,18 +222,18 @@ std::optional<double> HeldOutPrompts::loss(const model::Decoder& model,
 }
 
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                                    std::vector<Sample>* shown) const {
+                                    std::vector<Sample>* shown, std::vector<Answer>* answers) const {
   rl::SamplingConfig sampling;
   sampling.max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : max_new_tokens_;
 
   sampling.temperature = 0;
   const std::vector<data::Example> prompts = take(config.prompts, nullptr);
-  const Answers greedy = answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0);
+  const Answers greedy = answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers);
   sampling.temperature = config.temperature;
   std::vector<size_t> part_of;
   const auto sampled_prompts = take(config.sampled_prompts, &part_of);
   const int64_t n = config.num_generations;
-  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show);
+  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show, answers);
   if (shown) *shown = sampled.shown;
 
   std::map<int64_t, double> passed;  // k → sum over prompts

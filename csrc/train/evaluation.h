@@ -56,6 +56,15 @@ struct HeldOutSize {
   int64_t left_out = 0;  // prompts that are too long
 };
 
+// An answer to a held-out prompt, and how it was judged.
+struct Answer {
+  int64_t group;  // number of the prompt among those answered
+  std::string prompt;
+  rl::Completion completion;
+  bool greedy;   // its likeliest tokens, else a sample
+  double score;  // of the first reward; right: at least 0.5
+};
+
 class HeldOut {
  public:
   virtual ~HeldOut() = default;
@@ -63,9 +72,9 @@ class HeldOut {
   // What of config asks for more than there is: a text for each key, which begins with section and key.
   virtual std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const = 0;
   // A pure function of weights and config: two evaluations of the same weights agree. shown: gets the first
-  // config.show samples.
+  // config.show samples; answers: gets all, the greedy ones first. Text has none.
   virtual Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                              std::vector<Sample>* shown = nullptr) const = 0;
+                              std::vector<Sample>* shown = nullptr, std::vector<Answer>* answers = nullptr) const = 0;
 };
 
 // Windows of a held-out text: eval/loss, nats a token, and eval/bits_per_byte, the nats of all targets divided
@@ -77,8 +86,8 @@ class HeldOutText : public HeldOut {
               int64_t rows, const std::string& name);
   HeldOutSize size() const override;
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
-  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                      std::vector<Sample>* shown) const override;
+  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,
+                      std::vector<Answer>* answers) const override;
 
  private:
   const data::Tokenizer& tokenizer_;
@@ -107,8 +116,8 @@ class HeldOutPrompts : public HeldOut {
                  int64_t loss_rows = 0);
   HeldOutSize size() const override;  // of all parts
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
-  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                      std::vector<Sample>* shown) const override;
+  Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,
+                      std::vector<Answer>* answers) const override;
 
  private:
   const data::Tokenizer& tokenizer_;
