@@ -6,6 +6,7 @@ import resource
 import shutil
 import statistics
 import subprocess
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -109,6 +110,22 @@ def test_a_resumed_run_has_each_line_once(whole, tmp_path):
         file.write('{"phase":"grpo","step":12,"gro')  # torn
     train(folder, ROLLOUT + "save_every=1", resume=True)
     assert (folder / "rollouts" / "grpo.jsonl").read_bytes() == (whole / "rollouts" / "grpo.jsonl").read_bytes()
+
+
+def test_any_number_of_threads_writes_the_same(whole, tmp_path):
+    train(tmp_path, ROLLOUT + "save_every=1", "run.threads=3")
+    assert (tmp_path / "rollouts" / "grpo.jsonl").read_bytes() == (whole / "rollouts" / "grpo.jsonl").read_bytes()
+
+
+def test_a_killed_run_goes_on_without_a_double_line(whole, tmp_path):
+    file = tmp_path / "rollouts" / "grpo.jsonl"
+    running = subprocess.Popen([binary(), "train", str(GRPO), f"run.dir={tmp_path}", ROLLOUT + "save_every=1", "--quiet"], cwd=ROOT)
+    while running.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 7 * 32):
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    train(tmp_path, ROLLOUT + "save_every=1", resume=True)
+    assert file.read_bytes() == (whole / "rollouts" / "grpo.jsonl").read_bytes()
 
 
 def test_a_phase_that_begins_again_begins_its_file_again(whole, tmp_path):
