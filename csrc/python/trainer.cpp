@@ -146,6 +146,7 @@ py::dict to_dict(const train::Record& record) {
     }
     line["sigma"] = sigma;
   }
+  if (!record.warnings.empty()) line["warnings"] = record.warnings;
   return line;
 }
 
@@ -200,6 +201,7 @@ class Handle {
   py::bytes dir() const { return trainer_->config().run.dir; }
   py::list warnings() const { return lines_of(trainer_->warnings()); }
   py::list notes() const { return lines_of(trainer_->notes()); }
+  py::str header() const { return text(train::to_json(trainer_->header())); }
   py::bytes last_checkpoint() const { return last_checkpoint_; }
   py::dict results() const {
     py::dict results;
@@ -269,6 +271,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("finished", &Handle::finished)
       .def_property_readonly("warnings", &Handle::warnings)
       .def_property_readonly("notes", &Handle::notes)
+      .def_property_readonly("header", &Handle::header)
       .def_property_readonly("last_checkpoint", &Handle::last_checkpoint)
       .def_property_readonly("dir", &Handle::dir)
       .def_property_readonly("results", &Handle::results);

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -51,13 +50,9 @@ std::string table_of(const std::vector<std::pair<std::string, Evaluation>>& resu
   };
   for (const auto& [phase, evaluation] : results) {
     std::string names, row;
-    const auto values = in_order(evaluation);
-    const auto is_pass = [](const std::string& name) { return name.starts_with("eval/pass@"); };
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (is_pass(values[i].first) && i + 1 < values.size() && is_pass(values[i + 1].first)) continue;
-      names += in_column(short_name(values[i].first));
-      std::snprintf(cell, sizeof(cell), " %13.4g", values[i].second);
-      row += cell;
+    for (const auto& [name, value] : evaluation_figures(evaluation)) {
+      names += in_column(name);
+      row += in_column(value);
     }
     if (names != shown) table.append("\n").append(row_of("after phase", names));
     table += row_of(phase, row);
@@ -145,6 +140,7 @@ int train_command(const TrainOptions& options) {
   Console console(options.quiet);
   print_warnings(trainer.warnings());
   for (const std::string& note : trainer.notes()) console.print(note);
+  if (!trainer.finished()) console.print(to_text(trainer.header()));
   Record last;  // step
   const StopSignals stop;
 

@@ -179,6 +179,8 @@ double least_memory(const TrainConfig& config) {
   return most;
 }
 
+double machine_memory() { return number(::sysconf(_SC_PHYS_PAGES)) * number(::sysconf(_SC_PAGESIZE)); }
+
 void check_machine(const TrainConfig& config) {
   if (config.run.device == "cuda" && !torch::cuda::is_available())
     throw std::runtime_error(
@@ -186,7 +188,7 @@ void check_machine(const TrainConfig& config) {
         "version`); write run.device=cpu, or auto for a GPU where there is one");
   const bool gpu = config.run.device != "cpu" && torch::cuda::is_available();
   if (gpu) return;  // its memory is another, and what overflows it is told by PyTorch
-  const double has = number(::sysconf(_SC_PHYS_PAGES)) * number(::sysconf(_SC_PAGESIZE)), needs = least_memory(config);
+  const double has = machine_memory(), needs = least_memory(config);
   if (needs > has)
     throw std::runtime_error("the run needs at least " + size(needs) +
                              " of memory for weights, optimiser and a batch (model: " +

@@ -53,5 +53,6 @@ DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenize
 // Bytes that weights, gradients, the state of the optimiser and the activations of a micro-batch take at least, the largest
 // over the phases. In double, since sizes that no machine has are what it is asked for.
 double least_memory(const TrainConfig& config);
+double machine_memory();  // bytes
 
 }  // namespace isentrope::train

@@ -15,13 +15,14 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string_view>
+#include <utility>
 
 #include "csrc/durable_file.h"
 
 namespace isentrope::train {
 namespace {
 
-constexpr std::array<std::string_view, 32> kOrder{"loss",         "reward/mean",
+constexpr std::array<std::string_view, 33> kOrder{"loss",         "reward/mean",
                                                   "reward/std",   "entropy/mean",
                                                   "entropy/std",  "kl/k1",
                                                   "kl/k2",        "kl/k3",
@@ -29,7 +30,7 @@ constexpr std::array<std::string_view, 32> kOrder{"loss",         "reward/mean",
                                                   "cov/mean",     "cov/max",
                                                   "select/frac",  "grad_norm",
                                                   "lr",           "length/mean",
-                                                  "tokens_per_s", "rollout_tokens_per_s",
+                                                  "tokens_per_s", "rollout_tokens_per_s", "mfu",
                                                   "law/a",        "law/b",
                                                   "law/ceiling",  "law/r2",
                                                   "law/rmse",     "sigma/time_share",
@@ -112,12 +113,31 @@ std::string to_json(const Record& record) {
   for (const auto& [key, value] : in_order(record.values)) line += ", " + quoted(key) + ": " + number(value);
   if (record.attention) line += ", \"attention_entropy\": " + to_json(*record.attention);
   if (!record.sigma.empty()) line += ", \"sigma\": " + to_json(record.sigma);
+  if (!record.warnings.empty()) line += ", \"warnings\": " + nlohmann::json(record.warnings).dump();
   return line + "}";
 }
 
+std::vector<std::pair<std::string, std::string>> evaluation_figures(const std::map<std::string, double>& values) {
+  std::vector<std::pair<std::string, std::string>> figures;
+  const auto is_pass = [](const std::string& name) { return name.starts_with("eval/pass@"); };
+  const auto ordered = in_order(values);
+  for (size_t i = 0; i < ordered.size(); ++i) {
+    const auto& [name, value] = ordered[i];
+    if (!name.starts_with("eval/") || (is_pass(name) && i + 1 < ordered.size() && is_pass(ordered[i + 1].first)))
+      continue;
+    char text[32];
+    std::snprintf(text, sizeof(text), "%.4g", value);
+    figures.emplace_back(name.substr(5), text);
+  }
+  return figures;
+}
+
+bool is_header(std::string_view line) { return line.starts_with("{\"run\": "); }
+
 void LineDigest::add(std::string_view line) {
+  if (is_header(line)) return;
   std::string told(line);
-  for (const std::string time : {"time_s", "tokens_per_s", "rollout_tokens_per_s", "sigma/time_share"}) {
+  for (const std::string time : {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share"}) {
     const size_t begin = told.find("\"" + time + "\": ");
     if (begin != std::string::npos) told.erase(begin, told.find_first_of(",}", begin) - begin);
   }
@@ -129,7 +149,7 @@ LineDigest keep_metrics_until(const std::string& file, const std::vector<std::st
   LineDigest digest;
   if (!std::filesystem::exists(file)) return digest;
   const std::string text = read_whole(file);
-  std::string kept;
+  std::string kept, headers;  // headers: since the last line that was kept
   size_t number = 0;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = text.find('\n', begin);
@@ -137,6 +157,12 @@ LineDigest keep_metrics_until(const std::string& file, const std::vector<std::st
     if (end == std::string::npos) break;  // torn: the process was killed while it wrote
     const auto line = nlohmann::json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
                                             text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    if (const std::string_view whole = std::string_view(text).substr(begin, end - begin);
+        is_header(whole) && line.is_object()) {
+      headers.append(whole).append("\n");
+      begin = end + 1;
+      continue;
+    }
     if (!line.is_object() || !line.contains("phase") || !line["phase"].is_string() || !line.contains("step") ||
         !line["step"].is_number_integer())
       throw std::runtime_error(file + ":" + std::to_string(number) +
@@ -145,7 +171,7 @@ LineDigest keep_metrics_until(const std::string& file, const std::vector<std::st
     const int64_t at = line["step"].get<int64_t>();
     const bool to_come = at > step || (at == step && !evaluated && line.contains("eval/split"));
     if (std::find(ended.begin(), ended.end(), name) != ended.end() || (name == phase && !to_come)) {
-      kept.append(text, begin, end - begin + 1);
+      kept.append(std::exchange(headers, "")).append(text, begin, end - begin + 1);
       digest.add(std::string_view(text).substr(begin, end - begin));
     }
     begin = end + 1;
@@ -176,6 +202,12 @@ void Metrics::write(const std::string& line) {
     throw std::runtime_error(file_ +
                              ": was removed or renamed while the run goes on, and what is written now would be lost; "
                              "put it back and add --resume, or begin a new run");
+  if (!headed_) append(header_);
+  headed_ = true;
+  append(line);
+}
+
+void Metrics::append(const std::string& line) {
   const std::string whole = line + "\n";
   const off_t end = ::lseek(fd_, 0, SEEK_END);
   if (write_whole(fd_, whole.data(), static_cast<int64_t>(whole.size()))) {
@@ -187,11 +219,12 @@ void Metrics::write(const std::string& line) {
   throw std::runtime_error(problem);
 }
 
-Metrics::Place Metrics::place() const { return {::lseek(fd_, 0, SEEK_END), digest_}; }
+Metrics::Place Metrics::place() const { return {::lseek(fd_, 0, SEEK_END), digest_, headed_}; }
 
 void Metrics::back_to(const Place& place) noexcept {
   if (place.bytes >= 0) (void)!::ftruncate(fd_, place.bytes);
   digest_ = place.digest;
+  headed_ = place.headed;
 }
 
 // ---- Console ------------------------------------------------------------------------------------------------------
@@ -221,6 +254,12 @@ void Console::step(const Record& record) {
       if (std::find(alarms_.begin(), alarms_.end(), alarm) == alarms_.end())
         warn(record.phase + ", step " + std::to_string(record.step) + ": attention: " + alarm);
     alarms_ = record.attention->alarms;
+  }
+  for (const std::string& warning : record.warnings)
+    warn(record.phase + ", step " + std::to_string(record.step) + ": " + warning);
+  if (!record.split.empty()) {
+    print(evaluation_line(record));
+    return;
   }
   last_ = record;
   const double wait = terminal_ ? 0.1 : interval_;
@@ -281,7 +320,6 @@ std::string Console::line(bool bar) const {
   const double reward = value_of(last_, "reward/mean"), speed = value_of(last_, "tokens_per_s");
   add("  reward %.3f", reward);
   if (std::isnan(reward)) add("  loss %.4f", value_of(last_, "loss"));
-  add("  bits/byte %.3f", value_of(last_, "eval/bits_per_byte"));
   add("  entropy %.3f", value_of(last_, "entropy/mean"));
   if (speed >= 1e6)
     add("  %.1fM tokens/s", speed / 1e6);
@@ -299,6 +337,18 @@ std::string Console::line(bool bar) const {
         "  " +
         duration(elapsed / static_cast<double>(done) * static_cast<double>(std::max<int64_t>(steps_ - last_.step, 0))) +
         " left";
+  return line;
+}
+
+// "grpo   20/120  validation  greedy 0.86  sampled 0.31  pass@8 0.81  entropy 0.44  length 21.3"
+std::string Console::evaluation_line(const Record& record) const {
+  char place[64];
+  const int digits = static_cast<int>(std::to_string(steps_).size());
+  std::snprintf(place, sizeof(place), " %*lld/%lld  ", digits, static_cast<long long>(record.step),
+                static_cast<long long>(steps_));
+  std::string line = record.phase + place + record.split;
+  for (const auto& [name, value] : evaluation_figures(record.values))
+    line.append("  ").append(name).append(" ").append(value);
   return line;
 }
 

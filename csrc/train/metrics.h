@@ -50,6 +50,7 @@ struct Record {
   std::string split = {};  // eval/split; empty for a step of training
   std::optional<AttentionStatistics> attention = {};
   std::vector<SigmaFigures> sigma = {};
+  std::vector<std::string> warnings = {};  // new in this step (csrc/train/policy_watch.h)
 };
 
 // Named values in the order above.
@@ -58,7 +59,14 @@ std::vector<std::pair<std::string, double>> in_order(const std::map<std::string,
 // The record as one line of JSON, without its end of line. Numbers read back to the same double.
 std::string to_json(const Record& record);
 
-// Of lines what a repeated run repeats: all but the times in them. A checkpoint keeps it of what was written before it.
+// Values of an evaluation as a person reads them, in their order: ("greedy", "0.85"), ("pass@8", "0.97"), …
+std::vector<std::pair<std::string, std::string>> evaluation_figures(const std::map<std::string, double>& values);
+
+// Whether a line is that of csrc/train/run_header.h: what the run is made of, and no step of it.
+bool is_header(std::string_view line);
+
+// Of lines what a repeated run repeats: all but headers and the times in the others. A checkpoint keeps it of what was written
+// before it.
 class LineDigest {
  public:
   void add(std::string_view line);  // as to_json() writes it
@@ -71,7 +79,7 @@ class LineDigest {
 };
 
 // Removes every line that a run standing after step `step` of `phase` has still to write, and a torn last line; lines of the
-// phases that ended before it stay. evaluated: whether the evaluations of that step are made. Returns the digest of what
+// phases that ended before it stay, and headers that have a line behind them which stays. evaluated: whether the evaluations of that step are made. Returns the digest of what
 // stays; where it is not `wanted`, a line was changed or lost since: std::runtime_error, and the file is as it was. The file is
 // rewritten beside and renamed. A file that is not there is left so.
 LineDigest keep_metrics_until(const std::string& file, const std::vector<std::string>& ended, const std::string& phase,
@@ -87,11 +95,14 @@ class Metrics {
   // cannot be written, or would go into a file that is no longer there under its name.
   void write(const std::string& line);  // without its end of line
   void write(const Record& record) { write(to_json(record)); }
+  // Stands before the next line that is written, and goes where that is gone back from: no line, no run.
+  void write_before_next(const std::string& header) { header_ = header, headed_ = false; }
 
   // What was written so far, to be gone back to where a step or an evaluation is not whole.
   struct Place {
     int64_t bytes = 0;
     LineDigest digest = {};
+    bool headed = true;
   };
   Place place() const;
   void back_to(const Place& place) noexcept;
@@ -99,7 +110,11 @@ class Metrics {
  private:
   std::string file_;
   int fd_ = -1;
+  void append(const std::string& line);
+
   LineDigest digest_;
+  std::string header_;
+  bool headed_ = true;  // header_ is written, or there is none
 };
 
 // What a person sees. On a terminal: a bar that is redrawn at most ten times a second. Elsewhere: a line
@@ -110,7 +125,8 @@ class Console {
   explicit Console(bool quiet = false, std::FILE* out = stdout, double interval = 10.0);
   ~Console();
   void begin_phase(const std::string& name, int64_t steps, int64_t done = 0);
-  // Shows step, reward or loss, entropy, tokens/s and the time left, and warns of an alarm when it begins or changes.
+  // Shows step, reward or loss, entropy, tokens/s and the time left, and prints an evaluation as a line of its own. Prints
+  // warnings, and warns of an alarm when it begins or changes.
   void step(const Record& record);
   void end_phase();                     // leaves the last line standing
   void print(const std::string& text);  // a line of its own; the bar is cleared before and drawn again after
@@ -120,6 +136,7 @@ class Console {
  private:
   using Clock = std::chrono::steady_clock;
   std::string line(bool bar) const;
+  std::string evaluation_line(const Record& record) const;
   void put(const std::string& text);
   void clear();
   void draw();

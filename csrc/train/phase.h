@@ -5,6 +5,7 @@
 
 #include "csrc/rl/entropy_law.h"
 #include "csrc/train/rollout_log.h"
+#include "csrc/train/policy_watch.h"
 #include "csrc/train/snapshot.h"
 #include "csrc/train/trainer.h"
 
@@ -22,6 +23,7 @@ struct Trainer::Phase {
   Snapshot before;  // weights, power vectors, moments and thresholds at the start of the step
   AttentionAlarm alarm = {};
   rl::EntropyLaw law = {};
+  PolicyWatch watch = {};
 };
 
 // Refuses a second call while one works on the run: from another thread, or from a reward that the first one called.

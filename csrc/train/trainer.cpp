@@ -1,6 +1,7 @@
 #include "csrc/train/trainer.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <torch/cuda.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "csrc/durable_file.h"
 #include "csrc/train/completions.h"
 #include "csrc/train/data_check.h"
+#include "csrc/train/flops.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/run_checkpoints.h"
 
@@ -86,12 +88,14 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
   if (!finished()) open_phase(standing.goes_on ? &standing.state : nullptr);
+  header_ = describe();
 
   // ---- the first change of a file
   if (!finished()) {
     folder_.begin();
     metrics_ = open_log(folder_.metrics(), standing, kMetrics);
     samples_ = open_log(folder_.samples(), standing, kSamples);
+    if (!said_before(folder_.metrics(), header_)) metrics_->write_before_next(to_json(header_));
     write_durably(folder_.config(), print_config(config_));
     metrics_of_step_ = metrics_->place();
     samples_of_step_ = samples_->place();
@@ -99,6 +103,27 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
     cut_rollouts();  // the last, since it cannot be taken back
   }
   folder_.keep();
+}
+
+RunHeader Trainer::describe() const {
+  const torch::Device device = model_->embedding().device();
+  RunHeader header{.dir = folder_.dir(),
+                   .device = device.str(),
+                   .instruction_set = at::get_cpu_capability(),
+                   .dtype = "float32",
+                   .threads = at::get_num_threads(),
+                   .memory_needed = least_memory(config_)};
+  for (const torch::Tensor& weight : model_->parameters()) {
+    header.parameters += weight.numel();
+    if (weight.requires_grad()) header.trained += weight.numel();
+  }
+  if (device.is_cpu()) header.memory = machine_memory();
+  if (finished()) return header;
+  header.product_rate = measured_product_rate(device);
+  for (size_t i = phase_; i < config_.phases.size(); ++i)
+    header.phases.push_back(phase_header(config_, config_.phases[i], tokenizer_, rewards_,
+                                         seed_of(config_.phases[i].name, data::Purpose::example)));
+  return header;
 }
 
 // A file of lines as it was when the checkpoint was made.
@@ -222,6 +247,9 @@ void Trainer::open_phase(const CheckpointState* state) {
     if (const auto law = state->extra.find(kLaw); law != state->extra.end())
       open->law.restore(
           {law->second.const_data_ptr<double>(), law->second.const_data_ptr<double>() + law->second.numel()});
+    if (const auto watch = state->extra.find(kPolicyWatch); watch != state->extra.end())
+      open->watch.restore(
+          {watch->second.const_data_ptr<double>(), watch->second.const_data_ptr<double>() + watch->second.numel()});
     if (const torch::Tensor& threshold = open->objective->attention().threshold(); threshold.defined()) {
       torch::NoGradGuard no_grad;
       torch::Tensor(threshold).copy_(kept(*state, kThreshold, threshold));
@@ -267,6 +295,8 @@ void Trainer::checkpoint(bool phase_finished) {
     for (const auto& [name, weight] : (*open_->reference)->named_weights()) state.extra[kReference + name] = weight;
   state.extra.merge(open_->alarm.state());
   if (open_->law.points() > 0) state.extra[kLaw] = torch::tensor(open_->law.state(), torch::kFloat64);
+  if (const std::vector<double> watch = open_->watch.state(); !watch.empty())
+    state.extra[kPolicyWatch] = torch::tensor(watch, torch::kFloat64);
   if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined())
     state.extra[kThreshold] = threshold.detach();
   save_checkpoint(dir, state, model_, tokenizer_, config_);

@@ -25,6 +25,7 @@
 #include "csrc/train/resume.h"
 #include "csrc/train/rollout_log.h"
 #include "csrc/train/run_folder.h"
+#include "csrc/train/run_header.h"
 #include "csrc/train/tensorboard.h"
 
 namespace isentrope::train {
@@ -67,6 +68,8 @@ class Trainer {
   const std::vector<std::string>& warnings() const { return warnings_; }
   // The data of the phases that were still to run when the run began or was resumed, in their order.
   const std::vector<PhaseData>& data() const { return data_; }
+  // What the run is made of; without phases where it has nothing left to do.
+  const RunHeader& header() const { return header_; }
   // The newest checkpoint, or the one that the run started from; "" where there is none.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 
@@ -75,6 +78,7 @@ class Trainer {
   struct Working;  // held by the one call at a time that works on the run
 
   void take_weights(const Standing& standing);
+  RunHeader describe() const;
   std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);
   void open_phase(const CheckpointState* state);
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, RolloutLog& rollouts,
@@ -112,6 +116,7 @@ class Trainer {
   std::map<std::string, int64_t> numbers_;
   std::vector<std::string> notes_, warnings_;
   std::vector<PhaseData> data_;
+  RunHeader header_;
   std::string last_checkpoint_;
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::vector<std::pair<std::string, Evaluation>> results_;

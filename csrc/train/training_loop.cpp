@@ -7,6 +7,7 @@
 #include <new>
 
 #include "csrc/data/random.h"
+#include "csrc/train/flops.h"
 #include "csrc/train/phase.h"
 
 namespace isentrope::train {
@@ -82,7 +83,8 @@ Record Trainer::step() {
   UpdateFigures figures;
   std::optional<AttentionStatistics> attention;
   std::vector<double> sigmas;
-  double tokens = 0, sigma_seconds = 0;
+  double sigma_seconds = 0;
+  StepWork work{.reference = open_->reference.has_value()};
   const int64_t look = phase.objective.attention_entropy.every;
   const bool clips = config_.model.attention.qk_clip > 0;
   for (size_t u = 0; u < data.updates.size(); ++u) {
@@ -102,8 +104,15 @@ Record Trainer::step() {
     sigma_seconds += seconds_since(updated);
     open_->source->observe(stats);
     const auto learnt = stats.extract("tokens");  // for this mean alone, not a figure to be told
-    figures.add(std::move(stats), learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>());
-    tokens += (update.tokens != tokenizer_.pad_id()).sum().item<double>();
+    const double counts = learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>();
+    figures.add(std::move(stats), counts);
+    work.learnt += counts;
+    const torch::Tensor lengths = (update.tokens != tokenizer_.pad_id()).sum(1).to(torch::kCPU);  // [B]
+    for (int64_t row = 0; row < lengths.numel(); ++row) {
+      const int64_t length = lengths.const_data_ptr<int64_t>()[row];
+      work.tokens += static_cast<double>(length);
+      work.pairs += attention_pairs(length, config_.model.attention.window);
+    }
   }
   if (const std::string bad = first_non_finite_weight(model_); !data.updates.empty() && !bad.empty())
     throw NonFinite("the weight " + bad + " is not finite after the update");
@@ -118,15 +127,19 @@ Record Trainer::step() {
                      {"law/r2", law->r2},
                      {"law/rmse", law->rmse}});
   }
+  std::vector<std::string> warnings = open_->watch.look(phase.name, values);
   values["lr"] = lr;
-  const double generated = values.contains("generated") ? values["generated"] : 0;
-  if (generated > 0) values["rollout_tokens_per_s"] = generated / source_seconds;
-  values["tokens_per_s"] = tokens / seconds_since(start);
+  work.generated = values.contains("generated") ? values["generated"] : 0;
+  if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;
+  const double seconds = seconds_since(start);
+  values["tokens_per_s"] = work.tokens / seconds;
+  values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
   if (!sigmas.empty()) values["sigma/time_share"] = sigma_seconds / seconds_since(start);
   values["time_s"] = seconds_since(begun_);
   Record record{.phase = phase.name, .step = step_ + 1, .values = std::move(values), .attention = std::move(attention)};
   if (const int64_t every = config_.model.sigma_reparam.every; every > 0 && (step_ + 1) % every == 0)
     record.sigma = sigma_figures(model_, sigmas);
+  record.warnings = std::move(warnings);
   return record;
 }
 
@@ -143,6 +156,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
   const Metrics::Place metrics_before = metrics_->place();
   const AttentionAlarm alarm = open_->alarm;
   const rl::EntropyLaw law = open_->law;
+  const PolicyWatch watch = open_->watch;
   try {
     write(step(), records);
   } catch (...) {
@@ -152,6 +166,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
     open_->optimizer.zero_grad();
     open_->alarm = alarm;
     open_->law = law;
+    open_->watch = watch;
     rethrow_with_place("step " + std::to_string(step_ + 1));
   }
   open_->before.drop();

@@ -16,7 +16,7 @@ class LineError(ValueError):
 
 
 def parse(stream: BinaryIO, name: str, keys: Mapping[str, type] = {}) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, object) of each whole line.
+    """(number from 1, object) of each whole line but headers, {"run": {…}}, which headers() gives.
 
     A line ends with \\n and nothing else: U+2028, U+0085 and their like stand within texts. A last line without its end is
     being written, or was when its writer was killed: it is left out. A number that is not finite is None, written as null, NaN
@@ -28,6 +28,9 @@ def parse(stream: BinaryIO, name: str, keys: Mapping[str, type] = {}) -> Iterato
     for number, line in enumerate(stream, 1):
         if not line.endswith(b"\n"):
             return
+        if line.startswith(b'{"run": '):
+            parse_line(line, f"{name}:{number}", {"run": dict})
+            continue
         yield number, parse_line(line, f"{name}:{number}", keys)
 
 
@@ -52,3 +55,14 @@ def read(file: str | os.PathLike[str], keys: Mapping[str, type] = {"phase": str,
     with stream:
         for _, parsed in parse(stream, os.fspath(file), keys):
             yield parsed
+
+
+def headers(file: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """What the run says it is made of: the objects behind "run" in metrics.jsonl, the first one and those of resumptions that
+    changed it."""
+    with open(file, "rb") as stream:
+        return [
+            parse_line(line, f"{os.fspath(file)}:{number}", {"run": dict})["run"]
+            for number, line in enumerate(stream, 1)
+            if line.startswith(b'{"run": ') and line.endswith(b"\n")
+        ]

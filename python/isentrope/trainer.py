@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -75,7 +76,10 @@ class Trainer:
         """
         try:
             while not self._trainer.finished:
-                yield from self._trainer.advance()
+                for line in self._trainer.advance():
+                    for text in line.get("warnings", ()):
+                        warnings.warn(f"{line['phase']}, step {line['step']}: {text}", stacklevel=2)
+                    yield line
         except KeyboardInterrupt:
             self._trainer.save()
             raise
@@ -108,6 +112,12 @@ class Trainer:
     def dir(self) -> str:
         """The run folder."""
         return os.fsdecode(self._trainer.dir)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the run is made of, as the first line of metrics.jsonl has it: parameters, device, threads, memory, and each phase
+        with the sizes of its splits (docs/metrics.md, "The first line")."""
+        return json.loads(self._trainer.header)["run"]
 
     @property
     def results(self) -> dict[str, dict[str, float]]:

@@ -154,7 +154,7 @@ def run_program(arguments, folder, seconds):
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
 
-TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "sigma/time_share"}  # csrc/train/metrics.h: what may differ
+TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share"}  # csrc/train/metrics.h: what may differ
 
 
 def workplace(folder):
@@ -184,9 +184,11 @@ def train(config, overrides, resume=False, steps=None):
 
 
 def lines_of(path):
-    """The metrics without times, a dict a line; the text itself where it is no JSON."""
+    """The metrics without headers and times, a dict a line; the text itself where it is no JSON."""
     told = []
     for line in path.read_bytes().split(b"\n"):
+        if line.startswith(b'{"run": '):
+            continue
         try:
             told.append({key: value for key, value in json.loads(line).items() if key not in TIMES})
         except (ValueError, AttributeError):

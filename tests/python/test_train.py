@@ -22,7 +22,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = sorted((ROOT / "configs" / "tiny").glob("*.yaml"))
-TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "sigma/time_share"}  # all that may differ between two equal runs
+TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share"}  # all that may differ between two equal runs
 
 
 def binary() -> str:
@@ -42,7 +42,7 @@ def train(config, folder, *overrides, resume=False, check=True):
 
 def metrics(folder) -> list[dict]:
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines if not line.startswith('{"run": ')]
 
 
 def final_checkpoint(folder) -> Path:

@@ -127,6 +127,8 @@ def read_metrics(run: Run) -> None:
                         line[f"attention/{key}"] = attention[key]
                 if attention.get("alarms"):
                     run.alarms.append((phase, step, [str(alarm) for alarm in attention["alarms"]]))
+            if warnings := line.pop("warnings", None):
+                run.alarms.append((phase, step, [str(warning) for warning in warnings]))
             if "sigma" in line:
                 for layer, figures in line.pop("sigma").items():
                     add("sigma", layer, np.array([*figures, np.nan][:3], float))

@@ -1,0 +1,58 @@
+#include "csrc/train/flops.h"
+
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+#include <torch/cuda.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+namespace isentrope::train {
+
+double attention_pairs(int64_t length, int64_t window) {
+  const auto n = static_cast<double>(length);
+  if (window <= 0 || length <= window) return n * (n + 1) / 2;
+  const auto w = static_cast<double>(window);
+  return w * (w + 1) / 2 + (n - w) * w;
+}
+
+double model_flops(const model::DecoderConfig& m, const StepWork& work) {
+  const auto number = [](int64_t value) { return static_cast<double>(value); };
+  const double C = number(m.num_attention_heads * m.head_size()), L = number(m.num_hidden_layers);
+  const double attention =
+      number(m.hidden_size * m.head_size() * (2 * m.num_attention_heads + 2 * m.num_key_value_heads));
+  const double layers = L * (attention + 3 * number(m.hidden_size * m.intermediate_size)),
+               head = number(m.vocabulary * m.hidden_size);
+  const double passes = work.reference ? 4 : 3;  // forward, twice as much backward, forward of the reference
+  return passes * (2 * (layers * work.tokens + head * work.learnt) + 4 * L * C * work.pairs) +
+         2 * (layers + head) * work.generated;
+}
+
+double measured_product_rate(torch::Device device) {
+  using Clock = std::chrono::steady_clock;
+  const torch::NoGradGuard no_grad;
+  const int64_t n = device.is_cuda() ? 4096 : 512;
+  constexpr double kSeconds = 0.03;
+  const torch::Tensor a = at::ones({n, n}, torch::dtype(torch::kFloat32).device(device));  // [n, n]
+  torch::Tensor out = at::mm(a, a);                                                        // [n, n]; the warm-up
+  const auto seconds = [](Clock::time_point from) {
+    return std::chrono::duration<double>(Clock::now() - from).count();
+  };
+  const auto wait = [&] {
+    if (device.is_cuda()) torch::cuda::synchronize();
+  };
+  wait();
+  double best = std::numeric_limits<double>::infinity();
+  const Clock::time_point begun = Clock::now();
+  do {
+    const Clock::time_point start = Clock::now();
+    at::mm_out(out, a, a);
+    wait();
+    best = std::min(best, seconds(start));
+  } while (seconds(begun) < kSeconds);
+  const auto size = static_cast<double>(n);
+  return 2 * size * size * size / best;
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,66 @@
+#include "csrc/train/policy_watch.h"
+
+#include <cmath>
+#include <cstdio>
+#include <stdexcept>
+
+namespace isentrope::train {
+namespace {
+
+enum Kind : int64_t { kFlat = 1, kAllZero = 2, kAllOne = 4, kAllEqual = 8 };
+
+}  // namespace
+
+std::vector<std::string> PolicyWatch::look(const std::string& phase, const std::map<std::string, double>& values) {
+  const auto flat = values.find("groups/flat"), mean = values.find("reward/mean"),
+             deviation = values.find("reward/std");
+  if (flat == values.end() || mean == values.end() || deviation == values.end()) return {};
+  const bool equal = deviation->second == 0;
+  flat_ = flat->second == 1 ? flat_ + 1 : 0;
+  equal_ = !equal ? 0 : equal_ > 0 && mean->second == reward_ ? equal_ + 1 : 1;
+  reward_ = mean->second;
+  if (flat_ < kSteps) return {};
+
+  const std::string key = "phases." + phase, steps = std::to_string(kSteps);
+  Kind kind = kFlat;
+  std::string text = "the completions of every prompt had equal rewards in the last " + steps +
+                     " steps (groups/flat 1): nothing is learnt from them. " + key +
+                     ".rollout.temperature or rollout.num_generations: raise it, or give prompts in " + key +
+                     ".data that are answered right now and then";
+  if (equal_ >= kSteps && reward_ == 0) {
+    kind = kAllZero;
+    text = "the policy never answers right: every reward of the last " + steps +
+           " steps was 0, and nothing is learnt. " + key +
+           ".data: give easier prompts, train an sft phase before, or "
+           "see what " +
+           key + ".reward asks for (samples.jsonl has answers)";
+  } else if (equal_ >= kSteps && reward_ == 1) {
+    kind = kAllOne;
+    text = "the policy always answers right: every reward of the last " + steps +
+           " steps was 1, and nothing is learnt. " + key + ".data: give harder prompts, or end the phase: " + key +
+           ".steps";
+  } else if (equal_ >= kSteps) {
+    kind = kAllEqual;
+    char reward[32];
+    std::snprintf(reward, sizeof(reward), "%.6g", reward_);
+    text = "every reward of the last " + steps + " steps was " + reward + ", and nothing is learnt. " + key +
+           ".reward: it tells no completions apart; give one that does";
+  }
+  if (told_ & kind) return {};
+  told_ |= kind;
+  return {text};
+}
+
+std::vector<double> PolicyWatch::state() const {
+  if (flat_ == 0 && equal_ == 0 && told_ == 0) return {};
+  return {static_cast<double>(flat_), static_cast<double>(equal_), reward_, static_cast<double>(told_)};
+}
+
+void PolicyWatch::restore(const std::vector<double>& state) {
+  if (state.size() != 4) throw std::runtime_error("the checkpoint's policy_watch has not four numbers; it is damaged");
+  flat_ = std::llround(state[0]), equal_ = std::llround(state[1]);
+  reward_ = state[2];
+  told_ = std::llround(state[3]);
+}
+
+}  // namespace isentrope::train

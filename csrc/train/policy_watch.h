@@ -1,0 +1,30 @@
+// Warns once a phase where a policy cannot learn from its rewards: they tell no two completions of a prompt apart, step after step.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace isentrope::train {
+
+class PolicyWatch {
+ public:
+  // Steps in a row that are warned of. With four prompts a step that are flat nine times out of ten, all are flat ten steps in a
+  // row in one of 68 such rows; with the 32 of the default it does not happen by chance.
+  static constexpr int64_t kSteps = 10;
+
+  // phase: its name; values: of a step, by the names of docs/metrics.md. Returns what is new: texts that name the key to change,
+  // each kind once.
+  std::vector<std::string> look(const std::string& phase, const std::map<std::string, double>& values);
+
+  // What a resumed run goes on from, nothing where there is nothing: steps in a row, their one reward, and what was told.
+  std::vector<double> state() const;
+  void restore(const std::vector<double>& state);  // throws std::runtime_error for what state() does not give
+
+ private:
+  int64_t flat_ = 0, equal_ = 0;  // steps in a row in which every group was flat; in which all rewards were reward_
+  double reward_ = 0;
+  int64_t told_ = 0;  // bits: one a kind
+};
+
+}  // namespace isentrope::train
