@@ -3,6 +3,9 @@ than load torch (`isentrope version`), and beside `python -c "import torch"`; th
 
 Processes begin in turn, in the same rounds, all with what the rounds before left in the page cache. ratio is of the rival's time to
 ours; the shape says the median of the seconds beyond the rival.
+
+The lines of a step, metrics and console, took 0.21 % of a step of the quickstart's size (0.046 of 22 ms, two threads; at most 1 % is promised):
+`train_tests --gtest_filter=RunHeaderTest.Lines*` measures both and prints them.
 """
 
 import os

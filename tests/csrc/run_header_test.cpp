@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -170,6 +172,38 @@ TEST_F(RunHeaderTest, EvaluationsAreLines) {
   std::fclose(out);
   EXPECT_EQ(read_whole(dir_ + "/out"),
             "grpo  20/120  validation  greedy 0.8594  pass@8 0.5\ngrpo 120/120  test  bits_per_byte 2.125\n");
+}
+
+// All lines of a step, each on the console too (a run shows one in ten seconds), against the step of a model as small as the
+// quickstart's: a promise of at most a hundredth.
+TEST_F(RunHeaderTest, LinesAreAHundredthOfAStep) {
+  const auto trainer =
+      open(false, {"model.num_hidden_layers=3", "model.hidden_size=64", "model.num_attention_heads=4",
+                   "model.num_key_value_heads=4", "model.intermediate_size=192", "model.max_position_embeddings=64",
+                   "phases.sft.batch.sequences=64", "phases.sft.steps=41"});
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); };
+  std::FILE* out = std::fopen((dir_ + "/out").c_str(), "w");
+  std::vector<double> steps, lines;
+  {
+    Metrics metrics(dir_ + "/again.jsonl");
+    Console console(false, out, 0.0);
+    console.begin_phase("sft", 41);
+    for (int i = 0; i < 40; ++i) {
+      Clock::time_point start = Clock::now();
+      const std::vector<Record> records = trainer->advance();
+      steps.push_back(since(start));
+      start = Clock::now();
+      for (const Record& record : records) metrics.write(record), console.step(record);
+      lines.push_back(since(start));
+    }
+  }
+  std::fclose(out);
+  std::sort(steps.begin(), steps.end());
+  std::sort(lines.begin(), lines.end());
+  std::printf("a step %.3f ms, its lines %.4f ms: %.2f %%\n", 1e3 * steps[20], 1e3 * lines[20],
+              100 * lines[20] / steps[20]);
+  EXPECT_LE(lines[20], 0.01 * steps[20]);
 }
 
 // ---- a policy that cannot learn ---------------------------------------------------------------------------------------

@@ -332,7 +332,7 @@ def test_every_key_that_a_run_writes_is_documented(workplace):
     names = set()
     for line in (folder / "trained" / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
-        names.update(record.keys() - {"attention_entropy", "sigma"}, record.get("attention_entropy", {}))
+        names.update(record.keys() - {"attention_entropy", "sigma"}, record.get("attention_entropy", {}), record.get("run", {}))
     assert undocumented(names) == []
 
 
