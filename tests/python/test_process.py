@@ -42,7 +42,8 @@ def run(*words, **arguments):
 
 
 def lines_of(folder):
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
+    lines = (Path(folder) / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines if not line.startswith(b'{"run": ')]
 
 
 def begun(folder, *overrides, **arguments):
@@ -50,7 +51,7 @@ def begun(folder, *overrides, **arguments):
     process = subprocess.Popen([PROGRAM, "train", SFT, f"run.dir={folder}", *ENDLESS, *overrides], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, **arguments)  # fmt: skip
     metrics = Path(folder) / "metrics.jsonl"
-    while not metrics.exists() or b"\n" not in metrics.read_bytes():
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 2:  # the header and a step
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     return process
