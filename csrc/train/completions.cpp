@@ -50,7 +50,7 @@ Json to_json(const std::string& phase, int64_t step, const rl::SavedRollout& rol
   line["reward"] = rollout.reward;
   line["rewards"] = Json::object();
   for (const auto& [name, score] : rollout.scores) line["rewards"][name.substr(name.find('/') + 1)] = score;
-  if (rollout.overlong_buffer) line["overlong"] = *rollout.overlong_buffer;
+  if (rollout.overlong) line["overlong"] = *rollout.overlong;
   if (rollout.ares) line["ares"] = *rollout.ares;
   line["advantage"] = rollout.advantage ? Json(*rollout.advantage) : Json(nullptr);
   if (rollout.branches) {

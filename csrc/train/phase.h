@@ -4,8 +4,8 @@
 #include <optional>
 
 #include "csrc/rl/entropy_law.h"
-#include "csrc/train/rollout_log.h"
 #include "csrc/train/policy_watch.h"
+#include "csrc/train/rollout_log.h"
 #include "csrc/train/snapshot.h"
 #include "csrc/train/trainer.h"
 

@@ -8,7 +8,6 @@
 #include "csrc/data/corpus.h"
 #include "csrc/durable_file.h"
 #include "csrc/message.h"
-#include "csrc/train/data_check.h"
 #include "csrc/train/metrics.h"
 #include "csrc/train/trainer.h"
 
@@ -19,18 +18,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr int64_t kCounted = 4096;      // examples whose tokens are counted: a start does not wait for a large file
 constexpr size_t kExampleTokens = 256;  // of the example
-
-// Size of a held-out split, in prompts or tokens; none where the phase is not evaluated on it.
-std::optional<int64_t> held_out_size(const TrainConfig& config, const PhaseConfig& phase,
-                                     const data::Tokenizer& tokenizer,
-                                     const std::map<std::string, rl::RewardFunction>& rewards, data::Split split) {
-  const bool test = split == data::Split::test;
-  if (!evaluates(config, phase, split) || (test && &phase != &config.phases.back())) return std::nullopt;
-  if (phase.data.corpus)
-    return static_cast<int64_t>(data::open_corpus(*phase.data.corpus, tokenizer, split)->tokens().size());
-  const auto held_out = held_out_of(config, phase, tokenizer, split, rewards);
-  return dynamic_cast<const HeldOutPrompts&>(*held_out).size();
-}
 
 std::vector<std::string> texts_of(const data::Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
   std::vector<std::string> texts;
@@ -108,13 +95,15 @@ Json to_object(const PhaseHeader& p) {
 }  // namespace
 
 PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
-                         const std::map<std::string, rl::RewardFunction>& rewards, uint64_t seed) {
+                         const PhaseData& sizes, uint64_t seed) {
   PhaseHeader p{.name = phase.name, .objective = phase.objective.kind, .steps = phase.steps};
   p.batch = phase.rollout ? phase.rollout->prompts : phase.batch.sequences;
   p.samples = phase.rollout ? phase.rollout->num_generations : 0;
   p.unit = phase.data.corpus ? "tokens" : phase.rollout ? "prompts" : "examples";
-  p.validation = held_out_size(config, phase, tokenizer, rewards, data::Split::validation);
-  p.test = held_out_size(config, phase, tokenizer, rewards, data::Split::test);
+  for (const SplitSize& split : sizes.splits) {
+    if (split.split == data::Split::train) continue;
+    (split.split == data::Split::test ? p.test : p.validation) = phase.data.corpus ? split.tokens : split.examples;
+  }
   const auto steps = static_cast<double>(phase.steps), batch = static_cast<double>(p.batch);
   if (phase.data.corpus) {
     const auto shard = data::open_corpus(*phase.data.corpus, tokenizer, data::Split::train);

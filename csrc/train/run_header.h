@@ -2,12 +2,12 @@
 // {"run": {…}} (docs/metrics.md).
 #pragma once
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "csrc/train/config.h"
+#include "csrc/train/data_check.h"
 
 namespace isentrope::train {
 
@@ -38,9 +38,9 @@ struct RunHeader {
   std::vector<PhaseHeader> phases;  // those that are still to come, the first perhaps under way
 };
 
-// The sizes of a phase's data, and one example. seed: of the phase's examples.
+// The sizes of a phase's data, as check_data found them, and one example. seed: of the phase's examples.
 PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
-                         const std::map<std::string, rl::RewardFunction>& rewards, uint64_t seed);
+                         const PhaseData& sizes, uint64_t seed);
 
 // The line of metrics.jsonl, without its end of line.
 std::string to_json(const RunHeader& header);

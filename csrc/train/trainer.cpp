@@ -121,7 +121,7 @@ RunHeader Trainer::describe() const {
   if (finished()) return header;
   header.product_rate = measured_product_rate(device);
   for (size_t i = phase_; i < config_.phases.size(); ++i)
-    header.phases.push_back(phase_header(config_, config_.phases[i], tokenizer_, rewards_,
+    header.phases.push_back(phase_header(config_, config_.phases[i], tokenizer_, data_[i - phase_],
                                          seed_of(config_.phases[i].name, data::Purpose::example)));
   return header;
 }

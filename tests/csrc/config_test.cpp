@@ -96,10 +96,11 @@ TEST_F(ConfigTest, SpectralNormsThatCannotBe) {
             "fused_qkv: separate");
   EXPECT_EQ(said("model.sigma_reparam.layers=[none, q]"),
             "command line: model.sigma_reparam: layers: none stands beside other names; write one or the other");
-  EXPECT_EQ(said("model.sigma_reparam.layers=[q, head]", "model.tie_word_embeddings=true"),
-            "command line: model: sigma_reparam.layers: the head is the embedding (tie_word_embeddings), which is no linear "
-            "layer; leave head "
-            "out");
+  EXPECT_EQ(
+      said("model.sigma_reparam.layers=[q, head]", "model.tie_word_embeddings=true"),
+      "command line: model: sigma_reparam.layers: the head is the embedding (tie_word_embeddings), which is no linear "
+      "layer; leave head "
+      "out");
   EXPECT_NE(said("model.sigma_reparam.layers=attention", "model.attention.qk_clip=50").find("use one of the two there"),
             std::string::npos);
 }
