@@ -1,6 +1,5 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -370,7 +369,6 @@ struct EntropyAttentionFunction : torch::autograd::Function<EntropyAttentionFunc
   // The optional tensors are given as tensors, so that autograd sees the temperature.
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                const OptionalTensor& temperature, const Arguments& a, bool return_entropy) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
     auto [out, lse, entropy, max_logit, anchor, log_sum] = call_forward(a, return_entropy);
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({q, k, v, out, entropy, anchor, log_sum, tensor_of(temperature), tensor_of(a.key_lengths),
@@ -418,7 +416,7 @@ EntropyAttentionOutputs entropy_attention_autograd(const Arguments& a, bool retu
                               {"key_lengths", a.key_lengths},
                               {"query_start", a.query_start},
                               {"cu_seqlens", a.cu_seqlens}});
-  const auto out = EntropyAttentionFunction::apply(a.q, a.k, a.v, a.temperature, a, return_entropy);
+  const auto out = record<EntropyAttentionFunction>(a.q, a.k, a.v, a.temperature, a, return_entropy);
   return {out[0], out[1], out[2], out[3], out[4], out[5]};
 }
 

@@ -1,7 +1,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -327,13 +326,13 @@ GrpoLossOutputs call_forward(const GrpoLossArguments& a, bool keep_slope) {
 struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& logprob, const OptionalTensor& entropy,
                                const GrpoLossArguments& arguments) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
     auto [loss, token_loss, stats, slope, weight] = call_forward(arguments, true);
     ctx->set_materialize_grads(false);
     variable_list kept{slope, weight, arguments.mask};
     if (arguments.numbers) kept.push_back(arguments.numbers->get(kEntropyCoef));
     ctx->save_for_backward(kept);
-    ctx->mark_non_differentiable({stats, slope, weight});
+    // slope is no constant: through it grpo_loss_backward refuses second derivatives, which are slopes of the slopes.
+    ctx->mark_non_differentiable({stats, weight});
     ctx->saved_data["entropy_coef"] = arguments.entropy_coef;
     ctx->saved_data["of_entropy"] = entropy && entropy->requires_grad() && arguments.entropy_coef != 0;
     ctx->saved_data["logprob_type"] = static_cast<int64_t>(logprob.scalar_type());
@@ -345,10 +344,9 @@ struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("isentrope::grpo_loss_backward", "")
                                .typed<decltype(grpo_loss_backward_cpu)>();
-    // The slopes are constants to autograd: a second derivative would silently miss their share.
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "isentrope::grpo_loss: second derivatives are not implemented; wanted backward without create_graph");
     variable_list gradients(3);
+    OP_CHECK(kLoss, !d[3].defined(),
+             "slope, which the backward pass reads, has no gradient; wanted that of loss or token_loss");
     if (!d[0].defined() && !d[1].defined()) return gradients;
     const auto saved = ctx->get_saved_variables();
     const bool of_entropy = ctx->saved_data["of_entropy"].toBool();
@@ -380,8 +378,9 @@ GrpoLossOutputs grpo_loss_autograd(const GrpoLossArguments& arguments) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(arguments, arguments.keep_slope);
   }
-  const auto out = GrpoLossFunction::apply(logprob, entropy, arguments);
-  return {out[0], out[1], out[2], out[3], out[4]};
+  const auto out = record<GrpoLossFunction>(logprob, entropy, arguments);
+  // Whoever asks for slope is the same op in another transform of torch.func, to which it is no constant either.
+  return {out[0], out[1], out[2], arguments.keep_slope ? out[3] : out[3].detach(), out[4]};
 }
 
 GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,

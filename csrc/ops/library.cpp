@@ -2,8 +2,10 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
+#include "csrc/ops/vmap.h"
 
 TORCH_LIBRARY(isentrope, m) {
   // ---- entropy_attention
@@ -141,20 +143,20 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
 TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   using namespace isentrope::ops;
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_autograd>);
-  m.impl("entropy_attention_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("entropy_attention_backward", second_derivatives_refused());
   m.impl("sigma_linear", sigma_linear_autograd);
-  m.impl("sigma_linear_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("sigma_linear_backward", second_derivatives_refused());
   m.impl("power_step", power_step_autograd);
   m.impl("token_entropy", token_entropy_autograd);
-  m.impl("token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("token_entropy_backward", second_derivatives_refused());
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
   m.impl("linear_token_entropy", linear_token_entropy_autograd);
-  m.impl("linear_token_entropy_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("linear_token_entropy_backward", second_derivatives_refused());
   m.impl("grpo_select", torch::CppFunction::makeFallthrough());  // a choice: no gradient
   m.impl("grpo_loss", grpo_loss_entry<grpo_loss_autograd>);
-  m.impl("grpo_loss_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("grpo_loss_backward", second_derivatives_refused());
   m.impl("window_entropy", window_entropy_autograd);
-  m.impl("window_entropy_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("window_entropy_backward", second_derivatives_refused());
   m.impl("window_select", window_select_autograd);
 }
 
@@ -192,6 +194,8 @@ void autocast_rules(torch::Library& m) {
 
 TORCH_LIBRARY_IMPL(isentrope, AutocastCPU, m) { autocast_rules(m); }
 TORCH_LIBRARY_IMPL(isentrope, AutocastCUDA, m) { autocast_rules(m); }
+
+TORCH_LIBRARY_IMPL(isentrope, FuncTorchBatched, m) { isentrope::ops::vmap_rules(m); }
 
 // Plain torch, on every device that has no entry of its own.
 TORCH_LIBRARY_IMPL(isentrope, CompositeExplicitAutograd, m) {

@@ -1,6 +1,5 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -349,7 +348,6 @@ struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropy
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                const OptionalTensor& bias, std::optional<double> softcap, double temperature,
                                const c10::SymInt& ignore_index, bool moments, const Numbers& numbers) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
     auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
         call_forward(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, numbers);
     ctx->set_materialize_grads(false);
@@ -392,8 +390,8 @@ TokenEntropyOutputs linear_token_entropy_autograd(const Tensor& hidden, const Te
                                                   double temperature, c10::SymInt ignore_index, bool moments,
                                                   const Numbers& numbers) {
   check_differentiation(kOp, {{"hidden", hidden}, {"weight", weight}, {"target", target}, {"bias", bias}});
-  const auto out = LinearTokenEntropyFunction::apply(hidden, weight, target, bias, softcap, temperature, ignore_index,
-                                                     moments, numbers);
+  const auto out = record<LinearTokenEntropyFunction>(hidden, weight, target, bias, softcap, temperature, ignore_index,
+                                                      moments, numbers);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }
 

@@ -1,6 +1,5 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <vector>
 
@@ -263,7 +262,6 @@ SigmaLinearOutputs call_forward(const Tensor& x, const Tensor& weight, const Ten
 struct SigmaLinearFunction : torch::autograd::Function<SigmaLinearFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& gamma,
                                const Tensor& u, const OptionalTensor& bias, c10::string_view sigma_grad) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, sigma, v, factors] = call_forward(x, weight, gamma, u, bias, sigma_grad);
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({x, weight, u, sigma, v, factors});
@@ -306,7 +304,7 @@ struct SigmaLinearFunction : torch::autograd::Function<SigmaLinearFunction> {
 SigmaLinearOutputs sigma_linear_autograd(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& u,
                                          const OptionalTensor& bias, c10::string_view sigma_grad) {
   check_differentiation(kOp, {{"x", x}, {"weight", weight}, {"gamma", gamma}, {"u", u}, {"bias", bias}});
-  const auto out = SigmaLinearFunction::apply(x, weight, gamma, u, bias, sigma_grad);
+  const auto out = record<SigmaLinearFunction>(x, weight, gamma, u, bias, sigma_grad);
   return {out[0], out[1], out[2], out[3]};
 }
 

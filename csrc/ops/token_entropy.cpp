@@ -2,7 +2,6 @@
 #include <ATen/FunctionalTensorWrapper.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -289,7 +288,6 @@ struct TokenEntropyFunction : torch::autograd::Function<TokenEntropyFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target, double temperature,
                                const c10::SymInt& ignore_index, bool moments, bool inplace_backward,
                                const Numbers& numbers) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
     auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
         call_forward(logits, target, temperature, ignore_index, moments, inplace_backward, numbers);
     ctx->set_materialize_grads(false);
@@ -320,7 +318,7 @@ struct TokenEntropyFunction : torch::autograd::Function<TokenEntropyFunction> {
       return op.call(logits, saved[1], saved[2], saved[3], saved[4], optional(d[0]), optional(d[1]), optional(d[2]),
                      temperature, more...);
     };
-    if (!ctx->saved_data["inplace"].toBool()) {
+    if (!ctx->saved_data["inplace"].toBool() || at::GradMode::is_enabled()) {  // a graph keeps what it read
       dlogits[0] = call(functional, saved[0], ignore_index,
                         saved.size() > 5 ? Numbers(c10::List<Tensor>({saved[5]})) : std::nullopt);
     } else {
@@ -347,7 +345,7 @@ TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& t
              logits.strides(), "); wanted logits.contiguous(), or inplace_backward=false");
   }
   const auto out =
-      TokenEntropyFunction::apply(logits, target, temperature, ignore_index, moments, inplace_backward, numbers);
+      record<TokenEntropyFunction>(logits, target, temperature, ignore_index, moments, inplace_backward, numbers);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }
 

@@ -1,6 +1,5 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
 #include <limits>
@@ -179,7 +178,6 @@ struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> 
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& entropy,
                                                 const Tensor& mask, const OptionalTensor& at, const c10::SymInt& before,
                                                 const c10::SymInt& after, bool shrink) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
     auto [mean, count] = call_forward(entropy, mask, at, before, after, shrink);
     ctx->save_for_backward({count, mask});
     ctx->mark_non_differentiable({count});
@@ -206,7 +204,7 @@ struct WindowEntropyFunction : torch::autograd::Function<WindowEntropyFunction> 
 std::tuple<Tensor, Tensor> window_entropy_autograd(const Tensor& entropy, const Tensor& mask, const OptionalTensor& at,
                                                    c10::SymInt before, c10::SymInt after, bool shrink) {
   check_differentiation(kOp, {{"entropy", entropy}, {"mask", mask}, {"at", at}});
-  const auto out = WindowEntropyFunction::apply(entropy, mask, at, before, after, shrink);
+  const auto out = record<WindowEntropyFunction>(entropy, mask, at, before, after, shrink);
   return {out[0], out[1]};
 }
 

@@ -1,4 +1,4 @@
-"""What torch.autocast, torch.func, forward-mode and inference tensors meet in every op."""
+"""What torch.autocast, forward-mode and inference tensors meet in every op. torch.func: test_transforms.py."""
 
 import functools
 
@@ -143,33 +143,6 @@ def of_one(op, index=0):
     """(the op as a function of one of its arguments that gives one number, that argument)"""
     function, inputs = cases()[op]
     return lambda x: sum(y.sum() for y in function(*inputs[:index], x, *inputs[index + 1 :])), inputs[index]
-
-
-TRANSFORMS = {
-    "grad": torch.func.grad,
-    "jacrev": torch.func.jacrev,
-    "jacfwd": torch.func.jacfwd,
-    "hessian": torch.func.hessian,
-    "vjp": lambda f: lambda x: torch.func.vjp(f, x),
-    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,)),
-    "vmap of grad": lambda f: lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack([x, x])),
-}
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_transforms_of_torch_func_are_refused_by_name(op, transform):
-    f, x = of_one(op)
-    with pytest.raises(NotImplementedError, match=f"isentrope::{op}: called inside torch.func.grad, vjp"):
-        TRANSFORMS[transform](f)(x)
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_vmap_is_a_call_for_each(op):
-    f, x = of_one(op)
-    batch = torch.stack([x, 0.5 * x, 2 * x])
-    assert torch.equal(torch.func.vmap(f)(batch), torch.stack([f(y) for y in batch]))
 
 
 @pytest.mark.parametrize("tracked", [False, True])
