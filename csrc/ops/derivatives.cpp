@@ -9,26 +9,27 @@
 namespace isentrope::ops {
 namespace {
 
-void refuse(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+void refuse(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   using namespace torch::autograd;
   const std::string& name = op.schema().name();
-  variable_list inputs;
-  for (const c10::IValue& x : torch::jit::last(*stack, op.schema().arguments().size()))
-    if (x.isTensor() && x.toTensor().defined()) inputs.push_back(x.toTensor());
-  for (const at::Tensor& x : inputs)
-    TORCH_CHECK_NOT_IMPLEMENTED(!x._fw_grad(/*level=*/0).defined(), name,
-                                ": an argument has a forward-mode tangent, for which this op has no derivative");
   c10::intrusive_ptr<Node> refusal;
-  if (GradMode::is_enabled() && any_variable_requires_grad(inputs)) {
+  variable_list recorded;
+  for (const c10::IValue& x : torch::jit::last(*stack, op.schema().arguments().size())) {
+    if (!x.isTensor() || !x.toTensor().defined()) continue;
+    TORCH_CHECK_NOT_IMPLEMENTED(!isFwGradDefined(x.toTensor()), name,
+                                ": an argument has a forward-mode tangent, for which this op has no derivative");
+    if (GradMode::is_enabled() && x.toTensor().requires_grad()) recorded.push_back(x.toTensor());
+  }
+  if (!recorded.empty()) {
     refusal = c10::make_intrusive<Error>(
         name +
             ": second derivatives are not implemented (grad of grad, hessian, create_graph=True); "
             "wanted first derivatives alone",
-        collect_next_edges(inputs));
+        collect_next_edges(recorded));
   }
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    op.callBoxed(stack);
+    op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
   }
   if (!refusal) return;
   for (const c10::IValue& x : torch::jit::last(*stack, op.schema().returns().size()))

@@ -380,6 +380,7 @@ GrpoLossOutputs grpo_loss_autograd(const GrpoLossArguments& arguments) {
   }
   const auto out = record<GrpoLossFunction>(logprob, entropy, arguments);
   // Whoever asks for slope is the same op in another transform of torch.func, to which it is no constant either.
+  const at::AutoDispatchBelowADInplaceOrView guard;
   return {out[0], out[1], out[2], arguments.keep_slope ? out[3] : out[3].detach(), out[4]};
 }
 
