@@ -109,7 +109,7 @@ def entropy_attention(
         ValueError, TypeError: a shape, dtype, device or option that is not as above; the message names the argument. Values of
             key_lengths, query_start, cu_seqlens and temperature are looked at on the CPU alone; on a GPU lengths are bounded and a
             temperature of 0 or below gives NaN.
-        NotImplementedError: forward-mode, or a call inside torch.func.grad, vjp, jvp and the like; so in every op here.
+        NotImplementedError: forward-mode (torch.func.jvp and the like); so in every op here.
 
     Under autocast q, k and v are cast as scaled_dot_product_attention's are.
 
