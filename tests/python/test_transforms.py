@@ -337,3 +337,30 @@ def test_inplace_backward_overwrites_nothing_inside_a_transform():
     x, target = torch.randn(3, 5), torch.arange(3)
     f = lambda x, **options: isentrope.token_entropy(2 * x, target, **options).entropy.sum()  # noqa: E731
     assert torch.equal(grad(functools.partial(f, inplace_backward=True))(x), gradient(f, x))
+
+
+def test_a_number_that_changes_and_a_dimension_that_is_mapped():
+    target = torch.arange(4)
+    f = lambda x, s: isentrope.token_entropy(x, target, temperature=s).entropy  # noqa: E731
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, s: vmap(lambda y: f(y, s))(x), fullgraph=True, dynamic=True, backend="aot_eager")
+    for s in (0.5, 0.7, 0.9):
+        for size in (3, 5):
+            x = torch.randn(size, 4, 7)
+            torch.testing.assert_close(compiled(x, s), torch.stack([f(y, s) for y in x]))
+
+
+@quiet
+def test_gradients_of_a_module_for_each_example():
+    torch.manual_seed(5)
+    model = isentrope.nn.EntropyAttention(32, 2)
+    values = {name: x.detach() for name, x in model.named_parameters()}
+    loss = lambda values, x: torch.func.functional_call(model, values, (x,)).square().mean()  # noqa: E731
+    x = torch.randn(3, 2, 9, 32)
+    for transformed in (vmap(grad(loss), in_dims=(None, 0)), torch.compile(vmap(grad(loss), in_dims=(None, 0)), fullgraph=True, backend="aot_eager")):
+        actual = transformed(values, x)
+        for m in range(3):
+            model.zero_grad()
+            model(x[m]).square().mean().backward()
+            for name, parameter in model.named_parameters():
+                torch.testing.assert_close(actual[name][m], parameter.grad)
