@@ -47,7 +47,8 @@ int sample_command(const std::string& path, const SampleOptions& options) {
   if (!options.file.empty())
     for (data::Prompt& prompt : data::read_prompts(options.file)) prompts.push_back(std::move(prompt));
   std::vector<std::vector<int64_t>> tokens;
-  for (const data::Prompt& prompt : prompts) tokens.push_back(encoded(prompt, tokenizer, decoder->config().max_position_embeddings));
+  for (const data::Prompt& prompt : prompts)
+    tokens.push_back(encoded(prompt, tokenizer, decoder->config().max_position_embeddings));
 
   const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
   const auto count = static_cast<int64_t>(prompts.size()), some = std::max<int64_t>(kTogether / options.samples, 1);

@@ -165,8 +165,10 @@ TEST_F(RunHeaderTest, EvaluationsAreLines) {
   {
     Console console(false, out, 1e9);
     console.begin_phase("grpo", 120);
-    console.step(
-        {"grpo", 20, {{"eval/greedy", 0.8594}, {"eval/pass@k", 0.5}, {"eval/k", 8}, {"time_s", 3}}, "validation"});
+    console.step({"grpo",
+                  20,
+                  {{"eval/greedy", 0.8594}, {"eval/pass@1", 0.25}, {"eval/pass@8", 0.5}, {"time_s", 3}},
+                  "validation"});
     console.step({"grpo", 120, {{"eval/bits_per_byte", 2.125}, {"time_s", 3}}, "test"});
   }
   std::fclose(out);

@@ -113,7 +113,7 @@ def test_weights_of_hugging_face_load(kind):
     )  # fmt: skip
     model = getattr(transformers, f"{kind}Model")(config).double()
     module = EntropyAttention(32, 4, 2, 16, qk_norm=kind == "Qwen3", rope_theta=500.0).double()
-    peer = model.num_hidden_layers[0].self_attn
+    peer = model.layers[0].self_attn
     if kind == "Qwen3":
         peer.q_norm.weight.data.normal_(), peer.k_norm.weight.data.normal_()
     module.load_state_dict(peer.state_dict())
@@ -279,7 +279,7 @@ def test_bad_options(message, arguments):
 
 def test_bad_input():
     module = EntropyAttention(32, 2, temperature="row", max_position_embeddings=8)
-    with pytest.raises(ValueError, match="x has 9 positions; wanted at most context, which is 8"):
+    with pytest.raises(ValueError, match="x has 9 positions; wanted at most max_position_embeddings, which is 8"):
         module(torch.zeros(1, 9, 32))
     with pytest.raises(IndexError):
         module(torch.zeros(9, 32), cu_seqlens=torch.tensor([0, 9]))

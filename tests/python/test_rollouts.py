@@ -39,7 +39,7 @@ def rollouts(folder):
 
 def metrics(folder):
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if line["phase"] == "grpo" and "eval/split" not in line}
+    return {line["step"]: line for line in lines if line.get("phase") == "grpo" and "eval/split" not in line}
 
 
 def groups(lines):
@@ -142,7 +142,7 @@ def test_saving_can_be_switched_off_and_on(whole, tmp_path):
 
 
 def test_a_full_disk_is_told_and_the_step_leaves_no_line(tmp_path):
-    many, limit = ROLLOUT + "samples=24", 1_000_000  # above a checkpoint, below the rollouts of the run
+    many, limit = ROLLOUT + "num_generations=24", 1_000_000  # above a checkpoint, below the rollouts of the run
     set_limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
     train(tmp_path / "whole", many, ROLLOUT + "save_every=1")
     assert (tmp_path / "whole" / "rollouts" / "grpo.jsonl").stat().st_size > limit
@@ -178,7 +178,7 @@ def test_something_else_in_its_place_is_refused_before_the_run(tmp_path):
 
 
 def test_groups_that_are_left_out_have_no_advantage(tmp_path):
-    train(tmp_path, ROLLOUT + "save_every=1", ROLLOUT + "filter_groups=true", ROLLOUT + "max_draws=50", ROLLOUT + "samples=2",
+    train(tmp_path, ROLLOUT + "save_every=1", ROLLOUT + "filter_groups=true", ROLLOUT + "max_draws=50", ROLLOUT + "num_generations=2",
           "phases.grpo.steps=4")  # fmt: skip
     told, left_out = metrics(tmp_path), 0
     for step in range(1, 5):
@@ -193,7 +193,7 @@ def test_groups_that_are_left_out_have_no_advantage(tmp_path):
 
 
 def test_parts_of_a_reward_and_branches(tmp_path):
-    train(tmp_path, ROLLOUT + "save_every=1", ROLLOUT + "branch={window: 2, quantile: 0.5}", ROLLOUT + "overlong={buffer: 12, factor: 1.0}",
+    train(tmp_path, ROLLOUT + "save_every=1", ROLLOUT + "branch={window: 2, quantile: 0.5}", ROLLOUT + "overlong_buffer={len: 12, penalty_factor: 1.0}",
           ROLLOUT + "mask_truncated=true", "phases.grpo.steps=4")  # fmt: skip
     lines = rollouts(tmp_path)
     for line in lines:
