@@ -8,7 +8,8 @@
 # already is left as it is, so a second call takes a fraction of a second. Settings, all optional:
 #
 #   ISENTROPE_PYTHON=<python>   this interpreter, with its torch if it has one, else as the base of .venv
-#   ISENTROPE_CUDA=off          no CUDA kernels and no nvcc; on: an error where there is none (default auto)
+#   ISENTROPE_CUDA=off          no CUDA kernels and no nvcc; on: an error where there is none; auto (default): for the tests
+#                               wherever nvcc can be had, else where the machine has an NVIDIA GPU as well
 #   CUDACXX=<nvcc>              this nvcc, instead of one from the package index
 #   CXX=<compiler>              a C++20 compiler (default g++)
 #   CMAKE_ARGS=<options>        more options for the configuration of the build
@@ -225,6 +226,9 @@ install_python() {
   fi
 }
 
+# has_gpu: an NVIDIA GPU is here; /dev/dxg is the one of WSL.
+has_gpu() { [ -e /dev/nvidiactl ] || [ -e /dev/dxg ] || nvidia-smi -L >/dev/null 2>&1; }
+
 # setup MODE (run, test): all of the above, and nothing where it was done before. Leaves PYTHON set and the
 # environment's tools first on the PATH.
 setup() {
@@ -242,6 +246,11 @@ setup() {
   export ISENTROPE_PYTHON=$PYTHON  # what `isentrope` does in Python runs in it
   [ -z "${CONDA_PREFIX:-}" ] || export CMAKE_PREFIX_PATH=$CONDA_PREFIX${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
   setup_key() { echo "$PYTHON $TORCH $ISENTROPE_CUDA ${CUDACXX:-} $(cksum <"$ROOT/scripts/setup.sh")"; }
+  # nvcc and kernels are half of the first build: without a GPU they wait until the tests, which keep them from then on.
+  if [ "$ISENTROPE_CUDA" = auto ] && [ "$mode" = run ] && ! has_gpu &&
+    ! done_before "$ROOT/build/setup-done" "$(setup_key)" test; then
+    ISENTROPE_CUDA=off
+  fi
   if ! done_before "$ROOT/build/setup-done" "$(setup_key)" "$mode"; then
     install_python "$mode"
     printf '%s\n' "$(setup_key)" "$mode" >"$ROOT/build/setup-done"
