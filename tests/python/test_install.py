@@ -18,9 +18,9 @@ SITE = Path(torch.__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (BUILD / "bin" / "isentrope").exists(), reason=f"no trainer in this build: {BUILD}")
 
 
-def run(*command, **variables):
+def run(*command, timeout=300, **variables):
     kept = {name: value for name, value in os.environ.items() if name not in ("LD_LIBRARY_PATH", "ISENTROPE_LIBRARY")}
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300,
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout,
                           env={**kept, **variables}, stdin=subprocess.DEVNULL)
 
 
@@ -108,6 +108,30 @@ def test_an_installation_without_the_trainer_says_so(wheel, tmp_path):
     shutil.rmtree(package / "bin")
     told = run(sys.executable, ROOT / "python" / "bin" / "isentrope", "version", PYTHONPATH=str(tmp_path))
     assert told.returncode == 1 and "holds the ops alone" in told.stderr
+
+
+def test_a_build_in_isolation_leaves_a_program_that_runs(tmp_path):
+    """As `pip install .` is typed by most: pip makes an environment for the build, with a torch of its own, and deletes it after."""
+    source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns("build", ".git", ".venv", "runs", "*.egg-info", "__pycache__"))
+    made = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", wheels, source, timeout=2400, PIP_NO_CACHE_DIR="1",
+               CMAKE_ARGS="-DISENTROPE_CUDA=off")
+    if "No matching distribution found" in made.stderr:
+        pytest.skip("the package index cannot be reached, and a build in isolation takes its torch from there")
+    assert made.returncode == 0, made.stdout[-4000:] + made.stderr[-4000:]
+    (file,) = wheels.glob("isentrope-*.whl")
+    with zipfile.ZipFile(file) as archive:
+        (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    if f"Requires-Dist: torch=={'.'.join(torch.__version__.split('.')[:2])}.*" not in metadata.splitlines():
+        pytest.skip(f"the index has another torch than the {torch.__version__} here")
+    package = unpacked(file, site)
+    told = run(sys.executable, ROOT / "python" / "bin" / "isentrope", "version", PYTHONPATH=str(site))
+    assert told.returncode == 0, told.stderr
+    assert "trainer" in told.stdout
+    told = run(sys.executable, "-c", "import isentrope, torch; print(isentrope.__file__, isentrope.token_entropy(torch.zeros(1, 4), "
+               "torch.tensor([0])).entropy.item())", PYTHONPATH=str(site))
+    assert told.returncode == 0 and told.stdout.startswith(str(package)), told.stdout + told.stderr
+    assert abs(float(told.stdout.split()[1]) - 1.3862944) < 1e-6
 
 
 def test_a_cpp_project_finds_the_package(wheel, tmp_path):
