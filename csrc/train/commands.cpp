@@ -18,6 +18,7 @@
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/train/completions.h"
+#include "csrc/train/console.h"
 #include "csrc/train/model_config.h"
 #include "csrc/train/process.h"
 #include "csrc/train/run_checkpoints.h"

@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "csrc/durable_file.h"
+#include "csrc/train/console.h"
 #include "csrc/train/run_folder.h"
 
 namespace isentrope::train {

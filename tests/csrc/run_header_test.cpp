@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "csrc/durable_file.h"
+#include "csrc/train/console.h"
 #include "csrc/train/flops.h"
 #include "csrc/train/metrics.h"
 #include "csrc/train/policy_watch.h"
