@@ -69,12 +69,13 @@ int run(int argc, char** argv) {
   using namespace train;
   CLI::App app("Isentrope trains transformers without letting their entropy collapse.", "isentrope");
   app.require_subcommand(1);
-  std::string config, checkpoint, completions, split = "test";
+  std::string config, checkpoint;
   std::vector<std::string> overrides;
   bool explain = false;
   TrainOptions training;
   if (argc > 0) training.program = argv[0];
   SampleOptions sample;
+  EvaluateOptions evaluation;
 
   auto* train = app.add_subcommand("train", "Train from a configuration.");
   train->add_option("config", training.config, "YAML file.")->required();
@@ -111,12 +112,12 @@ int run(int argc, char** argv) {
   auto* judge =
       app.add_subcommand("evaluate", "Accuracy of a checkpoint on held-out prompts, or its loss on held-out text.");
   judge->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
-  judge->add_option("config", config, "YAML file.")->required();
-  judge->add_option("overrides", overrides, "key.path=value …");
-  judge->add_option("--split", split, "Held-out part.")
+  judge->add_option("config", evaluation.words, "YAML file, or none for the checkpoint's own; then key.path=value …");
+  judge->add_option("--split", evaluation.split, "Held-out part.")
       ->capture_default_str()
       ->check(CLI::IsMember({"validation", "test"}));
-  judge->add_option("--completions", completions, "File that gets every answer, a JSON object a line.");
+  judge->add_option("--completions", evaluation.completions, "File that gets every answer, a JSON object a line.");
+  judge->add_flag("--json", evaluation.json, "Print one JSON object, every figure in full.");
 
   for (const auto& [name, what] : kPythonCommands) {
     auto* command = app.add_subcommand(name, what);
@@ -134,7 +135,7 @@ int run(int argc, char** argv) {
   if (*train) return train_command(training);
   if (*show) return config_command(config, overrides, explain);
   if (*draw) return sample_command(checkpoint, sample);
-  if (*judge) return evaluate_command(checkpoint, config, overrides, split, completions);
+  if (*judge) return evaluate_command(checkpoint, evaluation);
   const CLI::App* given = app.get_subcommands().front();
   if (given->get_name() == "version") return version_command();
   return python_command(argv[0], given->get_name(), given->remaining());

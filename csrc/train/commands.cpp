@@ -14,7 +14,6 @@
 #include <optional>
 
 #include "build_summary.h"
-#include "csrc/durable_file.h"
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/train/completions.h"
@@ -22,19 +21,11 @@
 #include "csrc/train/model_config.h"
 #include "csrc/train/process.h"
 #include "csrc/train/run_checkpoints.h"
+#include "csrc/train/summary.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
 namespace {
-
-// "eval/pass@8" → "pass@8"
-std::string short_name(const std::string& name) { return name.substr(name.find('/') + 1); }
-
-nlohmann::ordered_json to_json(const std::string& phase, const std::string& split, const Evaluation& evaluation) {
-  nlohmann::ordered_json line{{"phase", phase}, {"split", split}};
-  for (const auto& [name, value] : in_order(evaluation)) line[short_name(name)] = value;
-  return line;
-}
 
 // One row a phase, below the names of what was measured; of pass@k the largest k.
 std::string table_of(const std::vector<std::pair<std::string, Evaluation>>& results) {
@@ -130,6 +121,16 @@ std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
   return text;
 }
 
+void check_completions(const std::string& file, const PhaseConfig& phase) {
+  std::error_code error;
+  const auto there = std::filesystem::symlink_status(file, error);
+  if (phase.data.corpus)
+    throw std::runtime_error("--completions: phase " + phase.name +
+                             " learns text, and its evaluation completes nothing");
+  if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
+    throw std::runtime_error("--completions: " + file + " is no regular file; name one, or a new one");
+}
+
 void print_warnings(const std::vector<std::string>& warnings) {
   for (const std::string& warning : warnings) std::fprintf(stderr, "isentrope: warning: %s\n", warning.c_str());
 }
@@ -162,15 +163,12 @@ int train_command(const TrainOptions& options) {
     }
   }
 
-  nlohmann::ordered_json summary = nlohmann::ordered_json::array();
-  for (const auto& [phase, result] : trainer.results()) summary.push_back(to_json(phase, "test", result));
-  const std::string file = trainer.config().run.dir + "/summary.json";
-  write_durably(file, summary.dump(2) + "\n");
   console.print(table_of(trainer.results()) + law_of(trainer.config().phases.back(), last) +
                 next_commands(options, trainer));
   if (console.lost() && console.lost() != EPIPE)
     throw std::runtime_error(std::string("standard output cannot be written: ") + std::strerror(console.lost()) +
-                             "; the run is whole, and its results stand in " + file);
+                             "; the run is whole, and its results stand in " + trainer.config().run.dir +
+                             "/summary.json");
   return 0;
 }
 
@@ -181,31 +179,31 @@ int config_command(const std::string& config, const std::vector<std::string>& ov
   return 0;
 }
 
-int evaluate_command(const std::string& path, const std::string& file, const std::vector<std::string>& overrides,
-                     const std::string& split, const std::string& completions) {
+int evaluate_command(const std::string& path, const EvaluateOptions& options) {
   const std::string checkpoint = resolve_checkpoint(path);
-  const TrainConfig config = read_config(file, overrides);
+  const std::vector<std::string>& words = options.words;
+  const bool named = !words.empty() && (words[0].find('=') == std::string::npos || std::filesystem::exists(words[0]));
+  const std::string file = named ? words[0] : checkpoint + "/config.yaml";
+  if (!named && !std::filesystem::exists(file))
+    throw std::runtime_error(checkpoint + " holds no configuration; name one behind it");
+  const TrainConfig config = read_config(file, {words.begin() + named, words.end()});
   const PhaseConfig& phase = config.phases.back();
   const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
-  if (!phase.data.has(split == "test" ? data::Split::test : data::Split::validation))
-    throw std::runtime_error(file + ": the data of phase " + phase.name + " have no part for " + split +
+  const auto split = options.split == "test" ? data::Split::test : data::Split::validation;
+  if (!phase.data.has(split))
+    throw std::runtime_error(file + ": the data of phase " + phase.name + " have no part for " + options.split +
                              "; give it a fraction above 0 or a file of its own");
-  const auto held_out =
-      held_out_of(config, phase, tokenizer, split == "test" ? data::Split::test : data::Split::validation);
+  const auto held_out = held_out_of(config, phase, tokenizer, split);
   print_warnings(held_out->shortages(config.test, "test"));
   std::optional<DurableFile> out;
-  if (!completions.empty()) {
-    std::error_code error;
-    const auto there = std::filesystem::symlink_status(completions, error);
-    if (phase.data.corpus)
-      throw std::runtime_error("--completions: phase " + phase.name +
-                               " learns text, and its evaluation completes nothing");
-    if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
-      throw std::runtime_error("--completions: " + completions + " is no regular file; name one, or a new one");
-    out.emplace(completions, 0);  // what cannot be written is told before the evaluation
+  if (!options.completions.empty()) {
+    check_completions(options.completions, phase);
+    out.emplace(options.completions, 0);  // what cannot be written is told before the evaluation
   }
   std::vector<Answer> answers;
-  const Evaluation result = held_out->evaluate(load_model(checkpoint), config.test, nullptr, out ? &answers : nullptr);
+  Intervals intervals;
+  const Evaluation result =
+      held_out->evaluate(load_model(checkpoint), config.test, nullptr, out ? &answers : nullptr, &intervals);
   for (const Answer& answer : answers) {
     nlohmann::ordered_json line = to_json(answer.group, answer.prompt, answer.completion, tokenizer);
     line["decoding"] = answer.greedy ? "greedy" : "sampled";
@@ -215,7 +213,8 @@ int evaluate_command(const std::string& path, const std::string& file, const std
     out->write(text.data(), static_cast<int64_t>(text.size()));
   }
   if (out) out->commit();
-  print(to_json(phase.name, split, result).dump() + "\n");
+  print(options.json ? evaluation_json(phase.name, options.split, result) + "\n"
+                     : evaluation_table(phase.name, options.split, result, intervals));
   return 0;
 }
 

@@ -35,11 +35,17 @@ struct SampleOptions {
 // of their prompts; all prompts are looked at before the first is completed.
 int sample_command(const std::string& checkpoint, const SampleOptions& options);
 
-// Evaluates a checkpoint on held-out data of the configuration's last phase; split: validation or test. completions: file that gets
-// every answer, csrc/train/completions.h with decoding (greedy or sampled), score and right; "" for none.
-int evaluate_command(const std::string& checkpoint, const std::string& config,
-                     const std::vector<std::string>& overrides, const std::string& split,
-                     const std::string& completions = "");
+struct EvaluateOptions {
+  std::vector<std::string>
+      words;  // the configuration, or none for the one that the checkpoint was trained with; then overrides
+  std::string split = "test";  // or validation
+  std::string
+      completions;  // file that gets every answer, csrc/train/completions.h with decoding (greedy or sampled), score and
+                    // right; "" for none
+  bool json = false;  // one object in full digits instead of a table with intervals
+};
+// Evaluates a checkpoint on held-out data of the configuration's last phase.
+int evaluate_command(const std::string& checkpoint, const EvaluateOptions& options);
 
 // Hands over to `python -m isentrope.NAME`, which finds in ISENTROPE_PROGRAM how this program was called.
 int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments);

@@ -223,6 +223,10 @@ TrainConfig read_config(const std::string& file, const std::vector<std::string>&
   return read_document(Document(file, overrides));
 }
 
+TrainConfig with_overrides(const TrainConfig& config, const std::vector<std::string>& overrides) {
+  return read_document(Document(config.run.dir + "/config.yaml", print_config(config), overrides));
+}
+
 std::string print_config_with_origins(const std::string& file, const std::vector<std::string>& overrides) {
   const Document document(file, overrides);
   return print_lines(read_document(document), [&](const std::string& path) { return document.origin(path); });

@@ -148,6 +148,9 @@ struct ConfigError : std::runtime_error {
 // overrides: "key.path=value", list elements by index or by name: "phases.0.steps=10", "phases.sft.steps=10".
 TrainConfig read_config(const std::string& file, const std::vector<std::string>& overrides = {});
 
+// The configuration with overrides on top of it.
+TrainConfig with_overrides(const TrainConfig& config, const std::vector<std::string>& overrides);
+
 // The whole resolved configuration as YAML; read_config reads it back to the same values. With origins, each line ends
 // in a comment that says where its value came from: default, FILE:LINE, or command line.
 std::string print_config(const TrainConfig& config);

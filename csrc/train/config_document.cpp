@@ -155,15 +155,20 @@ YAML::Node load(const std::string& text, const Place& place) {
   }
 }
 
-}  // namespace
-
-Document::Document(const std::string& file, const std::vector<std::string>& overrides) : file_(file) {
-  std::string text;
+std::string text_of(const std::string& file) {
   try {
-    text = read_whole(file);
+    return read_whole(file);
   } catch (const std::runtime_error& error) {
     throw ConfigError(error.what());
   }
+}
+
+}  // namespace
+
+Document::Document(const std::string& file, const std::vector<std::string>& overrides)
+    : Document(file, text_of(file), overrides) {}
+
+Document::Document(const std::string& file, std::string text, const std::vector<std::string>& overrides) : file_(file) {
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);  // a byte order mark
   root_ = load(text, [&](int line) { return file + ":" + std::to_string(line); });
   if (root_.IsNull()) root_ = YAML::Node(YAML::NodeType::Map);

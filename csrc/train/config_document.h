@@ -14,6 +14,8 @@ class Document {
   // nodes once aliases are followed, an alias within its own anchor, deep nesting, bytes that are not UTF-8, control
   // characters, a text that goes on over lines, a second document, a key twice.
   Document(const std::string& file, const std::vector<std::string>& overrides);
+  // The same of a text that messages call `file`.
+  Document(const std::string& file, std::string text, const std::vector<std::string>& overrides);
 
   const YAML::Node& root() const { return root_; }
 

@@ -13,10 +13,11 @@ namespace {
 constexpr int64_t kShownTokens = 256;  // of a window of text
 
 struct Answers {
-  std::vector<double> right;    // [prompts · samples], 1 or 0
-  std::vector<double> lengths;  // [prompts · samples], tokens
-  double entropy = 0;           // mean over tokens
-  std::vector<Sample> shown;    // the first to each of the first prompts
+  std::vector<double> right;      // [prompts · samples], 1 or 0
+  std::vector<double> lengths;    // [prompts · samples], tokens
+  std::vector<double> entropies;  // [prompts · samples], sum over tokens
+  double entropy = 0;             // mean over tokens
+  std::vector<Sample> shown;      // the first to each of the first prompts
 };
 
 std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
@@ -46,7 +47,8 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
     text.push_back(rl::answer_of(completion.tokens, completion.stopped, tokenizer));
     answers.lengths.push_back(static_cast<double>(completion.tokens.size()));
     tokens += answers.lengths.back();
-    for (float H : completion.entropy) answers.entropy += H;
+    answers.entropies.push_back(0);
+    for (float H : completion.entropy) answers.entropy += H, answers.entropies.back() += H;
   }
   const std::vector<double> scores = score(prompt_text, text, example_of).total;
   for (const double s : scores) answers.right.push_back(s >= 0.5);
@@ -67,6 +69,27 @@ double mean(const std::vector<double>& x) {
   double sum = 0;
   for (double value : x) sum += value;
   return x.empty() ? 0.0 : sum / static_cast<double>(x.size());
+}
+
+// [prompts · samples] → [prompts], sums over the samples of a prompt.
+std::vector<double> by_prompt(const std::vector<double>& x, int64_t samples) {
+  std::vector<double> sums(x.size() / static_cast<size_t>(samples), 0.0);
+  for (size_t i = 0; i < x.size(); ++i) sums[i / static_cast<size_t>(samples)] += x[i];
+  return sums;
+}
+
+Interval of_share(const std::vector<double>& right, int64_t samples) {
+  std::vector<double> shares = by_prompt(right, samples);
+  for (double& share : shares) share /= static_cast<double>(samples);
+  Interval interval = wilson_of_groups(shares, samples);
+  interval.n = std::to_string(shares.size()) + " prompts" + (samples > 1 ? " x " + std::to_string(samples) : "");
+  return interval;
+}
+
+Interval of_ratio(const std::vector<double>& sums, const std::vector<double>& counts, const std::string& what) {
+  Interval interval = normal_of_ratio(sums, counts);
+  interval.n = std::to_string(sums.size()) + " " + what;
+  return interval;
 }
 
 std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewards) {
@@ -99,12 +122,14 @@ std::vector<std::string> HeldOutText::shortages(const EvaluationConfig& config, 
 }
 
 Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                                 std::vector<Sample>* shown, std::vector<Answer>* /*answers*/) const {
+                                 std::vector<Sample>* shown, std::vector<Answer>* /*answers*/,
+                                 Intervals* intervals) const {
   torch::NoGradGuard no_grad;
   model::Decoder decoder = model;
   // The first windows of one order: spread over the text, and always the same.
   const int64_t count = std::min(config.windows, windows_.size());
   double nats = 0, tokens = 0, bytes = 0;
+  std::vector<double> nats_of, tokens_of, bytes_of;  // a window
   for (int64_t first = 0; first < count; first += rows_) {
     const data::Batch batch = windows_.take(first, std::min(rows_, count - first));
     const torch::Tensor learnt = batch.target.masked_select(batch.target != data::kIgnore);
@@ -113,6 +138,12 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     const data::Batch moved = batch.to(model->embedding().device());
     const ops::TokenEntropy judged = decoder->token_entropy(moved.tokens, moved.target);
     nats -= judged.logprob.sum(torch::kFloat64).item<double>();
+    for (int64_t row = 0; intervals && row < batch.size(); ++row) {
+      const torch::Tensor own = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
+      nats_of.push_back(-judged.logprob[row].sum(torch::kFloat64).item<double>());
+      tokens_of.push_back(static_cast<double>(own.numel()));
+      bytes_of.push_back(bytes_of_.index_select(0, own).sum().item<double>() * std::log(2.0));
+    }
     for (int64_t row = 0; shown && row < batch.size() && first + row < config.show; ++row) {
       const auto counts = (batch.target[row] != data::kIgnore).nonzero().flatten().slice(0, 0, kShownTokens);
       const auto ids = batch.target[row].index_select(0, counts);                                  // [n]
@@ -123,6 +154,9 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
           {.prompt = "", .tokens = token_texts(tokenizer_, {id, id + ids.numel()}), .entropy = {H, H + ids.numel()}});
     }
   }
+  if (intervals)
+    *intervals = {{"eval/loss", of_ratio(nats_of, tokens_of, "windows")},
+                  {"eval/bits_per_byte", of_ratio(nats_of, bytes_of, "windows")}};
   return {{"eval/loss", nats / tokens}, {"eval/bits_per_byte", nats / (std::max(bytes, 1.0) * std::log(2.0))}};
 }
 
@@ -201,28 +235,37 @@ std::vector<data::Example> HeldOutPrompts::take(int64_t count, std::vector<size_
 }
 
 // nullopt where no example has a completion that counts.
-std::optional<double> HeldOutPrompts::loss(const model::Decoder& model,
-                                           const std::vector<data::Example>& examples) const {
+std::optional<double> HeldOutPrompts::loss(const model::Decoder& model, const std::vector<data::Example>& examples,
+                                           Interval* interval) const {
   torch::NoGradGuard no_grad;
   model::Decoder decoder = model;
   std::vector<data::Example> learnt;
   for (const data::Example& example : examples)
     if (!example.completion.empty() && data::fits(example, learnt_)) learnt.push_back(example);
   double nats = 0, tokens = 0;
+  std::vector<double> nats_of, tokens_of;  // an example
   for (auto first = learnt.begin(); first != learnt.end();) {
     const auto last = first + std::min<int64_t>(loss_rows_, learnt.end() - first);
     const data::Batch batch =
         data::collate({first, last}, tokenizer_, learnt_.context, learnt_.truncation).to(model->embedding().device());
-    tokens += (batch.target != data::kIgnore).sum().item<double>();
-    nats -= decoder->token_entropy(batch.tokens, batch.target).logprob.sum(torch::kFloat64).item<double>();
+    const torch::Tensor counts = (batch.target != data::kIgnore).sum(1);                       // [B]
+    const torch::Tensor logprob = decoder->token_entropy(batch.tokens, batch.target).logprob;  // [B, T]
+    tokens += counts.sum().item<double>();
+    nats -= logprob.sum(torch::kFloat64).item<double>();
+    for (int64_t row = 0; interval && row < batch.size(); ++row) {
+      nats_of.push_back(-logprob[row].sum(torch::kFloat64).item<double>());
+      tokens_of.push_back(counts[row].item<double>());
+    }
     first = last;
   }
   if (tokens == 0) return std::nullopt;
+  if (interval) *interval = of_ratio(nats_of, tokens_of, "completions");
   return nats / tokens;
 }
 
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                                    std::vector<Sample>* shown, std::vector<Answer>* answers) const {
+                                    std::vector<Sample>* shown, std::vector<Answer>* answers,
+                                    Intervals* intervals) const {
   rl::SamplingConfig sampling;
   sampling.max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : max_new_tokens_;
 
@@ -236,12 +279,12 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
   const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show, answers);
   if (shown) *shown = sampled.shown;
 
-  std::map<int64_t, double> passed;  // k → sum over prompts
+  std::map<int64_t, std::vector<double>> passed;  // k → of each prompt
   std::vector<std::vector<double>> right(parts_.size()), lengths(parts_.size());
   for (size_t p = 0; p < sampled_prompts.size(); ++p) {
     const auto first = sampled.right.begin() + p * n;
     const int64_t c = std::count_if(first, first + n, [](double one) { return one > 0; });
-    for (const int64_t k : rl::pass_ks(n)) passed[k] += rl::pass_at(n, c, k);
+    for (const int64_t k : rl::pass_ks(n)) passed[k].push_back(rl::pass_at(n, c, k));
     right[part_of[p]].insert(right[part_of[p]].end(), first, first + n);
     lengths[part_of[p]].insert(lengths[part_of[p]].end(), sampled.lengths.begin() + p * n,
                                sampled.lengths.begin() + (p + 1) * n);
@@ -250,14 +293,28 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
                    {"eval/sampled", mean(sampled.right)},
                    {"eval/entropy", sampled.entropy},
                    {"eval/length", mean(sampled.lengths)}};
+  Interval of_loss;
   if (loss_rows_ > 0)
-    if (const auto nats = loss(model, prompts)) found["eval/loss"] = *nats;
-  for (const auto& [k, sum] : passed)
-    found["eval/pass@" + std::to_string(k)] = sum / static_cast<double>(sampled_prompts.size());
+    if (const auto nats = loss(model, prompts, intervals ? &of_loss : nullptr)) found["eval/loss"] = *nats;
+  for (const auto& [k, chances] : passed) found["eval/pass@" + std::to_string(k)] = mean(chances);
   for (size_t i = 0; i < parts_.size() && parts_.size() > 1; ++i) {
     found["eval/sampled/" + parts_[i].size] = mean(right[i]);
     found["eval/length/" + parts_[i].size] = mean(lengths[i]);
   }
+  if (!intervals || prompts.empty() || sampled_prompts.empty()) return found;
+
+  const std::vector<double> tokens = by_prompt(sampled.lengths, n), samples(tokens.size(), static_cast<double>(n));
+  *intervals = {{"eval/greedy", of_share(greedy.right, 1)},
+                {"eval/sampled", of_share(sampled.right, n)},
+                {"eval/entropy", of_ratio(by_prompt(sampled.entropies, n), tokens, "prompts")},
+                {"eval/length", of_ratio(tokens, samples, "prompts")}};
+  for (const auto& [k, chances] : passed) {
+    Interval& interval = (*intervals)["eval/pass@" + std::to_string(k)] = wilson_of_groups(chances, n);
+    interval.n = intervals->at("eval/sampled").n;
+  }
+  for (size_t i = 0; i < parts_.size() && parts_.size() > 1; ++i)
+    (*intervals)["eval/sampled/" + parts_[i].size] = of_share(right[i], n);
+  if (found.contains("eval/loss")) (*intervals)["eval/loss"] = of_loss;
   return found;
 }
 

@@ -14,6 +14,7 @@
 #include "csrc/model/decoder.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/interval.h"
 #include "csrc/train/samples.h"
 
 namespace isentrope::train {
@@ -72,9 +73,10 @@ class HeldOut {
   // What of config asks for more than there is: a text for each key, which begins with section and key.
   virtual std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const = 0;
   // A pure function of weights and config: two evaluations of the same weights agree. shown: gets the first
-  // config.show samples; answers: gets all, the greedy ones first. Text has none.
+  // config.show samples; answers: gets all, the greedy ones first, text has none; intervals: gets those of docs/evaluation.md.
   virtual Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                              std::vector<Sample>* shown = nullptr, std::vector<Answer>* answers = nullptr) const = 0;
+                              std::vector<Sample>* shown = nullptr, std::vector<Answer>* answers = nullptr,
+                              Intervals* intervals = nullptr) const = 0;
 };
 
 // Windows of a held-out text: eval/loss, nats a token, and eval/bits_per_byte, the nats of all targets divided
@@ -87,7 +89,7 @@ class HeldOutText : public HeldOut {
   HeldOutSize size() const override;
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,
-                      std::vector<Answer>* answers) const override;
+                      std::vector<Answer>* answers, Intervals* intervals) const override;
 
  private:
   const data::Tokenizer& tokenizer_;
@@ -117,7 +119,7 @@ class HeldOutPrompts : public HeldOut {
   HeldOutSize size() const override;  // of all parts
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,
-                      std::vector<Answer>* answers) const override;
+                      std::vector<Answer>* answers, Intervals* intervals) const override;
 
  private:
   const data::Tokenizer& tokenizer_;
@@ -127,7 +129,8 @@ class HeldOutPrompts : public HeldOut {
   };
   int64_t take_of(size_t part, int64_t count) const;
   std::vector<data::Example> take(int64_t count, std::vector<size_t>* part_of) const;
-  std::optional<double> loss(const model::Decoder& model, const std::vector<data::Example>& examples) const;
+  std::optional<double> loss(const model::Decoder& model, const std::vector<data::Example>& examples,
+                             Interval* interval) const;
 
   std::vector<Part> parts_;
   rl::RewardSum score_;

@@ -109,6 +109,7 @@ std::vector<std::pair<std::string, double>> in_order(const std::map<std::string,
 
 std::string to_json(const Record& record) {
   std::string line = "{\"phase\": " + quoted(record.phase) + ", \"step\": " + std::to_string(record.step);
+  if (record.global_step > 0) line += ", \"global_step\": " + std::to_string(record.global_step);
   if (!record.split.empty()) line += ", \"eval/split\": " + quoted(record.split);
   for (const auto& [key, value] : in_order(record.values)) line += ", " + quoted(key) + ": " + number(value);
   if (record.attention) line += ", \"attention_entropy\": " + to_json(*record.attention);

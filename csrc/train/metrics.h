@@ -48,6 +48,7 @@ struct Record {
   std::string split = {};  // eval/split; empty for a step of training
   std::optional<AttentionStatistics> attention = {};
   std::vector<SigmaFigures> sigma = {};
+  int64_t global_step = 0;                 // steps of the run so far, over all phases; 0: not told
   std::vector<std::string> warnings = {};  // new in this step (csrc/train/policy_watch.h)
 };
 

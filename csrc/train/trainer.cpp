@@ -18,6 +18,7 @@
 #include "csrc/train/flops.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/run_checkpoints.h"
+#include "csrc/train/summary.h"
 
 namespace isentrope::train {
 namespace {
@@ -101,6 +102,8 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
     samples_of_step_ = samples_->place();
     if (config_.metrics.tensorboard) tensorboard_ = std::make_unique<TensorBoard>(folder_.dir());
     cut_rollouts();  // the last, since it cannot be taken back
+  } else {
+    write_summary();  // a run that was killed behind its last checkpoint has none
   }
   folder_.keep();
 }
@@ -148,6 +151,8 @@ void Trainer::cut_rollouts() {
 }
 
 Trainer::~Trainer() = default;
+
+void Trainer::write_summary() const { write_durably(folder_.dir() + "/summary.json", summary_json(results_)); }
 
 void Trainer::take_weights(const Standing& standing) {
   load_weights(standing.from, model_);

@@ -43,7 +43,7 @@ class Trainer {
   Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards = {});
 
   // Makes one step of the current phase, with the evaluation and the checkpoint that are due after it. Returns what it
-  // wrote to metrics.jsonl; nothing once the last phase has ended. Where it throws, the last whole state is saved, and
+  // wrote to metrics.jsonl; nothing once the last phase has ended, with which it writes summary.json. Where it throws, the last whole state is saved, and
   // advance() can be called again.
   std::vector<Record> advance();
   bool finished() const { return phase_ == config_.phases.size(); }
@@ -55,6 +55,7 @@ class Trainer {
   std::string save();
 
   const TrainConfig& config() const { return config_; }
+  const std::string& dir() const { return folder_.dir(); }  // absolute
   const std::map<std::string, rl::RewardFunction>& rewards() const { return rewards_; }
   size_t phase() const { return phase_; }       // the phase that advance() is in
   int64_t steps_done() const { return step_; }  // of it
@@ -93,7 +94,8 @@ class Trainer {
   Record evaluate(const std::string& split,
                   std::vector<std::string>& shown);  // the open phase; shown: of samples.jsonl
   void write(Record line, std::vector<Record>& records);
-  bool at_end() const;  // of the open phase
+  bool at_end() const;         // of the open phase
+  void write_summary() const;  // summary.json, of a run that has ended
 
   void checkpoint(bool phase_finished);
   std::string save_last_whole();

@@ -136,7 +136,11 @@ Record Trainer::step() {
   values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
   if (!sigmas.empty()) values["sigma/time_share"] = sigma_seconds / seconds_since(start);
   values["time_s"] = seconds_since(begun_);
-  Record record{.phase = phase.name, .step = step_ + 1, .values = std::move(values), .attention = std::move(attention)};
+  Record record{.phase = phase.name,
+                .step = step_ + 1,
+                .values = std::move(values),
+                .attention = std::move(attention),
+                .global_step = steps_of_run_ + 1};
   if (const int64_t every = config_.model.sigma_reparam.every; every > 0 && (step_ + 1) % every == 0)
     record.sigma = sigma_figures(model_, sigmas);
   record.warnings = std::move(warnings);
@@ -220,7 +224,11 @@ Record Trainer::evaluate(const std::string& split, std::vector<std::string>& sho
                          ->evaluate(model_, test ? config_.test : open_->config.evaluation, &samples);
   if (!samples.empty()) shown.push_back(to_json(open_->config.name, step_, split, samples));
   found["time_s"] = seconds_since(begun_);
-  return {.phase = open_->config.name, .step = step_, .values = std::move(found), .split = split};
+  return {.phase = open_->config.name,
+          .step = step_,
+          .values = std::move(found),
+          .split = split,
+          .global_step = steps_of_run_};
 }
 
 void Trainer::write(Record line, std::vector<Record>& records) {
@@ -246,7 +254,10 @@ std::vector<Record> Trainer::advance() {
     open_.reset();
     ++phase_;
     step_ = 0;
-    if (finished()) tensorboard_.reset();  // all is written when the run is
+    if (finished()) {
+      tensorboard_.reset();  // all is written when the run is
+      write_summary();
+    }
   } else if (config_.run.checkpoint_every > 0 && step_ % config_.run.checkpoint_every == 0) {
     checkpoint(false);
   }

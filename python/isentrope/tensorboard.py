@@ -48,7 +48,7 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
             for layer, figures in value.items():
                 for what, figure in zip(("sigma", "gamma", "svd"), figures):
                     add(f"sigma/{layer}/{what}", figure)
-        elif name not in ("phase", "step", "eval/split"):
+        elif name not in ("phase", "step", "global_step", "eval/split"):
             add(name.removeprefix("eval/") if "eval/split" in line else name, value)
     return found
 

@@ -80,15 +80,15 @@ def test_supervised_learning_is_judged_by_its_loss_too(words):
     assert test["eval/loss"] == pytest.approx(loss(WORDS[7:]), rel=1e-5)
     assert second["eval/loss"] == pytest.approx(loss(WORDS[:7]), rel=1e-5)
 
-    told = subprocess.run([BINARY, "evaluate", "run", "config.yaml"], capture_output=True, text=True, check=True, cwd=words)
+    told = subprocess.run([BINARY, "evaluate", "--json", "run", "config.yaml"], capture_output=True, text=True, check=True, cwd=words)
     assert json.loads(told.stdout)["loss"] == test["eval/loss"]
     # It is of the prompts that are answered greedily, and of those that have a completion.
-    fewer = subprocess.run([BINARY, "evaluate", "run", "config.yaml", "test.prompts=2"], capture_output=True, text=True, check=True,
+    fewer = subprocess.run([BINARY, "evaluate", "--json", "run", "config.yaml", "test.prompts=2"], capture_output=True, text=True, check=True,
                            cwd=words)
     assert json.loads(fewer.stdout)["loss"] == pytest.approx(loss(WORDS[7:9]), rel=1e-5)
     lines = [json.loads(line) for line in (words / "test.jsonl").read_text().splitlines()]
     (words / "test.jsonl").write_text("".join(json.dumps({k: v for k, v in line.items() if k != "completion"}) + "\n" for line in lines))
-    none = subprocess.run([BINARY, "evaluate", "run", "config.yaml"], capture_output=True, text=True, check=True, cwd=words)
+    none = subprocess.run([BINARY, "evaluate", "--json", "run", "config.yaml"], capture_output=True, text=True, check=True, cwd=words)
     assert "loss" not in json.loads(none.stdout) and "greedy" in json.loads(none.stdout)
 
 
@@ -303,7 +303,7 @@ def test_asking_for_more_than_there_is_is_said_once(words):
     assert warned == [
         "isentrope: warning: phases.sft.evaluation.prompts: 64 are asked for, and the validation data have 7, which are all used",
         "isentrope: warning: test.sampled_prompts: 9 are asked for, and the test data have 5, which are all used"]
-    told = subprocess.run([BINARY, "evaluate", "run", "config.yaml", "test.prompts=6"], capture_output=True, text=True, cwd=words)
+    told = subprocess.run([BINARY, "evaluate", "--json", "run", "config.yaml", "test.prompts=6"], capture_output=True, text=True, cwd=words)
     assert "test.prompts: 6 are asked for, and the test data have 5" in told.stderr and json.loads(told.stdout)["loss"] > 0
 
 

@@ -111,7 +111,7 @@ def test_bytes_that_are_no_characters(folder):
 
 
 def test_evaluate_writes_its_completions(folder, tmp_path):
-    words = ["evaluate", folder / "run", SFT, SHORT[-1]]
+    words = ["evaluate", "--json", folder / "run", SFT, SHORT[-1]]
     plain, told = run(*words, cwd=ROOT), run(*words, "--completions", tmp_path / "c.jsonl", cwd=ROOT)
     assert plain.stdout == told.stdout
     figures, lines = json.loads(told.stdout), [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]

@@ -101,7 +101,7 @@ def test_a_writer_that_dies_does_not_stop_the_run(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert errors.count("warning") == 1 and f"{folder}/tensorboard has ended (signal 9)" in errors
-    assert '"step": 400, "loss"' in (folder / "metrics.jsonl").read_text()
+    assert '"step": 400, "global_step": 400, "loss"' in (folder / "metrics.jsonl").read_text()
 
 
 @needs_program

@@ -243,7 +243,7 @@ def test_pretraining_is_judged_in_bits_per_byte(finished):
 
 def test_evaluate_measures_what_training_did(finished):
     for name in ("pretrain", "sft"):
-        told = subprocess.run([binary(), "evaluate", str(finished(name)), f"configs/tiny/{name}.yaml"],
+        told = subprocess.run([binary(), "evaluate", "--json", str(finished(name)), f"configs/tiny/{name}.yaml"],
                               capture_output=True, text=True, check=True, cwd=ROOT)
         found, line = json.loads(told.stdout), evaluations(finished(name), "test")[0]
         assert found.pop("phase") == line["phase"] and found.pop("split") == "test"
@@ -294,7 +294,7 @@ def test_the_loss_is_that_of_transformers(finished, tmp_path):
     text = "A line of just thirty-two bytes."
     (tmp_path / "text.txt").write_text(text)
     corpus = f"{{paths: [{tmp_path}/text.txt], validation_fraction: 0.999, test_fraction: 0, cache: {tmp_path}/cache}}"
-    told = subprocess.run([binary(), "evaluate", str(folder), "configs/tiny/pretrain.yaml", "--split", "validation",
+    told = subprocess.run([binary(), "evaluate", "--json", str(folder), "configs/tiny/pretrain.yaml", "--split", "validation",
                            f"phases.pretrain.data.corpus={corpus}"], capture_output=True, text=True, check=True, cwd=ROOT)
     found = json.loads(told.stdout)
     ids = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
@@ -525,7 +525,7 @@ def test_norms_elsewhere_are_not_taken_for_llama(tmp_path, norm):
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises(Exception, match="isentrope"):
         transformers.AutoModelForCausalLM.from_pretrained(final_checkpoint(tmp_path))
-    told = subprocess.run([binary(), "evaluate", str(tmp_path), "configs/tiny/sigma.yaml"],
+    told = subprocess.run([binary(), "evaluate", "--json", str(tmp_path), "configs/tiny/sigma.yaml"],
                           capture_output=True, text=True, check=True, cwd=ROOT)
     # A head of learned norm takes γ/σ on the hidden states, its folded export on the weights: each is rounded once.
     assert json.loads(told.stdout)["bits_per_byte"] == pytest.approx(evaluations(tmp_path, "test")[0]["eval/bits_per_byte"], rel=1e-7)

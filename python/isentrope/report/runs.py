@@ -106,6 +106,7 @@ def read_metrics(run: Run) -> None:
     clock, shape = 0.0, None
     for number, line in lines_of(file, {"phase": str, "step": int}):
         phase, step, split = line.pop("phase"), line.pop("step"), line.pop("eval/split", "")
+        line.pop("global_step", None)
         run.lengths[phase] = max(run.lengths.get(phase, 0), step)
 
         def add(kind: str, name: str, value: Any) -> None:
