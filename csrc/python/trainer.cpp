@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "csrc/message.h"
+#include "csrc/train/summary.h"
 
 namespace py = pybind11;
 using namespace isentrope;
@@ -119,6 +120,7 @@ py::dict to_dict(const train::Record& record) {
   py::dict line;
   line["phase"] = text(record.phase);
   line["step"] = record.step;
+  if (record.global_step > 0) line["global_step"] = record.global_step;
   if (!record.split.empty()) line["eval/split"] = text(record.split);
   for (const auto& [name, value] : record.values) line[text(name)] = value;
   if (record.attention) {
@@ -148,6 +150,12 @@ py::dict to_dict(const train::Record& record) {
   }
   if (!record.warnings.empty()) line["warnings"] = record.warnings;
   return line;
+}
+
+py::dict short_names(const train::Evaluation& evaluation) {
+  py::dict figures;
+  for (const auto& [name, value] : train::in_order(evaluation)) figures[text(train::short_name(name))] = value;
+  return figures;
 }
 
 py::list lines_of(const std::vector<std::string>& texts) {
@@ -196,6 +204,25 @@ class Handle {
     return folder;
   }
 
+  // On the held-out data of the last phase, as `isentrope evaluate`; overrides: "prompts=64", of the section test.
+  py::dict evaluate(const std::string& split, std::vector<std::string> overrides) {
+    const Turn turn(*this, "evaluate()");
+    train::Evaluation found;
+    {
+      const py::gil_scoped_release unlocked;
+      for (std::string& one : overrides) one.insert(0, "test.");
+      const train::TrainConfig config = train::with_overrides(trainer_->config(), overrides);
+      const train::PhaseConfig& phase = config.phases.back();
+      const auto part = split == "test" ? data::Split::test : data::Split::validation;
+      if (!phase.data.has(part))
+        throw std::runtime_error("evaluate(): the data of phase " + phase.name + " have no part for " + split +
+                                 "; give it a fraction above 0 or a file of its own");
+      found = train::held_out_of(config, phase, trainer_->tokenizer(), part, trainer_->rewards())
+                  ->evaluate(trainer_->model(), config.test);
+    }
+    return short_names(found);
+  }
+
   // These tell of the end of the last call, so that they may be asked while another thread, or this one, is in a step.
   bool finished() const { return finished_; }
   py::bytes dir() const { return trainer_->config().run.dir; }
@@ -205,11 +232,7 @@ class Handle {
   py::bytes last_checkpoint() const { return last_checkpoint_; }
   py::dict results() const {
     py::dict results;
-    for (const auto& [phase, evaluation] : results_) {
-      py::dict one;
-      for (const auto& [name, value] : train::in_order(evaluation)) one[text(name.substr(name.find('/') + 1))] = value;
-      results[text(phase)] = one;
-    }
+    for (const auto& [phase, evaluation] : results_) results[text(phase)] = short_names(evaluation);
     return results;
   }
 
@@ -268,6 +291,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("config"), py::arg("overrides"), py::arg("resume"), py::arg("rewards"))
       .def("advance", &Handle::advance)
       .def("save", &Handle::save)
+      .def("evaluate", &Handle::evaluate, py::arg("split"), py::arg("overrides"))
       .def_property_readonly("finished", &Handle::finished)
       .def_property_readonly("warnings", &Handle::warnings)
       .def_property_readonly("notes", &Handle::notes)

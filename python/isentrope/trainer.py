@@ -11,6 +11,7 @@ from typing import Any
 
 import torch  # noqa: F401  (loads the libraries that the trainer links)
 
+Callback = Callable[[dict[str, Any], int], object]
 Reward = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
 
 
@@ -89,16 +90,44 @@ class Trainer:
                 error.add_note(f"The last good checkpoint is {checkpoint}; resume=True goes on from it.")
             raise
 
-    def train(self, on_metrics: Callable[[dict[str, Any]], None] | None = None) -> dict[str, dict[str, float]]:
-        """Trains to the end. Returns ``results``."""
-        try:
-            for metrics in self:
-                if on_metrics is not None:
-                    on_metrics(metrics)
-        except KeyboardInterrupt:
-            self._trainer.save()  # it may have come in on_metrics
-            raise
+    def train(self, on_step: Callback | None = None, on_evaluation: Callback | None = None) -> dict[str, dict[str, float]]:
+        """Trains to the end. Returns ``results``.
+
+        Args:
+            on_step: called as ``on_step(metrics, step)`` after each step of training, with what is written to metrics.jsonl and
+                the steps of the run so far, over all its phases (``metrics["global_step"]``).
+            on_evaluation: the same after each evaluation; ``step`` is the step that it follows.
+
+        They are called between steps, and may call ``evaluate()`` and ``save()``. What one raises ends the call and comes through
+        as it is; the last whole step is saved before that.
+        """
+        for name, callback in (("on_step", on_step), ("on_evaluation", on_evaluation)):
+            if callback is not None and not callable(callback):
+                raise TypeError(f"{name} is {_shown(callback)}; wanted a function of (metrics, step)")
+        for metrics in self:
+            callback = on_evaluation if "eval/split" in metrics else on_step
+            if callback is None:
+                continue
+            try:
+                callback(metrics, metrics["global_step"])
+            except BaseException:
+                self._trainer.save()
+                raise
         return self.results
+
+    def evaluate(self, split: str = "test", **overrides: Any) -> dict[str, float]:
+        """Measures the weights as they are on held-out data of the last phase, as ``isentrope evaluate`` does.
+
+        Args:
+            split: ``"test"`` or ``"validation"``.
+            overrides: keys of the section ``test`` of the configuration, for this call: ``evaluate(prompts=64, num_generations=4)``.
+
+        Returns the figures of docs/metrics.md without ``eval/``; rewards in Python judge as they do in training.
+        Training is not changed by it.
+        """
+        if split not in ("test", "validation"):
+            raise ValueError(f'split is {_shown(split)}; wanted "test" or "validation"')
+        return self._trainer.evaluate(split, _override_bytes(overrides))
 
     def save(self) -> str:
         """Writes a checkpoint of the last whole step, if there is none yet, and returns its folder."""
