@@ -11,7 +11,8 @@
 namespace isentrope::data {
 
 // B sequences padded on the right to T. Position t of target, old_logprob and advantage speaks of the token that
-// follows tokens[:, t], as the logits of position t do.
+// follows tokens[:, t], as the logits of position t do. Which positions are padding, lengths alone tell: what stands there
+// is a token that a text may hold as well.
 struct Batch {
   torch::Tensor tokens;              // [B, T] int64
   torch::Tensor target;              // [B, T] int64; −100 where nothing is learnt (prompt, padding)
@@ -19,8 +20,14 @@ struct Batch {
   torch::Tensor advantage;           // [B, T] float, 0 where target is −100; policy batches only
   torch::Tensor ref_kl_weight = {};  // [B, T] float, of the divergence from the reference; undefined: 1 everywhere
   torch::Tensor difficulty = {};     // [B] int64, rl::Difficulty of the prompt; undefined where nobody asks
+  torch::Tensor lengths = {};        // [B] int64, tokens of each row before its padding; undefined: T everywhere
 
   int64_t size() const { return tokens.size(0); }
+  // [B, T] bool: true where no padding is.
+  torch::Tensor real() const {
+    if (!lengths.defined()) return torch::ones_like(tokens, torch::kBool);
+    return torch::arange(tokens.size(1), tokens.options()) < lengths.unsqueeze(1);
+  }
   Batch to(torch::Device device) const {
     return each([&](const torch::Tensor& x) { return x.to(device); });
   }
@@ -32,11 +39,10 @@ struct Batch {
   template <class Function>
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
-    return {of(tokens), of(target), of(old_logprob), of(advantage), of(ref_kl_weight), of(difficulty)};
+    return {of(tokens), of(target), of(old_logprob), of(advantage), of(ref_kl_weight), of(difficulty), of(lengths)};
   }
 };
 
-inline constexpr int64_t kPad = 0;        // the token of padding, of every tokenizer
 inline constexpr int64_t kIgnore = -100;  // torch's own value for "no target here"
 
 // What one step of the trainer consumes: a batch for each optimiser update. SFT makes one update a step; a policy may make

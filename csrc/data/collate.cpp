@@ -62,11 +62,14 @@ Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, 
   Batch batch;
   batch.tokens = torch::full({rows, longest - 1}, tokenizer.pad_id(), torch::kInt64);
   batch.target = torch::full({rows, longest - 1}, kIgnore, torch::kInt64);
-  int64_t* tokens = batch.tokens.data_ptr<int64_t>();  // [B, T]
-  int64_t* target = batch.target.data_ptr<int64_t>();  // [B, T]
+  batch.lengths = torch::empty({rows}, torch::kInt64);
+  int64_t* tokens = batch.tokens.data_ptr<int64_t>();    // [B, T]
+  int64_t* target = batch.target.data_ptr<int64_t>();    // [B, T]
+  int64_t* lengths = batch.lengths.data_ptr<int64_t>();  // [B]
   for (const Sequence& sequence : sequences) {
     const auto last = static_cast<int64_t>(sequence.ids.size()) - 1;
     std::copy_n(sequence.ids.begin(), last, tokens);
+    *lengths++ = last;
     std::copy(sequence.ids.begin() + sequence.prompt, sequence.ids.end(), target + sequence.prompt - 1);
     tokens += longest - 1;
     target += longest - 1;

@@ -13,6 +13,7 @@ namespace isentrope::data {
 // end with it. Its last token is only a target, so T = longest sequence − 1:
 //   tokens [B, T]: the sequence without its last token, then padding
 //   target [B, T]: the token after each; −100 where that token belongs to the prompt, and on padding
+//   lengths [B]:   tokens of each row before its padding
 // A sequence of more than `context` tokens: "error" throws std::invalid_argument that names the example,
 // "drop" leaves it out (so B may be less than the number of examples; none left is an error), "truncate" cuts
 // its completion (a prompt that leaves no room is an error).

@@ -52,6 +52,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const std::vector<s
       T = std::max<int64_t>(T, kept.prompts[g].size() + kept.completions[i].tokens.size());
   Batch batch{torch::zeros({B, T}, torch::kInt64), torch::full({B, T}, data::kIgnore, torch::kInt64),
               torch::zeros({B, T}, torch::kFloat32), torch::zeros({B, T}, torch::kFloat32)};
+  batch.lengths = torch::empty({B}, torch::kInt64);
   const bool weighs = !ares.kl_weight.empty();
   if (weighs) {
     batch.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
@@ -67,6 +68,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const std::vector<s
       const int64_t row = i - begin, start = kept.prompts[g].size();
       std::copy(kept.prompts[g].begin(), kept.prompts[g].end(), tokens[row].data());
       std::copy(completion.tokens.begin(), completion.tokens.end(), tokens[row].data() + start);
+      batch.lengths.mutable_data_ptr<int64_t>()[row] = start + std::ssize(completion.tokens);
       if (weighs) batch.difficulty.mutable_data_ptr<int64_t>()[row] = ares.difficulty[i];
       if (mask_truncated && !completion.stopped) continue;
       for (const TokenAdvantage& part : advantage[i])

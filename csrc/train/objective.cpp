@@ -30,7 +30,7 @@ class Pass {
   }
 
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature) {
-    rows_ = micro.tokens != data::kPad;
+    rows_ = micro.real();
     return model->token_entropy(micro.tokens, micro.target, temperature,
                                 watch_ || attention_.regularises() ? &record_ : nullptr);
   }

@@ -107,7 +107,7 @@ Record Trainer::step() {
     const double counts = learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>();
     figures.add(std::move(stats), counts);
     work.learnt += counts;
-    const torch::Tensor lengths = (update.tokens != tokenizer_.pad_id()).sum(1).to(torch::kCPU);  // [B]
+    const torch::Tensor lengths = update.real().sum(1).to(torch::kCPU);  // [B]
     for (int64_t row = 0; row < lengths.numel(); ++row) {
       const int64_t length = lengths.const_data_ptr<int64_t>()[row];
       work.tokens += static_cast<double>(length);

@@ -147,5 +147,73 @@ TEST(Objective, SpreadOfAlmostEqualEntropies) {
   EXPECT_NEAR(stats.at("entropy/std"), wanted, 1e-3 * wanted);
 }
 
+// ---- padding is told by lengths alone -------------------------------------------------------------------------------
+
+struct Watched {
+  Outcome outcome;
+  AttentionStatistics attention;
+};
+
+// A pass with the regulariser and the statistics of attention, which look at every row that is no padding. other: the token
+// that changes places with token 0, in the weights as in the batch.
+Watched watched(const std::string& kind, int64_t micro_tokens, data::Batch update, int64_t other = 0) {
+  model::Decoder model = small_model();
+  {
+    torch::NoGradGuard no_grad;
+    std::vector<int64_t> order(23);
+    for (int64_t id = 0; id < 23; ++id) order[id] = id == 0 ? other : id == other ? 0 : id;
+    const Tensor place = torch::tensor(order, torch::kInt64);
+    for (Tensor& parameter : model->parameters())
+      if (parameter.dim() == 2 && parameter.size(0) == 23) parameter.copy_(parameter.index_select(0, place));
+    update.tokens = place.index_select(0, update.tokens.flatten()).view_as(update.tokens);
+    const Tensor counts = update.target != data::kIgnore;
+    update.target = torch::where(
+        counts, place.index_select(0, update.target.clamp_min(0).flatten()).view_as(update.target), data::kIgnore);
+  }
+  ObjectiveConfig config = kind == "grpo" ? grpo("clip") : ObjectiveConfig{.kind = kind};
+  config.attention_entropy.coef = 0.3;
+  AttentionWatch watch(/*with_bound=*/true);
+  const auto objective = make_objective(config, {.micro_tokens = micro_tokens}, model);
+  Watched out{{objective->backward(model, update, 5, &watch), {}}, watch.statistics()};
+  for (const Tensor& parameter : model->parameters()) out.outcome.gradient.push_back(parameter.grad().clone());
+  return out;
+}
+
+// Texts of which every third token is token 0, as in a vocabulary that has no place for padding.
+data::Batch update_of_zeros(int64_t padding) {
+  data::Batch update = update_of();
+  update.lengths = torch::tensor({11, 4, 7, 2, 9, 5}, torch::kInt64);
+  const Tensor t = torch::arange(update.tokens.size(1));
+  update.tokens.masked_fill_((t % 3 == 1).expand_as(update.tokens), 0);
+  update.target.masked_fill_((update.target != data::kIgnore).logical_and(t % 3 == 0), 0);
+  update.tokens.masked_fill_(update.real().logical_not(), padding);
+  return update;
+}
+
+TEST(Objective, WhatStandsInPaddingChangesNoBit) {
+  for (const char* kind : {"sft", "pretrain", "grpo"})
+    for (const int64_t micro_tokens : {0, 25}) {
+      const Watched zeros = watched(kind, micro_tokens, update_of_zeros(0));
+      const Watched fives = watched(kind, micro_tokens, update_of_zeros(5));
+      EXPECT_EQ(zeros.outcome.stats, fives.outcome.stats) << kind;
+      EXPECT_EQ(zeros.attention.normalized, fives.attention.normalized) << kind;
+      EXPECT_EQ(zeros.attention.max_logit, fives.attention.max_logit) << kind;
+      for (size_t i = 0; i < zeros.outcome.gradient.size(); ++i)
+        EXPECT_TRUE(torch::equal(zeros.outcome.gradient[i], fives.outcome.gradient[i])) << kind << " parameter " << i;
+    }
+}
+
+TEST(Objective, TokenZeroIsATokenLikeAnyOther) {
+  for (const char* kind : {"sft", "pretrain", "grpo"}) {
+    const Watched zeros = watched(kind, 25, update_of_zeros(0)), named = watched(kind, 25, update_of_zeros(0), 17);
+    // Attention sees the same rows of the same embeddings; sums over the vocabulary add up in another order.
+    EXPECT_EQ(zeros.attention.normalized, named.attention.normalized) << kind;
+    EXPECT_EQ(zeros.attention.max_logit, named.attention.max_logit) << kind;
+    ASSERT_EQ(zeros.outcome.stats.size(), named.outcome.stats.size());
+    for (const auto& [name, value] : zeros.outcome.stats)
+      EXPECT_NEAR(named.outcome.stats.at(name), value, 1e-5 * std::max(1.0, std::abs(value))) << kind << " " << name;
+  }
+}
+
 }  // namespace
 }  // namespace isentrope::train

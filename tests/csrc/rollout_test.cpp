@@ -648,6 +648,10 @@ TEST(RolloutSource, TheFilterOfGroupsLooksAtAccuracies) {
       for (int64_t row = 4 * group; row < 4 * group + 4; ++row) {
         const Tensor drawn = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
         right += sums.tokenizer.decode({drawn[0].item<int64_t>()})[0] % 2 == 0;
+        // The last token of a row is a target and, beside padding, the last that is no padding.
+        const int64_t last = (batch.target[row] != data::kIgnore).nonzero().max().item<int64_t>();
+        EXPECT_EQ(batch.lengths[row].item<int64_t>(), last + 2);
+        EXPECT_EQ(batch.real()[row].sum().item<int64_t>(), last + 2);
       }
       EXPECT_TRUE(0 < right && right < 4) << right << " of 4 are right";
     }

@@ -158,6 +158,8 @@ TEST(Collate, ShiftsPadsAndMasks) {
   EXPECT_EQ(row(batch.target, 0), (Ids{-100, -100, -100, 4, 13}));
   EXPECT_EQ(row(batch.tokens, 1), (Ids{10, 12, 10, 0, 0}));
   EXPECT_EQ(row(batch.target, 1), (Ids{-100, 10, 13, -100, -100}));
+  EXPECT_TRUE(torch::equal(batch.lengths, torch::tensor({5, 3}, torch::kInt64)));
+  EXPECT_TRUE(torch::equal(batch.rows(1, 2).real()[0], torch::tensor({1, 1, 1, 0, 0}, torch::kBool)));
 }
 
 TEST(Collate, TreatsOverlongExamplesAsTold) {
