@@ -8,6 +8,9 @@
 //
 //   dz ← dz · (1 - (z/c)²)        dh = Σ_blocks dz · W        dW = dzᵀ · h        db = Σ_rows dz
 //
+// In bfloat16 z, the sums and dz are float. dz may be rounded to bfloat16 as an operand of dh and dW; what these products add up,
+// within a block and over blocks, is float and rounded once, at the end.
+//
 // Special rows are those of token_entropy. Rows that are ignored, and backward those into which nothing flows, need not be given:
 // the CPU backend leaves them out of the products.
 #pragma once

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "csrc/ops/autocast.h"
+#include "csrc/ops/bfloat16_product.h"
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"
 #include "csrc/ops/derivatives.h"
@@ -83,6 +84,8 @@ struct Arguments {
     logits.target = target.const_data_ptr<int64_t>();
     logits.softcap = softcap.value_or(0);
     logits.temperature = temperature;
+    logits.pairs =
+        hidden.scalar_type() == at::kBFloat16 && isa() != Isa::kDefault && has_bfloat16_products() && logits.rows > 0;
   }
 };
 
@@ -154,6 +157,40 @@ struct Statistics {
   }
 };
 
+// Of the M rows that `row` names; dhidden may be undefined or empty where it is not wanted.
+void backward_in_place(LinearTokenEntropyCpuBackward& p, const Tensor& dhidden) {
+  const int64_t rows = p.logits.rows, padded = (rows + kPairChunk - 1) / kPairChunk * kPairChunk;
+  const Tensor dlogits = at::empty({padded, pair_block(p.logits.vocab)}, at::kBFloat16);
+  Tensor low;
+  if (dhidden.numel() > 0) {
+    if (dhidden.numel() > rows * p.logits.width) dhidden.zero_();
+    low = at::empty({rows, p.logits.width}, at::kShort);
+    p.dhidden = dhidden.mutable_data_ptr();
+    p.dhidden_low = static_cast<uint16_t*>(low.mutable_data_ptr());
+  }
+  p.dlogits = dlogits.mutable_data_ptr();
+  ISENTROPE_PICK(linear_token_entropy_backward)(p);
+}
+
+void backward_beside(LinearTokenEntropyCpuBackward& p, const Tensor& row, at::ScalarType type, const Tensor& dhidden) {
+  const int64_t rows = p.logits.rows, C = p.logits.width;
+  const auto wide = dhidden.options().dtype(type);
+  const Tensor dlogits = at::empty({rows, dlogits_stride(p.logits.vocab)}, wide);
+  const bool wanted = dhidden.numel() > 0, all = dhidden.numel() == rows * C;
+  const bool in_place = all && dhidden.scalar_type() == type;
+  Tensor sums;  // of dhidden, [rows, C]
+  if (wanted) sums = in_place ? dhidden : at::empty({rows, C}, wide);
+  p.dlogits = dlogits.mutable_data_ptr();
+  p.dhidden = wanted ? sums.mutable_data_ptr() : nullptr;
+  ISENTROPE_PICK(linear_token_entropy_backward)(p);
+  if (!wanted || in_place) return;
+  const Tensor flat = dhidden.view({-1, C});
+  if (all)
+    flat.copy_(sums);
+  else
+    flat.zero_().index_copy_(0, row, sums.to(flat.scalar_type()));
+}
+
 }  // namespace
 
 LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
@@ -188,26 +225,15 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
          dbias = new_gradient(wanted[2], {V});
   if (rows == 0) return {dhidden, dweight, dbias};
 
-  const auto wide = hidden.options().dtype(type);
-  const Tensor dlogits = at::empty({rows, dlogits_stride(V)}, wide);
-  const bool sums_in_place = rows == target.numel() && hidden.scalar_type() == type;
-  Tensor sums;  // of dhidden, [rows, C]
-  if (wanted[0]) sums = sums_in_place ? dhidden : at::empty({rows, C}, wide);
   LinearTokenEntropyCpuBackward p;
   p.logits = arguments.logits;
   statistics.fill(p);
-  p.dlogits = dlogits.mutable_data_ptr();
-  p.dhidden = wanted[0] ? sums.mutable_data_ptr() : nullptr;
   p.dweight = wanted[1] ? dweight.mutable_data_ptr() : nullptr;
   p.dbias = wanted[2] ? dbias.mutable_data_ptr() : nullptr;
-  ISENTROPE_PICK(linear_token_entropy_backward)(p);
-  if (wanted[0] && !sums_in_place) {
-    const Tensor flat = dhidden.view({-1, C});
-    if (rows == target.numel())
-      flat.copy_(sums);
-    else
-      flat.zero_().index_copy_(0, arguments.row.slice(0, 0, rows), sums.to(flat.scalar_type()));
-  }
+  if (p.logits.pairs)
+    backward_in_place(p, dhidden);
+  else
+    backward_beside(p, arguments.row.slice(0, 0, rows), type, dhidden);
   return {dhidden, dweight, dbias};
 }
 

@@ -1,5 +1,5 @@
-// The CPU backend of linear_token_entropy: products of blocks (cpu_product.h) and token_entropy's arithmetic of rows
-// (token_entropy_rows.h), block of the vocabulary by block.
+// The CPU backend of linear_token_entropy: products of blocks (cpu_product.h, or linear_token_entropy_pairs.h where the processor
+// multiplies bfloat16 itself) and token_entropy's arithmetic of rows (token_entropy_rows.h), block of the vocabulary by block.
 //
 //   forward    tasks of some rows and some blocks: z = h·Wᵀ of a chunk of rows, added to the rows' sums
 //   backward   block by block: z of all rows again, dz in its place; then dh += dz·W by rows and dW = dzᵀ·h by columns
@@ -10,10 +10,8 @@
 
 #include <cstring>
 
-#include "csrc/ops/cpu_parallel.h"
-#include "csrc/ops/cpu_product.h"
-#include "csrc/ops/cpu_rows.h"
-#include "csrc/ops/token_entropy_rows.h"
+#include "csrc/ops/linear_token_entropy_pairs.h"
+#include "csrc/ops/linear_token_entropy_rows.h"
 
 namespace isentrope::ops::CPU_CAPABILITY {
 namespace {
@@ -22,13 +20,6 @@ constexpr int64_t kChunk = 96;  // rows of a product: a multiple of every kTile
 // Summed in registers before it goes to memory: a panel of so many rows and the operand beside it fit the first-level cache, and
 // short sums keep digits (with 384 the entropy of [97, 300] x [5003, 300] misses its bound of twice plain torch's error).
 constexpr int64_t kDepth = 192;
-constexpr int64_t kGroup = 1024;  // rows that share one packing of a block of weight
-constexpr int64_t kForwardTasks = 16;
-
-thread_local Scratch own_scratch, shared_scratch;  // of a task, and of the thread that hands out the tasks
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // Rows first … first + count - 1 of the M as Real: where they lie if they can be read there, else in copy [count, C].
 template <class Real>
@@ -91,63 +82,20 @@ void logits_of(const Rows<Real>& rows, int64_t count, int64_t C, int64_t panels,
   }
 }
 
-// Bias and soft cap on z [n] of columns first …, which has room for whole vectors; slope [n] = d capped / d z if not null.
-template <class Real>
-void finish_logits(const LinearLogits& p, int64_t first, int64_t n, Real* z, Real* bias, Real* slope) {
-  if (p.bias != nullptr) {
-    load_row(p.dtype, p.bias, first, n, bias);
-    for (int64_t i = 0; i < n; ++i) z[i] += bias[i];
+template <class R>
+struct PlainLogits {
+  using Real = R;
+  using Operand = R;
+  static constexpr int64_t kPanel = CPU_CAPABILITY::kPanel<R>, kChunk = CPU_CAPABILITY::kChunk;
+  static int64_t packed_size(const LinearLogits& p) { return vocab_block(p.vocab) * p.width; }
+  static int64_t copy_size(const LinearLogits& p) { return kChunk * p.width; }
+  static void pack(const LinearLogits& p, int64_t first, Real* to) { pack_logit_panel(p, first, to); }
+  static void logits_of(const LinearLogits& p, int64_t m, int64_t count, Real* copy, int64_t panels, const Real* packed,
+                        Real* z, int64_t ldz) {
+    CPU_CAPABILITY::logits_of(Rows<Real>(p, m, count, copy), count, p.width, panels, packed, z, ldz);
   }
-  if (p.softcap == 0) return;
-  const Real cap = static_cast<Real>(p.softcap), factor = static_cast<Real>(1 / p.softcap);
-  cap_row(z, {0, round_up(n, kWidth<Real>)}, factor, cap, slope);
-  if (slope != nullptr)
-    for (int64_t i = 0; i < n; ++i) slope[i] *= factor;
-}
-
-// ---- forward --------------------------------------------------------------------------------------------------------
-
-// Rows that a task takes: as few tasks pack a block again as there are threads' worth of them.
-int64_t group_rows(int64_t rows, int64_t shares) {
-  const int64_t group = round_up(parts(rows * shares, kForwardTasks), kChunk);
-  return smaller(group, kGroup);
-}
-
-template <class Real, bool kMoments>
-void forward(const LinearTokenEntropyCpuForward& p) {
-  const LinearLogits& logits = p.logits;
-  constexpr int64_t P = kPanel<Real>;
-  const int64_t M = logits.rows, C = logits.width, V = logits.vocab;
-  const int64_t width = vocab_block(V), blocks = parts(V, width), shares = vocab_shares(V);
-  const int64_t group = group_rows(M, shares);
-  const Real c = static_cast<Real>(kLog2e / logits.temperature);
-  for_tasks(parts(M, group) * shares, [&](int64_t task) {
-    const int64_t share = task % shares, from = task / shares * group, to = smaller(M, from + group);
-    Real* packed = own_scratch.get<Real>(C * width + kChunk * (width + C) + width);
-    Real *z = packed + C * width, *copy = z + kChunk * width, *bias = copy + kChunk * C;
-    for (int64_t m = from; m < to; ++m) p.sums[m * shares + share] = kNoLogits;
-    for (int64_t b = share * blocks / shares; b < (share + 1) * blocks / shares; ++b) {
-      const int64_t first = b * width, n = smaller(width, V - first), panels = parts(n, P);
-      for (int64_t i = 0; i < panels; ++i) pack_logit_panel(logits, first + i * P, packed + i * C * P);
-      for (int64_t m = from; m < to; m += kChunk) {
-        const int64_t count = smaller(kChunk, to - m);
-        logits_of(Rows<Real>(logits, m, count, copy), count, C, panels, packed, z, width);
-        for (int64_t i = 0; i < count; ++i) {
-          Real* row = z + i * width;
-          finish_logits<Real>(logits, first, n, row, bias, nullptr);
-          const int64_t y = logits.target[logits.row[m + i]] - first;
-          if (y >= 0 && y < n) p.target_logit[m + i] = row[y];
-          add_logits<Real, kMoments>(p.sums[(m + i) * shares + share], row, n, c);
-        }
-      }
-    }
-  });
-  for_tasks(parts(M, kGroup), [&](int64_t task) {
-    for (int64_t m = task * kGroup; m < smaller(M, (task + 1) * kGroup); ++m)
-      write_row<Real>(p, logits.row[m],
-                      row_outputs(p.sums + m * shares, shares, p.target_logit[m], logits.temperature, c));
-  });
-}
+  static void end_task() {}
+};
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
@@ -241,13 +189,19 @@ void backward(const LinearTokenEntropyCpuBackward& p) {
 }  // namespace
 
 void linear_token_entropy_forward(const LinearTokenEntropyCpuForward& p) {
-  const bool wide = p.logits.dtype == DType::kDouble;
-  if (p.sum_p2 != nullptr) return wide ? forward<double, true>(p) : forward<float, true>(p);
-  return wide ? forward<double, false>(p) : forward<float, false>(p);
+  const auto run = [&p](auto products) {
+    using Products = decltype(products);
+    p.sum_p2 != nullptr ? forward_of<Products, true>(p) : forward_of<Products, false>(p);
+  };
+  if constexpr (kPairs)
+    if (p.logits.pairs) return run(PairLogits());
+  p.logits.dtype == DType::kDouble ? run(PlainLogits<double>()) : run(PlainLogits<float>());
 }
 
 void linear_token_entropy_backward(const LinearTokenEntropyCpuBackward& p) {
-  return p.logits.dtype == DType::kDouble ? backward<double>(p) : backward<float>(p);
+  if constexpr (kPairs)
+    if (p.logits.pairs) return backward_of_pairs(p);
+  p.logits.dtype == DType::kDouble ? backward<double>(p) : backward<float>(p);
 }
 
 }  // namespace isentrope::ops::CPU_CAPABILITY

@@ -40,7 +40,16 @@ struct LinearLogits {
   const int64_t* target = nullptr;  // [N] 0 … V - 1 in the M rows
   double softcap = 0;               // 0 for none
   double temperature = 1;
+  bool pairs = false;  // bfloat16, multiplied by the processor's own products (csrc/ops/bfloat16_product.h)
 };
+
+// Columns of logits between two additions to dhidden where products are of pairs: fewer than in a block of the forward pass, since
+// all rows' dlogits of a block lie in memory; from 128 on those additions take little beside the products.
+inline int64_t pair_block(int64_t vocab) {
+  const int64_t wanted = vocab / 256 < 128 ? 128 : vocab / 256 > 256 ? 256 : vocab / 256;
+  return ((wanted < vocab ? wanted : vocab) + 31) / 32 * 32;
+}
+constexpr int64_t kPairChunk = 128;  // rows of a product of pairs
 
 struct LinearTokenEntropyCpuForward : kernels::TokenEntropyRows {  // [N]; rows that are not among the M are left alone
   LinearLogits logits;
@@ -50,10 +59,15 @@ struct LinearTokenEntropyCpuForward : kernels::TokenEntropyRows {  // [N]; rows 
 
 struct LinearTokenEntropyCpuBackward : kernels::TokenEntropyRowGradients {  // [N]
   LinearLogits logits;
-  void* dlogits = nullptr;  // [M, dlogits_stride(V)] scratch in float, or double for double
-  void* dhidden = nullptr;  // [M, C] in the same; null where it is not wanted, like the next two
-  void* dweight = nullptr;  // [V, C] dtype
-  void* dbias = nullptr;    // [V] dtype
+  // Scratch [M, dlogits_stride(V)] in float, or double for double; with pairs [M, pair_block(V)] in bfloat16, M a multiple of
+  // kPairChunk.
+  void* dlogits = nullptr;
+  // [M, C] in the same; null where it is not wanted, like the next two. With pairs [N, C] in bfloat16, rows that are not among the M
+  // left alone: while sums are formed the upper half of each, the lower in dhidden_low.
+  void* dhidden = nullptr;
+  uint16_t* dhidden_low = nullptr;  // [M, C] scratch, with pairs
+  void* dweight = nullptr;          // [V, C] dtype
+  void* dbias = nullptr;            // [V] dtype
 };
 // Padded, so that its rows do not fall on the same few sets of the cache.
 inline int64_t dlogits_stride(int64_t vocab) { return vocab_block(vocab) + 16; }

@@ -290,6 +290,15 @@ struct RowGradient {
   // The gradient is 0 whatever the logits are: nothing flows in, or every logit is -inf (log_sum is NaN where all is NaN).
   bool zero() const { return (dlogprob == 0 && dentropy == 0 && dlse == 0) || (anchor == -kInfinity && log_sum == 0); }
 
+  // What span_gradients() takes of it. valid: the row has a target.
+  template <class V>
+  Gradient<V> coefficients(bool valid, double temperature) const {
+    const double c = static_cast<S>(kLog2e / temperature), log2_sum = log_sum * kLog2e;
+    const double A = (dlse - dlogprob - dentropy * entropy) / temperature, B = -dentropy * kLn2 / temperature;
+    return {V(static_cast<S>(anchor)), V(static_cast<S>(c)), V(static_cast<S>(-log2_sum)),
+            V(static_cast<S>(valid && log2_sum == log2_sum ? plain_nan(A) : kNaN)), V(static_cast<S>(B))};
+  }
+
   // dz [n] of logits z [n], a part of the row; dz may be z. y: the target's place in the part, outside 0 … n - 1 if it is
   // elsewhere in the row. valid: the row has a target.
   template <class T>
@@ -297,16 +306,13 @@ struct RowGradient {
     using V = VectorOf<T>;
     const double c = static_cast<S>(kLog2e / temperature), log2_sum = log_sum * kLog2e;
     const double A = (dlse - dlogprob - dentropy * entropy) / temperature, B = -dentropy * kLn2 / temperature;
-    const Gradient<V> gradient{V(static_cast<S>(anchor)), V(static_cast<S>(c)), V(static_cast<S>(-log2_sum)),
-                               V(static_cast<S>(valid && log2_sum == log2_sum ? plain_nan(A) : kNaN)),
-                               V(static_cast<S>(B))};
     const bool has_target = valid && y >= 0 && y < n;
     double target_gradient = 0;
     if (has_target) {
       const double raw = (widen(z + y) - anchor) * c - log2_sum, log2_p = raw < -1100 ? -1100 : raw;
       target_gradient = ::exp2(log2_p) * (A + B * log2_p) + dlogprob / temperature;
     }
-    span_gradients(z, dz, n, gradient, past_cache);
+    span_gradients(z, dz, n, coefficients<V>(valid, temperature), past_cache);
     if (has_target) {
       // A pair of equal values, so that the order within it does not matter; one of them is kept.
       alignas(64) T rounded[kStep<T>];

@@ -156,8 +156,9 @@ def linear_token_entropy(
         derivatives are refused. Logits and statistics are float32 for bfloat16 and float16 (float64 for float64).
 
     Memory beside inputs, outputs and gradients: a block of at most 256 columns of logits, and one of weight; for the gradient of
-    hidden in bfloat16 or float16, or where rows are ignored, also its sums, [rows that count, C] in float32. On the CPU the
-    bits of results do not depend on the number of threads.
+    hidden in bfloat16 or float16, or where rows are ignored, also its sums, [rows that count, C] in float32, half of that in bfloat16
+    on a processor with products of it (AVX-512 bf16, AMX). There the gradient of logits is rounded to bfloat16 as the operand of the
+    products that follow; no sum is. On the CPU the bits of results do not depend on the number of threads.
 
     Rows with logits of -inf, +inf and NaN are as in token_entropy. A row whose incoming gradients are all 0 takes no part in the
     backward pass, whatever it holds.
