@@ -14,9 +14,10 @@ using torch::Tensor;
 
 struct PackedLayer {
   Tensor input_norm, qkv, o, post_norm, gate_up,
-      down;               // norms [C] or undefined; projections in panels (CpuKernels::pack)
-  Tensor q_norm, k_norm;  // [D], or undefined
-  Tensor temperature;     // [H, 1 or context], or undefined
+      down;                                          // norms [C] or undefined; projections in panels (CpuKernels::pack)
+  Tensor qkv_bias, o_bias, gate_up_bias, down_bias;  // of as many columns, or undefined
+  Tensor q_norm, k_norm;                             // [D], or undefined
+  Tensor temperature;                                // [H, 1 or context], or undefined
 };
 
 inline void narrow(int64_t n, const float* from, float* to) { std::copy_n(from, n, to); }
@@ -32,12 +33,13 @@ class PackedModel : public DecodeModel {
       : config(decoder->config()),
         embedding(stored(decoder->embedding().detach())),
         final_norm(copy(decoder->final_norm())),
-        head(packed(folded(decoder->head()))),
+        head(packed(folded(decoder->head()).slice(0, 0, config.token_count()))),
         cosine(decoder->cosine().to(torch::kFloat32)),
         sine(decoder->sine().to(torch::kFloat32)) {
     for (const LayerWeights& layer : decoder->layers())
       layers.push_back({copy(layer.input_norm), packed(folded(layer.qkv)), packed(folded(layer.o)),
                         copy(layer.post_norm), packed(folded(layer.gate_up)), packed(folded(layer.down)),
+                        copy(layer.qkv.bias), copy(layer.o.bias), copy(layer.gate_up.bias), copy(layer.down.bias),
                         copy(layer.q_norm), copy(layer.k_norm), temperature(layer.log_temperature)});
   }
 
@@ -92,7 +94,7 @@ class PackedSession : public DecodeSession {
         attended_(buffer(rows, model.config.num_attention_heads * model.config.head_size())),
         gate_up_(buffer(rows, 2 * model.config.intermediate_size)),
         inner_(buffer(rows, model.config.intermediate_size)),
-        logits_(buffer(rows, model.config.vocabulary)) {}
+        logits_(buffer(rows, model.config.token_count())) {}
 
   Logits step(std::span<const DecodeRow> rows, int64_t logits_from) override {
     const DecoderConfig& c = model_.config;
@@ -106,15 +108,15 @@ class PackedSession : public DecodeSession {
     }
     for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
       const PackedLayer& layer = model_.layers[l];
-      multiply(n, model_.qkv_rows(), C, normed(n, x_, layer.input_norm), layer.qkv, qkv_, false);
+      multiply(n, model_.qkv_rows(), C, normed(n, x_, layer.input_norm), layer.qkv, layer.qkv_bias, qkv_, false);
       attend(rows, l, layer);
-      multiply(n, C, attended_.size(1), attended_, layer.o, x_, true);
-      multiply(n, 2 * M, C, normed(n, x_, layer.post_norm), layer.gate_up, gate_up_, false);
+      multiply(n, C, attended_.size(1), attended_, layer.o, layer.o_bias, x_, true);
+      multiply(n, 2 * M, C, normed(n, x_, layer.post_norm), layer.gate_up, layer.gate_up_bias, gate_up_, false);
       model_.kernels.swiglu(n, M, row(gate_up_, 0), row(inner_, 0));
-      multiply(n, C, M, inner_, layer.down, x_, true);
+      multiply(n, C, M, inner_, layer.down, layer.down_bias, x_, true);
     }
     const Tensor last = normed(n - logits_from, x_.slice(0, logits_from), model_.final_norm);
-    multiply(n - logits_from, c.vocabulary, C, last, model_.head, logits_, false);
+    multiply(n - logits_from, c.token_count(), C, last, model_.head, Tensor(), logits_, false);
     return {row(logits_, 0), logits_.size(1)};
   }
 
@@ -134,10 +136,14 @@ class PackedSession : public DecodeSession {
                             weight.data_ptr<float>(), nullptr, y.data_ptr<float>(), nullptr);
     return y;
   }
-  // y [n, N] (+)= x [n, K] · weightᵀ
-  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& y,
-                bool add) const {
+  // y [n, N] (+)= x [n, K] · weightᵀ + bias
+  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                const Tensor& y, bool add) const {
     model_.decode.packed_product(n, N, K, x.data_ptr<float>(), K, model_.data(weight), y.data_ptr<float>(), N, add);
+    if (!bias.defined()) return;
+    const float* b = bias.const_data_ptr<float>();
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t k = 0; k < N; ++k) y.data_ptr<float>()[i * N + k] += b[k];
   }
 
   // key, value [G, D] of one position and layer, in their places.
@@ -168,6 +174,7 @@ class PackedSession : public DecodeSession {
     p.memory = memory_.data() + index * layer_stride_;
     p.page_stride = page_stride_;
     p.scores = scores_.data();
+    const int64_t window = c.attention.window_of(index);
     for (size_t i = 0; i < rows.size(); ++i) {
       const auto [token, position, sequence] = rows[i];
       float* qkv = row(qkv_, i);
@@ -177,7 +184,7 @@ class PackedSession : public DecodeSession {
                             model_.sine.template data_ptr<float>() + position * (D / 2), 1);
       put(sequence, index, position, qkv + H * D, qkv + (H + G) * D);
       p.count = position + 1;
-      p.first = c.attention.window > 0 ? std::max<int64_t>(p.count - c.attention.window, 0) : 0;
+      p.first = window > 0 ? std::max<int64_t>(p.count - window, 0) : 0;
       if (const Tensor& t = layer.temperature; t.defined()) {
         p.temperature = t.data_ptr<float>() + (t.size(1) > 1 ? position : 0);
         p.temperature_stride = t.size(1);

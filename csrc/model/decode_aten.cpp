@@ -19,6 +19,10 @@ struct AtenWeights {
   std::vector<LayerWeights> layers;
 };
 
+Tensor product(const Tensor& x, const Projection& p) {
+  return p.bias.defined() ? torch::linear(x, p.weight, p.bias) : torch::linear(x, p.weight);
+}
+
 class AtenSession : public DecodeSession {
  public:
   AtenSession(const AtenWeights& weights, int64_t pages)
@@ -55,7 +59,6 @@ class AtenSession : public DecodeSession {
     ops::EntropyAttentionOptions attention;
     attention.query_start = position;
     attention.return_entropy = false;
-    if (c.attention.window > 0) attention.window = c.attention.window;
     if (c.attention.softcap > 0) attention.softcap = c.attention.softcap;
     const Tensor cosine = w_.decoder->cosine().to(options).index({position}).unsqueeze(1);  // [n, 1, D/2]
     const Tensor sine = w_.decoder->sine().to(options).index({position}).unsqueeze(1);
@@ -67,8 +70,10 @@ class AtenSession : public DecodeSession {
     Tensor x = torch::embedding(w_.embedding, columns[0]), delta, normed;
     for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
       const LayerWeights& layer = w_.layers[l];
+      const int64_t window = c.attention.window_of(l);
+      attention.window = window > 0 ? std::optional(window) : std::nullopt;
       std::tie(x, normed) = residual(x, delta, layer.input_norm, c.rms_norm_eps, after);
-      auto qkv = torch::linear(normed, layer.qkv.weight).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
+      auto qkv = product(normed, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
       const auto normed_heads = [&](const Tensor& heads, const Tensor& weight) {
         if (!weight.defined()) return heads;
         return std::get<1>(add_rms_norm(heads.reshape({-1, D}), {}, weight, c.rms_norm_eps)).view(heads.sizes());
@@ -84,9 +89,9 @@ class AtenSession : public DecodeSession {
       const Tensor out = ops::entropy_attention(turn(qkv[0]).unsqueeze(2), keys_[l].index({places}).transpose(1, 2),
                                                 values_[l].index({places}).transpose(1, 2), attention)
                              .out;
-      delta = torch::linear(out.reshape({n, H * D}), layer.o.weight);
+      delta = product(out.reshape({n, H * D}), layer.o);
       std::tie(x, normed) = residual(x, delta, layer.post_norm, c.rms_norm_eps, after);
-      delta = torch::linear(swiglu(torch::linear(normed, layer.gate_up.weight)), layer.down.weight);
+      delta = product(swiglu(product(normed, layer.gate_up)), layer.down);
     }
     normed = std::get<1>(residual(x, delta, w_.final_norm, c.rms_norm_eps, after)).slice(0, logits_from);
     logits_ = torch::linear(normed, w_.head).to(torch::kCPU, torch::kFloat32).contiguous();
@@ -116,9 +121,12 @@ class AtenModel : public DecodeModel {
     const auto plain = [&](const Tensor& x) { return !x.defined() || !bfloat16 ? x : x.detach().to(torch::kBFloat16); };
     w_.embedding = plain(decoder->embedding());
     w_.final_norm = plain(decoder->final_norm());
-    w_.head = plain(folded(decoder->head()));
+    w_.head = plain(folded(decoder->head())).slice(0, 0, decoder->config().token_count());
     for (LayerWeights& layer : w_.layers) {
-      for (Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) p->weight = plain(folded(*p));
+      for (Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+        p->weight = plain(folded(*p));
+        p->bias = plain(p->bias);
+      }
       for (Tensor* x : {&layer.input_norm, &layer.post_norm, &layer.q_norm, &layer.k_norm}) *x = plain(*x);
     }
   }

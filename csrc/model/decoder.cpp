@@ -32,6 +32,11 @@ Tensor normal(at::IntArrayRef sizes, double std, uint64_t seed, uint64_t index) 
 
 // ---- configuration ---------------------------------------------------------------------------------------------------
 
+int64_t AttentionConfig::window_of(int64_t layer) const {
+  if (layer_types.empty()) return window;
+  return layer_types[static_cast<size_t>(layer) % layer_types.size()] == "sliding_attention" ? window : 0;
+}
+
 bool SigmaConfig::any() const {
   return std::any_of(layers.begin(), layers.end(), [](const auto& x) { return x != "none"; });
 }
@@ -64,6 +69,18 @@ std::string DecoderConfig::problem() const {
   if (H % G != 0)
     return "num_key_value_heads: " + std::to_string(G) + " does not divide num_attention_heads (" + std::to_string(H) +
            ")";
+  const auto& types = attention.layer_types;
+  if (static_cast<int64_t>(types.size()) > num_hidden_layers)
+    return "attention.layer_types: " + std::to_string(types.size()) + " types, and num_hidden_layers is " +
+           std::to_string(num_hidden_layers);
+  if (attention.window == 0 && std::find(types.begin(), types.end(), "sliding_attention") != types.end())
+    return "attention.layer_types: sliding_attention takes a window, and attention.window is 0";
+  if (positions_made_for > max_position_embeddings && attention.temperature == "row")
+    return "max_position_embeddings: attention.temperature row has weights for " + std::to_string(positions_made_for) +
+           " positions; leave it at that";
+  if (positions_made_for > 0 && positions_made_for < max_position_embeddings)
+    return "max_position_embeddings: " + std::to_string(max_position_embeddings) + ", and the model was made for " +
+           std::to_string(positions_made_for) + "; write at most that";
   if (attention.qk_clip > 0 && attention.qk_norm)
     return "attention.qk_clip: scales weights that attention.qk_norm scales back; use one of the two";
   if (attention.qk_clip > 0 && (sigma_reparam.takes("q") || sigma_reparam.takes("k")))
@@ -79,9 +96,10 @@ std::string DecoderConfig::problem() const {
 // ---- the model -------------------------------------------------------------------------------------------------------
 
 Projection DecoderImpl::projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
-                                   Tensor weight, const std::vector<SigmaPart>& runs) const {
+                                   Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const {
   Projection p{.name = path + name,
                .weight = owner.register_parameter(name, weight),
+               .bias = bias ? owner.register_parameter(name + "_bias", torch::zeros({weight.size(0)})) : Tensor(),
                .parts = {},
                .gamma = {},
                .u = {},
@@ -96,18 +114,24 @@ Projection DecoderImpl::projection(torch::nn::Module& owner, const std::string& 
   return p;
 }
 
-DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(config) {
+DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> seed) : config_(config) {
   if (const std::string problem = config.problem(); !problem.empty()) throw std::invalid_argument("model." + problem);
   if (config.vocabulary < 1) throw std::invalid_argument("model: vocabulary is 0; it is set from the tokenizer");
+  if (config.tokens > config.vocabulary)
+    throw std::invalid_argument("model: " + std::to_string(config.tokens) + " tokens, and the embedding has " +
+                                std::to_string(config.vocabulary) + " rows; take the tokenizer of the model");
   const int64_t C = config.hidden_size, M = config.intermediate_size, V = config.vocabulary, D = config.head_size();
   const double fan_in = 1 / std::sqrt(static_cast<double>(C)), mlp_fan_in = 1 / std::sqrt(static_cast<double>(M));
   uint64_t index = 0;
   auto drawn = [&](at::IntArrayRef sizes, double std) {
-    return normal(sizes, config.initializer_range.value_or(std), seed, index++);
+    if (!seed) return torch::zeros(sizes);
+    return normal(sizes, config.initializer_range.value_or(std), *seed, index++);
   };
   embedding_ = register_parameter("embedding", drawn({V, C}, 0.02));
   const int64_t HD = config.num_attention_heads * D, GD = config.num_key_value_heads * D;
   const bool normed = config.norm != "none", after = config.norm == "post";
+  const bool all = config.attention.bias == "all", qkv_bias = all || config.attention.bias == "qkv",
+             inner = config.mlp_bias;
   std::vector<SigmaPart> qkv{{"q", 0, HD}, {"k", HD, GD}, {"v", HD + GD, GD}};
   if (config.sigma_reparam.fused_qkv == "one") qkv = {{"qkv", 0, HD + 2 * GD}};
   auto blocks = register_module("layers", std::make_shared<torch::nn::Module>());
@@ -119,11 +143,13 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
     };
     layers_.push_back({
         .input_norm = norm("input_norm", normed && !(after && i == 0)),
-        .qkv = projection(*block, path, "qkv", drawn({HD + 2 * GD, C}, fan_in), qkv),
-        .o = projection(*block, path, "o", drawn({C, HD}, 0.5 / std::sqrt(static_cast<double>(HD))), {{"o", 0, C}}),
+        .qkv = projection(*block, path, "qkv", drawn({HD + 2 * GD, C}, fan_in), qkv_bias, qkv),
+        .o =
+            projection(*block, path, "o", drawn({C, HD}, 0.5 / std::sqrt(static_cast<double>(HD))), all, {{"o", 0, C}}),
         .post_norm = norm("post_norm", normed),
-        .gate_up = projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), {{"gate", 0, M}, {"up", M, M}}),
-        .down = projection(*block, path, "down", drawn({C, M}, 0.5 * mlp_fan_in), {{"down", 0, C}}),
+        .gate_up =
+            projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), inner, {{"gate", 0, M}, {"up", M, M}}),
+        .down = projection(*block, path, "down", drawn({C, M}, 0.5 * mlp_fan_in), inner, {{"down", 0, C}}),
         .q_norm = {},
         .k_norm = {},
         .log_temperature = {},
@@ -141,16 +167,17 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, uint64_t seed) : config_(c
   }
   if (normed) final_norm_ = register_parameter("final_norm", torch::ones({C}));
   head_ = config.tie_word_embeddings
-              ? Projection{.name = "head", .weight = embedding_, .parts = {}, .gamma = {}, .u = {}}
-              : projection(*this, "", "head", drawn({V, C}, 0.02), {{"head", 0, V}});
+              ? Projection{.name = "head", .weight = embedding_, .bias = {}, .parts = {}, .gamma = {}, .u = {}}
+              : projection(*this, "", "head", drawn({V, C}, 0.02), false, {{"head", 0, V}});
   for (const Projection& p : sigma_projections())
-    p.u.copy_(normal(p.u.sizes(), 1, seed, index++));  // last: no weight depends on these draws
-  start_sigma(config.sigma_reparam.gamma_init == "sigma");
-  const Tensor exponent = torch::arange(0, D, 2, torch::kFloat64) / static_cast<double>(D);
-  const Tensor angle = torch::outer(torch::arange(config.max_position_embeddings, torch::kFloat64),
-                                    torch::pow(config.rope_theta, -exponent));
-  cosine_ = angle.cos();
-  sine_ = angle.sin();
+    p.u.copy_(normal(p.u.sizes(), 1, seed.value_or(0), index++));  // last: no weight depends on these draws
+  if (seed) start_sigma(config.sigma_reparam.gamma_init == "sigma");
+  const int64_t positions = config.max_position_embeddings;
+  const Tensor frequencies = inverse_frequencies(config.rope_scaling, config.rope_theta, D, positions);
+  const Tensor angle = torch::outer(torch::arange(positions, torch::kFloat64), frequencies);
+  const double factor = rope_attention_factor(config.rope_scaling);
+  cosine_ = angle.cos() * factor;
+  sine_ = angle.sin() * factor;
 }
 
 // qkv [N, (H + 2G)·D] with every query and key head through its norm.
@@ -165,14 +192,15 @@ Tensor DecoderImpl::normed_heads(const Tensor& qkv, const LayerWeights& layer) c
 }
 
 // q [B, H, T, D], k, v [B, G, T, D] → [B, H, T, D]
-Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, const LayerWeights& layer,
+Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, size_t layer,
                            AttentionRecord* record) const {
   const AttentionConfig& c = config_.attention;
+  const int64_t window = c.window_of(static_cast<int64_t>(layer));
   ops::EntropyAttentionOptions options;
-  if (c.window > 0) options.window = c.window;
+  if (window > 0) options.window = window;
   if (c.softcap > 0) options.softcap = c.softcap;
-  if (layer.log_temperature.defined()) {
-    const Tensor log = layer.log_temperature.view({config_.num_attention_heads, -1});  // [H, 1 or context]
+  if (const Tensor& log_temperature = layers_[layer].log_temperature; log_temperature.defined()) {
+    const Tensor log = log_temperature.view({config_.num_attention_heads, -1});  // [H, 1 or context]
     options.temperature = (log.size(1) > 1 ? log.slice(1, 0, q.size(2)) : log.squeeze(1)).exp();
   }
   options.return_entropy = record != nullptr;
@@ -181,7 +209,7 @@ Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, co
     record->entropy.push_back(attention.entropy);
     record->max_logit.push_back(attention.max_logit);
     if (record->with_bound) record->bound.push_back(entropy_bound(q, k, options));
-    record->window = c.window;
+    record->window.push_back(window);
   }
   return attention.out;
 }
@@ -194,19 +222,19 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
               " tokens, but model.max_position_embeddings is ", config_.max_position_embeddings,
               "; shorten them or raise model.max_position_embeddings");
   if (tokens.is_cpu() && B > 0)
-    TORCH_CHECK(tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < config_.vocabulary,
-                "decoder: a token lies outside 0 … ", config_.vocabulary - 1, ", the vocabulary of the model");
+    TORCH_CHECK(tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < config_.token_count(),
+                "decoder: a token lies outside 0 … ", config_.token_count() - 1, ", the vocabulary of the model");
   const Tensor cosine = cosine_.slice(0, 0, T).to(embedding_.options());
   const Tensor sine = sine_.slice(0, 0, T).to(embedding_.options());
   const bool after = config_.norm == "post";
   Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta, normed;
-  for (const LayerWeights& layer : layers_) {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const LayerWeights& layer = layers_[i];
     std::tie(x, normed) = residual(x, delta, layer.input_norm, config_.rms_norm_eps, after);
     Tensor qkv = model::linear(normed, layer.qkv);
     if (layer.q_norm.defined()) qkv = normed_heads(qkv, layer);
     const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.num_attention_heads, config_.num_key_value_heads);
-    delta =
-        model::linear(attend(q, k, v, layer, record).transpose(1, 2).reshape({B * T, q.size(1) * q.size(3)}), layer.o);
+    delta = model::linear(attend(q, k, v, i, record).transpose(1, 2).reshape({B * T, q.size(1) * q.size(3)}), layer.o);
     std::tie(x, normed) = residual(x, delta, layer.post_norm, config_.rms_norm_eps, after);
     delta = model::linear(swiglu(model::linear(normed, layer.gate_up)), layer.down);
   }
@@ -215,7 +243,9 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
 
 Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record) {
   const Tensor x = hidden(tokens, record);
-  return model::linear(x.view({-1, config_.hidden_size}), head_).view({x.size(0), x.size(1), config_.vocabulary});
+  const Tensor logits =
+      model::linear(x.view({-1, config_.hidden_size}), head_).view({x.size(0), x.size(1), config_.vocabulary});
+  return config_.token_count() < config_.vocabulary ? logits.slice(2, 0, config_.token_count()) : logits;
 }
 
 ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
@@ -225,7 +255,9 @@ ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor&
   // z = γ/σ · (W h) = W (γ/σ · h). One copy of the factor a row: its gradient is summed by rows, in an order that does not depend
   // on the number of threads, as that of all of x at once would.
   if (!head_.parts.empty()) x = x * norm_scale(head_).expand({x.size(0), x.size(1), 1});
-  return ops::linear_token_entropy(x, head_.weight, target, {.temperature = temperature});
+  const Tensor head =
+      config_.token_count() < config_.vocabulary ? head_.weight.slice(0, 0, config_.token_count()) : head_.weight;
+  return ops::linear_token_entropy(x, head, target, {.temperature = temperature});
 }
 
 int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) {
@@ -238,7 +270,8 @@ int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) 
       return std::min(1.0, config_.attention.qk_clip / std::max(max_logit[l][h], 1e-30));
     };
     const auto scale_rows = [&](int64_t head, double factor) {
-      layers_[l].qkv.weight.slice(0, head * D, (head + 1) * D).mul_(factor);
+      for (const Tensor& x : {layers_[l].qkv.weight, layers_[l].qkv.bias})
+        if (x.defined()) x.slice(0, head * D, (head + 1) * D).mul_(factor);
     };
     for (int64_t g = 0; g < G; ++g) {
       double least = 1;
@@ -266,6 +299,12 @@ std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(
     const auto qkv = weight_of(layer.qkv).split_with_sizes({H * D, G * D, G * D}, 0);
     const auto gate_up = weight_of(layer.gate_up).split_with_sizes({M, M}, 0);
     const std::string at = "model.layers." + std::to_string(i) + ".";
+    const auto add_biases = [&](const Tensor& joined, const std::vector<int64_t>& rows,
+                                const std::vector<const char*>& names) {
+      if (!joined.defined()) return;
+      const auto parts = joined.split_with_sizes(rows, 0);
+      for (size_t k = 0; k < names.size(); ++k) add(at + names[k] + ".bias", parts[k]);
+    };
     add(at + "input_layernorm.weight", layer.input_norm);
     add(at + "self_attn.q_proj.weight", qkv[0]);
     add(at + "self_attn.k_proj.weight", qkv[1]);
@@ -275,6 +314,10 @@ std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(
     add(at + "mlp.gate_proj.weight", gate_up[0]);
     add(at + "mlp.up_proj.weight", gate_up[1]);
     add(at + "mlp.down_proj.weight", weight_of(layer.down));
+    add_biases(layer.qkv.bias, {H * D, G * D, G * D}, {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"});
+    add_biases(layer.o.bias, {config_.hidden_size}, {"self_attn.o_proj"});
+    add_biases(layer.gate_up.bias, {M, M}, {"mlp.gate_proj", "mlp.up_proj"});
+    add_biases(layer.down.bias, {config_.hidden_size}, {"mlp.down_proj"});
     add(at + "self_attn.q_norm.weight", layer.q_norm);
     add(at + "self_attn.k_norm.weight", layer.k_norm);
     add(at + "self_attn.log_temperature", layer.log_temperature);

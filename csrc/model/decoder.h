@@ -1,6 +1,6 @@
-// A decoder of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases. On request its linear
-// layers have a learned spectral norm (csrc/model/linear.h), and its norms stand elsewhere or nowhere.
-// Its weights carry Hugging Face names, so that a checkpoint opens in `transformers` as LlamaForCausalLM.
+// A decoder of the Llama kind: RMSNorm, rotary positions, grouped-query attention, SwiGLU. On request its linear layers have
+// biases or a learned spectral norm (csrc/model/linear.h), and its norms stand elsewhere or nowhere.
+// Its weights carry the names that all families of csrc/train/family.h give them; it knows no family itself.
 //
 // B sequences, T positions, H query heads, G key/value heads, D head size, C width, M inner width of the MLP,
 // V vocabulary.
@@ -16,22 +16,33 @@
 
 #include "csrc/field.h"
 #include "csrc/model/linear.h"
+#include "csrc/model/rope.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::model {
 
 struct AttentionConfig {
   int64_t window = 0;
+  std::vector<std::string> layer_types = {};
   double softcap = 0.0;
   bool qk_norm = false;
+  std::string bias = "none";
   std::string temperature = "none";
   double qk_clip = 0.0;
+
+  int64_t window_of(int64_t layer) const;  // 0 for none
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("window", window, "Keys a query sees, itself and those just before it; 0 for all.", at_least(0));
+    v("layer_types", layer_types,
+      "Which layers have the window: a pattern of full_attention and sliding_attention that repeats; empty: all have "
+      "it.",
+      one_of({"full_attention", "sliding_attention"}));
     v("softcap", softcap, "Logits become softcap · tanh(logit / softcap); 0 for none.", at_least(0));
     v("qk_norm", qk_norm, "RMSNorm of every query and key head before the rotation, as Qwen3 has it.");
+    v("bias", bias, "Biases of the linear layers: none, of qkv (as Qwen2 has them), or of all, the output's too.",
+      one_of({"none", "qkv", "all"}));
     v("temperature", temperature,
       "Learned temperature of the logits: none, one a head, or one a head and position of the query.",
       one_of({"none", "head", "row"}));
@@ -80,6 +91,8 @@ struct SigmaConfig {
 };
 
 struct DecoderConfig {
+  std::string pretrained;
+  std::string family = "auto";
   int64_t num_hidden_layers = 2;
   int64_t hidden_size = 64;
   int64_t num_attention_heads = 4;
@@ -88,20 +101,35 @@ struct DecoderConfig {
   std::optional<int64_t> head_dim = {};
   int64_t max_position_embeddings = 64;
   double rope_theta = 10000.0;
+  RopeScalingConfig rope_scaling;
   double rms_norm_eps = 1e-5;
   std::optional<double> initializer_range = {};
   std::string norm = "pre";
   bool tie_word_embeddings = false;
+  bool mlp_bias = false;
   bool fused_head = true;
   AttentionConfig attention;
   SigmaConfig sigma_reparam;
-  int64_t vocabulary = 0;  // set from the tokenizer, not a key
+  // No keys:
+  int64_t vocabulary =
+      0;               // rows of the embedding: those of the tokenizer, or more in a model that was trained elsewhere
+  int64_t tokens = 0;  // of them, the first, those that are tokens: the others have no logits; 0: all
+  int64_t positions_made_for =
+      0;  // the longest sequence of a model that was trained elsewhere; 0: max_position_embeddings
 
+  int64_t token_count() const { return tokens > 0 ? tokens : vocabulary; }
   int64_t head_size() const { return head_dim.value_or(hidden_size / num_attention_heads); }
   std::string problem() const;
 
   template <class Visitor>
   void visit(Visitor& v) {
+    v("pretrained", pretrained,
+      "Folder of a model of transformers, or of a checkpoint, to start from: its config.json gives the keys of model, "
+      "and "
+      "its weights are taken (docs/models.md).");
+    v("family", family,
+      "Model of transformers that checkpoints are written as; auto: the first that has these options.",
+      one_of({"auto", "llama", "qwen2", "qwen3", "mistral"}));
     v("num_hidden_layers", num_hidden_layers, "Decoder blocks.", between(1, 1024));
     v("hidden_size", hidden_size, "Size of the residual stream (C).", between(2, 1 << 17));
     v("num_attention_heads", num_attention_heads, "Query heads (H).", between(1, 1 << 14));
@@ -113,6 +141,7 @@ struct DecoderConfig {
     v("max_position_embeddings", max_position_embeddings, "Longest sequence in tokens, prompt and completion together.",
       between(2, 1 << 24));
     v("rope_theta", rope_theta, "Base of the rotary wave lengths.", above_to(1, 1e12));
+    v("rope_scaling", rope_scaling, "Rotary positions that are stretched to longer sequences.");
     v("rms_norm_eps", rms_norm_eps, "Added to the mean square in RMSNorm, which is about 1 in a healthy stream.",
       above_to(0, 1));
     v("norm", norm,
@@ -125,6 +154,7 @@ struct DecoderConfig {
       "of that for the projections onto the residual stream.",
       between(1e-8, 10));
     v("tie_word_embeddings", tie_word_embeddings, "Use the embedding as output head.");
+    v("mlp_bias", mlp_bias, "Biases of the three linear layers of the MLP.");
     v("fused_head", fused_head,
       "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: "
       "logits of a "
@@ -162,7 +192,7 @@ struct SigmaLayer {
 struct AttentionRecord {
   std::vector<torch::Tensor> entropy;    // [B, H, T] nats, differentiable
   std::vector<torch::Tensor> max_logit;  // [B, H, T]
-  int64_t window = 0;                    // of the model: row t sees min(t + 1, window) keys, all t + 1 where it is 0
+  std::vector<int64_t> window;           // row t sees min(t + 1, window) keys, all t + 1 where it is 0
   bool with_bound = false;               // asks for:
   std::vector<torch::Tensor> bound;      // [B, H, T] nats, what the entropy is at least (csrc/model/entropy_bound.h)
 };
@@ -170,10 +200,11 @@ struct AttentionRecord {
 class DecoderImpl : public torch::nn::Module {
  public:
   // Weights are drawn from streams made of (seed, number of the tensor): normal, of the std that initializer_range says. float32 on the
-  // CPU; to() moves them. Throws std::invalid_argument with config.problem().
-  DecoderImpl(const DecoderConfig& config, uint64_t seed);
+  // CPU; to() moves them. Biases begin at 0. No seed: all weights are 0 but those of norms, for others to be copied in. Throws
+  // std::invalid_argument with config.problem().
+  DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> seed);
 
-  // tokens [B, T] int64, T ≤ context → logits [B, T, V]. Positions count from 0; causal, so padding on the
+  // tokens [B, T] int64, T ≤ context → logits [B, T, V], of config().token_count() of them. Positions count from 0; causal, so padding on the
   // right of a sequence changes nothing before it. record: filled in, where given.
   torch::Tensor forward(const torch::Tensor& tokens, AttentionRecord* record = nullptr);
   // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ.
@@ -214,17 +245,17 @@ class DecoderImpl : public torch::nn::Module {
   const torch::Tensor& embedding() const { return embedding_; }    // [V, C]
   const torch::Tensor& final_norm() const { return final_norm_; }  // [C]; undefined with model.norm none
   const Projection& head() const { return head_; }                 // [V, C]; the embedding itself when tied
-  // Cosine and sine of position · rope_theta^(−2i/D), [max_position_embeddings, D/2] double on the CPU.
+  // Cosine and sine of position · frequency (csrc/model/rope.h), times the factor of attention there, [max_position_embeddings, D/2] double on the CPU.
   const torch::Tensor& cosine() const { return cosine_; }
   const torch::Tensor& sine() const { return sine_; }
 
  private:
   torch::Tensor normed_heads(const torch::Tensor& qkv, const LayerWeights& layer) const;
-  torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                       const LayerWeights& layer, AttentionRecord* record) const;
+  torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, size_t layer,
+                       AttentionRecord* record) const;
 
   Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
-                        torch::Tensor weight, const std::vector<SigmaPart>& runs) const;
+                        torch::Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const;
   std::vector<Projection> sigma_projections() const;  // those that have parts
   std::vector<std::pair<std::string, torch::Tensor>> named(torch::Tensor weight_of(const Projection&)) const;
 

@@ -65,6 +65,30 @@ void weight_gradient(int64_t rows, int64_t M, int64_t K, const T* dy, const T* x
   });
 }
 
+// y [rows, M] += bias [M]
+template <class T>
+void add_bias(int64_t rows, int64_t M, const T* bias, T* y) {
+  at::parallel_for(0, rows, kRows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t m = 0; m < M; ++m) y[row * M + m] += bias[m];
+  });
+}
+
+// dbias [M] = Σ over rows of dy [rows, M], one row after the other in double precision.
+template <class T>
+void bias_gradient(int64_t rows, int64_t M, const T* dy, T* dbias) {
+  constexpr int64_t kColumns = 64;  // of a task
+  at::parallel_for(0, (M + kColumns - 1) / kColumns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kColumns; first < std::min(end * kColumns, M); first += kColumns) {
+      const int64_t columns = std::min(kColumns, M - first);
+      double sums[kColumns] = {};
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t m = 0; m < columns; ++m) sums[m] += dy[row * M + first + m];
+      for (int64_t m = 0; m < columns; ++m) dbias[first + m] = static_cast<T>(sums[m]);
+    }
+  });
+}
+
 // ---- parts of learned spectral norm ----------------------------------------------------------------------------------
 
 // What the forward pass finds of P parts of W [M, K].
@@ -154,8 +178,8 @@ Tensor sigma_gradient(const Tensor& weight, const Tensor& u, const Norms& norms,
 
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in,
-                        const std::optional<Tensor>& gamma, const std::optional<Tensor>& u,
-                        const std::vector<int64_t>& parts, bool through) {
+                        const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma,
+                        const std::optional<Tensor>& u, const std::vector<int64_t>& parts, bool through) {
     const Tensor x = x_in.contiguous(), weight = weight_in.contiguous();
     const int64_t N = x.size(0), K = x.size(1), M = weight.size(0);
     const Norms norms = parts.empty() ? Norms() : norms_of(weight, *gamma, *u, parts);
@@ -163,7 +187,9 @@ struct Linear : torch::autograd::Function<Linear> {
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear", [&] {
       multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), 1, K, nullptr,
                          data_or_null<scalar_t>(norms.scale), y.data_ptr<scalar_t>());
+      if (bias) add_bias<scalar_t>(N, M, bias->contiguous().const_data_ptr<scalar_t>(), y.data_ptr<scalar_t>());
     });
+    ctx->saved_data["bias"] = bias.has_value();
     ctx->save_for_backward({x, weight, u.value_or(Tensor()), norms.sigma, norms.v, norms.factors, norms.scale});
     ctx->saved_data["parts"] = parts;
     ctx->saved_data["through"] = through;
@@ -175,16 +201,18 @@ struct Linear : torch::autograd::Function<Linear> {
     const Tensor &x = saved[0], &weight = saved[1], &u = saved[2], dy = grads[0].contiguous();
     const Norms norms{saved[3], saved[4], saved[5], saved[6]};
     const int64_t N = x.size(0), K = x.size(1), M = weight.size(0);
-    Tensor dx = at::empty_like(x), dweight = N > 0 ? at::empty_like(weight) : at::zeros_like(weight), dgamma;
+    Tensor dx = at::empty_like(x), dweight = N > 0 ? at::empty_like(weight) : at::zeros_like(weight), dgamma, dbias;
+    if (ctx->saved_data["bias"].toBool()) dbias = at::empty({M}, weight.options());
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_backward", [&] {
       multiply<scalar_t>(N, K, M, dy.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), K, 1,
                          data_or_null<scalar_t>(norms.scale), nullptr, dx.data_ptr<scalar_t>());
       weight_gradient<scalar_t>(N, M, K, dy.data_ptr<scalar_t>(), x.data_ptr<scalar_t>(), dweight.data_ptr<scalar_t>());
+      if (dbias.defined()) bias_gradient<scalar_t>(N, M, dy.data_ptr<scalar_t>(), dbias.data_ptr<scalar_t>());
       if (u.defined())
         dgamma = sigma_gradient<scalar_t>(weight, u, norms, ctx->saved_data["parts"].toIntVector(),
                                           ctx->saved_data["through"].toBool(), dweight);
     });
-    return {dx, dweight, dgamma, Tensor(), Tensor(), Tensor()};
+    return {dx, dweight, dbias, dgamma, Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -197,7 +225,7 @@ Tensor weight_of(const Projection& p, size_t i) {
 Tensor linear(const Tensor& x, const Projection& p) {
   if (has_cpu_kernels(x)) {
     const auto given = [](const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-    return Linear::apply(x, p.weight, given(p.gamma), given(p.u), flat(p.parts), p.through);
+    return Linear::apply(x, p.weight, given(p.bias), given(p.gamma), given(p.u), flat(p.parts), p.through);
   }
   std::vector<Tensor> columns;
   int64_t done = 0;  // rows of the weight
@@ -212,7 +240,8 @@ Tensor linear(const Tensor& x, const Projection& p) {
     done += p.parts[i].rows;
   }
   plain_until(p.weight.size(0));
-  return columns.size() == 1 ? columns[0] : at::cat(columns, 1);
+  const Tensor y = columns.size() == 1 ? columns[0] : at::cat(columns, 1);
+  return p.bias.defined() ? y + p.bias : y;
 }
 
 Tensor spectral_norms(const Projection& p) {
@@ -239,7 +268,7 @@ Tensor folded(const Projection& p) {
   if (has_cpu_kernels(p.weight))
     return p.weight * norms_of(p.weight.contiguous(), p.gamma, p.u, flat(p.parts)).scale.unsqueeze(1);
   const Tensor sigma = spectral_norms(p), scale = at::where(sigma == 0, at::zeros_like(sigma), p.gamma / sigma);
-  Projection out{.name = p.name, .weight = p.weight.clone(), .parts = p.parts, .gamma = {}, .u = {}};
+  Projection out{.name = p.name, .weight = p.weight.clone(), .bias = {}, .parts = p.parts, .gamma = {}, .u = {}};
   for (size_t i = 0; i < p.parts.size(); ++i) weight_of(out, i).mul_(scale[i]);
   return out.weight;
 }

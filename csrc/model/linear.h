@@ -20,6 +20,7 @@ struct SigmaPart {
 struct Projection {
   std::string name;              // "layers.0.qkv"
   at::Tensor weight;             // [M, K]
+  at::Tensor bias;               // [M], or undefined
   std::vector<SigmaPart> parts;  // P of them, rising; gamma and u are undefined where there is none
   at::Tensor gamma;              // [P]
   at::Tensor u;                  // [P, K], rows of length 1
@@ -29,7 +30,7 @@ struct Projection {
 // W_i, a view.
 at::Tensor weight_of(const Projection& projection, size_t i);
 
-// x [N, K] → x · (γ / σ · W)ᵀ [N, M]; gradients of first order for x, W and γ.
+// x [N, K] → x · (γ / σ · W)ᵀ + bias [N, M]; gradients of first order for x, W, bias and γ.
 // Float and double on the CPU: own kernels, in which every element is one sum in a fixed order. So no bit of
 // a row, or of a gradient, depends on the number of threads, nor a row on the rows beside it; the BLAS in
 // torch promises neither. The factors ride on the packing of W. Elsewhere torch's linear and ops::sigma_linear.

@@ -20,8 +20,8 @@ void check(const model::DecoderConfig& config, const std::vector<std::vector<int
                                 std::to_string(prompts.size()) + " prompts; wanted one a prompt");
   for (const int64_t count : samples)
     if (count < 1) throw std::invalid_argument("rollout: samples is " + std::to_string(count) + ", wanted at least 1");
-  auto in_vocabulary = [&](int64_t token) { return token >= 0 && token < config.vocabulary; };
-  const std::string range = ", outside the vocabulary 0 … " + std::to_string(config.vocabulary - 1);
+  auto in_vocabulary = [&](int64_t token) { return token >= 0 && token < config.token_count(); };
+  const std::string range = ", outside the vocabulary 0 … " + std::to_string(config.token_count() - 1);
   for (size_t i = 0; i < prompts.size(); ++i) {
     const std::string name = "rollout: prompt " + std::to_string(i);
     if (prompts[i].empty()) throw std::invalid_argument(name + " is empty; it needs at least one token");
@@ -85,11 +85,11 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
   RolloutJob job{*model,
                  prompts,
                  samples,
-                 config.vocabulary,
+                 config.token_count(),
                  config.max_position_embeddings,
                  sampling,
                  stop_tokens,
-                 std::vector<bool>(config.vocabulary),
+                 std::vector<bool>(config.token_count()),
                  key,
                  branching,
                  {},

@@ -17,16 +17,20 @@ AttentionEntropy::AttentionEntropy(const AttentionEntropyConfig& config, int64_t
 Tensor AttentionEntropy::penalty(const model::AttentionRecord& record, const Tensor& rows) const {
   const int64_t layers = static_cast<int64_t>(record.entropy.size()), T = rows.size(1);
   const Tensor H = record.entropy[0], keys = torch::arange(1, T + 1, H.options().requires_grad(false));
-  const Tensor seen = record.window > 0 ? keys.clamp_max(record.window) : keys;  // [T]
+  std::vector<Tensor> in_sight;
+  for (const int64_t window : record.window) in_sight.push_back(window > 0 ? keys.clamp_max(window) : keys);
+  const Tensor seen = torch::stack(in_sight).view({layers, 1, 1, T});
   const bool log_n = config_.maximum == "log_n";
-  const Tensor most = log_n ? seen.log() : torch::full_like(keys, std::log(static_cast<double>(T)));
-  const Tensor counts = (log_n ? rows & (seen > 1) : rows).to(H.scalar_type()).unsqueeze(1);  // [B, 1, T]
-  const Tensor entropy = torch::stack(record.entropy);                                        // [L, B, H, T]
-  const Tensor theta = threshold_.view({layers, -1});                                         // [L, H]
-  Tensor delta, allowed;                                                                      // [L, H], or [L, B, H, T]
+  const Tensor most = log_n ? seen.log() : torch::full_like(seen, std::log(static_cast<double>(T)));
+  const Tensor all = rows.view({1, -1, 1, T});
+  const Tensor counts = (log_n ? all & (seen > 1) : all.expand({layers, -1, -1, -1})).to(H.scalar_type());
+  const Tensor entropy = torch::stack(record.entropy);  // [L, B, H, T]; counts [L, B, 1, T], most [L, 1, 1, T]
+  const Tensor theta = threshold_.view({layers, -1});   // [L, H]
+  Tensor delta, allowed;                                // [L, H], or [L, B, H, T]
   if (config_.reduction == "mean") {
-    const Tensor number = counts.sum().clamp_min(1), mean_most = (counts * most).sum() / number;
-    delta = (entropy * counts).sum(at::IntArrayRef({1, 3})) / number - theta * mean_most;
+    const auto over_rows = [](const Tensor& x) { return x.sum(at::IntArrayRef({1, 3})); };
+    const Tensor number = over_rows(counts).clamp_min(1), mean_most = over_rows(counts * most) / number;  // [L, 1]
+    delta = over_rows(entropy * counts) / number - theta * mean_most;
     allowed = config_.tolerance * mean_most;
   } else {
     delta = (entropy - theta.unsqueeze(1).unsqueeze(-1) * most) * counts;

@@ -11,11 +11,13 @@ void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& row
   const torch::NoGradGuard no_grad;
   const Tensor keys =
       torch::arange(1, rows.size(1) + 1, rows.options().dtype(torch::kFloat64));  // a row sees itself too
-  const Tensor seen = record.window > 0 ? keys.clamp_max(record.window) : keys;   // [T]
-  const Tensor weight = (rows & (seen > 1)).to(torch::kFloat64);                  // [B, T]
-  const Tensor inverse_log = torch::where(seen > 1, seen.log().reciprocal(), 0.0);
-  std::vector<Tensor> entropy, normalized, max_logit, bound, certified;
+  std::vector<Tensor> entropy, normalized, max_logit, bound, certified, count;
   for (size_t layer = 0; layer < record.entropy.size(); ++layer) {
+    const int64_t window = record.window[layer];
+    const Tensor seen = window > 0 ? keys.clamp_max(window) : keys;  // [T]
+    const Tensor weight = (rows & (seen > 1)).to(torch::kFloat64);   // [B, T]
+    const Tensor inverse_log = torch::where(seen > 1, seen.log().reciprocal(), 0.0);
+    count.push_back(weight.sum());
     const Tensor H = record.entropy[layer].detach().to(torch::kFloat64) * weight.unsqueeze(1);  // [B, H, T]
     entropy.push_back(H.sum(at::IntArrayRef({0, 2})));
     normalized.push_back((H * inverse_log).sum(at::IntArrayRef({0, 2})));
@@ -31,11 +33,11 @@ void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& row
   if (record.with_bound) add(bound_, torch::stack(bound)), add(certified_, torch::stack(certified));
   const Tensor M = torch::stack(max_logit);
   max_logit_ = max_logit_.defined() ? torch::maximum(max_logit_, M) : M;
-  add(count_, weight.sum());
+  add(count_, torch::stack(count));
 }
 
 AttentionStatistics AttentionWatch::statistics() const {
-  const double rows = std::max(count_.item<double>(), 1.0);
+  const Tensor rows = count_.clamp_min(1).unsqueeze(1);  // [L, 1]
   const auto table = [](const Tensor& x) {
     const Tensor y = x.to(torch::kCPU, torch::kFloat64).contiguous();
     HeadTable t;

@@ -21,7 +21,7 @@ class AttentionWatch {
   explicit AttentionWatch(bool with_bound = false) : with_bound_(with_bound) {}
   // What the next forward pass is to fill in.
   model::AttentionRecord record() const {
-    return {.entropy = {}, .max_logit = {}, .with_bound = with_bound_, .bound = {}};
+    return {.entropy = {}, .max_logit = {}, .window = {}, .with_bound = with_bound_, .bound = {}};
   }
   // rows [B, T] bool: the tokens that are no padding.
   void add(const model::AttentionRecord& record, const torch::Tensor& rows);
@@ -31,7 +31,7 @@ class AttentionWatch {
  private:
   bool with_bound_;
   torch::Tensor entropy_, normalized_, max_logit_, bound_, certified_;  // [L, H] double, max_logit_ float
-  torch::Tensor count_;                                                 // [] double: rows
+  torch::Tensor count_;                                                 // [L] double: rows
 };
 
 // A head has collapsed below this normalized entropy: a choice. The paper on entropy collapse (arXiv 2303.06296) gives no

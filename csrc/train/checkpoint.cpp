@@ -18,6 +18,7 @@
 #include "csrc/train/json_file.h"
 #include "csrc/train/model_config.h"
 #include "csrc/train/safetensors.h"
+#include "csrc/train/weights.h"
 
 namespace isentrope::train {
 namespace fs = std::filesystem;
@@ -51,10 +52,12 @@ bool exists(const std::string& file) {
   return fs::exists(file, error);
 }
 
-// Written by save_pretrained of transformers, which names itself in config.json. No checkpoint of a trainer does.
-bool of_transformers(const std::string& dir) {
+// A model's folder that no trainer here wrote. Its own config.json names the trainer; where transformers opened a checkpoint and
+// saved it again, it keeps that key and adds its own.
+bool of_elsewhere(const std::string& dir) {
   if (exists(dir + "/" + kDone) || !exists(dir + "/config.json")) return false;
-  return read_json(dir + "/config.json").contains("transformers_version");
+  const json config = read_json(dir + "/config.json");
+  return config.contains("transformers_version") || !config.contains("isentrope_version");
 }
 
 // file → digest, as DONE lists them.
@@ -155,12 +158,6 @@ void write_folder(const std::string& dir, const CheckpointState& state, const mo
   sync_folder(dir);
 }
 
-std::string shape_of(const Tensor& tensor) {
-  std::ostringstream out;
-  out << tensor.sizes();
-  return out.str();
-}
-
 }  // namespace
 
 std::string checkpoint_dir(const std::string& run_dir, const std::string& phase, int64_t step) {
@@ -205,10 +202,11 @@ void verify_checkpoint(const std::string& dir) {
 }
 
 CheckpointState read_position(const std::string& dir) {
-  if (of_transformers(dir))
-    throw std::runtime_error(dir +
-                             ": saved by transformers, which keeps the weights alone; a run can start from it "
-                             "(run.start), not go on from it");
+  if (of_elsewhere(dir))
+    throw std::runtime_error(
+        dir +
+        ": a model's folder and no checkpoint of a run: it keeps the weights alone; a run can start "
+        "from it (model.pretrained, run.start), not go on from it");
   const std::string file = dir + "/trainer.json";
   check_files(dir, {"trainer.json"});
   const json object = read_json(file);
@@ -249,46 +247,30 @@ CheckpointState load_checkpoint_state(const std::string& dir) {
 }
 
 model::DecoderConfig read_model_config(const std::string& dir) {
-  if (!of_transformers(dir)) check_files(dir, {"config.json"});
+  if (!of_elsewhere(dir)) check_files(dir, {"config.json"});
   return parse_model_config(dir + "/config.json");
 }
 
 data::Tokenizer load_tokenizer(const std::string& dir) {
-  if (!of_transformers(dir)) check_files(dir, {"tokenizer.json", "tokenizer_config.json"});
+  if (!of_elsewhere(dir)) check_files(dir, {"tokenizer.json", "tokenizer_config.json"});
   return data::Tokenizer::load(dir);
 }
 
-model::Decoder load_model(const std::string& dir) {
-  model::Decoder decoder(read_model_config(dir), 0);
+model::Decoder load_model(const std::string& dir, int64_t tokens) {
+  model::DecoderConfig config = read_model_config(dir);
+  if (tokens > config.vocabulary)
+    throw std::runtime_error(dir + ": its embedding has " + std::to_string(config.vocabulary) +
+                             " rows, and the tokenizer " + std::to_string(tokens) +
+                             " tokens; take the tokenizer of the model");
+  config.tokens = tokens;
+  model::Decoder decoder(config, std::nullopt);
   load_weights(dir, decoder);
   return decoder;
 }
 
 void load_weights(const std::string& dir, model::Decoder& decoder) {
-  if (!of_transformers(dir)) check_files(dir, {"model.safetensors"});
-  const std::string file = dir + "/model.safetensors";
-  auto stored = read_safetensors(file);
-  std::vector<std::string> differences;
-  const auto own = decoder->named_weights();
-  std::map<std::string, Tensor> wanted(own.begin(), own.end());
-  for (const auto& [name, tensor] : own) {
-    const auto found = stored.find(name);
-    if (found == stored.end())
-      differences.push_back(name + " is missing");
-    else if (found->second.sizes() != tensor.sizes())
-      differences.push_back(name + " is " + shape_of(found->second) + ", wanted " + shape_of(tensor));
-  }
-  for (const auto& [name, tensor] : stored)
-    if (!wanted.count(name)) differences.push_back(name + " " + shape_of(tensor) + " has no place in this model");
-  if (!differences.empty()) {
-    constexpr size_t kShown = 5;  // enough to see what kind of difference it is
-    std::string message = file + ": weights of another model: ";
-    for (size_t i = 0; i < std::min(differences.size(), kShown); ++i) message += (i ? "; " : "") + differences[i];
-    if (differences.size() > kShown) message += "; and " + std::to_string(differences.size() - kShown) + " more";
-    throw std::runtime_error(message);
-  }
-  torch::NoGradGuard no_grad;
-  for (auto& [name, tensor] : wanted) tensor.copy_(stored.at(name));
+  if (!of_elsewhere(dir)) check_files(dir, {"model.safetensors"});
+  read_weights(dir, decoder);
 }
 
 }  // namespace isentrope::train

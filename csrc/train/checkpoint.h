@@ -55,13 +55,14 @@ void verify_checkpoint(const std::string& dir);         // every file that DONE 
 CheckpointState read_position(const std::string& dir);  // trainer.json alone, without tensors
 CheckpointState load_checkpoint_state(const std::string& dir);
 
-// A folder that `transformers` saved (save_pretrained) is taken here too; it has no digests.
+// A model's folder that `transformers` or another program wrote is taken here too (csrc/train/family.h, weights.h); it has no
+// digests.
 model::DecoderConfig read_model_config(const std::string& dir);  // from config.json, vocabulary included
 data::Tokenizer load_tokenizer(const std::string& dir);
-model::Decoder load_model(const std::string& dir);  // its weights as they are saved, with folded spectral norms
+// Its weights as they are saved, with folded spectral norms. tokens: DecoderConfig::tokens; 0 for all that it has.
+model::Decoder load_model(const std::string& dir, int64_t tokens = 0);
 // Copies the weights into decoder; one with layers of learned spectral norm still needs restore_sigma or start_sigma, since
-// these are folded. Weights of another model: the error lists the first names and shapes that
-// differ.
+// these are folded. Weights of another model: csrc/train/weights.h.
 void load_weights(const std::string& dir, model::Decoder& decoder);
 
 // The first weight that is not finite; "" where all are.

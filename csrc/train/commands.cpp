@@ -188,7 +188,9 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
     throw std::runtime_error(checkpoint + " holds no configuration; name one behind it");
   const TrainConfig config = read_config(file, {words.begin() + named, words.end()});
   const PhaseConfig& phase = config.phases.back();
-  const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
+  const data::Tokenizer tokenizer =  // transformers saves a model without one
+      std::filesystem::exists(checkpoint + "/tokenizer.json") ? load_tokenizer(checkpoint)
+                                                              : data::Tokenizer(config.tokenizer);
   const auto split = options.split == "test" ? data::Split::test : data::Split::validation;
   if (!phase.data.has(split))
     throw std::runtime_error(file + ": the data of phase " + phase.name + " have no part for " + options.split +
@@ -202,8 +204,8 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
   }
   std::vector<Answer> answers;
   Intervals intervals;
-  const Evaluation result =
-      held_out->evaluate(load_model(checkpoint), config.test, nullptr, out ? &answers : nullptr, &intervals);
+  const Evaluation result = held_out->evaluate(load_model(checkpoint, tokenizer.size()), config.test, nullptr,
+                                               out ? &answers : nullptr, &intervals);
   for (const Answer& answer : answers) {
     nlohmann::ordered_json line = to_json(answer.group, answer.prompt, answer.completion, tokenizer);
     line["decoding"] = answer.greedy ? "greedy" : "sampled";
@@ -221,7 +223,9 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
 int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments) {
   const std::string python = python_program();
   ::setenv("ISENTROPE_PROGRAM", program.c_str(), 1);
-  std::vector<std::string> words{python, "-m", "isentrope." + name};
+  std::string module = "isentrope." + name;
+  std::replace(module.begin(), module.end(), '-', '_');
+  std::vector<std::string> words{python, "-m", module};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> command;
   for (std::string& word : words) command.push_back(word.data());

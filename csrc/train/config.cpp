@@ -7,8 +7,11 @@
 #include <utility>
 
 #include "csrc/message.h"
+#include "csrc/train/checkpoint.h"
 #include "csrc/train/config_document.h"
 #include "csrc/train/config_fields.h"
+#include "csrc/train/config_values.h"
+#include "csrc/train/run_checkpoints.h"
 
 namespace isentrope::train {
 namespace {
@@ -210,9 +213,29 @@ class Validator {
   std::string path_;
 };
 
+// The model of config.model.pretrained, and above it what the document writes beside that key, which must not contradict.
+void take_pretrained(const Document& document, TrainConfig& config) {
+  const std::string folder = config.model.pretrained;
+  model::DecoderConfig found;
+  try {
+    found = read_model_config(resolve_checkpoint(folder));
+  } catch (const std::runtime_error& error) {
+    document.fail("model.pretrained", error.what());
+  }
+  found.pretrained = folder;
+  config.model = found;
+  Reader::read(document, document.root()["model"], "model", config.model);
+  const auto was = values_of(found), is = values_of(config.model);
+  for (const std::string& key : keys_of_meaning())
+    if (was.at(key) != is.at(key))
+      document.fail("model." + key, "is " + is.at(key) + ", and " + folder + " (model.pretrained) has " + was.at(key) +
+                                        "; leave the key out");
+}
+
 TrainConfig read_document(const Document& document) {
   TrainConfig config;
   Reader::read(document, document.root(), "", config);
+  if (!config.model.pretrained.empty()) take_pretrained(document, config);
   Validator::check(document, "", config);
   return config;
 }

@@ -4,6 +4,7 @@
 
 #include "csrc/message.h"
 #include "csrc/train/config.h"
+#include "csrc/train/family.h"
 
 namespace isentrope::train {
 
@@ -80,6 +81,11 @@ std::string sampling_problem(const rl::SamplingConfig& sampling, const TrainConf
 }  // namespace
 
 std::string TrainConfig::problem() const {
+  if (!model.pretrained.empty() && !run.start.empty())
+    return "run.start: names weights to start from, and so does model.pretrained; leave one of the two out";
+  if (const Family& family = family_of(model); model.family != "auto" && !family.misfit(model).empty())
+    return "model.family: " + model.family + " has no models with model." + family.misfit(model) +
+           " as it is written here; write family: auto";
   if (phases.empty()) return "phases: there is none; a run needs at least one";
   for (size_t i = 0; i < phases.size(); ++i) {
     const PhaseConfig& phase = phases[i];
@@ -88,10 +94,10 @@ std::string TrainConfig::problem() const {
       if (phases[j].name == phase.name)
         return path + ".name: '" + phase.name + "' is the name of phases." + std::to_string(j) +
                " too; checkpoints and metrics need one name a phase";
-    if (i == 0 && phase.objective.kind == "grpo" && run.start.empty())
+    if (i == 0 && phase.objective.kind == "grpo" && run.start.empty() && model.pretrained.empty())
       return path +
              ": a grpo phase improves a model that was trained before; put an sft phase before it, or name a "
-             "checkpoint in run.start";
+             "checkpoint in run.start or a model in model.pretrained";
     if (phase.rollout && phase.rollout->ares) {
       try {
         rl::trigger_tokens(phase.rollout->ares->triggers, data::Tokenizer(tokenizer));

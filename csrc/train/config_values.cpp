@@ -57,4 +57,37 @@ std::map<std::string, std::string> listed(T copy) {
 std::map<std::string, std::string> values_of(const TrainConfig& config) { return listed(config); }
 std::map<std::string, std::string> values_of(const model::DecoderConfig& config) { return listed(config); }
 
+// The others say how weights are trained or computed.
+const std::set<std::string>& keys_of_meaning() {
+  static const std::set<std::string> kKeys{"num_hidden_layers",
+                                           "hidden_size",
+                                           "num_attention_heads",
+                                           "num_key_value_heads",
+                                           "head_dim",
+                                           "intermediate_size",
+                                           "rope_theta",
+                                           "rope_scaling.rope_type",
+                                           "rope_scaling.factor",
+                                           "rope_scaling.original_max_position_embeddings",
+                                           "rope_scaling.attention_factor",
+                                           "rope_scaling.beta_fast",
+                                           "rope_scaling.beta_slow",
+                                           "rope_scaling.mscale",
+                                           "rope_scaling.mscale_all_dim",
+                                           "rope_scaling.truncate",
+                                           "rope_scaling.low_freq_factor",
+                                           "rope_scaling.high_freq_factor",
+                                           "rms_norm_eps",
+                                           "norm",
+                                           "tie_word_embeddings",
+                                           "mlp_bias",
+                                           "attention.window",
+                                           "attention.layer_types",
+                                           "attention.softcap",
+                                           "attention.qk_norm",
+                                           "attention.bias",
+                                           "attention.temperature"};
+  return kKeys;
+}
+
 }  // namespace isentrope::train

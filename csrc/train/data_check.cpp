@@ -152,7 +152,7 @@ bool evaluates(const TrainConfig& config, const PhaseConfig& phase, data::Split 
 }
 
 double least_memory(const TrainConfig& config) {
-  const int64_t vocabulary = data::Tokenizer(config.tokenizer).size();
+  const int64_t vocabulary = std::max(config.model.vocabulary, data::Tokenizer(config.tokenizer).size());
   const double weights = weights_of(config.model, vocabulary);
   constexpr double kFloat = 4;
   double most = 0;

@@ -23,9 +23,9 @@ double model_flops(const model::DecoderConfig& m, const StepWork& work) {
   const double attention =
       number(m.hidden_size * m.head_size() * (2 * m.num_attention_heads + 2 * m.num_key_value_heads));
   const double layers = L * (attention + 3 * number(m.hidden_size * m.intermediate_size)),
-               head = number(m.vocabulary * m.hidden_size);
+               head = number(m.token_count() * m.hidden_size);
   const double passes = work.reference ? 4 : 3;  // forward, twice as much backward, forward of the reference
-  return passes * (2 * (layers * work.tokens + head * work.learnt) + 4 * L * C * work.pairs) +
+  return passes * (2 * (layers * work.tokens + head * work.learnt) + 4 * C * work.pairs) +
          2 * (layers + head) * work.generated;
 }
 

@@ -12,18 +12,18 @@ namespace isentrope::train {
 struct StepWork {
   double tokens = 0;       // that went through the updates, padding left out
   double learnt = 0;       // of them, those with a target: the head sees no others
-  double pairs = 0;        // of query and key in sight, over their sequences
+  double pairs = 0;        // of query and key in sight, over their sequences and the layers
   double generated = 0;    // tokens drawn in rollouts
   bool reference = false;  // whether the tokens of the updates went forward through a reference model too
 };
 
-// Pairs of query and key of a causal sequence of `length` tokens; window: model.attention.window, 0 for none.
+// Pairs of query and key of a causal sequence of `length` tokens; window: of the layer, 0 for none.
 double attention_pairs(int64_t length, int64_t window);
 
 // Model FLOPs of a step, a multiply-add counted as two: 6·N a token of an update (2 forward, 4 backward), 2·N more where there is
-// a reference, 2·N a token drawn, and 12·L·C a pair (PaLM, arXiv 2204.02311, appendix B, which takes all T keys of a sequence for
+// a reference, 2·N a token drawn, and 12·C a pair of a layer (PaLM, arXiv 2204.02311, appendix B, which takes all T keys of a sequence for
 // every token, where here only those in sight count). N: weights of the layers' matrices; the head's count at learnt and drawn
-// tokens. L layers, C = heads · head size. Left out: prompts of rollouts, attention in them, norms, the optimiser.
+// tokens. C = heads · head size. Left out: prompts of rollouts, attention in them, norms, the optimiser.
 double model_flops(const model::DecoderConfig& model, const StepWork& work);
 
 // FLOP/s of a float32 product on the device, with the threads of the process: the best of those that fit into 30 ms, the first

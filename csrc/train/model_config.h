@@ -1,4 +1,4 @@
-// The file config.json of a checkpoint: the model as `transformers` names it.
+// The file config.json of a model's folder: a decoder as `transformers` 4 and 5 name it.
 #pragma once
 #include <string>
 
@@ -7,14 +7,14 @@
 
 namespace isentrope::train {
 
-// Llama, Mistral (window) or Qwen3 (qk_norm), whose models there compute what this one does; a model type of its own, isentrope,
-// where there is none.
+// Of the family that family_of() gives (csrc/train/family.h). Keys that versions 4 and 5 spell differently stand in both
+// spellings.
 std::string model_config_json(const model::DecoderConfig& config, const data::Tokenizer& tokenizer);
 
-// Whether it is one of those: transformers opens the checkpoint.
+// Whether transformers has a model that computes what this one does.
 bool opens_in_transformers(const model::DecoderConfig& config);
 
-// What model_config_json() wrote, or `transformers` for the same models. Throws std::runtime_error with the file and the key
+// What model_config_json() wrote, or `transformers` for the same families. Throws std::runtime_error with the file and the key
 // that the decoder has no place for.
 model::DecoderConfig parse_model_config(const std::string& file);
 

@@ -45,42 +45,42 @@ std::string listed(const std::vector<std::string>& lines) {
 
 // ---- what gives weights their meaning -----------------------------------------------------------------------------
 
-// Keys of model that say how weights are used, not how they are trained or computed.
-const std::set<std::string> kMeaning{"num_hidden_layers",
-                                     "hidden_size",
-                                     "num_attention_heads",
-                                     "num_key_value_heads",
-                                     "head_dim",
-                                     "intermediate_size",
-                                     "rope_theta",
-                                     "rms_norm_eps",
-                                     "norm",
-                                     "tie_word_embeddings",
-                                     "attention.window",
-                                     "attention.softcap",
-                                     "attention.qk_norm",
-                                     "attention.temperature"};
+// The tokenizer that lies beside the weights. Where it is of another program, the configuration's is taken on trust, and that is
+// told.
+std::optional<data::Tokenizer> stored_tokenizer(Standing& standing) {
+  const std::string& dir = standing.from;
+  if (!exists(dir + "/tokenizer.json")) return std::nullopt;  // transformers saves a model without one
+  if (exists(dir + "/DONE")) return load_tokenizer(dir);
+  try {
+    return load_tokenizer(dir);
+  } catch (const std::runtime_error& error) {
+    standing.notes.push_back(std::string(error.what()) + "; the configuration's tokenizer is taken in its place");
+    return std::nullopt;
+  }
+}
 
-// Throws where the weights in dir would mean something else under this configuration.
-void require_same_meaning(const std::string& dir, const TrainConfig& config, const data::Tokenizer& tokenizer) {
+// Throws where the weights in standing.from would mean something else under this configuration.
+void require_same_meaning(Standing& standing, const TrainConfig& config, const data::Tokenizer& tokenizer) {
+  const std::string& dir = standing.from;
   std::vector<std::string> differences;
   const auto compare = [&](const std::string& key, const std::string& was, const std::string& is) {
     if (was != is) differences.push_back(change(key, was, is));
   };
-  if (exists(dir + "/tokenizer.json")) {  // transformers saves a model without one
-    const data::Tokenizer stored = load_tokenizer(dir);
-    compare("tokenizer.kind", stored.config().kind, tokenizer.config().kind);
-    if (differences.empty() && stored.config().kind == "characters") {
-      compare("tokenizer.characters", stored.config().characters, tokenizer.config().characters);
-      compare("tokenizer.eos", stored.eos(), tokenizer.eos());
+  if (const auto stored = stored_tokenizer(standing)) {
+    compare("tokenizer.kind", stored->config().kind, tokenizer.config().kind);
+    if (differences.empty() && stored->config().kind == "characters") {
+      compare("tokenizer.characters", stored->config().characters, tokenizer.config().characters);
+      compare("tokenizer.eos", stored->eos(), tokenizer.eos());
     }
   }
   const model::DecoderConfig stored = read_model_config(dir);
   const Values was = values_of(stored), is = values_of(config.model);
-  for (const std::string& key : kMeaning) compare("model." + key, was.at(key), is.at(key));
+  for (const std::string& key : keys_of_meaning()) compare("model." + key, was.at(key), is.at(key));
   if (config.model.attention.temperature == "row")
-    compare("model.max_position_embeddings", was.at("context"), is.at("context"));
-  if (differences.empty()) compare("tokens", std::to_string(stored.vocabulary), std::to_string(tokenizer.size()));
+    compare("model.max_position_embeddings", was.at("max_position_embeddings"), is.at("max_position_embeddings"));
+  standing.vocabulary = stored.vocabulary;  // an embedding may have more rows than there are tokens
+  if (differences.empty() && stored.vocabulary < tokenizer.size())
+    compare("tokens", std::to_string(stored.vocabulary), std::to_string(tokenizer.size()));
   if (!differences.empty())
     throw std::runtime_error(dir +
                              ": its weights are of another model than the configuration's (checkpoint → "
@@ -91,10 +91,16 @@ void require_same_meaning(const std::string& dir, const TrainConfig& config, con
 // ---- resume -------------------------------------------------------------------------------------------------------
 
 // Keys of model that may change within a run; every other one changes what weights or places in the data mean.
-const std::set<std::string> kFreeOfModel{"model.initializer_range",        "model.fused_head",
-                                         "model.attention.qk_clip",        "model.sigma_reparam.gamma_init",
-                                         "model.sigma_reparam.sigma_grad", "model.sigma_reparam.steps_max",
-                                         "model.sigma_reparam.tolerance",  "model.sigma_reparam.every",
+const std::set<std::string> kFreeOfModel{"model.pretrained",
+                                         "model.family",
+                                         "model.initializer_range",
+                                         "model.fused_head",
+                                         "model.attention.qk_clip",
+                                         "model.sigma_reparam.gamma_init",
+                                         "model.sigma_reparam.sigma_grad",
+                                         "model.sigma_reparam.steps_max",
+                                         "model.sigma_reparam.tolerance",
+                                         "model.sigma_reparam.every",
                                          "model.sigma_reparam.svd"};
 
 // Why a phase that is under way cannot go on with another value of a key; "" where it can. key: below the phase.
@@ -186,7 +192,7 @@ Standing resumed(const TrainConfig& config, const data::Tokenizer& tokenizer, co
   Standing now{.from = from, .state = load_checkpoint_state(from)};
   const CheckpointState& state = now.state;
   const std::string& name = state.phase_name;
-  require_same_meaning(from, config, tokenizer);
+  require_same_meaning(now, config, tokenizer);
   now.phase = place_of(config, name);
   if (now.phase == config.phases.size())
     throw std::runtime_error(from + " stands in phase '" + name +
@@ -241,11 +247,16 @@ Standing resumed(const TrainConfig& config, const data::Tokenizer& tokenizer, co
   return now;
 }
 
-// ---- run.start ----------------------------------------------------------------------------------------------------
+// ---- run.start, model.pretrained ----------------------------------------------------------------------------------------------------
 
 Standing started(const TrainConfig& config, const data::Tokenizer& tokenizer) {
-  Standing now{.from = resolve_checkpoint(config.run.start)};
-  require_same_meaning(now.from, config, tokenizer);
+  const bool pretrained = !config.model.pretrained.empty();
+  Standing now{.from = resolve_checkpoint(pretrained ? config.model.pretrained : config.run.start)};
+  require_same_meaning(now, config, tokenizer);
+  if (pretrained) {
+    now.notes.push_back("start from " + now.from + ", its weights alone");
+    return now;
+  }
   const bool own = exists(now.from + "/DONE");
   if (own) now.state = load_checkpoint_state(now.from);
   const std::string& name = now.state.phase_name;
@@ -257,7 +268,7 @@ Standing started(const TrainConfig& config, const data::Tokenizer& tokenizer) {
     note += "phases up to its own, '" + name + "', are skipped";
   } else {
     note += "its weights alone are taken and all phases run, since " +
-            (!own                           ? "transformers saved it"
+            (!own                           ? "no trainer wrote it"
              : place < config.phases.size() ? "its phase '" + name + "' is the last one"
                                             : "its phase '" + name + "' is not in this configuration");
   }
@@ -271,7 +282,7 @@ Standing find_standing(const TrainConfig& config, const data::Tokenizer& tokeniz
                        bool resume) {
   if (resume)
     if (const auto latest = find_latest(run_dir)) return resumed(config, tokenizer, *latest);
-  Standing now = config.run.start.empty() ? Standing{} : started(config, tokenizer);
+  Standing now = config.run.start.empty() && config.model.pretrained.empty() ? Standing{} : started(config, tokenizer);
   for (size_t i = 0; i < config.phases.size(); ++i) now.numbers[config.phases[i].name] = static_cast<int64_t>(i);
   return now;
 }

@@ -15,6 +15,7 @@ namespace isentrope::train {
 
 struct Standing {
   std::string from = {};                // the checkpoint whose weights are taken; "" for a new model
+  int64_t vocabulary = 0;               // rows of its embedding
   CheckpointState state = {};           // of it
   bool goes_on = false;                 // phase `phase` goes on from state, and does not begin
   size_t phase = 0;                     // place in the configuration; past its end where nothing is left to do

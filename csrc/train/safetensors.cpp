@@ -108,6 +108,53 @@ json read_header(const std::string& file, const std::string& text) {
   return header;
 }
 
+// A file that is open, and what its header says, checked against the bytes there are.
+struct Reading {
+  explicit Reading(const std::string& file);
+  std::ifstream in;
+  uint64_t data = 0;  // where the bytes of the tensors begin
+  std::map<std::string, Entry> entries;
+};
+
+Reading::Reading(const std::string& file) : in(file, std::ios::binary) {
+  if (!in) broken(file, std::string("cannot be read: ") + std::strerror(errno));
+  std::error_code error;
+  const uint64_t size = std::filesystem::file_size(file, error);
+  if (error) broken(file, "cannot be read: " + error.message());
+
+  uint64_t length = 0;
+  auto truncated = [&](uint64_t expected) {
+    broken(file, "truncated: expected " + std::to_string(expected) + " bytes, found " + std::to_string(size));
+  };
+  if (size < sizeof(length)) truncated(sizeof(length));
+  in.read(reinterpret_cast<char*>(&length), sizeof(length));
+  if (length > kLargestHeader) broken(file, "not a safetensors file (header length " + std::to_string(length) + ")");
+  data = sizeof(length) + length;
+  if (size < data) truncated(data);
+  std::string text(length, ' ');
+  in.read(text.data(), static_cast<std::streamsize>(length));
+  const json header = read_header(file, text);
+
+  std::vector<std::pair<std::pair<uint64_t, uint64_t>, std::string>> places;
+  for (const auto& [name, value] : header.items()) {
+    if (name == "__metadata__") continue;
+    const Entry& entry = entries.emplace(name, read_entry(file, name, value)).first->second;
+    places.push_back({{entry.begin, entry.end}, name});
+  }
+  std::sort(places.begin(), places.end());
+  uint64_t end = 0;
+  for (const auto& [place, name] : places) {
+    if (place.first != end)
+      broken(file, "tensor '" + name + "' begins at byte " + std::to_string(place.first) +
+                       " of the data, and what stands before it ends at " + std::to_string(end) + ": tensors " +
+                       (place.first < end ? "overlap" : "leave a gap"));
+    end = place.second;
+  }
+  if (size < data + end) truncated(data + end);
+  if (size > data + end)
+    broken(file, "expected " + std::to_string(data + end) + " bytes, found " + std::to_string(size));
+}
+
 }  // namespace
 
 void write_safetensors(const std::string& file, const NamedTensors& tensors) {
@@ -142,52 +189,20 @@ void write_safetensors(const std::string& file, const NamedTensors& tensors) {
   out.commit();
 }
 
+std::map<std::string, TensorEntry> read_safetensors_header(const std::string& file) {
+  std::map<std::string, TensorEntry> found;
+  for (auto& [name, entry] : Reading(file).entries) found[name] = {entry.type, std::move(entry.shape)};
+  return found;
+}
+
 std::map<std::string, Tensor> read_safetensors(const std::string& file) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in) broken(file, std::string("cannot be read: ") + std::strerror(errno));
-  std::error_code error;
-  const uint64_t size = std::filesystem::file_size(file, error);
-  if (error) broken(file, "cannot be read: " + error.message());
-
-  uint64_t length = 0;
-  auto truncated = [&](uint64_t expected) {
-    broken(file, "truncated: expected " + std::to_string(expected) + " bytes, found " + std::to_string(size));
-  };
-  if (size < sizeof(length)) truncated(sizeof(length));
-  in.read(reinterpret_cast<char*>(&length), sizeof(length));
-  if (length > kLargestHeader) broken(file, "not a safetensors file (header length " + std::to_string(length) + ")");
-  const uint64_t data = sizeof(length) + length;
-  if (size < data) truncated(data);
-  std::string text(length, ' ');
-  in.read(text.data(), static_cast<std::streamsize>(length));
-  const json header = read_header(file, text);
-
-  std::map<std::string, Entry> entries;
-  std::vector<std::pair<std::pair<uint64_t, uint64_t>, std::string>> places;
-  for (const auto& [name, value] : header.items()) {
-    if (name == "__metadata__") continue;
-    const Entry& entry = entries.emplace(name, read_entry(file, name, value)).first->second;
-    places.push_back({{entry.begin, entry.end}, name});
-  }
-  std::sort(places.begin(), places.end());
-  uint64_t end = 0;
-  for (const auto& [place, name] : places) {
-    if (place.first != end)
-      broken(file, "tensor '" + name + "' begins at byte " + std::to_string(place.first) +
-                       " of the data, and what stands before it ends at " + std::to_string(end) + ": tensors " +
-                       (place.first < end ? "overlap" : "leave a gap"));
-    end = place.second;
-  }
-  if (size < data + end) truncated(data + end);
-  if (size > data + end)
-    broken(file, "expected " + std::to_string(data + end) + " bytes, found " + std::to_string(size));
-
+  Reading reading(file);
   std::map<std::string, Tensor> tensors;
-  for (const auto& [name, entry] : entries) {
+  for (const auto& [name, entry] : reading.entries) {
     Tensor tensor = torch::empty(entry.shape, torch::TensorOptions().dtype(entry.type));
-    in.seekg(static_cast<std::streamoff>(data + entry.begin));
-    in.read(static_cast<char*>(tensor.data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
-    if (!in) broken(file, "tensor '" + name + "' cannot be read: " + std::strerror(errno));
+    reading.in.seekg(static_cast<std::streamoff>(reading.data + entry.begin));
+    reading.in.read(static_cast<char*>(tensor.data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
+    if (!reading.in) broken(file, "tensor '" + name + "' cannot be read: " + std::strerror(errno));
     tensors.emplace(name, std::move(tensor));
   }
   return tensors;

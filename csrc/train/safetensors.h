@@ -17,6 +17,13 @@ using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
 // durable_file.h.
 void write_safetensors(const std::string& file, const NamedTensors& tensors);
 
+struct TensorEntry {
+  torch::ScalarType type;
+  std::vector<int64_t> shape;
+};
+// What the header says of every tensor; throws as read_safetensors does.
+std::map<std::string, TensorEntry> read_safetensors_header(const std::string& file);
+
 // All tensors, on the CPU. std::runtime_error names the file and what is wrong with it: truncated (bytes
 // expected and found), not a safetensors file, a dtype unknown, a tensor whose bytes do not fit its shape, tensors that
 // overlap or leave a gap, a name that stands twice. What it takes the safetensors library takes too.

@@ -40,8 +40,8 @@ std::vector<int64_t> encoded(const data::Prompt& prompt, const data::Tokenizer& 
 
 int sample_command(const std::string& path, const SampleOptions& options) {
   const std::string checkpoint = resolve_checkpoint(path);
-  const model::Decoder decoder = load_model(checkpoint);
   const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
+  const model::Decoder decoder = load_model(checkpoint, tokenizer.size());
   std::vector<data::Prompt> prompts;
   for (const std::string& text : options.prompts) prompts.push_back({"--prompt", text});
   if (!options.file.empty())

@@ -67,6 +67,8 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.model.vocabulary = tokenizer_.size();
   const Standing standing = find_standing(config_, tokenizer_, folder_.dir(), resume);
+  if (standing.vocabulary > 0) config_.model.vocabulary = standing.vocabulary;
+  config_.model.tokens = tokenizer_.size();
   phase_ = standing.phase;
   step_ = standing.step;
   ended_ = standing.ended;

@@ -111,7 +111,8 @@ Record Trainer::step() {
     for (int64_t row = 0; row < lengths.numel(); ++row) {
       const int64_t length = lengths.const_data_ptr<int64_t>()[row];
       work.tokens += static_cast<double>(length);
-      work.pairs += attention_pairs(length, config_.model.attention.window);
+      for (int64_t layer = 0; layer < config_.model.num_hidden_layers; ++layer)
+        work.pairs += attention_pairs(length, config_.model.attention.window_of(layer));
     }
   }
   if (const std::string bad = first_non_finite_weight(model_); !data.updates.empty() && !bad.empty())

@@ -15,7 +15,7 @@ using torch::Tensor;
 
 // One layer, one sequence beside one that is padded after two tokens; entropies [B, H, T] of 4 positions, 2 heads.
 model::AttentionRecord record_of(const Tensor& entropy, int64_t window = 0) {
-  return {{entropy}, {entropy * 10}, window};
+  return {.entropy = {entropy}, .max_logit = {entropy * 10}, .window = {window}, .bound = {}};
 }
 
 const Tensor kRows = torch::tensor({true, true, true, true, true, true, false, false}).view({2, 4});
@@ -89,6 +89,7 @@ TEST(AttentionWatch, TellsTheBoundWhereItIsAskedFor) {
   ASSERT_TRUE(record.with_bound);
   record.entropy = {entropies()};
   record.max_logit = {entropies()};
+  record.window = {0};
   record.bound = {entropies() / 6};
   watch.add(record, kRows);
   const AttentionStatistics s = watch.statistics();

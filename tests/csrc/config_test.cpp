@@ -222,7 +222,8 @@ TEST_F(ConfigTest, UnknownKeyNamesPlaceAndNearestName) {
   EXPECT_EQ(error(with("model:", "modle:")), "run.yaml:2: modle: unknown key; did you mean 'model'?");
   EXPECT_TRUE(
       error(with("  hidden_size: 64", "  zzzzzzzz: 64"))
-          .starts_with("run.yaml:3: model.zzzzzzzz: unknown key; the keys here are num_hidden_layers, hidden_size"));
+          .starts_with(
+              "run.yaml:3: model.zzzzzzzz: unknown key; the keys here are pretrained, family, num_hidden_layers"));
 }
 
 TEST_F(ConfigTest, WrongTypes) {

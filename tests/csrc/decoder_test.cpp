@@ -86,7 +86,7 @@ Tensor plain_turn(const Tensor& x, const Tensor& cosine, const Tensor& sine) {  
   return torch::cat({half[0] * cosine - half[1] * sine, half[1] * cosine + half[0] * sine}, -1);
 }
 
-Tensor plain_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& c,
+Tensor plain_attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& c, bool windowed,
                        const Tensor& log_temperature) {
   const int64_t group = q.size(1) / k.size(1), T = q.size(2);
   Tensor scores = q.matmul(k.repeat_interleave(group, 1).transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3)));
@@ -96,7 +96,7 @@ Tensor plain_attention(const Tensor& q, const Tensor& k, const Tensor& v, const 
     scores = scores / (log.size(1) > 1 ? log.slice(1, 0, T) : log).exp();
   }
   Tensor hidden = torch::ones({T, T}, torch::kBool).triu(1);
-  if (c.window > 0) hidden = hidden | torch::ones({T, T}, torch::kBool).tril(-c.window);
+  if (windowed) hidden = hidden | torch::ones({T, T}, torch::kBool).tril(-c.window);
   return scores.masked_fill(hidden, -INFINITY).softmax(-1).matmul(v.repeat_interleave(group, 1));
 }
 
@@ -132,7 +132,11 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
   Tensor x = w["model.embed_tokens.weight"].index({tokens});
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
     const std::string at = "model.layers." + std::to_string(i) + ".";
-    auto project = [&](const Tensor& y, const char* name) { return y.matmul(w.at(at + name + ".weight").t()); };
+    auto project = [&](const Tensor& y, const char* name) {
+      const Tensor product = y.matmul(w.at(at + name + ".weight").t());
+      const auto bias = w.find(at + name + ".bias");
+      return bias == w.end() ? product : product + bias->second;
+    };
     auto split = [&](const Tensor& y, int64_t heads) { return y.view({B, T, heads, D}).transpose(1, 2); };
     Tensor y = norm_if(before, x, at + "input_layernorm.weight");
     Tensor q = split(project(y, "self_attn.q_proj"), c.num_attention_heads),
@@ -144,8 +148,10 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
     const Tensor v = split(project(y, "self_attn.v_proj"), c.num_key_value_heads);
     const Tensor log_temperature =
         c.attention.temperature == "none" ? Tensor() : w.at(at + "self_attn.log_temperature");
-    const Tensor attended =
-        plain_attention(plain_turn(q, cosine, sine), plain_turn(k, cosine, sine), v, c.attention, log_temperature);
+    const auto& types = c.attention.layer_types;
+    const bool windowed = c.attention.window > 0 && (types.empty() || types[i % types.size()] == "sliding_attention");
+    const Tensor attended = plain_attention(plain_turn(q, cosine, sine), plain_turn(k, cosine, sine), v, c.attention,
+                                            windowed, log_temperature);
     x = x + project(attended.transpose(1, 2).reshape({B, T, -1}), "self_attn.o_proj");
     x = norm_if(after, x, at + "post_attention_layernorm.weight");
     y = norm_if(before, x, at + "post_attention_layernorm.weight");
@@ -191,6 +197,7 @@ TEST_P(DecoderShapes, LogitsAndGradientsAreAsExactAsPlainOnes) {
   const auto& [B, T, heads, kv_heads, head_size, tied, attention, norm, sigma, hidden_size] = GetParam();
   DecoderConfig config = small(heads, kv_heads, head_size, tied);
   config.attention = attention;
+  config.mlp_bias = attention.bias == "all";
   config.norm = norm;
   config.sigma_reparam = sigma;
   if (hidden_size > 0) {
@@ -244,6 +251,13 @@ INSTANTIATE_TEST_SUITE_P(
                     Shape{2, 33, 4, 2, 16, false, {.temperature = "head"}},
                     Shape{
                         2, 33, 4, 2, 16, true, {.window = 9, .softcap = 1.5, .qk_norm = true, .temperature = "row"}}));
+
+const std::vector<std::string> kMixed{"full_attention", "sliding_attention"};
+INSTANTIATE_TEST_SUITE_P(Families, DecoderShapes,
+                         testing::Values(Shape{2, 33, 4, 2, 16, false, {.bias = "qkv"}},
+                                         Shape{2, 33, 4, 2, 16, true, {.bias = "all"}},
+                                         Shape{2, 33, 4, 2, 16, false, {.bias = "all"}, "pre", sigma({"all"})},
+                                         Shape{2, 33, 4, 2, 16, false, {.window = 7, .layer_types = kMixed}}));
 
 INSTANTIATE_TEST_SUITE_P(HeadDim, DecoderShapes,
                          testing::Values(Shape{2, 33, 3, 1, 16, false, {}, "pre", {}, 40},
@@ -419,7 +433,7 @@ TEST(Decoder, RecordsTheAttentionOfEveryLayer) {
   const Tensor tokens = some_tokens(3, 31, 29), logits = decoder(tokens, &record);
   EXPECT_TRUE(torch::equal(logits, decoder(tokens)));
   ASSERT_EQ(record.entropy.size(), 2u);
-  ASSERT_EQ(record.window, 8);
+  ASSERT_EQ(record.window, (std::vector<int64_t>{8, 8}));
   const Tensor most = torch::arange(1, 32, torch::kFloat64).clamp_max(8).log() + 1e-6;
   for (size_t l = 0; l < 2; ++l) {
     EXPECT_EQ(record.entropy[l].sizes(), (std::vector<int64_t>{3, 4, 31}));
@@ -430,12 +444,45 @@ TEST(Decoder, RecordsTheAttentionOfEveryLayer) {
   }
 }
 
+TEST(Decoder, RowsOfTheEmbeddingThatAreNoTokensHaveNoLogits) {
+  DecoderConfig config = small(4, 2, 16);
+  const Decoder whole = make(config);
+  config.tokens = 20;
+  Decoder some = make(config), all = whole;
+  const Tensor tokens = some_tokens(2, 9, 20);
+  EXPECT_TRUE(torch::equal(some(tokens), all(tokens).slice(2, 0, 20)));
+  const auto judged = some->token_entropy(tokens, tokens);
+  const Tensor logp = all(tokens).slice(2, 0, 20).log_softmax(-1);
+  EXPECT_TRUE(torch::allclose(judged.entropy, -(logp.exp() * logp).sum(-1), 1e-5, 1e-5));
+  EXPECT_THROW(some(torch::full({1, 2}, 20, torch::kInt64)), c10::Error);
+  config.tokens = 30;
+  EXPECT_THROW(Decoder(config, 1), std::invalid_argument);
+}
+
+TEST(Decoder, StretchedRotaryPositionsThatMeanNothingAreRefused) {
+  const auto problem = [](const RopeScalingConfig& c) { return c.problem().substr(0, c.problem().find(':')); };
+  EXPECT_EQ(problem({}), "");
+  EXPECT_EQ(problem({.factor = 2}), "factor");
+  for (const char* type : {"linear", "dynamic", "yarn", "llama3"}) {
+    EXPECT_EQ(problem({.rope_type = type}), "factor");
+    EXPECT_EQ(problem({.rope_type = type, .factor = 2}), "");
+  }
+  EXPECT_EQ(problem({.rope_type = "linear", .factor = 2, .original_max_position_embeddings = 8}),
+            "original_max_position_embeddings");
+  EXPECT_EQ(problem({.rope_type = "llama3", .factor = 2, .attention_factor = 2}), "attention_factor");
+  EXPECT_EQ(problem({.rope_type = "llama3", .factor = 2, .truncate = false}), "truncate");
+  EXPECT_EQ(problem({.rope_type = "yarn", .factor = 2, .low_freq_factor = 2}), "low_freq_factor");
+  EXPECT_EQ(problem({.rope_type = "yarn", .factor = 2, .beta_fast = 1, .beta_slow = 2}), "beta_fast");
+  EXPECT_EQ(problem({.rope_type = "llama3", .factor = 2, .low_freq_factor = 4}), "high_freq_factor");
+}
+
 // The largest logit of every head after the cut is the bound, for the same inputs of the layer; of one layer, whose inputs no
 // other weight decides.
 TEST(Decoder, QkClipBringsTheLargestLogitToItsBound) {
   for (const int64_t kv_heads : {4, 2}) {
     DecoderConfig config = small(4, kv_heads, 16);
     config.num_hidden_layers = 1;
+    config.attention.bias = kv_heads == 2 ? "qkv" : "none";
     config.attention.qk_clip = 0.4;
     Decoder decoder = make(config);
     const Tensor tokens = some_tokens(3, 31, 29);

@@ -39,6 +39,8 @@ Decoder make(const DecoderConfig& config) {
   for (const auto& [name, weight] : decoder->named_weights())
     if (weight.dim() == 2)
       weight.mul_(name == "lm_head.weight" ? 20 : 2);
+    else if (name.ends_with(".bias"))
+      weight.copy_(torch::cos(torch::arange(weight.numel()) * 2.3) * 0.5);
     else if (name.ends_with("log_temperature"))
       weight.copy_(torch::sin(torch::arange(weight.numel()) * 1.7) * 0.5);
   return decoder;
@@ -89,13 +91,15 @@ TEST(Rollout, LogprobsAreThoseOfTheTrainingForwardPass) {
         Case{4, 2, 16, 1.0, {.window = 20, .softcap = 2, .qk_norm = true, .temperature = "row"}},
         Case{4, 2, 16, 1.0, {}, "pre", {"all"}}, Case{4, 2, 16, 1.0, {}, "post", {"q", "v", "up", "head"}},
         Case{4, 2, 16, 1.0, {}, "none", {"all"}}, Case{4, 2, 16, 1.0, {}, "post"},
-        Case{4, 2, 24, 1.0, {.qk_norm = true}, "pre", {"all"}, 31}}) {
+        Case{4, 2, 24, 1.0, {.qk_norm = true}, "pre", {"all"}, 31}, Case{4, 2, 16, 1.0, {.bias = "all"}},
+        Case{4, 2, 16, 1.0, {.window = 11, .layer_types = {"full_attention", "sliding_attention"}, .bias = "qkv"}}}) {
     DecoderConfig config = small_config(heads, kv_heads, head_size);
     if (hidden_size > 0) {
       config.hidden_size = hidden_size;
       config.head_dim = head_size;
     }
     config.attention = attention;
+    config.mlp_bias = attention.bias == "all";
     config.norm = norm;
     config.sigma_reparam.layers = sigma;
     Decoder decoder = make(config), judge = make(config);
@@ -132,6 +136,11 @@ TEST(Rollout, BothBackendsDrawTheSameTokens) {
     config.head_dim = 16;
     config.attention = {.window = 13, .softcap = 2, .qk_norm = true, .temperature = "row"};
     config.norm = norm;
+    if (norm == std::string("pre")) {
+      config.attention.layer_types = {"sliding_attention", "full_attention"};
+      config.attention.bias = "all";
+      config.mlp_bias = true;
+    }
     config.sigma_reparam.layers = {"q", "o", "mlp", "head"};
     const Decoder decoder = make(config);
     Decoder wide = make(config);
