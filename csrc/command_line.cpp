@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,6 +29,16 @@ int wrong(const std::string& what, const std::string& command = "") {
   std::fprintf(stderr, "isentrope: %s\nWhat there is:  isentrope %s--help\n", on_a_screen(what).c_str(),
                command.empty() ? "" : (command + " ").c_str());
   return 2;
+}
+
+// What is wrong with a word behind --reward; "" where nothing is.
+std::string reward_word(const std::string& word) {
+  try {
+    train::parse_reward_word(word);
+    return "";
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
 }
 
 // Parses the words. Returns the exit code where that is all there is to do: 0 after --help, 2 after words that are wrong, which are
@@ -66,7 +77,7 @@ std::optional<int> parse(CLI::App& app, int argc, char** argv) {
 
 }  // namespace
 
-int run(int argc, char** argv) {
+int run(int argc, char** argv, const Host& host) {
   using namespace train;
   CLI::App app("Isentrope trains transformers without letting their entropy collapse.", "isentrope");
   app.require_subcommand(1);
@@ -74,7 +85,7 @@ int run(int argc, char** argv) {
   std::vector<std::string> overrides;
   bool explain = false;
   TrainOptions training;
-  if (argc > 0) training.program = argv[0];
+  training.program = host.program;
   SampleOptions sample;
   EvaluateOptions evaluation;
 
@@ -120,6 +131,17 @@ int run(int argc, char** argv) {
   judge->add_option("--completions", evaluation.completions, "File that gets every answer, a JSON object a line.");
   judge->add_flag("--json", evaluation.json, "Print one JSON object, every figure in full.");
 
+  for (const auto& [command, rewards] :
+       {std::pair{train, &training.rewards}, {draw, &sample.rewards}, {judge, &evaluation.rewards}}) {
+    command
+        ->add_option(
+            "--reward", rewards->words,
+            "Function in Python, [NAME=]MODULE:FUNCTION or [NAME=]FILE.py:FUNCTION; may be given several times.")
+        ->allow_extra_args(false)
+        ->check(reward_word);
+    rewards->load = host.load;
+  }
+
   for (const auto& [name, what] : kPythonCommands) {
     auto* command = app.add_subcommand(name, what);
     command->prefix_command();  // every argument, --help too, is Python's
@@ -133,13 +155,15 @@ int run(int argc, char** argv) {
   if (*draw && sample.prompts.empty() && sample.file.empty())
     return wrong("there is no prompt; give --prompt TEXT or --prompts FILE", "sample");
 
+  for (const GivenRewards* rewards : {&training.rewards, &sample.rewards, &evaluation.rewards})
+    if (!rewards->words.empty() && !rewards->load) return command_in_python(host.program, {argv + 1, argv + argc});
   if (*train) return train_command(training);
   if (*show) return config_command(config, overrides, explain);
   if (*draw) return sample_command(checkpoint, sample);
   if (*judge) return evaluate_command(checkpoint, evaluation);
   const CLI::App* given = app.get_subcommands().front();
   if (given->get_name() == "version") return version_command();
-  return python_command(argv[0], given->get_name(), given->remaining());
+  return python_command(host.program, given->get_name(), given->remaining());
 }
 
 }  // namespace isentrope

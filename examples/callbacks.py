@@ -35,5 +35,5 @@ def on_evaluation(metrics: dict[str, Any], step: int) -> None:
 
 config = Path(__file__).parent.parent / "configs" / "tiny" / "grpo.yaml"
 trainer = isentrope.Trainer(config, overrides=sys.argv[1:])
-trainer.train(on_step, on_evaluation)
+trainer.train(on_step, on_evaluation, quiet=True)
 print(f"best {logger.best:.2f}; on 16 validation prompts {trainer.evaluate('validation', prompts=16)['greedy']:.2f}")

@@ -194,7 +194,7 @@ std::vector<Prompt> read_prompts(const std::string& path) {
     if (!*objects)
       prompts.push_back({where, line});
     else if (line.find_first_not_of(" \t\r") != std::string::npos)
-      prompts.push_back({where, prompt_of(object_of(line, where), "prompt", where)});
+      prompts.push_back({where, prompt_of(object_of(line, where), "prompt", where), line});
   }
   if (in.bad()) throw std::runtime_error("prompts: " + name + " cannot be read to its end: " + std::strerror(errno));
   if (prompts.empty()) throw std::runtime_error("prompts: " + name + " holds no prompt; wanted one a line");

@@ -46,6 +46,7 @@ struct JsonlConfig {
 // A prompt to be completed, and where it was read: FILE:LINE.
 struct Prompt {
   std::string where, text;
+  std::string columns = {};  // the JSON object that it was read from; empty where there is none
 };
 
 // The prompts of a file: .jsonl with an object a line whose "prompt" is a string (other keys are left alone), .txt with a prompt a

@@ -10,10 +10,15 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
+#include <cstdio>
 #include <memory>
 #include <thread>
 
+#include "csrc/command_line.h"
 #include "csrc/message.h"
+#include "csrc/train/process.h"
+#include "csrc/train/progress.h"
 #include "csrc/train/summary.h"
 
 namespace py = pybind11;
@@ -164,6 +169,27 @@ py::list lines_of(const std::vector<std::string>& texts) {
   return lines;
 }
 
+// python/isentrope/screen.py
+class PythonScreen : public train::Screen {
+ public:
+  explicit PythonScreen(py::object screen) : screen_(std::move(screen)) {}
+  bool terminal() const override { return screen_.attr("terminal")().cast<bool>(); }
+  int64_t columns() const override { return screen_.attr("columns")().cast<int64_t>(); }
+  int write(const std::string& written) override { return screen_.attr("write")(text(written)).cast<bool>() ? 0 : EIO; }
+  void warn(const std::string& warning) override { screen_.attr("warn")(text(warning)); }
+
+ private:
+  py::object screen_;
+};
+
+// What is shown of a trainer at work.
+struct Shown {
+  PythonScreen screen;
+  train::Console console{screen};
+  train::Progress progress;
+  Shown(py::object on, const train::Trainer& trainer) : screen(std::move(on)), progress(trainer, console) {}
+};
+
 // ---- the trainer --------------------------------------------------------------------------------------------------
 
 // A trainer makes one step at a time, in the process that made it.
@@ -185,13 +211,25 @@ class Handle {
   py::list advance() {
     const Turn turn(*this, "advance()");
     std::vector<train::Record> records;
+    if (shown_) shown_->progress.before_step();
     {
       const py::gil_scoped_release unlocked;
       records = trainer_->advance();
     }
+    if (shown_) shown_->progress.after_step(records);
     py::list lines;
     for (const auto& record : records) lines.append(to_dict(record));
     return lines;
+  }
+
+  // From now on each step is shown there; None ends that.
+  void show(const py::object& screen) {
+    const Turn turn(*this, "train()");
+    shown_ = screen.is_none() ? nullptr : std::make_unique<Shown>(screen, *trainer_);
+  }
+  void show_results() {
+    const Turn turn(*this, "train()");
+    if (shown_) shown_->console.print(shown_->progress.results());
   }
 
   py::bytes save() {
@@ -272,12 +310,37 @@ class Handle {
 
   const pid_t process_ = getpid();
   std::unique_ptr<train::Trainer> trainer_;
+  std::unique_ptr<Shown> shown_;
   std::atomic<bool> busy_ = false;
   std::atomic<std::thread::id> thread_;  // that is, or was last, in the trainer
   bool finished_ = false;
   std::string last_checkpoint_;
   std::vector<std::pair<std::string, train::Evaluation>> results_;
 };
+
+// ---- the command line -----------------------------------------------------------------------------------------------
+
+// words: the program's name, then what is behind it. load(name, place, function) gives a reward. What Python raises in it, or in the
+// reward, comes through.
+int run_program(std::vector<std::string> words, const py::function& load) {
+  train::begin_process();
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  const Host host{words.at(0), [&](const train::RewardWord& word) {
+                    const py::gil_scoped_acquire lock;
+                    const KeptModes modes;
+                    return from_python(load(py::bytes(word.name), py::bytes(word.place), py::bytes(word.function)));
+                  }};
+  try {
+    const py::gil_scoped_release unlocked;
+    return run(static_cast<int>(argv.size()), argv.data(), host);
+  } catch (const py::error_already_set&) {
+    throw;
+  } catch (...) {
+    std::fprintf(stderr, "isentrope: %s\n", message_of().c_str());
+    return 1;
+  }
+}
 
 }  // namespace
 
@@ -291,6 +354,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("config"), py::arg("overrides"), py::arg("resume"), py::arg("rewards"))
       .def("advance", &Handle::advance)
       .def("save", &Handle::save)
+      .def("show", &Handle::show, py::arg("screen"))
+      .def("show_results", &Handle::show_results)
       .def("evaluate", &Handle::evaluate, py::arg("split"), py::arg("overrides"))
       .def_property_readonly("finished", &Handle::finished)
       .def_property_readonly("warnings", &Handle::warnings)
@@ -299,6 +364,8 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("last_checkpoint", &Handle::last_checkpoint)
       .def_property_readonly("dir", &Handle::dir)
       .def_property_readonly("results", &Handle::results);
+  m.def("run", &run_program, py::arg("words"), py::arg("load"));
+  m.def("end_output", &train::end_output);
   m.def("print_config", [](const std::string& config, const std::vector<std::string>& overrides) {
     return text(train::print_config(train::read_config(config, overrides)));
   });

@@ -96,8 +96,10 @@ Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokeniz
   return {tokenizer.decode(tokens), finished};
 }
 
+bool is_built_in(const std::string& kind) { return kBuiltIn.count(kind) > 0; }
+
 bool reads_columns(const std::vector<RewardConfig>& rewards) {
-  return std::any_of(rewards.begin(), rewards.end(), [](const auto& reward) { return !kBuiltIn.count(reward.kind); });
+  return std::any_of(rewards.begin(), rewards.end(), [](const auto& reward) { return !is_built_in(reward.kind); });
 }
 
 std::string RewardConfig::problem() const {
@@ -151,8 +153,9 @@ RewardSum::RewardSum(const std::vector<RewardConfig>& configs, const std::string
     const auto function = custom.find(config.kind);
     if (function == custom.end() && !kBuiltIn.count(config.kind))
       throw std::invalid_argument("reward: no kind \"" + excerpt(config.kind) + "\"; there are " + known +
-                                  ". A function of your own is given as Trainer(config, rewards={\"" +
-                                  excerpt(config.kind) + "\": f})");
+                                  ". A function of your own is given as --reward " + excerpt(config.kind) +
+                                  "=FILE.py:FUNCTION on the command line, or as Trainer(config, rewards={\"" +
+                                  excerpt(config.kind) + "\": f}) in Python");
     if (!names.insert(config.metric()).second)
       throw std::invalid_argument("reward: two are called " + config.metric() + "; give one of them a name");
     parts_.push_back({config, function == custom.end() ? built_in(config, stop) : function->second});

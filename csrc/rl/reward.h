@@ -44,7 +44,7 @@ struct RewardConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("kind", kind, "exact, answer, format, length, or the name of a function given to the trainer.");
+    v("kind", kind, "exact, answer, format, length, or the name of a function of your own (docs/rewards.md).");
     v("weight", weight, "Factor of the score in the sum; negative for a penalty.", between(-1e6, 1e6));
     v("name", name, "Name in metrics, reward/<name>; empty for the kind.");
     v("pattern", pattern,
@@ -69,6 +69,8 @@ std::string example_problem(const RewardConfig& config, const data::Example& exa
 using RewardFunction =
     std::function<std::vector<double>(const std::vector<std::string>& prompts, const std::vector<Answer>& completions,
                                       const std::vector<data::Example>& examples)>;
+
+bool is_built_in(const std::string& kind);
 
 // Whether one of the rewards is a function of one's own, which reads the columns of the examples.
 bool reads_columns(const std::vector<RewardConfig>& rewards);

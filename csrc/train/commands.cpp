@@ -17,56 +17,15 @@
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/train/completions.h"
-#include "csrc/train/console.h"
 #include "csrc/train/model_config.h"
 #include "csrc/train/process.h"
+#include "csrc/train/progress.h"
 #include "csrc/train/run_checkpoints.h"
 #include "csrc/train/summary.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
 namespace {
-
-// One row a phase, below the names of what was measured; of pass@k the largest k.
-std::string table_of(const std::vector<std::pair<std::string, Evaluation>>& results) {
-  std::string table, shown;  // shown: the names that stand above
-  char cell[32];
-  const auto in_column = [&](const std::string& text) {
-    std::snprintf(cell, sizeof(cell), " %13s", text.c_str());
-    return std::string(cell);
-  };
-  const auto row_of = [](std::string head, const std::string& cells) {
-    constexpr size_t kWidth = 14;
-    head.resize(std::max(head.size(), kWidth), ' ');
-    return head.append(cells).append("\n");
-  };
-  for (const auto& [phase, evaluation] : results) {
-    std::string names, row;
-    for (const auto& [name, value] : evaluation_figures(evaluation)) {
-      names += in_column(name);
-      row += in_column(value);
-    }
-    if (names != shown) table.append("\n").append(row_of("after phase", names));
-    table += row_of(phase, row);
-    shown = names;
-  }
-  return table;
-}
-
-// What the steps of a grpo phase say of reward and entropy, or why they say nothing. last: the last step of the phase.
-std::string law_of(const PhaseConfig& phase, const Record& last) {
-  if (phase.objective.kind != "grpo" || last.phase != phase.name) return "";
-  const std::string head = "\nReward over entropy, phase " + phase.name + ": ";
-  if (const std::string reason = phase.holds_entropy(); !reason.empty())
-    return head + "no law fitted, since " + reason + "\n";
-  if (!last.values.contains("law/a"))
-    return head + "no law fitted, since it takes three steps with entropies that differ\n";
-  const auto at = [&](const char* name) { return last.values.at(std::string("law/") + name); };
-  char text[160];
-  std::snprintf(text, sizeof(text), "R = %.3g - %.3g exp(H), ceiling %.3g at H = 0 (R2 %.2f, RMSE %.3g)", at("b"),
-                at("a"), at("ceiling"), at("r2"), at("rmse"));
-  return head + text + (at("a") > 0 ? "" : ". It rose with the entropy: the law does not hold here") + "\n";
-}
 
 // ---- the commands that a run prints: each can be given to a shell as it stands -------------------------------------
 
@@ -75,6 +34,7 @@ std::string resume_command(const TrainOptions& options, const std::string& witho
   std::string command = shell_quoted(options.program) + " train " + shell_quoted(options.config);
   for (const std::string& word : options.overrides)
     if (without.empty() || !word.starts_with(without + "=")) command.append(" ").append(shell_quoted(word));
+  for (const std::string& word : options.rewards.words) command.append(" --reward ").append(shell_quoted(word));
   return command + " --resume";
 }
 
@@ -138,33 +98,34 @@ void print_warnings(const std::vector<std::string>& warnings) {
 }  // namespace
 
 int train_command(const TrainOptions& options) {
-  Trainer trainer(read_config(options.config, options.overrides), options.resume);
-  Console console(options.quiet);
+  const TrainConfig config = read_config(options.config, options.overrides);
+  Trainer trainer(config, options.resume, load_rewards(options.rewards, config));
+  FileScreen screen;
+  Console console(screen, options.quiet);
   print_warnings(trainer.warnings());
   for (const std::string& note : trainer.notes()) console.print(note);
-  if (!trainer.finished()) console.print(to_text(trainer.header()));
-  Record last;  // step
+  Progress progress(trainer, console);
   const StopSignals stop;
 
-  while (!trainer.finished()) {
-    const PhaseConfig& phase = trainer.config().phases[trainer.phase()];
-    console.begin_phase(phase.name, phase.steps, trainer.steps_done());
-    for (const size_t current = trainer.phase(); !trainer.finished() && trainer.phase() == current && !stop.received();)
-      for (const Record& record : trainer.advance()) {
-        console.step(record);
-        if (record.split.empty()) last = record;
-      }
-    console.end_phase();
-    if (stop.received() && !trainer.finished()) {
-      const std::string checkpoint = trainer.save();
-      console.print(checkpoint.empty() ? "Stopped before the first step." : "Stopped. Checkpoint: " + checkpoint);
-      console.print("Resume:  " + resume_command(options));
-      return stop.exit_code();
+  try {
+    while (!trainer.finished() && !stop.received()) {
+      progress.before_step();
+      progress.after_step(trainer.advance());
     }
+  } catch (...) {
+    const std::string& checkpoint = trainer.last_checkpoint();
+    if (!checkpoint.empty() && message_of().find(checkpoint) == std::string::npos)  // what Python raises names none
+      console.print("Checkpoint: " + checkpoint + "\nResume:  " + resume_command(options));
+    throw;
   }
-
-  console.print(table_of(trainer.results()) + law_of(trainer.config().phases.back(), last) +
-                next_commands(options, trainer));
+  progress.end_phase();
+  if (!trainer.finished()) {
+    const std::string checkpoint = trainer.save();
+    console.print(checkpoint.empty() ? "Stopped before the first step." : "Stopped. Checkpoint: " + checkpoint);
+    console.print("Resume:  " + resume_command(options));
+    return stop.exit_code();
+  }
+  console.print(progress.results() + next_commands(options, trainer));
   if (console.lost() && console.lost() != EPIPE)
     throw std::runtime_error(std::string("standard output cannot be written: ") + std::strerror(console.lost()) +
                              "; the run is whole, and its results stand in " + trainer.config().run.dir +
@@ -195,7 +156,7 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
   if (!phase.data.has(split))
     throw std::runtime_error(file + ": the data of phase " + phase.name + " have no part for " + options.split +
                              "; give it a fraction above 0 or a file of its own");
-  const auto held_out = held_out_of(config, phase, tokenizer, split);
+  const auto held_out = held_out_of(config, phase, tokenizer, split, load_rewards(options.rewards, config));
   print_warnings(held_out->shortages(config.test, "test"));
   std::optional<DurableFile> out;
   if (!options.completions.empty()) {
@@ -220,19 +181,36 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
   return 0;
 }
 
-int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments) {
+namespace {
+
+[[noreturn]] void go_on_in_python(const std::string& what, std::vector<std::string> words) {
   const std::string python = python_program();
-  ::setenv("ISENTROPE_PROGRAM", program.c_str(), 1);
-  std::string module = "isentrope." + name;
-  std::replace(module.begin(), module.end(), '-', '_');
-  std::vector<std::string> words{python, "-m", module};
-  words.insert(words.end(), arguments.begin(), arguments.end());
+  words.insert(words.begin(), python);
   std::vector<char*> command;
   for (std::string& word : words) command.push_back(word.data());
   command.push_back(nullptr);
   ::execvp(python.c_str(), command.data());
-  throw std::runtime_error(name + ": " + python + " cannot be started: " + std::strerror(errno) +
+  throw std::runtime_error(what + ": " + python + " cannot be started: " + std::strerror(errno) +
                            "; name a Python that has isentrope in ISENTROPE_PYTHON");
+}
+
+}  // namespace
+
+int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments) {
+  ::setenv("ISENTROPE_PROGRAM", program.c_str(), 1);
+  std::string module = "isentrope." + name;
+  std::replace(module.begin(), module.end(), '-', '_');
+  std::vector<std::string> words{"-m", module};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  go_on_in_python(name, words);
+}
+
+int command_in_python(const std::string& program, const std::vector<std::string>& arguments) {
+  // A json.py of the working folder must not take the place of Python's; python/isentrope/__main__.py takes the mark away.
+  ::setenv("PYTHONSAFEPATH", "isentrope", /*replace=*/0);
+  std::vector<std::string> words{"-X", "isentrope_program=" + program, "-m", "isentrope"};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  go_on_in_python("--reward", words);
 }
 
 int version_command() {

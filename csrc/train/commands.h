@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "csrc/train/given_rewards.h"
+
 namespace isentrope::train {
 
 struct TrainOptions {
@@ -12,6 +14,7 @@ struct TrainOptions {
   std::string config;
   std::vector<std::string> overrides;
   bool resume = false, quiet = false;
+  GivenRewards rewards;
 };
 // Trains to the end, or until a signal asks it to stop (csrc/train/process.h): then the step is finished, a checkpoint written, and
 // 128 + the signal's number returned.
@@ -30,6 +33,7 @@ struct SampleOptions {
   double top_p = 1.0;
   int64_t max_new_tokens = 0;
   uint64_t seed = 1;
+  GivenRewards rewards;  // each tells its score of every completion
 };
 // checkpoint, here and below: a checkpoint's folder, or a run's folder for its newest. Completions go to standard output by the order
 // of their prompts; all prompts are looked at before the first is completed.
@@ -43,12 +47,16 @@ struct EvaluateOptions {
       completions;  // file that gets every answer, csrc/train/completions.h with decoding (greedy or sampled), score and
                     // right; "" for none
   bool json = false;  // one object in full digits instead of a table with intervals
+  GivenRewards rewards;
 };
 // Evaluates a checkpoint on held-out data of the configuration's last phase.
 int evaluate_command(const std::string& checkpoint, const EvaluateOptions& options);
 
 // Hands over to `python -m isentrope.NAME`, which finds in ISENTROPE_PROGRAM how this program was called.
 int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments);
+
+// Hands over to `python -m isentrope`, which runs this command line with functions in Python.
+int command_in_python(const std::string& program, const std::vector<std::string>& arguments);
 
 int version_command();
 

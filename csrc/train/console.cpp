@@ -1,13 +1,8 @@
 #include "csrc/train/console.h"
 
-#include <sys/ioctl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstdlib>
-#include <string_view>
+#include <cstdio>
 
 namespace isentrope::train {
 namespace {
@@ -31,12 +26,8 @@ std::string duration(double seconds) {
 
 }  // namespace
 
-Console::Console(bool quiet, std::FILE* out, double interval)
-    : quiet_(quiet), terminal_(::isatty(::fileno(out))), out_(out), interval_(interval) {
-  // A terminal that cannot move its cursor gets lines.
-  const char* term = std::getenv("TERM");
-  if (!term || std::string_view(term) == "dumb") terminal_ = false;
-}
+Console::Console(Screen& screen, bool quiet, double interval)
+    : screen_(screen), quiet_(quiet), terminal_(screen.terminal()), interval_(interval) {}
 
 Console::~Console() { clear(); }
 
@@ -74,10 +65,7 @@ void Console::step(const Record& record) {
 }
 
 void Console::put(const std::string& text) {
-  if (lost_) return;
-  errno = 0;
-  if (std::fwrite(text.data(), 1, text.size(), out_) != text.size() || std::fflush(out_) != 0)
-    lost_ = errno ? errno : EIO;
+  if (!lost_) lost_ = screen_.write(text);
 }
 
 void Console::end_phase() {
@@ -96,7 +84,7 @@ void Console::print(const std::string& text) {
 
 void Console::warn(const std::string& text) {
   clear();
-  std::fprintf(stderr, "warning: %s\n", text.c_str());
+  screen_.warn(text);
   if (terminal_ && in_phase_) draw();
 }
 
@@ -162,14 +150,13 @@ void Console::clear() {
 
 void Console::draw() {
   if (quiet_) return;
-  struct winsize window {};
-  const bool known = ::ioctl(::fileno(out_), TIOCGWINSZ, &window) == 0 && window.ws_col > 0;
+  const auto columns = static_cast<size_t>(screen_.columns());
   constexpr size_t kBarCells = 25;  // the bar's cells are one column and three bytes each
   // A line wider than the window would wrap and could not be cleared: leave the bar out, then cut.
   std::string text = line(true);
-  if (known && text.size() - 2 * (kBarCells - 1) >= window.ws_col) {
+  if (columns > 0 && text.size() - 2 * (kBarCells - 1) >= columns) {
     text = line(false);
-    if (text.size() >= window.ws_col) text.resize(window.ws_col - 1);
+    if (text.size() >= columns) text.resize(columns - 1);
   }
   put("\r\033[2K" + text);
   drawn_ = true;

@@ -2,20 +2,20 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <string>
 #include <vector>
 
 #include "csrc/train/metrics.h"
+#include "csrc/train/screen.h"
 
 namespace isentrope::train {
 
-// What a person sees. On a terminal: a bar that is redrawn at most ten times a second. Elsewhere: a line
+// On a terminal: a bar that is redrawn at most ten times a second. Elsewhere: a line
 // every `interval` seconds and at the end of a phase. quiet: warnings alone. Once a write has failed, nothing more is written:
 // a run does not end because no one can read of it.
 class Console {
  public:
-  explicit Console(bool quiet = false, std::FILE* out = stdout, double interval = 10.0);
+  explicit Console(Screen& screen, bool quiet = false, double interval = 10.0);
   ~Console();
   void begin_phase(const std::string& name, int64_t steps, int64_t done = 0);
   // Shows step, reward or loss, entropy, tokens/s and the time left, and prints an evaluation as a line of its own. Prints
@@ -23,7 +23,7 @@ class Console {
   void step(const Record& record);
   void end_phase();                     // leaves the last line standing
   void print(const std::string& text);  // a line of its own; the bar is cleared before and drawn again after
-  void warn(const std::string& text);   // likewise, to stderr, quiet or not
+  void warn(const std::string& text);   // likewise, beside the screen, quiet or not
   int lost() const { return lost_; }    // errno of the write that failed; 0: none has
 
  private:
@@ -34,8 +34,8 @@ class Console {
   void clear();
   void draw();
 
+  Screen& screen_;
   bool quiet_, terminal_;
-  std::FILE* out_;
   double interval_;
   std::string name_;
   int64_t steps_ = 0, first_ = 0;

@@ -6,7 +6,7 @@ namespace isentrope::train {
 
 // The first thing in main. Opens /dev/null on those of the descriptors 0, 1, 2 that are closed: the next file to be opened would
 // get their number, and the text that is meant for them. Makes errors of the signals SIGPIPE and SIGXFSZ, which end a process
-// at a write to a pipe without a reader and at a limit on the size of files.
+// at a write to a pipe without a reader and at a limit on the size of files. Keeps memory that is freed.
 void begin_process();
 
 // While there is one, SIGINT, SIGTERM and SIGHUP ask for a stop, and are told by received(). SIGHUP stays ignored where it was

@@ -1,5 +1,6 @@
 // isentrope sample: completions of prompts, as text or as JSON.
 #include <algorithm>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "csrc/data/jsonl.h"
@@ -36,6 +37,37 @@ std::vector<int64_t> encoded(const data::Prompt& prompt, const data::Tokenizer& 
   return tokens;
 }
 
+std::string shown(double score) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.4g", score);
+  return text;
+}
+
+// Of each completion the score by every reward, by name.
+std::vector<std::map<std::string, double>> scores_of(const std::map<std::string, rl::RewardFunction>& rewards,
+                                                     const std::vector<rl::Completion>& completions,
+                                                     const std::vector<data::Prompt>& prompts, int64_t first,
+                                                     const data::Tokenizer& tokenizer) {
+  std::vector<std::map<std::string, double>> scores(completions.size());
+  std::vector<std::string> texts;
+  std::vector<rl::Answer> answers;
+  std::vector<data::Example> examples;
+  for (const rl::Completion& completion : completions) {
+    const data::Prompt& prompt = prompts[first + completion.prompt];
+    texts.push_back(prompt.text);
+    answers.push_back(rl::answer_of(completion.tokens, completion.stopped, tokenizer));
+    examples.push_back({prompt.text, "", "", prompt.columns, data::Split::test});
+  }
+  for (const auto& [name, function] : rewards) {
+    rl::RewardConfig config;
+    config.kind = name;
+    const rl::RewardSum sum({config}, tokenizer.eos(), rewards);
+    const std::vector<double> found = sum(texts, answers, examples).first;
+    for (size_t i = 0; i < found.size(); ++i) scores[i][name] = found[i];
+  }
+  return scores;
+}
+
 }  // namespace
 
 int sample_command(const std::string& path, const SampleOptions& options) {
@@ -50,20 +82,29 @@ int sample_command(const std::string& path, const SampleOptions& options) {
   for (const data::Prompt& prompt : prompts)
     tokens.push_back(encoded(prompt, tokenizer, decoder->config().max_position_embeddings));
 
+  const auto rewards = load_rewards(options.rewards);
   const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
   const auto count = static_cast<int64_t>(prompts.size()), some = std::max<int64_t>(kTogether / options.samples, 1);
   for (int64_t first = 0; first < count; first += some) {
     const std::vector<std::vector<int64_t>> part(tokens.begin() + first,
                                                  tokens.begin() + std::min(first + some, count));
     std::string text;
-    for (const auto& completion : rl::rollout(decoder, part, options.samples, sampling, {tokenizer.eos_id()},
-                                              {.seed = options.seed, .first_prompt = first})) {
+    const auto completions = rl::rollout(decoder, part, options.samples, sampling, {tokenizer.eos_id()},
+                                         {.seed = options.seed, .first_prompt = first});
+    const auto scores = scores_of(rewards, completions, prompts, first, tokenizer);
+    for (size_t i = 0; i < completions.size(); ++i) {
+      const rl::Completion& completion = completions[i];
       const int64_t group = first + completion.prompt;
-      if (options.json)
-        text += line_of(to_json(group, prompts[group].text, completion, tokenizer)) + "\n";
-      else
-        text += prompts[group].text + tokenizer.decode(completion.tokens) +
-                (completion.stopped ? "\n" : "  [cut at the length limit]\n");
+      if (options.json) {
+        nlohmann::ordered_json line = to_json(group, prompts[group].text, completion, tokenizer);
+        if (!rewards.empty()) line["rewards"] = scores[i];
+        text += line_of(line) + "\n";
+        continue;
+      }
+      text += prompts[group].text + tokenizer.decode(completion.tokens);
+      if (!completion.stopped) text += "  [cut at the length limit]";
+      for (const auto& [name, score] : scores[i]) text += "  [" + name + " " + shown(score) + "]";
+      text += "\n";
     }
     print(valid_utf8(text));  // a completion of bytes may end within a character
   }

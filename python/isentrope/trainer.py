@@ -11,6 +11,8 @@ from typing import Any
 
 import torch  # noqa: F401  (loads the libraries that the trainer links)
 
+from isentrope.screen import Screen
+
 Callback = Callable[[dict[str, Any], int], object]
 Reward = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
 
@@ -75,10 +77,13 @@ class Trainer:
         raises KeyboardInterrupt; ``resume=True`` goes on from there. An error saves the last whole step too. A loop that is left
         early can be entered again.
         """
+        return self._lines(warned=False)
+
+    def _lines(self, warned: bool) -> Iterator[dict[str, Any]]:
         try:
             while not self._trainer.finished:
                 for line in self._trainer.advance():
-                    for text in line.get("warnings", ()):
+                    for text in () if warned else line.get("warnings", ()):
                         warnings.warn(f"{line['phase']}, step {line['step']}: {text}", stacklevel=2)
                     yield line
         except KeyboardInterrupt:
@@ -90,13 +95,16 @@ class Trainer:
                 error.add_note(f"The last good checkpoint is {checkpoint}; resume=True goes on from it.")
             raise
 
-    def train(self, on_step: Callback | None = None, on_evaluation: Callback | None = None) -> dict[str, dict[str, float]]:
-        """Trains to the end. Returns ``results``.
+    def train(
+        self, on_step: Callback | None = None, on_evaluation: Callback | None = None, quiet: bool = False
+    ) -> dict[str, dict[str, float]]:
+        """Trains to the end. Returns ``results``. Shows on ``sys.stdout`` what ``isentrope train`` shows.
 
         Args:
             on_step: called as ``on_step(metrics, step)`` after each step of training, with what is written to metrics.jsonl and
                 the steps of the run so far, over all its phases (``metrics["global_step"]``).
             on_evaluation: the same after each evaluation; ``step`` is the step that it follows.
+            quiet: show nothing.
 
         They are called between steps, and may call ``evaluate()`` and ``save()``. What one raises ends the call and comes through
         as it is; the last whole step is saved before that.
@@ -104,15 +112,22 @@ class Trainer:
         for name, callback in (("on_step", on_step), ("on_evaluation", on_evaluation)):
             if callback is not None and not callable(callback):
                 raise TypeError(f"{name} is {_shown(callback)}; wanted a function of (metrics, step)")
-        for metrics in self:
-            callback = on_evaluation if "eval/split" in metrics else on_step
-            if callback is None:
-                continue
-            try:
-                callback(metrics, metrics["global_step"])
-            except BaseException:
-                self._trainer.save()
-                raise
+        if not isinstance(quiet, bool):
+            raise TypeError(f"quiet is {_shown(quiet)}; wanted True or False")
+        self._trainer.show(None if quiet else Screen())
+        try:
+            for metrics in self._lines(warned=not quiet):
+                callback = on_evaluation if "eval/split" in metrics else on_step
+                if callback is None:
+                    continue
+                try:
+                    callback(metrics, metrics["global_step"])
+                except BaseException:
+                    self._trainer.save()
+                    raise
+            self._trainer.show_results()
+        finally:
+            self._trainer.show(None)
         return self.results
 
     def evaluate(self, split: str = "test", **overrides: Any) -> dict[str, float]:

@@ -239,7 +239,8 @@ TEST_F(MetricsTest, ConsoleOfAFileHasPlainLines) {
   const std::string path = dir_ + "/out";
   std::FILE* out = std::fopen(path.c_str(), "w");
   {
-    Console console(false, out, 0.0);
+    FileScreen screen(out);
+    Console console(screen, false, 0.0);
     console.begin_phase("grpo", 100, 10);
     console.step(
         {"grpo", 12, {{"loss", -0.1}, {"reward/mean", 0.4125}, {"entropy/mean", 0.73}, {"tokens_per_s", 21400}}, ""});
@@ -247,7 +248,8 @@ TEST_F(MetricsTest, ConsoleOfAFileHasPlainLines) {
     console.end_phase();
   }
   {
-    Console quiet(true, out, 0.0);
+    FileScreen screen(out);
+    Console quiet(screen, true, 0.0);
     quiet.begin_phase("x", 5);
     quiet.step({"x", 1, {{"loss", 1}}, ""});
     quiet.print("nothing");
@@ -273,7 +275,8 @@ TEST_F(MetricsTest, ConsoleOfATerminalRedrawsOneLine) {
   const std::string old = term ? term : "";
   ::setenv("TERM", "xterm", 1);
   {
-    Console console(false, out);
+    FileScreen screen(out);
+    Console console(screen);
     console.begin_phase("sft", 10);
     for (int step = 1; step <= 10; ++step) console.step({"sft", step, {{"loss", 0.5}}, ""});
     console.print("note");

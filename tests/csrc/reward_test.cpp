@@ -269,7 +269,8 @@ TEST(RewardSum, RefusesABadConfig) {
     return message([&] { RewardSum(configs, ".", custom); });
   };
   expect_all(wrong({}), {"none"});
-  expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}), {"mien", "answer, exact, format, length, mine", "rewards="});
+  expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}),
+             {"mien", "answer, exact, format, length, mine", "--reward mien=FILE.py:FUNCTION", "rewards="});
   expect_all(wrong({{}}, {{"exact", f}}), {"exact", "built-in"});
   expect_all(wrong({{}, {}}), {"reward/answer", "name"});
   expect_all(wrong({{.weight = std::nan("")}}), {"weight", "finite"});

@@ -164,7 +164,8 @@ TEST_F(RunHeaderTest, ShareOfTheMachinesRate) {
 TEST_F(RunHeaderTest, EvaluationsAreLines) {
   std::FILE* out = std::fopen((dir_ + "/out").c_str(), "w");
   {
-    Console console(false, out, 1e9);
+    FileScreen screen(out);
+    Console console(screen, false, 1e9);
     console.begin_phase("grpo", 120);
     console.step({"grpo",
                   20,
@@ -190,7 +191,8 @@ TEST_F(RunHeaderTest, LinesAreAHundredthOfAStep) {
   std::vector<double> steps, lines;
   {
     Metrics metrics(dir_ + "/again.jsonl");
-    Console console(false, out, 0.0);
+    FileScreen screen(out);
+    Console console(screen, false, 0.0);
     console.begin_phase("sft", 41);
     for (int i = 0; i < 40; ++i) {
       Clock::time_point start = Clock::now();

@@ -291,9 +291,10 @@ def test_what_was_stopped_goes_on(stand_in, tmp_path, number):
 
 
 def test_words_of_the_command_reach_the_runs(stand_in):
-    told, calls = stand_in("tint", more=["phases.grpo.note=5", "--seeds", "4,"])
+    told, calls = stand_in("tint", more=["phases.grpo.note=5", "--reward", "words:vowels", "--reward", "words:length", "--seeds", "4,"])
     assert told.returncode == 0, told.stderr
-    assert len(calls) == 2 and all("phases.grpo.note=5" in call and "run.seed=4" in call for call in calls)
+    assert len(calls) == 2 and all("phases.grpo.note=5 " in call and "run.seed=4 " in call for call in calls)
+    assert all("--reward words:vowels --reward words:length" in call for call in calls)
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path):

@@ -117,7 +117,8 @@ def training() -> None:
     trainer = isentrope.Trainer("config.yaml", rewards={"short": short}, overrides={"run.seed": 2}, resume=True)
     for metrics in trainer:
         print(metrics["step"] + 1)
-    assert_type(trainer.train(), "dict[str, dict[str, float]]")
+    assert_type(trainer.train(lambda metrics, step: print(step + 1), quiet=True), "dict[str, dict[str, float]]")
+    assert_type(trainer.evaluate("validation", prompts=4), "dict[str, float]")
     assert_type(trainer.save(), str)
     assert_type(trainer.finished, bool)
     isentrope.Trainer(3)  # wrong

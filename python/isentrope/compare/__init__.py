@@ -73,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=positive, default=1,
                       help="runs at a time, which share the cores unless run.threads is given (1)")  # fmt: skip
     made.add_argument("--level", type=share, help="sampled accuracy, 0 to 1, at which runs are compared")
+    made.add_argument("--reward", action="append", default=[], metavar="[NAME=]PLACE:FUNCTION",
+                      help="function in Python, handed to `isentrope train` as it is; may be given several times")  # fmt: skip
     made.add_argument("--dry-run", action="store_true", help="check everything, say which runs there are, and run none")
     return made
 
@@ -145,7 +147,9 @@ def compare(options: argparse.Namespace, argv: Sequence[str]) -> int:
         raise CommandError("no configuration is given, overrides alone; name a YAML file, such as configs/quickstart.yaml")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = configurations(files, overrides, options.over, max(1, cores // options.jobs) if options.jobs > 1 else 0)
+    rewards = tuple(word for reward in options.reward for word in ("--reward", reward))
     for one in found:
+        one.rewards = rewards
         for seed in options.seeds:
             check_folder(options.dir / one.folder_name(seed), one.resolved, seed, bool(one.start))
     if options.dry_run:

@@ -34,6 +34,7 @@ class Configuration:
     resolved: dict[str, Any] = field(repr=False)
     start: str = ""  # names the start that it shares; "" where it has one phase
     threads: tuple[str, ...] = ()  # the override of run.threads, where runs go side by side
+    rewards: tuple[str, ...] = ()  # words of `isentrope train` for functions in Python
 
     @property
     def phases(self) -> dict[str, int]:
@@ -43,7 +44,7 @@ class Configuration:
         return f"{self.folder}/seed{seed}"
 
     def words(self, seed: int, *more: str) -> tuple[str, ...]:
-        return self.file, *self.threads, *self.overrides, f"run.seed={seed}", *more
+        return self.file, *self.threads, *self.overrides, f"run.seed={seed}", *more, *self.rewards
 
     def start_job(self, out: Path, seed: int) -> Job:
         """The phases before the last, for all configurations of that start. Those phases need the last one beside them, for
