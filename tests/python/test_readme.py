@@ -279,8 +279,23 @@ def desk(tmp_path_factory):
 @pytest.mark.parametrize("words", [w[1:] for _, w in SHOWN if w[0].endswith("train.sh")] +
                          [w[1:] for w in TOOL if w[0] == "train"], ids=" ".join)
 def test_what_is_trained_is_a_configuration(words, desk):
-    told = run(PROGRAM, "config", *(word for word in words if not word.startswith("--")), cwd=desk)
+    plain = [word for before, word in zip(["", *words], words) if not word.startswith("--") and before != "--reward"]
+    told = run(PROGRAM, "config", *plain, cwd=desk)
     assert told.returncode == 0, told.stderr
+
+
+@needs_program
+@pytest.mark.parametrize("words", [w for w in TOOL if w[0] == "train" and "--reward" in w], ids=" ".join)
+def test_a_reward_in_python_is_trained_by_as_shown(words, tmp_path):
+    files = shown_files()
+    lines = [json.dumps({"prompt": f"reverse {i}: ", "completion": str(i)[::-1], "answer": str(i)[::-1]}) for i in range(100, 200)]
+    (tmp_path / "words.yaml").write_text(files["words.yaml"])
+    (tmp_path / "words.jsonl").write_text("\n".join(lines))
+    (tmp_path / "vowels.py").write_text(next(text for where, text in blocks("python") if text.startswith("def vowels")))
+    short = ["phases.sft.steps=2", "phases.sft.schedule.warmup_steps=0", "phases.grpo.steps=1", "test.prompts=2", "test.sampled_prompts=2"]
+    told = run(PROGRAM, *words, *short, cwd=tmp_path)
+    assert told.returncode == 0 and "Checkpoint" in told.stdout, told.stderr
+    assert '"reward/vowels": ' in (tmp_path / "runs" / "words" / "metrics.jsonl").read_text()
 
 
 @needs_program
