@@ -12,7 +12,7 @@
 //   };
 //
 // A visitor is called once a key, in the order of declaration, with (name, member, help[, allowed]). Members may be
-// bool, int64_t, double, std::string, std::vector of those (a list of names may be written as one name), std::optional of
+// bool, int64_t, double, std::string, std::vector of those (a list of texts may be written as one text), std::optional of
 // those, another such struct,
 // std::optional of a struct (absent unless its key is written) and std::vector of structs.
 // The visitors (parse, print, explain, validate) live in csrc/train/config.cpp, the only user of yaml-cpp.

@@ -87,7 +87,7 @@ stage() {
 missing_things() {
   command -v "$CXX" >/dev/null || echo compiler
   command -v ccache >/dev/null || echo ccache
-  local headers="yaml-cpp/yaml.h CLI/CLI.hpp nlohmann/json.hpp pcre2.h gloo/algorithm.h" header
+  local headers="yaml-cpp/yaml.h CLI/CLI.hpp nlohmann/json.hpp pcre2.h zlib.h gloo/algorithm.h" header
   [ "$1" != test ] || headers+=" gtest/gtest.h"
   if ! command -v "$CXX" >/dev/null; then
     printf '%s\n' $headers
@@ -107,6 +107,7 @@ package_of() {
     CLI/CLI.hpp)       apt=libcli11-dev       dnf=cli11-devel     pacman=cli11         brew=cli11 ;;
     nlohmann/json.hpp) apt=nlohmann-json3-dev dnf=json-devel      pacman=nlohmann-json brew=nlohmann-json ;;
     pcre2.h)           apt=libpcre2-dev       dnf=pcre2-devel     pacman=pcre2         brew=pcre2 ;;
+    zlib.h)            apt=zlib1g-dev         dnf=zlib-devel      pacman=zlib          brew=zlib ;;
     gtest/gtest.h)     apt=libgtest-dev       dnf=gtest-devel     pacman=gtest         brew=googletest ;;
     gloo/algorithm.h)  apt=libgloo-dev        dnf=gloo-devel ;;
     Python.h)          apt=python$PYTHON_VERSION-dev              dnf=python3-devel ;;

@@ -31,6 +31,10 @@ class ExampleSource {
   virtual int64_t size() const { return 0; }
   // Examples that were left out when the source was made, since they are too long.
   virtual int64_t left_out() const { return 0; }
+  // Lines that were left out, since they are broken.
+  virtual int64_t skipped() const { return 0; }
+  // What a person should know of how it was made, a sentence each.
+  virtual std::vector<std::string> notes() const { return {}; }
 };
 
 }  // namespace isentrope::data

@@ -18,7 +18,7 @@ void end_is_last(const std::string& completion, const Tokenizer& tokenizer) {
 
 }  // namespace
 
-bool fits(const Example& example, const Use& use) {
+bool fits(const Example& example, const Use& use, bool* cut) {
   const Tokenizer& tokenizer = *use.tokenizer;
   const std::string truncation = ", the context holds " + std::to_string(use.context) +
                                  "; raise model.max_position_embeddings, shorten it, or set data.truncation to drop";
@@ -29,8 +29,8 @@ bool fits(const Example& example, const Use& use) {
   if (!use.learnt) {
     if (prompt < use.context) return true;
     if (use.truncation == "drop") return false;
-    throw std::invalid_argument("the prompt has " + std::to_string(prompt) +
-                                " tokens and leaves no room for a completion" + truncation);
+    throw TooLong("the prompt has " + std::to_string(prompt) + " tokens and leaves no room for a completion" +
+                  truncation);
   }
   if (example.completion.empty()) throw std::invalid_argument("the completion is empty, and it is what is learnt");
   end_is_last(example.completion, tokenizer);
@@ -39,9 +39,9 @@ bool fits(const Example& example, const Use& use) {
   if (length <= use.context) return true;
   if (use.truncation == "drop") return false;
   if (use.truncation == "error" || prompt >= use.context)
-    throw std::invalid_argument("prompt and completion have " + std::to_string(length) + " tokens (" +
-                                std::to_string(prompt) + " of prompt)" + truncation +
-                                (prompt < use.context ? " or truncate" : ""));
+    throw TooLong("prompt and completion have " + std::to_string(length) + " tokens (" + std::to_string(prompt) +
+                  " of prompt)" + truncation + (prompt < use.context ? " or truncate" : ""));
+  if (cut) *cut = true;
   return true;
 }
 

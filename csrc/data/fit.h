@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <stdexcept>
 #include <string>
 
 #include "csrc/data/example.h"
@@ -20,9 +21,13 @@ struct Use {
   bool columns = false;                                  // Example::columns is read, by rewards
 };
 
-// Whether the example fits into the context; false: it is to be left out, as truncation says. Throws std::invalid_argument
-// with what is wrong: characters outside the alphabet, a prompt or completion without tokens, text behind an end of
-// sequence, a sequence that is too long.
-bool fits(const Example& example, const Use& use);
+struct TooLong : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+// Whether the example fits into the context; false: it is to be left out, as truncation says. cut, where given: whether its
+// completion is to be cut. Throws TooLong, or std::invalid_argument with what else is wrong: characters outside the alphabet, a
+// prompt or completion without tokens, text behind an end of sequence.
+bool fits(const Example& example, const Use& use, bool* cut = nullptr);
 
 }  // namespace isentrope::data

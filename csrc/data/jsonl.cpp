@@ -11,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "csrc/data/jsonl_files.h"
 #include "csrc/data/shuffle.h"
 #include "csrc/data/split.h"
 #include "csrc/message.h"
@@ -19,31 +20,6 @@ namespace isentrope::data {
 namespace {
 
 using Json = nlohmann::json;
-
-// "; did you mean data/train.jsonl?", or that the folder is not there.
-std::string suggestion(const std::string& path) {
-  namespace fs = std::filesystem;
-  const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
-  std::error_code failed;
-  fs::directory_iterator entries(folder, failed);
-  if (failed) return "; there is no folder " + excerpt(folder.string(), 300);
-  const std::string wanted = fs::path(path).filename().string();
-  constexpr size_t kLongestName = 255;
-  if (wanted.size() > kLongestName) return "; no file has so long a name";
-  std::string best;
-  size_t least = 0;
-  for (const auto& entry : entries) {
-    if (!entry.is_regular_file(failed)) continue;
-    const std::string name = entry.path().filename().string();
-    const size_t d = edit_distance(wanted, name);
-    if (best.empty() || d < least || (d == least && name < best)) {
-      best = name;
-      least = d;
-    }
-  }
-  if (best.empty()) return "; the folder " + folder.string() + " has no files";
-  return "; the nearest name there is " + (fs::path(path).parent_path() / best).string();
-}
 
 std::optional<std::string> text_at(const Json& object, const std::string& key, bool integers,
                                    const std::string& where) {
@@ -59,6 +35,7 @@ std::optional<std::string> text_at(const Json& object, const std::string& key, b
 constexpr std::array kOfRewards{"split", "finished"};
 // Readers of JSON in C++ and Python go down by calling themselves.
 constexpr int kDeepest = 100;
+constexpr size_t kToldFiles = 8;  // of a list of files, what a note has room for
 
 // The JSON of a line. A key that an object holds twice is refused: which of the two is meant nobody knows.
 Json parsed(const std::string& line, const std::string& where) {
@@ -119,26 +96,40 @@ Example parse(const JsonlConfig& config, const std::string& line, bool columns, 
 }
 
 struct Line {
+  size_t file;     // of the list
   int64_t number;  // in the file, from 1
   Example example;
 };
 
-std::vector<Line> read(const JsonlConfig& config, bool columns, const std::string& path) {
-  std::error_code failed;
-  if (!std::filesystem::is_regular_file(path, failed))
-    throw std::runtime_error("jsonl: " + excerpt(path, 300) + " is not a file" + suggestion(path));
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("jsonl: " + path + " cannot be read: " + std::strerror(errno));
+struct Lines {
   std::vector<Line> lines;
-  std::string line;
-  for (int64_t number = 1; std::getline(file, line); ++number) {
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);  // a byte order mark
-    lines.push_back({number, parse(config, line, columns, path + ":" + std::to_string(number))});
+  int64_t skipped = 0;
+  std::string first_skipped;  // what is wrong with it
+};
+
+Lines read(const JsonlConfig& config, bool columns, bool skip, const std::vector<JsonlFile>& files) {
+  Lines read;
+  for (size_t i = 0; i < files.size(); ++i) {
+    LineFile file(files[i].path);
+    const size_t before = read.lines.size();
+    const int64_t skipped = read.skipped;
+    for (std::string line; file.next(line);) {
+      if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+      try {
+        read.lines.push_back({i, file.number(), parse(config, line, columns, file.where())});
+      } catch (const std::runtime_error& error) {
+        if (!skip) throw;
+        if (++read.skipped == 1) read.first_skipped = error.what();
+      }
+    }
+    if (read.lines.size() == before && read.skipped == skipped)
+      throw std::runtime_error("jsonl: " + files[i].path + ":1: the file holds no example");
   }
-  if (file.bad()) throw std::runtime_error("jsonl: " + path + " cannot be read to its end: " + std::strerror(errno));
-  if (lines.empty()) throw std::runtime_error("jsonl: " + path + ":1: the file holds no example");
-  return lines;
+  if (read.lines.empty())
+    throw std::runtime_error("jsonl: all " + std::to_string(read.skipped) + " lines of " + files.front().path +
+                             (files.size() > 1 ? " and the other files" : "") +
+                             " are broken and skipped (data.on_error: skip); the first: " + read.first_skipped);
+  return read;
 }
 
 std::string part(Split split) { return split == Split::train ? "training" : name_of(split); }
@@ -176,7 +167,7 @@ std::vector<Prompt> read_prompts(const std::string& path) {
                                " ends in neither .jsonl (objects with a \"prompt\") nor .txt (a prompt a line); rename "
                                "it, or give it to standard input and write -");
     if (std::filesystem::is_directory(path, failed) || !std::filesystem::exists(path, failed))
-      throw std::runtime_error("prompts: " + excerpt(path, 300) + " is not a file" + suggestion(path));
+      throw std::runtime_error("prompts: " + excerpt(path, 300) + " is not a file" + nearest_file(path));
     file.open(path, std::ios::binary);
     if (!file) throw std::runtime_error("prompts: " + path + " cannot be read: " + std::strerror(errno));
   }
@@ -202,7 +193,8 @@ std::vector<Prompt> read_prompts(const std::string& path) {
 }
 
 std::string JsonlConfig::problem() const {
-  if (path.empty()) return "path is empty; give the file of the training examples";
+  if (path.empty() || std::find(path.begin(), path.end(), "") != path.end())
+    return "path is empty; give the file of the training examples, several, a pattern or a folder";
   for (const HeldOutKeys& keys : {validation(), test()})
     if (const std::string wrong = keys.problem(); !wrong.empty()) return wrong;
   if (validation().share() + test().share() >= 1)
@@ -219,29 +211,139 @@ bool JsonlConfig::has(Split split) const {
   return split == Split::validation ? validation().any() : test().any();
 }
 
-Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* use) : seed_(seed), split_(split) {
+namespace {
+
+// What the files of one split are, and the shares of the held-out parts in them.
+struct Found {
+  std::vector<JsonlFile> files;
+  double validation = 0, test = 0;
+  bool shared = false;  // with the other splits
+  std::string told;     // "a.jsonl", "3 files such as a.jsonl"
+};
+
+std::string told(const std::vector<JsonlFile>& files) {
+  const std::string first = excerpt(files.front().path, 300);
+  return files.size() == 1 ? first : std::to_string(files.size()) + " files such as " + first;
+}
+
+// The files of a held-out part's own path: of a folder those that its name says, and those that say none.
+std::vector<JsonlFile> own_files(const HeldOutKeys& keys, Split split) {
+  std::vector<JsonlFile> files = find_jsonl({keys.path}, keys.name + "_path");
+  const size_t all = files.size();
+  std::erase_if(files, [&](const JsonlFile& file) { return file.split && file.split != split; });
+  if (files.empty())
+    throw std::runtime_error("jsonl: none of the " + std::to_string(all) + " files of " + excerpt(keys.path, 300) +
+                             " is for " + keys.name + " by its name (data.jsonl." + keys.name + "_path)");
+  return files;
+}
+
+// The same to leave them out elsewhere: what is not there has none.
+std::vector<JsonlFile> others(const HeldOutKeys& keys, Split split) {
+  try {
+    return keys.path.empty() ? std::vector<JsonlFile>() : own_files(keys, split);
+  } catch (const std::runtime_error&) {
+    return {};
+  }
+}
+
+Found find(const JsonlConfig& config, Split split) {
+  Found found;
+  const HeldOutKeys keys = split == Split::test ? config.test() : config.validation();
+  if (split != Split::train && !keys.path.empty()) {
+    found.files = own_files(keys, split);
+    found.told = told(found.files);
+    return found;
+  }
+  std::vector<JsonlFile> all = find_jsonl(config.path, "path");
+  const std::string first = told(all);
+  std::vector<JsonlFile> validation = others(config.validation(), Split::validation),
+                         test = others(config.test(), Split::test);
+  std::error_code error;
+  for (const auto* held_out : {&validation, &test})  // are not trained on, whatever path says
+    for (const JsonlFile& own : *held_out)
+      std::erase_if(all,
+                    [&](const JsonlFile& file) { return std::filesystem::equivalent(file.path, own.path, error); });
+  const auto take = [&](std::vector<JsonlFile>& part, Split of, const HeldOutKeys& keys) {
+    std::vector<JsonlFile> named;
+    for (const JsonlFile& file : all)
+      if (file.split == of) named.push_back(file);
+    std::erase_if(all, [&](const JsonlFile& file) { return file.split == of; });
+    if (!part.empty()) return 0.0;  // from its own path
+    if (!named.empty() && keys.fraction.value_or(0) > 0)
+      throw std::runtime_error("jsonl: " + keys.name + "_fraction is a share of the training files, and path holds " +
+                               told(named) + " for " + keys.name + " by name; leave " + keys.name + "_fraction out");
+    part = named;
+    return part.empty() ? keys.share() : 0.0;
+  };
+  found.validation = take(validation, Split::validation, config.validation());
+  found.test = take(test, Split::test, config.test());
+  found.files = split == Split::validation ? validation : split == Split::test ? test : all;
+  found.shared = found.files.empty() || split == Split::train;
+  if (found.shared) found.files = all;
+  if (found.files.empty())
+    throw std::runtime_error("jsonl: path names " + first +
+                             ", which the held-out parts have by path or name; name "
+                             "files for training beside them");
+  found.told = told(found.files);
+  return found;
+}
+
+}  // namespace
+
+Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* use, bool skip)
+    : seed_(seed), split_(split) {
   if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("jsonl: " + wrong);
-  const std::string& own = split == Split::validation ? config.validation_path : config.test_path;
-  const bool shared = split == Split::train || own.empty();
-  const std::string& path = shared ? config.path : own;
-  std::vector<Line> lines = read(config, use && use->columns, path);
-  if (shared) keep_split(lines, config.validation().share(), config.test().share(), split, path);
+  const Found found = find(config, split);
+  Lines read = data::read(config, use && use->columns, skip, found.files);
+  std::vector<Line>& lines = read.lines;
+  if (found.shared) keep_split(lines, found.validation, found.test, split, found.told);
+  skipped_ = read.skipped;
+  first_skipped_ = read.first_skipped;
+  std::vector<int64_t> counts(found.files.size());
   for (Line& line : lines) {
     try {
-      if (use && !fits(line.example, *use)) {
+      bool cut = false;
+      if (use && !fits(line.example, *use, &cut)) {
         ++left_out_;
         continue;
       }
+      cut_ += cut;
     } catch (const std::invalid_argument& error) {
-      throw std::runtime_error("jsonl: " + path + ":" + std::to_string(line.number) + ": " + error.what());
+      const std::string what = found.files[line.file].path + ":" + std::to_string(line.number) + ": " + error.what();
+      if (!skip || dynamic_cast<const TooLong*>(&error)) throw std::runtime_error("jsonl: " + what);
+      if (++skipped_ == 1) first_skipped_ = what;
+      continue;
     }
+    ++counts[line.file];
     line.example.split = split;
     examples_.push_back(std::move(line.example));
   }
   if (examples_.empty())
-    throw std::runtime_error("jsonl: all " + std::to_string(left_out_) + " " + part(split) + " examples of " + path +
-                             " are too long for the context (" + std::to_string(use->context) +
-                             " tokens) and are left out (data.truncation: drop); raise model.max_position_embeddings");
+    throw std::runtime_error("jsonl: all " + std::to_string(left_out_) + " " + part(split) + " examples of " +
+                             found.told + " are too long for the context (" + std::to_string(use->context) +
+                             " tokens) and are left out (data.truncation: drop)" +
+                             (skipped_ > 0 ? ", but for " + std::to_string(skipped_) +
+                                                 " broken ones (data.on_error: skip), the first: " + first_skipped_
+                                           : "; raise model.max_position_embeddings"));
+  if (found.files.size() == 1) return;
+  for (size_t i = 0; i < std::min(counts.size(), kToldFiles); ++i)
+    files_ += (i > 0 ? ", " : "") + excerpt(found.files[i].path) + " " + std::to_string(counts[i]);
+  if (counts.size() > kToldFiles) files_ += ", and " + std::to_string(counts.size() - kToldFiles) + " more";
+  files_ = std::to_string(found.files.size()) + " files: " + files_;
+}
+
+std::vector<std::string> Jsonl::notes() const {
+  std::vector<std::string> notes;
+  if (!files_.empty()) notes.push_back(part(split_) + " examples are of " + files_);
+  if (skipped_ > 0)
+    notes.push_back(std::to_string(skipped_) + " lines of the " + part(split_) +
+                    " files are broken and skipped (data.on_error: skip); the first: " + first_skipped_);
+  if (cut_ > 0)
+    notes.push_back(
+        std::to_string(cut_) + " of " + std::to_string(size()) + " " + part(split_) +
+        " examples are too long for model.max_position_embeddings, and the ends of their completions are cut "
+        "(data.truncation: truncate)");
+  return notes;
 }
 
 std::vector<Example> Jsonl::take(int64_t first, int64_t count) const {

@@ -1,4 +1,4 @@
-// Examples from a file with one JSON object a line: {"prompt": "2+2=", "completion": "4.", "answer": "4"}.
+// Examples from files with one JSON object a line: {"prompt": "2+2=", "completion": "4.", "answer": "4"}.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -13,7 +13,7 @@
 namespace isentrope::data {
 
 struct JsonlConfig {
-  std::string path = "";
+  std::vector<std::string> path = {};
   std::string validation_path = "";
   std::string test_path = "";
   std::optional<double> validation_fraction = {};
@@ -24,9 +24,14 @@ struct JsonlConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("path", path, "File of the training examples.");
-    v("validation_path", validation_path, "File of the validation examples; empty to take a share of path.");
-    v("test_path", test_path, "File of the test examples; empty to take a share of path.");
+    v("path", path,
+      "Files of the training examples, .jsonl or .jsonl.gz; patterns such as part-*.jsonl.gz; folders, of which files "
+      "count by the split that their names say (docs/data.md).");
+    v("validation_path", validation_path,
+      "File, pattern or folder of the validation examples; empty to take a share of path. It is not trained on, "
+      "whatever "
+      "path says.");
+    v("test_path", test_path, "The same for test.");
     v("validation_fraction", validation_fraction,
       "Share of path held out for validation where validation_path is empty; 0.05 where it is not written. A hash of "
       "the "
@@ -55,25 +60,29 @@ struct Prompt {
 // be read, of another suffix, without a prompt, or malformed.
 std::vector<Prompt> read_prompts(const std::string& path);
 
-// The whole file is read and checked at once and kept in memory.
+// The files (csrc/data/jsonl_files.h) are read and checked at once and kept in memory.
 // Training: each epoch is a permutation of the split, fixed by (seed, epoch). Validation and test: the order
-// of the file. To share a stream among W ranks with n examples each a step, rank r takes (step · W + r) · n …
+// of the files. To share a stream among W ranks with n examples each a step, rank r takes (step · W + r) · n …
 // + n − 1: the union is what one rank with W · n would take.
 class Jsonl : public ExampleSource {
  public:
   // Throws std::invalid_argument for a config with a problem() and std::runtime_error with file:line for a
   // file that is missing, empty or malformed, has nothing for the split, or an example of it that does not fit the use.
-  Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* use = nullptr);
+  // skip: lines that are malformed, or that the use refuses otherwise than as too long, are counted and left out instead.
+  Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* use = nullptr, bool skip = false);
 
   std::vector<Example> take(int64_t first, int64_t count) const override;
   int64_t size() const override { return static_cast<int64_t>(examples_.size()); }
   int64_t left_out() const override { return left_out_; }
+  int64_t skipped() const override { return skipped_; }
+  std::vector<std::string> notes() const override;
 
  private:
   uint64_t seed_;
   Split split_;
   std::vector<Example> examples_;
-  int64_t left_out_ = 0;
+  int64_t left_out_ = 0, skipped_ = 0, cut_ = 0;
+  std::string first_skipped_, files_;  // of notes()
 };
 
 }  // namespace isentrope::data

@@ -21,7 +21,7 @@ bool DataConfig::has(Split split) const { return jsonl ? jsonl->has(split) : cor
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split, const Use* use) {
   if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("data: " + wrong);
   if (config.tint) return std::make_unique<Tint>(*config.tint, seed, split, use);
-  if (config.jsonl) return std::make_unique<Jsonl>(*config.jsonl, seed, split, use);
+  if (config.jsonl) return std::make_unique<Jsonl>(*config.jsonl, seed, split, use, config.on_error == "skip");
   throw std::invalid_argument("data: a corpus has no prompts and completions; write tint: or jsonl:");
 }
 

@@ -19,15 +19,21 @@ struct DataConfig {
   std::optional<JsonlConfig> jsonl;
   std::optional<CorpusConfig> corpus;
   std::string truncation = "error";
+  std::string on_error = "stop";
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("tint", tint, "Generated integer problems with traces.");
-    v("jsonl", jsonl, "A file of prompts and completions.");
+    v("jsonl", jsonl, "Files of prompts and completions, an object a line.");
     v("corpus", corpus, "Text files, learnt whole; pretrain phases.");
     v("truncation", truncation,
       "An example longer than the context: stop the run, leave it out, or cut its completion.",
       one_of({"error", "drop", "truncate"}));
+    v("on_error", on_error,
+      "A line of data.jsonl that cannot be read, or is no example for this phase: stop the run, or skip it; how many "
+      "were "
+      "skipped is said at the start.",
+      one_of({"stop", "skip"}));
   }
   std::string problem() const;
   bool has(Split split) const;  // whether the keys leave anything for it

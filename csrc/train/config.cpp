@@ -150,7 +150,7 @@ class Reader {
       Reader reader(document, node, path);
       value.visit(reader);
     } else if constexpr (is_list<T>) {
-      if (node.IsScalar() && !allowed.names.empty()) {  // one name: a list of it
+      if (node.IsScalar() && std::is_same_v<T, std::vector<std::string>>) {  // one text: a list of it
         value.clear();
         return read(document, node, path, value.emplace_back(), allowed);
       }

@@ -60,6 +60,7 @@ void check_room(const rl::RolloutConfig& rollout, const data::ExampleSource& sou
                              ", or 0 for as many as are generated at a time");
 }
 
+const char* const kBroken = "broken (data.on_error: skip)";
 const char* const kTooLong = "too long for model.max_position_embeddings (data.truncation: drop)";
 
 std::string note_of(const std::string& phase, int64_t left_out, int64_t kept, const std::string& what,
@@ -104,6 +105,8 @@ SplitSize check_training(const TrainConfig& config, const PhaseConfig& phase, co
     notes.push_back(note_of(phase.name, source->left_out(), source->size(), "training examples",
                             config.model.max_position_embeddings));
   }
+  if (source->skipped() > 0) size.left_out.push_back({source->skipped(), kBroken});
+  for (const std::string& note : source->notes()) notes.push_back("phase " + phase.name + ": " + note);
   if (phase.rollout) check_room(*phase.rollout, *source, config.model.max_position_embeddings, tokenizer);
   return size;
 }
@@ -126,6 +129,8 @@ SplitSize check_held_out(const TrainConfig& config, const PhaseConfig& phase, co
                                   std::string(data::name_of(split)) + " prompts",
                                   config.model.max_position_embeddings));
   }
+  if (has.skipped > 0) size.left_out.push_back({has.skipped, kBroken});
+  for (const std::string& note : has.notes) found.notes.push_back("phase " + phase.name + ": " + note);
   return size;
 }
 

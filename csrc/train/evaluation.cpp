@@ -201,7 +201,12 @@ HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<r
 
 HeldOutSize HeldOutPrompts::size() const {
   HeldOutSize sum;
-  for (const Part& part : parts_) sum.examples += part.source->size(), sum.left_out += part.source->left_out();
+  for (const Part& part : parts_) {
+    sum.examples += part.source->size();
+    sum.left_out += part.source->left_out();
+    sum.skipped += part.source->skipped();
+    for (const std::string& note : part.source->notes()) sum.notes.push_back(note);
+  }
   return sum;
 }
 

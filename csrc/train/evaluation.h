@@ -55,6 +55,8 @@ struct HeldOutSize {
   int64_t examples = 0;  // prompts, or windows of text
   int64_t tokens = 0;    // of text
   int64_t left_out = 0;  // prompts that are too long
+  int64_t skipped = 0;   // lines that are broken
+  std::vector<std::string> notes = {};
 };
 
 // An answer to a held-out prompt, and how it was judged.

@@ -36,12 +36,12 @@ class JsonlTest : public ::testing::Test {
     std::string text;
     for (int i = 0; i < n; ++i)
       text += "{\"prompt\": \"" + std::to_string(i) + "=\", \"completion\": \"" + std::to_string(i) + ".\"}\n";
-    return {.path = write("numbered.jsonl", text), .validation_fraction = 0, .test_fraction = 0};
+    return {.path = {write("numbered.jsonl", text)}, .validation_fraction = 0, .test_fraction = 0};
   }
   static std::string error_of(const JsonlConfig& config, Split split = Split::train) {
     return message([&] { Jsonl(config, 1, split); });
   }
-  std::string message_of(const std::string& text) const { return error_of({.path = write("data.jsonl", text)}); }
+  std::string message_of(const std::string& text) const { return error_of({.path = {write("data.jsonl", text)}}); }
 
   std::string folder_;
 };
@@ -57,7 +57,7 @@ TEST_F(JsonlTest, ReadsItsKeys) {
                                  "{\"question\": \"ß\\n\", \"text\": \"two\", \"gold\": 12345678901234567890}\r\n"
                                  "\n"
                                  "{\"question\": \"q\", \"gold\": \"7\", \"more\": [1]}");
-  const JsonlConfig config = {.path = path,
+  const JsonlConfig config = {.path = {path},
                               .validation_fraction = 0,
                               .test_fraction = 0,
                               .prompt_key = "question",
@@ -138,7 +138,7 @@ TEST_F(JsonlTest, NoSplitOfASmallFileIsEmptyByChance) {
     EXPECT_EQ(all.size(), static_cast<size_t>(n));
     EXPECT_EQ(std::set<std::string>(all.begin(), all.end()).size(), static_cast<size_t>(n));
   }
-  JsonlConfig config = {.path = write("one.jsonl", "{\"prompt\": \"p\", \"completion\": \"c\"}\n")};
+  JsonlConfig config = {.path = {write("one.jsonl", "{\"prompt\": \"p\", \"completion\": \"c\"}\n")}};
   EXPECT_EQ(Jsonl(config, 1, Split::train).size(), 1);
   expect_all(error_of(config, Split::test), {"none of the 1", "too few different prompts"});
 }
@@ -168,17 +168,17 @@ TEST_F(JsonlTest, ASplitMayHaveItsOwnFile) {
 
 TEST_F(JsonlTest, AFractionBesideAPathIsRefused) {
   for (const std::string part : {"validation", "test"}) {
-    JsonlConfig config{.path = "a", .validation_path = "v", .test_path = "t"};
+    JsonlConfig config{.path = {"a"}, .validation_path = "v", .test_path = "t"};
     EXPECT_EQ(config.problem(), "");
     (part == "test" ? config.test_fraction : config.validation_fraction) = 0;
     expect_all(config.problem(), {part.c_str(), "_fraction", "leave one of the two out"});
   }
-  EXPECT_EQ(JsonlConfig{.path = "a"}.validation().share(), 0.05);
+  EXPECT_EQ(JsonlConfig{.path = {"a"}}.validation().share(), 0.05);
 }
 
 TEST_F(JsonlTest, ColumnsAreKeptForThoseWhoReadThem) {
   const std::string line = R"({"prompt": "p", "answer": 12, "tags": ["x", {"n": 1e5}], "none": null})";
-  const JsonlConfig config{.path = write("columns.jsonl", line + "\n"), .validation_fraction = 0, .test_fraction = 0};
+  const JsonlConfig config{.path = {write("columns.jsonl", line + "\n")}, .validation_fraction = 0, .test_fraction = 0};
   const Tokenizer tokenizer({.kind = "bytes"});
   Use use{.tokenizer = &tokenizer, .context = 30, .learnt = false};
   EXPECT_EQ(Jsonl(config, 1, Split::train, &use).take(0, 1)[0].columns, "");
@@ -188,13 +188,13 @@ TEST_F(JsonlTest, ColumnsAreKeptForThoseWhoReadThem) {
   EXPECT_EQ(example.answer, "12");
   EXPECT_EQ(example.split, Split::train);
   JsonlConfig held_out = config;
-  held_out.validation_path = held_out.path;
+  held_out.validation_path = held_out.path.front();
   held_out.validation_fraction = {};
   EXPECT_EQ(Jsonl(held_out, 1, Split::validation, &use).take(0, 1)[0].split, Split::validation);
   for (const char* name : {"split", "finished"}) {
     const std::string path =
         write("taken.jsonl", line + "\n" + R"({"prompt": "p", "answer": "1", ")" + name + "\": 1}\n");
-    const JsonlConfig taken{.path = path, .validation_fraction = 0, .test_fraction = 0};
+    const JsonlConfig taken{.path = {path}, .validation_fraction = 0, .test_fraction = 0};
     expect_all(message([&] { Jsonl(taken, 1, Split::train, &use); }), {"taken.jsonl:2", name, "rename it"});
     use.columns = false;
     EXPECT_EQ(Jsonl(taken, 1, Split::train, &use).size(), 2) << "nobody reads it";
@@ -231,9 +231,9 @@ TEST_F(JsonlTest, ErrorsNameFileAndLine) {
 TEST_F(JsonlTest, AMissingFileIsToldWithTheNearestName) {
   write("train.jsonl", "{}");
   write("other.txt", "{}");
-  expect_all(error_of({.path = folder_ + "/trian.jsonl"}), {"trian.jsonl", "nearest", "/train.jsonl"});
-  expect_all(error_of({.path = folder_ + "/absent/train.jsonl"}), {"no folder", "absent"});
-  expect_all(error_of({.path = folder_}), {"not a file"});
+  expect_all(error_of({.path = {folder_ + "/trian.jsonl"}}), {"trian.jsonl", "nearest", "/train.jsonl"});
+  expect_all(error_of({.path = {folder_ + "/absent/train.jsonl"}}), {"no folder", "absent"});
+  expect_all(error_of({.path = {folder_ + "/other"}}), {"not a file"});
 }
 
 TEST_F(JsonlTest, ChecksBetweenKeys) {
