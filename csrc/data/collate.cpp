@@ -3,15 +3,11 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "csrc/data/sequence.h"
 #include "csrc/message.h"
 
 namespace isentrope::data {
 namespace {
-
-struct Sequence {
-  std::vector<int64_t> ids;
-  int64_t prompt;  // tokens of it that are prompt
-};
 
 std::string described(size_t index, const Example& example) {
   return "example " + std::to_string(index) + " (prompt \"" + excerpt(example.prompt) + "\")";
@@ -20,11 +16,8 @@ std::string described(size_t index, const Example& example) {
 Sequence encode(size_t index, const Example& example, const Tokenizer& tokenizer) {
   if (example.completion.empty())
     throw std::invalid_argument(described(index, example) + " has no completion to learn");
-  Sequence sequence{tokenizer.encode(example.prompt), 0};
-  sequence.prompt = static_cast<int64_t>(sequence.ids.size());
+  Sequence sequence = sequence_of(example, tokenizer);
   if (sequence.prompt == 0) throw std::invalid_argument(described(index, example) + " has an empty prompt");
-  for (const int64_t id : tokenizer.encode(example.completion)) sequence.ids.push_back(id);
-  if (sequence.ids.back() != tokenizer.eos_id()) sequence.ids.push_back(tokenizer.eos_id());
   return sequence;
 }
 
@@ -70,7 +63,8 @@ Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, 
     const auto last = static_cast<int64_t>(sequence.ids.size()) - 1;
     std::copy_n(sequence.ids.begin(), last, tokens);
     *lengths++ = last;
-    std::copy(sequence.ids.begin() + sequence.prompt, sequence.ids.end(), target + sequence.prompt - 1);
+    for (int64_t t = 0; t < last; ++t)
+      if (sequence.learnt[t + 1]) target[t] = sequence.ids[t + 1];
     tokens += longest - 1;
     target += longest - 1;
   }

@@ -9,10 +9,9 @@
 
 namespace isentrope::data {
 
-// Sequence i is prompt + completion of examples[i], then the end of sequence where the completion does not
-// end with it. Its last token is only a target, so T = longest sequence − 1:
+// Sequence i is that of examples[i] (csrc/data/sequence.h): prompt, completion and its end. Its last token is only a target, so T = longest sequence − 1:
 //   tokens [B, T]: the sequence without its last token, then padding
-//   target [B, T]: the token after each; −100 where that token belongs to the prompt, and on padding
+//   target [B, T]: the token after each; −100 where that token is not learnt, and on padding
 //   lengths [B]:   tokens of each row before its padding
 // A sequence of more than `context` tokens: "error" throws std::invalid_argument that names the example,
 // "drop" leaves it out (so B may be less than the number of examples; none left is an error), "truncate" cuts

@@ -13,12 +13,19 @@ inline const char* name_of(Split split) {
   return split == Split::train ? "train" : split == Split::validation ? "validation" : "test";
 }
 
+// A piece of a conversation before the completion. One that is learnt ends a sequence.
+struct Turn {
+  std::string text;
+  bool learnt = false;
+};
+
 struct Example {
   std::string prompt;
   std::string completion;    // what SFT learns; empty where there is none
   std::string answer;        // what verifiable rewards compare with; empty where there is none
   std::string columns = {};  // the whole JSON object that it was read from, where the use asks for it; else empty
   Split split = Split::train;
+  std::vector<Turn> turns = {};  // what the prompt is made of, where that is more than its text (csrc/data/sequence.h)
 };
 
 class ExampleSource {

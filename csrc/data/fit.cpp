@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 
+#include "csrc/data/sequence.h"
 #include "csrc/message.h"
 
 namespace isentrope::data {
@@ -22,7 +23,7 @@ bool fits(const Example& example, const Use& use, bool* cut) {
   const Tokenizer& tokenizer = *use.tokenizer;
   const std::string truncation = ", the context holds " + std::to_string(use.context) +
                                  "; raise model.max_position_embeddings, shorten it, or set data.truncation to drop";
-  const auto prompt = static_cast<int64_t>(tokenizer.encode(example.prompt).size());
+  const auto prompt = static_cast<int64_t>(prompt_ids(example, tokenizer).size());
   if (prompt == 0) throw std::invalid_argument("the prompt is empty; it needs at least one token");
   if (use.also)
     if (const std::string wrong = use.also(example); !wrong.empty()) throw std::invalid_argument(wrong);
@@ -34,8 +35,9 @@ bool fits(const Example& example, const Use& use, bool* cut) {
   }
   if (example.completion.empty()) throw std::invalid_argument("the completion is empty, and it is what is learnt");
   end_is_last(example.completion, tokenizer);
-  const bool ended = example.completion.ends_with(tokenizer.eos());
-  const int64_t length = prompt + static_cast<int64_t>(tokenizer.encode(example.completion).size()) + !ended;
+  for (const Turn& turn : example.turns)
+    if (turn.learnt) end_is_last(turn.text, tokenizer);
+  const auto length = static_cast<int64_t>(sequence_of(example, tokenizer).ids.size());
   if (length <= use.context) return true;
   if (use.truncation == "drop") return false;
   if (use.truncation == "error" || prompt >= use.context)

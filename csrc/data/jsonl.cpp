@@ -9,9 +9,11 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <stdexcept>
 
 #include "csrc/data/jsonl_files.h"
+#include "csrc/data/messages.h"
 #include "csrc/data/shuffle.h"
 #include "csrc/data/split.h"
 #include "csrc/message.h"
@@ -79,12 +81,53 @@ std::string prompt_of(const Json& object, const std::string& key, const std::str
   return *prompt;
 }
 
+std::vector<Message> messages_of(const Json& list, const std::string& key, const std::string& where) {
+  static const std::set<std::string> kRoles{"system", "user", "assistant", "tool"};
+  const std::string name = where + ": \"" + excerpt(key) + "\"";
+  if (!list.is_array() || list.empty())
+    throw std::runtime_error(name + " is " + (list.is_array() ? "empty" : std::string("a JSON ") + list.type_name()) +
+                             "; it must be a list of {\"role\": …, \"content\": …}");
+  std::vector<Message> messages;
+  for (const Json& one : list) {
+    const std::string at = where + ": " + excerpt(key) + "[" + std::to_string(messages.size()) + "]";
+    if (!one.is_object()) throw std::runtime_error(at + " is a JSON " + one.type_name() + "; it must be an object");
+    const auto role = text_at(one, "role", false, at), content = text_at(one, "content", false, at);
+    if (!role || !kRoles.contains(*role))
+      throw std::runtime_error(at + ".role is " + (role ? isentrope::quoted(*role) : "missing") +
+                               "; it must be system, user, assistant or tool");
+    if (const auto calls = one.find("tool_calls"); calls != one.end() && !calls->is_null())
+      throw std::runtime_error(at + " has tool_calls, which no rendering here shows; write them into its content");
+    if (!content || (*role == "assistant" && content->empty()))
+      throw std::runtime_error(at + ".content is " + (content ? "empty, and an assistant's is learnt" : "missing"));
+    messages.push_back({*role, *content});
+  }
+  return messages;
+}
+
+// Prompt and completion, or what a conversation has in their place.
+Example text_of(const JsonlConfig& config, const Json& object, const std::string& where) {
+  const auto list = object.find(config.messages_key);
+  const bool conversation = list != object.end() && !list->is_null();
+  if (!conversation) {
+    const std::string prompt = prompt_of(object, config.prompt_key, where);
+    return {prompt, text_at(object, config.completion_key, false, where).value_or(""), ""};
+  }
+  for (const std::string& other : {config.prompt_key, config.completion_key})
+    if (object.contains(other))
+      throw std::runtime_error(where + ": \"" + excerpt(other) + "\" stands beside \"" + excerpt(config.messages_key) +
+                               "\"; leave one of the two out");
+  return render(messages_of(*list, config.messages_key, where));
+}
+
 Example parse(const JsonlConfig& config, const std::string& line, bool columns, const std::string& where) {
   const Json object = object_of(line, where);
-  const std::string prompt = prompt_of(object, config.prompt_key, where);
-  const auto completion = text_at(object, config.completion_key, false, where);
+  Example example = text_of(config, object, where);
   const auto answer = text_at(object, config.answer_key, true, where);
-  if (!completion && !answer)
+  const bool completion = object.contains(config.completion_key) && !object[config.completion_key].is_null();
+  if (example.completion.empty() && !completion && !answer && object.contains(config.messages_key))
+    throw std::runtime_error(where + ": the last of \"" + excerpt(config.messages_key) +
+                             "\" is not an assistant's, and there is no \"" + excerpt(config.answer_key) + "\" either");
+  if (example.completion.empty() && !completion && !answer)
     throw std::runtime_error(where + ": the key \"" + excerpt(config.completion_key) +
                              "\" is missing, and there is no \"" + excerpt(config.answer_key) + "\" either");
   for (const char* name : kOfRewards)
@@ -92,7 +135,9 @@ Example parse(const JsonlConfig& config, const std::string& line, bool columns, 
       throw std::runtime_error(where + ": the key \"" + name +
                                "\" has the name of what a reward function finds in meta " +
                                "beside the keys of an example (docs/rewards.md); rename it");
-  return {prompt, completion.value_or(""), answer.value_or(""), columns ? line : ""};
+  example.answer = answer.value_or("");
+  if (columns) example.columns = line;
+  return example;
 }
 
 struct Line {
@@ -199,10 +244,9 @@ std::string JsonlConfig::problem() const {
     if (const std::string wrong = keys.problem(); !wrong.empty()) return wrong;
   if (validation().share() + test().share() >= 1)
     return "validation_fraction + test_fraction leave nothing of path for training";
-  if (prompt_key.empty() || completion_key.empty() || answer_key.empty())
-    return "prompt_key, completion_key and answer_key may not be empty";
-  if (prompt_key == completion_key || prompt_key == answer_key || completion_key == answer_key)
-    return "prompt_key, completion_key and answer_key must differ";
+  const std::set<std::string> keys{messages_key, prompt_key, completion_key, answer_key};
+  if (keys.contains("")) return "messages_key, prompt_key, completion_key and answer_key may not be empty";
+  if (keys.size() < 4) return "messages_key, prompt_key, completion_key and answer_key must differ";
   return "";
 }
 

@@ -18,6 +18,7 @@ struct JsonlConfig {
   std::string test_path = "";
   std::optional<double> validation_fraction = {};
   std::optional<double> test_fraction = {};
+  std::string messages_key = "messages";
   std::string prompt_key = "prompt";
   std::string completion_key = "completion";
   std::string answer_key = "answer";
@@ -38,7 +39,11 @@ struct JsonlConfig {
       "prompt chooses, and where it chooses none, the prompt that is nearest. 0: no validation.",
       between(0, 1));
     v("test_fraction", test_fraction, "The same for test, where test_path is empty.", between(0, 1));
-    v("prompt_key", prompt_key, "Key of the prompt, a string; required in each object.");
+    v("messages_key", messages_key,
+      "Key of a conversation, a list of {role, content}, of which an assistant's contents are learnt; in place of "
+      "prompt "
+      "and completion.");
+    v("prompt_key", prompt_key, "Key of the prompt, a string; required in each object without a conversation.");
     v("completion_key", completion_key, "Key of the completion, a string; may be missing where there is an answer.");
     v("answer_key", answer_key, "Key of the answer that rewards compare with, a string or an integer; may be missing.");
   }

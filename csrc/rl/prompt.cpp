@@ -2,15 +2,16 @@
 
 #include <stdexcept>
 
+#include "csrc/data/sequence.h"
 #include "csrc/message.h"
 
 namespace isentrope::rl {
 
-std::vector<int64_t> encode_prompt(const std::string& prompt, const data::Tokenizer& tokenizer, int64_t context) {
-  const auto name = [&] { return "the prompt " + quoted(prompt); };
+std::vector<int64_t> encode_prompt(const data::Example& example, const data::Tokenizer& tokenizer, int64_t context) {
+  const auto name = [&] { return "the prompt " + quoted(example.prompt); };
   std::vector<int64_t> tokens;
   try {
-    tokens = tokenizer.encode(prompt);
+    tokens = data::prompt_ids(example, tokenizer);
   } catch (const std::invalid_argument& error) {
     throw std::runtime_error(name() + ": " + error.what());
   }

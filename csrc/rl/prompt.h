@@ -4,12 +4,13 @@
 #include <string>
 #include <vector>
 
+#include "csrc/data/example.h"
 #include "csrc/data/tokenizer.h"
 
 namespace isentrope::rl {
 
 // Throws std::runtime_error that shows the prompt where it is empty, has what the tokenizer does not know, or leaves no room for an
 // answer in a context of so many tokens.
-std::vector<int64_t> encode_prompt(const std::string& prompt, const data::Tokenizer& tokenizer, int64_t context);
+std::vector<int64_t> encode_prompt(const data::Example& example, const data::Tokenizer& tokenizer, int64_t context);
 
 }  // namespace isentrope::rl

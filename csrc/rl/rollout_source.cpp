@@ -214,7 +214,7 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
   drawn.first = pending_.taken;
   drawn.examples = examples_->take(pending_.taken, config_.prompts);
   for (const Example& example : drawn.examples)
-    drawn.prompts.push_back(encode_prompt(example.prompt, tokenizer_, model_->config().max_position_embeddings));
+    drawn.prompts.push_back(encode_prompt(example, tokenizer_, model_->config().max_position_embeddings));
   drawn.samples = samples_of(drawn.examples);
   RolloutCounts counts;
   drawn.completions =

@@ -9,6 +9,7 @@
 
 #include "csrc/data/corpus.h"
 #include "csrc/data/packed_source.h"
+#include "csrc/data/sequence.h"
 #include "csrc/message.h"
 #include "csrc/model/page_table.h"
 #include "csrc/train/evaluation.h"
@@ -43,7 +44,7 @@ void check_room(const rl::RolloutConfig& rollout, const data::ExampleSource& sou
   constexpr int64_t kLooked = 1024;  // of a stream without end
   int64_t longest = 0, room = 0;     // of a whole sequence; of a completion, at most
   for (const data::Example& example : source.take(0, source.size() > 0 ? source.size() : kLooked)) {
-    const auto prompt = static_cast<int64_t>(tokenizer.encode(example.prompt).size());
+    const auto prompt = static_cast<int64_t>(data::prompt_ids(example, tokenizer).size());
     const int64_t left = context - prompt;
     room = std::max(room, left);
     longest =

@@ -32,7 +32,7 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                std::vector<Answer>* told) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples)
-    prompts.push_back(rl::encode_prompt(example.prompt, tokenizer, model->config().max_position_embeddings));
+    prompts.push_back(rl::encode_prompt(example, tokenizer, model->config().max_position_embeddings));
   const auto completions =
       rl::rollout(model, prompts, samples, sampling, {tokenizer.eos_id()}, {.evaluation = true}, cache);
 

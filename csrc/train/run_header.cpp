@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "csrc/data/corpus.h"
+#include "csrc/data/sequence.h"
 #include "csrc/durable_file.h"
 #include "csrc/message.h"
 #include "csrc/train/metrics.h"
@@ -120,17 +121,15 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
   const data::Use use = use_of(config, phase, tokenizer);
   const auto source = data::make_source(phase.data, seed, data::Split::train, &use);
   const auto ids_of = [&](const data::Example& example) {
-    std::vector<int64_t> ids = tokenizer.encode(example.prompt);
-    if (phase.rollout) return ids;  // what follows is drawn
-    for (const int64_t id : tokenizer.encode(example.completion)) ids.push_back(id);
-    if (ids.back() != tokenizer.eos_id()) ids.push_back(tokenizer.eos_id());
+    if (phase.rollout) return data::prompt_ids(example, tokenizer);  // what follows is drawn
+    std::vector<int64_t> ids = data::sequence_of(example, tokenizer).ids;
     if (static_cast<int64_t>(ids.size()) > config.model.max_position_embeddings)
       ids.resize(static_cast<size_t>(config.model.max_position_embeddings));
     return ids;
   };
   const data::Example first = source->take(0, 1)[0];
   p.example = texts_of(tokenizer, ids_of(first));
-  p.prompt = static_cast<int64_t>(tokenizer.encode(first.prompt).size());
+  p.prompt = static_cast<int64_t>(data::prompt_ids(first, tokenizer).size());
   if (source->size() == 0) return p;
   p.train = source->size();
   p.epochs = steps * batch / static_cast<double>(*p.train);

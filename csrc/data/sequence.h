@@ -1,0 +1,23 @@
+// An example as the tokens that a model reads and learns.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "csrc/data/example.h"
+#include "csrc/data/tokenizer.h"
+
+namespace isentrope::data {
+
+struct Sequence {
+  std::vector<int64_t> ids;
+  std::vector<bool> learnt;  // a token of a completion, or of an earlier turn that is learnt, or the end of one
+  int64_t prompt = 0;        // tokens before the completion
+};
+
+// What a completion follows: the prompt, or the turns of a conversation, each that is learnt with its end of sequence.
+// Both throw std::invalid_argument as Tokenizer::encode.
+std::vector<int64_t> prompt_ids(const Example& example, const Tokenizer& tokenizer);
+// Prompt, completion, and the end of sequence where the completion does not end with it.
+Sequence sequence_of(const Example& example, const Tokenizer& tokenizer);
+
+}  // namespace isentrope::data
