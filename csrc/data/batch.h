@@ -21,6 +21,7 @@ struct Batch {
   torch::Tensor ref_kl_weight = {};  // [B, T] float, of the divergence from the reference; undefined: 1 everywhere
   torch::Tensor difficulty = {};     // [B] int64, rl::Difficulty of the prompt; undefined where nobody asks
   torch::Tensor lengths = {};        // [B] int64, tokens of each row before its padding; undefined: T everywhere
+  torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
 
   int64_t size() const { return tokens.size(0); }
   // [B, T] bool: true where no padding is.
@@ -39,7 +40,8 @@ struct Batch {
   template <class Function>
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
-    return {of(tokens), of(target), of(old_logprob), of(advantage), of(ref_kl_weight), of(difficulty), of(lengths)};
+    return {of(tokens),        of(target),     of(old_logprob), of(advantage),
+            of(ref_kl_weight), of(difficulty), of(lengths),     of(position)};
   }
 };
 

@@ -16,7 +16,9 @@ namespace isentrope::data {
 // A sequence of more than `context` tokens: "error" throws std::invalid_argument that names the example,
 // "drop" leaves it out (so B may be less than the number of examples; none left is an error), "truncate" cuts
 // its completion (a prompt that leaves no room is an error).
+// packed > 0: a row holds as many sequences as fit into that many tokens, or the longest one; position [B, T] is that of a token in
+// its sequence, and of padding behind the last of a row as if that were one more.
 Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, int64_t context,
-              const std::string& truncation = "error");
+              const std::string& truncation = "error", int64_t packed = 0);
 
 }  // namespace isentrope::data

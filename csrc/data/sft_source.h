@@ -12,9 +12,9 @@ namespace isentrope::data {
 
 class SftSource : public BatchSource {
  public:
-  // truncation: as csrc/data/collate.h.
+  // truncation, packed: as csrc/data/collate.h.
   SftSource(std::shared_ptr<const ExampleSource> examples, const Tokenizer& tokenizer, int64_t sequences,
-            int64_t context, const std::string& truncation);
+            int64_t context, const std::string& truncation, int64_t packed = 0);
 
   // The examples that follow those taken so far, whatever sequences was when they were taken.
   StepData next(int64_t step) override;
@@ -28,6 +28,7 @@ class SftSource : public BatchSource {
   const Tokenizer& tokenizer_;
   int64_t sequences_, context_;
   std::string truncation_;
+  int64_t packed_;
   int64_t taken_ = 0, next_taken_ = 0;  // examples; the second with those of the step that is not whole yet
 };
 

@@ -20,6 +20,7 @@ struct DataConfig {
   std::optional<CorpusConfig> corpus;
   std::string truncation = "error";
   std::string on_error = "stop";
+  bool packing = false;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -34,6 +35,11 @@ struct DataConfig {
       "were "
       "skipped is said at the start.",
       one_of({"stop", "skip"}));
+    v("packing", packing,
+      "Whether several examples of an sft update stand in one row, none of which attends to another; the loss is the "
+      "same "
+      "but for rounding. Rows have up to model.max_position_embeddings tokens, or batch.micro_tokens where that is "
+      "less.");
   }
   std::string problem() const;
   bool has(Split split) const;  // whether the keys leave anything for it

@@ -8,6 +8,7 @@
 #include "csrc/data/random.h"
 #include "csrc/model/entropy_bound.h"
 #include "csrc/model/layers.h"
+#include "csrc/model/recompute.h"
 
 namespace isentrope::model {
 namespace {
@@ -192,8 +193,8 @@ Tensor DecoderImpl::normed_heads(const Tensor& qkv, const LayerWeights& layer) c
 }
 
 // q [B, H, T, D], k, v [B, G, T, D] → [B, H, T, D]
-Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, size_t layer,
-                           AttentionRecord* record) const {
+Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, size_t layer, AttentionRecord* record,
+                           const Packing* packing) const {
   const AttentionConfig& c = config_.attention;
   const int64_t window = c.window_of(static_cast<int64_t>(layer));
   ops::EntropyAttentionOptions options;
@@ -201,20 +202,73 @@ Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, si
   if (c.softcap > 0) options.softcap = c.softcap;
   if (const Tensor& log_temperature = layers_[layer].log_temperature; log_temperature.defined()) {
     const Tensor log = log_temperature.view({config_.num_attention_heads, -1});  // [H, 1 or context]
-    options.temperature = (log.size(1) > 1 ? log.slice(1, 0, q.size(2)) : log.squeeze(1)).exp();
+    const Tensor of_rows =
+        packing && log.size(1) > 1 ? log.index_select(1, packing->position) : log.slice(1, 0, q.size(2));
+    options.temperature = (log.size(1) > 1 ? of_rows : log.squeeze(1)).exp();
   }
   options.return_entropy = record != nullptr;
-  const ops::EntropyAttention attention = ops::entropy_attention(q, k, v, options);
+  const ops::EntropyAttention attention =
+      packing ? packed_attention(q, k, v, options, *packing) : ops::entropy_attention(q, k, v, options);
   if (record != nullptr) {
     record->entropy.push_back(attention.entropy);
     record->max_logit.push_back(attention.max_logit);
-    if (record->with_bound) record->bound.push_back(entropy_bound(q, k, options));
+    if (record->with_bound)
+      record->bound.push_back(packing ? packed_entropy_bound(q, k, options, *packing) : entropy_bound(q, k, options));
     record->window.push_back(window);
   }
   return attention.out;
 }
 
-Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
+std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& delta, size_t index,
+                                             const Tensor& cosine, const Tensor& sine, const Packing* packing,
+                                             AttentionRecord* record) const {
+  const double eps = config_.rms_norm_eps;
+  const bool after = config_.norm == "post";
+  const LayerWeights& layer = layers_[index];
+  auto [x, normed] = residual(x_in, delta, layer.input_norm, eps, after);
+  Tensor qkv = model::linear(normed, layer.qkv);
+  if (layer.q_norm.defined()) qkv = normed_heads(qkv, layer);
+  const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.num_attention_heads, config_.num_key_value_heads);
+  const Tensor attended =
+      attend(q, k, v, index, record, packing).transpose(1, 2).reshape({x.size(0), q.size(1) * q.size(3)});
+  std::tie(x, normed) = residual(x, model::linear(attended, layer.o), layer.post_norm, eps, after);
+  return {x, model::linear(swiglu(model::linear(normed, layer.gate_up)), layer.down)};
+}
+
+std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const Tensor& delta, size_t index,
+                                                        const Tensor& cosine, const Tensor& sine,
+                                                        const std::shared_ptr<const Packing>& packing,
+                                                        AttentionRecord* record) const {
+  const bool records = record != nullptr, with_bound = records && record->with_bound;
+  const auto run = [=, this](const Tensors& inputs) -> Tensors {
+    AttentionRecord own{
+        .entropy = {}, .max_logit = {}, .window = {}, .position = {}, .with_bound = with_bound, .bound = {}};
+    const auto [sum, out] = block(inputs[0], inputs[1], index, cosine, sine, packing.get(), records ? &own : nullptr);
+    Tensors outputs{sum, out};
+    if (records) outputs.insert(outputs.end(), {own.entropy[0], own.max_logit[0]});
+    if (with_bound) outputs.push_back(own.bound[0]);
+    return outputs;
+  };
+  const LayerWeights& layer = layers_[index];
+  Tensors parameters;
+  for (const Tensor& one : {layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm, layer.log_temperature})
+    if (one.defined()) parameters.push_back(one);
+  for (const Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+    parameters.push_back(p->weight);
+    for (const Tensor& one : {p->bias, p->gamma})
+      if (one.defined()) parameters.push_back(one);
+  }
+  const Tensors outputs = recomputed(run, {x, delta}, parameters);
+  if (records) {
+    record->entropy.push_back(outputs[2]);
+    record->max_logit.push_back(outputs[3].detach());
+    if (with_bound) record->bound.push_back(outputs[4].detach());
+    record->window.push_back(config_.attention.window_of(static_cast<int64_t>(index)));
+  }
+  return {outputs[0], outputs[1]};
+}
+
+Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const Tensor& position) {
   TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0, "decoder: tokens are ",
               tokens.sizes(), " ", tokens.scalar_type(), ", wanted [B, T] int64 with T ≥ 1");
   const int64_t B = tokens.size(0), T = tokens.size(1), C = config_.hidden_size;
@@ -224,34 +278,33 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record) {
   if (tokens.is_cpu() && B > 0)
     TORCH_CHECK(tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < config_.token_count(),
                 "decoder: a token lies outside 0 … ", config_.token_count() - 1, ", the vocabulary of the model");
-  const Tensor cosine = cosine_.slice(0, 0, T).to(embedding_.options());
-  const Tensor sine = sine_.slice(0, 0, T).to(embedding_.options());
-  const bool after = config_.norm == "post";
-  Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta, normed;
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const LayerWeights& layer = layers_[i];
-    std::tie(x, normed) = residual(x, delta, layer.input_norm, config_.rms_norm_eps, after);
-    Tensor qkv = model::linear(normed, layer.qkv);
-    if (layer.q_norm.defined()) qkv = normed_heads(qkv, layer);
-    const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.num_attention_heads, config_.num_key_value_heads);
-    delta = model::linear(attend(q, k, v, i, record).transpose(1, 2).reshape({B * T, q.size(1) * q.size(3)}), layer.o);
-    std::tie(x, normed) = residual(x, delta, layer.post_norm, config_.rms_norm_eps, after);
-    delta = model::linear(swiglu(model::linear(normed, layer.gate_up)), layer.down);
-  }
-  return std::get<1>(residual(x, delta, final_norm_, config_.rms_norm_eps, after)).view({B, T, C});
+  std::shared_ptr<const Packing> packing;  // its B · T tokens go through the blocks as one row
+  if (position.defined()) packing = std::make_shared<const Packing>(position);
+  if (record != nullptr) record->position = position;
+  const auto of_rows = [&](const Tensor& table) {
+    return (packing ? table.index_select(0, packing->position.to(torch::kCPU)) : table.slice(0, 0, T))
+        .to(embedding_.options());
+  };
+  const Tensor cosine = of_rows(cosine_), sine = of_rows(sine_);
+  Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta;
+  for (size_t layer = 0; layer < layers_.size(); ++layer)
+    std::tie(x, delta) = config_.recompute == "blocks"
+                             ? recomputed_block(x, delta, layer, cosine, sine, packing, record)
+                             : block(x, delta, layer, cosine, sine, packing.get(), record);
+  return std::get<1>(residual(x, delta, final_norm_, config_.rms_norm_eps, config_.norm == "post")).view({B, T, C});
 }
 
-Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record) {
-  const Tensor x = hidden(tokens, record);
+Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const Tensor& position) {
+  const Tensor x = hidden(tokens, record, position);
   const Tensor logits =
       model::linear(x.view({-1, config_.hidden_size}), head_).view({x.size(0), x.size(1), config_.vocabulary});
   return config_.token_count() < config_.vocabulary ? logits.slice(2, 0, config_.token_count()) : logits;
 }
 
 ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
-                                             AttentionRecord* record) {
-  if (!config_.fused_head) return ops::token_entropy(forward(tokens, record), target, temperature);
-  Tensor x = hidden(tokens, record);
+                                             AttentionRecord* record, const Tensor& position) {
+  if (!config_.fused_head) return ops::token_entropy(forward(tokens, record, position), target, temperature);
+  Tensor x = hidden(tokens, record, position);
   // z = γ/σ · (W h) = W (γ/σ · h). One copy of the factor a row: its gradient is summed by rows, in an order that does not depend
   // on the number of threads, as that of all of x at once would.
   if (!head_.parts.empty()) x = x * norm_scale(head_).expand({x.size(0), x.size(1), 1});

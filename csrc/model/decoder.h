@@ -9,6 +9,7 @@
 #include <torch/nn/pimpl.h>
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -16,6 +17,7 @@
 
 #include "csrc/field.h"
 #include "csrc/model/linear.h"
+#include "csrc/model/packing.h"
 #include "csrc/model/rope.h"
 #include "csrc/ops/ops.h"
 
@@ -108,6 +110,7 @@ struct DecoderConfig {
   bool tie_word_embeddings = false;
   bool mlp_bias = false;
   bool fused_head = true;
+  std::string recompute = "none";
   AttentionConfig attention;
   SigmaConfig sigma_reparam;
   // No keys:
@@ -160,6 +163,11 @@ struct DecoderConfig {
       "logits of a "
       "batch never exist together. False: from logits, which takes memory of tokens times vocabulary. A matter of "
       "rounding.");
+    v("recompute", recompute,
+      "blocks: of each block its input alone is kept, and the block is computed again in the backward pass: a third "
+      "more "
+      "work, much less memory, the same bits.",
+      one_of({"none", "blocks"}));
     v("attention", attention, "What is done to the logits of attention.");
     v("sigma_reparam", sigma_reparam, "Linear layers of learned spectral norm (sigmaReparam).");
   }
@@ -192,7 +200,8 @@ struct SigmaLayer {
 struct AttentionRecord {
   std::vector<torch::Tensor> entropy;    // [B, H, T] nats, differentiable
   std::vector<torch::Tensor> max_logit;  // [B, H, T]
-  std::vector<int64_t> window;           // row t sees min(t + 1, window) keys, all t + 1 where it is 0
+  std::vector<int64_t> window;           // position t sees min(t + 1, window) keys, all t + 1 where it is 0
+  torch::Tensor position;                // [B, T] where rows are packed; undefined: row t has position t
   bool with_bound = false;               // asks for:
   std::vector<torch::Tensor> bound;      // [B, H, T] nats, what the entropy is at least (csrc/model/entropy_bound.h)
 };
@@ -205,16 +214,19 @@ class DecoderImpl : public torch::nn::Module {
   DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> seed);
 
   // tokens [B, T] int64, T ≤ context → logits [B, T, V], of config().token_count() of them. Positions count from 0; causal, so padding on the
-  // right of a sequence changes nothing before it. record: filled in, where given.
-  torch::Tensor forward(const torch::Tensor& tokens, AttentionRecord* record = nullptr);
+  // right of a sequence changes nothing before it. record: filled in, where given. position [B, T], where given: rows hold
+  // several sequences (csrc/model/packing.h), and each is computed as it would be alone.
+  torch::Tensor forward(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
+                        const torch::Tensor& position = {});
   // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ.
-  torch::Tensor hidden(const torch::Tensor& tokens, AttentionRecord* record = nullptr);
+  torch::Tensor hidden(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
+                       const torch::Tensor& position = {});
 
   // Log-probability of target [B, T] and entropy of every position, [B, T], with the gradients of a loss; logits are divided by
   // temperature. Positions whose target is -100 give 0 and are left out of the product with the head. The one place
   // that minds model.fused_head.
   ops::TokenEntropy token_entropy(const torch::Tensor& tokens, const torch::Tensor& target, double temperature = 1.0,
-                                  AttentionRecord* record = nullptr);
+                                  AttentionRecord* record = nullptr, const torch::Tensor& position = {});
 
   // QK-clip (Kimi K2, arXiv 2507.20534): for max_logit [L][H] of an update, scales the query and key rows of every head above
   // model.attention.qk_clip such that the same inputs would have given that much; a key head shared by several takes the square
@@ -252,8 +264,17 @@ class DecoderImpl : public torch::nn::Module {
  private:
   torch::Tensor normed_heads(const torch::Tensor& qkv, const LayerWeights& layer) const;
   torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, size_t layer,
-                       AttentionRecord* record) const;
+                       AttentionRecord* record, const Packing* packing) const;
 
+  // One block: x [N, C] and the output of the block before it → the same of this one; delta is undefined before the first.
+  std::pair<torch::Tensor, torch::Tensor> block(const torch::Tensor& x, const torch::Tensor& delta, size_t layer,
+                                                const torch::Tensor& cosine, const torch::Tensor& sine,
+                                                const Packing* packing, AttentionRecord* record) const;
+  std::pair<torch::Tensor, torch::Tensor> recomputed_block(const torch::Tensor& x, const torch::Tensor& delta,
+                                                           size_t layer, const torch::Tensor& cosine,
+                                                           const torch::Tensor& sine,
+                                                           const std::shared_ptr<const Packing>& packing,
+                                                           AttentionRecord* record) const;
   Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
                         torch::Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const;
   std::vector<Projection> sigma_projections() const;  // those that have parts

@@ -16,15 +16,19 @@ AttentionEntropy::AttentionEntropy(const AttentionEntropyConfig& config, int64_t
 
 Tensor AttentionEntropy::penalty(const model::AttentionRecord& record, const Tensor& rows) const {
   const int64_t layers = static_cast<int64_t>(record.entropy.size()), T = rows.size(1);
-  const Tensor H = record.entropy[0], keys = torch::arange(1, T + 1, H.options().requires_grad(false));
+  const Tensor H = record.entropy[0];
+  const auto plain = H.options().requires_grad(false);
+  const Tensor keys = (record.position.defined() ? (record.position + 1).to(plain) : torch::arange(1, T + 1, plain))
+                          .view({1, -1, 1, T});  // [1, B or 1, 1, T]
   std::vector<Tensor> in_sight;
   for (const int64_t window : record.window) in_sight.push_back(window > 0 ? keys.clamp_max(window) : keys);
-  const Tensor seen = torch::stack(in_sight).view({layers, 1, 1, T});
+  const Tensor seen = torch::cat(in_sight);  // [L, B or 1, 1, T]
+  const auto longest = record.position.defined() ? keys.max().item<double>() : static_cast<double>(T);
   const bool log_n = config_.maximum == "log_n";
-  const Tensor most = log_n ? seen.log() : torch::full_like(seen, std::log(static_cast<double>(T)));
+  const Tensor most = log_n ? seen.log() : torch::full_like(seen, std::log(longest));
   const Tensor all = rows.view({1, -1, 1, T});
   const Tensor counts = (log_n ? all & (seen > 1) : all.expand({layers, -1, -1, -1})).to(H.scalar_type());
-  const Tensor entropy = torch::stack(record.entropy);  // [L, B, H, T]; counts [L, B, 1, T], most [L, 1, 1, T]
+  const Tensor entropy = torch::stack(record.entropy);  // [L, B, H, T]; counts [L, B, 1, T], most [L, B or 1, 1, T]
   const Tensor theta = threshold_.view({layers, -1});   // [L, H]
   Tensor delta, allowed;                                // [L, H], or [L, B, H, T]
   if (config_.reduction == "mean") {

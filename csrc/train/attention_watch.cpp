@@ -9,14 +9,16 @@ using torch::Tensor;
 
 void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& rows) {
   const torch::NoGradGuard no_grad;
-  const Tensor keys =
-      torch::arange(1, rows.size(1) + 1, rows.options().dtype(torch::kFloat64));  // a row sees itself too
+  const auto wide = rows.options().dtype(torch::kFloat64);
+  const Tensor keys = record.position.defined()
+                          ? (record.position + 1).to(wide)
+                          : torch::arange(1, rows.size(1) + 1, wide).unsqueeze(0);  // a row sees itself too
   std::vector<Tensor> entropy, normalized, max_logit, bound, certified, count;
   for (size_t layer = 0; layer < record.entropy.size(); ++layer) {
     const int64_t window = record.window[layer];
-    const Tensor seen = window > 0 ? keys.clamp_max(window) : keys;  // [T]
-    const Tensor weight = (rows & (seen > 1)).to(torch::kFloat64);   // [B, T]
-    const Tensor inverse_log = torch::where(seen > 1, seen.log().reciprocal(), 0.0);
+    const Tensor seen = window > 0 ? keys.clamp_max(window) : keys;                                // [B or 1, T]
+    const Tensor weight = (rows & (seen > 1)).to(torch::kFloat64);                                 // [B, T]
+    const Tensor inverse_log = torch::where(seen > 1, seen.log().reciprocal(), 0.0).unsqueeze(1);  // [B or 1, 1, T]
     count.push_back(weight.sum());
     const Tensor H = record.entropy[layer].detach().to(torch::kFloat64) * weight.unsqueeze(1);  // [B, H, T]
     entropy.push_back(H.sum(at::IntArrayRef({0, 2})));

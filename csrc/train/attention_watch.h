@@ -21,7 +21,7 @@ class AttentionWatch {
   explicit AttentionWatch(bool with_bound = false) : with_bound_(with_bound) {}
   // What the next forward pass is to fill in.
   model::AttentionRecord record() const {
-    return {.entropy = {}, .max_logit = {}, .window = {}, .with_bound = with_bound_, .bound = {}};
+    return {.entropy = {}, .max_logit = {}, .window = {}, .position = {}, .with_bound = with_bound_, .bound = {}};
   }
   // rows [B, T] bool: the tokens that are no padding.
   void add(const model::AttentionRecord& record, const torch::Tensor& rows);

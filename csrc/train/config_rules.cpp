@@ -45,6 +45,9 @@ std::string PhaseConfig::problem() const {
   if (pretrain && !data.corpus) return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
   if (!pretrain && data.corpus)
     return "data: corpus belongs to pretrain phases, and objective.kind is " + objective.kind;
+  if (data.packing && objective.kind != "sft")
+    return "data: packing belongs to sft phases, and objective.kind is " + objective.kind +
+           (pretrain ? ", whose windows have no padding" : "") + "; leave it out";
   if (stop && !stop->sampled && !stop->greedy && !stop->bits_per_byte)
     return "stop: name at least one of sampled, greedy, bits_per_byte";
   if (stop && (pretrain ? stop->sampled || stop->greedy : stop->bits_per_byte.has_value()))

@@ -17,6 +17,11 @@ double attention_pairs(int64_t length, int64_t window) {
   return w * (w + 1) / 2 + (n - w) * w;
 }
 
+double packed_pairs(const torch::Tensor& position, const torch::Tensor& counts, int64_t window) {
+  const torch::Tensor seen = window > 0 ? (position + 1).clamp_max(window) : position + 1;  // [B, T]
+  return (seen * counts).sum().item<double>();
+}
+
 double model_flops(const model::DecoderConfig& m, const StepWork& work) {
   const auto number = [](int64_t value) { return static_cast<double>(value); };
   const double C = number(m.num_attention_heads * m.head_size()), L = number(m.num_hidden_layers);

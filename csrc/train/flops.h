@@ -19,6 +19,8 @@ struct StepWork {
 
 // Pairs of query and key of a causal sequence of `length` tokens; window: of the layer, 0 for none.
 double attention_pairs(int64_t length, int64_t window);
+// The same of rows that hold several sequences: position [B, T] of each token in its own; counts [B, T] bool.
+double packed_pairs(const torch::Tensor& position, const torch::Tensor& counts, int64_t window);
 
 // Model FLOPs of a step, a multiply-add counted as two: 6·N a token of an update (2 forward, 4 backward), 2·N more where there is
 // a reference, 2·N a token drawn, and 12·C a pair of a layer (PaLM, arXiv 2204.02311, appendix B, which takes all T keys of a sequence for

@@ -32,7 +32,7 @@ class Pass {
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature) {
     rows_ = micro.real();
     return model->token_entropy(micro.tokens, micro.target, temperature,
-                                watch_ || attention_.regularises() ? &record_ : nullptr);
+                                watch_ || attention_.regularises() ? &record_ : nullptr, micro.position);
   }
 
   // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention. Returns their sum.

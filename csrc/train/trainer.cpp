@@ -186,7 +186,9 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
           for (const rl::SavedRollout& one : drawn)
             rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
         });
-  return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation);
+  const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
+  return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
+                                           phase.data.packing ? row : 0);
 }
 
 void Trainer::open_phase(const CheckpointState* state) {

@@ -107,7 +107,14 @@ Record Trainer::step() {
     const double counts = learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>();
     figures.add(std::move(stats), counts);
     work.learnt += counts;
-    const torch::Tensor lengths = update.real().sum(1).to(torch::kCPU);  // [B]
+    const torch::Tensor real = update.real();
+    if (update.position.defined()) {
+      work.tokens += real.sum().item<double>();
+      for (int64_t layer = 0; layer < config_.model.num_hidden_layers; ++layer)
+        work.pairs += packed_pairs(update.position, real, config_.model.attention.window_of(layer));
+      continue;
+    }
+    const torch::Tensor lengths = real.sum(1).to(torch::kCPU);  // [B]
     for (int64_t row = 0; row < lengths.numel(); ++row) {
       const int64_t length = lengths.const_data_ptr<int64_t>()[row];
       work.tokens += static_cast<double>(length);

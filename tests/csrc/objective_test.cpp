@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
+
+#include "csrc/data/collate.h"
 
 namespace isentrope::train {
 namespace {
@@ -213,6 +216,114 @@ TEST(Objective, TokenZeroIsATokenLikeAnyOther) {
     for (const auto& [name, value] : zeros.outcome.stats)
       EXPECT_NEAR(named.outcome.stats.at(name), value, 1e-5 * std::max(1.0, std::abs(value))) << kind << " " << name;
   }
+}
+
+// ---- packed rows -----------------------------------------------------------------------------------------------------
+
+const data::Tokenizer& letters() {
+  static const data::Tokenizer tokenizer(
+      {.characters = "abcdefghijklmnopqrstu."});  // as many tokens as the small model
+  return tokenizer;
+}
+
+std::vector<data::Example> examples() {
+  std::vector<data::Example> examples;
+  for (const char* text :
+       {"ab|cde", "f|ghijklmnopqrstua", "bcd|e", "a|b", "tsrqponmlk|jihgfedcba", "u|ut", "cab|cabcabc"}) {
+    const std::string whole = text;
+    const size_t at = whole.find('|');
+    examples.push_back({whole.substr(0, at), whole.substr(at + 1), ""});
+  }
+  return examples;
+}
+
+struct Learnt {
+  std::map<std::string, double> stats;
+  std::vector<Tensor> gradient;
+  AttentionStatistics attention;
+};
+
+Learnt learn(const data::Batch& update, const std::function<void(model::DecoderConfig&)>& changed, int64_t micro = 0,
+             bool penalty = false) {
+  model::DecoderConfig decoder = small_model()->config();
+  decoder.vocabulary = letters().size();
+  changed(decoder);
+  model::Decoder model(decoder, 3);
+  {
+    torch::NoGradGuard no_grad;
+    torch::manual_seed(3);
+    for (Tensor& parameter : model->parameters()) parameter.normal_(0.0, 0.3);
+  }
+  ObjectiveConfig config;
+  config.attention_entropy.coef = penalty ? 0.1 : 0;
+  const auto objective = make_objective(config, {.micro_tokens = micro}, model);
+  AttentionWatch watch(/*with_bound=*/true);
+  Learnt out{objective->backward(model, update, 5, &watch), {}, {}};
+  for (const Tensor& parameter : model->parameters()) out.gradient.push_back(parameter.grad().clone());
+  out.attention = watch.statistics();
+  return out;
+}
+
+void expect_same(const Learnt& packed, const Learnt& plain, const std::string& what) {
+  for (const auto& [name, value] : plain.stats) EXPECT_NEAR(packed.stats.at(name), value, 2e-6) << what << " " << name;
+  for (size_t i = 0; i < plain.gradient.size(); ++i) {
+    const double size = plain.gradient[i].abs().max().item<double>();
+    EXPECT_LE((packed.gradient[i] - plain.gradient[i]).abs().max().item<double>(), 1e-5 * std::max(size, 0.01))
+        << what << ", gradient " << i;
+  }
+  for (const auto& [of_packed, of_plain] : {std::pair{packed.attention.entropy, plain.attention.entropy},
+                                            {packed.attention.normalized, plain.attention.normalized},
+                                            {packed.attention.max_logit, plain.attention.max_logit},
+                                            {packed.attention.bound, plain.attention.bound}})
+    for (size_t layer = 0; layer < of_plain.size(); ++layer)
+      for (size_t head = 0; head < of_plain[layer].size(); ++head)
+        EXPECT_NEAR(of_packed[layer][head], of_plain[layer][head], 1e-5) << what;
+}
+
+TEST(Packing, LossGradientAndAttentionAreThoseOfSeparateRows) {
+  const data::Batch plain = data::collate(examples(), letters(), 32),
+                    packed = data::collate(examples(), letters(), 32, "error", 32);
+  ASSERT_EQ(plain.size(), 7);
+  ASSERT_EQ(packed.size(), 2);
+  const std::vector<std::pair<std::string, std::function<void(model::DecoderConfig&)>>> models{
+      {"plain", [](auto&) {}},
+      {"window", [](auto& c) { c.attention.window = 4; }},
+      {"row temperature", [](auto& c) { c.attention.temperature = "row"; }},
+      {"head temperature, qk_norm, softcap",
+       [](auto& c) {
+         c.attention.temperature = "head";
+         c.attention.qk_norm = true;
+         c.attention.softcap = 5;
+       }},
+      {"logits", [](auto& c) { c.fused_head = false; }}};
+  for (const auto& [what, changed] : models) {
+    expect_same(learn(packed, changed), learn(plain, changed), what);
+    expect_same(learn(packed, changed, 32), learn(plain, changed), what + ", a row at a time");
+  }
+  expect_same(learn(packed, models[0].second, 0, true), learn(plain, models[0].second, 0, true), "penalty");
+}
+
+TEST(Packing, ARowHoldsWhatFitsAndPositionsBeginAgain) {
+  const data::Batch packed =
+      data::collate(examples(), letters(), 32, "error", 8);  // the longest has 21 tokens but its last
+  EXPECT_EQ(packed.tokens.size(1), 20);
+  int64_t begun = 0, tokens = 0;
+  for (int64_t row = 0; row < packed.size(); ++row)
+    for (int64_t t = 0; t < packed.tokens.size(1); ++t) {
+      const auto position = packed.position[row][t].item<int64_t>();
+      const bool pad = t >= packed.lengths[row].item<int64_t>();
+      begun += position == 0 && !pad;
+      tokens += !pad;
+      if (t > 0 && position != 0) EXPECT_EQ(position, packed.position[row][t - 1].item<int64_t>() + 1);
+      if (pad) EXPECT_EQ(packed.target[row][t].item<int64_t>(), data::kIgnore);
+    }
+  EXPECT_EQ(begun, 7);
+  const data::Batch plain = data::collate(examples(), letters(), 32);
+  EXPECT_EQ(tokens, plain.lengths.sum().item<int64_t>());
+  EXPECT_EQ((packed.target != data::kIgnore).sum().item<int64_t>(),
+            (plain.target != data::kIgnore).sum().item<int64_t>());
+  EXPECT_TRUE(torch::equal(packed.tokens, data::collate(examples(), letters(), 32, "error", 8).tokens));
+  EXPECT_FALSE(plain.position.defined());
 }
 
 }  // namespace
