@@ -14,10 +14,10 @@ void of_optimizer(const std::string& path, const PhaseConfig& phase, Warnings& o
   const OptimizerConfig& o = phase.optimizer;
   if (o.lr > 1)
     out.push_back(path + ".optimizer.lr: above 1; " +
-                  (o.kind == "adamw" ? "every weight moves by about as much in a step, and they begin near 0.02"
-                                     : "few losses stand it"));
+                  (o.kind != "sgd" ? "every weight moves by about as much in a step, and they begin near 0.02"
+                                   : "few losses stand it"));
   // float32 weights of 0.02 are 2e-9 apart.
-  if (o.kind == "adamw" && o.lr < 1e-9) out.push_back(path + ".optimizer.lr: below 1e-9 float32 weights do not change");
+  if (o.kind != "sgd" && o.lr < 1e-9) out.push_back(path + ".optimizer.lr: below 1e-9 float32 weights do not change");
   if (o.lr * o.weight_decay > 1)
     out.push_back(path +
                   ".optimizer.weight_decay: times lr it is above 1, so that every update changes the sign of the "

@@ -1,13 +1,13 @@
 #include "csrc/train/optimizer.h"
 
-#include <ATen/Parallel.h>
 #include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <sstream>
 #include <stdexcept>
+
+#include "csrc/train/sum_of_squares.h"
 
 namespace isentrope::train {
 namespace {
@@ -37,29 +37,6 @@ std::string shape_of(const Tensor& tensor) {
   return out.str();
 }
 
-// Σ x² of a tensor on the CPU, in pieces of fixed size that are added up in their order: torch's own
-// reduction is cut by the number of threads, and its last bits change with it.
-double sum_of_squares(const Tensor& tensor) {
-  const Tensor x = tensor.to(torch::kFloat32).contiguous();
-  const float* data = x.const_data_ptr<float>();
-  constexpr int64_t kPiece = 4096,
-                    kLanes = 16;  // a lane adds 256 squares in float before the sum goes on in double
-  const int64_t size = x.numel(), pieces = (size + kPiece - 1) / kPiece;
-  std::vector<double> sums(pieces);
-  at::parallel_for(0, pieces, /*grain_size=*/8, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t first = piece * kPiece, last = std::min(first + kPiece, size);
-      float lanes[kLanes] = {};
-      int64_t i = first;
-      for (; i + kLanes <= last; i += kLanes)
-        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += data[i + lane] * data[i + lane];
-      for (int64_t lane = 0; i < last; ++i, ++lane) lanes[lane] += data[i] * data[i];
-      for (const float lane : lanes) sums[piece] += lane;
-    }
-  });
-  return std::accumulate(sums.begin(), sums.end(), 0.0);
-}
-
 double global_norm(const std::vector<Tensor>& grads) {
   if (!grads[0].is_cpu()) return torch::stack(at::_foreach_norm(grads)).to(torch::kFloat64).norm().item<double>();
   double squares = 0;
@@ -70,23 +47,29 @@ double global_norm(const std::vector<Tensor>& grads) {
 }  // namespace
 
 std::string OptimizerConfig::problem() const {
+  if (muon && kind != "muon")
+    return "muon: belongs to kind muon, and kind is " + kind + "; leave it out, or write kind: muon";
   const size_t moments = kind == "sgd" ? 1 : 2;
   if (betas.size() != moments)
     return "betas: " + std::to_string(betas.size()) + " values; " +
-           (kind == "sgd" ? "sgd has one moment: write [0.9], or [0] for none"
-                          : "adamw has two moments: write [0.9, 0.999]");
+           (kind == "sgd"
+                ? "sgd has one moment: write [0.9], or [0] for none"
+                : "adamw, which muon leaves all but the matrices of blocks to, has two moments: write [0.9, 0.999]");
   for (double beta : betas)
     if (beta >= 1.0) return "betas: a decay of 1 never forgets; it must be below 1";
   return "";
 }
 
-Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, Tensor>> parameters)
-    : config_(config) {
+Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, Tensor>> parameters,
+                     const std::map<std::string, std::vector<int64_t>>& matrices)
+    : config_(config), muon_(config.muon.value_or(MuonConfig())) {
   for (auto& [name, parameter] : parameters) {
     names_.push_back(name);
     parameters_.push_back(parameter);
     first_.push_back(torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach());
-    const bool adamw = config.kind == "adamw";
+    const auto matrix = matrices.find(name);
+    rows_.push_back(config.kind == "muon" && matrix != matrices.end() ? matrix->second : std::vector<int64_t>());
+    const bool adamw = config.kind != "sgd" && rows_.back().empty();
     second_.push_back(adamw ? torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach() : Tensor());
     steps_.push_back(adamw ? torch::zeros({}, parameter.options().dtype(torch::kFloat32).requires_grad(false))
                            : Tensor());
@@ -101,12 +84,16 @@ double Optimizer::step(double lr) {
   torch::NoGradGuard no_grad;
   std::vector<Tensor> grads;
   Group groups[2];  // groups[0]: norms, biases and γ, without decay; groups[1]: matrices
-  std::vector<size_t> present;
+  std::vector<size_t> present, orthogonal;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Tensor& grad = parameters_[i].grad();
     if (!grad.defined()) continue;
     present.push_back(i);
     grads.push_back(grad);
+    if (!rows_[i].empty()) {
+      orthogonal.push_back(i);
+      continue;
+    }
     Group& group = groups[parameters_[i].dim() >= 2];
     group.parameters.push_back(parameters_[i]);
     group.grads.push_back(grad);
@@ -132,6 +119,9 @@ double Optimizer::step(double lr) {
     const double decay = decayed ? config_.weight_decay : 0.0;
     config_.kind == "sgd" ? group.sgd(config_, lr, decay) : group.adamw(config_, lr, decay);
   }
+  const double matrix_lr = lr * (muon_.lr.value_or(config_.lr) / config_.lr);
+  for (const size_t i : orthogonal)
+    muon_step(muon_, parameters_[i], parameters_[i].grad(), first_[i], rows_[i], matrix_lr, config_.weight_decay);
   return norm;
 }
 

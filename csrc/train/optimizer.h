@@ -3,16 +3,19 @@
 //
 //   adamw  m ← β₁ m + (1-β₁) g,  v ← β₂ v + (1-β₂) g²,  w ← (1 - η decay) w - η (m / (1-β₁ᵗ)) / (√(v / (1-β₂ᵗ)) + eps)
 //          (Loshchilov and Hutter, ICLR 2019)
+//   muon   matrices of the decoder's blocks as csrc/train/muon.h, all else as adamw
 //   sgd    m ← β m + g,  w ← (1 - η decay) w - η m          (heavy ball, as torch.optim.SGD)
 #pragma once
 #include <torch/types.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "csrc/field.h"
+#include "csrc/train/muon.h"
 
 namespace isentrope::train {
 
@@ -23,25 +26,30 @@ struct OptimizerConfig {
   double eps = 1e-8;
   double weight_decay = 0.01;
   double max_grad_norm = 1.0;
+  std::optional<MuonConfig> muon = {};
 
   std::string problem() const;
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("kind", kind, "Update rule (csrc/train/optimizer.h).", one_of({"adamw", "sgd"}));
+    v("kind", kind, "Update rule (csrc/train/optimizer.h).", one_of({"adamw", "muon", "sgd"}));
     v("lr", lr, "Peak learning rate.", above(0));
-    v("betas", betas, "Decays of the moments: two of adamw, one of sgd, its momentum.", between(0, 1));
+    v("betas", betas,
+      "Decays of the moments: two of adamw, which muon uses for all but matrices too, one of sgd, its momentum.",
+      between(0, 1));
     v("eps", eps, "Added to the root of the second moment; adamw.", above_to(0, 1));
     v("weight_decay", weight_decay, "Decoupled decay of matrices; norms, biases and learned spectral norms have none.",
       at_least(0));
     v("max_grad_norm", max_grad_norm, "Gradients are scaled down to this norm; 0 for no clipping.", at_least(0));
+    v("muon", muon, "What muon does to the matrices of the decoder's blocks; all keys have defaults.");
   }
 };
 
 class Optimizer {
  public:
-  // parameters: (name, tensor); names are kept for state() and for errors.
-  Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, torch::Tensor>> parameters);
+  // parameters: (name, tensor); names are kept for state() and for errors. matrices: which of them Muon moves (muon_matrices()).
+  Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, torch::Tensor>> parameters,
+            const std::map<std::string, std::vector<int64_t>>& matrices = {});
 
   void zero_grad();
   // Clips, then updates with learning rate lr; returns the gradient norm before clipping. A norm that is not finite
@@ -54,9 +62,11 @@ class Optimizer {
 
  private:
   OptimizerConfig config_;
+  MuonConfig muon_;
   std::vector<std::string> names_;
+  std::vector<std::vector<int64_t>> rows_;  // of the matrices joined in each that Muon moves; empty for the others
   std::vector<torch::Tensor> parameters_, first_;
-  std::vector<torch::Tensor> second_, steps_;  // of adamw; undefined tensors with sgd
+  std::vector<torch::Tensor> second_, steps_;  // of adamw; undefined tensors with sgd, and of what Muon moves
 };
 
 struct NonFinite : std::runtime_error {

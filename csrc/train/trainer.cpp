@@ -216,7 +216,7 @@ void Trainer::open_phase(const CheckpointState* state) {
   const auto held_out = [&](const PhaseConfig& of, data::Split split) {
     return evaluates(config_, phase, split) ? held_out_of(config_, of, tokenizer_, split, rewards_) : nullptr;
   };
-  Optimizer optimizer(phase.optimizer, parameters);
+  Optimizer optimizer(phase.optimizer, parameters, muon_matrices(config_.model));
   std::vector<torch::Tensor> changed;
   for (const auto& [name, parameter] : parameters) changed.push_back(parameter);
   for (const auto& buffer : model_->named_buffers()) changed.push_back(buffer.value());

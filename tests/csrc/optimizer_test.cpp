@@ -204,12 +204,14 @@ void train(Optimizer& optimizer, const Named& parameters, int first, int last) {
 
 class OptimizerKinds : public testing::TestWithParam<OptimizerConfig> {};
 INSTANTIATE_TEST_SUITE_P(Kinds, OptimizerKinds,
-                         testing::Values(OptimizerConfig{}, OptimizerConfig{.kind = "sgd", .betas = {0.9}}),
+                         testing::Values(OptimizerConfig{}, OptimizerConfig{.kind = "sgd", .betas = {0.9}},
+                                         OptimizerConfig{.kind = "muon"}),
                          [](const auto& info) { return info.param.kind; });
 
 TEST_P(OptimizerKinds, RestoredStateGoesOnBitForBit) {
   const Named whole = model(), first = model(), second = model();
-  Optimizer a(GetParam(), whole), b(GetParam(), first), c(GetParam(), second);
+  const std::map<std::string, std::vector<int64_t>> matrices{{"up", {90, 7}}};
+  Optimizer a(GetParam(), whole, matrices), b(GetParam(), first, matrices), c(GetParam(), second, matrices);
   train(a, whole, 0, 7);
   train(b, first, 0, 3);
   std::map<std::string, Tensor> state;
@@ -246,17 +248,99 @@ TEST(Optimizer, RestoreNamesWhatDiffers) {
 }
 
 TEST(Optimizer, SameBitsForAnyNumberOfThreads) {
-  auto run = [](int threads) {
+  auto run = [](const std::string& kind, int threads) {
     at::set_num_threads(threads);
     const Named parameters{{"big", leaf({1237, 97}, 1)}, {"vector", leaf({70001}, 2)}};
-    Optimizer optimizer({}, parameters);
+    Optimizer optimizer({.kind = kind}, parameters, {{"big", {600, 637}}});
     train(optimizer, parameters, 0, 5);
     return parameters;
   };
   const int threads = at::get_num_threads();
-  const Named one = run(1), three = run(3);
-  at::set_num_threads(threads);
-  for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(torch::equal(one[i].second, three[i].second)) << one[i].first;
+  for (const std::string kind : {"adamw", "muon"}) {
+    const Named one = run(kind, 1), three = run(kind, 3);
+    at::set_num_threads(threads);
+    for (size_t i = 0; i < one.size(); ++i)
+      EXPECT_TRUE(torch::equal(one[i].second, three[i].second)) << kind << " " << one[i].first;
+  }
+}
+
+// Muon as its paper has it, in double: what of the update is not that is the rounding of its bfloat16.
+Tensor muon_direction(const MuonConfig& c, const Tensor& update) {
+  Tensor x = update.size(0) > update.size(1) ? update.t() : update;
+  x = x / x.norm();
+  const double a = c.ns_coefficients[0], b = c.ns_coefficients[1], d = c.ns_coefficients[2];
+  for (int64_t i = 0; i < c.ns_steps; ++i) {
+    const Tensor gram = x.mm(x.t());
+    x = a * x + (b * gram + d * gram.mm(gram)).mm(x);
+  }
+  return update.size(0) > update.size(1) ? x.t() : x;
+}
+
+TEST(Muon, MovesEveryJoinedMatrixByItself) {
+  for (const bool nesterov : {true, false})
+    for (const std::string adjust : {"original", "match_rms_adamw"}) {
+      const MuonConfig muon{.lr = 0.02, .nesterov = nesterov, .adjust_lr_fn = adjust};
+      OptimizerConfig config{.kind = "muon", .lr = 0.01, .weight_decay = 0.1, .max_grad_norm = 0, .muon = muon};
+      const Named parameters = model();
+      const std::vector<int64_t> rows{64, 16, 17};
+      Optimizer optimizer(config, parameters, {{"up", rows}});
+      Tensor weight = parameters[2].second.detach().to(torch::kFloat64).clone(), mean = torch::zeros_like(weight);
+      for (int step = 0; step < 3; ++step) {
+        const Tensor before = weight.clone();
+        const Tensor grad = draw(weight, 7 + step);
+        for (const auto& [name, w] : parameters) Tensor(w).mutable_grad() = draw(w, 50 + step);
+        Tensor(parameters[2].second).mutable_grad() = grad.clone();
+        optimizer.step(/*lr=*/0.005);  // half of the peak
+        const Tensor g = grad.to(torch::kFloat64);
+        mean = 0.95 * mean + 0.05 * g;
+        const Tensor update = nesterov ? 0.95 * mean + 0.05 * g : mean;
+        weight = weight * (1 - 0.01 * 0.1);
+        int64_t first = 0;
+        for (const int64_t count : rows) {
+          const auto A = static_cast<double>(count), B = 31.0;
+          const double share = adjust == "original" ? std::sqrt(std::max(1.0, A / B)) : 0.2 * std::sqrt(std::max(A, B));
+          weight.slice(0, first, first + count)
+              .sub_(0.01 * share * muon_direction(muon, update.slice(0, first, first + count)));
+          first += count;
+        }
+        const double moved = largest(weight - before);
+        EXPECT_LT(largest(parameters[2].second.detach().to(torch::kFloat64) - weight), 0.05 * moved * (step + 1))
+            << adjust << " " << nesterov << ", step " << step;
+      }
+      const auto state = optimizer.state();
+      EXPECT_TRUE(state.contains("first.up") && !state.contains("second.up") && state.contains("second.embed"));
+    }
+}
+
+TEST(Muon, AllElseIsAdamW) {
+  const Named with = model(), plain = model();
+  Optimizer a({.kind = "muon"}, with, {{"up", {97}}}), b({.kind = "adamw"}, plain);
+  train(a, with, 0, 3);
+  train(b, plain, 0, 3);
+  for (size_t i = 0; i < with.size(); ++i)
+    EXPECT_EQ(torch::equal(with[i].second, plain[i].second), with[i].first != "up") << with[i].first;
+}
+
+TEST(Muon, ItsMatricesAreThoseOfTheBlocks) {
+  model::DecoderConfig config{.num_attention_heads = 4, .num_key_value_heads = 2, .vocabulary = 11};
+  config.sigma_reparam.layers = {"all"};
+  config.attention.qk_norm = true;
+  config.attention.temperature = "row";
+  const auto matrices = muon_matrices(config);
+  model::Decoder decoder(config, 1);
+  size_t met = 0;
+  for (const auto& parameter : decoder->named_parameters()) {
+    const auto found = matrices.find(parameter.key());
+    const bool in_block = parameter.key().starts_with("layers.");
+    EXPECT_EQ(found != matrices.end(), in_block && parameter.value().dim() == 2) << parameter.key();
+    if (found == matrices.end()) continue;
+    ++met;
+    int64_t sum = 0;
+    for (const int64_t rows : found->second) sum += rows;
+    EXPECT_EQ(sum, parameter.value().size(0)) << parameter.key();
+  }
+  EXPECT_EQ(met, matrices.size());
+  EXPECT_EQ(matrices.at("layers.1.qkv"), (std::vector<int64_t>{64, 32, 32}));
 }
 
 TEST(Optimizer, ConfigProblems) {
@@ -266,6 +350,17 @@ TEST(Optimizer, ConfigProblems) {
   EXPECT_NE(config.problem(), "");
   config.betas = {0.9, 1.0};
   EXPECT_NE(config.problem(), "");
+  config.muon.emplace();
+  config.betas = {0.9, 0.98};
+  EXPECT_NE(config.problem().find("belongs to kind muon"), std::string::npos);
+  config.kind = "muon";
+  EXPECT_EQ(config.problem(), "");
+  config.muon->ns_coefficients = {1, 2};
+  EXPECT_NE(config.muon->problem(), "");
+  config.muon->ns_coefficients = {1, 2, 3};
+  config.muon->momentum = 1;
+  EXPECT_NE(config.muon->problem(), "");
+  config.muon.reset();
   config.kind = "sgd";
   config.betas = {0.9, 0.98};
   EXPECT_EQ(config.problem(), "betas: 2 values; sgd has one moment: write [0.9], or [0] for none");
@@ -283,6 +378,27 @@ TEST(Schedule, TheLastStepHasTheFloorAndTheFirstThePeak) {
         EXPECT_GT(learning_rate_share(config, steps - 2, steps), 0.1);
       }
   EXPECT_DOUBLE_EQ(learning_rate_share({.kind = "linear", .min_lr_ratio = 0.1}, 0, 1), 0.1);
+}
+
+TEST(Schedule, WsdStaysAndFallsAtTheEnd) {
+  ScheduleConfig config{.kind = "wsd", .warmup_steps = 4, .min_lr_ratio = 0.1, .decay_ratio = 0.2};
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 1, 100), 0.5);
+  for (const int64_t step : {4, 50, 79}) EXPECT_EQ(learning_rate_share(config, step, 100), 1.0) << step;
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 80, 100), 1 - 0.9 * 0.05);
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 84, 100), 1 - 0.9 * 0.25);
+  config.decay_shape = "1-sqrt";
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 84, 100), 1 - 0.9 * 0.5);
+  config.decay_shape = "cosine";
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 89, 100), 0.55);
+  for (const char* shape : {"linear", "cosine", "1-sqrt"}) {
+    config.decay_shape = shape;
+    EXPECT_DOUBLE_EQ(learning_rate_share(config, 99, 100), 0.1) << shape;
+    EXPECT_EQ(learning_rate_share(config, 79, 100), 1.0) << shape;
+    EXPECT_EQ(learning_rate_share(config, 100, 1000), 1.0) << "a longer phase goes on at the peak";
+  }
+  config.decay_ratio = 0.001;
+  EXPECT_EQ(learning_rate_share(config, 98, 100), 1.0) << "one step at least";
+  EXPECT_DOUBLE_EQ(learning_rate_share(config, 99, 100), 0.1);
 }
 
 TEST(Schedule, Shapes) {
