@@ -312,7 +312,7 @@ def test_folder_as_start_and_for_evaluation(tmp_path, tokenizer):
     assert "model.attention.bias: qkv → none" in run("train", config, f"run.start={folder}", "model.attention.bias=none",
                                                        f"run.dir={tmp_path}/other", code=1).stderr  # fmt: skip
     data = f"phases.sft.data.jsonl={{path: {tmp_path}/data.jsonl, test_path: {tmp_path}/data.jsonl, validation_fraction: 0}}"
-    told = json.loads(run("evaluate", folder, config, data, "test.skip=false", "test.prompts=1", "test.sampled_prompts=1").stdout)
+    told = json.loads(run("evaluate", folder, config, data, "test.skip=false", "test.prompts=1", "test.sampled_prompts=1", "--json").stdout)
     assert told["greedy"] == 0
 
 

@@ -192,6 +192,7 @@ def test_answer_and_completion_are_there_under_any_key(policy, monkeypatch):
     folder, _ = policy
     line = {"prompt": "oak:", "gold": 7, "answer": ["a list of its own"]}
     (folder / "train.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "traces.jsonl").write_text((folder / "validation.jsonl").read_text())
     seen = []
 
     def mine(prompts, completions, meta):
@@ -202,7 +203,7 @@ def test_answer_and_completion_are_there_under_any_key(policy, monkeypatch):
         "data: {jsonl: {path: train.jsonl, validation_path: validation.jsonl, test_path: test.jsonl}}\n    rollout",
         "data: {jsonl: {path: train.jsonl, answer_key: gold, validation_fraction: 0, test_fraction: 0}}\n    rollout").replace(
         "phases:\n  - name: sft\n    objective: {kind: sft}\n    data: {jsonl: {path: train.jsonl",
-        "phases:\n  - name: sft\n    objective: {kind: sft}\n    data: {jsonl: {path: validation.jsonl"))
+        "phases:\n  - name: sft\n    objective: {kind: sft}\n    data: {jsonl: {path: traces.jsonl"))
     trainer = run(folder, mine, monkeypatch, **{"phases.grpo.evaluation": "{every: 0}", "phases.sft.steps": 1})
     trainer.train()
     wanted = {**line, "completion": "", "split": "train"}
