@@ -176,7 +176,7 @@ phases:
     objective: {{kind: sft}}
     data: {{jsonl: {{path: {tmp_path}/data.jsonl, validation_fraction: 0, test_fraction: 0}}}}
     batch: {{sequences: 1}}
-    optimizer: {{kind: sgd, betas: [0], lr: 1.0e-30, weight_decay: 0}}
+    optimizer: {{lr: 1.0e-30, weight_decay: 0}}
     schedule: {{warmup_steps: 0}}
     steps: 1
     evaluation: {{every: 0, skip: true}}
