@@ -86,7 +86,10 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   const bool resumed = !standing.from.empty() && (standing.goes_on || !ended_.empty());
   if (resumed) steps_of_run_ = standing.state.steps_of_run;
   if (standing.goes_on) evaluated_ = standing.state.evaluated || standing.state.phase_finished;
-  model_ = model::Decoder(config_.model, derived_seed(config_.run.seed, data::Purpose::initialisation, 0));
+  // Weights that others replace are not drawn; the directions of learned spectral norms are.
+  const bool drawn = standing.from.empty() || config_.model.sigma_reparam.any();
+  const uint64_t seed = derived_seed(config_.run.seed, data::Purpose::initialisation, 0);
+  model_ = model::Decoder(config_.model, drawn ? std::optional(seed) : std::nullopt);
   if (!standing.from.empty()) take_weights(standing);
   const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
