@@ -65,6 +65,8 @@ const std::multimap<std::string, std::string> kElsewhere{{"learning_rate", "lr"}
                                                          {"head_size", "head_dim"},
                                                          {"block_size", "max_position_embeddings"},
                                                          {"max_length", "max_position_embeddings"},
+                                                         {"rope_parameters", "rope_scaling"},
+                                                         {"model_name_or_path", "pretrained"},
                                                          {"output_dir", "dir"}};
 
 // "; did you mean 'loss'?" where a name is near or means the same elsewhere, else all the names.

@@ -86,7 +86,7 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
 std::vector<std::string> warnings(const TrainConfig& config, const std::set<std::string>& functions) {
   Warnings out;
   const model::DecoderConfig& m = config.model;
-  if (m.attention.window >= m.max_position_embeddings)
+  if (m.pretrained.empty() && m.attention.window >= m.max_position_embeddings)
     out.push_back("model.attention.window: " + text(m.attention.window) +
                   " is not below model.max_position_embeddings (" + text(m.max_position_embeddings) +
                   "): every query sees all keys");

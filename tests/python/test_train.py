@@ -388,11 +388,18 @@ def test_transformers_draws_from_all_tokens(finished):
     assert len(set(drawn[:, 1].tolist())) > 200
 
 
+def tokenizer_of(folder):
+    """AutoTokenizer makes a Qwen2Tokenizer of whatever tokenizer lies in the folder of a Qwen2 model."""
+    transformers = pytest.importorskip("transformers")
+    qwen2 = json.loads((folder / "config.json").read_text())["model_type"] == "qwen2"
+    return (transformers.PreTrainedTokenizerFast if qwen2 else transformers.AutoTokenizer).from_pretrained(folder)
+
+
 def greedy_texts(folder):
     """A greedy completion of one prompt by transformers and by the tool, both from the same checkpoint."""
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_of(folder)
     prompt = "a+5b+6="
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     assert tokenizer.decode(ids[0]) == prompt
@@ -412,7 +419,9 @@ def test_checkpoint_opens_in_transformers(finished, name):
 
 
 OPENED = {"attention.qk_norm=true": "Qwen3", "attention.window=6": "Mistral", "head_dim=16": "Llama",
-          "attention.qk_norm=true attention.window=6 head_dim=24": "Qwen3"}  # fmt: skip
+          "attention.qk_norm=true attention.window=6 head_dim=24": "Qwen3", "attention.bias=qkv": "Qwen2", "family=mistral": "Mistral",
+          "attention.bias=all mlp_bias=true rope_scaling.rope_type=yarn rope_scaling.factor=2": "Llama",
+          "attention.bias=qkv attention.window=6 attention.layer_types=[sliding_attention,full_attention]": "Qwen2"}  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPENED)
@@ -425,7 +434,7 @@ def test_checkpoint_with_options_of_a_family_opens_in_transformers(tmp_path, opt
     assert type(model).__name__ == f"{OPENED[options]}ForCausalLM"
     # And back: what transformers saves of it is the same model here.
     model.save_pretrained(tmp_path / "saved")
-    transformers.AutoTokenizer.from_pretrained(final_checkpoint(tmp_path)).save_pretrained(tmp_path / "saved")
+    tokenizer_of(final_checkpoint(tmp_path)).save_pretrained(tmp_path / "saved")
     told = [subprocess.run([binary(), "sample", str(folder), "--prompt", "a+5b+6=", "--temperature", "0"],
                            capture_output=True, text=True, check=True).stdout
             for folder in (final_checkpoint(tmp_path), tmp_path / "saved")]
