@@ -63,19 +63,22 @@ struct KeyRows {
   }
 };
 
-// s[j] = q · row j of k for the keys of `seen`, which k begins with; whole vectors around them are filled with anything.
-template <class Real>
+// s[j] = q · row j of k for the keys of `seen`, which k begins with; whole vectors around them are filled with anything. Row by
+// row, so that memory is read in its order: with a column of many rows at a time its rate halves. kColumns: vectors of a row, or 0
+// for any number of them.
+template <int64_t kColumns, class Real>
 static void dot_products(Span seen, Span vectors, int64_t columns, const Real* q, const KeyRows<Real>& k, Real* s) {
   using V = Lanes<Real>;
   constexpr int64_t W = kLanes<Real>;
+  const int64_t count = kColumns > 0 ? kColumns * W : columns;
   for (int64_t j = vectors.from; j < vectors.to; j += W) {
-    const Real* row[W];
-    for (int64_t i = 0; i < W; ++i) row[i] = k.data + (within(j + i, seen.from, seen.to - 1) - seen.from) * k.ld;
     V sum[W] = {};
-    for (int64_t d = 0; d < columns; d += W) {
-      const V x = *reinterpret_cast<const V*>(q + d);
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < W; ++i) sum[i] += x * *reinterpret_cast<const V*>(row[i] + d);
+    for (int64_t i = 0; i < W; ++i) {
+      const Real* row = k.data + (within(j + i, seen.from, seen.to - 1) - seen.from) * k.ld;
+#pragma GCC unroll 8
+      for (int64_t d = 0; d < count; d += W)
+        sum[i] += *reinterpret_cast<const V*>(q + d) * *reinterpret_cast<const V*>(row + d);
     }
     *reinterpret_cast<V*>(s + j) = sums_of<Real>(sum);
   }
@@ -86,10 +89,12 @@ template <class Real, int64_t kMost>
 static void few_scores(const Block<Real, kMost>& block, int64_t first, int64_t strip, Span panels, int64_t D,
                        const Real* q, const KeyRows<Real>& k, Real* to) {
   const Widths<Real> width(D);
+  const auto dots = width.columns == 4 * kLanes<Real>   ? dot_products<4, Real>
+                    : width.columns == 8 * kLanes<Real> ? dot_products<8, Real>
+                                                        : dot_products<0, Real>;
   for (int64_t r = 0; r < block.count; ++r)
-    dot_products(within_strip(block.all, first, strip),
-                 whole_vectors<Real>(within_strip(block.keys[r], first, strip), panels), width.columns,
-                 q + r * width.row, k, to + r * (strip + kPad));
+    dots(within_strip(block.all, first, strip), whole_vectors<Real>(within_strip(block.keys[r], first, strip), panels),
+         width.columns, q + r * width.row, k, to + r * (strip + kPad));
 }
 
 // to [columns] += Σ p[j] · row j of v: kVectors vectors of columns at a time, each as kChains sums over j mod kChains.
