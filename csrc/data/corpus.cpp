@@ -57,7 +57,8 @@ std::string shard_name(const CorpusConfig& config, const Tokenizer& tokenizer) {
   hash.add(std::bit_cast<uint64_t>(config.test().share()));
   hash.add(fs::current_path().string());
   const TokenizerConfig& tokens = tokenizer.config();
-  for (const std::string& text : {tokens.kind, tokens.characters, tokens.eos}) hash.add(text);
+  for (const std::string& text : {tokenizer.kind(), tokens.characters, tokens.eos}) hash.add(text);
+  if (tokenizer.kind() == "pretrained") hash.add(tokenizer.digest());
   std::array<char, 17> name{};
   std::snprintf(name.data(), name.size(), "%016llx", static_cast<unsigned long long>(hash.value));
   return name.data();
@@ -122,9 +123,9 @@ void write_shard(const std::string& shard, uint64_t fingerprint, const std::vect
                  const Tokenizer& tokenizer) {
   int64_t bytes = 0;
   for (const Piece& piece : pieces)
-    bytes += static_cast<int64_t>(sizeof(uint16_t)) *
+    bytes += token_bytes(tokenizer.size()) *
              (static_cast<int64_t>((piece.to - piece.from) * static_cast<double>(piece.file->bytes)) + 1);
-  TokenShardWriter writer(shard, fingerprint, bytes);
+  TokenShardWriter writer(shard, fingerprint, bytes, tokenizer.size());
   for (const Piece& piece : pieces) {
     const std::string text = read_whole(piece.file->path);
     const size_t from = cut_at(text, piece.from), to = cut_at(text, piece.to);
@@ -163,12 +164,12 @@ std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const 
     write_shard(shard, fingerprint, pieces_of(files, config, split), tokenizer);
     tokens = std::make_shared<const TokenShard>(shard);
   }
-  const auto all = tokens->tokens();
-  const auto largest = all.empty() ? all.end() : std::max_element(all.begin(), all.end());
-  if (largest != all.end() && *largest >= tokenizer.size())
-    throw std::runtime_error("corpus: " + shard + " is damaged: token " + std::to_string(largest - all.begin()) +
-                             " is " + std::to_string(*largest) + ", and the tokenizer has " +
-                             std::to_string(tokenizer.size()) + "; delete the file, and it is made anew");
+  const Tokens& all = tokens->tokens();
+  for (size_t i = 0; i < all.size(); ++i)
+    if (all[i] >= tokenizer.size())
+      throw std::runtime_error("corpus: " + shard + " is damaged: token " + std::to_string(i) + " is " +
+                               std::to_string(all[i]) + ", and the tokenizer has " + std::to_string(tokenizer.size()) +
+                               "; delete the file, and it is made anew");
   return tokens;
 }
 

@@ -49,7 +49,8 @@ struct CorpusConfig {
       between(0, 1));
     v("test_fraction", test_fraction, "The same for test, where test_path is empty.", between(0, 1));
     v("cache", cache,
-      "Folder of the token shards, two bytes a token; they are used again until a file or the tokenizer "
+      "Folder of the token shards, two bytes a token, or four of a vocabulary above 65,536; they are used again until "
+      "a file or the tokenizer "
       "changes.");
   }
   HeldOutKeys validation() const { return {"validation", validation_path, validation_fraction}; }

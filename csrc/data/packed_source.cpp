@@ -23,7 +23,7 @@ Batch Windows::take(int64_t first, int64_t count) const {
   if (first < 0 || count < 0)
     throw std::invalid_argument("windows: take(" + std::to_string(first) + ", " + std::to_string(count) +
                                 ") is negative");
-  const std::span<const uint16_t> ring = tokens_->tokens();  // [n]
+  const Tokens& ring = tokens_->tokens();  // [n]
   const auto n = static_cast<int64_t>(ring.size());
   Batch batch;
   batch.tokens = torch::empty({count, context_}, torch::kInt64);

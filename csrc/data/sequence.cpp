@@ -4,7 +4,8 @@ namespace isentrope::data {
 namespace {
 
 void add(Sequence& sequence, const std::string& text, bool learnt, const Tokenizer& tokenizer) {
-  for (const int64_t id : tokenizer.encode(text)) sequence.ids.push_back(id);
+  const bool first = sequence.ids.empty();
+  for (const int64_t id : first ? tokenizer.encode_prompt(text) : tokenizer.encode(text)) sequence.ids.push_back(id);
   if (learnt && (sequence.ids.empty() || sequence.ids.back() != tokenizer.eos_id()))
     sequence.ids.push_back(tokenizer.eos_id());
   sequence.learnt.resize(sequence.ids.size(), learnt);

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "csrc/data/pretrained.h"
 #include "csrc/durable_file.h"
 #include "csrc/message.h"
 
@@ -47,10 +48,20 @@ std::vector<std::string> byte_names() {
 
 void write(const std::string& path, const Json& json) { write_durably(path, json.dump(2, ' ', false) + "\n"); }
 
-Json read(const std::string& path) {
-  Json json = Json::parse(read_whole(path), nullptr, /*allow_exceptions=*/false);
+using ReadJson = nlohmann::json;  // finds a key of many in less than all of them
+
+ReadJson read(const std::string& path) {
+  ReadJson json = ReadJson::parse(read_whole(path), nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) throw std::runtime_error("tokenizer: " + path + " is not a JSON object; the file is damaged");
   return json;
+}
+
+// A byte-pair model that merges, which no tokenizer of kind characters or bytes does.
+bool of_pairs(const ReadJson& json) {
+  const auto model = json.find("model");
+  if (model == json.end() || !model->is_object()) return false;
+  const auto merges = model->find("merges");
+  return merges != model->end() && merges->is_array() && !merges->empty();
 }
 
 }  // namespace
@@ -66,8 +77,18 @@ std::vector<std::string> code_points(std::string_view text) {
 }
 
 std::string TokenizerConfig::problem() const {
-  if (kind != "characters" && kind != "bytes")
-    return "kind is \"" + excerpt(kind) + "\"; it can be characters or bytes";
+  const std::string kind = kind_of();
+  if (kind != "characters" && kind != "bytes" && kind != "pretrained")
+    return "kind is \"" + excerpt(kind) + "\"; it can be characters, bytes or pretrained";
+  if (kind == "pretrained") {
+    if (pretrained.empty()) return "kind is pretrained, and no folder is named; write pretrained: FOLDER";
+    if (!eos.empty() || characters != TokenizerConfig{}.characters)
+      return "characters and eos belong to kind characters, and pretrained names a folder that says both; leave them "
+             "out";
+    return "";
+  }
+  if (!pretrained.empty())
+    return "kind is " + kind + ", and pretrained names a folder (" + excerpt(pretrained) + "); leave one of them out";
   if (kind == "bytes")
     return eos.empty()
                ? ""
@@ -95,6 +116,12 @@ std::string TokenizerConfig::problem() const {
 
 Tokenizer::Tokenizer(const TokenizerConfig& config) : config_(config) {
   if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("tokenizer: " + wrong);
+  if (kind() == "pretrained") {
+    pretrained_ = Pretrained::open(config.pretrained);
+    eos_id_ = pretrained_->eos_id();
+    pad_id_ = pretrained_->pad_id();
+    return;
+  }
   tokens_.push_back(kPad);
   if (bytes()) {
     for (int b = 0; b < 256; ++b) tokens_.emplace_back(1, static_cast<char>(b));
@@ -109,7 +136,25 @@ Tokenizer::Tokenizer(const TokenizerConfig& config) : config_(config) {
   eos_id_ = config.eos.empty() ? size() - 1 : ids_.at(config.eos);
 }
 
+int64_t Tokenizer::size() const { return pretrained_ ? pretrained_->bpe().size() : std::ssize(tokens_); }
+
+const std::string& Tokenizer::eos() const {
+  return pretrained_ ? pretrained_->bpe().name(eos_id_) : tokens_[static_cast<size_t>(eos_id_)];
+}
+
+uint64_t Tokenizer::digest() const { return pretrained_ ? pretrained_->digest() : 0; }
+
+std::vector<int64_t> Tokenizer::encode_prompt(std::string_view text) const {
+  std::vector<int64_t> ids = encode(text);
+  if (!pretrained_) return ids;
+  const std::vector<int64_t>& before = pretrained_->bpe().before();
+  const bool there = ids.size() >= before.size() && std::equal(before.begin(), before.end(), ids.begin());
+  if (!there) ids.insert(ids.begin(), before.begin(), before.end());
+  return ids;
+}
+
 std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
+  if (pretrained_) return pretrained_->bpe().encode(text);
   std::vector<int64_t> ids;
   if (bytes()) {
     ids.reserve(text.size());
@@ -143,18 +188,23 @@ std::string Tokenizer::foreign(std::string_view text, size_t at, size_t size, in
 }
 
 int64_t Tokenizer::bytes_of(int64_t id) const {
+  if (pretrained_) return pretrained_->bpe().special(id) ? 0 : std::ssize(pretrained_->bpe().piece(id));
   const bool special = id == pad_id() || (bytes() && id == eos_id_);
   return special ? 0 : static_cast<int64_t>(tokens_.at(static_cast<size_t>(id)).size());
 }
 
+const std::string& Tokenizer::text_of(int64_t id, bool first) const {
+  static const std::string none;
+  if (id < 0 || id >= size())
+    throw std::invalid_argument("tokenizer: id " + std::to_string(id) + " is outside 0 … " +
+                                std::to_string(size() - 1));
+  if (pretrained_) return first ? pretrained_->bpe().first_piece(id) : pretrained_->bpe().piece(id);
+  return id == pad_id() ? none : tokens_[static_cast<size_t>(id)];
+}
+
 std::string Tokenizer::decode(const std::vector<int64_t>& ids) const {
   std::string text;
-  for (const int64_t id : ids) {
-    if (id < 0 || id >= size())
-      throw std::invalid_argument("tokenizer: id " + std::to_string(id) + " is outside 0 … " +
-                                  std::to_string(size() - 1));
-    if (id != pad_id()) text += tokens_[static_cast<size_t>(id)];
-  }
+  for (size_t i = 0; i < ids.size(); ++i) text += text_of(ids[i], i == 0);
   return text;
 }
 
@@ -170,6 +220,7 @@ std::string Tokenizer::written(size_t id) const {
 // pair to merge leaves every character alone. The decoder "Fuse" puts characters together without spaces.
 // Padding and the end are added tokens, for the model would cut their names into characters.
 void Tokenizer::save(const std::string& folder) const {
+  if (pretrained_) return pretrained_->save(folder);
   Json vocabulary = Json::object(), added = Json::array();
   for (size_t id = 0; id < tokens_.size(); ++id) vocabulary[written(id)] = id;
   for (const int64_t id : {pad_id(), eos_id_})
@@ -215,10 +266,15 @@ void Tokenizer::save(const std::string& folder) const {
 
 Tokenizer Tokenizer::load(const std::string& folder) {
   const std::string path = folder + "/tokenizer.json", config_path = folder + "/tokenizer_config.json";
-  const Json json = read(path), settings = read(config_path);
+  const ReadJson json = read(path);
   TokenizerConfig config;
+  if (of_pairs(json)) {
+    config.pretrained = folder;
+    return Tokenizer(config);
+  }
+  const ReadJson settings = read(config_path);
   try {
-    const Json& vocabulary = json.at("model").at("vocab");
+    const ReadJson& vocabulary = json.at("model").at("vocab");
     std::vector<std::string> tokens(vocabulary.size());
     for (const auto& [token, id] : vocabulary.items()) {
       if (!id.is_number_integer() || id < 0 || id >= tokens.size())
@@ -250,7 +306,7 @@ Tokenizer Tokenizer::load(const std::string& folder) {
                                  tokenizer.written(id) + "\"");
     return tokenizer;
   } catch (const std::exception& error) {
-    const bool form = dynamic_cast<const Json::exception*>(&error) != nullptr;
+    const bool form = dynamic_cast<const ReadJson::exception*>(&error) != nullptr;
     throw std::runtime_error("tokenizer: " + path + " and " + config_path +
                              " are not a tokenizer of kind characters or bytes: " +
                              (form ? "a part is missing or of another type" : error.what()));

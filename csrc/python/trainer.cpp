@@ -17,6 +17,7 @@
 
 #include "csrc/command_line.h"
 #include "csrc/message.h"
+#include "csrc/python/tokenizer.h"
 #include "csrc/train/process.h"
 #include "csrc/train/progress.h"
 #include "csrc/train/summary.h"
@@ -364,6 +365,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("last_checkpoint", &Handle::last_checkpoint)
       .def_property_readonly("dir", &Handle::dir)
       .def_property_readonly("results", &Handle::results);
+  python::bind_tokenizer(m);
   m.def("run", &run_program, py::arg("words"), py::arg("load"));
   m.def("end_output", &train::end_output);
   m.def("print_config", [](const std::string& config, const std::vector<std::string>& overrides) {

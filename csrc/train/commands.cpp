@@ -56,7 +56,7 @@ std::string prompt_of(const TrainConfig& config, const PhaseConfig& phase, const
     shown += point;
   }
   if (!shown.empty()) return shown;
-  return tokenizer.config().kind == "bytes" ? "a" : data::code_points(tokenizer.config().characters).front();
+  return tokenizer.kind() == "characters" ? data::code_points(tokenizer.config().characters).front() : "a";
 }
 
 // What can be done with a run that has ended.

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "csrc/data/text_stream.h"
+
 namespace isentrope::train {
 namespace {
 
@@ -27,15 +29,13 @@ Json numbers(const std::vector<float>& values) {
 
 Json to_json(int64_t group, const std::string& prompt, const rl::Completion& completion,
              const data::Tokenizer& tokenizer) {
-  Json texts = Json::array();
-  for (const int64_t id : completion.tokens) texts.push_back(tokenizer.decode({id}));
   std::vector<int64_t> clean = completion.tokens;
   if (completion.stopped) clean.pop_back();
   return {{"group", group},
           {"sample", completion.sample},
           {"prompt", prompt},
           {"completion", tokenizer.decode(clean)},
-          {"tokens", texts},
+          {"tokens", data::texts_of(tokenizer, completion.tokens)},
           {"ids", completion.tokens},
           {"logprob", numbers(completion.logprob)},
           {"entropy", numbers(completion.entropy)},

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "csrc/data/collate.h"
+#include "csrc/data/text_stream.h"
 #include "csrc/rl/pass_at.h"
 #include "csrc/rl/prompt.h"
 
@@ -19,12 +20,6 @@ struct Answers {
   double entropy = 0;             // mean over tokens
   std::vector<Sample> shown;      // the first to each of the first prompts
 };
-
-std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
-  std::vector<std::string> texts;
-  for (const int64_t id : ids) texts.push_back(tokenizer.decode({id}));
-  return texts;
-}
 
 Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                const std::vector<data::Example>& examples, const rl::RewardSum& score,
@@ -57,7 +52,7 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
   for (size_t i = 0; i < completions.size() && completions[i].prompt < show; i += static_cast<size_t>(samples)) {
     const rl::Completion& completion = completions[i];
     answers.shown.push_back({.prompt = prompt_text[i],
-                             .tokens = token_texts(tokenizer, completion.tokens),
+                             .tokens = data::texts_of(tokenizer, completion.tokens),
                              .entropy = {completion.entropy.begin(), completion.entropy.end()},
                              .right = answers.right[i] > 0});
   }
@@ -150,8 +145,9 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
       const auto entropy = judged.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
       const int64_t* id = ids.const_data_ptr<int64_t>();
       const double* H = entropy.const_data_ptr<double>();
-      shown->push_back(
-          {.prompt = "", .tokens = token_texts(tokenizer_, {id, id + ids.numel()}), .entropy = {H, H + ids.numel()}});
+      shown->push_back({.prompt = "",
+                        .tokens = data::texts_of(tokenizer_, {id, id + ids.numel()}),
+                        .entropy = {H, H + ids.numel()}});
     }
   }
   if (intervals)

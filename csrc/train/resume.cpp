@@ -67,8 +67,11 @@ void require_same_meaning(Standing& standing, const TrainConfig& config, const d
     if (was != is) differences.push_back(change(key, was, is));
   };
   if (const auto stored = stored_tokenizer(standing)) {
-    compare("tokenizer.kind", stored->config().kind, tokenizer.config().kind);
-    if (differences.empty() && stored->config().kind == "characters") {
+    compare("tokenizer.kind", stored->kind(), tokenizer.kind());
+    if (differences.empty() && stored->kind() == "pretrained" && stored->digest() != tokenizer.digest())
+      differences.push_back(change("tokenizer.pretrained", "the tokenizer in the checkpoint",
+                                   "another, in " + tokenizer.config().pretrained));
+    if (differences.empty() && stored->kind() == "characters") {
       compare("tokenizer.characters", stored->config().characters, tokenizer.config().characters);
       compare("tokenizer.eos", stored->eos(), tokenizer.eos());
     }

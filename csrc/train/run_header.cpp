@@ -108,14 +108,15 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
   const auto steps = static_cast<double>(phase.steps), batch = static_cast<double>(p.batch);
   if (phase.data.corpus) {
     const auto shard = data::open_corpus(*phase.data.corpus, tokenizer, data::Split::train);
-    const auto tokens = shard->tokens();
+    const data::Tokens& tokens = shard->tokens();
     p.train = static_cast<int64_t>(tokens.size());
     p.epoch_tokens = static_cast<double>(*p.train);
     const int64_t windows =
         (*p.train + config.model.max_position_embeddings - 1) / config.model.max_position_embeddings;
     p.epochs = steps * batch / static_cast<double>(windows);
-    p.example = texts_of(
-        tokenizer, {tokens.begin(), tokens.begin() + std::min<std::ptrdiff_t>(std::ssize(tokens), kExampleTokens)});
+    std::vector<int64_t> first;
+    for (size_t i = 0; i < std::min(tokens.size(), kExampleTokens); ++i) first.push_back(tokens[i]);
+    p.example = texts_of(tokenizer, first);
     return p;
   }
   const data::Use use = use_of(config, phase, tokenizer);

@@ -23,7 +23,7 @@ constexpr int64_t kTogether = 1024;
 std::vector<int64_t> encoded(const data::Prompt& prompt, const data::Tokenizer& tokenizer, int64_t context) {
   std::vector<int64_t> tokens;
   try {
-    tokens = tokenizer.encode(prompt.text);
+    tokens = tokenizer.encode_prompt(prompt.text);
   } catch (const std::invalid_argument& error) {
     throw std::runtime_error(prompt.where + ": the prompt " + isentrope::quoted(prompt.text) + ": " + error.what());
   }

@@ -2,7 +2,8 @@
 
 isentrope.entropy_attention, isentrope.sigma_linear, isentrope.token_entropy, isentrope.grpo_select and isentrope.grpo_loss are
 differentiable ops for CPU and CUDA; isentrope.nn has modules over them, isentrope.integrations their place in other libraries, isentrope.reference
-their mathematics in plain torch; isentrope.Trainer runs a YAML configuration.
+their mathematics in plain torch; isentrope.Trainer runs a YAML configuration, isentrope.Tokenizer is its
+tokenizer.
 """
 
 from pathlib import Path as _Path
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING
 from isentrope import nn, ops, reference
 from isentrope.ops import *  # noqa: F403
 
-__all__ = ["Trainer", "cmake_prefix_path", "nn", "reference"]
+__all__ = ["Tokenizer", "Trainer", "cmake_prefix_path", "nn", "reference"]
 __all__ += ops.__all__
 
 cmake_prefix_path: str = str(_Path(__file__).parent)
 """Where CMake finds this package: ``-DCMAKE_PREFIX_PATH=``, then ``find_package(Isentrope)`` and ``isentrope::ops``."""
 
 if TYPE_CHECKING:
+    from isentrope.tokenizer import Tokenizer
     from isentrope.trainer import Trainer
 else:
 
@@ -26,6 +28,10 @@ else:
             from isentrope.trainer import Trainer
 
             return Trainer
+        if name == "Tokenizer":
+            from isentrope.tokenizer import Tokenizer
+
+            return Tokenizer
         if f"{name}Output" in ops.__all__:
             return getattr(ops, name)  # an error that says the new name
         raise AttributeError(f"module 'isentrope' has no attribute {name!r}")

@@ -47,7 +47,7 @@ class CorpusTest : public ::testing::Test {
   std::string text_of(const CorpusConfig& corpus, Split split = Split::train) const {
     const auto shard = open_corpus(corpus, bytes_, split);
     std::string text;
-    for (const uint16_t token : shard->tokens())
+    for (const int64_t token : shard->tokens())
       text += token == bytes_.eos_id() ? "|" : bytes_.decode({static_cast<int64_t>(token)});
     return text;
   }
@@ -376,6 +376,16 @@ TEST_F(CorpusTest, AShardSaysWhatIsWrongWithIt) {
     writer.commit();
   }
   EXPECT_EQ(TokenShard(file).tokens()[1], 65535);
+  {
+    const std::string wide = file + ".wide";
+    TokenShardWriter writer(wide, 7, 0, 65537);
+    writer.write(std::vector<int64_t>{65536, 1, 65535});
+    EXPECT_THROW(writer.write(std::vector<int64_t>{int64_t{1} << 32}), std::invalid_argument);
+    writer.commit();
+    EXPECT_EQ(TokenShard(wide).tokens()[0], 65536);
+    EXPECT_EQ(TokenShard(wide).tokens()[2], 65535);
+    EXPECT_EQ(fs::file_size(wide), 40u + 12u);
+  }
   EXPECT_EQ(TokenShard::fingerprint_of(file), 7u);
   EXPECT_EQ(fs::file_size(file), 44u);
   const auto flip = [&](const std::string& path, int64_t place) {

@@ -97,7 +97,7 @@ TEST(Tokenizer, RefusesABadConfig) {
   expect_all(wrong("abc", "d"), {"'d'", "abc"});
   expect_all(wrong("abc", "ab"), {"one character"});
   expect_all(wrong("a\xc3", ""), {"UTF-8"});
-  expect_all(message([&] { Tokenizer({.kind = "words"}); }), {"words", "characters or bytes"});
+  expect_all(message([&] { Tokenizer({.kind = "words"}); }), {"words", "characters, bytes or pretrained"});
   expect_all(message([&] { Tokenizer({.kind = "bytes", .eos = "."}); }), {"eos", "<|endoftext|>"});
 }
 
