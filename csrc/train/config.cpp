@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <filesystem>
 #include <map>
 #include <utility>
 
@@ -234,10 +235,24 @@ void take_pretrained(const Document& document, TrainConfig& config) {
                                         "; leave the key out");
 }
 
+// The tokenizer in the folder of config.model.pretrained, where the document writes none.
+void take_tokenizer(const Document& document, TrainConfig& config) {
+  const std::string folder = resolve_checkpoint(config.model.pretrained);
+  if (document.root()["tokenizer"] || !std::filesystem::exists(folder + "/tokenizer.json")) return;
+  try {
+    config.tokenizer = data::Tokenizer::load(folder).config();
+  } catch (const std::runtime_error& error) {
+    document.fail("model.pretrained", std::string(error.what()) + "; write another tokenizer under tokenizer");
+  }
+}
+
 TrainConfig read_document(const Document& document) {
   TrainConfig config;
   Reader::read(document, document.root(), "", config);
-  if (!config.model.pretrained.empty()) take_pretrained(document, config);
+  if (!config.model.pretrained.empty()) {
+    take_pretrained(document, config);
+    take_tokenizer(document, config);
+  }
   Validator::check(document, "", config);
   return config;
 }

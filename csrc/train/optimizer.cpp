@@ -26,7 +26,8 @@ struct Group {
   // torch's own decay would go through the momentum.
   void sgd(const OptimizerConfig& c, double lr, double weight_decay) {
     if (weight_decay > 0) at::_foreach_mul_(parameters, 1 - lr * weight_decay);
-    at::_fused_sgd_(parameters, grads, first, /*weight_decay=*/0, c.betas[0], lr, /*dampening=*/0, /*nesterov=*/false,
+    const at::TensorList moments = c.betas[0] > 0 ? at::TensorList(first) : at::TensorList();  // torch takes none for 0
+    at::_fused_sgd_(parameters, grads, moments, /*weight_decay=*/0, c.betas[0], lr, /*dampening=*/0, /*nesterov=*/false,
                     /*maximize=*/false, /*is_first_step=*/false);
   }
 };

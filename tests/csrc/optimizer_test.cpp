@@ -119,10 +119,14 @@ TEST(Optimizer, AgreesWithDoubleAsWellAsTorchDoes) {
   }
 }
 
-TEST(Optimizer, SgdFollowsItsFormula) {
+// momentum 0: torch's fused update, which this is, wants no buffer for it then.
+class SgdMomentum : public testing::TestWithParam<double> {};
+INSTANTIATE_TEST_SUITE_P(Optimizer, SgdMomentum, testing::Values(0.9, 0.0));
+
+TEST_P(SgdMomentum, FollowsItsFormula) {
   OptimizerConfig config;
   config.kind = "sgd";
-  config.betas = {0.9};
+  config.betas = {GetParam()};
   config.weight_decay = 0.1;
   config.max_grad_norm = 5.0;
   const Named parameters = model();
