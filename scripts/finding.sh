@@ -16,7 +16,7 @@ packages() {
   "$base" -m venv "$scratch/venv"
   for package in "$@"; do
     [ "${package%%==*}" = torch ] || continue
-    "$base" - "${package#*==}" >"$("$scratch/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth" <<'PY' || true
+    "$base" - "${package#*==}" 2>/dev/null >"$("$scratch/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth" <<'PY' || true
 import importlib.metadata, sys
 torch = importlib.metadata.distribution("torch")
 if torch.version.split("+")[0] == sys.argv[1]:

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "csrc/message.h"
@@ -269,7 +270,14 @@ TrainConfig with_overrides(const TrainConfig& config, const std::vector<std::str
 
 std::string print_config_with_origins(const std::string& file, const std::vector<std::string>& overrides) {
   const Document document(file, overrides);
-  return print_lines(read_document(document), [&](const std::string& path) { return document.origin(path); });
+  const TrainConfig config = read_document(document);
+  std::set<std::string> of_folder;
+  if (!config.model.pretrained.empty())
+    for (const std::string& key : keys_of_meaning()) of_folder.insert("model." + key);
+  return print_lines(config, [&](const std::string& path) {
+    const std::string origin = document.origin(path);
+    return origin == "default" && of_folder.contains(path) ? config.model.pretrained : origin;
+  });
 }
 
 }  // namespace isentrope::train

@@ -359,6 +359,41 @@ def test_a_run_does_not_go_on_with_another_tokenizer(place, folders):
     assert "tokenizer.kind: pretrained → bytes" in said
 
 
+def test_a_model_brings_its_tokenizer(place, folders):
+    """A folder of Hugging Face whole: model and tokenizer, an embedding with more rows than tokens, the same text after training."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=6144, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                                      num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.3,
+                                      bos_token_id=None, eos_token_id=0)  # fmt: skip
+    model = place / "model"
+    transformers.LlamaForCausalLM(config).save_pretrained(model)
+    written(model, json.loads((folders["qwen2"] / "tokenizer.json").read_text()))
+    (place / "config.yaml").write_text("run: {dir: run, threads: 1}\nmodel: {pretrained: model}\n" + RUN[RUN.index("phases:"):])
+    assert "pretrained: model  # default" not in isentrope_command(place, "config", "config.yaml")
+    isentrope_command(place, "train", "config.yaml", "--quiet")
+    checkpoint = next((place / "run" / "checkpoints").glob("grpo-*"))
+    ours, theirs = isentrope.Tokenizer(checkpoint), transformers.AutoTokenizer.from_pretrained(checkpoint)
+    trained = transformers.AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    assert type(trained).__name__ == "LlamaForCausalLM" and trained.get_input_embeddings().weight.shape == (6144, 32)
+    ids = theirs("def f(x):", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        for _ in range(12):
+            row = trained(ids).logits[0, -1, : len(ours)]
+            ids = torch.cat([ids, row.argmax().view(1, 1)], 1)
+    line = json.loads(isentrope_command(place, "sample", str(checkpoint), "--json", "--prompt", "def f(x):", "--temperature", "0",
+                                        "--max-new-tokens", "12").splitlines()[0])  # fmt: skip
+    drawn_text = ours.decode(ids[0, len(ours.encode("def f(x):")):].tolist())
+    assert line["completion"] == drawn_text.split(END)[0]
+    broken = json.loads((model / "tokenizer.json").read_text())
+    broken["model"]["type"] = "Unigram"
+    written(model, broken)
+    said = isentrope_command(place, "train", "config.yaml", "run.dir=other", code=1)
+    assert "Unigram" in said and "write another tokenizer under tokenizer" in said
+
+
 @pytest.mark.parametrize("overrides, parts", [
     (["tokenizer.kind=bytes"], ["kind is bytes", "pretrained names a folder"]),
     (["tokenizer.characters=abc"], ["characters and eos belong to kind characters"]),
