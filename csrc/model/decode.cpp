@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "csrc/model/bfloat16_linear.h"
 #include "csrc/model/cpu_kernels.h"
 
 namespace isentrope::model {
@@ -12,12 +13,20 @@ namespace {
 
 using torch::Tensor;
 
+// A projection in panels (CpuKernels::pack), or where the processor multiplies bfloat16 itself as that takes it.
+struct PackedWeight {
+  Tensor panels;
+  std::shared_ptr<const Bfloat16Weight> pairs;
+  Tensor bias = {};  // of as many numbers as it has rows, or undefined
+};
+
 struct PackedLayer {
-  Tensor input_norm, qkv, o, post_norm, gate_up,
-      down;                                          // norms [C] or undefined; projections in panels (CpuKernels::pack)
-  Tensor qkv_bias, o_bias, gate_up_bias, down_bias;  // of as many columns, or undefined
-  Tensor q_norm, k_norm;                             // [D], or undefined
-  Tensor temperature;                                // [H, 1 or context], or undefined
+  Tensor input_norm;  // norms [C] or undefined
+  PackedWeight qkv, o;
+  Tensor post_norm;
+  PackedWeight gate_up, down;
+  Tensor q_norm, k_norm;  // [D], or undefined
+  Tensor temperature;     // [H, 1 or context], or undefined
 };
 
 inline void narrow(int64_t n, const float* from, float* to) { std::copy_n(from, n, to); }
@@ -37,14 +46,14 @@ class PackedModel : public DecodeModel {
         cosine(decoder->cosine().to(torch::kFloat32)),
         sine(decoder->sine().to(torch::kFloat32)) {
     for (const LayerWeights& layer : decoder->layers())
-      layers.push_back({copy(layer.input_norm), packed(folded(layer.qkv)), packed(folded(layer.o)),
-                        copy(layer.post_norm), packed(folded(layer.gate_up)), packed(folded(layer.down)),
-                        copy(layer.qkv.bias), copy(layer.o.bias), copy(layer.gate_up.bias), copy(layer.down.bias),
-                        copy(layer.q_norm), copy(layer.k_norm), temperature(layer.log_temperature)});
+      layers.push_back({copy(layer.input_norm), packed(layer.qkv), packed(layer.o), copy(layer.post_norm),
+                        packed(layer.gate_up), packed(layer.down), copy(layer.q_norm), copy(layer.k_norm),
+                        temperature(layer.log_temperature)});
   }
 
   std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows) const override;
-  int64_t preferred_rows() const override { return 24; }
+  // The processor's products of bfloat16 are worth as many rows as a panel of weight serves from the cache.
+  int64_t preferred_rows() const override { return pairs ? 64 : 24; }
   bool parallel() const override { return true; }
 
   static const Storage* data(const Tensor& x) { return static_cast<const Storage*>(x.const_data_ptr()); }
@@ -54,8 +63,11 @@ class PackedModel : public DecodeModel {
 
   const CpuKernels<float>& kernels = cpu_kernels<float>();
   const DecodeKernels<Storage>& decode = decode_kernels<Storage>();
+  const bool pairs = std::is_same_v<Storage, uint16_t> && takes_bfloat16_weights();
   DecoderConfig config;
-  Tensor embedding, final_norm, head, cosine, sine;
+  Tensor embedding, final_norm;
+  PackedWeight head;
+  Tensor cosine, sine;
   std::vector<PackedLayer> layers;
 
  private:
@@ -68,12 +80,22 @@ class PackedModel : public DecodeModel {
   static Tensor stored(const Tensor& x) {
     return x.to(std::is_same_v<Storage, float> ? torch::kFloat32 : torch::kBFloat16, false, /*copy=*/true).contiguous();
   }
-  Tensor packed(const Tensor& weight) const {
+  PackedWeight packed(const Projection& projection) const {
+    PackedWeight weight = packed(folded(projection));
+    weight.bias = copy(projection.bias);
+    return weight;
+  }
+  PackedWeight packed(const Tensor& weight) const {
     const Tensor plain = weight.detach().contiguous();
     const int64_t N = plain.size(0), K = plain.size(1);
+    if (pairs) {
+      const Tensor narrow = plain.to(torch::kBFloat16);
+      const auto* bits = static_cast<const uint16_t*>(narrow.const_data_ptr());
+      return {{}, std::make_shared<const Bfloat16Weight>(N, K, bits)};
+    }
     Tensor out = torch::empty({packed_size(K, N, kernels.panel)}, plain.options());
     kernels.pack(K, N, plain.data_ptr<float>(), 1, K, nullptr, nullptr, out.data_ptr<float>());
-    return std::is_same_v<Storage, float> ? out : stored(out);
+    return {std::is_same_v<Storage, float> ? out : stored(out), nullptr};
   }
 };
 
@@ -108,15 +130,16 @@ class PackedSession : public DecodeSession {
     }
     for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
       const PackedLayer& layer = model_.layers[l];
-      multiply(n, model_.qkv_rows(), C, normed(n, x_, layer.input_norm), layer.qkv, layer.qkv_bias, qkv_, false);
+      multiply(n, model_.qkv_rows(), C, normed(n, x_, layer.input_norm), layer.qkv, qkv_, false);
       attend(rows, l, layer);
-      multiply(n, C, attended_.size(1), attended_, layer.o, layer.o_bias, x_, true);
-      multiply(n, 2 * M, C, normed(n, x_, layer.post_norm), layer.gate_up, layer.gate_up_bias, gate_up_, false);
+      multiply(n, C, attended_.size(1), attended_, layer.o, x_, true);
+      multiply(n, 2 * M, C, normed(n, x_, layer.post_norm), layer.gate_up, gate_up_, false);
       model_.kernels.swiglu(n, M, row(gate_up_, 0), row(inner_, 0));
-      multiply(n, C, M, inner_, layer.down, layer.down_bias, x_, true);
+      multiply(n, C, M, inner_, layer.down, x_, true);
     }
     const Tensor last = normed(n - logits_from, x_.slice(0, logits_from), model_.final_norm);
-    multiply(n - logits_from, c.token_count(), C, last, model_.head, Tensor(), logits_, false);
+    multiply(n - logits_from, c.token_count(), C, last, model_.head, logits_, false);
+    if (model_.pairs) end_bfloat16_step();
     return {row(logits_, 0), logits_.size(1)};
   }
 
@@ -137,13 +160,17 @@ class PackedSession : public DecodeSession {
     return y;
   }
   // y [n, N] (+)= x [n, K] · weightᵀ + bias
-  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                const Tensor& y, bool add) const {
-    model_.decode.packed_product(n, N, K, x.data_ptr<float>(), K, model_.data(weight), y.data_ptr<float>(), N, add);
-    if (!bias.defined()) return;
-    const float* b = bias.const_data_ptr<float>();
+  void multiply(int64_t n, int64_t N, int64_t K, const Tensor& x, const PackedWeight& weight, const Tensor& y,
+                bool add) {
+    float* out = y.data_ptr<float>();
+    if (weight.pairs)
+      weight.pairs->multiply(n, x.data_ptr<float>(), out, add, operands_, staging_);
+    else
+      model_.decode.packed_product(n, N, K, x.data_ptr<float>(), K, model_.data(weight.panels), out, N, add);
+    if (!weight.bias.defined()) return;
+    const float* bias = weight.bias.const_data_ptr<float>();
     for (int64_t i = 0; i < n; ++i)
-      for (int64_t k = 0; k < N; ++k) y.data_ptr<float>()[i * N + k] += b[k];
+      for (int64_t k = 0; k < N; ++k) out[i * N + k] += bias[k];
   }
 
   // key, value [G, D] of one position and layer, in their places.
@@ -201,6 +228,8 @@ class PackedSession : public DecodeSession {
   std::vector<Storage> memory_;                 // [pages, layers, keys | values, G, …]: CpuKernels' PagedAttention
   PageTable pages_;
   std::vector<float> scores_;
+  std::vector<uint16_t> operands_;
+  std::vector<float> staging_;
   Tensor x_, normed_, qkv_, attended_, gate_up_, inner_, logits_;
 };
 

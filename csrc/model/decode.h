@@ -44,7 +44,8 @@ class DecodeModel {
 };
 
 // float on the CPU: own kernels, where a row's logits do not depend, bit for bit, on the rows it is stepped with, on the pages
-// it has, or on threads. bfloat16: they keep matrices and cache in bfloat16 and compute in float. Other types and devices:
+// it has, or on threads. bfloat16: they keep matrices and cache in bfloat16 and compute in float; where the processor multiplies
+// bfloat16 itself, a product's other operand is rounded to it too, and sums are float. Other types and devices:
 // ATen and entropy_attention on tensors, which bfloat16 converts.
 std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder, bool bfloat16 = false);
 std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder, bool bfloat16 = false);

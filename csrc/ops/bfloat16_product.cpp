@@ -3,10 +3,16 @@
 #include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <string_view>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace isentrope::ops {
 namespace {
@@ -38,6 +44,52 @@ Means means() {
   return found;
 }
 
+#if defined(__x86_64__)
+// Some rows by a panel of 64 columns with the processor's instruction for it: what brgemm computes, bit for bit, in the order that
+// memory has the panel, which is where a product of few rows spends its time; brgemm takes several times as long there.
+#define ISENTROPE_PAIRS __attribute__((target("avx512f,avx512bf16")))
+constexpr int64_t kTilePanel = 64, kTileRows = 6, kMostTiled = 64;
+
+template <int kRows>
+ISENTROPE_PAIRS void tile(int64_t K, const uint16_t* a, int64_t lda, const uint16_t* b, float* c, int64_t ldc,
+                          bool add) {
+  __m512 sum[kRows][4];
+  for (auto& row : sum)
+    for (__m512& x : row) x = _mm512_setzero_ps();
+  for (int64_t k = 0; k < K; k += 2, b += 2 * kTilePanel) {
+    __m512bh column[4];
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) column[n] = (__m512bh)_mm512_loadu_si512(b + 32 * n);
+#pragma GCC unroll 6
+    for (int m = 0; m < kRows; ++m) {
+      int32_t pair;
+      std::memcpy(&pair, a + m * lda + k, sizeof pair);
+      const __m512bh row = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) sum[m][n] = _mm512_dpbf16_ps(sum[m][n], row, column[n]);
+    }
+  }
+  for (int m = 0; m < kRows; ++m)
+    for (int n = 0; n < 4; ++n) {
+      float* to = c + m * ldc + 16 * n;
+      _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), sum[m][n]) : sum[m][n]);
+    }
+}
+
+template <int kRows = kTileRows>
+void tile_of(int64_t rows, int64_t K, const uint16_t* a, int64_t lda, const uint16_t* b, float* c, int64_t ldc,
+             bool add) {
+  if (rows == kRows) return tile<kRows>(K, a, lda, b, c, ldc, add);
+  if constexpr (kRows > 1) tile_of<kRows - 1>(rows, K, a, lda, b, c, ldc, add);
+}
+
+// Not where there are AMX's instructions: brgemm takes those, whose sums have another order.
+bool takes_tiles(int64_t N, int64_t ldb) {
+  static const bool has = __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_supports("amx-bf16");
+  return has && N == kTilePanel && ldb == kTilePanel;
+}
+#endif
+
 float widen(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
 }  // namespace
@@ -48,7 +100,16 @@ bool has_bfloat16_products() {
 
 void bfloat16_product(int64_t M, int64_t N, int64_t K, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb,
                       float* c, int64_t ldc, bool add) {
-  if (means() == Means::kBrgemm) return brgemm(M, N, K, a, lda, b, ldb, c, ldc, add);
+  if (means() == Means::kBrgemm) {
+#if defined(__x86_64__)
+    if (M <= kMostTiled && takes_tiles(N, ldb)) {
+      for (int64_t m = 0; m < M; m += kTileRows)
+        tile_of(std::min(kTileRows, M - m), K, a + m * lda, lda, b, c + m * ldc, ldc, add);
+      return;
+    }
+#endif
+    return brgemm(M, N, K, a, lda, b, ldb, c, ldc, add);
+  }
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       float sum = 0;

@@ -363,6 +363,29 @@ TEST(Rollout, Bfloat16ErrsNoMoreThanAModelOfThatType) {
   }
 }
 
+// Products of few rows and of many may be different instructions (csrc/ops/bfloat16_product.cpp).
+TEST(Rollout, Bfloat16LogitsDoNotDependOnTheRowsBeside) {
+  const DecoderConfig config = small_config(4, 2, 16);
+  const auto model = model::make_decode_model(make(config), true);
+  const auto logits_of = [&](int64_t count) {  // of the first of count sequences, after three tokens
+    const auto session = model->session(count * model::pages_of(8), count);
+    std::vector<int64_t> sequences;
+    for (int64_t i = 0; i < count; ++i) {
+      sequences.push_back(session->pages().open());
+      EXPECT_TRUE(session->pages().extend(sequences.back(), 3));
+    }
+    model::Logits logits{};
+    for (int64_t t = 0; t < 3; ++t) {
+      std::vector<model::DecodeRow> rows;
+      for (int64_t i = 0; i < count; ++i) rows.push_back({(5 * t + i) % config.vocabulary, t, sequences[i]});
+      logits = session->step(rows, 0);
+    }
+    return std::vector<float>(logits.row(0), logits.row(0) + config.vocabulary);
+  };
+  const std::vector<float> alone = logits_of(1);
+  for (const int64_t count : {2, 5, 6, 7, 13, 64, 65, 130}) EXPECT_EQ(logits_of(count), alone) << count << " rows";
+}
+
 TEST(Rollout, EveryPartOfTheKeyChangesTheDraws) {
   const Decoder decoder = make(small_config());
   const auto prompts = ragged_prompts({16}, 27);
