@@ -345,7 +345,7 @@ def test_a_run_keeps_its_tokenizer(place, folders):
         assert theirs(case)["input_ids"] == ours.encode_prompt(case)
     assert ours.eos_id == ours.pad_id == 0 == theirs.eos_token_id == json.loads((checkpoint / "config.json").read_text())["eos_token_id"]
     header = json.loads((place / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert header["phases"][0]["example"][0] == "<|begin|>", "what begins a sequence stands before a prompt"
+    assert header["run"]["phases"][0]["example"][0] == "<|begin|>", "what begins a sequence stands before a prompt"
     line = json.loads(isentrope_command(checkpoint, "sample", ".", "--json", "--prompt", "naïve 🍎", "--max-new-tokens", "8").splitlines()[0])
     assert "".join(line["tokens"]) == line["completion"] + END * line["finished"]
     isentrope_command(place, "train", "config.yaml", "--quiet", "--resume", "phases.grpo.steps=2")
