@@ -7,6 +7,7 @@
 
 #include "csrc/data/corpus.h"
 #include "csrc/data/sequence.h"
+#include "csrc/data/text_stream.h"
 #include "csrc/durable_file.h"
 #include "csrc/message.h"
 #include "csrc/train/metrics.h"
@@ -20,13 +21,8 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kCounted = 4096;      // examples whose tokens are counted: a start does not wait for a large file
 constexpr size_t kExampleTokens = 256;  // of the example
 
-std::vector<std::string> texts_of(const data::Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
-  std::vector<std::string> texts;
-  for (size_t i = 0; i < std::min(ids.size(), kExampleTokens); ++i) {
-    const std::string text = tokenizer.decode({ids[i]});
-    texts.push_back(text.empty() ? tokenizer.eos() : text);
-  }
-  return texts;
+std::vector<std::string> beginning_of(const data::Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
+  return data::texts_of(tokenizer, {ids.begin(), ids.begin() + std::min(ids.size(), kExampleTokens)});
 }
 
 // 2600 → "2,600"
@@ -116,7 +112,7 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
     p.epochs = steps * batch / static_cast<double>(windows);
     std::vector<int64_t> first;
     for (size_t i = 0; i < std::min(tokens.size(), kExampleTokens); ++i) first.push_back(tokens[i]);
-    p.example = texts_of(tokenizer, first);
+    p.example = beginning_of(tokenizer, first);
     return p;
   }
   const data::Use use = use_of(config, phase, tokenizer);
@@ -129,7 +125,7 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
     return ids;
   };
   const data::Example first = source->take(0, 1)[0];
-  p.example = texts_of(tokenizer, ids_of(first));
+  p.example = beginning_of(tokenizer, ids_of(first));
   p.prompt = static_cast<int64_t>(data::prompt_ids(first, tokenizer).size());
   if (source->size() == 0) return p;
   p.train = source->size();

@@ -198,7 +198,8 @@ def test_characters_with_bytes_to_fall_back_on(tmp_path, scheme, whole):
 
 def test_every_code_point_is_split_alike(folders, tmp_path):
     """Categories, white space and words of Unicode as the package's engine knows them, whatever PCRE2 does."""
-    points = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
+    assigned = [*range(0xD800), *range(0xE000, 0x32400), *range(0xE0000, 0xE0200)]  # and what lies between them is not
+    points = "".join(map(chr, assigned))
     other = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, END: 3}, [("a", "b")]))
     other.decoder = decoders.Fuse()
     other.add_special_tokens([END])
@@ -282,7 +283,7 @@ def test_a_damaged_file_is_refused_or_read_and_nothing_else(folders, tmp_path):
     small.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
     whole = json.loads(small.to_str())
     text = "ab<x> y y\u00e9\u0301 qq 123 \xff".encode() + b"\xff\xe2"
-    for _ in range(3000):
+    for _ in range(800):
         broken = changed(rng, whole)
         folder = written(tmp_path / "t", broken if isinstance(broken, dict) else {"model": broken})
         try:
@@ -292,9 +293,9 @@ def test_a_damaged_file_is_refused_or_read_and_nothing_else(folders, tmp_path):
         except (RuntimeError, ValueError) as error:
             assert "tokenizer" in str(error) or "pattern" in str(error), error
             refused += 1
-    assert read > 100 and refused > 1000
+    assert read > 50 and refused > 200
     plain = (folder / "tokenizer.json").read_bytes()
-    for _ in range(300):
+    for _ in range(100):
         place = rng.randrange(len(plain))
         (folder / "tokenizer.json").write_bytes(plain[:place] + bytes([rng.randrange(256)]) * rng.randrange(3) + plain[place + 1 :])
         try:
