@@ -149,6 +149,7 @@ int run(int argc, char** argv, const Host& host) {
     command->set_help_flag();
   }
 
+  app.set_version_flag("--version", "isentrope " ISENTROPE_VERSION, "Print the version of the program.");
   app.add_subcommand("version", "Versions, devices, instruction set, backends in the build.");
 
   if (const auto code = parse(app, argc, argv)) return *code;

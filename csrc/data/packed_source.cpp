@@ -14,8 +14,7 @@ Windows::Windows(std::shared_ptr<const TokenShard> tokens, int64_t context, uint
   if (n <= context)
     throw std::runtime_error("corpus: the " + name + " tokens are " + std::to_string(n) +
                              ", and a window of the context takes " + std::to_string(context + 1) +
-                             "; name more files in data.corpus, raise the fraction of this split, or lower "
-                             "model.max_position_embeddings");
+                             "; give it more text, or lower model.max_position_embeddings");
   size_ = (n + context - 1) / context;
 }
 

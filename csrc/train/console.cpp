@@ -45,7 +45,10 @@ void Console::step(const Record& record) {
   if (record.attention) {
     for (const std::string& alarm : record.attention->alarms)
       if (std::find(alarms_.begin(), alarms_.end(), alarm) == alarms_.end())
-        warn(record.phase + ", step " + std::to_string(record.step) + ": attention: " + alarm);
+        warn(record.phase + ", step " + std::to_string(record.step) + ": attention: " + alarm +
+             (alarms_.empty() ? "; a lower lr, model.sigma_reparam.layers or objective.attention_entropy helps "
+                                "(docs/stability.md)"
+                              : ""));
     alarms_ = record.attention->alarms;
   }
   for (const std::string& warning : record.warnings)

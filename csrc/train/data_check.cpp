@@ -81,8 +81,10 @@ SplitSize check_text(const TrainConfig& config, const PhaseConfig& phase, const 
   const auto told = [&](int64_t count, const std::string& reason, const std::string& such_as) {
     if (count == 0) return;
     size.left_out.push_back({count, reason});
-    notes.push_back("phase " + phase.name + ": " + std::to_string(count) + " files in the folders of data.corpus are " +
-                    reason + ", and are left out: " + such_as);
+    notes.push_back(
+        "phase " + phase.name + ": " + std::to_string(count) +
+        (count == 1 ? " file in the folders of data.corpus is " : " files in the folders of data.corpus are ") +
+        reason + (count == 1 ? ", and is left out: " : ", and are left out: ") + such_as);
   };
   told(left_out.by_suffix(), "none of data.corpus.suffixes", left_out.told());
   told(static_cast<int64_t>(left_out.irregular.size()), "no regular files",

@@ -34,7 +34,9 @@ struct EvaluationConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("skip", skip, "Make none of these evaluations; their data need not be there.");
-    v("every", every, "Steps between evaluations; 0 for the end of the phase alone.", at_least(0));
+    v("every", every,
+      "Steps between evaluations on validation data; 0 for none. Test data are for the end of the phase (test).",
+      at_least(0));
     v("from", from, "First step that is evaluated.", at_least(0));
     v("prompts", prompts, "Held-out prompts answered greedily.", between(1, 1 << 20));
     v("sampled_prompts", sampled_prompts, "Held-out prompts answered by samples.", between(1, 1 << 20));

@@ -287,6 +287,7 @@ Standing find_standing(const TrainConfig& config, const data::Tokenizer& tokeniz
   if (resume)
     if (const auto latest = find_latest(run_dir)) return resumed(config, tokenizer, *latest);
   Standing now = config.run.start.empty() && config.model.pretrained.empty() ? Standing{} : started(config, tokenizer);
+  if (resume) now.notes.push_back("there is no checkpoint in " + run_dir + " to go on from; the run begins");
   for (size_t i = 0; i < config.phases.size(); ++i) now.numbers[config.phases[i].name] = static_cast<int64_t>(i);
   return now;
 }

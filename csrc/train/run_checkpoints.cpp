@@ -118,7 +118,12 @@ std::string resolve_checkpoint(const std::string& path) {
     read_model_config(path);  // tells what is wrong with it
     return path;
   }
-  throw std::runtime_error(path + ": neither a complete checkpoint nor the folder of a run that has one");
+  throw std::runtime_error(
+      path + (fs::exists(path, error)
+                  ? ": neither a complete checkpoint, nor the folder of a run that has one, nor a model of "
+                    "transformers (a folder with config.json)"
+                  : ": there is no such folder; wanted a checkpoint, a run that has one, or a folder that "
+                    "transformers saved"));
 }
 
 void prune_checkpoints(const std::string& run_dir, int64_t keep, const std::vector<std::string>& phases) {

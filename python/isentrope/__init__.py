@@ -19,11 +19,16 @@ cmake_prefix_path: str = str(_Path(__file__).parent)
 """Where CMake finds this package: ``-DCMAKE_PREFIX_PATH=``, then ``find_package(Isentrope)`` and ``isentrope::ops``."""
 
 if TYPE_CHECKING:
+    __version__: str
     from isentrope.tokenizer import Tokenizer
     from isentrope.trainer import Trainer
 else:
 
     def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("isentrope")
         if name == "Trainer":  # the trainer's libraries are loaded by those who train
             from isentrope.trainer import Trainer
 
