@@ -1,6 +1,6 @@
 // Products of bfloat16 with sums in float by instructions of the processor for them (AVX-512 bf16, AMX), through the kernels
-// that ATen has oneDNN make at run time (brgemm); products of few rows by 64 columns have a kernel here, with the same bits. No torch header is included: the CPU backends are compiled for one
-// instruction set each.
+// that ATen has oneDNN make at run time (brgemm); products of few rows by 64 columns have a kernel here, with the same bits. No
+// torch header is included: the CPU backends are compiled for one instruction set each.
 #pragma once
 #include <cstdint>
 

@@ -3,20 +3,30 @@ and entropy (eager), or then our token_entropy.
 
 "the products" are torch's bare matmul of the same operands, into memory that is there: one forward; one more and three (logits again,
 dhidden, dweight) for forward and backward. A ratio of 1 / 1.15 there means 15 % for all that is not a product. Rows of memory
-compare what a call takes beside its gradients with [N, V] in float32; in bfloat16 the sums of dhidden, [N, C] in float32, are part of
-it.
+compare what a call takes beside its gradients with [N, V] in float32; in bfloat16 the sums of dhidden are part of it, [N, C] in float32,
+or the lower half of that on a processor with products of bfloat16.
+
+In bfloat16 "eager" is log_softmax of bfloat16 logits into bfloat16; with "float32 statistics" it is float32 from there on, as ours is;
+"chunks of 256 rows, made again" is that a chunk at a time under torch's checkpoint, as trainers bound the memory of logits.
+"linear_cross_entropy" gives log-probs alone.
 """
 
 import threading
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import isentrope
 from isentrope import reference
 
 from timing import compare, interleaved, peak_bytes
 
+CHUNK = 256  # rows of the chunked form
+
 # Targets of the ratio, by pass and rival.
+# In bfloat16 a target of its own comes first.
+BFLOAT16_TARGETS = {("forward", "the products"): 0.87, ("forward", "eager"): 1.6, ("forward + backward", "the products"): 0.8,
+                    ("forward + backward", "eager"): 1.2}
 TARGETS = {("forward", "the products"): 1 / 1.15, ("forward", "linear, our token_entropy"): 1, ("forward", "eager"): 2,
            ("forward + backward", "the products"): 1 / 1.15, ("forward + backward", "eager"): 2}
 SHAPES = [(512, 576, 49152), (1024, 1024, 32000)]
@@ -28,6 +38,25 @@ def eager(hidden, weight, target):
     logp = torch.log_softmax(torch.nn.functional.linear(hidden, weight), dim=-1)
     logprob = logp.gather(-1, target[:, None])[:, 0]
     return logprob, -(logp.exp() * logp).sum(-1)
+
+
+def eager_float(hidden, weight, target):
+    """Statistics in float32, as ours are, whatever the product's type."""
+    logp = torch.log_softmax(torch.nn.functional.linear(hidden, weight), dim=-1, dtype=torch.float32)
+    logprob = logp.gather(-1, target[:, None])[:, 0]
+    return logprob, -(logp.exp() * logp).sum(-1)
+
+
+def chunked(hidden, weight, target):
+    """CHUNK rows at a time, whose logits the backward pass makes again."""
+    parts = [checkpoint(eager_float, h, weight, t, use_reentrant=False) for h, t in zip(hidden.split(CHUNK), target.split(CHUNK))]
+    return tuple(torch.cat(part) for part in zip(*parts))
+
+
+def cross_entropy(hidden, weight, target):
+    """torch's own op of this kind has no entropy: half of what is asked."""
+    logprob = -torch.nn.functional.linear_cross_entropy(hidden, weight, target, reduction="none")
+    return logprob, logprob.detach()
 
 
 def unfused(hidden, weight, target):
@@ -106,6 +135,10 @@ def peak_bytes_of_new_thread(function):
 
 def measure(hidden, weight, target, weights, rounds):
     functions = {"ours": ours, "linear, our token_entropy": unfused, "eager": eager}
+    if hidden.dtype == torch.bfloat16:
+        functions |= {"eager, float32 statistics": eager_float, "chunks of 256 rows, made again": chunked}
+        if hasattr(torch.nn.functional, "linear_cross_entropy"):
+            functions["linear_cross_entropy, no entropy"] = cross_entropy
     logits_bytes = 4 * hidden.shape[0] * weight.shape[0]
     table = []
     for name, gradients in (("forward", 0), ("forward + backward", hidden.nbytes + weight.nbytes)):
@@ -115,14 +148,14 @@ def measure(hidden, weight, target, weights, rounds):
             calls = {n: torch.no_grad()(lambda f=f: f(hidden, weight, target)) for n, f in functions.items()}
         memory = {n: peak_bytes_of_new_thread(call) for n, call in calls.items()}
         seconds = interleaved({**calls, "the products": products(hidden, weight, gradients > 0)}, rounds)
-        for rival in ("the products", "linear, our token_entropy", "eager"):
+        for rival in ("the products", *list(functions)[1:]):
             row = {
                 "op": f"linear_token_entropy {name}",
                 "shape": [*hidden.shape, weight.shape[0]],
                 "dtype": str(hidden.dtype).removeprefix("torch."),
                 "threads": torch.get_num_threads(),
                 **compare(seconds, "ours", rival),
-                "target": TARGETS.get((name, rival)),
+                "target": (BFLOAT16_TARGETS if hidden.dtype == torch.bfloat16 else {}).get((name, rival), TARGETS.get((name, rival))),
             }
             if rival in memory and memory["ours"] is not None:
                 row |= {"ours_bytes": memory["ours"], "peer_bytes": memory[rival]}

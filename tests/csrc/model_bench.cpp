@@ -10,6 +10,9 @@
 //                       prints tokens and seconds
 //   batches             the same completions, `rows` prompts at a time: the next begin when the last of these has ended
 //   padded              as batches, where also those that have ended are computed until the last has, as in generate() loops
+//   decode DTYPE        `prompts` sequences of `prompt` tokens, then new_tokens steps of one token each, in float32 or bfloat16; prints the
+//                       tokens and seconds of the steps, and of the prompts (prefill_tokens, prefill_seconds), and the first
+//                       logits after the first prompt
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <ATen/Parallel.h>
 #include <malloc.h>
@@ -22,6 +25,7 @@
 #include <map>
 #include <sstream>
 
+#include "csrc/model/decode.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/rollout.h"
 
@@ -42,13 +46,15 @@ void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
 }
 
 struct Bench {
-  std::map<std::string, int64_t> shape{
-      {"layers", 3},      {"width", 64},  {"heads", 4},   {"kv_heads", 4}, {"mlp", 192},      {"vocabulary", 25},
-      {"context", 64},    {"batch", 64},  {"length", 50}, {"prompts", 32}, {"samples", 8},    {"prompt", 16},
-      {"new_tokens", 34}, {"threads", 1}, {"stops", 0},   {"sigma", 0},    {"min_tokens", 0}, {"rows", 24}};
+  std::map<std::string, int64_t> shape{{"layers", 3},      {"width", 64},      {"heads", 4},    {"kv_heads", 4},
+                                       {"mlp", 192},       {"vocabulary", 25}, {"context", 64}, {"batch", 64},
+                                       {"length", 50},     {"prompts", 32},    {"samples", 8},  {"prompt", 16},
+                                       {"new_tokens", 34}, {"threads", 1},     {"stops", 0},    {"sigma", 0},
+                                       {"min_tokens", 0},  {"rows", 24},       {"tied", 0}};
   Decoder model{nullptr};
   Tensor tokens;  // [batch, length]
   std::vector<std::vector<int64_t>> prompts;
+  std::map<std::string, std::unique_ptr<isentrope::model::DecodeModel>> decode_models;
   int64_t calls = 0;
   double unpadded = 0;  // seconds of what padded only looks at
 
@@ -61,6 +67,7 @@ struct Bench {
     config.intermediate_size = shape["mlp"];
     config.vocabulary = shape["vocabulary"];
     config.max_position_embeddings = shape["context"];
+    config.tie_word_embeddings = shape["tied"] != 0;
     if (shape["sigma"] != 0) config.sigma_reparam.layers = {"all"};
     model = Decoder(config, 1);
     const int64_t V = config.vocabulary;
@@ -94,6 +101,39 @@ struct Bench {
       isentrope::rl::rollout(model, some, shape["samples"], sampling, {}, key);
     }
     return count;
+  }
+
+  std::string decode(const std::string& dtype) {
+    if (!decode_models.count(dtype))
+      decode_models[dtype] = isentrope::model::make_decode_model(model, dtype == "bfloat16");
+    const auto P = static_cast<int64_t>(prompts.size()), T = shape["prompt"], steps = shape["new_tokens"];
+    const auto session = decode_models[dtype]->session(P * isentrope::model::pages_of(T + steps), std::max(P, T));
+    isentrope::model::PageTable& pages = session->pages();
+    std::vector<int64_t> sequences;
+    std::vector<float> logits;  // the first of the first prompt
+    double prefill = -now();
+    for (const std::vector<int64_t>& prompt : prompts) {
+      sequences.push_back(pages.open());
+      pages.extend(sequences.back(), T + steps);
+      std::vector<isentrope::model::DecodeRow> rows;
+      for (int64_t t = 0; t < T; ++t) rows.push_back({prompt[t], t, sequences.back()});
+      const isentrope::model::Logits found = session->step(rows, T - 1);
+      if (logits.empty()) logits.assign(found.row(0), found.row(0) + std::min<int64_t>(shape["vocabulary"], 64));
+    }
+    prefill += now();
+    double seconds = -now();
+    for (int64_t t = 0; t < steps; ++t) {
+      std::vector<isentrope::model::DecodeRow> rows;
+      for (int64_t i = 0; i < P; ++i) rows.push_back({(i * 31 + t * 7) % shape["vocabulary"], T + t, sequences[i]});
+      session->step(rows, 0);
+    }
+    seconds += now();
+    std::ostringstream out;
+    out << "{\"tokens\": " << P * steps << ", \"seconds\": " << seconds << ", \"prefill_tokens\": " << P * T
+        << ", \"prefill_seconds\": " << prefill << ", \"logits\": [";
+    for (size_t i = 0; i < logits.size(); ++i) out << (i > 0 ? ", " : "") << logits[i];
+    out << "]}";
+    return out.str();
   }
 
   std::string run(const std::string& command, const std::string& path) {
@@ -134,6 +174,8 @@ struct Bench {
       out << "{\"tokens\": " << count << ", \"seconds\": " << now() - start - unpadded << "}";
       unpadded = 0;
       return out.str();
+    } else if (command == "decode") {
+      return decode(path);
     } else if (command == "gemm") {
       const Tensor a = torch::ones({1024, 1024}), b = torch::ones({1024, 1024});
       const double from = now();
