@@ -1,6 +1,6 @@
 """Rewards that other packages define, as functions (prompts, completions, meta) for isentrope.Trainer(rewards=…).
 
-A score is None where the reward has nothing to say of a completion.
+A score is None where the reward has nothing to say of a completion; the trainer adds nothing for it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -217,6 +218,14 @@ def _checked_rewards(rewards: Any) -> dict[bytes, Reward]:
 
 
 def _checked_reward(name: str, function: Reward) -> Reward:
+    try:
+        inspect.signature(function).bind([], [], [])
+    except TypeError as error:
+        raise TypeError(f'the reward "{name}" is called with (prompts, completions, meta), which its function does not take: '
+                        f"{error}") from None  # fmt: skip
+    except ValueError:
+        pass  # a built-in that tells no signature
+
     def reward(prompts: list[str], completions: list[str], meta: list[dict[str, Any]]) -> list[float]:
         count = len(completions)  # before the function has the list
         try:
@@ -241,8 +250,8 @@ def _numbers(name: str, scores: Any, count: int) -> list[float]:
         try:
             if isinstance(value, (str, bytes, bytearray)):
                 raise TypeError
-            numbers.append(float(value))
+            numbers.append(0.0 if value is None else float(value))  # None: it does not apply
         except (TypeError, ValueError, OverflowError):
-            raise RuntimeError(f'the reward "{name}" returned {_shown(value)} as score {i} of {count}; wanted a number, and 0 '
+            raise RuntimeError(f'the reward "{name}" returned {_shown(value)} as score {i} of {count}; wanted a number, or None '
                                "where it has nothing to say of a completion") from None
     return numbers

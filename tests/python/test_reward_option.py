@@ -24,6 +24,10 @@ import pathlib
 constant = 3
 
 
+def narrow(prompts, completions):
+    return scores(prompts, completions, None)
+
+
 def scores(prompts, completions, meta):
     return [len(set(c)) / 8 for c in completions]
 
@@ -170,7 +174,7 @@ def test_ctrl_c_ends_the_step_and_saves(place):
 def test_what_a_function_raises_is_shown_as_it_is_and_the_run_goes_on(place):
     (place / "break").touch()
     told = train(place, "scores=rewards:breaking", code=1)
-    assert "ZeroDivisionError" in told.stderr and "line 17, in breaking" in told.stderr and "in inner" in told.stderr
+    assert "ZeroDivisionError" in told.stderr and "line 21, in breaking" in told.stderr and "in inner" in told.stderr
     assert 'the reward "scores"' in told.stderr
     assert told.stderr.count("File ") == 2 and "isentrope/" not in told.stderr.partition("ZeroDivisionError")[0]
     (place / "break").unlink()
@@ -194,6 +198,7 @@ def test_a_function_that_is_none_of_a_reward(place, function, wanted):
     ("rewards.txt:scores", "there is no module rewards.txt"),
     ("rewards:scoers", "there is no scoers in rewards; did you mean scores?"),
     ("scores=rewards.py:Judge.many", "there is no many in rewards.py"),
+    ("scores=rewards:narrow", 'the reward "scores" is called with (prompts, completions, meta), which its function does not take'),
     ("scores=rewards:constant", "constant in rewards is a int, 3; wanted a function of (prompts, completions, meta)"),
     ("rewards:telling", "no reward of the configuration has the kind telling; its kinds are scores"),
     ("exact=rewards:scores", "exact is a built-in kind"),
