@@ -176,7 +176,7 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
     out->write(text.data(), static_cast<int64_t>(text.size()));
   }
   if (out) out->commit();
-  print(options.json ? evaluation_json(phase.name, options.split, result) + "\n"
+  print(options.json ? evaluation_json(phase.name, options.split, result, intervals) + "\n"
                      : evaluation_table(phase.name, options.split, result, intervals));
   return 0;
 }

@@ -19,8 +19,13 @@ nlohmann::ordered_json to_json(const std::string& phase, const std::string& spli
 
 std::string short_name(const std::string& name) { return name.substr(name.find('/') + 1); }
 
-std::string evaluation_json(const std::string& phase, const std::string& split, const Evaluation& evaluation) {
-  return to_json(phase, split, evaluation).dump();
+std::string evaluation_json(const std::string& phase, const std::string& split, const Evaluation& evaluation,
+                            const Intervals& intervals) {
+  nlohmann::ordered_json line = to_json(phase, split, evaluation);
+  for (const auto& [name, interval] : intervals)
+    if (std::isfinite(interval.low))
+      line["intervals"][short_name(name)] = {{"low", interval.low}, {"high", interval.high}, {"of", interval.n}};
+  return line.dump();
 }
 
 std::string summary_json(const std::vector<std::pair<std::string, Evaluation>>& results) {

@@ -12,7 +12,8 @@ namespace isentrope::train {
 std::string short_name(const std::string& name);
 
 // One object on a line: phase, split, then the figures without "eval/". Numbers read back to the same double.
-std::string evaluation_json(const std::string& phase, const std::string& split, const Evaluation& evaluation);
+std::string evaluation_json(const std::string& phase, const std::string& split, const Evaluation& evaluation,
+                            const Intervals& intervals);
 
 // summary.json: a list with such an object for each phase that was evaluated on test data.
 std::string summary_json(const std::vector<std::pair<std::string, Evaluation>>& results);
