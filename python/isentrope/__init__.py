@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from isentrope.trainer import Trainer
 else:
 
+    def __dir__():
+        return sorted({*globals(), *__all__, "__version__"})
+
     def __getattr__(name):
         if name == "__version__":
             from importlib.metadata import version

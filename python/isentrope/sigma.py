@@ -194,7 +194,7 @@ def power_step(module: nn.Module, *, steps_max: int = 20, tolerance: float = 1e-
         steps_max, tolerance: as of isentrope.power_step.
 
     Returns:
-        {name of the layer: (sigma [], steps [] int32)}, on its device. No host synchronisation.
+        {name of the layer: (sigma [], steps [] int32)}, on its device; {} where module has no such layer. No host synchronisation.
     """
     groups = defaultdict(list)  # one call for the layers of a dtype and device
     for name, layer in module.named_modules():
@@ -224,6 +224,7 @@ def convert_to_sigma(
 
     A model of transformers in it, or module itself, gets a save_pretrained that writes the folded weights (see fold), which
     from_pretrained then reads as a plain model of the same function. Convert the whole model for that, and choose layers by where.
+    Convert before an optimiser or DDP is given the parameters: γ is a new one. What a layer multiplies by is scaled_weight(), no longer weight.
 
     Args:
         module: any module. Layers of a subclass of nn.Linear or nn.Conv2d stay as they are, as do layers whose weight another
@@ -262,7 +263,9 @@ def convert_to_sigma(
 
     module, count = _replace(module, converted)
     if count == 0:
-        raise ValueError("there is no nn.Linear or nn.Conv2d to convert; wanted at least one that where names")
+        there = sum(isinstance(layer, _Sigma) for layer in module.modules())
+        wanted = "wanted at least one" + ("" if where is None else " that where names")
+        raise ValueError(f"there is no nn.Linear or nn.Conv2d to convert{f', and {there} are converted already' if there else ''}; {wanted}")
     for part in module.modules():
         saves = getattr(part, "save_pretrained", None)
         if saves is not None and "state_dict" in inspect.signature(saves).parameters:

@@ -623,7 +623,7 @@ P = torch.zeros(6, 4, 16)
         (ValueError, "q has 4 heads and k has 3", (Q, torch.zeros(2, 3, 7, 16), torch.zeros(2, 3, 7, 16)), {}),
         (ValueError, "the head size is 512; wanted at most 256; layers with larger heads need another", (torch.zeros(1, 1, 2, 512),) * 3, {}),
         (ValueError, "the head size is 4; wanted a multiple of 8", (Q[..., :4], K[..., :4], K[..., :4]), {}),
-        (TypeError, r"entropy_attention: temperature is 0.5, of type float; wanted a tensor, as torch.tensor\(0.5\), or None$", (Q, K, K), {"temperature": 0.5}),
+        (TypeError, r"entropy_attention: temperature is 0.5, of type float; wanted a tensor, as torch.full\(\[H\], 0.5\), or None$", (Q, K, K), {"temperature": 0.5}),
         (TypeError, r"key_lengths is \[3\], of type list; wanted a tensor, as torch.tensor\(\[3\]\), or None$", (Q, K, K), {"key_lengths": [3]}),
         (TypeError, "q is None, of type NoneType; wanted a tensor$", (None, K, K), {}),
         (TypeError, "window is '3', of type str; wanted an integer, or None$", (Q, K, K), {"window": "3"}),

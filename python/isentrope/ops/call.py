@@ -51,7 +51,8 @@ def call(op: Any, *args: object, **options: object) -> Any:
                     _check_tensor(name, f"{argument.name}[{i}]", x, "a tensor")
             elif not isinstance(value, types):
                 if kind == "Tensor" and isinstance(value, (int, float, list, tuple)) and len(repr(value)) <= 40:
-                    wanted += f", as torch.tensor({value!r})"
+                    many = argument.name == "temperature" and isinstance(value, (int, float))  # one a head
+                    wanted += f", as torch.full([H], {value!r})" if many else f", as torch.tensor({value!r})"
                 raise wrong_type(name, argument.name, value, wanted + (", or None" if optional else "")) from None
             elif kind == "Tensor":
                 _check_tensor(name, argument.name, value, wanted)

@@ -184,7 +184,9 @@ def draw_bins(figure: Figure, x: Scale, y: Scale, curve: Curve, bins: Bins) -> N
         for place, low, high in zip(at, places[1], places[2]):
             if low - high > 5:
                 figure.add(f'<path class="l" stroke="{curve.colour}" d="M{place:.0f} {low:.0f}V{high:.0f}"/>')
-    if curve.marker and (len(at) <= 60 or not curve.dash):
+    if len(at) == 1:  # no line to be seen
+        figure.points(at, places[0], curve.colour, "o")
+    elif curve.marker and (len(at) <= 60 or not curve.dash):
         figure.points(at, places[0], curve.colour, curve.marker)
 
 
