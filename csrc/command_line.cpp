@@ -101,6 +101,10 @@ int run(int argc, char** argv, const Host& host) {
   show->add_option("overrides", overrides, "key.path=value …");
   show->add_flag("--explain", explain, "Print every key with default, range and meaning.");
 
+  auto* plan = app.add_subcommand("plan", "Tell what a run takes of memory and time, and whether it fits.");
+  plan->add_option("config", config, "YAML file.")->required();
+  plan->add_option("overrides", overrides, "key.path=value …");
+
   auto* draw = app.add_subcommand("sample", "Complete prompts with a checkpoint.");
   draw->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
   draw->add_option("--prompt", sample.prompts, "A prompt; may be given several times.")
@@ -161,6 +165,7 @@ int run(int argc, char** argv, const Host& host) {
     if (!rewards->words.empty() && !rewards->load) return command_in_python(host.program, {argv + 1, argv + argc});
   if (*train) return train_command(training);
   if (*show) return config_command(config, overrides, explain);
+  if (*plan) return plan_command(config, overrides);
   if (*draw) return sample_command(checkpoint, sample);
   if (*judge) return evaluate_command(checkpoint, evaluation);
   const CLI::App* given = app.get_subcommands().front();

@@ -1,5 +1,6 @@
 #include "csrc/train/commands.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <torch/cuda.h>
 #include <torch/version.h>
@@ -17,7 +18,10 @@
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/train/completions.h"
+#include "csrc/train/flops.h"
+#include "csrc/train/machine_memory.h"
 #include "csrc/train/model_config.h"
+#include "csrc/train/plan.h"
 #include "csrc/train/process.h"
 #include "csrc/train/progress.h"
 #include "csrc/train/run_checkpoints.h"
@@ -136,6 +140,34 @@ int train_command(const TrainOptions& options) {
 int config_command(const std::string& config, const std::vector<std::string>& overrides, bool explain) {
   const std::string text = explain ? explain_config() : print_config_with_origins(config, overrides);
   if (!explain) print_warnings(warnings(read_config(config, overrides)));
+  print(text);
+  return 0;
+}
+
+int plan_command(const std::string& file, const std::vector<std::string>& overrides) {
+  TrainConfig config = read_config(file, overrides);
+  const data::Tokenizer tokenizer(config.tokenizer);
+  config.model.vocabulary = std::max(config.model.vocabulary, tokenizer.size());
+  if (config.run.threads > 0) at::set_num_threads(static_cast<int>(config.run.threads));
+  check_machine(config);
+  const DataReport data = check_data(config, tokenizer, {});
+  print_warnings(data.warnings);
+  const double baseline = resident_memory(), has = machine_memory();
+  const bool cuda = config.run.device != "cpu" && torch::cuda::is_available();
+  if (!cuda) check_memory(config, data.phases, has, baseline);
+  const double rate = measured_product_rate(cuda ? torch::kCUDA : torch::kCPU);
+  std::string text;
+  for (size_t i = 0; i < config.phases.size(); ++i) {
+    const PhaseConfig& phase = config.phases[i];
+    const Lengths& lengths = data.phases[i].lengths;
+    text += phase.name + "\n  memory  about " + to_text(memory_plan(config, phase, lengths)) + "\n  time    at least " +
+            time_text(least_seconds(config, phase, lengths, rate)) + " for the products of " +
+            std::to_string(phase.steps) + " steps\n";
+  }
+  char machine[64];
+  std::snprintf(machine, sizeof(machine), ", products %.3g GFLOP/s\n", rate / 1e9);
+  if (!cuda)
+    text += "machine\n  memory  " + bytes_text(has) + ", the program itself takes " + bytes_text(baseline) + machine;
   print(text);
   return 0;
 }

@@ -23,6 +23,10 @@ int train_command(const TrainOptions& options);
 // Prints the resolved configuration with the origin of each value; explain: every key there is instead.
 int config_command(const std::string& config, const std::vector<std::string>& overrides, bool explain);
 
+// Looks at configuration, machine and data as a run does before it begins, and prints what each phase takes of memory and time. Throws
+// what a run would be refused for.
+int plan_command(const std::string& config, const std::vector<std::string>& overrides);
+
 struct SampleOptions {
   std::vector<std::string> prompts;
   std::string file;   // of further prompts, data::read_prompts(); "" for none

@@ -1,10 +1,8 @@
 #include "csrc/train/data_check.h"
 
 #include <torch/cuda.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <stdexcept>
 
 #include "csrc/data/corpus.h"
@@ -13,27 +11,12 @@
 #include "csrc/message.h"
 #include "csrc/model/page_table.h"
 #include "csrc/train/evaluation.h"
+#include "csrc/train/machine_memory.h"
+#include "csrc/train/plan.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
 namespace {
-
-double number(int64_t value) { return static_cast<double>(value); }
-
-double weights_of(const model::DecoderConfig& m, int64_t vocabulary) {
-  const double C = number(m.hidden_size), D = number(m.head_size());
-  const double attention = C * D * number(2 * m.num_attention_heads + 2 * m.num_key_value_heads),
-               mlp = 3 * C * number(m.intermediate_size);
-  return number(m.num_hidden_layers) * (attention + mlp + 2 * C) +
-         (m.tie_word_embeddings ? 1 : 2) * number(vocabulary) * C;
-}
-
-std::string size(double bytes) {
-  char text[32];
-  constexpr double kGiB = 1 << 30;
-  std::snprintf(text, sizeof(text), bytes < 1e15 ? "%.1f GiB" : "%.2g GiB", bytes / kGiB);
-  return text;
-}
 
 // What the prompts leave for completions, and what rollout() asks of the cache for the longest of them.
 void check_room(const rl::RolloutConfig& rollout, const data::ExampleSource& source, int64_t context,
@@ -96,12 +79,36 @@ SplitSize check_text(const TrainConfig& config, const PhaseConfig& phase, const 
   return size;
 }
 
+Lengths lengths_of(const data::ExampleSource& source, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
+                   int64_t context) {
+  constexpr int64_t kLooked = 4096, kEndless = 1024;
+  const auto examples = source.take(0, source.size() > 0 ? std::min(source.size(), kLooked) : kEndless);
+  Lengths lengths;
+  for (const data::Example& example : examples) {
+    const auto prompt = static_cast<int64_t>(data::prompt_ids(example, tokenizer).size());
+    int64_t length = 0;
+    if (phase.rollout) {
+      const int64_t drawn = phase.rollout->sampling.max_new_tokens;
+      length = std::min(context, drawn > 0 ? prompt + drawn : context);
+    } else {
+      length = std::min(context, static_cast<int64_t>(data::sequence_of(example, tokenizer).ids.size()));
+    }
+    lengths.longest = std::max(lengths.longest, static_cast<double>(length));
+    lengths.mean += static_cast<double>(length) / static_cast<double>(examples.size());
+    lengths.prompt += static_cast<double>(std::min(prompt, length)) / static_cast<double>(examples.size());
+  }
+  return lengths;
+}
+
 // The examples of the phase as its use of them wants them.
 SplitSize check_training(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
-                         std::vector<std::string>& notes) {
+                         std::vector<std::string>& notes, Lengths& lengths) {
+  const auto context = static_cast<double>(config.model.max_position_embeddings);
+  lengths = {.longest = context, .mean = context};
   if (phase.data.corpus) return check_text(config, phase, tokenizer, notes);
   const data::Use use = use_of(config, phase, tokenizer);
   const auto source = data::make_source(phase.data, /*seed=*/0, data::Split::train, &use);
+  lengths = lengths_of(*source, phase, tokenizer, config.model.max_position_embeddings);
   SplitSize size{.split = data::Split::train, .examples = source->size()};
   if (source->left_out() > 0) {
     size.left_out.push_back({source->left_out(), kTooLong});
@@ -159,36 +166,6 @@ bool evaluates(const TrainConfig& config, const PhaseConfig& phase, data::Split 
   return !config.test.skip && config.phases.back().data.has(data::Split::test);
 }
 
-double least_memory(const TrainConfig& config) {
-  const int64_t vocabulary = std::max(config.model.vocabulary, data::Tokenizer(config.tokenizer).size());
-  const double weights = weights_of(config.model, vocabulary);
-  constexpr double kFloat = 4;
-  double most = 0;
-  for (const PhaseConfig& phase : config.phases) {
-    // Weights, their gradients, the moments; the reference.
-    const double copies = 2 + (phase.optimizer.kind == "adamw" ? 2 : 1) + (phase.objective.ref_kl_coef > 0 ? 1 : 0);
-    // A sequence of text has the whole context; of others no more is known than a prompt and an answer of one token each.
-    const double length = phase.data.corpus ? number(config.model.max_position_embeddings) : 2;
-    const double rows = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations) /
-                                            number(phase.rollout->mini_batches)
-                                      : number(phase.batch.sequences);
-    const double batch = rows * length, micro = number(phase.batch.micro_tokens);
-    const double tokens = micro > 0 ? std::min(batch, std::max(micro, length)) : batch;
-    // Backward keeps of each layer at least its input, what attention and MLP read, and both halves of the MLP.
-    const double layer = 3 * number(config.model.hidden_size) + 2 * number(config.model.intermediate_size);
-    double bytes =
-        kFloat * (copies * weights + tokens * number(config.model.num_hidden_layers) * layer) + 8 * 2 * batch;
-    if (phase.rollout)
-      bytes += number(phase.rollout->cache.cache_tokens) * 2 * number(config.model.num_hidden_layers) *
-               number(config.model.num_key_value_heads * config.model.head_size()) *
-               (phase.rollout->cache.dtype == "bfloat16" ? 2 : kFloat);
-    most = std::max(most, bytes);
-  }
-  return most;
-}
-
-double machine_memory() { return number(::sysconf(_SC_PHYS_PAGES)) * number(::sysconf(_SC_PAGESIZE)); }
-
 void check_machine(const TrainConfig& config) {
   if (config.run.device == "cuda" && !torch::cuda::is_available())
     throw std::runtime_error(
@@ -196,13 +173,13 @@ void check_machine(const TrainConfig& config) {
         "version`); write run.device=cpu, or auto for a GPU where there is one");
   const bool gpu = config.run.device != "cpu" && torch::cuda::is_available();
   if (gpu) return;  // its memory is another, and what overflows it is told by PyTorch
-  const double has = machine_memory(), needs = least_memory(config);
-  if (needs > has)
-    throw std::runtime_error("the run needs at least " + size(needs) +
-                             " of memory for weights, optimiser and a batch (model: " +
-                             size(4 * weights_of(config.model, data::Tokenizer(config.tokenizer).size())) +
-                             " of weights), and the machine has " + size(has) +
-                             "; make model, batch.sequences, batch.micro_tokens or rollout.cache_tokens smaller");
+  std::vector<PhaseData> phases;
+  for (const PhaseConfig& phase : config.phases) {
+    // A sequence of text has the whole context; of others no more is known yet than a prompt and an answer of one token each.
+    const double length = phase.data.corpus ? static_cast<double>(config.model.max_position_embeddings) : 2;
+    phases.push_back({.phase = phase.name, .splits = {}, .lengths = {.longest = length, .mean = length}});
+  }
+  check_memory(config, phases, machine_memory(), resident_memory());
 }
 
 DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenizer,
@@ -211,10 +188,11 @@ DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenize
   for (size_t i = first; i < config.phases.size(); ++i) {
     const PhaseConfig& phase = config.phases[i];
     std::vector<SplitSize> splits;
+    Lengths lengths;
     const size_t notes = found.notes.size();
     try {
       if (phase.rollout) rl::RewardSum(phase.reward, tokenizer.eos(), rewards);
-      splits.push_back(check_training(config, phase, tokenizer, found.notes));
+      splits.push_back(check_training(config, phase, tokenizer, found.notes, lengths));
       if (evaluates(config, phase, data::Split::validation))
         splits.push_back(check_held_out(config, phase, tokenizer, rewards, data::Split::validation, found));
       if (i + 1 == config.phases.size() && evaluates(config, phase, data::Split::test))
@@ -225,7 +203,7 @@ DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenize
       for (size_t n = notes; phase.data.corpus && n < found.notes.size(); ++n) text += "\n" + found.notes[n];
       throw std::runtime_error(text);
     }
-    found.phases.push_back({phase.name, splits});
+    found.phases.push_back({phase.name, splits, lengths});
   }
   if (first < config.phases.size() && !evaluates(config, config.phases.back(), data::Split::test))
     found.notes.emplace_back(config.test.skip ? "no evaluation on test data (test.skip)"

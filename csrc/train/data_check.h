@@ -18,7 +18,8 @@ data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data
 // Whether the phase is evaluated on the split: validation while it runs, test (of the last phase's data) at its end.
 bool evaluates(const TrainConfig& config, const PhaseConfig& phase, data::Split split);
 
-// Throws std::runtime_error where the device is not there, or the memory is less than weights, optimiser and a batch take.
+// Throws std::runtime_error where the device is not there, or the memory does not suffice whatever the data are
+// (csrc/train/plan.h).
 void check_machine(const TrainConfig& config);
 
 // What of the data of a split a phase does not use, and why: {12, "too long for model.max_position_embeddings (data.truncation: drop)"}.
@@ -33,10 +34,17 @@ struct SplitSize {
   int64_t files = 0;   // of text, in whole or in part
   std::vector<LeftOut> left_out = {};  // examples; files of a corpus' folders, with its training split
 };
+// Of the tokens of training sequences; of more than 4096 of them, of the first. A completion that is to be drawn counts as long as
+// it may be.
+struct Lengths {
+  double longest = 0, mean = 0;
+  double prompt = 0;  // mean of what is not learnt
+};
 struct PhaseData {
   std::string phase;
   std::vector<SplitSize>
       splits;  // training, then those that it is evaluated on: validation, and test of the last phase
+  Lengths lengths;
 };
 
 struct DataReport {
@@ -49,10 +57,5 @@ struct DataReport {
 // example. Throws what is wrong, with the phase, and the file and line of an example.
 DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenizer,
                       const std::map<std::string, rl::RewardFunction>& rewards, size_t first = 0);
-
-// Bytes that weights, gradients, the state of the optimiser and the activations of a micro-batch take at least, the largest
-// over the phases. In double, since sizes that no machine has are what it is asked for.
-double least_memory(const TrainConfig& config);
-double machine_memory();  // bytes
 
 }  // namespace isentrope::train

@@ -14,6 +14,21 @@
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
+
+std::string time_text(double seconds) {
+  constexpr double kMinute = 60, kHour = 3600, kDay = 86400;
+  char text[32];
+  if (seconds < kMinute)
+    std::snprintf(text, sizeof(text), "%.2g s", seconds);
+  else if (seconds < 2 * kHour)
+    std::snprintf(text, sizeof(text), "%.0f min", seconds / kMinute);
+  else if (seconds < 2 * kDay)
+    std::snprintf(text, sizeof(text), "%.1f h", seconds / kHour);
+  else
+    std::snprintf(text, sizeof(text), "%.3g days", seconds / kDay);
+  return text;
+}
+
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -33,16 +48,6 @@ std::string grouped(double value) {
   return text;
 }
 std::string grouped(int64_t value) { return grouped(static_cast<double>(value)); }
-
-std::string bytes_text(double bytes) {
-  char text[32];
-  constexpr double kMiB = 1 << 20;
-  if (bytes < 1024 * kMiB)
-    std::snprintf(text, sizeof(text), "%.0f MiB", std::max(bytes / kMiB, 1.0));
-  else
-    std::snprintf(text, sizeof(text), "%.1f GiB", bytes / 1024 / kMiB);
-  return text;
-}
 
 // "a·+·5·= → 5·a·." of the first tokens.
 std::string example_text(const PhaseHeader& phase) {
@@ -71,6 +76,7 @@ std::string phase_text(const PhaseHeader& p) {
   }
   for (const auto& [name, size] : {std::pair{"validation", p.validation}, {"test", p.test}})
     if (size) text.append(", ").append(name).append(" ").append(grouped(*size));
+  if (p.least_seconds > 0) text += "; at least " + time_text(p.least_seconds) + " of products";
   return text;
 }
 
@@ -149,7 +155,7 @@ std::string to_json(const RunHeader& h) {
                  {"instruction_set", h.instruction_set},
                  {"threads", h.threads},
                  {"product_flops_per_s", h.product_rate},
-                 {"memory_needed", h.memory_needed},
+                 {"memory_needed", h.memory_needed.total()},
                  {"memory", h.memory ? Json(*h.memory) : Json(nullptr)},
                  {"phases", phases}};
   return "{\"run\": " + run.dump(-1, ' ', false, Json::error_handler_t::replace) + "}";
@@ -164,8 +170,8 @@ std::string to_text(const RunHeader& h) {
   std::snprintf(rate, sizeof(rate), ", products %.3g GFLOP/s", h.product_rate / 1e9);
   lines.emplace_back("machine", h.device + ", " + std::to_string(h.threads) +
                                     (h.threads == 1 ? " thread, " : " threads, ") + h.instruction_set + rate);
-  lines.emplace_back("memory",
-                     "at least " + bytes_text(h.memory_needed) + (h.memory ? " of " + bytes_text(*h.memory) : ""));
+  lines.emplace_back(
+      "memory", "about " + to_text(h.memory_needed) + (h.memory ? "; the machine has " + bytes_text(*h.memory) : ""));
   for (const PhaseHeader& phase : h.phases) lines.emplace_back(phase.name, phase_text(phase));
   if (!h.phases.empty()) lines.emplace_back("example", example_text(h.phases.front()));
   size_t width = 0;

@@ -8,6 +8,7 @@
 
 #include "csrc/train/config.h"
 #include "csrc/train/data_check.h"
+#include "csrc/train/plan.h"
 
 namespace isentrope::train {
 
@@ -23,6 +24,7 @@ struct PhaseHeader {
       epoch_tokens;                  // of the training data; of more than 4096 examples, by the mean of the first 4096
   std::optional<double> epochs;      // that the steps amount to
   std::vector<std::string> example;  // the tokens of the first training example, as text; at most 256
+  double least_seconds = 0;          // of its products alone, at the measured rate; not in the line
   int64_t prompt = 0;                // how many of them are its prompt
 };
 
@@ -33,7 +35,7 @@ struct RunHeader {
   std::string dtype;                    // of weights and products
   int64_t threads = 0;
   double product_rate = 0;          // FLOP/s, csrc/train/flops.h
-  double memory_needed = 0;         // bytes, at least (csrc/train/data_check.h)
+  MemoryPlan memory_needed;         // of the phase that needs most
   std::optional<double> memory;     // bytes of the machine; none on a GPU
   std::vector<PhaseHeader> phases;  // those that are still to come, the first perhaps under way
 };
@@ -44,6 +46,8 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
 
 // The line of metrics.jsonl, without its end of line.
 std::string to_json(const RunHeader& header);
+
+std::string time_text(double seconds);  // "12 min"
 
 // A few aligned lines.
 std::string to_text(const RunHeader& header);

@@ -16,6 +16,7 @@
 #include "csrc/train/completions.h"
 #include "csrc/train/data_check.h"
 #include "csrc/train/flops.h"
+#include "csrc/train/machine_memory.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/run_checkpoints.h"
 #include "csrc/train/summary.h"
@@ -82,6 +83,8 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   warnings_ = train::warnings(config_, functions);
   warnings_.insert(warnings_.end(), data.warnings.begin(), data.warnings.end());
   data_ = std::move(data.phases);
+  const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
+  if (!cuda) check_memory(config_, data_, machine_memory(), resident_memory());
   last_checkpoint_ = standing.from;
   const bool resumed = !standing.from.empty() && (standing.goes_on || !ended_.empty());
   if (resumed) steps_of_run_ = standing.state.steps_of_run;
@@ -91,7 +94,6 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   const uint64_t seed = derived_seed(config_.run.seed, data::Purpose::initialisation, 0);
   model_ = model::Decoder(config_.model, drawn ? std::optional(seed) : std::nullopt);
   if (!standing.from.empty()) take_weights(standing);
-  const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
   if (!finished()) open_phase(standing.goes_on ? &standing.state : nullptr);
   header_ = describe();
@@ -120,7 +122,7 @@ RunHeader Trainer::describe() const {
                    .instruction_set = at::get_cpu_capability(),
                    .dtype = "float32",
                    .threads = at::get_num_threads(),
-                   .memory_needed = least_memory(config_)};
+                   .memory_needed = memory_plan(config_, data_)};
   for (const torch::Tensor& weight : model_->parameters()) {
     header.parameters += weight.numel();
     if (weight.requires_grad()) header.trained += weight.numel();
@@ -128,9 +130,12 @@ RunHeader Trainer::describe() const {
   if (device.is_cpu()) header.memory = machine_memory();
   if (finished()) return header;
   header.product_rate = measured_product_rate(device);
-  for (size_t i = phase_; i < config_.phases.size(); ++i)
+  for (size_t i = phase_; i < config_.phases.size(); ++i) {
     header.phases.push_back(phase_header(config_, config_.phases[i], tokenizer_, data_[i - phase_],
                                          seed_of(config_.phases[i].name, data::Purpose::example)));
+    header.phases.back().least_seconds =
+        least_seconds(config_, config_.phases[i], data_[i - phase_].lengths, header.product_rate);
+  }
   return header;
 }
 

@@ -72,7 +72,10 @@ def load(name: bytes, place: bytes, function: bytes) -> Callable[..., list[float
             raise RewardError(f"{wanted} in {of} is {_shown(found)}; wanted a function of (prompts, completions, meta)")
     except RewardError as error:
         raise RewardError(f"--reward {of}:{wanted}: {error}") from None
-    return _checked_reward(os.fsdecode(name), found)
+    try:
+        return _checked_reward(os.fsdecode(name), found)
+    except TypeError as error:
+        raise RewardError(f"--reward {of}:{wanted}: {error}") from None
 
 
 def of_user(place: TracebackType | None) -> TracebackType | None:

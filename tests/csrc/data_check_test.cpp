@@ -283,7 +283,7 @@ TEST_F(DataCheck, SizesThatNoMachineHasAreRefusedBeforeTheyAreAskedFor) {
     std::vector<std::string> cpu = overrides;
     cpu.push_back("run.device=cpu");
     const std::string said = message([&] { check_machine(read_config("run.yaml", cpu)); });
-    expect_all(said, {"the run needs at least", "GiB", "the machine has"});
+    expect_all(said, {"the run does not fit into memory", "GiB", "the machine has"});
     expect_readable(said);
   }
   EXPECT_EQ(message([&] { check_machine(read_config("run.yaml", {"run.device=cpu"})); }), "no error");

@@ -165,3 +165,39 @@ def test_packed_examples_learn_what_separate_rows_learn(words):
 def test_packing_is_for_supervised_learning(words):
     said = subprocess.run([binary(), "config", str(TINY), "phases.pretrain.data.packing=true"], capture_output=True, text=True, cwd=ROOT)
     assert said.returncode == 1 and re.search("packing belongs to sft phases.*no padding", said.stderr)
+
+
+# ---- what a run will take --------------------------------------------------------------------------------------------
+
+
+def estimate(folder, name):
+    return json.loads((folder / name / "metrics.jsonl").read_text().split("\n", 1)[0])["run"]["memory_needed"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["model.hidden_size=768", "model.intermediate_size=2048", "model.num_hidden_layers=3", "phases.pretrain.batch.sequences=1"],
+     ["phases.pretrain.batch.sequences=48"], ["phases.pretrain.batch={sequences: 48, micro_tokens: 2048}"],
+     ["phases.pretrain.batch.sequences=96", "model.recompute=blocks"]],
+    ids=["weights", "activations", "micro-batches", "recompute"],
+)  # fmt: skip
+def test_the_memory_that_is_told_is_the_memory_that_is_taken(wide, overrides):
+    """Against the peak of the process, less that of a run whose model is next to nothing."""
+    nothing = peak(wide, "run.dir=nothing", "model={num_hidden_layers: 1, hidden_size: 8, num_attention_heads: 1, num_key_value_heads: 1,"
+                   " intermediate_size: 8, max_position_embeddings: 256}", "phases.pretrain.batch.sequences=1")  # fmt: skip
+    taken = peak(wide, "run.dir=run", *overrides) - nothing
+    assert estimate(wide, "run") == pytest.approx(taken, rel=0.15), f"told {estimate(wide, 'run'):.4g}, taken {taken:.4g}"
+
+
+def test_plan_tells_and_refuses(wide):
+    said = subprocess.run([binary(), "plan", "config.yaml"], cwd=wide, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"pretrain\n  memory  about [0-9.]+ MiB: weights .*, optimiser .*\n  time    at least .* of 2 steps", said.stdout)
+    assert not (wide / "run").exists()
+    large = ["phases.pretrain.batch.sequences=1000000", "run.device=cpu"]
+    for command in ("plan", "train"):
+        said = subprocess.run([binary(), command, "config.yaml", *large], cwd=wide, capture_output=True, text=True)
+        assert said.returncode == 1 and "does not fit" in said.stderr and not (wide / "run" / "metrics.jsonl").exists()
+    setting = re.search(r"It fits with (phases\S+batch.micro_tokens=\d+)", said.stderr)
+    said = subprocess.run([binary(), "plan", "config.yaml", *large, setting[1]], cwd=wide, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr

@@ -1,0 +1,243 @@
+#include "csrc/train/plan.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <stdexcept>
+
+#include "csrc/model/bfloat16_linear.h"
+#include "csrc/model/page_table.h"
+#include "csrc/train/flops.h"
+
+namespace isentrope::train {
+namespace {
+
+double number(int64_t value) { return static_cast<double>(value); }
+
+constexpr double kFloat = 4, kInteger = 8;
+
+// How many numbers the model's parts have.
+struct Sizes {
+  double matrices = 0;   // of the blocks
+  double embedding = 0;  // with the head
+  double all() const { return matrices + embedding; }
+};
+
+Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
+  const double C = number(m.hidden_size), D = number(m.head_size());
+  const double attention = C * D * number(2 * m.num_attention_heads + 2 * m.num_key_value_heads),
+               mlp = 3 * C * number(m.intermediate_size);
+  return {.matrices = number(m.num_hidden_layers) * (attention + mlp + 2 * C),
+          .embedding = (m.tie_word_embeddings ? 1 : 2) * number(vocabulary) * C};
+}
+
+// Numbers that the backward pass of one block keeps of a token.
+double kept_of_block(const model::DecoderConfig& m) {
+  const double C = number(m.hidden_size), H = number(m.num_attention_heads), G = number(m.num_key_value_heads),
+               D = number(m.head_size()), M = number(m.intermediate_size);
+  const double stream = m.norm == "none" ? 2 * C : 4 * C;              // two sums, and their norms
+  const double heads = m.attention.qk_norm ? (2 * H + 2 * G) * D : 0;  // before their norms
+  return stream + heads + (H + 2 * G) * D + 2 * H * D + 3 * H +
+         3 * M;  // attention: q, k, v, its output twice, statistics
+}
+
+// Those of the gradients that are there at once within the backward pass of one block.
+double passing_of_block(const model::DecoderConfig& m) {
+  return 2 * number(m.hidden_size) + 3 * number(m.intermediate_size);
+}
+
+// Tokens that are computed together.
+double tokens_of_micro(const PhaseConfig& phase, const Lengths& lengths, int64_t context) {
+  const double rows = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations) /
+                                          number(phase.rollout->mini_batches)
+                                    : number(phase.batch.sequences);
+  double width = std::max(lengths.longest, 1.0), all = rows * width;
+  const double micro = number(phase.batch.micro_tokens);
+  if (phase.data.packing) {
+    width = std::max(width, std::min(micro > 0 ? micro : number(context), rows * lengths.mean));
+    all = std::max(width, rows * lengths.mean);
+  }
+  return micro > 0 ? std::min(all, std::max(1.0, std::floor(micro / width)) * width) : all;
+}
+
+// Keys and values of all sequences that are generated at a time, as csrc/rl/rollout.cpp lays them out, and the packed weights.
+double rollout_memory(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, double weights) {
+  const model::DecoderConfig& m = config.model;
+  const rl::CacheConfig& cache = phase.rollout->cache;
+  const double bytes = cache.dtype == "bfloat16" ? 2 : kFloat;
+  // Sequences of a thread: DecodeModel::preferred_rows.
+  const double at_a_time = cache.dtype == "bfloat16" && model::takes_bfloat16_weights() ? 64 : 24;
+  const double threads = number(at::get_num_threads());
+  const double page = number(model::kPagePositions),
+               pages = number(model::pages_of(static_cast<int64_t>(lengths.longest)));
+  const double rows = number(phase.rollout->prompts) * number(phase.rollout->num_generations);
+  const double tokens = cache.cache_tokens > 0 ? number(cache.cache_tokens)
+                                               : (std::min(rows, at_a_time * threads) + threads) * (pages + 1) * page;
+  return tokens * 2 * number(m.num_hidden_layers * m.num_key_value_heads * m.head_size()) * bytes + weights * bytes;
+}
+
+struct Remedy {
+  std::string setting;
+  double total;  // bytes of the run with it
+};
+
+}  // namespace
+
+MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths) {
+  const model::DecoderConfig& m = config.model;
+  const int64_t vocabulary = data::Tokenizer(config.tokenizer).size();
+  const Sizes sizes = sizes_of(m, vocabulary);
+  const double weights = kFloat * sizes.all(), layers = number(m.num_hidden_layers), C = number(m.hidden_size);
+  const double moments = phase.optimizer.kind == "adamw"  ? 2 * sizes.all()
+                         : phase.optimizer.kind == "muon" ? sizes.all() + sizes.embedding
+                                                          : sizes.all();
+  MemoryPlan plan{.phase = phase.name};
+  plan.weights = weights * (phase.objective.ref_kl_coef > 0 ? 2 : 1);
+  plan.optimizer = kFloat * moments;
+  plan.snapshot = weights + plan.optimizer;
+  const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings);
+  const double block = kept_of_block(m);
+  // Of a block that is recomputed two tensors stay, its input; and places of four others that were freed beside them, which glibc
+  // does not find again for a request of the same size and alignment.
+  const double kept = m.recompute == "blocks" ? layers * 6 * C + block : layers * block;
+  const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
+  const double batch = kInteger * 2 * tokens;
+  // Gradients come as activations go, into other places of the heap: their sum is taken, not the larger of the two.
+  plan.gradients = weights;
+  plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
+  if (!phase.rollout) return plan;
+  const double rollout = rollout_memory(config, phase, lengths, sizes.all());
+  if (rollout <= plan.activations) return plan;
+  plan.activations = rollout;
+  plan.of_rollouts = true;
+  return plan;
+}
+
+MemoryPlan memory_plan(const TrainConfig& config, const std::vector<PhaseData>& phases) {
+  MemoryPlan most;
+  const size_t first = config.phases.size() - phases.size();
+  for (size_t i = 0; i < phases.size(); ++i) {
+    const MemoryPlan plan = memory_plan(config, config.phases[first + i], phases[i].lengths);
+    if (plan.total() > most.total()) most = plan;
+  }
+  return most;
+}
+
+double least_seconds(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, double product_rate) {
+  StepWork work{.reference = phase.objective.ref_kl_coef > 0};
+  const double rows = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations)
+                                    : number(phase.batch.sequences);
+  work.tokens = rows * lengths.mean;
+  work.learnt = rows * (lengths.mean - lengths.prompt);
+  for (int64_t layer = 0; layer < config.model.num_hidden_layers; ++layer)
+    work.pairs += rows * attention_pairs(static_cast<int64_t>(lengths.mean), config.model.attention.window_of(layer));
+  work.generated = phase.rollout ? work.learnt : 0;
+  model::DecoderConfig model = config.model;
+  model.vocabulary = data::Tokenizer(config.tokenizer).size();
+  const double again = model.recompute == "blocks" ? 4.0 / 3 : 1;
+  return number(phase.steps) * again * model_flops(model, work) / product_rate;
+}
+
+std::string bytes_text(double bytes) {
+  char text[32];
+  constexpr double kMiB = 1 << 20;
+  if (bytes < 1024 * kMiB)
+    std::snprintf(text, sizeof(text), "%.0f MiB", std::max(bytes / kMiB, 1.0));
+  else
+    std::snprintf(text, sizeof(text), bytes < 1e15 ? "%.1f GiB" : "%.2g GiB", bytes / 1024 / kMiB);
+  return text;
+}
+
+std::string to_text(const MemoryPlan& p) {
+  return bytes_text(p.total()) + ": weights " + bytes_text(p.weights) + ", gradients " + bytes_text(p.gradients) +
+         ", optimiser " + bytes_text(p.optimizer) + ", their copies before a step " + bytes_text(p.snapshot) +
+         (p.of_rollouts ? ", cache and weights of rollouts " : ", activations ") + bytes_text(p.activations);
+}
+
+namespace {
+
+// The settings that make the run smaller, each alone, those that make it fit first, then the smallest.
+std::vector<Remedy> remedies(const TrainConfig& config, const std::vector<PhaseData>& phases, const MemoryPlan& plan,
+                             double room) {
+  std::vector<Remedy> found;
+  const auto in_phase = [&](TrainConfig& c) -> PhaseConfig& {
+    return *std::find_if(c.phases.begin(), c.phases.end(), [&](const PhaseConfig& p) { return p.name == plan.phase; });
+  };
+  // change(config, value) with the largest value of a falling row that fits, or else its last.
+  const auto try_values = [&](const std::string& key, std::vector<int64_t> values,
+                              const std::function<void(TrainConfig&, int64_t)>& change) {
+    Remedy best{"", plan.total()};
+    for (const int64_t value : values) {
+      TrainConfig changed = config;
+      change(changed, value);
+      const double total = memory_plan(changed, phases).total();
+      if (total >= 0.98 * best.total) continue;
+      best = {key + "=" + std::to_string(value), total};
+      if (total <= room) break;
+    }
+    if (!best.setting.empty()) found.push_back(best);
+  };
+  const auto halves = [](int64_t from, int64_t to) {
+    std::vector<int64_t> values;
+    for (int64_t value = from / 2; value >= to && value > 0; value /= 2) values.push_back(value);
+    return values;
+  };
+  TrainConfig now = config;
+  const PhaseConfig& phase = in_phase(now);
+  const std::string at = "phases." + phase.name + ".";
+  const size_t place = phases.size() - static_cast<size_t>(now.phases.data() + now.phases.size() - &phase);
+  const auto longest = static_cast<int64_t>(phases[place].lengths.longest);
+  const int64_t rows = phase.rollout
+                           ? phase.rollout->prompts * phase.rollout->num_generations / phase.rollout->mini_batches
+                           : phase.batch.sequences;
+  const int64_t micro = phase.batch.micro_tokens > 0 ? phase.batch.micro_tokens : 2 * rows * longest;
+  try_values(at + "batch.micro_tokens", halves(micro, longest),
+             [&](TrainConfig& c, int64_t value) { in_phase(c).batch.micro_tokens = value; });
+  if (phase.rollout)
+    try_values(at + "rollout.cache_tokens", halves(phase.rollout->cache.cache_tokens, 4 * longest),
+               [&](TrainConfig& c, int64_t value) { in_phase(c).rollout->cache.cache_tokens = value; });
+  const auto try_once = [&](const std::string& setting, const std::function<void(TrainConfig&)>& change) {
+    TrainConfig changed = config;
+    change(changed);
+    const double total = memory_plan(changed, phases).total();
+    if (total < 0.98 * plan.total()) found.push_back({setting, total});
+  };
+  try_once("model.recompute=blocks", [](TrainConfig& c) { c.model.recompute = "blocks"; });
+  try_once("model.fused_head=true", [](TrainConfig& c) { c.model.fused_head = true; });
+  if (!phase.rollout)
+    try_values(at + "batch.sequences", halves(phase.batch.sequences, 1),
+               [&](TrainConfig& c, int64_t value) { in_phase(c).batch.sequences = value; });
+  try_values("model.num_hidden_layers", halves(config.model.num_hidden_layers, 1),
+             [](TrainConfig& c, int64_t value) { c.model.num_hidden_layers = value; });
+  try_values("model.intermediate_size", halves(config.model.intermediate_size, 1),
+             [](TrainConfig& c, int64_t value) { c.model.intermediate_size = value; });
+  std::stable_sort(found.begin(), found.end(), [&](const Remedy& a, const Remedy& b) {
+    const bool fits = a.total <= room, other = b.total <= room;
+    return fits != other ? fits : !fits && a.total < b.total;
+  });
+  return found;
+}
+
+}  // namespace
+
+void check_memory(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline) {
+  const MemoryPlan plan = memory_plan(config, phases);
+  if (plan.total() + baseline <= has) return;
+  const double room = has - baseline;
+  std::string text = "the run does not fit into memory: phase " + plan.phase + " needs about " + to_text(plan) +
+                     "; the machine has " + bytes_text(has) + ", of which the program itself takes " +
+                     bytes_text(baseline);
+  const std::vector<Remedy> all = remedies(config, phases, plan, room);
+  const auto fit = std::count_if(all.begin(), all.end(), [&](const Remedy& one) { return one.total <= room; });
+  constexpr size_t kNamed = 3;
+  const size_t named = std::min(kNamed, fit > 0 ? static_cast<size_t>(fit) : all.size());
+  if (named > 0) text += fit > 0 ? ". It fits with" : ". None of these alone suffices, but each makes it smaller:";
+  for (size_t i = 0; i < named; ++i)
+    text += (i == 0 ? " " : fit > 0 ? " or " : ", ") + all[i].setting + " (" + bytes_text(all[i].total) + ")";
+  throw std::runtime_error(text);
+}
+
+}  // namespace isentrope::train

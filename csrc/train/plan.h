@@ -1,0 +1,40 @@
+// What a run asks of the machine, told before it begins: memory by what takes it, and the least time.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "csrc/train/config.h"
+#include "csrc/train/data_check.h"
+
+namespace isentrope::train {
+
+// Bytes on the device at the moment of a phase that needs most, but for the program itself and the data.
+struct MemoryPlan {
+  std::string phase;
+  double weights = 0;    // with the copy of a reference
+  double gradients = 0;  // that are there at that moment
+  double optimizer = 0;  // its moments
+  double snapshot = 0;   // weights and moments as they were before the step (csrc/train/snapshot.h)
+  double activations =
+      0;  // of a micro-batch: what its backward pass needs, or the cache and packed weights of rollouts
+  bool of_rollouts = false;
+  double total() const { return weights + gradients + optimizer + snapshot + activations; }
+};
+
+// lengths: of the phase's training sequences.
+MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths);
+// Of the phase that needs most; phases: as check_data found them, the last ones of the configuration.
+MemoryPlan memory_plan(const TrainConfig& config, const std::vector<PhaseData>& phases);
+
+// Seconds that the phase's products take at so many FLOP/s.
+double least_seconds(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, double product_rate);
+
+// Throws std::runtime_error where the run takes more than `has` bytes, with up to three settings that make it fit and what it
+// takes then, or those that help most where none suffices. baseline: of the program.
+void check_memory(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline);
+
+// "1.2 GiB: weights 300 MiB, gradients …"
+std::string to_text(const MemoryPlan& plan);
+std::string bytes_text(double bytes);
+
+}  // namespace isentrope::train

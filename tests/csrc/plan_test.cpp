@@ -1,0 +1,122 @@
+// What a run takes: the parts, what changes them, what is proposed where it does not fit, and what the machine has.
+#include "csrc/train/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "csrc/train/machine_memory.h"
+#include "tests/csrc/message.h"
+
+namespace isentrope::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+TrainConfig some_config(const std::string& optimizer = "adamw") {
+  TrainConfig config;
+  config.tokenizer.kind = "bytes";
+  config.model = {.num_hidden_layers = 8, .hidden_size = 64, .max_position_embeddings = 128};
+  PhaseConfig phase;
+  phase.name = "sft";
+  phase.optimizer.kind = optimizer;
+  phase.batch.sequences = 64;
+  config.phases = {phase};
+  return config;
+}
+
+std::vector<PhaseData> lengths(double longest) {
+  return {{.phase = "sft", .splits = {}, .lengths = {.longest = longest, .mean = longest / 2, .prompt = 1}}};
+}
+
+TEST(Plan, CountsMomentsAndCopies) {
+  const MemoryPlan adamw = memory_plan(some_config(), lengths(100)),
+                   sgd = memory_plan(some_config("sgd"), lengths(100)),
+                   muon = memory_plan(some_config("muon"), lengths(100));
+  EXPECT_EQ(adamw.optimizer, 2 * adamw.weights);
+  EXPECT_EQ(sgd.optimizer, sgd.weights);
+  EXPECT_LT(muon.optimizer, adamw.optimizer);
+  EXPECT_GT(muon.optimizer, sgd.optimizer);
+  EXPECT_EQ(adamw.snapshot, adamw.weights + adamw.optimizer);
+  EXPECT_EQ(adamw.activations, sgd.activations);
+  TrainConfig referred = some_config();
+  referred.phases[0].objective.ref_kl_coef = 0.1;
+  EXPECT_EQ(memory_plan(referred, lengths(100)).weights, 2 * adamw.weights);
+}
+
+TEST(Plan, ActivationsFollowWhatIsComputedTogether) {
+  const double whole = memory_plan(some_config(), lengths(100)).activations;
+  EXPECT_NEAR(memory_plan(some_config(), lengths(50)).activations, whole / 2, 0.01 * whole);
+  TrainConfig changed = some_config();
+  changed.phases[0].batch.micro_tokens = 800;
+  EXPECT_NEAR(memory_plan(changed, lengths(100)).activations, whole / 8, 0.01 * whole);
+  changed = some_config();
+  changed.phases[0].data.packing = true;  // half of the rows was padding
+  EXPECT_NEAR(memory_plan(changed, lengths(100)).activations, whole / 2, 0.01 * whole);
+  changed = some_config();
+  changed.model.recompute = "blocks";
+  EXPECT_LT(memory_plan(changed, lengths(100)).activations, 0.6 * whole);
+}
+
+TEST(Plan, WhatDoesNotFitIsToldWithWhatWould) {
+  const TrainConfig config = some_config();
+  const double needs = memory_plan(config, lengths(100)).total(), baseline = 1e6;
+  EXPECT_EQ(message([&] { check_memory(config, lengths(100), needs + baseline, baseline); }), "no error");
+  const std::string said = message([&] { check_memory(config, lengths(100), 0.6 * needs + baseline, baseline); });
+  expect_all(said,
+             {"does not fit", "phase sft needs about", "activations", "It fits with phases.sft.batch.micro_tokens=3200",
+              "or model.recompute=blocks", "or phases.sft.batch.sequences=32"});
+  TrainConfig changed = config;
+  changed.phases[0].batch.micro_tokens = 3200;
+  EXPECT_LE(memory_plan(changed, lengths(100)).total(), 0.6 * needs);
+  changed.phases[0].batch.micro_tokens = 6400;
+  EXPECT_GT(memory_plan(changed, lengths(100)).total(), 0.6 * needs) << "the largest that fits is named";
+  expect_all(message([&] { check_memory(config, lengths(100), 1e5, 0); }), {"None of these alone suffices"});
+}
+
+TEST(Plan, TheCacheOfRolloutsCounts) {
+  TrainConfig config = some_config();
+  config.phases[0].batch.micro_tokens = 128;
+  config.phases[0].rollout.emplace();
+  config.phases[0].rollout->cache.cache_tokens = 1000000;
+  const MemoryPlan plan = memory_plan(config, lengths(100));
+  EXPECT_TRUE(plan.of_rollouts);
+  EXPECT_GT(plan.activations, 1e6 * 2 * 8 * 64 * 4);
+  expect_all(message([&] { check_memory(config, lengths(100), plan.total() / 3, 0); }),
+             {"It fits with phases.sft.rollout.cache_tokens=250000"});
+  EXPECT_GT(least_seconds(config, config.phases[0], lengths(100)[0].lengths, 1e9), 0);
+}
+
+TEST(MachineMemory, IsTheLeastLimitOfTheControlGroups) {
+  const std::string root = ::testing::TempDir() + "isentrope_machine";
+  fs::remove_all(root);
+  const auto write = [&](const std::string& file, const std::string& text) {
+    fs::create_directories(fs::path(root + file).parent_path());
+    std::ofstream(root + file) << text;
+  };
+  const double all = machine_memory(root);
+  EXPECT_GT(all, 1e6) << "no control groups at all";
+  write("/proc/self/cgroup", "0::/a/b\n");
+  write("/sys/fs/cgroup/memory.max", "max\n");
+  EXPECT_EQ(machine_memory(root), all);
+  write("/sys/fs/cgroup/a/memory.max", "5000000\n");
+  write("/sys/fs/cgroup/a/b/memory.max", "max\n");
+  EXPECT_EQ(machine_memory(root), 5e6) << "of a group around it";
+  write("/sys/fs/cgroup/a/b/memory.max", "4000000\n");
+  EXPECT_EQ(machine_memory(root), 4e6);
+  write("/proc/self/cgroup", "0::/host/path/that/is/not/here\n");
+  write("/sys/fs/cgroup/memory.max", "3000000\n");
+  EXPECT_EQ(machine_memory(root), 3e6) << "within a container";
+  write("/proc/self/cgroup", "5:cpu,cpuacct:/x\n4:hugetlb,memory:/x\n");
+  write("/sys/fs/cgroup/memory/x/memory.limit_in_bytes", "2000000\n");
+  EXPECT_EQ(machine_memory(root), 2e6) << "version 1";
+  write("/sys/fs/cgroup/memory/x/memory.limit_in_bytes", "9223372036854771712\n");
+  EXPECT_EQ(machine_memory(root), all) << "no limit";
+  fs::remove_all(root);
+}
+
+}  // namespace
+}  // namespace isentrope::train
