@@ -66,3 +66,19 @@ def test_without_matplotlib(tmp_path):
     code = f"import sys, runpy; sys.modules['matplotlib'] = None; sys.argv = ['x', {str(tmp_path)!r}]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "needs matplotlib: pip install matplotlib" in done.stderr
+
+
+# ---- examples/chain_sum_traces.py -----------------------------------------------------------------------------------
+
+
+def test_traces_are_running_sums(tmp_path):
+    script = SCRIPT.with_name("chain_sum_traces.py")
+    lines = [{"prompt": "State the final answer: 7 + 5 - 13 =\n", "answer": "-1", "completion": "-1", "id": 3},
+             {"prompt": "State the final answer: 40 - 2 =\n", "answer": "38", "completion": "38"}]  # fmt: skip
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    subprocess.run([sys.executable, script, "sums.jsonl"], cwd=tmp_path, check=True)
+    made = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
+    assert [line["completion"] for line in made] == ["7 + 5 = 12; 12 - 13 = -1. Answer: -1", "40 - 2 = 38. Answer: 38"]
+    assert made[0]["id"] == 3 and made[0]["prompt"] == lines[0]["prompt"]
+    (tmp_path / "sums.jsonl").write_text(json.dumps({"prompt": "1 + 1 =", "answer": "3"}) + "\n")
+    assert subprocess.run([sys.executable, script, "sums.jsonl"], cwd=tmp_path, capture_output=True).returncode == 1
