@@ -178,7 +178,7 @@ TEST_F(RunHeaderTest, EvaluationsAreLines) {
             "grpo  20/120  validation  greedy 0.8594  pass@8 0.5\ngrpo 120/120  test  bits_per_byte 2.125\n");
 }
 
-// All lines of a step, each on the console too (a run shows one in ten seconds), against the step of a model as small as the
+// All lines of a step, and of an evaluation after each, on the console too (a run shows one in ten seconds), against the step of a model as small as the
 // quickstart's: a promise of at most a hundredth.
 TEST_F(RunHeaderTest, LinesAreAHundredthOfAStep) {
   const auto trainer =
@@ -189,6 +189,8 @@ TEST_F(RunHeaderTest, LinesAreAHundredthOfAStep) {
   const auto since = [](Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); };
   std::FILE* out = std::fopen((dir_ + "/out").c_str(), "w");
   std::vector<double> steps, lines;
+  const Record evaluation{
+      "sft", 40, {{"eval/greedy", 0.8594}, {"eval/pass@1", 0.25}, {"eval/pass@8", 0.5}, {"time_s", 3}}, "validation"};
   {
     Metrics metrics(dir_ + "/again.jsonl");
     FileScreen screen(out);
@@ -200,13 +202,14 @@ TEST_F(RunHeaderTest, LinesAreAHundredthOfAStep) {
       steps.push_back(since(start));
       start = Clock::now();
       for (const Record& record : records) metrics.write(record), console.step(record);
+      metrics.write(evaluation), console.step(evaluation);
       lines.push_back(since(start));
     }
   }
   std::fclose(out);
   std::sort(steps.begin(), steps.end());
   std::sort(lines.begin(), lines.end());
-  std::printf("a step %.3f ms, its lines %.4f ms: %.2f %%\n", 1e3 * steps[20], 1e3 * lines[20],
+  std::printf("a step %.3f ms, its lines and an evaluation's %.4f ms: %.2f %%\n", 1e3 * steps[20], 1e3 * lines[20],
               100 * lines[20] / steps[20]);
   EXPECT_LE(lines[20], 0.01 * steps[20]);
 }

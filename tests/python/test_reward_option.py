@@ -112,6 +112,8 @@ def test_evaluate_and_sample_ask_it(place):
     train(place, "rewards.py:scores")
     result = json.loads((place / "run" / "summary.json").read_text())[-1]
     own = json.loads(run(place, "evaluate", "run", "--json", "--reward", "rewards:scores").stdout)
+    intervals = own.pop("intervals")
+    assert intervals["greedy"]["low"] <= own["greedy"] <= intervals["greedy"]["high"] and intervals["greedy"]["of"] == "4 prompts"
     assert own == result
     refused = run(place, "evaluate", "run", code=1).stderr
     assert "--reward scores=FILE.py:FUNCTION" in refused and 'rewards={"scores": f}' in refused
