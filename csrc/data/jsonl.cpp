@@ -303,10 +303,11 @@ Found find(const JsonlConfig& config, Split split) {
   std::vector<JsonlFile> validation = others(config.validation(), Split::validation),
                          test = others(config.test(), Split::test);
   std::error_code error;
-  for (const auto* held_out : {&validation, &test})  // are not trained on, whatever path says
+  for (const auto* held_out : {&validation, &test})
     for (const JsonlFile& own : *held_out)
-      std::erase_if(all,
-                    [&](const JsonlFile& file) { return std::filesystem::equivalent(file.path, own.path, error); });
+      std::erase_if(all, [&](const JsonlFile& file) {
+        return file.found && std::filesystem::equivalent(file.path, own.path, error);
+      });
   const auto take = [&](std::vector<JsonlFile>& part, Split of, const HeldOutKeys& keys) {
     std::vector<JsonlFile> named;
     for (const JsonlFile& file : all)

@@ -29,9 +29,8 @@ struct JsonlConfig {
       "Files of the training examples, .jsonl or .jsonl.gz; patterns such as part-*.jsonl.gz; folders, of which files "
       "count by the split that their names say (docs/data.md).");
     v("validation_path", validation_path,
-      "File, pattern or folder of the validation examples; empty to take a share of path. It is not trained on, "
-      "whatever "
-      "path says.");
+      "File, pattern or folder of the validation examples; empty to take a share of path. What a pattern or folder of "
+      "path finds of it is not trained on.");
     v("test_path", test_path, "The same for test.");
     v("validation_fraction", validation_fraction,
       "Share of path held out for validation where validation_path is empty; 0.05 where it is not written. A hash of "

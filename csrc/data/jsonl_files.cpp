@@ -64,7 +64,7 @@ std::vector<JsonlFile> files_below(const std::string& folder) {
                              " holds no file that ends in .jsonl or .jsonl.gz");
   std::sort(names.begin(), names.end());
   std::vector<JsonlFile> files;
-  for (const std::string& name : names) files.push_back({(fs::path(folder) / name).string(), split_said(name)});
+  for (const std::string& name : names) files.push_back({(fs::path(folder) / name).string(), split_said(name), true});
   return files;
 }
 
@@ -121,7 +121,7 @@ std::vector<JsonlFile> find_jsonl(const std::vector<std::string>& paths, const s
       if (fs::is_directory(place, error))
         for (const JsonlFile& file : files_below(place)) add(file);
       else if (fs::is_regular_file(place, error))
-        add({place, std::nullopt});
+        add({place, std::nullopt, pattern});
       else
         throw std::runtime_error("jsonl: " + excerpt(place, 300) + " is not a file" + nearest_file(place));
     }

@@ -14,6 +14,7 @@ namespace isentrope::data {
 struct JsonlFile {
   std::string path;
   std::optional<Split> split;  // that its name says; of a folder's files alone
+  bool found;                  // by a pattern or in a folder, not named itself
 };
 
 // A file is itself. Of a folder, with all that is below it, hidden names left out: files that end in .jsonl or .jsonl.gz, each of the

@@ -125,6 +125,8 @@ TEST_F(JsonlFilesTest, HeldOutPathsAreNotTrainedOn) {
   EXPECT_EQ(prompts(config), (Texts{"1"}));
   EXPECT_EQ(prompts(config, Split::validation), (Texts{"2"}));
   config.path = at({"2.jsonl"});
+  EXPECT_EQ(prompts(config), (Texts{"2"})) << "a file that is named itself counts";
+  config.path = at({"[23].jsonl"});
   expect_all(message([&] { prompts(config); }), {"2.jsonl", "name files for training"});
   config.validation_path = write("dev/train.jsonl", line_of("x"));
   config.validation_path = folder_ + "/dev";
