@@ -105,8 +105,8 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   constexpr double kSeveral = 1.25;
   const double several = tokens < tokens_of_micro(whole, lengths, m.max_position_embeddings) ? kSeveral : 1.0;
   const double block = kept_of_block(m);
-  // Of a block that is recomputed two tensors stay, its input; and places of four others that were freed beside them, which glibc
-  // does not find again for a request of the same size and alignment.
+  // Of a block that is recomputed two tensors stay, its input. Six were measured (tests/python/test_training_options.py); what
+  // holds the four others is not known.
   const double kept = m.recompute == "blocks" ? layers * 6 * C + block : layers * block;
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
