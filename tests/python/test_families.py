@@ -325,4 +325,4 @@ def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(tmp_path):
 def test_folders_that_are_no_model_are_named(tmp_path):
     config = write_config(tmp_path, f"{{pretrained: {tmp_path}/nothing}}")
     told = run("config", config, code=1).stderr
-    assert "config.yaml:3: model.pretrained: " in told and "nothing: neither" in told
+    assert "config.yaml:3: model.pretrained: " in told and "nothing: there is no such folder" in told

@@ -247,6 +247,8 @@ def test_evaluate_measures_what_training_did(finished):
                               capture_output=True, text=True, check=True, cwd=ROOT)
         found, line = json.loads(told.stdout), evaluations(finished(name), "test")[0]
         assert found.pop("phase") == line["phase"] and found.pop("split") == "test"
+        for name, interval in found.pop("intervals").items():
+            assert interval["low"] <= found[name] <= interval["high"] and interval["of"]
         assert found == {key.removeprefix("eval/"): value for key, value in line.items()
                          if key.startswith("eval/") and key != "eval/split"}
 
