@@ -1,17 +1,15 @@
 // Which files a corpus is made of.
-#include <glob.h>
 
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <set>
 #include <stdexcept>
 
 #include "csrc/data/corpus.h"
+#include "csrc/data/glob_paths.h"
 #include "csrc/message.h"
 
 namespace isentrope::data {
@@ -87,16 +85,6 @@ std::vector<CorpusFile> files_below(const std::string& folder, const std::vector
   return files;
 }
 
-std::vector<std::string> matches(const std::string& pattern) {
-  glob_t found{};
-  const int failed = ::glob(pattern.c_str(), 0, nullptr, &found);
-  std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-  ::globfree(&found);
-  if (failed != 0 && failed != GLOB_NOMATCH)
-    throw std::runtime_error("corpus: the pattern " + pattern + " could not be searched: " + std::strerror(errno));
-  return paths;
-}
-
 // The folder of a package; found, not imported.
 std::string python_sources(const std::string& package) {
   const std::string ask = package == "stdlib"
@@ -127,7 +115,7 @@ std::vector<CorpusFile> files_at(const std::string& path, const std::string& key
     throw std::runtime_error("corpus: there is no file or folder " + excerpt(path, 200) + " (seen from " +
                              fs::current_path().string() + "); mend data.corpus." + key);
   std::vector<CorpusFile> found;
-  for (const std::string& place : pattern ? matches(path) : std::vector<std::string>{path}) {
+  for (const std::string& place : pattern ? glob_paths("corpus", path) : std::vector<std::string>{path}) {
     if (fs::is_directory(place, error))
       for (CorpusFile& file : files_below(place, config.suffixes, config.exclude, passed))
         found.push_back(std::move(file));

@@ -1,6 +1,5 @@
 #include "csrc/data/jsonl_files.h"
 
-#include <glob.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "csrc/data/glob_paths.h"
 #include "csrc/message.h"
 
 namespace isentrope::data {
@@ -68,15 +68,6 @@ std::vector<JsonlFile> files_below(const std::string& folder) {
   return files;
 }
 
-std::vector<std::string> matches(const std::string& pattern) {
-  glob_t found{};
-  const int failed = ::glob(pattern.c_str(), 0, nullptr, &found);
-  std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-  ::globfree(&found);
-  if (failed != 0 && failed != GLOB_NOMATCH) cannot_read(pattern, std::strerror(errno));
-  return paths;
-}
-
 }  // namespace
 
 std::string nearest_file(const std::string& path) {
@@ -113,7 +104,7 @@ std::vector<JsonlFile> find_jsonl(const std::vector<std::string>& paths, const s
   for (const std::string& path : paths) {
     std::error_code error;
     const bool exists = fs::exists(path, error), pattern = !exists && path.find_first_of("*?[") != std::string::npos;
-    const std::vector<std::string> places = pattern ? matches(path) : std::vector<std::string>{path};
+    const std::vector<std::string> places = pattern ? glob_paths("jsonl", path) : std::vector<std::string>{path};
     if (places.empty())
       throw std::runtime_error("jsonl: no file matches " + excerpt(path, 300) + " (data.jsonl." + key + ", seen from " +
                                fs::current_path().string() + ")");

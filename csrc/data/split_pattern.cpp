@@ -1,11 +1,9 @@
 #include "csrc/data/split_pattern.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <new>
 #include <stdexcept>
 
+#include "csrc/data/pcre2_held.h"
 #include "csrc/message.h"
 
 namespace isentrope::data {
@@ -15,22 +13,6 @@ namespace {
 constexpr size_t kLeastStack = 32 * 1024, kMostStack = 64 * 1024 * 1024;
 constexpr uint32_t kMostSteps = 1'000'000'000, kMostKiB = 1024 * 1024;
 constexpr size_t kLongest = 20000;
-
-std::string text_of(int error) {
-  PCRE2_UCHAR buffer[256];
-  pcre2_get_error_message(error, buffer, sizeof buffer);
-  return reinterpret_cast<const char*>(buffer);
-}
-
-template <auto free>
-struct Freed {
-  template <class T>
-  void operator()(T* p) const {
-    free(p);
-  }
-};
-template <class T, auto free>
-using Held = std::unique_ptr<T, Freed<free>>;
 
 }  // namespace
 
@@ -66,7 +48,7 @@ SplitPattern::SplitPattern(const std::string& expression) : expression_(expressi
   pcre2_code* code =
       pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
                     PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &place, context.get());
-  if (!code) throw std::runtime_error(name + " is not a regular expression: " + text_of(error));
+  if (!code) throw std::runtime_error(name + " is not a regular expression: " + pcre2_text(error));
   Held<pcre2_code, pcre2_code_free> held(code);
   const bool compiled = pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) == 0;
   code_ = std::make_shared<const Code>(Code{std::move(held), compiled});
@@ -85,7 +67,7 @@ bool SplitPattern::find(std::string_view text, size_t from, Room& room, size_t& 
   if (result == PCRE2_ERROR_NOMATCH) return false;
   if (result < 0)
     throw std::runtime_error("pattern " + quoted(expression_) + " cannot be matched on " + quoted(text) + ": " +
-                             text_of(result));
+                             pcre2_text(result));
   const PCRE2_SIZE* place = pcre2_get_ovector_pointer(parts.found.get());
   begin = place[0], end = place[1];
   return true;

@@ -1,12 +1,10 @@
 #include "csrc/rl/pattern.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <cstdint>
 #include <new>
 #include <stdexcept>
 
+#include "csrc/data/pcre2_held.h"
 #include "csrc/message.h"
 
 namespace isentrope::rl {
@@ -24,21 +22,8 @@ constexpr uint64_t kPassedInAStep = 32;
 // A repeated group remembers some 130 bytes for each time it matched, to take it back: for a text of a million characters.
 constexpr uint32_t kMostDepth = 2'000'000, kMostKiB = 256 * 1024;
 
-std::string text_of(int error) {
-  PCRE2_UCHAR buffer[256];
-  pcre2_get_error_message(error, buffer, sizeof buffer);
-  return reinterpret_cast<const char*>(buffer);
-}
-
-template <auto free>
-struct Freed {
-  template <class T>
-  void operator()(T* p) const {
-    free(p);
-  }
-};
-template <class T, auto free>
-using Held = std::unique_ptr<T, Freed<free>>;
+using data::Held;
+using data::pcre2_text;
 
 // PCRE2 counts anew at every place where a match may begin; this counts on over the whole text. Called before each item.
 struct Steps {
@@ -58,7 +43,7 @@ std::string limit_passed(int error) {
   if (error == PCRE2_ERROR_MATCHLIMIT) return std::to_string(kMostSteps) + " steps";
   if (error == PCRE2_ERROR_DEPTHLIMIT) return "a depth of " + std::to_string(kMostDepth);
   if (error == PCRE2_ERROR_HEAPLIMIT) return std::to_string(kMostKiB / 1024) + " MiB";
-  return "PCRE2's own limits (" + text_of(error) + ")";
+  return "PCRE2's own limits (" + pcre2_text(error) + ")";
 }
 
 }  // namespace
@@ -125,7 +110,7 @@ Pattern::Pattern(const std::string& expression) : expression_(expression) {
                                    PCRE2_UTF | PCRE2_AUTO_CALLOUT | PCRE2_DOLLAR_ENDONLY | PCRE2_NEVER_BACKSLASH_C,
                                    &error, &place, context.get());
   if (!code)
-    throw std::invalid_argument(name + " is not a regular expression: " + text_of(error) + ", at byte " +
+    throw std::invalid_argument(name + " is not a regular expression: " + pcre2_text(error) + ", at byte " +
                                 std::to_string(place));
   code_ = std::make_shared<const Code>(Code{Held<pcre2_code, pcre2_code_free>(code)});
 }
