@@ -16,6 +16,16 @@ bool has_bfloat16_products();
 void bfloat16_product(int64_t M, int64_t N, int64_t K, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb,
                       float* c, int64_t ldc, bool add);
 
+// The same of an A that lies in pairs too, its transpose [K, M] as B does: element (m, k) at a[(k / 2 · lda + m) · 2 + k % 2]. So
+// sums over the rows of a block need nothing transposed.
+void bfloat16_product_of_pairs(int64_t M, int64_t N, int64_t K, const uint16_t* a, int64_t lda, const uint16_t* b,
+                               int64_t ldb, float* c, int64_t ldc, bool add);
+
+// to [n] = x rounded to bfloat16, ties to even; to may be where x is.
+void bfloat16_round(int64_t n, const float* x, uint16_t* to);
+// to [n, 2] = the numbers of two rows side by side, rounded; odd may be null: 0.
+void bfloat16_pairs(int64_t n, const float* even, const float* odd, uint16_t* to);
+
 // Said by a thread at the end of a task with such products: it gives the registers of AMX back.
 void end_bfloat16_products();
 

@@ -70,7 +70,7 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
   const Lease lease{own_scratch};
   const bool few = few_rows(p.shape);
   const int64_t staged =
-      larger(kPanel<Real> * (2 * row + kPanel<Real>), Products::kPanelKeys * larger(row, kRows + kPanel<Real>));
+      larger(larger(kPanel<Real> * (2 * row + kPanel<Real>), Products::kPanelKeys * row), kRows * strip / 2);
   Real* next = own_scratch.get<Real>((5 * padded + 5 * kRows + (few ? strip : 0)) * row + staged + 2 * kRows * width +
                                      strip + padded / strip);
   auto take = [&](int64_t count) { return (next += count) - count; };

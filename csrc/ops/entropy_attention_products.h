@@ -100,11 +100,8 @@ struct PairProducts {
   }
   // Row r stays where it began: rows of operands are 2 · row apart.
   static const uint16_t* narrow(int64_t count, int64_t row, float* rows) {
-    for (int64_t r = 0; r < count; ++r) {
-      BFloat16 narrowed[kForwardStrip];
-      store_row(DType::kBFloat16, rows + r * row, row, narrowed, 0);
-      std::memcpy(rows + r * row, narrowed, row * sizeof(BFloat16));
-    }
+    for (int64_t r = 0; r < count; ++r)
+      bfloat16_round(row, rows + r * row, reinterpret_cast<uint16_t*>(rows + r * row));
     return reinterpret_cast<const uint16_t*>(rows);
   }
 
@@ -141,22 +138,26 @@ struct PairProducts {
     }
   }
 
-  // staging: [kPanelKeys, kRows] of operands and kPanelKeys · kPanel floats.
-  static void sum_over_queries(const Block<float>& block, int64_t, int64_t strip, Span panels, int64_t D, bool,
+  // staging: [kRows, strip] of operands.
+  static void sum_over_queries(const Block<float>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool,
                                const float* weights, const uint16_t* rows, float* to, float* staging) {
-    constexpr int64_t P = kPanel<float>;
-    const int64_t width = strip + kPad, row = Widths<float>(D).row;
-    uint16_t* transposed = reinterpret_cast<uint16_t*>(staging + kPanelKeys * P);
-    for (int64_t j = panels.from; j < panels.to; j += kPanelKeys) {
-      const int64_t count = round_up(block.count, kGroup);
-      for (int64_t m = 0; m < block.count; m += P) {
-        CPU_CAPABILITY::pack_columns(kPanelKeys, weights + m * width + j, width, staging);
-        for (int64_t key = 0; key < kPanelKeys; ++key)
-          store_row(DType::kBFloat16, staging + key * P, P, transposed + key * kRows, m);
-      }
-      for (int64_t key = 0; key < kPanelKeys; ++key)  // rows that the block does not have
-        std::memset(transposed + key * kRows + block.count, 0, (count - block.count) * sizeof(uint16_t));
-      bfloat16_product(kPanelKeys, D, count, transposed, kRows, rows, D, to + j * row, row, true);
+    const int64_t width = strip + kPad, row = Widths<float>(D).row, keys = panels.to - panels.from;
+    const int64_t count = round_up(block.count, kGroup);
+    uint16_t* pairs = reinterpret_cast<uint16_t*>(staging);
+    for (int64_t m = 0; m < block.count; m += 2) {
+      const float* even = weights + m * width + panels.from;
+      bfloat16_pairs(keys, even, m + 1 < block.count ? even + width : nullptr, pairs + m * keys);
+    }
+    const int64_t filled = round_up(block.count, 2);  // rows that the block does not have
+    std::memset(pairs + filled * keys, 0, (count - filled) * keys * sizeof(uint16_t));
+    for (int64_t j = 0; j < keys; j += kPanelKeys) {
+      Span seeing{};  // the rows that see something of the panel, in whole groups
+      for (int64_t m = 0; m < block.count; m += kGroup)
+        if (!overlap(panels_of(block, m, first, strip), {panels.from + j, panels.from + j + kPanelKeys}).empty())
+          seeing = join(seeing, {m, m + kGroup});
+      if (seeing.empty()) continue;
+      bfloat16_product_of_pairs(kPanelKeys, D, seeing.to - seeing.from, pairs + 2 * j + seeing.from * keys, keys,
+                                rows + seeing.from * D, D, to + (panels.from + j) * row, row, true);
     }
   }
 };

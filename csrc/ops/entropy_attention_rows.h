@@ -200,8 +200,8 @@ void fill_unseen(Real* x, Span seen, Span vectors, double value) {
 
 template <class Real>
 void clear_around(Real* x, Span vectors, Span panels) {
-  std::memset(x + panels.from, 0, (vectors.from - panels.from) * sizeof(Real));
-  std::memset(x + vectors.to, 0, (panels.to - vectors.to) * sizeof(Real));
+  if (vectors.from > panels.from) std::memset(x + panels.from, 0, (vectors.from - panels.from) * sizeof(Real));
+  if (vectors.to < panels.to) std::memset(x + vectors.to, 0, (panels.to - vectors.to) * sizeof(Real));
 }
 
 // The state of a row while its strips go by.
