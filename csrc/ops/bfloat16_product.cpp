@@ -119,9 +119,9 @@ ISENTROPE_PAIRS int64_t round_vectors(int64_t n, const float* x, uint16_t* to) {
 ISENTROPE_PAIRS int64_t pair_vectors(int64_t n, const float* even, const float* odd, uint16_t* to) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
-    const __m512i low = _mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(even + i))),
-                  high = _mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(odd + i)));
-    _mm512_storeu_si512(to + 2 * i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(even + i))),
+                  high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(odd + i)));
+    _mm512_storeu_si512(to + 2 * i, _mm512_or_si512(low, _mm512_maskz_slli_epi32(0xffff, high, 16)));
   }
   return i;
 }
