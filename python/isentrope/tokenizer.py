@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import torch  # noqa: F401  (loads the libraries that the trainer links)
+
+from isentrope.chat_template import ChatTemplate
 
 
 class Tokenizer:
@@ -25,6 +28,40 @@ class Tokenizer:
         from isentrope import _C  # in packages that were built with the trainer
 
         self._tokenizer = _C.Tokenizer(os.fsencode(folder))
+        self._folder = os.fspath(folder)
+        self._templates: dict[tuple[str | None, bool], ChatTemplate] = {}
+
+    @overload
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+                            add_generation_prompt: bool = False, tokenize: Literal[True] = True, chat_template: str | None = None,
+                            **more: Any) -> list[int]: ...  # fmt: skip
+
+    @overload
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+                            add_generation_prompt: bool = False, tokenize: Literal[False], chat_template: str | None = None,
+                            **more: Any) -> str: ...  # fmt: skip
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+                            add_generation_prompt: bool = False, tokenize: bool = True, chat_template: str | None = None,
+                            **more: Any) -> list[int] | str:  # fmt: skip
+        """Messages in the form that the model was trained on, as transformers gives it with ``return_dict=False``.
+
+        Args:
+            messages: ``{"role": …, "content": …}`` each, with whatever else the template reads.
+            tools: JSON schemas of functions.
+            add_generation_prompt: whether the text ends in what an assistant's message begins with.
+            tokenize: False for the text.
+            chat_template: a file that holds one, or the name of one of the folder's; None for the folder's own.
+            more: what else the template reads, as ``enable_thinking=False``.
+
+        Raises:
+            isentrope.chat_template.ChatTemplateError: a ValueError; the folder has no template, or it refuses the messages.
+        """
+        key = chat_template, tools is not None
+        if key not in self._templates:
+            self._templates[key] = ChatTemplate.of(self._folder, *key)
+        text = self._templates[key].render(messages, tools, add_generation_prompt, **more)
+        return self.encode(text) if tokenize else text
 
     def encode(self, text: str | bytes) -> list[int]:
         return self._tokenizer.encode(text)
