@@ -112,6 +112,10 @@ int run(int argc, char** argv, const Host& host) {
   draw->add_option(
       "--prompts", sample.file,
       "File of prompts: .jsonl with {\"prompt\": …} a line, or .txt with one a line; - for standard input.");
+  auto* chat = draw->add_flag("--chat", sample.chat,
+                              "Prompts are a user's messages, or have \"messages\", in the form of the model's chat "
+                              "template; prints answers alone.");
+  draw->add_option("--system", sample.system, "The system's message before each prompt; with --chat.")->needs(chat);
   draw->add_flag("--json", sample.json, "Print a JSON object a completion, with log-probability and entropy by token.");
   draw->add_option("--samples", sample.samples, "Completions a prompt.")
       ->capture_default_str()

@@ -185,13 +185,18 @@ std::unique_ptr<Bpe::Work> Bpe::take() const {
   return work;
 }
 
-std::vector<int64_t> Bpe::encode(std::string_view text) const {
+std::vector<int64_t> Bpe::encode(std::string_view text, bool behind_text) const {
+  using Place = PreTokenizer::Place;
   std::unique_ptr<Work> work = take();
   std::vector<int64_t> ids;
   ids.reserve(text.size() / 3 + 1);
   for (size_t at = 0; at < text.size();) {
     const size_t end = broken_at(text, at);
-    encode_valid(text.substr(at, end - at), at == 0, *work, ids);
+    encode_valid(text.substr(at, end - at),
+                 at > 0        ? Place::within
+                 : behind_text ? Place::behind
+                               : Place::start,
+                 *work, ids);
     at = end;
     while (at < text.size() && utf8_size(text, at) == 0) ++at;
     if (at > end) encode_broken(text.substr(end, at - end), *work, ids);
@@ -209,7 +214,8 @@ void Bpe::encode_broken(std::string_view bytes, Work& work, std::vector<int64_t>
                                 std::to_string(static_cast<unsigned char>(bytes[0])));
 }
 
-void Bpe::encode_valid(std::string_view text, bool at_start, Work& work, std::vector<int64_t>& ids) const {
+void Bpe::encode_valid(std::string_view text, PreTokenizer::Place place, Work& work, std::vector<int64_t>& ids) const {
+  using Place = PreTokenizer::Place;
   const auto word = [&](std::string_view one) { words_->encode(one, work.words, ids); };
   const auto pieces = [&](const AddedTokens& tokens, std::string_view part,
                           std::vector<AddedTokens::Piece>& out) -> const std::vector<AddedTokens::Piece>& {
@@ -225,13 +231,14 @@ void Bpe::encode_valid(std::string_view text, bool at_start, Work& work, std::ve
       ids.push_back(raw.id);
       continue;
     }
-    const bool first = at_start && raw.text.data() == text.data();
-    const std::string_view normal = normalizer_->run(raw.text, work.text, work.spare, work.split.match);
+    const Place here = raw.text.data() == text.data() ? place : Place::within;
+    const std::string_view normal =
+        normalizer_->run(raw.text, work.text, work.spare, work.split.match, /*prepend=*/here != Place::behind);
     for (const AddedTokens::Piece& piece : pieces(normalized_, normal, work.normalized)) {
       if (piece.id >= 0)
         ids.push_back(piece.id);
       else
-        split_->split(piece.text, first && piece.text.data() == normal.data(), work.split, word);
+        split_->split(piece.text, piece.text.data() == normal.data() ? here : Place::within, work.split, word);
     }
   }
 }

@@ -30,7 +30,8 @@ class Bpe {
 
   // The tokens of the text alone, without those of the post-processor. May be called from several threads. Throws
   // std::invalid_argument for text that the model does not take.
-  std::vector<int64_t> encode(std::string_view text) const;
+  // behind_text: the text goes on behind other text, so that nothing is put before it that begins a text.
+  std::vector<int64_t> encode(std::string_view text, bool behind_text = false) const;
   // What the post-processor puts before and behind a text (add_special_tokens of transformers).
   const std::vector<int64_t>& before() const { return before_; }
   const std::vector<int64_t>& behind() const { return behind_; }
@@ -42,6 +43,8 @@ class Bpe {
   // The token as tokenizer.json writes it.
   const std::string& name(int64_t id) const { return names_[static_cast<size_t>(id)]; }
   int64_t id_of(const std::string& name) const;  // −1: no token
+  // Whether the token is one of added_tokens, which are found in a text before it is cut into words.
+  bool added(int64_t id) const { return added_.contains(name(id)); }
   bool special(int64_t id) const { return special_[static_cast<size_t>(id)]; }
 
  private:
@@ -50,7 +53,7 @@ class Bpe {
   std::unordered_map<int64_t, std::string> read_added(const nlohmann::json& json);
   void read_post_processor(const nlohmann::json& json);
   void read_template(const nlohmann::json& json);
-  void encode_valid(std::string_view text, bool at_start, Work& work, std::vector<int64_t>& ids) const;
+  void encode_valid(std::string_view text, PreTokenizer::Place place, Work& work, std::vector<int64_t>& ids) const;
   void encode_broken(std::string_view bytes, Work& work, std::vector<int64_t>& ids) const;
   std::unique_ptr<Work> take() const;
 

@@ -1,10 +1,13 @@
 #include "csrc/data/bpe_split.h"
 
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <stdexcept>
 
 #include "csrc/data/unicode_normal.h"
+#include "csrc/data/unicode_space.h"
 #include "csrc/message.h"
 
 namespace isentrope::data {
@@ -60,6 +63,14 @@ std::string expression_of(const Json& json) {
   throw std::runtime_error(excerpt(json.dump()) + R"(: pattern is neither {"Regex": …} nor {"String": …})");
 }
 
+std::optional<NormalForm> form_of(const std::string& type) {
+  if (type == "NFC") return NormalForm::kC;
+  if (type == "NFD") return NormalForm::kD;
+  if (type == "NFKC") return NormalForm::kKC;
+  if (type == "NFKD") return NormalForm::kKD;
+  return std::nullopt;
+}
+
 void replace_all(std::string_view text, std::string_view what, std::string_view by, std::string& out) {
   out.clear();
   for (size_t at = 0;;) {
@@ -83,8 +94,15 @@ void Normalizer::read(const Json& json) {
   const std::string type = type_of(json, "normalizer");
   if (type == "Sequence") {
     for (const Json& one : list(json, "normalizers")) read(one);
-  } else if (type == "NFC") {
+  } else if (form_of(type) || type == "Lowercase" || type == "StripAccents") {
     steps_.push_back({.kind = type, .pattern = "", .content = "", .regex = {}});
+  } else if (type == "Strip") {
+    steps_.push_back({.kind = type,
+                      .pattern = "",
+                      .content = "",
+                      .regex = {},
+                      .left = flag(json, "strip_left", true),
+                      .right = flag(json, "strip_right", true)});
   } else if (type == "Prepend") {
     steps_.push_back({.kind = type, .pattern = "", .content = text(json, "prepend"), .regex = {}});
   } else if (type == "Replace") {
@@ -96,20 +114,32 @@ void Normalizer::read(const Json& json) {
       step.regex.emplace_back(expression);
     steps_.push_back(std::move(step));
   } else {
-    throw std::runtime_error("normalizer " + excerpt(type) +
-                             " is not supported; there are NFC, Prepend, Replace and Sequence");
+    throw std::runtime_error(
+        "normalizer " + excerpt(type) +
+        " is not supported; there are NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Replace, Prepend "
+        "and Sequence");
   }
 }
 
-std::string_view Normalizer::run(std::string_view text, std::string& out, std::string& spare,
-                                 SplitPattern::Room& room) const {
+std::string_view Normalizer::run(std::string_view text, std::string& out, std::string& spare, SplitPattern::Room& room,
+                                 bool prepend) const {
   for (const Step& step : steps_) {
     if (text.empty()) return text;
-    std::string& to = text.data() == out.data() ? spare : out;
+    const std::less_equal<const char*> before;
+    std::string& to = before(out.data(), text.data()) && before(text.data(), out.data() + out.size()) ? spare : out;
     if (step.kind == "Prepend") {
+      if (!prepend) continue;
       to.assign(step.content).append(text);
-    } else if (step.kind == "NFC") {
-      if (!compose(text, to)) continue;  // it is composed already
+    } else if (const auto form = form_of(step.kind)) {
+      if (!normalize(text, *form, to)) continue;
+    } else if (step.kind == "Lowercase") {
+      lower(text, to);
+    } else if (step.kind == "StripAccents") {
+      strip_marks(text, to);
+    } else if (step.kind == "Strip") {
+      if (step.right) text.remove_suffix(space_at_end(text));
+      if (step.left) text.remove_prefix(space_at_start(text));
+      continue;
     } else if (step.regex.empty()) {
       if (step.pattern.empty()) continue;
       replace_all(text, step.pattern, step.content, to);
@@ -202,11 +232,12 @@ void PreTokenizer::read_metaspace(const Json& json) {
   steps_.push_back(std::move(step));
 }
 
-std::string_view PreTokenizer::prepared(const Step& step, std::string_view text, bool at_start, std::string& room) {
-  if (step.kind == Step::byte_level && step.prefix && text[0] != ' ') return room.assign(" ").append(text);
+std::string_view PreTokenizer::prepared(const Step& step, std::string_view text, Place place, std::string& room) {
+  const bool prefix = step.prefix && place != Place::behind;
+  if (step.kind == Step::byte_level && prefix && text[0] != ' ') return room.assign(" ").append(text);
   if (step.kind != Step::metaspace) return text;
   replace_all(text, " ", step.replacement, room);
-  if (step.prefix && (at_start || !step.first_alone) && !room.starts_with(step.replacement))
+  if (prefix && (place == Place::start || !step.first_alone) && !room.starts_with(step.replacement))
     room.insert(0, step.replacement);
   return room;
 }

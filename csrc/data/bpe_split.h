@@ -10,19 +10,23 @@
 
 namespace isentrope::data {
 
-// Normalisers: Prepend, Replace, NFC (csrc/data/unicode_normal.h) and a Sequence of them; null.
+// Normalisers: Prepend, Replace, Strip, the normal forms, Lowercase and StripAccents (csrc/data/unicode_normal.h) and a Sequence of
+// them; null.
 class Normalizer {
  public:
   // Throws std::runtime_error that names what is not supported.
   explicit Normalizer(const nlohmann::json& json);
   bool empty() const { return steps_.empty(); }
   // The text, or out with what it becomes. Both are UTF-8. Throws std::invalid_argument for text that a step does not take.
-  std::string_view run(std::string_view text, std::string& out, std::string& spare, SplitPattern::Room& room) const;
+  // prepend: false for text that goes on behind other text, which Prepend leaves alone.
+  std::string_view run(std::string_view text, std::string& out, std::string& spare, SplitPattern::Room& room,
+                       bool prepend = true) const;
 
  private:
   struct Step {
     std::string kind, pattern, content;
-    std::vector<SplitPattern> regex;  // of Replace, one or none
+    std::vector<SplitPattern> regex;   // of Replace, one or none
+    bool left = false, right = false;  // of Strip
   };
   void read(const nlohmann::json& json);
   std::vector<Step> steps_;
@@ -41,11 +45,14 @@ class PreTokenizer {
   // Words are bytes in GPT-2's alphabet, not characters.
   bool byte_level() const { return byte_level_; }
 
-  // Calls word(text) for each word of a piece, in order. at_start: the piece begins where the whole text does.
+  // Where a piece begins: where the whole text does, elsewhere, or behind text that it goes on from, and then nothing is put before it.
+  enum class Place { start, within, behind };
+
+  // Calls word(text) for each word of a piece, in order.
   template <class Word>
-  void split(std::string_view text, bool at_start, Room& room, Word&& word) const {
+  void split(std::string_view text, Place place, Room& room, Word&& word) const {
     room.texts.resize(steps_.size());
-    step(0, text, at_start, room, word);
+    step(0, text, place, room, word);
   }
 
  private:
@@ -62,16 +69,16 @@ class PreTokenizer {
   void read(const nlohmann::json& json);
   void read_split(const nlohmann::json& json);
   void read_metaspace(const nlohmann::json& json);
-  static std::string_view prepared(const Step& step, std::string_view text, bool at_start, std::string& room);
+  static std::string_view prepared(const Step& step, std::string_view text, Place place, std::string& room);
 
   template <class Word>
-  void step(size_t number, std::string_view text, bool at_start, Room& room, Word& word) const {
+  void step(size_t number, std::string_view text, Place place, Room& room, Word& word) const {
     if (text.empty()) return;
     if (number == steps_.size()) return word(text);
     const Step& now = steps_[number];
-    text = prepared(now, text, at_start, room.texts[number]);
+    text = prepared(now, text, place, room.texts[number]);
     const auto emit = [&](size_t begin, size_t end) {
-      step(number + 1, text.substr(begin, end - begin), at_start && begin == 0, room, word);
+      step(number + 1, text.substr(begin, end - begin), begin == 0 ? place : Place::within, room, word);
     };
     if (now.pattern.empty()) return emit(0, text.size());
     Pieces pieces(now.behavior);

@@ -13,7 +13,8 @@ inline const char* name_of(Split split) {
   return split == Split::train ? "train" : split == Split::validation ? "validation" : "test";
 }
 
-// A piece of a conversation before the completion. One that is learnt ends a sequence.
+// A piece of a conversation before the completion. One that is learnt ends a sequence, with the token for that where the text has it not
+// and no template wrote it.
 struct Turn {
   std::string text;
   bool learnt = false;
@@ -26,6 +27,9 @@ struct Example {
   std::string columns = {};  // the whole JSON object that it was read from, where the use asks for it; else empty
   Split split = Split::train;
   std::vector<Turn> turns = {};  // what the prompt is made of, where that is more than its text (csrc/data/sequence.h)
+  // Of a chat template, which writes every special token itself: none is put before the prompt or behind a turn.
+  bool templated = false;
+  std::string end = {};  // what the template writes behind the completion to end it; empty: the end of sequence
 };
 
 class ExampleSource {

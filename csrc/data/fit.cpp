@@ -10,11 +10,13 @@ namespace {
 
 // What is learnt ends at the first end of sequence: nothing behind it would ever be drawn.
 void end_is_last(const std::string& completion, const Tokenizer& tokenizer) {
-  const std::string& eos = tokenizer.eos();
-  const size_t at = completion.find(eos);
-  if (at != std::string::npos && at + eos.size() < completion.size())
-    throw std::invalid_argument("the completion \"" + excerpt(completion) + "\" goes on behind \"" + excerpt(eos) +
-                                "\", which ends a sequence (tokenizer.eos); what follows can never be drawn");
+  for (const int64_t id : tokenizer.end_ids()) {
+    const std::string& eos = tokenizer.text_of(id, false);
+    const size_t at = completion.find(eos);
+    if (at != std::string::npos && at + eos.size() < completion.size())
+      throw std::invalid_argument("the completion \"" + excerpt(completion) + "\" goes on behind \"" + excerpt(eos) +
+                                  "\", which ends a sequence (tokenizer.eos); what follows can never be drawn");
+  }
 }
 
 }  // namespace

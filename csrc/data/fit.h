@@ -7,6 +7,7 @@
 #include <string>
 
 #include "csrc/data/example.h"
+#include "csrc/data/messages.h"
 #include "csrc/data/tokenizer.h"
 
 namespace isentrope::data {
@@ -19,6 +20,7 @@ struct Use {
   std::string truncation = "error";                      // data.truncation
   std::function<std::string(const Example&)> also = {};  // further rules, of rewards: what is wrong, or ""
   bool columns = false;                                  // Example::columns is read, by rewards
+  Renderer chat = {};                                    // of conversations; none: plainly (csrc/data/messages.h)
 };
 
 struct TooLong : std::invalid_argument {

@@ -1,19 +1,17 @@
 #include "csrc/data/jsonl.h"
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <stdexcept>
 
 #include "csrc/data/jsonl_files.h"
-#include "csrc/data/messages.h"
+#include "csrc/data/jsonl_line.h"
 #include "csrc/data/shuffle.h"
 #include "csrc/data/split.h"
 #include "csrc/message.h"
@@ -21,129 +19,13 @@
 namespace isentrope::data {
 namespace {
 
-using Json = nlohmann::json;
-
-std::optional<std::string> text_at(const Json& object, const std::string& key, bool integers,
-                                   const std::string& where) {
-  const auto value = object.find(key);
-  if (value == object.end() || value->is_null()) return std::nullopt;
-  if (value->is_string()) return value->get<std::string>();
-  if (integers && value->is_number_integer()) return value->dump();
-  throw std::runtime_error(where + ": \"" + excerpt(key) + "\" is a JSON " + value->type_name() +
-                           "; it must be a string" + (integers ? " or an integer" : ""));
-}
-
-// What a reward function is told of a completion beside the columns of its example (docs/rewards.md).
-constexpr std::array kOfRewards{"split", "finished"};
-// Readers of JSON in C++ and Python go down by calling themselves.
-constexpr int kDeepest = 100;
 constexpr size_t kToldFiles = 8;  // of a list of files, what a note has room for
-
-// The JSON of a line. A key that an object holds twice is refused: which of the two is meant nobody knows.
-Json parsed(const std::string& line, const std::string& where) {
-  std::vector<std::string> keys;  // of the outermost object
-  const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > kDeepest)
-      throw std::runtime_error(where + ": holds lists or objects more than " + std::to_string(kDeepest) +
-                               " within one another");
-    if (depth == 1 && event == Json::parse_event_t::key) {
-      const auto& key = value.get_ref<const std::string&>();
-      if (std::find(keys.begin(), keys.end(), key) != keys.end())
-        throw std::runtime_error(where + ": the key \"" + excerpt(key) + "\" is written twice");
-      keys.push_back(key);
-    }
-    return true;
-  };
-  try {
-    return Json::parse(line, look);
-  } catch (const Json::parse_error& error) {
-    const std::string what = error.what();  // "[json.exception.parse_error.101] parse error at line 1, column 9: …"
-    const size_t column = what.find("column");
-    throw std::runtime_error(where + ": not JSON at " +
-                             excerpt(column == std::string::npos ? what : what.substr(column), 300));
-  } catch (const Json::out_of_range&) {  // the only one of parse: 1e999
-    throw std::runtime_error(where + ": holds a number beyond ±1.8e308");
-  }
-}
-
-Json object_of(const std::string& line, const std::string& where) {
-  Json object = parsed(line, where);
-  if (!object.is_object())
-    throw std::runtime_error(where + ": a JSON " + std::string(object.type_name()) +
-                             "; each line must hold one object");
-  return object;
-}
-
-std::string prompt_of(const Json& object, const std::string& key, const std::string& where) {
-  const auto prompt = text_at(object, key, false, where);
-  if (!prompt) throw std::runtime_error(where + ": the key \"" + excerpt(key) + "\" is missing");
-  if (prompt->empty()) throw std::runtime_error(where + ": \"" + excerpt(key) + "\" is empty");
-  return *prompt;
-}
-
-std::vector<Message> messages_of(const Json& list, const std::string& key, const std::string& where) {
-  static const std::set<std::string> kRoles{"system", "user", "assistant", "tool"};
-  const std::string name = where + ": \"" + excerpt(key) + "\"";
-  if (!list.is_array() || list.empty())
-    throw std::runtime_error(name + " is " + (list.is_array() ? "empty" : std::string("a JSON ") + list.type_name()) +
-                             "; it must be a list of {\"role\": …, \"content\": …}");
-  std::vector<Message> messages;
-  for (const Json& one : list) {
-    const std::string at = where + ": " + excerpt(key) + "[" + std::to_string(messages.size()) + "]";
-    if (!one.is_object()) throw std::runtime_error(at + " is a JSON " + one.type_name() + "; it must be an object");
-    const auto role = text_at(one, "role", false, at), content = text_at(one, "content", false, at);
-    if (!role || !kRoles.contains(*role))
-      throw std::runtime_error(at + ".role is " + (role ? isentrope::quoted(*role) : "missing") +
-                               "; it must be system, user, assistant or tool");
-    if (const auto calls = one.find("tool_calls"); calls != one.end() && !calls->is_null())
-      throw std::runtime_error(at + " has tool_calls, which no rendering here shows; write them into its content");
-    if (!content || (*role == "assistant" && content->empty()))
-      throw std::runtime_error(at + ".content is " + (content ? "empty, and an assistant's is learnt" : "missing"));
-    messages.push_back({*role, *content});
-  }
-  return messages;
-}
-
-// Prompt and completion, or what a conversation has in their place.
-Example text_of(const JsonlConfig& config, const Json& object, const std::string& where) {
-  const auto list = object.find(config.messages_key);
-  const bool conversation = list != object.end() && !list->is_null();
-  if (!conversation) {
-    const std::string prompt = prompt_of(object, config.prompt_key, where);
-    return {prompt, text_at(object, config.completion_key, false, where).value_or(""), ""};
-  }
-  for (const std::string& other : {config.prompt_key, config.completion_key})
-    if (object.contains(other))
-      throw std::runtime_error(where + ": \"" + excerpt(other) + "\" stands beside \"" + excerpt(config.messages_key) +
-                               "\"; leave one of the two out");
-  return render(messages_of(*list, config.messages_key, where));
-}
-
-Example parse(const JsonlConfig& config, const std::string& line, bool columns, const std::string& where) {
-  const Json object = object_of(line, where);
-  Example example = text_of(config, object, where);
-  const auto answer = text_at(object, config.answer_key, true, where);
-  const bool completion = object.contains(config.completion_key) && !object[config.completion_key].is_null();
-  if (example.completion.empty() && !completion && !answer && object.contains(config.messages_key))
-    throw std::runtime_error(where + ": the last of \"" + excerpt(config.messages_key) +
-                             "\" is not an assistant's, and there is no \"" + excerpt(config.answer_key) + "\" either");
-  if (example.completion.empty() && !completion && !answer)
-    throw std::runtime_error(where + ": the key \"" + excerpt(config.completion_key) +
-                             "\" is missing, and there is no \"" + excerpt(config.answer_key) + "\" either");
-  for (const char* name : kOfRewards)
-    if (columns && object.contains(name))
-      throw std::runtime_error(where + ": the key \"" + name +
-                               "\" has the name of what a reward function finds in meta " +
-                               "beside the keys of an example (docs/rewards.md); rename it");
-  example.answer = answer.value_or("");
-  if (columns) example.columns = line;
-  return example;
-}
 
 struct Line {
   size_t file;     // of the list
   int64_t number;  // in the file, from 1
   Example example;
+  Conversation conversation = {};  // that is still to be rendered
 };
 
 struct Lines {
@@ -152,7 +34,8 @@ struct Lines {
   std::string first_skipped;  // what is wrong with it
 };
 
-Lines read(const JsonlConfig& config, bool columns, bool skip, const std::vector<JsonlFile>& files) {
+Lines read(const JsonlConfig& config, const Use* use, bool skip, const std::vector<JsonlFile>& files) {
+  const bool columns = use && use->columns;
   Lines read;
   for (size_t i = 0; i < files.size(); ++i) {
     LineFile file(files[i].path);
@@ -161,7 +44,9 @@ Lines read(const JsonlConfig& config, bool columns, bool skip, const std::vector
     for (std::string line; file.next(line);) {
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
       try {
-        read.lines.push_back({i, file.number(), parse(config, line, columns, file.where())});
+        Conversation conversation;
+        Example example = example_of(config, line, columns, use && use->chat ? &conversation : nullptr, file.where());
+        read.lines.push_back({i, file.number(), std::move(example), std::move(conversation)});
       } catch (const std::runtime_error& error) {
         if (!skip) throw;
         if (++read.skipped == 1) read.first_skipped = error.what();
@@ -175,6 +60,29 @@ Lines read(const JsonlConfig& config, bool columns, bool skip, const std::vector
                              (files.size() > 1 ? " and the other files" : "") +
                              " are broken and skipped (data.on_error: skip); the first: " + read.first_skipped);
   return read;
+}
+
+// Renders the conversations among the lines; those that the template refuses are broken lines.
+void render(Lines& read, const Renderer& chat, bool skip, const std::vector<JsonlFile>& files) {
+  std::vector<Conversation> conversations;
+  for (Line& line : read.lines)
+    if (!line.conversation.empty()) conversations.push_back(line.conversation);
+  if (conversations.empty()) return;
+  std::vector<Rendering> renderings = chat(conversations);
+  size_t next = 0;
+  std::erase_if(read.lines, [&](Line& line) {
+    if (line.conversation.empty()) return false;
+    Rendering& rendering = renderings.at(next++);
+    line.conversation = {};
+    if (rendering.problem.empty()) {
+      apply(std::move(rendering), line.example);
+      return false;
+    }
+    const std::string what = files[line.file].path + ":" + std::to_string(line.number) + ": " + rendering.problem;
+    if (!skip) throw std::runtime_error("jsonl: " + what);
+    if (++read.skipped == 1) read.first_skipped = what;
+    return true;
+  });
 }
 
 std::string part(Split split) { return split == Split::train ? "training" : name_of(split); }
@@ -201,7 +109,7 @@ void keep_split(std::vector<Line>& lines, double validation, double test, Split 
 
 }  // namespace
 
-std::vector<Prompt> read_prompts(const std::string& path) {
+std::vector<Prompt> read_prompts(const std::string& path, bool messages) {
   const bool standard = path == "-";
   const std::string name = standard ? "standard input" : path;
   std::error_code failed;
@@ -230,7 +138,7 @@ std::vector<Prompt> read_prompts(const std::string& path) {
     if (!*objects)
       prompts.push_back({where, line});
     else if (line.find_first_not_of(" \t\r") != std::string::npos)
-      prompts.push_back({where, prompt_of(object_of(line, where), "prompt", where), line});
+      prompts.push_back(prompt_at(line, messages, where));
   }
   if (in.bad()) throw std::runtime_error("prompts: " + name + " cannot be read to its end: " + std::strerror(errno));
   if (prompts.empty()) throw std::runtime_error("prompts: " + name + " holds no prompt; wanted one a line");
@@ -246,6 +154,8 @@ std::string JsonlConfig::problem() const {
     return "validation_fraction + test_fraction leave nothing of path for training";
   const std::set<std::string> keys{messages_key, prompt_key, completion_key, answer_key};
   if (keys.contains("")) return "messages_key, prompt_key, completion_key and answer_key may not be empty";
+  if (chat_template.empty())
+    return "chat_template is empty; write default, none, a file, or the name of one of the tokenizer's templates";
   if (keys.size() < 4) return "messages_key, prompt_key, completion_key and answer_key must differ";
   return "";
 }
@@ -339,9 +249,10 @@ Jsonl::Jsonl(const JsonlConfig& config, uint64_t seed, Split split, const Use* u
     : seed_(seed), split_(split) {
   if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("jsonl: " + wrong);
   const Found found = find(config, split);
-  Lines read = data::read(config, use && use->columns, skip, found.files);
+  Lines read = data::read(config, use, skip, found.files);
   std::vector<Line>& lines = read.lines;
   if (found.shared) keep_split(lines, found.validation, found.test, split, found.told);
+  if (use && use->chat) render(read, use->chat, skip, found.files);
   skipped_ = read.skipped;
   first_skipped_ = read.first_skipped;
   std::vector<int64_t> counts(found.files.size());

@@ -22,6 +22,7 @@ struct JsonlConfig {
   std::string prompt_key = "prompt";
   std::string completion_key = "completion";
   std::string answer_key = "answer";
+  std::string chat_template = "default";
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -45,6 +46,10 @@ struct JsonlConfig {
     v("prompt_key", prompt_key, "Key of the prompt, a string; required in each object without a conversation.");
     v("completion_key", completion_key, "Key of the completion, a string; may be missing where there is an answer.");
     v("answer_key", answer_key, "Key of the answer that rewards compare with, a string or an integer; may be missing.");
+    v("chat_template", chat_template,
+      "What conversations are rendered by. default: the template in the folder of tokenizer.pretrained, or plain lines "
+      "where it "
+      "has none; none: plain lines; else a file of Jinja, or the name of one of the folder's several (docs/data.md).");
   }
   HeldOutKeys validation() const { return {"validation", validation_path, validation_fraction}; }
   HeldOutKeys test() const { return {"test", test_path, test_fraction}; }
@@ -55,14 +60,15 @@ struct JsonlConfig {
 // A prompt to be completed, and where it was read: FILE:LINE.
 struct Prompt {
   std::string where, text;
-  std::string columns = {};  // the JSON object that it was read from; empty where there is none
+  std::string columns = {};        // the JSON object that it was read from; empty where there is none
+  Conversation conversation = {};  // with `messages`: in place of text
 };
 
 // The prompts of a file: .jsonl with an object a line whose "prompt" is a string (other keys are left alone), .txt with a prompt a
-// line. "-" is standard input, of objects where its first line begins with {, else of lines. Empty lines are passed over; an end of
+// line. messages: an object may have a conversation in place of the prompt. "-" is standard input, of objects where its first line begins with {, else of lines. Empty lines are passed over; an end of
 // line may be \r\n, and a byte order mark is no part of the first. Throws std::runtime_error with file and line: a file that cannot
 // be read, of another suffix, without a prompt, or malformed.
-std::vector<Prompt> read_prompts(const std::string& path);
+std::vector<Prompt> read_prompts(const std::string& path, bool messages = false);
 
 // The files (csrc/data/jsonl_files.h) are read and checked at once and kept in memory.
 // Training: each epoch is a permutation of the split, fixed by (seed, epoch). Validation and test: the order

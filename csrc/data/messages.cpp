@@ -1,5 +1,7 @@
 #include "csrc/data/messages.h"
 
+#include <utility>
+
 namespace isentrope::data {
 
 Example render(const std::vector<Message>& messages) {
@@ -23,6 +25,15 @@ Example render(const std::vector<Message>& messages) {
   if (!example.turns.empty()) example.turns.push_back({.text = text, .learnt = false});
   if (answered) example.completion = messages.back().content;
   return example;
+}
+
+void apply(Rendering rendering, Example& example) {
+  example.templated = true;
+  example.prompt.clear();
+  for (const Turn& turn : rendering.turns) example.prompt += turn.text;
+  example.turns = rendering.turns.size() > 1 ? std::move(rendering.turns) : std::vector<Turn>{};
+  example.completion = std::move(rendering.completion);
+  example.end = std::move(rendering.end);
 }
 
 }  // namespace isentrope::data

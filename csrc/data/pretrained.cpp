@@ -1,5 +1,6 @@
 #include "csrc/data/pretrained.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -16,6 +17,8 @@ using Json = nlohmann::json;
 
 constexpr const char* kTokenizer = "tokenizer.json";
 constexpr const char* kConfig = "tokenizer_config.json";
+constexpr const char* kGeneration = "generation_config.json";
+constexpr const char* kTemplates = "additional_chat_templates";  // a folder of them
 // What is kept of a folder beside tokenizer.json, where it is there.
 constexpr const char* kFiles[] = {kConfig,      "special_tokens_map.json", "added_tokens.json", "vocab.json",
                                   "merges.txt", "chat_template.jinja",     "chat_template.json"};
@@ -43,7 +46,8 @@ std::string token_name(const std::string& file, const Json& json, const char* ke
 // What tells whether a folder has changed.
 std::string state_of(const std::string& folder) {
   std::string state = fs::absolute(folder).string();
-  for (const char* name : {kTokenizer, kConfig, "special_tokens_map.json", "generation_config.json", "config.json"}) {
+  for (const char* name : {kTokenizer, kConfig, "special_tokens_map.json", kGeneration, "config.json",
+                           "chat_template.jinja", kTemplates}) {
     std::error_code error;
     const fs::path file = fs::path(folder) / name;
     const auto size = fs::file_size(file, error);
@@ -75,6 +79,7 @@ Pretrained::Pretrained(const std::string& folder) {
   files_[kTokenizer] = read_whole(folder + "/" + kTokenizer);
   for (const char* name : kFiles)
     if (fs::exists(folder + "/" + name)) files_[name] = read_whole(folder + "/" + name);
+  read_chat_templates(folder);
   try {
     bpe_ = std::make_unique<Bpe>(files_[kTokenizer]);
   } catch (const std::exception& error) {
@@ -88,10 +93,14 @@ Pretrained::Pretrained(const std::string& folder) {
          "nothing names the token that ends a sequence: neither eos_token in tokenizer_config.json or "
          "special_tokens_map.json nor eos_token_id in generation_config.json or config.json");
   pad_ = named(folder, "pad_token", eos_);
+  ends_ = {eos_};
+  for (const int64_t id : ids_of(folder + "/" + kGeneration, "eos_token_id"))
+    if (std::find(ends_.begin(), ends_.end(), id) == ends_.end()) ends_.push_back(id);
   Hash hash;
   hash.add(files_[kTokenizer]);
   hash.add(static_cast<uint64_t>(eos_));
   hash.add(static_cast<uint64_t>(pad_));
+  for (size_t i = 1; i < ends_.size(); ++i) hash.add(static_cast<uint64_t>(ends_[i]));
   digest_ = hash.value;
 }
 
@@ -106,20 +115,40 @@ int64_t Pretrained::named(const std::string& folder, const char* name, int64_t o
     if (id < 0) fail(path, std::string(name) + " is \"" + excerpt(token) + "\", which tokenizer.json does not have");
     return id;
   }
-  const std::string key = std::string(name) + "_id";
-  for (const char* file : {"generation_config.json", "config.json"}) {
-    const std::string path = folder + "/" + file;
-    if (!fs::exists(path)) continue;
-    const Json json = object_of(path, read_whole(path));
-    Json id = json.value(key, Json());
-    if (id.is_array() && !id.empty()) id = Json(id[0]);
-    if (id.is_null()) continue;
-    if (!id.is_number_integer() || id < 0 || id >= bpe_->size() || bpe_->name(id.get<int64_t>()).empty())
-      fail(path, key + " is " + excerpt(json[key].dump()) + ", which tokenizer.json does not have; it has ids 0 … " +
-                     std::to_string(bpe_->size() - 1));
-    return id.get<int64_t>();
-  }
+  for (const char* file : {kGeneration, "config.json"})
+    if (const auto ids = ids_of(folder + "/" + file, std::string(name) + "_id"); !ids.empty()) return ids[0];
   return otherwise;
+}
+
+// The ids of one number or a list of them; none where there is no such file or key.
+std::vector<int64_t> Pretrained::ids_of(const std::string& file, const std::string& key) const {
+  if (!fs::exists(file)) return {};
+  const Json json = object_of(file, read_whole(file));
+  const Json value = json.value(key, Json());
+  std::vector<int64_t> ids;
+  for (const Json& id : value.is_array() ? value : value.is_null() ? Json::array() : Json::array({value})) {
+    if (!id.is_number_integer() || id < 0 || id >= bpe_->size() || bpe_->name(id.get<int64_t>()).empty())
+      fail(file, key + " is " + excerpt(value.dump()) + (value.is_array() ? ", of which " + excerpt(id.dump()) : "") +
+                     (value.is_array() ? " is none that tokenizer.json has" : ", which tokenizer.json does not have") +
+                     "; it has ids 0 … " + std::to_string(bpe_->size() - 1));
+    ids.push_back(id.get<int64_t>());
+  }
+  return ids;
+}
+
+void Pretrained::read_chat_templates(const std::string& folder) {
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator(folder + "/" + kTemplates, none))
+    if (entry.path().extension() == ".jinja" && entry.is_regular_file())
+      files_[std::string(kTemplates) + "/" + entry.path().filename().string()] = read_whole(entry.path());
+}
+
+bool Pretrained::has_chat_template() const {
+  const auto next = files_.lower_bound(std::string(kTemplates) + "/");
+  if (files_.contains("chat_template.jinja") || (next != files_.end() && next->first.starts_with(kTemplates)))
+    return true;
+  const auto config = files_.find(kConfig);
+  return config != files_.end() && !object_of(config->first, config->second).value("chat_template", Json()).is_null();
 }
 
 // transformers adds to the vocabulary what tokenizer_config.json names beyond it; here both have to say the same.
@@ -139,7 +168,10 @@ void Pretrained::check_added(const std::string& folder) const {
 }
 
 void Pretrained::save(const std::string& folder) const {
-  for (const auto& [name, content] : files_) write_durably(folder + "/" + name, content);
+  for (const auto& [name, content] : files_) {
+    fs::create_directories(fs::path(folder + "/" + name).parent_path());
+    write_durably(folder + "/" + name, content);
+  }
   if (files_.contains(kConfig)) return;
   const Json config{{"tokenizer_class", "PreTrainedTokenizerFast"},
                     {"eos_token", bpe_->name(eos_)},

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "csrc/data/bpe.h"
 
@@ -21,19 +22,25 @@ class Pretrained {
   // generation_config.json, else of config.json; of a list the first. Padding likewise, by pad_token; where nothing names it, it is
   // the end of sequence.
   int64_t eos_id() const { return eos_; }
+  // The end of sequence, then each eos_token_id of generation_config.json, at which transformers stops too.
+  const std::vector<int64_t>& end_ids() const { return ends_; }
   int64_t pad_id() const { return pad_; }
-  uint64_t digest() const { return digest_; }  // of tokenizer.json and the two ids
+  bool has_chat_template() const;              // python/isentrope/chat_template.py says where one may stand
+  uint64_t digest() const { return digest_; }  // of tokenizer.json and the ids
 
   // Writes the files as they were read, byte by byte; where there was no tokenizer_config.json, one that names eos and pad.
   void save(const std::string& folder) const;
 
  private:
+  void read_chat_templates(const std::string& folder);
+  std::vector<int64_t> ids_of(const std::string& file, const std::string& key) const;
   int64_t named(const std::string& folder, const char* name, int64_t otherwise) const;
   void check_added(const std::string& folder) const;
 
   std::map<std::string, std::string> files_;  // name → content
   std::unique_ptr<Bpe> bpe_;
   int64_t eos_ = 0, pad_ = 0;
+  std::vector<int64_t> ends_;
   uint64_t digest_ = 0;
 };
 

@@ -14,7 +14,8 @@ struct Sequence {
   int64_t prompt = 0;        // tokens before the completion
 };
 
-// What a completion follows: the prompt, or the turns of a conversation, each that is learnt with its end of sequence.
+// Its parts are encoded one by one: no token holds a part of two. What a completion follows: the prompt, or the turns of a
+// conversation, each that is learnt with its end of sequence.
 // Both throw std::invalid_argument as Tokenizer::encode.
 std::vector<int64_t> prompt_ids(const Example& example, const Tokenizer& tokenizer);
 // Prompt, completion, and the end of sequence where the completion does not end with it.

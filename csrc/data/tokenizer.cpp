@@ -120,6 +120,7 @@ Tokenizer::Tokenizer(const TokenizerConfig& config) : config_(config) {
     pretrained_ = Pretrained::open(config.pretrained);
     eos_id_ = pretrained_->eos_id();
     pad_id_ = pretrained_->pad_id();
+    end_ids_ = pretrained_->end_ids();
     return;
   }
   tokens_.push_back(kPad);
@@ -134,6 +135,7 @@ Tokenizer::Tokenizer(const TokenizerConfig& config) : config_(config) {
     }
   }
   eos_id_ = config.eos.empty() ? size() - 1 : ids_.at(config.eos);
+  end_ids_ = {eos_id_};
 }
 
 int64_t Tokenizer::size() const { return pretrained_ ? pretrained_->bpe().size() : std::ssize(tokens_); }
@@ -141,6 +143,10 @@ int64_t Tokenizer::size() const { return pretrained_ ? pretrained_->bpe().size()
 const std::string& Tokenizer::eos() const {
   return pretrained_ ? pretrained_->bpe().name(eos_id_) : tokens_[static_cast<size_t>(eos_id_)];
 }
+
+bool Tokenizer::ends(int64_t id) const { return std::find(end_ids_.begin(), end_ids_.end(), id) != end_ids_.end(); }
+
+bool Tokenizer::has_chat_template() const { return pretrained_ && pretrained_->has_chat_template(); }
 
 uint64_t Tokenizer::digest() const { return pretrained_ ? pretrained_->digest() : 0; }
 
@@ -151,6 +157,10 @@ std::vector<int64_t> Tokenizer::encode_prompt(std::string_view text) const {
   const bool there = ids.size() >= before.size() && std::equal(before.begin(), before.end(), ids.begin());
   if (!there) ids.insert(ids.begin(), before.begin(), before.end());
   return ids;
+}
+
+std::vector<int64_t> Tokenizer::encode_behind(int64_t last, std::string_view text) const {
+  return pretrained_ ? pretrained_->bpe().encode(text, /*behind_text=*/!pretrained_->bpe().added(last)) : encode(text);
 }
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text) const {

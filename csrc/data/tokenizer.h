@@ -55,6 +55,9 @@ class Tokenizer {
   // encode() behind the tokens that begin a sequence (such as <s>), where the tokenizer has such and the text does not begin
   // with them.
   std::vector<int64_t> encode_prompt(std::string_view text) const;
+  // encode() of text that goes on behind the token `last`: where that is of text too, what the tokenizer puts before a text (as ▁)
+  // is not there.
+  std::vector<int64_t> encode_behind(int64_t last, std::string_view text) const;
   // Padding is left out, but for kind pretrained, where it may be the end of sequence, which is not. Throws
   // std::invalid_argument for an id outside 0 … size() − 1.
   std::string decode(const std::vector<int64_t>& ids) const;
@@ -64,8 +67,13 @@ class Tokenizer {
   int64_t size() const;  // V, padding included
   int64_t pad_id() const { return pad_id_; }
   int64_t eos_id() const { return eos_id_; }
+  // The tokens that end a sequence when they are drawn: eos_id(), then what else the folder of a pretrained one names.
+  const std::vector<int64_t>& end_ids() const { return end_ids_; }
+  bool ends(int64_t id) const;
   const std::string& eos() const;
   std::string kind() const { return config_.kind_of(); }
+  // Whether the folder of a pretrained one has a chat template.
+  bool has_chat_template() const;
   // Changes with what encode() gives: of kind pretrained.
   uint64_t digest() const;
   const TokenizerConfig& config() const { return config_; }
@@ -91,6 +99,7 @@ class Tokenizer {
   std::unordered_map<std::string, int64_t> ids_;  // character → id; kind characters
   std::array<int64_t, 128> ascii_{};              // the same of single bytes; 0: not there
   int64_t eos_id_ = 0, pad_id_ = 0;
+  std::vector<int64_t> end_ids_;
   std::shared_ptr<const Pretrained> pretrained_;  // of kind pretrained, whose tokens the vectors above do not hold
 };
 

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <unordered_map>
 #include <vector>
 
 #include "csrc/data/unicode_canonical.h"
+#include "csrc/data/unicode_case.h"
+#include "csrc/data/unicode_compatibility.h"
 
 namespace isentrope::data {
 namespace {
@@ -17,6 +20,7 @@ constexpr uint32_t kEnd = 0x30000;  // no character beyond has a decomposition o
 struct Tables {
   std::unordered_map<uint32_t, std::pair<uint32_t, uint32_t>> parts;
   std::unordered_map<uint64_t, uint32_t> whole;
+  std::unordered_map<uint32_t, std::vector<uint32_t>> compatible;  // down to the last parts
   std::vector<uint8_t> combining = std::vector<uint8_t>(kEnd);
   std::vector<bool> stays = std::vector<bool>(kEnd, true);  // in any text of characters that stay
 
@@ -35,6 +39,10 @@ struct Tables {
         combining[c] = static_cast<uint8_t>(range.value);
         stays[c] = false;
       }
+    for (const CompatibleRange& range : kCompatible)
+      for (uint32_t c = range.first; c <= range.last; ++c) compatible[c] = {range.becomes + (c - range.first)};
+    for (const uint32_t* next = kCompatibleParts; next != std::end(kCompatibleParts); next += 2 + next[1])
+      compatible[next[0]].assign(next + 2, next + 2 + next[1]);
     for (uint32_t v = 0; v < kVs; ++v) stays[kV + v] = false;
     for (uint32_t t = 1; t < kTs; ++t) stays[kT + t] = false;
   }
@@ -52,6 +60,12 @@ struct Tables {
     if (found == parts.end()) return out.push_back(c);
     take_apart(found->second.first, out);
     if (found->second.second) take_apart(found->second.second, out);
+  }
+
+  void take_apart(uint32_t c, bool compatibly, std::vector<uint32_t>& out) const {
+    const auto found = compatibly ? compatible.find(c) : compatible.end();
+    if (found == compatible.end()) return take_apart(c, out);
+    out.insert(out.end(), found->second.begin(), found->second.end());
   }
 
   // 0 where the two make none.
@@ -85,8 +99,8 @@ void append(std::string& out, uint32_t c) {
   for (int i = more - 1; i >= 0; --i) out += static_cast<char>(0x80 | (c >> (6 * i) & 0x3F));
 }
 
-// Marks in the order of their classes, then from left to right with the last letter where they make one.
-void order_and_compose(const Tables& tables, std::vector<uint32_t>& c) {
+// Marks in the order of their classes.
+void order(const Tables& tables, std::vector<uint32_t>& c) {
   for (size_t i = 0; i < c.size();) {
     size_t end = i;
     while (end < c.size() && tables.class_of(c[end]) > 0) ++end;
@@ -94,6 +108,10 @@ void order_and_compose(const Tables& tables, std::vector<uint32_t>& c) {
                      [&](uint32_t a, uint32_t b) { return tables.class_of(a) < tables.class_of(b); });
     i = end + 1;
   }
+}
+
+// From left to right, marks with the last letter where they make one.
+void compose(const Tables& tables, std::vector<uint32_t>& c) {
   size_t kept = 0, starter = 0;
   bool started = false;
   uint32_t last = 0;  // class of the last character that was kept behind the starter
@@ -112,27 +130,63 @@ void order_and_compose(const Tables& tables, std::vector<uint32_t>& c) {
   c.resize(kept);
 }
 
-}  // namespace
+bool is_ascii(std::string_view text) {
+  return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+}
 
-bool compose(std::string_view text, std::string& out) {
-  static const Tables tables;
-  bool stays = true;
-  for (size_t at = 0; at < text.size() && stays;) {
+// Whether all characters are in normal form C whatever stands beside them.
+bool stays(const Tables& tables, std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
     if (static_cast<unsigned char>(text[at]) < 0xCC) {  // below U+0300
       ++at;
       continue;
     }
     const uint32_t c = next(text, at);
-    stays = c >= kEnd || tables.stays[c];
+    if (c < kEnd && !tables.stays[c]) return false;
   }
-  if (stays) return false;
+  return true;
+}
+
+// The range that c may be in: the last that does not begin behind it.
+template <class Range, size_t n>
+const Range* range_of(const Range (&ranges)[n], uint32_t c) {
+  const Range* behind =
+      std::upper_bound(ranges, ranges + n, c, [](uint32_t wanted, const Range& range) { return wanted < range.first; });
+  return behind == ranges || c > behind[-1].last ? nullptr : behind - 1;
+}
+
+}  // namespace
+
+bool normalize(std::string_view text, NormalForm form, std::string& out) {
+  static const Tables tables;
+  if (form == NormalForm::kC ? stays(tables, text) : is_ascii(text)) return false;
+  const bool compatibly = form == NormalForm::kKC || form == NormalForm::kKD;
   std::vector<uint32_t> characters;
   characters.reserve(text.size());
-  for (size_t at = 0; at < text.size();) tables.take_apart(next(text, at), characters);
-  order_and_compose(tables, characters);
+  for (size_t at = 0; at < text.size();) tables.take_apart(next(text, at), compatibly, characters);
+  order(tables, characters);
+  if (form == NormalForm::kC || form == NormalForm::kKC) compose(tables, characters);
   out.clear();
   for (const uint32_t c : characters) append(out, c);
   return true;
+}
+
+void lower(std::string_view text, std::string& out) {
+  constexpr uint32_t kDottedI = 0x130, kDotAbove = 0x307;
+  out.clear();
+  for (size_t at = 0; at < text.size();) {
+    const uint32_t c = next(text, at);
+    const CaseRange* range = range_of(kLowerCase, c);
+    const bool changes = range && (c - range->first) % range->step == 0;
+    append(out, c == kDottedI ? 'i' : changes ? range->becomes + (c - range->first) : c);
+    if (c == kDottedI) append(out, kDotAbove);
+  }
+}
+
+void strip_marks(std::string_view text, std::string& out) {
+  out.clear();
+  for (size_t at = 0; at < text.size();)
+    if (const uint32_t c = next(text, at); !range_of(kMarks, c)) append(out, c);
 }
 
 }  // namespace isentrope::data

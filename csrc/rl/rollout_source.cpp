@@ -218,7 +218,7 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
   drawn.samples = samples_of(drawn.examples);
   RolloutCounts counts;
   drawn.completions =
-      rollout(model_, drawn.prompts, drawn.samples, config_.sampling, {tokenizer_.eos_id()},
+      rollout(model_, drawn.prompts, drawn.samples, config_.sampling, tokenizer_.end_ids(),
               {.seed = seed_, .step = step, .first_prompt = drawn.first}, config_.cache, branching, &counts);
   pending_.taken += config_.prompts;
 

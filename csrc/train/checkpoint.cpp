@@ -120,13 +120,13 @@ void write_folder(const std::string& dir, const CheckpointState& state, const mo
   write_durably(dir + "/config.json", model_config_json(decoder->config(), tokenizer));
   // As `isentrope sample` draws: from all tokens, where transformers takes the 50 likeliest unless told otherwise.
   const ordered_json generation{{"bos_token_id", nullptr},
-                                {"eos_token_id", tokenizer.eos_id()},
+                                {"eos_token_id", ids_of(tokenizer.end_ids())},
                                 {"pad_token_id", tokenizer.pad_id()},
                                 {"do_sample", true},
                                 {"top_k", 0}};
   write_durably(dir + "/generation_config.json", generation.dump(2) + "\n");
   tokenizer.save(dir);
-  for (const auto& entry : fs::directory_iterator(dir)) sync_file(entry.path());
+  for (const auto& entry : fs::recursive_directory_iterator(dir)) sync_file(entry.path());
 
   NamedTensors tensors;
   for (const auto& [name, tensor] : state.optimizer) tensors.emplace_back("optimizer/" + name, tensor);
@@ -151,7 +151,8 @@ void write_folder(const std::string& dir, const CheckpointState& state, const mo
   write_durably(dir + "/config.yaml", print_config(config));
   sync_folder(dir);
   std::map<std::string, std::string> found;
-  for (const auto& entry : fs::directory_iterator(dir)) found[entry.path().filename()] = digest_of(entry.path());
+  for (const auto& entry : fs::recursive_directory_iterator(dir))
+    if (entry.is_regular_file()) found[entry.path().lexically_relative(dir)] = digest_of(entry.path());
   std::string done;
   for (const auto& [name, digest] : found) done += digest + "  " + name + "\n";
   write_durably(dir + "/" + kDone, done);

@@ -10,6 +10,7 @@
 #include "csrc/data/sequence.h"
 #include "csrc/message.h"
 #include "csrc/model/page_table.h"
+#include "csrc/train/chat_template.h"
 #include "csrc/train/evaluation.h"
 #include "csrc/train/machine_memory.h"
 #include "csrc/train/plan.h"
@@ -151,7 +152,8 @@ data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data
                 .context = config.model.max_position_embeddings,
                 .learnt = !phase.rollout.has_value(),
                 .truncation = phase.data.truncation,
-                .columns = rl::reads_columns(phase.reward)};
+                .columns = rl::reads_columns(phase.reward),
+                .chat = renderer_of(phase.data, tokenizer)};
   if (phase.rollout)
     use.also = [rewards = phase.reward, stop = tokenizer.eos()](const data::Example& example) {
       for (const rl::RewardConfig& reward : rewards)

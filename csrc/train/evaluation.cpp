@@ -7,6 +7,7 @@
 #include "csrc/data/text_stream.h"
 #include "csrc/rl/pass_at.h"
 #include "csrc/rl/prompt.h"
+#include "csrc/train/chat_template.h"
 
 namespace isentrope::train {
 namespace {
@@ -29,7 +30,7 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
   for (const data::Example& example : examples)
     prompts.push_back(rl::encode_prompt(example, tokenizer, model->config().max_position_embeddings));
   const auto completions =
-      rl::rollout(model, prompts, samples, sampling, {tokenizer.eos_id()}, {.evaluation = true}, cache);
+      rl::rollout(model, prompts, samples, sampling, tokenizer.end_ids(), {.evaluation = true}, cache);
 
   Answers answers;
   std::vector<std::string> prompt_text;
@@ -178,7 +179,8 @@ HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<r
                             if (loss_rows_ > 0 && !example.completion.empty()) data::fits(example, learnt_);
                             return rl::example_problem(judge, example, tokenizer.eos());
                           },
-                      .columns = rl::reads_columns({judge})};
+                      .columns = rl::reads_columns({judge}),
+                      .chat = renderer_of(data, tokenizer)};
   if (!data.tint) {
     parts_.push_back({"", data::make_source(data, /*seed=*/0, split, &use)});
     return;

@@ -1,8 +1,10 @@
 // A file that holds one JSON object, and its fields; what is wrong is told with the file and the key.
 #pragma once
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "csrc/durable_file.h"
 
@@ -21,6 +23,11 @@ T json_field(const std::string& file, const nlohmann::json& object, const char* 
   } catch (const nlohmann::json::exception&) {
     throw std::runtime_error(file + ": '" + key + "' is missing or of another type");
   }
+}
+
+// As files of models write the ids of tokens: a number, or a list of several.
+inline nlohmann::json ids_of(const std::vector<int64_t>& ids) {
+  return ids.size() == 1 ? nlohmann::json(ids[0]) : nlohmann::json(ids);
 }
 
 }  // namespace isentrope::train

@@ -251,7 +251,7 @@ std::string model_config_json(const model::DecoderConfig& c, const data::Tokeniz
       {"dtype", "float32"},
       {"torch_dtype", "float32"},
       {"bos_token_id", nullptr},
-      {"eos_token_id", tokenizer.eos_id()},
+      {"eos_token_id", ids_of(tokenizer.end_ids())},
       {"pad_token_id", tokenizer.pad_id()},
       {"isentrope_version", ISENTROPE_VERSION}};
   if (family.biases == Biases::kKey) object["attention_bias"] = c.attention.bias == "all";

@@ -4,8 +4,10 @@
 #include <nlohmann/json.hpp>
 
 #include "csrc/data/jsonl.h"
+#include "csrc/data/messages.h"
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/chat_template.h"
 #include "csrc/train/checkpoint.h"
 #include "csrc/train/commands.h"
 #include "csrc/train/completions.h"
@@ -19,11 +21,44 @@ namespace {
 // megabytes, so that any number of prompts can be completed.
 constexpr int64_t kTogether = 1024;
 
-// Throws what is wrong with a prompt, with the place that it came from.
-std::vector<int64_t> encoded(const data::Prompt& prompt, const data::Tokenizer& tokenizer, int64_t context) {
+// The conversation of a prompt, behind the system's message.
+data::Conversation conversation_of(const data::Prompt& prompt, const std::string& system) {
+  using Json = nlohmann::json;
+  Json object = prompt.conversation.empty()
+                    ? Json{{"messages", {{{"role", "user"}, {"content", valid_utf8(prompt.text)}}}}}
+                    : Json::parse(prompt.conversation);
+  Json& messages = object["messages"];
+  if (!system.empty() && messages[0]["role"] != "system")
+    messages.insert(messages.begin(), Json{{"role", "system"}, {"content", valid_utf8(system)}});
+  return object.dump();
+}
+
+// Puts what the model's template makes of the prompts in their place.
+void render(std::vector<data::Prompt>& prompts, const std::string& system, const std::string& checkpoint,
+            const data::Tokenizer& tokenizer) {
+  const data::Renderer chat = chat_template_of("default", tokenizer, "--chat");
+  if (!chat)
+    throw std::runtime_error(
+        "--chat: " + checkpoint +
+        " has no chat template, neither chat_template.jinja nor chat_template in tokenizer_config.json; "
+        "leave --chat out, and write the prompt as the model was trained on it");
+  std::vector<data::Conversation> conversations;
+  for (const data::Prompt& prompt : prompts) conversations.push_back(conversation_of(prompt, system));
+  std::vector<data::Rendering> renderings = chat(conversations);
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    if (!renderings[i].problem.empty()) throw std::runtime_error(prompts[i].where + ": " + renderings[i].problem);
+    data::Example example;
+    data::apply(std::move(renderings[i]), example);
+    prompts[i].text = example.prompt;
+  }
+}
+
+// Throws what is wrong with a prompt, with the place that it came from. templated: a chat template wrote its special tokens.
+std::vector<int64_t> encoded(const data::Prompt& prompt, bool templated, const data::Tokenizer& tokenizer,
+                             int64_t context) {
   std::vector<int64_t> tokens;
   try {
-    tokens = tokenizer.encode_prompt(prompt.text);
+    tokens = templated ? tokenizer.encode(prompt.text) : tokenizer.encode_prompt(prompt.text);
   } catch (const std::invalid_argument& error) {
     throw std::runtime_error(prompt.where + ": the prompt " + isentrope::quoted(prompt.text) + ": " + error.what());
   }
@@ -77,10 +112,11 @@ int sample_command(const std::string& path, const SampleOptions& options) {
   std::vector<data::Prompt> prompts;
   for (const std::string& text : options.prompts) prompts.push_back({"--prompt", text});
   if (!options.file.empty())
-    for (data::Prompt& prompt : data::read_prompts(options.file)) prompts.push_back(std::move(prompt));
+    for (data::Prompt& prompt : data::read_prompts(options.file, options.chat)) prompts.push_back(std::move(prompt));
+  if (options.chat) render(prompts, options.system, checkpoint, tokenizer);
   std::vector<std::vector<int64_t>> tokens;
   for (const data::Prompt& prompt : prompts)
-    tokens.push_back(encoded(prompt, tokenizer, decoder->config().max_position_embeddings));
+    tokens.push_back(encoded(prompt, options.chat, tokenizer, decoder->config().max_position_embeddings));
 
   const auto rewards = load_rewards(options.rewards);
   const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
@@ -89,7 +125,7 @@ int sample_command(const std::string& path, const SampleOptions& options) {
     const std::vector<std::vector<int64_t>> part(tokens.begin() + first,
                                                  tokens.begin() + std::min(first + some, count));
     std::string text;
-    const auto completions = rl::rollout(decoder, part, options.samples, sampling, {tokenizer.eos_id()},
+    const auto completions = rl::rollout(decoder, part, options.samples, sampling, tokenizer.end_ids(),
                                          {.seed = options.seed, .first_prompt = first});
     const auto scores = scores_of(rewards, completions, prompts, first, tokenizer);
     for (size_t i = 0; i < completions.size(); ++i) {
@@ -101,7 +137,8 @@ int sample_command(const std::string& path, const SampleOptions& options) {
         text += line_of(line) + "\n";
         continue;
       }
-      text += prompts[group].text + tokenizer.decode(completion.tokens);
+      text += options.chat ? rl::answer_of(completion.tokens, completion.stopped, tokenizer).text
+                           : prompts[group].text + tokenizer.decode(completion.tokens);
       if (!completion.stopped) text += "  [cut at the length limit]";
       for (const auto& [name, score] : scores[i]) text += "  [" + name + " " + shown(score) + "]";
       text += "\n";

@@ -158,24 +158,26 @@ class ChatTemplate:
             raise ChatTemplateError(f"{place}, line {error.lineno}: {error.message}") from None
 
     @classmethod
-    def of(cls, folder: str | os.PathLike[str], template: str | None = None, tools: bool = False) -> ChatTemplate:
+    def of(cls, folder: str | os.PathLike[str] | None, template: str | None = None, tools: bool = False) -> ChatTemplate:
         """The template of a model's folder.
 
         Args:
-            folder: of the tokenizer.
+            folder: of the tokenizer; None for one without a folder, and then the template is a file.
             template: a file that holds one, or the name of one of the folder's; None for the folder's own: of several, tool_use where
                 there are tools, else default.
 
         Raises:
             ChatTemplateError: there is none, or it is none of Jinja.
         """
-        root = Path(folder)
-        special = special_tokens(root)
+        root = None if folder is None else Path(folder)
+        special = special_tokens(root) if root else {}
         if template is not None and (template.endswith(".jinja") or os.sep in template or Path(template).is_file()):
             try:
                 return cls(Path(template).read_text(encoding="utf-8"), template, special)
             except (OSError, UnicodeDecodeError) as error:
                 raise ChatTemplateError(f"the chat template {template} cannot be read: {error}") from None
+        if root is None:
+            raise ChatTemplateError(f"there is no file {template}, and the tokenizer has no folder with templates")
         there = templates_of(root)
         if not there:
             raise ChatTemplateError(f"{root} has no chat template: neither {FILE} nor chat_template in {CONFIG}")
