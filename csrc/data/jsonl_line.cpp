@@ -160,15 +160,13 @@ Example text_of(const JsonlConfig& config, const Json& object, Conversation* con
   const auto list = object.find(config.messages_key);
   const bool has_messages = list != object.end() && !list->is_null();
   if (!has_messages) {
-    const auto prompt = object.find(config.prompt_key);
     if (conversation)
       if (auto example = templated_of(config, object, *conversation, where)) return *std::move(example);
-    if (prompt != object.end() && prompt->is_array())
-      throw std::runtime_error(
-          where + ": \"" + excerpt(config.prompt_key) +
-          "\" is a list of messages, which takes a chat template, and there is none here; write them "
-          "under \"" +
-          excerpt(config.messages_key) + "\", or name a template (data.jsonl.chat_template)");
+    if (const auto prompts = object.find(config.prompt_key); prompts != object.end() && prompts->is_array())
+      throw std::runtime_error(where + ": \"" + excerpt(config.prompt_key) +
+                               "\" is a list of messages, which takes a chat template, and there is none here; write "
+                               "them under \"" +
+                               excerpt(config.messages_key) + "\", or name a template (data.jsonl.chat_template)");
     const std::string prompt = prompt_of(object, config.prompt_key, where);
     return {prompt, text_at(object, config.completion_key, false, where).value_or(""), ""};
   }

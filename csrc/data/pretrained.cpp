@@ -52,7 +52,8 @@ std::string state_of(const std::string& folder) {
     const fs::path file = fs::path(folder) / name;
     const auto size = fs::file_size(file, error);
     const auto time = fs::last_write_time(file, error);
-    state += "|" + std::to_string(error ? 0 : size) + "," + std::to_string(error ? 0 : time.time_since_epoch().count());
+    for (const int64_t number : {error ? 0 : static_cast<int64_t>(size), error ? 0 : time.time_since_epoch().count()})
+      state.append("|").append(std::to_string(number));
   }
   return state;
 }

@@ -5,8 +5,9 @@
 
 namespace isentrope::data {
 
+// The characters first, first + step, … last: the first becomes `becomes`, the others what lies as far from it as they from first.
 struct CaseRange {
-  uint32_t first, last, becomes, step;  // first, first + step, … last; first becomes this, the others what lies as far from it
+  uint32_t first, last, becomes, step;
 };
 struct MarkRange {
   uint32_t first, last;

@@ -47,6 +47,7 @@ void bind_tokenizer(py::module_& m) {
       .def("save", &Tokenizer::save)
       .def_property_readonly("size", &Tokenizer::size)
       .def_property_readonly("eos_id", &Tokenizer::eos_id)
+      .def_property_readonly("end_ids", &Tokenizer::end_ids)
       .def_property_readonly("pad_id", &Tokenizer::pad_id)
       .def_property_readonly("kind", &Tokenizer::kind);
   py::class_<Stream>(m, "TextStream")

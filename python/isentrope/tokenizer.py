@@ -96,6 +96,11 @@ class Tokenizer:
         return self._tokenizer.eos_id
 
     @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end a sequence: ``eos_id``, then what else the folder's generation_config.json names."""
+        return self._tokenizer.end_ids
+
+    @property
     def pad_id(self) -> int:
         return self._tokenizer.pad_id
 

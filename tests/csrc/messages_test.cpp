@@ -3,8 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -110,6 +113,83 @@ TEST_F(MessagesTest, WhatIsWrongIsNamed) {
   expect_all(error_of(R"({"messages": [)" + user + R"(, {"role": "assistant", "content": "x", "tool_calls": [1]}]})"),
              {"messages[1] has tool_calls"});
   expect_all(error_of(R"({"messages": [)" + user + R"(], "prompt": "p"})"), {"\"prompt\" stands beside \"messages\""});
+}
+
+// ---- by a chat template ----------------------------------------------------------------------------------------------
+
+// A renderer that gives the JSON that it was given as the prompt, and refuses what holds "bad".
+std::vector<Rendering> rendered(const std::vector<Conversation>& conversations) {
+  std::vector<Rendering> renderings;
+  for (const Conversation& one : conversations) {
+    if (one.find("bad") != std::string::npos)
+      renderings.push_back({.problem = "template.jinja, line 3: bad"});
+    else
+      renderings.push_back(
+          {.problem = "", .turns = {{one, false}, {"4|", true}, {" so ", false}}, .completion = "6", .end = "|"});
+  }
+  return renderings;
+}
+
+class TemplatedTest : public MessagesTest {
+ protected:
+  std::unique_ptr<Jsonl> source(const std::string& lines, bool skip = false, double held_out = 0,
+                                Split split = Split::train) const {
+    std::ofstream(path_, std::ios::binary) << lines;
+    const Use use{.tokenizer = &bytes_, .context = 1000, .learnt = true, .chat = rendered};
+    return std::make_unique<Jsonl>(JsonlConfig{.path = {path_}, .validation_fraction = held_out, .test_fraction = 0}, 1,
+                                   split, &use, skip);
+  }
+  const std::string user_ = R"({"role": "user", "content": "a"})", said_ = R"({"role": "assistant", "content": "b"})";
+};
+
+TEST_F(TemplatedTest, WhatTheTemplateWroteIsTheSequence) {
+  const auto examples = source(R"({"messages": [)" + user_ + "," + said_ + R"(], "tools": [1], "more": 2})" + "\n" +
+                               R"({"prompt": "p", "completion": "c"})" + "\n" + R"({"prompt": [)" + user_ +
+                               R"(], "completion": [)" + said_ + "]}\n");
+  std::vector<std::string> told;
+  for (const Example& example : examples->take(0, 3)) told.push_back(shown(example, bytes_));
+  std::sort(told.begin(), told.end());
+  EXPECT_EQ(told[0], "p[c■]") << "what is no conversation is as it was";
+  EXPECT_EQ(told[1],
+            R"({"learnt_from":1,"messages":[{"content":"a","role":"user"},{"content":"b","role":"assistant"}]})"
+            "[4|] so [6|■]");
+  EXPECT_EQ(told[2], R"({"messages":[{"content":"a","role":"user"},{"content":"b","role":"assistant"}],"tools":[1]})"
+                     "[4|] so [6|■]");
+}
+
+TEST_F(TemplatedTest, WhatTheTemplateRefusesIsALineOfTheFile) {
+  const std::string good = R"({"messages": [)" + user_ + "," + said_ + "]}\n";
+  const std::string bad = R"({"messages": [{"role": "bad", "content": "x"}], "answer": 1})"
+                          "\n";
+  expect_all(message([&] { source(good + bad); }), {".jsonl:2: template.jinja, line 3: bad"});
+  const auto skipped = source(good + bad, /*skip=*/true);
+  EXPECT_EQ(skipped->size(), 1);
+  EXPECT_EQ(skipped->skipped(), 1);
+  expect_all(skipped->notes().at(0), {".jsonl:2: template.jinja"});
+  expect_all(message([&] { source(R"({"messages": [5]})"); }), {":1", "messages[0] is a JSON number"});
+  expect_all(message([&] { source(R"({"messages": [{"content": "b"}]})"); }), {"messages[0].role is missing"});
+  expect_all(message([&] { source(R"({"messages": [)" + user_ + R"(], "prompt": "p"})"); }), {"stands beside"});
+  expect_all(message([&] { source(R"({"messages": [)" + user_ + "]}"); }), {"not an assistant's", "\"answer\""});
+  expect_all(error_of(R"({"prompt": [)" + user_ + R"(], "completion": "c"})"), {"takes a chat template"});
+}
+
+TEST_F(TemplatedTest, EqualPromptsAreOnOneSide) {
+  std::string lines;
+  for (int i = 0; i < 60; ++i)
+    for (const char* answer : {"x", "y"})
+      lines += R"({"messages": [{"role": "user", "content": ")" + std::to_string(i) +
+               R"("}, {"role": "assistant", "content": ")" + answer + "\"}]}\n";
+  std::set<std::string> prompts[2];
+  for (const Split split : {Split::train, Split::validation}) {
+    const auto part = source(lines, false, 0.3, split);
+    for (const Example& example : part->take(0, part->size())) {
+      const size_t second = example.prompt.find("},{");  // what the user says stands before it
+      prompts[split == Split::train ? 0 : 1].insert(example.prompt.substr(0, second));
+    }
+    EXPECT_EQ(part->size() % 2, 0);
+  }
+  for (const std::string& prompt : prompts[0]) EXPECT_FALSE(prompts[1].contains(prompt)) << prompt;
+  EXPECT_EQ(prompts[0].size() + prompts[1].size(), 60u);
 }
 
 }  // namespace

@@ -2,10 +2,14 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 from chat_folders import CHATML, KINDS, LLAMA3, MARKED, MISTRAL, write_folder, write_kind
+
+from test_train import binary
 
 import isentrope
 from isentrope import chat_template
@@ -178,8 +182,6 @@ def test_a_template_without_an_end_gives_none(tmp_path):
 
 
 def test_the_program_of_the_trainer(tmp_path):
-    import subprocess
-
     folder = write_kind(tmp_path, "chatml")
 
     def answers(header, *conversations):
@@ -192,3 +194,102 @@ def test_the_program_of_the_trainer(tmp_path):
     assert first["completion"] == TALK[3]["content"]
     assert "tokenizer_config.json: chat_template, line 3" in second["problem"]
     assert answers(header | {"template": "other"}, {"messages": TALK})[0]["fatal"].endswith("as ./mine.jinja")
+
+
+# ---- in the program ---------------------------------------------------------------------------------------------------
+
+RUN = """
+run: {dir: run, threads: 1}
+model: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 16, max_position_embeddings: 256}
+tokenizer: {pretrained: tokenizer}
+phases:
+  - {name: sft, steps: 1, objective: {kind: sft}, data: {jsonl: {path: talks.jsonl, validation_fraction: 0, test_fraction: 0}}, batch: {sequences: 1}, evaluation: {skip: true}}
+  - {name: grpo, steps: 1, objective: {kind: grpo}, data: {jsonl: {path: asked.jsonl, validation_fraction: 0, test_fraction: 0}}, rollout: {prompts: 1, num_generations: 2, max_new_tokens: 4}, reward: [{kind: exact}], evaluation: {skip: true}}
+test: {skip: true}
+"""  # noqa: E501
+
+
+def command(folder, *words, code=0, **environment):
+    told = subprocess.run([binary(), *map(str, words)], capture_output=True, text=True, timeout=300, cwd=folder, env=os.environ | environment)
+    assert told.returncode == code, told.stdout + told.stderr
+    return told.stdout if code == 0 else told.stderr
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "config.yaml").write_text(RUN)
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": SYSTEM + TALK}) + "\n")
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": TALK[:1], "answer": 4}) + "\n")
+    write_kind(tmp_path / "tokenizer", "chatml")
+    return tmp_path
+
+
+def test_a_run_learns_and_draws_by_the_template(place):
+    command(place, "train", "config.yaml", "--quiet")
+    first = json.loads((place / "run" / "metrics.jsonl").read_text().splitlines()[0])["run"]["phases"]
+    theirs = theirs_of(place / "tokenizer")
+    for phase, text in zip(first, (theirs.apply_chat_template(SYSTEM + TALK, tokenize=False),
+                                   theirs.apply_chat_template(TALK[:1], tokenize=False, add_generation_prompt=True))):  # fmt: skip
+        begun = "".join(phase["example"])
+        assert len(begun) > 20 and text.startswith(begun), phase
+    checkpoint = next((place / "run" / "checkpoints").glob("grpo-*"))
+    assert theirs_of(checkpoint).chat_template == theirs.chat_template
+    # Of the checkpoint: what a user says in the form of the template, and the answer alone.
+    words = ["sample", checkpoint, "--chat", "--prompt", "2+2=", "--max-new-tokens", "6", "--seed", "3"]
+    line = json.loads(command(place, *words, "--json").splitlines()[0])
+    assert line["prompt"] == theirs.apply_chat_template(TALK[:1], tokenize=False, add_generation_prompt=True)
+    assert command(place, *words) == line["completion"] + ("\n" if line["finished"] else "  [cut at the length limit]\n")
+    line = json.loads(command(place, *words, "--json", "--system", SYSTEM[0]["content"]).splitlines()[0])
+    assert line["prompt"] == theirs.apply_chat_template(SYSTEM + TALK[:1], tokenize=False, add_generation_prompt=True)
+    (place / "p.jsonl").write_text(json.dumps({"messages": TALK[:3]}) + "\n" + json.dumps({"prompt": "hi"}) + "\n")
+    told = [json.loads(line)["prompt"] for line in command(place, "sample", checkpoint, "--chat", "--prompts", "p.jsonl", "--json", "--max-new-tokens", "2").splitlines()]
+    for messages, prompt in zip((TALK[:3], [{"role": "user", "content": "hi"}]), told):
+        assert prompt == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_plain_lines_and_templates_of_ones_own(place):
+    command(place, "train", "config.yaml", "--quiet", "phases.grpo.data.jsonl.path=talks.jsonl", "phases.sft.data.jsonl.chat_template=none",
+            "phases.grpo.data.jsonl.chat_template=none")  # fmt: skip
+    phase = json.loads((place / "run" / "metrics.jsonl").read_text().splitlines()[0])["run"]["phases"][0]
+    assert "".join(phase["example"]).startswith("system: Be brief.\nuser: 2+2=")
+    (place / "mine.jinja").write_text("mine {% for m in messages %}{{ m.content }}{% endfor %}")
+    said = command(place, "train", "config.yaml", "run.dir=other", "phases.sft.data.jsonl.chat_template=mine.jinja", "--quiet", code=0)
+    phase = json.loads((place / "other" / "metrics.jsonl").read_text().splitlines()[0])["run"]["phases"][0]
+    assert said is not None and "".join(phase["example"]).startswith("mine Be brief.")
+
+
+@pytest.mark.parametrize("overrides, parts", [
+    (["phases.sft.data.jsonl.chat_template=nowhere.jinja"], ["data.jsonl.chat_template: the chat template nowhere.jinja cannot be read"]),
+    (["phases.sft.data.jsonl.chat_template=rag"], ["has no chat template rag; there are default"]),
+    (["phases.sft.data.jsonl.chat_template=broken.jinja"], ["broken.jinja, line 2: "]),
+    (["phases.sft.data.jsonl.chat_template=strict.jinja"], ["talks.jsonl:1: strict.jinja, line 1: no system"]),
+    (["phases.sft.data.jsonl.chat_template="], ["chat_template is empty"]),
+])  # fmt: skip
+def test_what_is_wrong_names_template_and_example(place, overrides, parts):
+    (place / "broken.jinja").write_text("a\n{% for %}")
+    (place / "strict.jinja").write_text("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}")
+    said = command(place, "train", "config.yaml", *overrides, code=1)
+    assert all(part in said for part in parts), said
+
+
+def test_where_there_is_no_python_it_is_told(place):
+    said = command(place, "plan", "config.yaml", code=1, ISENTROPE_PYTHON="/nowhere/python")
+    assert "data.jsonl.chat_template: /nowhere/python cannot be started" in said and "ISENTROPE_PYTHON" in said
+    bare = place / "bare"
+    bare.write_text(f"#!/bin/sh\nexec {os.path.realpath(sys.executable)} -S -I \"$@\"\n")
+    bare.chmod(0o755)
+    said = command(place, "plan", "config.yaml", code=1, ISENTROPE_PYTHON=str(bare))
+    assert "has no package isentrope" in said and "ISENTROPE_PYTHON" in said
+    command(place, "plan", "config.yaml", "phases.sft.data.jsonl.chat_template=none", "phases.grpo.data.jsonl={path: talks.jsonl, chat_template: none}",
+            ISENTROPE_PYTHON="/nowhere/python")  # fmt: skip
+
+
+def test_a_model_without_a_template_is_told(place):
+    write_folder(place / "tokenizer", None, eos_token="</s>")
+    command(place, "train", "config.yaml", "--quiet", "phases.grpo.data.jsonl.path=talks.jsonl")
+    checkpoint = next((place / "run" / "checkpoints").glob("sft-*"))
+    said = command(place, "sample", checkpoint, "--chat", "--prompt", "x", code=1)
+    assert "--chat" in said and "has no chat template" in said and "leave --chat out" in said
+    assert "--chat" in command(place, "sample", checkpoint, "--system", "x", "--prompt", "x", code=2)
+    said = command(place, "train", "config.yaml", "run.dir=other", code=1)
+    assert "asked.jsonl:1" in said and "takes a chat template" in said

@@ -214,11 +214,26 @@ def test_every_code_point_is_split_alike(folders, tmp_path):
             assert ours.encode(part) == other.encode(part).ids, (pattern, hex(ord(part[0])))
 
 
-def test_composed_text_is_that_of_the_package(tmp_path):
+NORMALIZERS = {
+    "NFC": normalizers.NFC(), "NFD": normalizers.NFD(), "NFKC": normalizers.NFKC(), "NFKD": normalizers.NFKD(),
+    "Lowercase": normalizers.Lowercase(), "StripAccents": normalizers.StripAccents(),
+    "all": normalizers.Sequence([normalizers.Strip(), normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(),
+                                 normalizers.Replace(" ", "▁"), normalizers.NFC(), normalizers.Prepend("▁")]),
+}  # fmt: skip
+
+
+def of_bytes(normalizer):
+    """A tokenizer that shows what the normaliser made, byte for byte."""
     other = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, END: 3, **{f"<0x{b:02X}>": 4 + b for b in range(256)}}, [("a", "b")], byte_fallback=True))
-    other.normalizer, other.decoder = normalizers.NFC(), decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    other.normalizer, other.decoder = normalizer, decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     other.add_special_tokens([END])
-    rng, points = random.Random(8), [c for c in range(0x30000) if not 0xD800 <= c < 0xE000]
+    return other
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_every_code_point_is_normalised_as_by_the_package(tmp_path, name):
+    other = of_bytes(NORMALIZERS[name])
+    rng, points = random.Random(8), [c for c in [*range(0x32400), *range(0xE0000, 0xE0200)] if not 0xD800 <= c < 0xE000]
     marks = [*range(0x300, 0x370), 0x5B0, 0x5C1, 0x64B, 0x93C, 0x9BE, 0x1161, 0x11A8, 0x3099, 0x302A]
     ours, text = isentrope.Tokenizer(written(tmp_path, other)), []
     for point in points:
@@ -226,6 +241,15 @@ def test_composed_text_is_that_of_the_package(tmp_path):
     for first in range(0, len(text), 20000):
         part = "".join(text[first : first + 20000])
         assert ours.encode(part) == other.encode(part).ids, hex(ord(part[0]))
+
+
+@pytest.mark.parametrize("left, right", [(True, True), (True, False), (False, True), (False, False)])
+def test_white_space_is_stripped_as_by_the_package(tmp_path, left, right):
+    spaces = [*range(9, 14), 0x1C, 0x20, 0x85, 0xA0, 0x1680, 0x180E, 0x2000, 0x200B, 0x2028, 0x3000, 0xFEFF]
+    for number, more in enumerate(([], [normalizers.Lowercase()], [normalizers.Prepend("_"), normalizers.Replace(Regex("[AB]+"), "c")])):
+        folder = written(tmp_path / str(number), of_bytes(normalizers.Sequence([*more, normalizers.Strip(left=left, right=right), *more])))
+        cases = [chr(one) + " Ab B " + chr(two) for one in spaces for two in spaces] + [" ", "\u3000 \n", "", f" a {END} b "]
+        assert first_difference(folder, cases) is None
 
 
 def test_bytes_that_are_no_text_come_back(folders):
@@ -419,3 +443,57 @@ def test_padding_and_end_that_are_not_there_are_named(folders, tmp_path):
     with pytest.raises(RuntimeError, match="added_tokens_decoder"):
         isentrope.Tokenizer(written(tmp_path / "c", parts, added_tokens_decoder={"6000": {"content": "<|tool|>"}}))
     assert isentrope.Tokenizer(written(tmp_path / "d", parts, pad_token={"content": CHAT_END})).pad_id == 1
+
+
+def test_what_is_not_supported_is_named_with_what_is(folders, tmp_path):
+    def refused(**parts):
+        changed_parts = json.loads((folders["gpt2"] / "tokenizer.json").read_text()) | parts
+        with pytest.raises(RuntimeError) as error:
+            isentrope.Tokenizer(written(tmp_path, changed_parts))
+        return str(error.value)
+
+    for model in ("Unigram", "WordPiece", "WordLevel"):
+        assert f'model.type "{model}" is not supported; it can be BPE' in refused(model={"type": model, "vocab": {}, "merges": [["a", "b"]]})
+    said = refused(normalizer={"type": "BertNormalizer"})
+    assert "normalizer BertNormalizer is not supported; there are NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Replace, Prepend and Sequence" in said
+
+
+# ---- ends of a sequence -----------------------------------------------------------------------------------------------
+
+
+def test_ids_that_are_in_no_vocabulary_are_named(folders, tmp_path):
+    folder = written(tmp_path, json.loads((folders["gpt2"] / "tokenizer.json").read_text()))
+    for ids, parts in (([0, 6000], ["[0,6000]", "of which 6000 is none that tokenizer.json has"]), (-1, ["eos_token_id is -1"]), (["x"], ["x"])):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        with pytest.raises(RuntimeError) as error:
+            isentrope.Tokenizer(folder)
+        assert all(part in str(error.value) for part in ["generation_config.json", *parts]), error.value
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "pad_token_id": 6000}))
+    with pytest.raises(RuntimeError, match="pad_token_id is 6000, which tokenizer.json does not have; it has ids 0 … 5999"):
+        isentrope.Tokenizer(folder)
+
+
+def test_every_end_of_the_list_ends_a_sequence(place, folders):
+    """In samples, evaluations and rollouts; a checkpoint has the list again."""
+    ours = isentrope.Tokenizer(folders["llama3"])
+    said = " ".join(json.loads(line)["completion"] for line in (place / "words.jsonl").read_text().splitlines())
+    # About every second token, so that a draw soon meets one, but none that stands in a completion.
+    ends = [0, *(token for token in range(2, len(ours), 2) if ours.decode([token]) not in said)]
+    assert len(ends) > len(ours) // 3
+    (place / "tokenizer").unlink()
+    folder = written(place / "tokenizer", json.loads((folders["llama3"] / "tokenizer.json").read_text()))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert isentrope.Tokenizer(folder).end_ids == ends
+    isentrope_command(place, "train", "config.yaml", "--quiet")
+    checkpoint = next((place / "run" / "checkpoints").glob("grpo-*"))
+    for name in ("generation_config.json", "config.json"):
+        assert json.loads((checkpoint / name).read_text())["eos_token_id"] == ends, name
+    words = ["sample", str(checkpoint), "--json", "--prompt", "x", "--samples", "8", "--max-new-tokens", "20"]
+    lines = [json.loads(line) for line in isentrope_command(place, *words).splitlines()]
+    assert {line["finished"] for line in lines} == {True} and len({line["ids"][-1] for line in lines}) > 1
+    for line in lines:
+        assert line["ids"][-1] in ends and not set(line["ids"][:-1]) & set(ends)
+        assert line["completion"] == "".join(line["tokens"][:-1])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends[:2]}))
+    said = isentrope_command(place, "train", "config.yaml", "--resume", "phases.grpo.steps=2", code=1)
+    assert "tokenizer.pretrained" in said
