@@ -185,18 +185,13 @@ std::unique_ptr<Bpe::Work> Bpe::take() const {
   return work;
 }
 
-std::vector<int64_t> Bpe::encode(std::string_view text, bool behind_text) const {
-  using Place = PreTokenizer::Place;
+std::vector<int64_t> Bpe::encode(std::string_view text, PreTokenizer::Place place) const {
   std::unique_ptr<Work> work = take();
   std::vector<int64_t> ids;
   ids.reserve(text.size() / 3 + 1);
   for (size_t at = 0; at < text.size();) {
     const size_t end = broken_at(text, at);
-    encode_valid(text.substr(at, end - at),
-                 at > 0        ? Place::within
-                 : behind_text ? Place::behind
-                               : Place::start,
-                 *work, ids);
+    encode_valid(text.substr(at, end - at), at == 0 ? place : PreTokenizer::Place::within, *work, ids);
     at = end;
     while (at < text.size() && utf8_size(text, at) == 0) ++at;
     if (at > end) encode_broken(text.substr(end, at - end), *work, ids);

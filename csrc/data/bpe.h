@@ -30,8 +30,7 @@ class Bpe {
 
   // The tokens of the text alone, without those of the post-processor. May be called from several threads. Throws
   // std::invalid_argument for text that the model does not take.
-  // behind_text: the text goes on behind other text, so that nothing is put before it that begins a text.
-  std::vector<int64_t> encode(std::string_view text, bool behind_text = false) const;
+  std::vector<int64_t> encode(std::string_view text, PreTokenizer::Place place = PreTokenizer::Place::start) const;
   // What the post-processor puts before and behind a text (add_special_tokens of transformers).
   const std::vector<int64_t>& before() const { return before_; }
   const std::vector<int64_t>& behind() const { return behind_; }

@@ -160,7 +160,9 @@ std::vector<int64_t> Tokenizer::encode_prompt(std::string_view text) const {
 }
 
 std::vector<int64_t> Tokenizer::encode_behind(int64_t last, std::string_view text) const {
-  return pretrained_ ? pretrained_->bpe().encode(text, /*behind_text=*/!pretrained_->bpe().added(last)) : encode(text);
+  using Place = PreTokenizer::Place;
+  if (!pretrained_) return encode(text);
+  return pretrained_->bpe().encode(text, pretrained_->bpe().added(last) ? Place::within : Place::behind);
 }
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text) const {

@@ -54,23 +54,25 @@ std::string folder(const char* name, const Json& tokenizer, const Json& config) 
 
 // What a tokenizer puts before a text is not put before what goes on behind text, and is where a special token stands between.
 TEST(Bpe, TextThatGoesOnHasNothingBeforeIt) {
+  constexpr auto behind = PreTokenizer::Place::behind, within = PreTokenizer::Place::within;
   Json json = small();
   json["pre_tokenizer"]["add_prefix_space"] = true;
   const Bpe spaced(json.dump());
   EXPECT_EQ(spaced.encode("ab"), (Ids{' ', 256}));
-  EXPECT_EQ(spaced.encode("ab", /*behind_text=*/true), (Ids{256}));
-  EXPECT_EQ(spaced.encode("ab<end>ab", true), (Ids{256, 259, ' ', 256}));
+  EXPECT_EQ(spaced.encode("ab", behind), (Ids{256}));
+  EXPECT_EQ(spaced.encode("ab<end>ab", behind), (Ids{256, 259, ' ', 256}));
   json["pre_tokenizer"] = nullptr;
   json["normalizer"] = {{"type", "Prepend"}, {"prepend", "x"}};
   const Bpe prepended(json.dump());
   EXPECT_EQ(prepended.encode("ab<end>ab"), (Ids{'x', 256, 259, 'x', 256}));
-  EXPECT_EQ(prepended.encode("ab<end>ab", true), (Ids{256, 259, 'x', 256}));
+  EXPECT_EQ(prepended.encode("ab<end>ab", behind), (Ids{256, 259, 'x', 256}));
   json["normalizer"] = nullptr;
   for (const char* scheme : {"always", "first"}) {
     json["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "x"}, {"prepend_scheme", scheme}, {"split", false}};
     const Bpe meta(json.dump());
     EXPECT_EQ(meta.encode("ab"), (Ids{'x', 256}));
-    EXPECT_EQ(meta.encode("ab", true), (Ids{256}));
+    EXPECT_EQ(meta.encode("ab", behind), (Ids{256}));
+    EXPECT_EQ(meta.encode("ab", within).size(), std::string(scheme) == "first" ? 1u : 2u);
   }
   EXPECT_TRUE(spaced.added(259));
   EXPECT_FALSE(spaced.added(256));
