@@ -140,7 +140,7 @@ TEST(Bpe, RefusesByName) {
   expect_all(refused({{"model", {{"merges", {"a b c"}}}}}), {"merge 0", "a b c"});
   expect_all(refused({{"model", {{"vocab", {{"a", -1}}}}}}), {"\"a\"", "-1"});
   expect_all(refused({{"model", {{"vocab", {{"a", 98}}}}}}), {"98", "\"a\"", "\"b\""});
-  expect_all(refused({{"normalizer", {{"type", "NFKC"}}}}), {"NFKC", "NFC", "Replace"});
+  expect_all(refused({{"normalizer", {{"type", "Nmt"}}}}), {"Nmt", "NFKC", "Replace"});
   expect_all(refused({{"pre_tokenizer", {{"type", "BertPreTokenizer"}}}}), {"BertPreTokenizer", "ByteLevel"});
   expect_all(refused({{"post_processor", {{"type", "BertProcessing"}}}}), {"BertProcessing", "TemplateProcessing"});
   expect_all(refused({{"decoder", {{"type", "WordPiece"}}}}), {"WordPiece", "ByteLevel"});
@@ -184,6 +184,8 @@ TEST(Pretrained, TakesEndAndPaddingFromWhereTheyAreNamed) {
   const std::string generation = folder("generation", small(), nullptr);
   write_durably(generation + "/generation_config.json", R"({"eos_token_id": [259, 256], "pad_token_id": 0})");
   EXPECT_EQ(Pretrained(generation).eos_id(), 259) << "of a list the first";
+  EXPECT_EQ(Pretrained(generation).end_ids(), (Ids{259, 256}));
+  EXPECT_EQ(Pretrained(named).end_ids(), (Ids{259}));
   EXPECT_EQ(Pretrained(generation).pad_id(), 0);
 
   expect_all(message([&] { Pretrained(folder("none", small(), Json::object())); }), {"nothing names the token"});
