@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "csrc/data/bpe_decode.h"
+#include "csrc/data/json_object.h"
 #include "csrc/message.h"
 
 namespace isentrope::data {
@@ -18,28 +19,8 @@ const Json& part(const Json& json, const char* name) {
   return found == json.end() ? nothing : *found;
 }
 
-// How deep objects and lists stand in each other: what reads them calls itself.
-int depth_of(std::string_view content) {
-  int depth = 0, most = 0;
-  bool quoted = false;
-  for (size_t i = 0; i < content.size(); ++i) {
-    const char c = content[i];
-    if (quoted && c == '\\')
-      ++i;
-    else if (c == '"')
-      quoted = !quoted;
-    else if (!quoted && (c == '{' || c == '['))
-      most = std::max(most, ++depth);
-    else if (!quoted && (c == '}' || c == ']'))
-      --depth;
-  }
-  return most;
-}
-
 Json parsed(std::string_view content) {
-  if (depth_of(content) > 100) throw std::runtime_error("its objects stand more than 100 deep in each other");
-  Json json = Json::parse(content, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) throw std::runtime_error("not a JSON object; the file is damaged");
+  Json json = parse_json_object(content);
   const Json& model = part(json, "model");
   if (!model.is_object()) throw std::runtime_error("has no model; it is no tokenizer.json");
   // Old files do not name the type.
@@ -63,7 +44,7 @@ struct Bpe::Work {
 
 Bpe::~Bpe() = default;
 
-Bpe::Bpe(std::string_view content) {
+Bpe::Bpe(std::string_view content) try {
   const Json json = parsed(content);
   normalizer_ = std::make_unique<Normalizer>(part(json, "normalizer"));
   split_ = std::make_unique<PreTokenizer>(part(json, "pre_tokenizer"));
@@ -78,6 +59,10 @@ Bpe::Bpe(std::string_view content) {
     pieces_.push_back(text.of(name, false));
     first_pieces_.push_back(text.of(name, true));
   }
+} catch (const std::invalid_argument& error) {  // the name of an added token is a text that is encoded
+  throw std::runtime_error(error.what());
+} catch (const Json::exception&) {
+  throw std::runtime_error("a part is missing or of another type");
 }
 
 void Bpe::read_names(const Json& json) {
@@ -163,6 +148,11 @@ void Bpe::read_template(const Json& json) {
       if (!id.is_number_integer() || id < 0 || id >= names_.size()) throw damaged();
       (seen ? behind : before).push_back(id.get<int64_t>());
     }
+    constexpr size_t kMost =
+        1000;  // models have one or two; the list may name a token with a long list of ids many times
+    if (before.size() + behind.size() > kMost)
+      throw std::runtime_error("post_processor.single puts more than " + std::to_string(kMost) +
+                               " tokens around a text");
   }
   if (!seen) throw damaged();
   before_.insert(before_.begin(), before.begin(), before.end());

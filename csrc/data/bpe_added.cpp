@@ -103,7 +103,8 @@ void AddedTokens::split(std::string_view text, SplitPattern::Room& room, std::ve
       while (last > 0 && (static_cast<unsigned char>(text[--last]) & 0xC0) == 0x80) {
       }
       const bool after_word = from > 0 && word_.find(text.substr(0, from), last, room, begin, end);
-      const bool before_word = to < text.size() && word_.find(text.substr(to), 0, room, begin, end) && begin == 0;
+      const bool before_word =
+          to < text.size() && word_.find(text.substr(to, utf8_size(text, to)), 0, room, begin, end);
       if (after_word || before_word) continue;
     }
     if (token.lstrip) from = std::max(from - space_at_end(text.substr(0, from)), std::min(from, done));

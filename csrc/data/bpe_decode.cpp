@@ -25,9 +25,20 @@ size_t count(const Json& json, const char* name) {
   return found->get<size_t>();
 }
 
-void replace(std::string& text, const std::string& what, const std::string& by) {
-  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += by.size())
-    text.replace(at, what.size(), by);
+// A step that gives back its own input twice doubles with each that follows. Those of models make no text longer.
+void replace(std::string& text, const std::string& what, const std::string& by, size_t most) {
+  std::string out;
+  for (size_t at = 0;;) {
+    const size_t found = text.find(what, at);
+    out.append(text, at, found - at);
+    if (found == std::string::npos) break;
+    out += by;
+    at = found + what.size();
+    if (out.size() > most)
+      throw std::runtime_error("the decoder makes a token longer than " + std::to_string(most) +
+                               " bytes, 64 times its name");
+  }
+  text.swap(out);
 }
 
 // The byte of "<0x0A>"; −1 where the token is no such name.
@@ -83,10 +94,11 @@ void TokenText::read(const Json& json) {
 
 std::string TokenText::of(const std::string& token, bool first) const {
   std::string out = byte_level_ ? bytes_of_name(token) : token;
+  const size_t most = 64 * token.size() + 256;
   if (!space_.empty()) {
-    replace(out, space_, first && drops_first_space_ ? "" : " ");
+    replace(out, space_, first && drops_first_space_ ? "" : " ", most);
   }
-  for (const auto& [what, by] : replace_) replace(out, what, by);
+  for (const auto& [what, by] : replace_) replace(out, what, by, most);
   if (byte_fallback_)
     if (const int byte = fallback_byte(out); byte >= 0) out.assign(1, static_cast<char>(byte));
   for (size_t i = 0; i < strip_each_ + (first ? strip_start_ : 0) && out.starts_with(' '); ++i) out.erase(0, 1);

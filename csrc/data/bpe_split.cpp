@@ -71,9 +71,27 @@ std::optional<NormalForm> form_of(const std::string& type) {
   return std::nullopt;
 }
 
-void replace_all(std::string_view text, std::string_view what, std::string_view by, std::string& out) {
+// Steps of one tokenizer: those of models are less than ten, and each calls the next.
+constexpr size_t kMostSteps = 100;
+
+// A step that gives back its own input twice doubles with each that follows. Those of models make three bytes of one.
+constexpr size_t most_of(size_t bytes) { return 64 * bytes + 4096; }
+void check_length(size_t bytes, size_t most) {
+  if (bytes > most)
+    throw std::invalid_argument("tokenizer: the normalizer of tokenizer.json makes a piece of text longer than " +
+                                std::to_string(most) + " bytes, 64 times what it was");
+}
+
+template <class Steps>
+void check_count(const Steps& steps, const char* what) {
+  if (steps.size() >= kMostSteps)
+    throw std::runtime_error(std::string(what) + " has more than " + std::to_string(kMostSteps) + " steps");
+}
+
+void replace_all(std::string_view text, std::string_view what, std::string_view by, std::string& out, size_t most) {
   out.clear();
   for (size_t at = 0;;) {
+    check_length(out.size(), most);
     const size_t found = text.find(what, at);
     out.append(text.substr(at, found - at));
     if (found == std::string_view::npos) return;
@@ -92,6 +110,7 @@ Normalizer::Normalizer(const Json& json) {
 
 void Normalizer::read(const Json& json) {
   const std::string type = type_of(json, "normalizer");
+  check_count(steps_, "normalizer");
   if (type == "Sequence") {
     for (const Json& one : list(json, "normalizers")) read(one);
   } else if (form_of(type) || type == "Lowercase" || type == "StripAccents") {
@@ -123,8 +142,10 @@ void Normalizer::read(const Json& json) {
 
 std::string_view Normalizer::run(std::string_view text, std::string& out, std::string& spare, SplitPattern::Room& room,
                                  bool prepend) const {
+  const size_t most = most_of(text.size());
   for (const Step& step : steps_) {
     if (text.empty()) return text;
+    check_length(text.size(), most);
     const std::less_equal<const char*> before;
     std::string& to = before(out.data(), text.data()) && before(text.data(), out.data() + out.size()) ? spare : out;
     if (step.kind == "Prepend") {
@@ -142,11 +163,12 @@ std::string_view Normalizer::run(std::string_view text, std::string& out, std::s
       continue;
     } else if (step.regex.empty()) {
       if (step.pattern.empty()) continue;
-      replace_all(text, step.pattern, step.content, to);
+      replace_all(text, step.pattern, step.content, to, most);
     } else {
       to.clear();
       size_t done = 0, begin = 0, end = 0;
       while (done < text.size() && step.regex[0].find(text, done, room, begin, end)) {
+        check_length(to.size(), most);
         if (begin == end) {
           size_t next = end + 1;
           while (next < text.size() && (static_cast<unsigned char>(text[next]) & 0xC0) == 0x80) ++next;
@@ -161,6 +183,7 @@ std::string_view Normalizer::run(std::string_view text, std::string& out, std::s
     }
     text = to;
   }
+  check_length(text.size(), most);
   return text;
 }
 
@@ -172,6 +195,7 @@ PreTokenizer::PreTokenizer(const Json& json) {
 
 void PreTokenizer::read(const Json& json) {
   const std::string type = type_of(json, "pre_tokenizer");
+  check_count(steps_, "pre_tokenizer");
   if (type == "Sequence") {
     for (const Json& one : list(json, "pretokenizers")) read(one);
     return;
@@ -219,6 +243,8 @@ void PreTokenizer::read_split(const Json& json) {
 
 void PreTokenizer::read_metaspace(const Json& json) {
   Step step{.kind = Step::metaspace, .pattern = {}, .replacement = text(json, "replacement")};
+  if (step.replacement.empty() || utf8_size(step.replacement, 0) != step.replacement.size())
+    throw std::runtime_error("replacement of Metaspace is \"" + excerpt(step.replacement) + "\"; wanted one character");
   std::string scheme = json.contains("prepend_scheme") ? text(json, "prepend_scheme") : "always";
   if (!flag(json, "add_prefix_space", true)) scheme = "never";
   if (scheme != "always" && scheme != "first" && scheme != "never")
@@ -236,7 +262,7 @@ std::string_view PreTokenizer::prepared(const Step& step, std::string_view text,
   const bool prefix = step.prefix && place != Place::behind;
   if (step.kind == Step::byte_level && prefix && text[0] != ' ') return room.assign(" ").append(text);
   if (step.kind != Step::metaspace) return text;
-  replace_all(text, " ", step.replacement, room);
+  replace_all(text, " ", step.replacement, room, most_of(text.size()));
   if (prefix && (place == Place::start || !step.first_alone) && !room.starts_with(step.replacement))
     room.insert(0, step.replacement);
   return room;

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "csrc/data/json_object.h"
 #include "csrc/data/token_shard.h"
 #include "csrc/durable_file.h"
 #include "csrc/message.h"
@@ -28,9 +29,11 @@ constexpr const char* kFiles[] = {kConfig,      "special_tokens_map.json", "adde
 }
 
 Json object_of(const std::string& file, const std::string& content) {
-  Json json = Json::parse(content, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) fail(file, "not a JSON object; the file is damaged");
-  return json;
+  try {
+    return parse_json_object(content);
+  } catch (const std::runtime_error& error) {
+    fail(file, error.what());
+  }
 }
 
 // A token's name, or an object that has it as its content; "" for null or none.
@@ -83,9 +86,8 @@ Pretrained::Pretrained(const std::string& folder) {
   read_chat_templates(folder);
   try {
     bpe_ = std::make_unique<Bpe>(files_[kTokenizer]);
-  } catch (const std::exception& error) {
-    const bool form = dynamic_cast<const Json::exception*>(&error) != nullptr;
-    fail(folder + "/" + kTokenizer, form ? "a part is missing or of another type" : error.what());
+  } catch (const std::runtime_error& error) {
+    fail(folder + "/" + kTokenizer, error.what());
   }
   check_added(folder);
   eos_ = named(folder, "eos_token", -1);

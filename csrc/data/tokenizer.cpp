@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "csrc/data/json_object.h"
 #include "csrc/data/pretrained.h"
 #include "csrc/durable_file.h"
 #include "csrc/message.h"
@@ -51,9 +52,12 @@ void write(const std::string& path, const Json& json) { write_durably(path, json
 using ReadJson = nlohmann::json;  // finds a key of many in less than all of them
 
 ReadJson read(const std::string& path) {
-  ReadJson json = ReadJson::parse(read_whole(path), nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) throw std::runtime_error("tokenizer: " + path + " is not a JSON object; the file is damaged");
-  return json;
+  const std::string content = read_whole(path);
+  try {
+    return parse_json_object(content);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error("tokenizer: " + path + ": " + error.what());
+  }
 }
 
 // A byte-pair model that merges, which no tokenizer of kind characters or bytes does.

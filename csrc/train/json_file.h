@@ -6,14 +6,18 @@
 #include <string>
 #include <vector>
 
+#include "csrc/data/json_object.h"
 #include "csrc/durable_file.h"
 
 namespace isentrope::train {
 
 inline nlohmann::json read_json(const std::string& file) {
-  nlohmann::json value = nlohmann::json::parse(read_whole(file), nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object()) throw std::runtime_error(file + ": not a JSON object; the file is damaged");
-  return value;
+  const std::string content = read_whole(file);
+  try {
+    return data::parse_json_object(content);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(file + ": " + error.what());
+  }
 }
 
 template <class T>

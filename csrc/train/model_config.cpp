@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "csrc/message.h"
 #include "csrc/train/config_fields.h"
 #include "csrc/train/family.h"
 #include "csrc/train/json_file.h"
@@ -31,7 +32,7 @@ class Object {
   const json& at(const char* key) const { return object_.at(key); }
   const std::string& place() const { return place_; }
   [[noreturn]] void fail(const char* key, const std::string& wanted) const {
-    throw std::runtime_error(place_ + key + " is " + object_.at(key).dump() + "; " + wanted);
+    throw std::runtime_error(place_ + key + " is " + excerpt(object_.at(key).dump()) + "; " + wanted);
   }
 
   template <class T>

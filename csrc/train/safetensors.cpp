@@ -12,7 +12,9 @@
 #include <set>
 #include <stdexcept>
 
+#include "csrc/data/json_object.h"
 #include "csrc/durable_file.h"
+#include "csrc/message.h"
 
 namespace isentrope::train {
 namespace {
@@ -33,6 +35,9 @@ constexpr std::array<Dtype, 8> kDtypes{{{"F64", torch::kFloat64},
                                         {"U8", torch::kUInt8},
                                         {"BOOL", torch::kBool}}};
 
+constexpr const char* kRead = "F64, F32, BF16, F16, I64, I32, U8 and BOOL";
+constexpr const char* kPointer = "version https://git-lfs";  // how such a file begins
+
 // The format's own limit: a longer header is taken for a file of another kind.
 constexpr uint64_t kLargestHeader = 100'000'000;
 
@@ -40,11 +45,15 @@ const char* dtype_name(const std::string& name, torch::ScalarType type) {
   for (const Dtype& dtype : kDtypes)
     if (dtype.type == type) return dtype.name;
   throw std::invalid_argument("tensor '" + name + "' has dtype " + torch::toString(type) +
-                              "; safetensors files here hold F64, F32, BF16, F16, I64, I32, U8 and BOOL");
+                              "; safetensors files here hold " + kRead);
 }
 
 [[noreturn]] void broken(const std::string& file, const std::string& why) {
   throw std::runtime_error(file + ": " + why);
+}
+
+[[noreturn]] void damaged(const std::string& file, const std::string& why) {
+  broken(file, why + "; copy or download the file again");
 }
 
 // What the header says of one tensor, checked against the bytes there are.
@@ -56,36 +65,40 @@ struct Entry {
 
 Entry read_entry(const std::string& file, const std::string& name, const json& value) {
   Entry entry;
+  const std::string shown = excerpt(name, 300);
   const auto list = [&](const char* key, const char* wanted) {
     const auto found = value.is_object() ? value.find(key) : value.end();
     const bool whole = value.is_object() && found != value.end() && found->is_array() &&
                        std::all_of(found->begin(), found->end(), [](const json& x) { return x.is_number_integer(); });
-    if (!whole) broken(file, "header of tensor '" + name + "': " + key + " is not " + wanted);
+    if (!whole) damaged(file, "header of tensor '" + shown + "': " + key + " is not " + wanted);
     return *found;
   };
   const auto dtype_of = value.is_object() ? value.find("dtype") : value.end();
   if (!value.is_object() || dtype_of == value.end() || !dtype_of->is_string())
-    broken(file, "header of tensor '" + name + "': dtype is not a name");
+    damaged(file, "header of tensor '" + shown + "': dtype is not a name");
   const std::string dtype = dtype_of->get<std::string>();
   entry.shape = list("shape", "a list of sizes").get<std::vector<int64_t>>();
   const json offsets = list("data_offsets", "a list of two offsets");
   if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < 0)
-    broken(file, "header of tensor '" + name + "': data_offsets is not a list of two offsets");
+    damaged(file, "header of tensor '" + shown + "': data_offsets is not a list of two offsets");
   entry.begin = offsets[0].get<uint64_t>();
   entry.end = offsets[1].get<uint64_t>();
   const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const Dtype& d) { return dtype == d.name; });
-  if (known == kDtypes.end()) broken(file, "tensor '" + name + "' has dtype " + dtype + ", which is not read here");
+  if (known == kDtypes.end())
+    broken(file,
+           "tensor '" + shown + "' has dtype " + excerpt(dtype) + ", and " + kRead +
+               " are read; open the model in transformers as float32 or bfloat16 and save it with save_pretrained");
   entry.type = known->type;
 
   uint64_t bytes = torch::elementSize(entry.type);
   for (int64_t size : entry.shape) {
     if (size < 0 || (size > 0 && bytes > std::numeric_limits<int64_t>::max() / static_cast<uint64_t>(size)))
-      broken(file, "tensor '" + name + "' has an impossible shape");
+      damaged(file, "tensor '" + shown + "' has an impossible shape");
     bytes *= static_cast<uint64_t>(size);
   }
   if (entry.end < entry.begin || entry.end - entry.begin != bytes)
-    broken(file, "tensor '" + name + "' has " + std::to_string(static_cast<int64_t>(entry.end - entry.begin)) +
-                     " bytes, and its shape wants " + std::to_string(bytes));
+    damaged(file, "tensor '" + shown + "' has " + std::to_string(static_cast<int64_t>(entry.end - entry.begin)) +
+                      " bytes, and its shape wants " + std::to_string(bytes));
   return entry;
 }
 
@@ -95,7 +108,10 @@ json read_header(const std::string& file, const std::string& text) {
   std::string twice;
   const json header = json::parse(
       text,
-      [&](int, json::parse_event_t event, json& parsed) {
+      [&](int depth, json::parse_event_t event, json& parsed) {
+        if (depth > data::kDeepestJson)
+          damaged(file, "its header holds lists or objects more than " + std::to_string(data::kDeepestJson) +
+                            " within one another");
         if (event == json::parse_event_t::object_start) open.emplace_back();
         if (event == json::parse_event_t::object_end) open.pop_back();
         if (event == json::parse_event_t::key)
@@ -103,8 +119,8 @@ json read_header(const std::string& file, const std::string& text) {
         return true;
       },
       /*allow_exceptions=*/false);
-  if (!header.is_object() || text[0] != '{') broken(file, "not a safetensors file (its header is not a JSON object)");
-  if (!twice.empty()) broken(file, "its header holds '" + twice + "' twice");
+  if (!header.is_object() || text[0] != '{') damaged(file, "not a safetensors file (its header is not a JSON object)");
+  if (!twice.empty()) damaged(file, "its header holds '" + excerpt(twice, 300) + "' twice");
   return header;
 }
 
@@ -124,11 +140,13 @@ Reading::Reading(const std::string& file) : in(file, std::ios::binary) {
 
   uint64_t length = 0;
   auto truncated = [&](uint64_t expected) {
-    broken(file, "truncated: expected " + std::to_string(expected) + " bytes, found " + std::to_string(size));
+    damaged(file, "truncated: expected " + std::to_string(expected) + " bytes, found " + std::to_string(size));
   };
   if (size < sizeof(length)) truncated(sizeof(length));
   in.read(reinterpret_cast<char*>(&length), sizeof(length));
-  if (length > kLargestHeader) broken(file, "not a safetensors file (header length " + std::to_string(length) + ")");
+  if (std::memcmp(&length, kPointer, sizeof(length)) == 0)
+    broken(file, "holds a pointer of Git LFS in place of the weights; `git lfs pull` brings them");
+  if (length > kLargestHeader) damaged(file, "not a safetensors file (header length " + std::to_string(length) + ")");
   data = sizeof(length) + length;
   if (size < data) truncated(data);
   std::string text(length, ' ');
@@ -145,14 +163,14 @@ Reading::Reading(const std::string& file) : in(file, std::ios::binary) {
   uint64_t end = 0;
   for (const auto& [place, name] : places) {
     if (place.first != end)
-      broken(file, "tensor '" + name + "' begins at byte " + std::to_string(place.first) +
-                       " of the data, and what stands before it ends at " + std::to_string(end) + ": tensors " +
-                       (place.first < end ? "overlap" : "leave a gap"));
+      damaged(file, "tensor '" + excerpt(name, 300) + "' begins at byte " + std::to_string(place.first) +
+                        " of the data, and what stands before it ends at " + std::to_string(end) + ": tensors " +
+                        (place.first < end ? "overlap" : "leave a gap"));
     end = place.second;
   }
   if (size < data + end) truncated(data + end);
   if (size > data + end)
-    broken(file, "expected " + std::to_string(data + end) + " bytes, found " + std::to_string(size));
+    damaged(file, "expected " + std::to_string(data + end) + " bytes, found " + std::to_string(size));
 }
 
 }  // namespace

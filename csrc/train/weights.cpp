@@ -59,7 +59,9 @@ std::map<std::string, std::map<std::string, TensorEntry>> read_headers(const std
   }
   for (const auto& [tensor, shard] : read_index(dir)) {
     const std::string file = dir + "/" + shard;
-    if (!exists(file)) throw std::runtime_error(file + ": is missing, and " + kIndex + " says that it holds " + tensor);
+    if (!exists(file))
+      throw std::runtime_error(file + ": is missing, and " + kIndex + " says that it holds " + tensor +
+                               "; copy or download it");
     if (!files.contains(shard)) files[shard] = read_safetensors_header(file);
     if (!files.at(shard).contains(tensor))
       throw std::runtime_error(file + ": does not hold " + tensor + ", and " + kIndex + " says that it does");
@@ -109,7 +111,9 @@ void read_weights(const std::string& dir, model::Decoder& decoder) {
   add_list(differences, "without a place in this model: ", foreign);
   add_list(differences, "", other);
   const std::string where = dir + "/" + (files.contains(kWhole) && files.size() == 1 ? kWhole : kIndex);
-  if (!differences.empty()) throw std::runtime_error(where + ": weights of another model: " + differences);
+  if (!differences.empty())
+    throw std::runtime_error(where + ": weights of another model: " + differences +
+                             "; config.json and the weights have to be of one model");
 
   const torch::NoGradGuard no_grad;
   for (const auto& [file, entries] : files)

@@ -135,6 +135,8 @@ TEST_F(SafetensorsTest, RefusesWhatItCannotWrite) {
   EXPECT_TRUE(names_in(dir_).empty());
 }
 
+constexpr const char* kAgain = "; copy or download the file again";
+
 TEST_F(SafetensorsTest, TruncatedFilesSayHowMuchIsMissing) {
   const std::string file = dir_ + "/x";
   write_safetensors(file, {{"a", torch::zeros({10})}});
@@ -142,15 +144,15 @@ TEST_F(SafetensorsTest, TruncatedFilesSayHowMuchIsMissing) {
   for (const uintmax_t left : {size - 1, size - 40}) {
     fs::resize_file(file, left);
     EXPECT_EQ(error([&] { read_safetensors(file); }),
-              "x: truncated: expected " + std::to_string(size) + " bytes, found " + std::to_string(left));
+              "x: truncated: expected " + std::to_string(size) + " bytes, found " + std::to_string(left) + kAgain);
   }
   fs::resize_file(file, size - 41);
-  EXPECT_EQ(error([&] { read_safetensors(file); }),
-            "x: truncated: expected " + std::to_string(size - 40) + " bytes, found " + std::to_string(size - 41));
+  EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected " + std::to_string(size - 40) +
+                                                        " bytes, found " + std::to_string(size - 41) + kAgain);
   fs::resize_file(file, 3);
-  EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected 8 bytes, found 3");
+  EXPECT_EQ(error([&] { read_safetensors(file); }), std::string("x: truncated: expected 8 bytes, found 3") + kAgain);
   fs::resize_file(file, 0);
-  EXPECT_EQ(error([&] { read_safetensors(file); }), "x: truncated: expected 8 bytes, found 0");
+  EXPECT_EQ(error([&] { read_safetensors(file); }), std::string("x: truncated: expected 8 bytes, found 0") + kAgain);
   EXPECT_EQ(error([&] { read_safetensors(dir_ + "/absent"); }), "absent: cannot be read: No such file or directory");
 }
 
@@ -163,32 +165,43 @@ TEST_F(SafetensorsTest, BrokenHeaders) {
     out.close();
     return error([&] { read_safetensors(dir_ + "/x"); });
   };
-  EXPECT_EQ(message("[1]", 0), "x: not a safetensors file (its header is not a JSON object)");
-  EXPECT_EQ(message("{", 0), "x: not a safetensors file (its header is not a JSON object)");
-  EXPECT_EQ(message(R"({"a":{"dtype":"F32"}})", 0), "x: header of tensor 'a': shape is not a list of sizes");
-  EXPECT_EQ(message(R"({"a":7})", 0), "x: header of tensor 'a': dtype is not a name");
+  EXPECT_EQ(message("[1]", 0), std::string("x: not a safetensors file (its header is not a JSON object)") + kAgain);
+  EXPECT_EQ(message("{", 0), std::string("x: not a safetensors file (its header is not a JSON object)") + kAgain);
+  EXPECT_EQ(message(R"({"a":{"dtype":"F32"}})", 0),
+            std::string("x: header of tensor 'a': shape is not a list of sizes") + kAgain);
+  EXPECT_EQ(message(R"({"a":7})", 0), std::string("x: header of tensor 'a': dtype is not a name") + kAgain);
   for (const char* offsets : {"[0]", "[0,4,8]", "[-4,0]", "[0,4.0]", "7", "null"})
     EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":)" + std::string(offsets) + "}}", 4),
-              "x: header of tensor 'a': data_offsets is not a list of two offsets")
+              std::string("x: header of tensor 'a': data_offsets is not a list of two offsets") + kAgain)
         << offsets;
   EXPECT_EQ(message(R"({"a":{"dtype":"F8","shape":[1],"data_offsets":[0,1]}})", 1),
-            "x: tensor 'a' has dtype F8, which is not read here");
+            "x: tensor 'a' has dtype F8, and F64, F32, BF16, F16, I64, I32, U8 and BOOL are read; open the model in "
+            "transformers as float32 or bfloat16 and save it with save_pretrained");
   EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", 4),
-            "x: tensor 'a' has 4 bytes, and its shape wants 8");
+            std::string("x: tensor 'a' has 4 bytes, and its shape wants 8") + kAgain);
   EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4),
-            "x: tensor 'a' has an impossible shape");
+            std::string("x: tensor 'a' has an impossible shape") + kAgain);
   EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}})", 4),
-            "x: tensor 'a' has an impossible shape");
+            std::string("x: tensor 'a' has an impossible shape") + kAgain);
   EXPECT_TRUE(message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5).starts_with("x: expected "));
   const std::string a = R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})";
-  EXPECT_EQ(message("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4),
-            "x: tensor 'b' begins at byte 0 of the data, and what stands before it ends at 4: tensors overlap");
-  EXPECT_EQ(message("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})", 12),
-            "x: tensor 'b' begins at byte 8 of the data, and what stands before it ends at 4: tensors leave a gap");
-  EXPECT_EQ(message(R"({"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8),
-            "x: tensor 'b' begins at byte 4 of the data, and what stands before it ends at 0: tensors leave a gap");
-  EXPECT_EQ(message("{" + a + "," + a + "}", 4), "x: its header holds 'a' twice");
-  EXPECT_EQ(message(" {" + a + "}", 4), "x: not a safetensors file (its header is not a JSON object)");
+  EXPECT_EQ(
+      message("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4),
+      std::string("x: tensor 'b' begins at byte 0 of the data, and what stands before it ends at 4: tensors overlap") +
+          kAgain);
+  EXPECT_EQ(
+      message("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})", 12),
+      std::string(
+          "x: tensor 'b' begins at byte 8 of the data, and what stands before it ends at 4: tensors leave a gap") +
+          kAgain);
+  EXPECT_EQ(
+      message(R"({"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8),
+      std::string(
+          "x: tensor 'b' begins at byte 4 of the data, and what stands before it ends at 0: tensors leave a gap") +
+          kAgain);
+  EXPECT_EQ(message("{" + a + "," + a + "}", 4), std::string("x: its header holds 'a' twice") + kAgain);
+  EXPECT_EQ(message(" {" + a + "}", 4),
+            std::string("x: not a safetensors file (its header is not a JSON object)") + kAgain);
   std::ofstream(dir_ + "/x") << "this is no such file at all";
   EXPECT_TRUE(error([&] { read_safetensors(dir_ + "/x"); }).starts_with("x: not a safetensors file (header length "));
 }
