@@ -31,6 +31,7 @@ ROOMS = {
     "csrc/main.cpp": ["csrc/command_line.", "csrc/train/", "csrc/message."],
     "tests/kernels/": ["kernels/"],
     "tests/csrc/": ["csrc/", "kernels/"],
+    "tests/fuzz/": ["csrc/"],
     "scripts/": ["csrc/", "kernels/"],
 }
 KERNELS = ("kernels/", "tests/kernels/")  # where CUDA may be written
