@@ -82,11 +82,17 @@ stage() {
 
 # ---- system packages ----------------------------------------------------------------------------------------------
 
+# has_libfuzzer: there is a clang with the runtime of its fuzzer, which distributions have in a package of its own.
+has_libfuzzer() {
+  command -v clang++ >/dev/null && ls "$(clang++ -print-resource-dir)"/lib/*/libclang_rt.fuzzer*.a >/dev/null 2>&1
+}
+
 # missing_things MODE → what the compiler cannot find, one a line. Compiler and headers are asked, not the package
 # manager, so that a library installed in any other way counts.
 missing_things() {
   command -v "$CXX" >/dev/null || echo compiler
   command -v ccache >/dev/null || echo ccache
+  [ "$1" != test ] || has_libfuzzer || printf 'clang\nclang-runtime\n'
   local headers="yaml-cpp/yaml.h CLI/CLI.hpp nlohmann/json.hpp pcre2.h zlib.h gloo/algorithm.h" header
   [ "$1" != test ] || headers+=" gtest/gtest.h"
   if ! command -v "$CXX" >/dev/null; then
@@ -111,13 +117,16 @@ package_of() {
     gtest/gtest.h)     apt=libgtest-dev       dnf=gtest-devel     pacman=gtest         brew=googletest ;;
     gloo/algorithm.h)  apt=libgloo-dev        dnf=gloo-devel ;;
     Python.h)          apt=python$PYTHON_VERSION-dev              dnf=python3-devel ;;
+    clang)             apt=clang              dnf=clang           pacman=clang ;;
+    clang-runtime)     apt=libclang-rt-dev    dnf=compiler-rt     pacman=compiler-rt ;;
     venv)              apt=python$PYTHON_VERSION-venv ;;
   esac
   printf '%s' "${!1}"
 }
 
 # install_system THING …: with the system's package manager, as root or through a sudo that asks nothing; otherwise
-# stops and says what to install. ccache and Gloo are wished for, not needed: builds are slower, or have one rank.
+# stops and says what to install. ccache, Gloo and clang are wished for, not needed: builds are slower, have one rank, or the
+# readers are not fuzzed.
 install_system() {
   local manager='' command='' as_root='' names=() needed=() thing name
   for name in apt-get dnf pacman brew; do
@@ -135,7 +144,7 @@ install_system() {
   for thing in "$@"; do
     name=$([ -z "$manager" ] || package_of "$manager" "$thing")
     [ -z "$name" ] || names+=("$name")
-    case $thing in ccache | gloo/*) ;; *) needed+=("${name:-$thing}") ;; esac
+    case $thing in ccache | gloo/* | clang*) ;; *) needed+=("${name:-$thing}") ;; esac
   done
   if [ "$manager" != brew ] && [ "$(id -u)" -ne 0 ]; then
     as_root="sudo -n env DEBIAN_FRONTEND=noninteractive"

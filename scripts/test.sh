@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test, on a machine that may have nothing yet: makes the environment, builds, tests.
 #
-#   ./scripts/test.sh            C++ tests (ctest), the same under the address and undefined-behaviour sanitizers,
-#                                then the Python tests (pytest)
+#   ./scripts/test.sh            C++ tests (ctest), the same under the address and undefined-behaviour sanitizers, the readers
+#                                of files under libFuzzer (where there is a clang), then the Python tests (pytest)
 #   ./scripts/test.sh --quick    without the sanitizers
 #   ./scripts/test.sh --asan     the sanitizers alone
 #
@@ -31,9 +31,19 @@ run() {
 cd "$ROOT"
 export OMP_WAIT_POLICY=passive  # as the test presets have it
 setup test
-[ $sanitized = 0 ] || build asan test tests
+if [ $sanitized = 1 ]; then
+  build asan test tests
+  ! has_libfuzzer || build fuzz test
+fi
 [ $plain = 0 ] || { build release test && install_package; }
-[ $sanitized = 0 ] || run "C++ tests with sanitizers" ctest --preset asan
+if [ $sanitized = 1 ]; then
+  run "C++ tests with sanitizers" ctest --preset asan
+  if has_libfuzzer; then
+    run "readers under libFuzzer" ctest --preset fuzz
+  else
+    say "" "== readers under libFuzzer: skipped, there is no clang with its libFuzzer (clang and libclang-rt-dev, or compiler-rt)"
+  fi
+fi
 if [ $plain = 1 ]; then
   run "C++ tests" ctest --preset release
   # A process a core, each with whole files: most tests use one thread, and share fixtures with their file alone.
