@@ -1,3 +1,4 @@
+#include "csrc/model/bfloat16_kernels.h"
 #include "csrc/model/cpu_kernels.h"
 #include "csrc/ops/cpu_dispatch.h"
 
@@ -9,6 +10,7 @@ namespace isentrope::model {
   const CpuKernels<double>& double_kernels();               \
   const DecodeKernels<float>& float_decode_kernels();       \
   const DecodeKernels<uint16_t>& bfloat16_decode_kernels(); \
+  const Bfloat16Kernels& bfloat16_kernels();                \
   }
 ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)
@@ -33,6 +35,10 @@ const DecodeKernels<float>& decode_kernels<float>() {
 template <>
 const DecodeKernels<uint16_t>& decode_kernels<uint16_t>() {
   return ops::pick(DEFAULT::bfloat16_decode_kernels, AVX2::bfloat16_decode_kernels, AVX512::bfloat16_decode_kernels)();
+}
+
+const Bfloat16Kernels& bfloat16_kernels() {
+  return ops::pick(DEFAULT::bfloat16_kernels, AVX2::bfloat16_kernels, AVX512::bfloat16_kernels)();
 }
 
 }  // namespace isentrope::model

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "csrc/data/random.h"
+#include "csrc/model/bfloat16_training.h"
 #include "csrc/model/entropy_bound.h"
 #include "csrc/model/layers.h"
 #include "csrc/model/recompute.h"
@@ -96,6 +97,10 @@ std::string DecoderConfig::problem() const {
 
 // ---- the model -------------------------------------------------------------------------------------------------------
 
+std::shared_ptr<Bfloat16Copy> DecoderImpl::bfloat16_copy() const {
+  return config_.compute == "bfloat16" ? std::make_shared<Bfloat16Copy>() : nullptr;
+}
+
 Projection DecoderImpl::projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
                                    Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const {
   Projection p{.name = path + name,
@@ -104,7 +109,8 @@ Projection DecoderImpl::projection(torch::nn::Module& owner, const std::string& 
                .parts = {},
                .gamma = {},
                .u = {},
-               .through = config_.sigma_reparam.sigma_grad == "through"};
+               .through = config_.sigma_reparam.sigma_grad == "through",
+               .bfloat16 = bfloat16_copy()};
   for (const SigmaPart& run : runs)
     if (config_.sigma_reparam.takes(run.name == "qkv" ? "q" : run.name))
       p.parts.push_back({path + run.name, run.first, run.rows});
@@ -167,9 +173,14 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
           "log_temperature", torch::zeros({config.num_attention_heads * config.max_position_embeddings}));
   }
   if (normed) final_norm_ = register_parameter("final_norm", torch::ones({C}));
-  head_ = config.tie_word_embeddings
-              ? Projection{.name = "head", .weight = embedding_, .bias = {}, .parts = {}, .gamma = {}, .u = {}}
-              : projection(*this, "", "head", drawn({V, C}, 0.02), false, {{"head", 0, V}});
+  head_ = config.tie_word_embeddings ? Projection{.name = "head",
+                                                  .weight = embedding_,
+                                                  .bias = {},
+                                                  .parts = {},
+                                                  .gamma = {},
+                                                  .u = {},
+                                                  .bfloat16 = bfloat16_copy()}
+                                     : projection(*this, "", "head", drawn({V, C}, 0.02), false, {{"head", 0, V}});
   for (const Projection& p : sigma_projections())
     p.u.copy_(normal(p.u.sizes(), 1, seed.value_or(0), index++));  // last: no weight depends on these draws
   if (seed) start_sigma(config.sigma_reparam.gamma_init == "sigma");
@@ -179,6 +190,10 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
   const double factor = rope_attention_factor(config.rope_scaling);
   cosine_ = angle.cos() * factor;
   sine_ = angle.sin() * factor;
+}
+
+Tensor DecoderImpl::operand(const Tensor& x) const {
+  return config_.compute == "bfloat16" && x.scalar_type() == torch::kFloat32 ? x.to(torch::kBFloat16) : x;
 }
 
 // qkv [N, (H + 2G)·D] with every query and key head through its norm.
@@ -207,8 +222,9 @@ Tensor DecoderImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v, si
     options.temperature = (log.size(1) > 1 ? of_rows : log.squeeze(1)).exp();
   }
   options.return_entropy = record != nullptr;
-  const ops::EntropyAttention attention =
-      packing ? packed_attention(q, k, v, options, *packing) : ops::entropy_attention(q, k, v, options);
+  const Tensor q_in = operand(q), k_in = operand(k), v_in = operand(v);
+  const ops::EntropyAttention attention = packing ? packed_attention(q_in, k_in, v_in, options, *packing)
+                                                  : ops::entropy_attention(q_in, k_in, v_in, options);
   if (record != nullptr) {
     record->entropy.push_back(attention.entropy);
     record->max_logit.push_back(attention.max_logit);
@@ -310,7 +326,7 @@ ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor&
   if (!head_.parts.empty()) x = x * norm_scale(head_).expand({x.size(0), x.size(1), 1});
   const Tensor head =
       config_.token_count() < config_.vocabulary ? head_.weight.slice(0, 0, config_.token_count()) : head_.weight;
-  return ops::linear_token_entropy(x, head, target, {.temperature = temperature});
+  return ops::linear_token_entropy(operand(x), operand(head), target, {.temperature = temperature});
 }
 
 int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) {

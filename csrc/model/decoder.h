@@ -111,6 +111,7 @@ struct DecoderConfig {
   bool mlp_bias = false;
   bool fused_head = true;
   std::string recompute = "none";
+  std::string compute = "float32";
   AttentionConfig attention;
   SigmaConfig sigma_reparam;
   // No keys:
@@ -168,6 +169,11 @@ struct DecoderConfig {
       "more "
       "work, much less memory, the same bits.",
       one_of({"none", "blocks"}));
+    v("compute", compute,
+      "Type of the operands of products in training: float32, or bfloat16, which takes about half the time where the "
+      "processor "
+      "multiplies it. Weights, gradients, sums, norms, losses and the optimiser stay float32.",
+      one_of({"float32", "bfloat16"}));
     v("attention", attention, "What is done to the logits of attention.");
     v("sigma_reparam", sigma_reparam, "Linear layers of learned spectral norm (sigmaReparam).");
   }
@@ -262,6 +268,8 @@ class DecoderImpl : public torch::nn::Module {
   const torch::Tensor& sine() const { return sine_; }
 
  private:
+  // x as an operand of products: in bfloat16 where model.compute is that and x is float32.
+  torch::Tensor operand(const torch::Tensor& x) const;
   torch::Tensor normed_heads(const torch::Tensor& qkv, const LayerWeights& layer) const;
   torch::Tensor attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, size_t layer,
                        AttentionRecord* record, const Packing* packing) const;
@@ -275,6 +283,7 @@ class DecoderImpl : public torch::nn::Module {
                                                            const torch::Tensor& sine,
                                                            const std::shared_ptr<const Packing>& packing,
                                                            AttentionRecord* record) const;
+  std::shared_ptr<Bfloat16Copy> bfloat16_copy() const;
   Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
                         torch::Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const;
   std::vector<Projection> sigma_projections() const;  // those that have parts

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "csrc/model/bfloat16_training.h"
 #include "csrc/model/cpu_kernels.h"
 #include "csrc/model/layers.h"
 #include "csrc/ops/cpu_dispatch.h"
@@ -176,43 +177,85 @@ Tensor sigma_gradient(const Tensor& weight, const Tensor& u, const Norms& norms,
 
 // ---- the node --------------------------------------------------------------------------------------------------------
 
+// Where operands are to be of bfloat16 and the processor has no products of it: x as it would enter them, in float.
+Tensor as_bfloat16(const Tensor& x) { return x.to(at::kBFloat16).to(at::kFloat); }
+
+Tensor rounded(const Tensor& weight, const Norms& norms) {
+  return as_bfloat16(norms.scale.defined() ? weight * norms.scale.unsqueeze(1) : weight);
+}
+
+// What the node keeps of a projection beside tensors.
+struct Held : torch::CustomClassHolder {
+  explicit Held(std::shared_ptr<Bfloat16Copy> given) : bfloat16(std::move(given)) {}
+  std::shared_ptr<Bfloat16Copy> bfloat16;
+};
+
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in,
                         const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma,
-                        const std::optional<Tensor>& u, const std::vector<int64_t>& parts, bool through) {
-    const Tensor x = x_in.contiguous(), weight = weight_in.contiguous();
-    const int64_t N = x.size(0), K = x.size(1), M = weight.size(0);
+                        const std::optional<Tensor>& u, const std::vector<int64_t>& parts, bool through,
+                        const std::shared_ptr<Bfloat16Copy>& bfloat16) {
+    const bool pairs = bfloat16 && takes_bfloat16_weights();
+    const Tensor weight = weight_in.contiguous();
+    const Tensor x = pairs ? bfloat16_operand(x_in) : bfloat16 ? as_bfloat16(x_in).contiguous() : x_in.contiguous();
+    const int64_t N = x.size(0), K = weight.size(1), M = weight.size(0);
     const Norms norms = parts.empty() ? Norms() : norms_of(weight, *gamma, *u, parts);
-    Tensor y = at::empty({N, M}, x.options());
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear", [&] {
-      multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), 1, K, nullptr,
-                         data_or_null<scalar_t>(norms.scale), y.data_ptr<scalar_t>());
+    Tensor y = pairs ? bfloat16_product_with(x, *bfloat16->for_output(weight, norms.scale))
+                     : at::empty({N, M}, weight.options());
+    AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "linear", [&] {
+      if (bfloat16 && !pairs) {
+        const Tensor copy = rounded(weight, norms);
+        multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), copy.data_ptr<scalar_t>(), 1, K, nullptr, nullptr,
+                           y.data_ptr<scalar_t>());
+      } else if (!pairs) {
+        multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), 1, K, nullptr,
+                           data_or_null<scalar_t>(norms.scale), y.data_ptr<scalar_t>());
+      }
       if (bias) add_bias<scalar_t>(N, M, bias->contiguous().const_data_ptr<scalar_t>(), y.data_ptr<scalar_t>());
     });
     ctx->saved_data["bias"] = bias.has_value();
     ctx->save_for_backward({x, weight, u.value_or(Tensor()), norms.sigma, norms.v, norms.factors, norms.scale});
     ctx->saved_data["parts"] = parts;
     ctx->saved_data["through"] = through;
+    ctx->saved_data["dtype"] = static_cast<int64_t>(x_in.scalar_type());
+    if (bfloat16) ctx->saved_data["held"] = c10::IValue::make_capsule(c10::make_intrusive<Held>(bfloat16));
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &u = saved[2], dy = grads[0].contiguous();
+    std::shared_ptr<Bfloat16Copy> bfloat16;
+    if (const auto held = ctx->saved_data.find("held"); held != ctx->saved_data.end())
+      bfloat16 = static_cast<const Held&>(*held->second.toCapsule()).bfloat16;
+    const bool pairs = x.scalar_type() == at::kBFloat16;
     const Norms norms{saved[3], saved[4], saved[5], saved[6]};
-    const int64_t N = x.size(0), K = x.size(1), M = weight.size(0);
-    Tensor dx = at::empty_like(x), dweight = N > 0 ? at::empty_like(weight) : at::zeros_like(weight), dgamma, dbias;
+    const int64_t N = x.size(0), K = weight.size(1), M = weight.size(0);
+    Tensor dx, dweight, dgamma, dbias;
+    if (pairs) {
+      const Tensor operand = bfloat16_operand(dy);
+      dx = bfloat16_product_with(operand, *bfloat16->for_gradient(weight, norms.scale));
+      dweight = bfloat16_weight_gradient(operand, x, M, K);
+    } else {
+      dx = at::empty_like(x);
+      dweight = N > 0 ? at::empty_like(weight) : at::zeros_like(weight);
+    }
     if (ctx->saved_data["bias"].toBool()) dbias = at::empty({M}, weight.options());
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear_backward", [&] {
-      multiply<scalar_t>(N, K, M, dy.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), K, 1,
-                         data_or_null<scalar_t>(norms.scale), nullptr, dx.data_ptr<scalar_t>());
-      weight_gradient<scalar_t>(N, M, K, dy.data_ptr<scalar_t>(), x.data_ptr<scalar_t>(), dweight.data_ptr<scalar_t>());
+    AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "linear_backward", [&] {
+      if (!pairs) {
+        const Tensor operand = bfloat16 ? as_bfloat16(dy) : dy, factor = bfloat16 ? rounded(weight, norms) : weight;
+        multiply<scalar_t>(N, K, M, operand.data_ptr<scalar_t>(), factor.data_ptr<scalar_t>(), K, 1,
+                           bfloat16 ? nullptr : data_or_null<scalar_t>(norms.scale), nullptr, dx.data_ptr<scalar_t>());
+        weight_gradient<scalar_t>(N, M, K, operand.data_ptr<scalar_t>(), x.data_ptr<scalar_t>(),
+                                  dweight.data_ptr<scalar_t>());
+      }
       if (dbias.defined()) bias_gradient<scalar_t>(N, M, dy.data_ptr<scalar_t>(), dbias.data_ptr<scalar_t>());
       if (u.defined())
         dgamma = sigma_gradient<scalar_t>(weight, u, norms, ctx->saved_data["parts"].toIntVector(),
                                           ctx->saved_data["through"].toBool(), dweight);
     });
-    return {dx, dweight, dbias, dgamma, Tensor(), Tensor(), Tensor()};
+    dx = dx.to(static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()));
+    return {dx, dweight, dbias, dgamma, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -223,20 +266,25 @@ Tensor weight_of(const Projection& p, size_t i) {
 }
 
 Tensor linear(const Tensor& x, const Projection& p) {
-  if (has_cpu_kernels(x)) {
+  const auto bfloat16 = p.weight.scalar_type() == at::kFloat ? p.bfloat16 : nullptr;
+  if (has_cpu_kernels(p.weight)) {
     const auto given = [](const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-    return Linear::apply(x, p.weight, given(p.bias), given(p.gamma), given(p.u), flat(p.parts), p.through);
+    return Linear::apply(x, p.weight, given(p.bias), given(p.gamma), given(p.u), flat(p.parts), p.through, bfloat16);
   }
   std::vector<Tensor> columns;
   int64_t done = 0;  // rows of the weight
   const auto plain_until = [&](int64_t row) {
-    if (done < row) columns.push_back(at::linear(x, p.weight.slice(0, done, row)));
+    if (done < row && bfloat16)
+      columns.push_back(at::linear(x.to(at::kBFloat16), p.weight.slice(0, done, row).to(at::kBFloat16)).to(at::kFloat));
+    else if (done < row)
+      columns.push_back(at::linear(x, p.weight.slice(0, done, row)));
     done = row;
   };
   for (size_t i = 0; i < p.parts.size(); ++i) {
     plain_until(p.parts[i].first);
     const char* gradient = p.through ? "through" : "detached";
-    columns.push_back(ops::sigma_linear(x, weight_of(p, i), p.gamma[i], p.u[i], {}, gradient).y);
+    columns.push_back(
+        ops::sigma_linear(x.to(p.weight.scalar_type()), weight_of(p, i), p.gamma[i], p.u[i], {}, gradient).y);
     done += p.parts[i].rows;
   }
   plain_until(p.weight.size(0));

@@ -4,10 +4,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace isentrope::model {
+
+class Bfloat16Copy;  // csrc/model/bfloat16_training.h
 
 // Rows first … first + rows − 1 of a weight.
 struct SigmaPart {
@@ -25,6 +28,7 @@ struct Projection {
   at::Tensor gamma;              // [P]
   at::Tensor u;                  // [P, K], rows of length 1
   bool through = true;           // whether the gradient of W is taken through σ too, or σ is a constant there
+  std::shared_ptr<Bfloat16Copy> bfloat16 = {};  // where float products with W are to be of bfloat16: the copy they take
 };
 
 // W_i, a view.
@@ -34,6 +38,11 @@ at::Tensor weight_of(const Projection& projection, size_t i);
 // Float and double on the CPU: own kernels, in which every element is one sum in a fixed order. So no bit of
 // a row, or of a gradient, depends on the number of threads, nor a row on the rows beside it; the BLAS in
 // torch promises neither. The factors ride on the packing of W. Elsewhere torch's linear and ops::sigma_linear.
+//
+// projection.bfloat16: x, γ / σ · W, and in the backward pass the gradient of the result are rounded to bfloat16, and each of the
+// three products is of two such operands with sums in float. x may then be bfloat16 itself, and its gradient is; the result and all
+// other gradients are float. Where the processor has no products of bfloat16, float products of the rounded operands, with the
+// same promises; elsewhere than on the CPU torch's product, whose result is rounded to bfloat16 too. Double is left alone.
 at::Tensor linear(const at::Tensor& x, const Projection& projection);
 
 // σ [P].

@@ -9,9 +9,8 @@
 // So that float sums of dhidden need no second [N, C] of floats, their upper halves lie where dhidden is to be and their lower halves
 // beside it.
 #pragma once
-#include <cstring>
-
 #include "csrc/ops/bfloat16_product.h"
+#include "csrc/ops/cpu_pairs.h"
 #include "csrc/ops/linear_token_entropy_rows.h"
 
 namespace isentrope::ops::CPU_CAPABILITY {
@@ -24,9 +23,6 @@ constexpr int64_t kHiddenPanel = 64;  // columns of dhidden that are summed at a
 constexpr int64_t kHiddenRows = 512;  // and rows that share one packing for that
 constexpr int64_t kRowsOfTail = 32;   // products of fewer rows than a chunk come in few sizes, each made once a thread
 
-typedef uint32_t Four __attribute__((vector_size(16), aligned(2), may_alias));
-typedef uint16_t Eight __attribute__((vector_size(16), aligned(2), may_alias));
-
 inline int64_t even(int64_t n) { return round_up(n, 2); }
 
 inline void rows_product(int64_t count, int64_t N, int64_t K, const uint16_t* a, int64_t lda, const uint16_t* b,
@@ -34,71 +30,6 @@ inline void rows_product(int64_t count, int64_t N, int64_t K, const uint16_t* a,
   if (count == kPairChunk) return bfloat16_product(count, N, K, a, lda, b, N, c, ldc, add);
   for (int64_t m = 0; m < count; m += kRowsOfTail)
     bfloat16_product(smaller(kRowsOfTail, count - m), N, K, a + m * lda, lda, b, N, c + m * ldc, ldc, add);
-}
-
-// to [⌈C/2⌉, kPairPanel, 2] = the transpose of x, rows count of C elements, ld apart; 0 beyond the last row and column.
-inline void pack_pair_columns(int64_t count, int64_t C, const uint16_t* x, int64_t ld, uint16_t* to) {
-  const int64_t pairs = parts(C, 2);
-  int64_t k = 0;
-  if (count == kPairPanel) {
-    constexpr int64_t kLine = 16;  // pairs: a row's whole line of the cache before the next row's
-    for (; k + kLine <= C / 2; k += kLine)
-      for (int64_t n = 0; n < kPairPanel; n += 4)
-        for (int64_t i = k; i < k + kLine; i += 4) {
-          const auto row = [&](int64_t r) { return *reinterpret_cast<const Four*>(x + (n + r) * ld + 2 * i); };
-          const auto put = [&](int64_t r, Four y) {
-            *reinterpret_cast<Four*>(to + ((i + r) * kPairPanel + n) * 2) = y;
-          };
-          const Four a = row(0), b = row(1), c = row(2), d = row(3);
-          const Four low_ab = __builtin_shuffle(a, b, Four{0, 4, 1, 5}),
-                     low_cd = __builtin_shuffle(c, d, Four{0, 4, 1, 5}),
-                     high_ab = __builtin_shuffle(a, b, Four{2, 6, 3, 7}),
-                     high_cd = __builtin_shuffle(c, d, Four{2, 6, 3, 7});
-          put(0, __builtin_shuffle(low_ab, low_cd, Four{0, 1, 4, 5}));
-          put(1, __builtin_shuffle(low_ab, low_cd, Four{2, 3, 6, 7}));
-          put(2, __builtin_shuffle(high_ab, high_cd, Four{0, 1, 4, 5}));
-          put(3, __builtin_shuffle(high_ab, high_cd, Four{2, 3, 6, 7}));
-        }
-  }
-  for (; k < pairs; ++k)
-    for (int64_t n = 0; n < kPairPanel; ++n)
-      for (int64_t i = 0; i < 2; ++i)
-        to[(k * kPairPanel + n) * 2 + i] = n < count && 2 * k + i < C ? x[n * ld + 2 * k + i] : 0;
-}
-
-// to [count / 2, N, 2] = rows 0 … count - 1, the elements [0, width) of row i at row(i); 0 where row(i) is null and beyond width.
-template <class RowAt>
-void pack_pair_rows(int64_t count, int64_t width, int64_t N, const RowAt& row, uint16_t* to) {
-  if (width < N) std::memset(to, 0, count * N * sizeof(uint16_t));
-  for (int64_t k = 0; k < count; k += 2, to += 2 * N) {
-    const uint16_t *low = row(k), *high = row(k + 1);
-    uint32_t* pair = reinterpret_cast<uint32_t*>(to);
-    if (low != nullptr && high != nullptr)
-      for (int64_t n = 0; n < width; ++n) pair[n] = low[n] | static_cast<uint32_t>(high[n]) << 16;
-    else
-      for (int64_t n = 0; n < width; ++n) pair[n] = low != nullptr ? low[n] : 0;
-  }
-}
-
-// to [columns, rows] = the transpose of x [rows, columns], both multiples of 8.
-inline void transpose(int64_t rows, int64_t columns, const uint16_t* x, uint16_t* to) {
-  constexpr Eight low{0, 8, 1, 9, 2, 10, 3, 11}, high{4, 12, 5, 13, 6, 14, 7, 15};
-  for (int64_t r = 0; r < rows; r += 8)
-    for (int64_t c = 0; c < columns; c += 8) {
-      Eight y[8], next[8];
-      for (int i = 0; i < 8; ++i) y[i] = *reinterpret_cast<const Eight*>(x + (r + i) * columns + c);
-#pragma GCC unroll 3
-      for (int step = 0; step < 3; ++step) {  // rows i and i + 4 woven into each other, three times
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          next[2 * i] = __builtin_shuffle(y[i], y[i + 4], low);
-          next[2 * i + 1] = __builtin_shuffle(y[i], y[i + 4], high);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) y[i] = next[i];
-      }
-      for (int i = 0; i < 8; ++i) *reinterpret_cast<Eight*>(to + (c + i) * rows + r) = y[i];
-    }
 }
 
 inline const uint16_t* row_of(const void* x, int64_t row, int64_t stride) {
@@ -116,8 +47,8 @@ struct PairLogits {
   static int64_t packed_size(const LinearLogits& p) { return vocab_block(p.vocab) / kPanel * panel_size(p); }
   static int64_t copy_size(const LinearLogits& p) { return kChunk * even(p.width); }
   static void pack(const LinearLogits& p, int64_t first, uint16_t* to) {
-    pack_pair_columns(smaller(kPanel, p.vocab - first), p.width, row_of(p.weight, first, p.weight_stride),
-                      p.weight_stride, to);
+    pack_pair_columns<kPanel>(smaller(kPanel, p.vocab - first), p.width, row_of(p.weight, first, p.weight_stride),
+                              p.weight_stride, to);
   }
   static void logits_of(const LinearLogits& p, int64_t m, int64_t count, uint16_t* copy, int64_t panels,
                         const uint16_t* packed, float* z, int64_t ldz) {
@@ -170,7 +101,7 @@ class PairBackward {
       for_tasks(chunks, [&](int64_t i) {
         uint16_t* copy = own_scratch.get<uint16_t>(kPairChunk * width);
         std::memcpy(copy, dlogits(i), kPairChunk * width * sizeof(uint16_t));
-        transpose(kPairChunk, width, copy, dlogits(i));
+        transpose(kPairChunk, width, copy, width, dlogits(i), kPairChunk);
       });
       for_tasks(parts(C, kPairPanel), [&](int64_t i) { weight_panel(i); });
     }

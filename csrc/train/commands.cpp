@@ -155,7 +155,7 @@ int plan_command(const std::string& file, const std::vector<std::string>& overri
   const double baseline = resident_memory(), has = machine_memory();
   const bool cuda = config.run.device != "cpu" && torch::cuda::is_available();
   if (!cuda) check_memory(config, data.phases, has, baseline);
-  const double rate = measured_product_rate(cuda ? torch::kCUDA : torch::kCPU);
+  const double rate = measured_product_rate(cuda ? torch::kCUDA : torch::kCPU, config.model.compute);
   std::string text;
   for (size_t i = 0; i < config.phases.size(); ++i) {
     const PhaseConfig& phase = config.phases[i];

@@ -1,6 +1,9 @@
 // Keys that are allowed, and do not do what they seem to.
+#include <torch/cuda.h>
+
 #include <algorithm>
 
+#include "csrc/model/bfloat16_linear.h"
 #include "csrc/train/config.h"
 
 namespace isentrope::train {
@@ -89,6 +92,11 @@ std::vector<std::string> warnings(const TrainConfig& config, const std::set<std:
     out.push_back("model.attention.window: " + text(m.attention.window) +
                   " is not below model.max_position_embeddings (" + text(m.max_position_embeddings) +
                   "): every query sees all keys");
+  if (m.compute == "bfloat16" && config.run.device != "cuda" && !torch::cuda::is_available() &&
+      !model::takes_bfloat16_weights())
+    out.push_back(
+        "model.compute: this processor has no products of bfloat16 (AVX-512 bf16, AMX); operands are rounded to it and "
+        "multiplied in float32, which takes longer than float32 alone: write compute: float32");
   if (m.sigma_reparam.any() && m.sigma_reparam.tolerance == 0 && m.sigma_reparam.steps_max > 100)
     out.push_back("model.sigma_reparam.steps_max: with tolerance 0 all " + text(m.sigma_reparam.steps_max) +
                   " power steps are made after every update");

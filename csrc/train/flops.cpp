@@ -8,6 +8,8 @@
 #include <chrono>
 #include <limits>
 
+#include "csrc/model/bfloat16_linear.h"
+
 namespace isentrope::train {
 
 double attention_pairs(int64_t length, int64_t window) {
@@ -34,13 +36,15 @@ double model_flops(const model::DecoderConfig& m, const StepWork& work) {
          2 * (layers + head) * work.generated;
 }
 
-double measured_product_rate(torch::Device device) {
+double measured_product_rate(torch::Device device, const std::string& compute) {
   using Clock = std::chrono::steady_clock;
   const torch::NoGradGuard no_grad;
   const int64_t n = device.is_cuda() ? 4096 : 512;
   constexpr double kSeconds = 0.03;
-  const torch::Tensor a = at::ones({n, n}, torch::dtype(torch::kFloat32).device(device));  // [n, n]
-  torch::Tensor out = at::mm(a, a);                                                        // [n, n]; the warm-up
+  const bool narrow = compute == "bfloat16" && (device.is_cuda() || model::takes_bfloat16_weights());
+  const torch::Tensor a =
+      at::ones({n, n}, torch::dtype(narrow ? torch::kBFloat16 : torch::kFloat32).device(device));  // [n, n]
+  torch::Tensor out = at::mm(a, a);  // [n, n]; the warm-up
   const auto seconds = [](Clock::time_point from) {
     return std::chrono::duration<double>(Clock::now() - from).count();
   };

@@ -3,6 +3,7 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <string>
 
 #include "csrc/model/decoder.h"
 
@@ -28,8 +29,8 @@ double packed_pairs(const torch::Tensor& position, const torch::Tensor& counts, 
 // tokens. C = heads · head size. Left out: prompts of rollouts, attention in them, norms, the optimiser.
 double model_flops(const model::DecoderConfig& model, const StepWork& work);
 
-// FLOP/s of a float32 product on the device, with the threads of the process: the best of those that fit into 30 ms, the first
+// FLOP/s of a product on the device in the type of model.compute (float32 where the processor has none in bfloat16), with the threads of the process: the best of those that fit into 30 ms, the first
 // one, which warms up, left out. Square matrices of 512, or 4096 on a GPU, of ones: nothing is drawn.
-double measured_product_rate(torch::Device device);
+double measured_product_rate(torch::Device device, const std::string& compute);
 
 }  // namespace isentrope::train

@@ -1,5 +1,6 @@
 #include "csrc/train/optimizer.h"
 
+#include <torch/csrc/autograd/variable.h>
 #include <torch/types.h>
 
 #include <algorithm>
@@ -119,6 +120,8 @@ double Optimizer::step(double lr) {
     if (group.parameters.empty()) continue;
     const double decay = decayed ? config_.weight_decay : 0.0;
     config_.kind == "sgd" ? group.sgd(config_, lr, decay) : group.adamw(config_, lr, decay);
+    // torch's fused updates do not count themselves as changes in place, by which copies of a weight know that it is another.
+    for (const Tensor& parameter : group.parameters) torch::autograd::impl::bump_version(parameter);
   }
   const double matrix_lr = lr * (muon_.lr.value_or(config_.lr) / config_.lr);
   for (const size_t i : orthogonal)

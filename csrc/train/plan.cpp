@@ -38,6 +38,10 @@ Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
 double kept_of_block(const model::DecoderConfig& m) {
   const double C = number(m.hidden_size), H = number(m.num_attention_heads), G = number(m.num_key_value_heads),
                D = number(m.head_size()), M = number(m.intermediate_size);
+  if (m.compute == "bfloat16") {  // what products and attention take is kept in half as many bytes
+    const double sums = m.norm == "none" ? 0 : 2 * C, pre_norm = m.attention.qk_norm ? (2 * H + 2 * G) * D : 0;
+    return sums + C + pre_norm + ((H + 2 * G) * D + 2 * H * D) / 2 + 3 * H + 2.5 * M;
+  }
   const double stream = m.norm == "none" ? 2 * C : 4 * C;              // two sums, and their norms
   const double heads = m.attention.qk_norm ? (2 * H + 2 * G) * D : 0;  // before their norms
   return stream + heads + (H + 2 * G) * D + 2 * H * D + 3 * H +
@@ -94,8 +98,12 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double moments = phase.optimizer.kind == "adamw"  ? 2 * sizes.all()
                          : phase.optimizer.kind == "muon" ? sizes.all() + sizes.embedding
                                                           : sizes.all();
+  // Copies of the blocks' weights in bfloat16, for the products of both passes (csrc/model/bfloat16_training.h); a reference has
+  // them for the forward pass alone.
+  const bool narrow = m.compute == "bfloat16", reference = phase.objective.ref_kl_coef > 0;
+  const double copies = narrow ? 2 * (reference ? 3 : 2) * sizes.matrices : 0;
   MemoryPlan plan{.phase = phase.name};
-  plan.weights = weights * (phase.objective.ref_kl_coef > 0 ? 2 : 1);
+  plan.weights = weights * (reference ? 2 : 1) + copies;
   plan.optimizer = kFloat * moments;
   plan.snapshot = weights + plan.optimizer;
   const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings);

@@ -11,7 +11,7 @@ namespace isentrope::train {
 // Bytes on the device at the moment of a phase that needs most, but for the program itself and the data.
 struct MemoryPlan {
   std::string phase;
-  double weights = 0;    // with the copy of a reference
+  double weights = 0;    // with the copy of a reference, and those in bfloat16 of model.compute
   double gradients = 0;  // that are there at that moment
   double optimizer = 0;  // its moments
   double snapshot = 0;   // weights and moments as they were before the step (csrc/train/snapshot.h)

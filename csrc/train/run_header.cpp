@@ -151,6 +151,7 @@ std::string to_json(const RunHeader& h) {
                  {"parameters", h.parameters},
                  {"trained", h.trained},
                  {"dtype", h.dtype},
+                 {"compute", h.compute},
                  {"device", h.device},
                  {"instruction_set", h.instruction_set},
                  {"threads", h.threads},
@@ -165,7 +166,8 @@ std::string to_text(const RunHeader& h) {
   std::vector<std::pair<std::string, std::string>> lines;
   lines.emplace_back("run", h.dir);
   lines.emplace_back("model", grouped(h.parameters) + " weights, " +
-                                  (h.trained == h.parameters ? "all" : grouped(h.trained)) + " trained, " + h.dtype);
+                                  (h.trained == h.parameters ? "all" : grouped(h.trained)) + " trained, " + h.dtype +
+                                  (h.compute == h.dtype ? "" : ", products in " + h.compute));
   char rate[64];
   std::snprintf(rate, sizeof(rate), ", products %.3g GFLOP/s", h.product_rate / 1e9);
   lines.emplace_back("machine", h.device + ", " + std::to_string(h.threads) +

@@ -32,7 +32,8 @@ struct RunHeader {
   std::string dir;                      // the run's folder; not in the line, which stands in it
   int64_t parameters = 0, trained = 0;  // weights, and those of them that training changes
   std::string device, instruction_set;  // cpu or cuda:0; what the ops' CPU backends use, as `isentrope version` says it
-  std::string dtype;                    // of weights and products
+  std::string dtype;                    // of weights, gradients and the optimiser
+  std::string compute;                  // of the operands of products
   int64_t threads = 0;
   double product_rate = 0;          // FLOP/s, csrc/train/flops.h
   MemoryPlan memory_needed;         // of the phase that needs most

@@ -121,6 +121,7 @@ RunHeader Trainer::describe() const {
                    .device = device.str(),
                    .instruction_set = at::get_cpu_capability(),
                    .dtype = "float32",
+                   .compute = config_.model.compute,
                    .threads = at::get_num_threads(),
                    .memory_needed = memory_plan(config_, data_)};
   for (const torch::Tensor& weight : model_->parameters()) {
@@ -129,7 +130,7 @@ RunHeader Trainer::describe() const {
   }
   if (device.is_cpu()) header.memory = machine_memory();
   if (finished()) return header;
-  header.product_rate = measured_product_rate(device);
+  header.product_rate = measured_product_rate(device, config_.model.compute);
   for (size_t i = phase_; i < config_.phases.size(); ++i) {
     header.phases.push_back(phase_header(config_, config_.phases[i], tokenizer_, data_[i - phase_],
                                          seed_of(config_.phases[i].name, data::Purpose::example)));

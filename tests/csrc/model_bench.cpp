@@ -6,6 +6,8 @@
 //   logits PATH         logits of the fixed token batch as raw float32
 //   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy and,
 //                       with sigma=1 (learned spectral norms of all linear layers), the power step
+//   sft                 a step of supervised learning as csrc/train/training_loop.cpp takes it: the copies that it could go back to, loss of
+//                       every next token, gradients, their norm cut to 1, AdamW; prints the loss before the update
 //   rollout             prompts · samples completions of min_tokens … new_tokens, stops of the vocabulary's last tokens end one;
 //                       prints tokens and seconds
 //   batches             the same completions, `rows` prompts at a time: the next begin when the last of these has ended
@@ -13,9 +15,12 @@
 //   decode DTYPE        `prompts` sequences of `prompt` tokens, then new_tokens steps of one token each, in float32 or bfloat16; prints the
 //                       tokens and seconds of the steps, and of the prompts (prefill_tokens, prefill_seconds), and the first
 //                       logits after the first prompt
+//   products            GFLOP/s of processor time of the three products of bfloat16 of a linear layer, [batch · length, width] by [mlp, width], with what is
+//                       rounded and packed for them, and of torch's three of the same sizes, whose operands are bfloat16 already
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <ATen/Parallel.h>
 #include <malloc.h>
+#include <time.h>
 #include <torch/types.h>
 
 #include <algorithm>
@@ -25,9 +30,13 @@
 #include <map>
 #include <sstream>
 
+#include "csrc/model/bfloat16_training.h"
 #include "csrc/model/decode.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/objective.h"
+#include "csrc/train/optimizer.h"
+#include "csrc/train/snapshot.h"
 
 namespace {
 
@@ -36,6 +45,13 @@ using isentrope::model::DecoderConfig;
 using torch::Tensor;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Of this thread, which others on the machine do not lengthen as they do the clock's.
+double processor_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
 
 void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
   std::ofstream file(path, std::ios::binary);
@@ -50,11 +66,14 @@ struct Bench {
                                        {"mlp", 192},       {"vocabulary", 25}, {"context", 64}, {"batch", 64},
                                        {"length", 50},     {"prompts", 32},    {"samples", 8},  {"prompt", 16},
                                        {"new_tokens", 34}, {"threads", 1},     {"stops", 0},    {"sigma", 0},
-                                       {"min_tokens", 0},  {"rows", 24},       {"tied", 0}};
+                                       {"min_tokens", 0},  {"rows", 24},       {"tied", 0},     {"bfloat16", 0}};
   Decoder model{nullptr};
   Tensor tokens;  // [batch, length]
   std::vector<std::vector<int64_t>> prompts;
   std::map<std::string, std::unique_ptr<isentrope::model::DecodeModel>> decode_models;
+  std::unique_ptr<isentrope::train::Objective> objective;
+  std::unique_ptr<isentrope::train::Optimizer> optimizer;
+  std::unique_ptr<isentrope::train::Snapshot> snapshot;
   int64_t calls = 0;
   double unpadded = 0;  // seconds of what padded only looks at
 
@@ -68,6 +87,7 @@ struct Bench {
     config.vocabulary = shape["vocabulary"];
     config.max_position_embeddings = shape["context"];
     config.tie_word_embeddings = shape["tied"] != 0;
+    if (shape["bfloat16"] != 0) config.compute = "bfloat16";
     if (shape["sigma"] != 0) config.sigma_reparam.layers = {"all"};
     model = Decoder(config, 1);
     const int64_t V = config.vocabulary;
@@ -136,6 +156,72 @@ struct Bench {
     return out.str();
   }
 
+  double sft() {
+    namespace train = isentrope::train;
+    if (!objective) {
+      std::vector<std::pair<std::string, Tensor>> parameters;
+      std::vector<Tensor> changed;
+      for (const auto& parameter : model->named_parameters()) {
+        parameters.emplace_back(parameter.key(), parameter.value());
+        changed.push_back(parameter.value());
+      }
+      train::ObjectiveConfig kind;
+      kind.kind = "sft";
+      objective = train::make_objective(kind, {}, model, 1.0, std::nullopt);
+      train::OptimizerConfig adamw;
+      adamw.max_grad_norm = 1;
+      optimizer = std::make_unique<train::Optimizer>(adamw, parameters, std::map<std::string, std::vector<int64_t>>());
+      for (const auto& [name, moment] : optimizer->state()) changed.push_back(moment);
+      snapshot = std::make_unique<train::Snapshot>(changed);
+    }
+    isentrope::data::Batch batch;
+    batch.tokens = tokens;
+    batch.target =
+        torch::cat({tokens.slice(1, 1), torch::full_like(tokens.slice(1, 0, 1), isentrope::data::kIgnore)}, 1);
+    snapshot->take();
+    optimizer->zero_grad();
+    const auto stats = objective->backward(model, batch, 1, nullptr);
+    optimizer->step(1e-5);
+    snapshot->drop();
+    return stats.at("loss");
+  }
+
+  std::string products() const {
+    namespace model = isentrope::model;
+    const int64_t N = shape.at("batch") * shape.at("length"), K = shape.at("width"), M = shape.at("mlp");
+    const Tensor x = torch::randn({N, K}), w = torch::randn({M, K}), dy = torch::randn({N, M});
+    const Tensor xb = x.to(torch::kBFloat16), wb = w.to(torch::kBFloat16), dyb = dy.to(torch::kBFloat16);
+    model::Bfloat16Copy copy;
+    Tensor operand = model::bfloat16_operand(x), doperand = model::bfloat16_operand(dy);
+    const auto forward = copy.for_output(w, {}), backward = copy.for_gradient(w, {});
+    std::map<std::string, double> best;
+    const auto time = [&](const std::string& name, const auto& f) {
+      for (int i = 0; i < 9; ++i) {
+        const double start = processor_seconds();
+        f();
+        const double taken = processor_seconds() - start;
+        best[name] = i == 0 ? taken : std::min(best[name], taken);
+      }
+    };
+    time("round", [&] { operand = model::bfloat16_operand(x); });
+    time("dround", [&] { doperand = model::bfloat16_operand(dy); });
+    time("y", [&] { model::bfloat16_product_with(operand, *forward); });
+    time("dx", [&] { model::bfloat16_product_with(doperand, *backward); });
+    time("dw", [&] { model::bfloat16_weight_gradient(doperand, operand, M, K); });
+    time("pack", [&] { model::Bfloat16Copy().for_output(w, {}); });
+    time("dpack", [&] { model::Bfloat16Copy().for_gradient(w, {}); });
+    time("torch_y", [&] { at::linear(xb, wb); });
+    time("torch_dx", [&] { at::mm(dyb, wb); });
+    time("torch_dw", [&] { at::mm(dyb.t(), xb); });
+    const double flop = 2e-9 * static_cast<double>(N * K * M);
+    std::ostringstream out;
+    out << "{";
+    for (const auto& [name, seconds] : best)
+      out << (out.tellp() > 1 ? ", \"" : "\"") << name << "\": " << flop / seconds;
+    out << "}";
+    return out.str();
+  }
+
   std::string run(const std::string& command, const std::string& path) {
     std::ostringstream out;
     const double start = now();
@@ -165,6 +251,10 @@ struct Bench {
       const Tensor logits = model(tokens).slice(1, 0, -1).reshape({-1, shape["vocabulary"]});
       torch::cross_entropy_loss(logits, tokens.slice(1, 1).reshape({-1})).backward();
       model->power_step();
+    } else if (command == "sft") {
+      const double loss = sft();
+      out << "{\"loss\": " << loss << ", \"seconds\": " << now() - start << "}";
+      return out.str();
     } else if (command == "rollout" || command == "batches" || command == "padded") {
       const auto P = static_cast<int64_t>(prompts.size()), rows = command == "rollout" ? P : shape["rows"];
       if (command == "rollout") ++calls;  // the others repeat its draws
@@ -176,6 +266,8 @@ struct Bench {
       return out.str();
     } else if (command == "decode") {
       return decode(path);
+    } else if (command == "products") {
+      return products();
     } else if (command == "gemm") {
       const Tensor a = torch::ones({1024, 1024}), b = torch::ones({1024, 1024});
       const double from = now();

@@ -426,5 +426,27 @@ TEST(Schedule, Shapes) {
   EXPECT_THROW(learning_rate_share(config, 10, 20), std::invalid_argument);
 }
 
+// By which a copy of a weight in another type knows that it is another (csrc/model/bfloat16_training.h).
+TEST(Optimizer, EveryUpdateCountsAsAChangeInPlace) {
+  for (const char* kind : {"adamw", "sgd", "muon"}) {
+    OptimizerConfig config;
+    config.kind = kind;
+    if (config.kind == "sgd") config.betas = {0.9};
+    const Named parameters = model();
+    Optimizer optimizer(config, parameters, {{"up", {97}}});
+    for (int64_t step = 0; step < 3; ++step) {
+      std::vector<uint32_t> before;
+      for (const auto& [name, w] : parameters) {
+        Tensor(w).mutable_grad() = draw(w, 7);
+        before.push_back(w._version());
+      }
+      optimizer.step(1e-3);
+      for (size_t i = 0; i < parameters.size(); ++i)
+        EXPECT_GT(parameters[i].second._version(), before[i])
+            << kind << ", " << parameters[i].first << ", step " << step;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace isentrope::train

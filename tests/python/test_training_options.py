@@ -178,8 +178,11 @@ def estimate(folder, name):
     "overrides",
     [["model.hidden_size=768", "model.intermediate_size=2048", "model.num_hidden_layers=3", "phases.pretrain.batch.sequences=1"],
      ["phases.pretrain.batch.sequences=48"], ["phases.pretrain.batch={sequences: 48, micro_tokens: 2048}"],
-     ["phases.pretrain.batch.sequences=96", "model.recompute=blocks"]],
-    ids=["weights", "activations", "micro-batches", "recompute"],
+     ["phases.pretrain.batch.sequences=96", "model.recompute=blocks"],
+     ["model.hidden_size=768", "model.intermediate_size=2048", "model.num_hidden_layers=3", "phases.pretrain.batch.sequences=1", "model.compute=bfloat16"],
+     ["phases.pretrain.batch.sequences=48", "model.compute=bfloat16"],
+     ["phases.pretrain.batch.sequences=96", "model.recompute=blocks", "model.compute=bfloat16"]],
+    ids=["weights", "activations", "micro-batches", "recompute", "weights-bfloat16", "activations-bfloat16", "recompute-bfloat16"],
 )  # fmt: skip
 def test_the_memory_that_is_told_is_the_memory_that_is_taken(wide, overrides):
     """Against the peak of the process, less that of a run whose model is next to nothing."""
