@@ -149,6 +149,7 @@ int run(int argc, char** argv, const Host& host) {
         ->allow_extra_args(false)
         ->check(reward_word);
     rewards->load = host.load;
+    rewards->go_on = [&] { command_in_python(host.program, {argv + 1, argv + argc}); };
   }
 
   for (const auto& [name, what] : kPythonCommands) {
@@ -166,7 +167,7 @@ int run(int argc, char** argv, const Host& host) {
     return wrong("there is no prompt; give --prompt TEXT or --prompts FILE", "sample");
 
   for (const GivenRewards* rewards : {&training.rewards, &sample.rewards, &evaluation.rewards})
-    if (!rewards->words.empty() && !rewards->load) return command_in_python(host.program, {argv + 1, argv + argc});
+    if (!rewards->words.empty() && !rewards->load) rewards->go_on();
   if (*train) return train_command(training);
   if (*show) return config_command(config, overrides, explain);
   if (*plan) return plan_command(config, overrides);

@@ -13,7 +13,7 @@ struct Host {
   std::function<rl::RewardFunction(const train::RewardWord&)> load = {};  // of a process that has Python
 };
 
-// Does what the words ask for; hands over to Python where they ask for a function in it and the host has none. Returns the exit code
+// Does what the words ask for; hands over to Python where they, or the configuration, ask for a function in it and the host has none. Returns the exit code
 // of the process, 2 for words that are wrong: they are named on standard error with the nearest that there is. Throws what went
 // wrong.
 int run(int argc, char** argv, const Host& host);

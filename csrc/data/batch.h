@@ -48,10 +48,12 @@ struct Batch {
 inline constexpr int64_t kIgnore = -100;  // torch's own value for "no target here"
 
 // What one step of the trainer consumes: a batch for each optimiser update. SFT makes one update a step; a policy may make
-// several from one set of rollouts. stats: what the source saw while it made them (reward/mean, length/mean, …).
+// several from one set of rollouts. stats: what the source saw while it made them (reward/mean, length/mean, …). warnings: what a
+// person should know of it; each begins with a key of the phase.
 struct StepData {
   std::vector<Batch> updates;
   std::map<std::string, double> stats;
+  std::vector<std::string> warnings = {};
 };
 
 // "taken" of a source's state: how far into its stream it is. Throws std::runtime_error where it is not there.

@@ -9,6 +9,7 @@
 #include "csrc/data/example.h"
 #include "csrc/data/fit.h"
 #include "csrc/data/jsonl.h"
+#include "csrc/data/reasoning_gym.h"
 #include "csrc/data/tint.h"
 #include "csrc/field.h"
 
@@ -17,6 +18,7 @@ namespace isentrope::data {
 struct DataConfig {
   std::optional<TintConfig> tint;
   std::optional<JsonlConfig> jsonl;
+  std::optional<ReasoningGymConfig> reasoning_gym;
   std::optional<CorpusConfig> corpus;
   std::string truncation = "error";
   std::string on_error = "stop";
@@ -26,6 +28,7 @@ struct DataConfig {
   void visit(Visitor& v) {
     v("tint", tint, "Generated integer problems with traces.");
     v("jsonl", jsonl, "Files of prompts and completions, an object a line.");
+    v("reasoning_gym", reasoning_gym, "Generated problems of a task of the Python package reasoning-gym.");
     v("corpus", corpus, "Text files, learnt whole; pretrain phases.");
     v("truncation", truncation,
       "An example longer than the context: stop the run, leave it out, or cut its completion.",
@@ -45,7 +48,7 @@ struct DataConfig {
   bool has(Split split) const;  // whether the keys leave anything for it
 };
 
-// The source of tint or jsonl; a corpus has no examples (csrc/data/corpus.h). Throws as the constructors do.
+// The source of tint, jsonl or the files of reasoning_gym; a corpus has no examples (csrc/data/corpus.h). Throws as the constructors do.
 // use: what is asked of every example (csrc/data/fit.h).
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split,
                                            const Use* use = nullptr);

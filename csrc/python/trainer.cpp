@@ -17,6 +17,7 @@
 
 #include "csrc/command_line.h"
 #include "csrc/message.h"
+#include "csrc/python/alarm.h"
 #include "csrc/python/tokenizer.h"
 #include "csrc/train/process.h"
 #include "csrc/train/progress.h"
@@ -100,7 +101,8 @@ py::dict meta_of(const data::Example& example, const rl::Answer& answer, const p
   return one;
 }
 
-// fn(prompts, completions, meta) -> list[float]. What a user's function may return is looked at in python/isentrope/trainer.py.
+// fn(prompts, completions, meta, timeout_s) -> list[float | None], or None where the limit has ended it. What a user's function may
+// return is looked at in python/isentrope/reward_functions.py.
 rl::RewardFunction from_python(py::function function) {
   // The trainer may drop its copy where the interpreter's lock is not held.
   auto shared = std::shared_ptr<py::function>(new py::function(std::move(function)), [](py::function* f) {
@@ -108,7 +110,7 @@ rl::RewardFunction from_python(py::function function) {
     delete f;
   });
   return [shared](const std::vector<std::string>& prompts, const std::vector<rl::Answer>& completions,
-                  const std::vector<data::Example>& examples) {
+                  const std::vector<data::Example>& examples, double timeout_s) -> rl::Scores {
     py::gil_scoped_acquire lock;
     const KeptModes trainers;
     const KeptFolder started;
@@ -118,7 +120,20 @@ rl::RewardFunction from_python(py::function function) {
       answers.append(text(completions[i].text));
       meta.append(meta_of(examples[i], completions[i], loads));
     }
-    return (*shared)(texts(prompts), answers, meta).cast<std::vector<double>>();
+    using Of = std::vector<std::optional<double>>;
+    const py::object scores = (*shared)(texts(prompts), answers, meta, timeout_s);
+    if (scores.is_none()) return {Of(completions.size()), /*ended=*/true};
+    return scores.cast<Of>();
+  };
+}
+
+// load(name, place, function, said) gives a reward. What Python raises in it, or in the reward, comes through.
+std::function<rl::RewardFunction(const train::RewardWord&)> loader(const py::function& load) {
+  return [&load](const train::RewardWord& word) {
+    const py::gil_scoped_acquire lock;
+    const KeptModes modes;
+    return from_python(
+        load(py::bytes(word.name), py::bytes(word.place), py::bytes(word.function), py::bytes(word.said)));
   };
 }
 
@@ -197,11 +212,14 @@ struct Shown {
 class Handle {
  public:
   Handle(const std::string& config, const std::vector<std::string>& overrides, bool resume,
-         const std::map<std::string, py::function>& rewards) {
-    std::map<std::string, rl::RewardFunction> functions;
+         const std::map<std::string, py::function>& rewards, const py::function& load) {
+    const train::TrainConfig read = train::read_config(config, overrides);
+    for (const auto& [name, function] : rewards) train::require_wanted(name, "rewards[\"" + name + "\"]", read);
+    std::map<std::string, rl::RewardFunction> functions =
+        train::load_rewards({.words = {}, .load = loader(load), .go_on = {}}, read);
     for (const auto& [name, function] : rewards) functions[name] = from_python(function);
     const TrainingModes modes;
-    trainer_ = std::make_unique<train::Trainer>(train::read_config(config, overrides), resume, functions);
+    trainer_ = std::make_unique<train::Trainer>(read, resume, functions);
     look();
   }
   ~Handle() {
@@ -321,17 +339,12 @@ class Handle {
 
 // ---- the command line -----------------------------------------------------------------------------------------------
 
-// words: the program's name, then what is behind it. load(name, place, function) gives a reward. What Python raises in it, or in the
-// reward, comes through.
+// words: the program's name, then what is behind it.
 int run_program(std::vector<std::string> words, const py::function& load) {
   train::begin_process();
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
-  const Host host{words.at(0), [&](const train::RewardWord& word) {
-                    const py::gil_scoped_acquire lock;
-                    const KeptModes modes;
-                    return from_python(load(py::bytes(word.name), py::bytes(word.place), py::bytes(word.function)));
-                  }};
+  const Host host{words.at(0), loader(load)};
   try {
     const py::gil_scoped_release unlocked;
     return run(static_cast<int>(argv.size()), argv.data(), host);
@@ -351,8 +364,8 @@ PYBIND11_MODULE(_C, m) {
   // Paths and overrides are bytes: they need not be UTF-8.
   py::class_<Handle>(m, "Trainer")
       .def(py::init<const std::string&, const std::vector<std::string>&, bool,
-                    const std::map<std::string, py::function>&>(),
-           py::arg("config"), py::arg("overrides"), py::arg("resume"), py::arg("rewards"))
+                    const std::map<std::string, py::function>&, const py::function&>(),
+           py::arg("config"), py::arg("overrides"), py::arg("resume"), py::arg("rewards"), py::arg("load"))
       .def("advance", &Handle::advance)
       .def("save", &Handle::save)
       .def("show", &Handle::show, py::arg("screen"))
@@ -366,6 +379,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("dir", &Handle::dir)
       .def_property_readonly("results", &Handle::results);
   python::bind_tokenizer(m);
+  python::bind_alarm(m);
   m.def("run", &run_program, py::arg("words"), py::arg("load"));
   m.def("end_output", &train::end_output);
   m.def("print_config", [](const std::string& config, const std::vector<std::string>& overrides) {

@@ -16,7 +16,7 @@ namespace {
 using data::Example;
 using Texts = std::vector<std::string>;
 
-const std::set<std::string> kBuiltIn = {"exact", "answer", "format", "length"};
+const std::set<std::string> kBuiltIn = {"exact", "answer", "format", "length", "python"};
 
 // What the data wants, without the stop that may end it.
 std::string_view without_stop(std::string_view wanted, const std::string& stop) {
@@ -68,7 +68,7 @@ double shortness(const std::string& text, const RewardConfig& config) {
 template <class Score>
 RewardFunction each(const RewardConfig& config, Score score) {
   return [name = config.metric(), score](const Texts&, const std::vector<Answer>& completions,
-                                         const std::vector<Example>& examples) {
+                                         const std::vector<Example>& examples, double) {
     std::vector<double> scores;
     try {
       for (size_t i = 0; i < completions.size(); ++i) scores.push_back(score(completions[i], examples[i]));
@@ -77,6 +77,13 @@ RewardFunction each(const RewardConfig& config, Score score) {
     }
     return scores;
   };
+}
+
+// FILE.py:NAME, MODULE:NAME, or one of isentrope.rewards.
+bool names_a_function(const std::string& function) {
+  const size_t colon = function.rfind(':');
+  if (colon == std::string::npos) return function == "reasoning_gym" || function == "math";
+  return colon > 0 && colon + 1 < function.size();
 }
 
 RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
@@ -99,11 +106,24 @@ Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokeniz
 bool is_built_in(const std::string& kind) { return kBuiltIn.count(kind) > 0; }
 
 bool reads_columns(const std::vector<RewardConfig>& rewards) {
-  return std::any_of(rewards.begin(), rewards.end(), [](const auto& reward) { return !is_built_in(reward.kind); });
+  return std::any_of(rewards.begin(), rewards.end(), [](const auto& reward) { return reward.in_python(); });
+}
+
+bool RewardConfig::in_python() const { return kind == "python" || !is_built_in(kind); }
+
+std::string RewardConfig::called() const {
+  if (!name.empty() || kind != "python") return name.empty() ? kind : name;
+  return function.substr(function.find_last_of(":.") + 1);  // of FILE.py:Class.method the last
 }
 
 std::string RewardConfig::problem() const {
-  if (kind.empty()) return "kind is empty; it is exact, answer, format, length, or a function's name";
+  if (kind.empty()) return "kind is empty; it is exact, answer, format, length, python, or a function's name";
+  if (kind == "python" && !names_a_function(function))
+    return "function: " + (function.empty() ? "is missing" : quoted(function)) +
+           "; a reward of kind python wants FILE.py:NAME, MODULE:NAME, reasoning_gym or math";
+  if (kind != "python" && !function.empty())
+    return "function: belongs to rewards of kind python, and this one's kind is " + excerpt(kind);
+  if (timeout_s > 0 && !in_python()) return "timeout_s: belongs to functions in Python, and " + kind + " is none";
   if (!std::isfinite(weight)) return kind + ": weight is not finite";
   if (kind == "format" && pattern.empty()) return "format: pattern is empty; give the regular expression to match";
   if (kind == "length" && !(target >= 0 && limit > target))
@@ -141,16 +161,22 @@ RewardSum::RewardSum(const std::vector<RewardConfig>& configs, const std::string
   if (stop.empty()) throw std::invalid_argument("reward: the stop text is empty");
   std::string known;
   for (const auto& kind : kBuiltIn) known += (known.empty() ? "" : ", ") + kind;
+  const auto given = [](const std::string& name) {
+    return !name.starts_with("python ");
+  };  // by another way than `function`
   for (const auto& [name, function] : custom) {
     if (kBuiltIn.count(name))
       throw std::invalid_argument("reward: the function \"" + name + "\" has the name of a built-in");
     if (!function) throw std::invalid_argument("reward: the function \"" + name + "\" is empty");
-    known += ", " + name;
+    if (given(name)) known += ", " + name;
   }
   std::set<std::string> names;
   for (const RewardConfig& config : configs) {
     if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("reward: " + wrong);
-    const auto function = custom.find(config.kind);
+    const auto function = custom.find(config.given_as());
+    if (function == custom.end() && config.kind == "python")
+      throw std::invalid_argument("reward: the function " + quoted(config.function) +
+                                  " is of Python, which this process does not run");
     if (function == custom.end() && !kBuiltIn.count(config.kind))
       throw std::invalid_argument("reward: no kind \"" + excerpt(config.kind) + "\"; there are " + known +
                                   ". A function of your own is given as --reward " + excerpt(config.kind) +
@@ -170,24 +196,34 @@ Rewards RewardSum::operator()(const Texts& prompts, const std::vector<Answer>& c
                                 std::to_string(examples.size()) + " examples for " + std::to_string(count) +
                                 " completions");
   Rewards rewards{std::vector<double>(count, 0.0), {}, {}};
+  std::vector<bool> scored(count, false);
   for (const Part& part : parts_) {
-    const std::vector<double> scores = part.score(prompts, completions, examples);
+    const Scores found = part.score(prompts, completions, examples, part.config.timeout_s);
+    const std::vector<std::optional<double>>& scores = found.of;
     const std::string name = part.config.metric();
     if (scores.size() != count)
       throw std::runtime_error(name + ": returned " + std::to_string(scores.size()) + " scores for " +
                                std::to_string(count) + " completions");
-    double sum = 0;
+    double sum = 0, applies = 0;
     for (size_t i = 0; i < count; ++i) {
-      if (!std::isfinite(scores[i]))
-        throw std::runtime_error(name + ": score " + std::to_string(i) + " is " + std::to_string(scores[i]) +
+      if (!scores[i]) continue;
+      const double score = *scores[i];
+      if (!std::isfinite(score))
+        throw std::runtime_error(name + ": score " + std::to_string(i) + " is " + std::to_string(score) +
                                  " for the prompt " + quoted(prompts[i]) + "; scores must be finite");
-      rewards.total[i] += part.config.weight * scores[i];
-      sum += scores[i];
+      rewards.total[i] += part.config.weight * score;
+      scored[i] = true;
+      sum += score;
+      ++applies;
     }
     if (&part == &parts_.front()) rewards.first = scores;
-    rewards.stats[name] = count == 0 ? 0 : sum / static_cast<double>(count);
+    if (applies > 0) rewards.stats[name] = sum / applies;
+    if (part.config.timeout_s > 0)
+      rewards.timeouts["timeouts/" + part.config.called()] = found.timed_out ? static_cast<double>(count) : 0;
     rewards.scores.emplace_back(name, scores);
   }
+  if (const auto none = std::find(scored.begin(), scored.end(), false); none != scored.end())
+    rewards.unscored = static_cast<size_t>(none - scored.begin());
   return rewards;
 }
 

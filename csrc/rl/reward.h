@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,9 +32,11 @@ Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokeniz
 //            ("007", " 7" and "+7" are the integer 7; any number of digits)
 //   format   1 if pattern matches the whole text, else 0; patterns are those of csrc/rl/pattern.h
 //   length   1 up to `target` characters of text, then falling in a straight line to 0 at `limit`
+//   python   what the function in Python that `function` names returns
 //   else     the custom function of that name
 //
-// exact and answer score 0 where the completion is not finished.
+// exact and answer score 0 where the completion is not finished. A function of one's own has no score for a completion to which it
+// does not apply.
 struct RewardConfig {
   std::string kind = "answer";
   double weight = 1.0;
@@ -41,12 +44,16 @@ struct RewardConfig {
   std::string pattern = "";
   int64_t target = 0;
   int64_t limit = 0;
+  std::string function = "";
+  double timeout_s = 0;
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("kind", kind, "exact, answer, format, length, or the name of a function of your own (docs/rewards.md).");
+    v("kind", kind,
+      "exact, answer, format, length, python, or the name of a function of your own that is given otherwise "
+      "(docs/rewards.md).");
     v("weight", weight, "Factor of the score in the sum; negative for a penalty.", between(-1e6, 1e6));
-    v("name", name, "Name in metrics, reward/<name>; empty for the kind.");
+    v("name", name, "Name in metrics, reward/<name>; empty for the kind, or of kind python for the function's own.");
     v("pattern", pattern,
       "Regular expression (PCRE2, as Perl's). format: the whole text; answer: group 1 of its last match is the "
       "integer. "
@@ -55,20 +62,39 @@ struct RewardConfig {
       "^ and $ each line's ends, (?i) takes upper and lower case alike.");
     v("target", target, "length: characters up to which the score is 1.", at_least(0));
     v("limit", limit, "length: characters from which on the score is 0.", at_least(0));
+    v("function", function,
+      "python: FILE.py:NAME, of the configuration's folder; MODULE:NAME; reasoning_gym or math "
+      "(isentrope.rewards).");
+    v("timeout_s", timeout_s,
+      "Functions in Python: seconds after which a call is ended; its completions have no score by it. 0 for no limit.",
+      at_least(0));
   }
   std::string problem() const;
-  std::string metric() const { return "reward/" + (name.empty() ? kind : name); }
+  bool in_python() const;      // a function of one's own, named or given
+  std::string called() const;  // name, or what takes its place
+  std::string metric() const { return "reward/" + called(); }
+  // Under which its function stands among the custom ones.
+  std::string given_as() const { return kind == "python" ? "python " + function : kind; }
 };
 
 // What keeps every completion of the example from a score above 0: an answer that is missing, is no integer where the pattern
 // asks for one, or goes on behind the stop. "" where nothing does, and for custom functions.
 std::string example_problem(const RewardConfig& config, const data::Example& example, const std::string& stop);
 
-// Scores of a batch: prompts[i] was completed by completions[i], and examples[i] is what the prompt came from. Returns one
-// finite score a completion.
+// What a reward says of a batch: a finite score of each completion, or nothing where it does not apply to it.
+struct Scores {
+  std::vector<std::optional<double>> of;
+  bool timed_out = false;  // it was ended at its time limit; `of` holds nothing for every completion
+
+  Scores(std::vector<std::optional<double>> scores, bool ended = false) : of(std::move(scores)), timed_out(ended) {}
+  Scores(const std::vector<double>& scores) : of(scores.begin(), scores.end()) {}
+};
+
+// Scores of a batch: prompts[i] was completed by completions[i], and examples[i] is what the prompt came from. timeout_s: seconds
+// that it may take, 0 for any.
 using RewardFunction =
-    std::function<std::vector<double>(const std::vector<std::string>& prompts, const std::vector<Answer>& completions,
-                                      const std::vector<data::Example>& examples)>;
+    std::function<Scores(const std::vector<std::string>& prompts, const std::vector<Answer>& completions,
+                         const std::vector<data::Example>& examples, double timeout_s)>;
 
 bool is_built_in(const std::string& kind);
 
@@ -76,12 +102,22 @@ bool is_built_in(const std::string& kind);
 bool reads_columns(const std::vector<RewardConfig>& rewards);
 
 struct Rewards {
-  std::vector<double> total;            // weighted sum, one a completion
-  std::vector<double> first;            // score of the first reward, not weighted: at least 0.5 is a right answer
-  std::map<std::string, double> stats;  // reward/<name>: mean score of each reward, not weighted
-  std::vector<std::pair<std::string, std::vector<double>>> scores =
-      {};  // reward/<name>: each completion's, not weighted
+  // Of the scores that there are: the weighted sum, one a completion; 0 where no reward applies to it.
+  std::vector<double> total;
+  // Score by the first reward, not weighted: at least 0.5 is a right answer.
+  std::vector<std::optional<double>> first;
+  // reward/<name>: mean score, not weighted, over the completions that the reward applies to; absent where it applies to none.
+  std::map<std::string, double> stats;
+  // reward/<name>: each completion's score, not weighted.
+  std::vector<std::pair<std::string, std::vector<std::optional<double>>>> scores = {};
+  // timeouts/<name> of the rewards with a time limit: completions without a score because of it.
+  std::map<std::string, double> timeouts = {};
+  // The first completion that no reward applies to.
+  std::optional<size_t> unscored = {};
 };
+
+// A completion is right where the reward that judges gives it at least 0.5.
+inline bool is_right(const std::optional<double>& score) { return score && *score >= 0.5; }
 
 class RewardSum {
  public:

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "csrc/message.h"
 #include "csrc/model/page_table.h"
 #include "csrc/rl/policy_batch.h"
 #include "csrc/rl/prompt.h"
@@ -16,9 +17,9 @@ using data::Example;
 using torch::Tensor;
 
 // 1 or 0
-std::vector<double> right_or_wrong(const std::vector<double>& scores) {
+std::vector<double> right_or_wrong(const std::vector<std::optional<double>>& scores) {
   std::vector<double> right;
-  for (const double score : scores) right.push_back(score >= 0.5);
+  for (const auto& score : scores) right.push_back(is_right(score));
   return right;
 }
 
@@ -102,12 +103,14 @@ struct RolloutSource::Drawn {
   Groups groups{0};  // of completions, one a prompt
   Rewards rewards;
   std::vector<double> right;  // 1 or 0 of each completion
+  std::vector<Answer> answers;
 };
 
 // Over everything that a step drew. rewards, thresholds and samples are of the first sequence of each tree, which no branch bends.
 struct RolloutSource::Tally {
   std::vector<double> rewards, entropy, length, thresholds, samples;
-  std::map<std::string, double> reward_stats;  // sums over draws
+  std::map<std::string, std::pair<double, double>> scores;  // of each reward: sum, and completions that it applies to
+  std::map<std::string, double> timeouts;
   RolloutCounts counts;
   double truncated = 0, flat = 0, prompts = 0, draws = 0;
 };
@@ -162,6 +165,7 @@ void RolloutSource::Saved::learnt(const Kept& kept, const AresStep& ares, double
 data::StepData RolloutSource::next(int64_t step) {
   pending_ = whole_;
   const std::optional<Branching> branching = this->branching();
+  data::StepData data;
   Kept kept;
   Tally tally;
   Saved saved;
@@ -169,12 +173,13 @@ data::StepData RolloutSource::next(int64_t step) {
   for (; kept.size() < config_.prompts && tally.draws < static_cast<double>(config_.max_draws); ++tally.draws) {
     Drawn drawn = draw(step, branching, tally);
     score(drawn, tally);
+    warn(drawn, data.warnings);
     keep(drawn, kept, tally, saves ? &saved : nullptr);
   }
   count_empty_step(kept.size());
 
-  data::StepData data;
-  for (const auto& [name, sum] : tally.reward_stats) data.stats[name] = sum / tally.draws;
+  for (const auto& [name, scores] : tally.scores) data.stats[name] = scores.first / scores.second;
+  data.stats.insert(tally.timeouts.begin(), tally.timeouts.end());
   if (pending_.empty == 0) {
     const AresStep ares = pending_.ares ? shape(*pending_.ares, reward_.first_weight(), kept) : AresStep();
     data.updates = policy_batches(kept, config_.mini_batches, config_.advantage, ares, config_.mask_truncated);
@@ -237,19 +242,41 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
 
 void RolloutSource::score(Drawn& drawn, Tally& tally) const {
   std::vector<std::string> prompts;
-  std::vector<Answer> answers;
   std::vector<Example> examples;
   for (size_t i = 0; i < drawn.completions.size(); ++i) {
     const Completion& completion = drawn.completions[i];
     examples.push_back(drawn.examples[completion.prompt]);
     prompts.push_back(examples.back().prompt);
-    answers.push_back(answer_of(completion.tokens, completion.stopped, tokenizer_));
+    drawn.answers.push_back(answer_of(completion.tokens, completion.stopped, tokenizer_));
     if (i + 1 == drawn.completions.size() || drawn.completions[i + 1].prompt != completion.prompt)
       drawn.groups.push_back(static_cast<int64_t>(i) + 1);
   }
-  drawn.rewards = reward_(prompts, answers, examples);
+  drawn.rewards = reward_(prompts, drawn.answers, examples);
   drawn.right = right_or_wrong(drawn.rewards.first);
-  for (const auto& [name, value] : drawn.rewards.stats) tally.reward_stats[name] += value;
+  for (const auto& [name, scores] : drawn.rewards.scores)
+    for (const auto& score : scores)
+      if (score) tally.scores[name].first += *score, ++tally.scores[name].second;
+  for (const auto& [name, count] : drawn.rewards.timeouts) tally.timeouts[name] += count;
+}
+
+void RolloutSource::warn(const Drawn& drawn, std::vector<std::string>& warnings) {
+  bool timed_out = false;
+  for (const auto& [name, count] : drawn.rewards.timeouts) {
+    timed_out = timed_out || count > 0;
+    if (count == 0 || (pending_.told & kTimedOut)) continue;
+    warnings.push_back("reward: the function of " + name.substr(name.find('/') + 1) +
+                       " took longer than timeout_s over " + std::to_string(drawn.completions.size()) +
+                       " completions, the first of them to the prompt " +
+                       isentrope::quoted(drawn.examples.front().prompt) +
+                       ", and was ended; they have no score by it (" + name + " counts them)");
+  }
+  if (timed_out) pending_.told |= kTimedOut;
+  if (!drawn.rewards.unscored || (pending_.told & kUnscored)) return;
+  const size_t i = *drawn.rewards.unscored;
+  warnings.push_back("reward: none has a score for the completion " + isentrope::quoted(drawn.answers[i].text) +
+                     " to the prompt " + isentrope::quoted(drawn.examples[drawn.completions[i].prompt].prompt) +
+                     "; its reward is 0, as that of all others of this kind");
+  pending_.told |= kUnscored;
 }
 
 double RolloutSource::overlong(const Completion& completion) const {
@@ -326,6 +353,7 @@ void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional
 std::map<std::string, torch::Tensor> RolloutSource::state() const {
   std::map<std::string, Tensor> state{{"taken", torch::tensor({whole_.taken, whole_.empty}, torch::kInt64)}};
   if (whole_.ares) state["ares"] = torch::tensor(whole_.ares->state(), torch::kFloat64);
+  if (whole_.told) state["told"] = torch::tensor({whole_.told}, torch::kInt64);
   if (whole_.threshold) state["branch"] = torch::tensor({*whole_.threshold}, torch::kFloat64);
   if (config_.allocation) {
     const PassRecord::State record = whole_.record.state();
@@ -349,6 +377,7 @@ void RolloutSource::restore(const std::map<std::string, torch::Tensor>& state) {
   const std::vector<int64_t> taken = values("taken", int64_t{});
   passed.taken = taken.at(0);
   passed.empty = taken.size() > 1 ? taken[1] : 0;
+  if (state.contains("told")) passed.told = values("told", int64_t{}).at(0);
   if (state.contains("branch")) passed.threshold = values("branch", double{}).at(0);
   if (config_.allocation && state.contains("record/prompt"))
     passed.record.restore(

@@ -108,8 +108,8 @@ struct SavedRollout {
   Completion completion = {};  // parent: by its place in the group
   bool branches = false;       // whether sequences branch
   double reward = 0;           // what its advantage comes from: the weighted sum of scores, with overlong and ares
-  std::vector<std::pair<std::string, double>> scores = {};  // reward/<name>, not weighted
-  std::optional<double> overlong = {}, ares = {};           // added by rollout.overlong_buffer and rollout.ares
+  std::vector<std::pair<std::string, std::optional<double>>> scores = {};  // reward/<name>, not weighted
+  std::optional<double> overlong = {}, ares = {};  // added by rollout.overlong_buffer and rollout.ares
   // Mean over its learnt tokens, which differ where sequences branch; none: the loss has no token of it.
   std::optional<double> advantage = {};
 };
@@ -137,7 +137,9 @@ class RolloutSource : public data::BatchSource {
     std::optional<double> threshold;  // of branches, nats
     PassRecord record;
     std::optional<Ares> ares;
+    int64_t told = 0;  // bits of Told
   };
+  enum Told : int64_t { kUnscored = 1, kTimedOut = 2 };
   struct Drawn;  // a batch of prompts with what was drawn for them
   struct Tally;  // what is told of a step
   struct Saved;  // what is saved of a step
@@ -147,9 +149,10 @@ class RolloutSource : public data::BatchSource {
   std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
   Drawn draw(int64_t step, const std::optional<Branching>& branching, Tally& tally);
   void score(Drawn& drawn, Tally& tally) const;
-  void keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved);  // the groups that the step learns from
-  double overlong(const Completion& completion) const;              // its penalty
-  void count_empty_step(int64_t groups);                            // stops a run that finds none
+  void warn(const Drawn& drawn, std::vector<std::string>& warnings);  // of its rewards, each kind once
+  void keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved);    // the groups that the step learns from
+  double overlong(const Completion& completion) const;                // its penalty
+  void count_empty_step(int64_t groups);                              // stops a run that finds none
   void tell(const Tally& tally, int64_t groups, const std::optional<Branching>& branching,
             std::map<std::string, double>& stats) const;
 

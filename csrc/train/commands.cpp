@@ -26,6 +26,7 @@
 #include "csrc/train/progress.h"
 #include "csrc/train/run_checkpoints.h"
 #include "csrc/train/summary.h"
+#include "csrc/train/task_files.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
@@ -150,7 +151,8 @@ int plan_command(const std::string& file, const std::vector<std::string>& overri
   config.model.vocabulary = std::max(config.model.vocabulary, tokenizer.size());
   if (config.run.threads > 0) at::set_num_threads(static_cast<int>(config.run.threads));
   check_machine(config);
-  const DataReport data = check_data(config, tokenizer, {});
+  make_task_files(config);
+  const DataReport data = check_data(config, tokenizer, rewards_in_name_alone(config));
   print_warnings(data.warnings);
   const double baseline = resident_memory(), has = machine_memory();
   const bool cuda = config.run.device != "cpu" && torch::cuda::is_available();
@@ -188,7 +190,9 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
   if (!phase.data.has(split))
     throw std::runtime_error(file + ": the data of phase " + phase.name + " have no part for " + options.split +
                              "; give it a fraction above 0 or a file of its own");
-  const auto held_out = held_out_of(config, phase, tokenizer, split, load_rewards(options.rewards, config));
+  const auto rewards = load_rewards(options.rewards, config);
+  make_task_files(config);
+  const auto held_out = held_out_of(config, phase, tokenizer, split, rewards);
   print_warnings(held_out->shortages(config.test, "test"));
   std::optional<DurableFile> out;
   if (!options.completions.empty()) {
@@ -202,8 +206,8 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
   for (const Answer& answer : answers) {
     nlohmann::ordered_json line = to_json(answer.group, answer.prompt, answer.completion, tokenizer);
     line["decoding"] = answer.greedy ? "greedy" : "sampled";
-    line["score"] = answer.score;
-    line["right"] = answer.score >= 0.5;
+    line["score"] = answer.score ? nlohmann::ordered_json(*answer.score) : nlohmann::ordered_json(nullptr);
+    line["right"] = rl::is_right(answer.score);
     const std::string text = line_of(line) + "\n";
     out->write(text.data(), static_cast<int64_t>(text.size()));
   }
@@ -237,12 +241,12 @@ int python_command(const std::string& program, const std::string& name, const st
   go_on_in_python(name, words);
 }
 
-int command_in_python(const std::string& program, const std::vector<std::string>& arguments) {
+void command_in_python(const std::string& program, const std::vector<std::string>& arguments) {
   // A json.py of the working folder must not take the place of Python's; python/isentrope/__main__.py takes the mark away.
   ::setenv("PYTHONSAFEPATH", "isentrope", /*replace=*/0);
   std::vector<std::string> words{"-X", "isentrope_program=" + program, "-m", "isentrope"};
   words.insert(words.end(), arguments.begin(), arguments.end());
-  go_on_in_python("--reward", words);
+  go_on_in_python("a reward in Python", words);
 }
 
 int version_command() {

@@ -62,7 +62,7 @@ int evaluate_command(const std::string& checkpoint, const EvaluateOptions& optio
 int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments);
 
 // Hands over to `python -m isentrope`, which runs this command line with functions in Python.
-int command_in_python(const std::string& program, const std::vector<std::string>& arguments);
+[[noreturn]] void command_in_python(const std::string& program, const std::vector<std::string>& arguments);
 
 int version_command();
 

@@ -25,6 +25,8 @@ Json numbers(const std::vector<float>& values) {
   return list;
 }
 
+Json or_null(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+
 }  // namespace
 
 Json to_json(int64_t group, const std::string& prompt, const rl::Completion& completion,
@@ -49,10 +51,10 @@ Json to_json(const std::string& phase, int64_t step, const rl::SavedRollout& rol
   line.update(to_json(rollout.group, rollout.prompt, rollout.completion, tokenizer));
   line["reward"] = rollout.reward;
   line["rewards"] = Json::object();
-  for (const auto& [name, score] : rollout.scores) line["rewards"][name.substr(name.find('/') + 1)] = score;
+  for (const auto& [name, score] : rollout.scores) line["rewards"][name.substr(name.find('/') + 1)] = or_null(score);
   if (rollout.overlong) line["overlong"] = *rollout.overlong;
   if (rollout.ares) line["ares"] = *rollout.ares;
-  line["advantage"] = rollout.advantage ? Json(*rollout.advantage) : Json(nullptr);
+  line["advantage"] = or_null(rollout.advantage);
   if (rollout.branches) {
     const int64_t parent = rollout.completion.parent;
     line["parent"] = parent < 0 ? Json(nullptr) : Json(parent);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
@@ -149,8 +150,13 @@ class Reader {
 
   template <class T>
   void operator()(const char* name, T& member, const char*, const Allowed& allowed = {}) {
-    const YAML::Node child = node_[name];
-    if (child.IsDefined()) read(document_, child, child_path(path_, name), member, allowed);
+    if constexpr (std::is_same_v<T, data::Settings>) {
+      read_others(member);
+    } else {
+      known_.insert(name);
+      const YAML::Node child = node_[name];
+      if (child.IsDefined()) read(document_, child, child_path(path_, name), member, allowed);
+    }
   }
 
   template <class T>
@@ -167,7 +173,7 @@ class Reader {
       value.visit(keys);
       for (const auto& entry : node) {
         const std::string& name = entry.first.Scalar();
-        if (std::find(keys.names.begin(), keys.names.end(), name) == keys.names.end())
+        if (!keys.open && std::find(keys.names.begin(), keys.names.end(), name) == keys.names.end())
           document.fail(child_path(path, name), "unknown key" + key_suggestion(name, keys.names));
       }
       Reader reader(document, node, path);
@@ -201,8 +207,39 @@ class Reader {
   }
 
  private:
+  void read_others(data::Settings& settings) {
+    settings.clear();
+    for (const auto& entry : node_)
+      if (const std::string& name = entry.first.Scalar(); !known_.contains(name))
+        settings[name] = json_of(child_path(path_, name), entry.second).dump();
+  }
+  nlohmann::json json_of(const std::string& path, const YAML::Node& node) const {
+    nlohmann::json value;
+    if (node.IsMap())
+      for (const auto& entry : node) {
+        const std::string& name = entry.first.Scalar();
+        value[name] = json_of(child_path(path, name), entry.second);
+      }
+    if (node.IsSequence()) {
+      value = nlohmann::json::array();
+      for (const YAML::Node& one : node) value.push_back(json_of(path, one));
+    }
+    if (!node.IsScalar()) return value;
+    const std::string& text = node.Scalar();
+    if (utf8_end(text) < text.size()) document_.fail(path, "'" + excerpt(text) + "' is not UTF-8; write text");
+    int64_t integer = 0;
+    double real = 0;
+    bool truth = false;
+    if (node.Tag() == "!") return text;
+    if (from_text(text, truth)) return truth;
+    if (from_text(text, integer)) return integer;
+    if (from_text(text, real) && std::isfinite(real)) return real;
+    return text;
+  }
+
   const Document& document_;
   const YAML::Node node_;  // const: looking a key up does not make it
+  std::set<std::string> known_;
   std::string path_;
 };
 
@@ -266,9 +303,26 @@ void take_tokenizer(const Document& document, TrainConfig& config) {
   }
 }
 
+// Files of functions: from the folder of the document, or what the command line writes from the working folder. They become absolute,
+// so that the configuration can be read again from anywhere.
+void find_functions(const Document& document, TrainConfig& config) {
+  namespace fs = std::filesystem;
+  for (size_t p = 0; p < config.phases.size(); ++p)
+    for (size_t i = 0; i < config.phases[p].reward.size(); ++i) {
+      std::string& function = config.phases[p].reward[i].function;
+      const size_t colon = function.rfind(':');
+      const fs::path file = function.substr(0, colon);
+      if (colon == std::string::npos || (file.extension() != ".py" && !file.has_parent_path())) continue;
+      const std::string path = "phases." + std::to_string(p) + ".reward." + std::to_string(i) + ".function";
+      const fs::path folder = document.of_file(path) ? fs::path(document.file()).parent_path() : fs::path();
+      function = fs::absolute(folder / file).lexically_normal().string() + function.substr(colon);
+    }
+}
+
 TrainConfig read_document(const Document& document) {
   TrainConfig config;
   Reader::read(document, document.root(), "", config);
+  find_functions(document, config);
   if (!config.model.pretrained.empty()) {
     take_pretrained(document, config);
     take_tokenizer(document, config);

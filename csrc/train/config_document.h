@@ -19,6 +19,9 @@ class Document {
 
   const YAML::Node& root() const { return root_; }
 
+  const std::string& file() const { return file_; }
+  // Whether the value at path, or the nearest section around it, was written in the file, and not on the command line.
+  bool of_file(const std::string& path) const { return place(path) != "command line"; }
   // Where the value at path, or the nearest section around it, was written.
   std::string place(std::string path) const;
   // Where the value at path was written, or that it is the default.

@@ -26,9 +26,13 @@ inline constexpr bool is_optional<std::optional<T>> = true;
 // The simplest visitor: the names of a struct's keys.
 struct Keys {
   std::vector<std::string> names;
+  bool open = false;  // the struct takes others too
   template <class T>
   void operator()(const char* name, T&, const char*, const Allowed& = {}) {
-    names.emplace_back(name);
+    if constexpr (std::is_same_v<T, data::Settings>)
+      open = true;
+    else
+      names.emplace_back(name);
   }
 };
 

@@ -83,7 +83,10 @@ class Printer {
   template <class T>
   void operator()(const char* name, T& member, const char*, const Allowed& = {}) {
     const std::string path = child_path(path_, name), head = std::string(indent_, ' ') + name + ":";
-    if constexpr (Section<T>) {
+    if constexpr (std::is_same_v<T, data::Settings>) {
+      for (const auto& [key, value] : member)
+        lines_.push_back({std::string(indent_, ' ') + to_text(key) + ": " + value, child_path(path_, key)});
+    } else if constexpr (Section<T>) {
       section(head, path, member);
     } else if constexpr (is_optional_section<T>) {
       if (member)
@@ -141,7 +144,9 @@ class Explainer {
   template <class T>
   void operator()(const char* name, T& member, const char* help, const Allowed& allowed = {}) {
     const std::string path = child_path(path_, name);
-    if constexpr (Section<T>) {
+    if constexpr (std::is_same_v<T, data::Settings>) {
+      blocks_[block_].keys.push_back({name, "any value", help});
+    } else if constexpr (Section<T>) {
       section(path, help, member);
     } else if constexpr (is_optional_section<T>) {
       typename T::value_type value;

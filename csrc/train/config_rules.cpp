@@ -11,9 +11,7 @@ namespace isentrope::train {
 // A folder's name may have 255 bytes on most systems, and a checkpoint's has the step behind it.
 constexpr size_t kLongestName = 100;
 
-bool built_in_reward(const std::string& kind) {
-  return kind == "exact" || kind == "answer" || kind == "format" || kind == "length";
-}
+bool built_in_reward(const std::string& kind) { return rl::is_built_in(kind); }
 
 bool StopConfig::reached(const Evaluation& evaluation) const {
   return (!sampled || evaluation.at("eval/sampled") >= *sampled) &&

@@ -9,7 +9,10 @@ class Lister {
  public:
   template <class T>
   void operator()(const char* name, T& member, const char*, const Allowed& = {}) {
-    add(child_path(path_, name), member);
+    if constexpr (std::is_same_v<T, data::Settings>)
+      for (const auto& [key, value] : member) values[child_path(path_, key)] = value;
+    else
+      add(child_path(path_, name), member);
   }
   std::map<std::string, std::string> values;
 

@@ -74,12 +74,13 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     const std::string key = path + ".reward." + text(static_cast<int64_t>(i));
     if (reward.weight == 0)
       out.push_back(key + ".weight: 0; the reward " + reward.kind + " is measured and not learnt from");
-    if (reward.weight < 0 && built_in_reward(reward.kind) && reward.kind != "length")
+    if (reward.weight < 0 && !reward.in_python() && reward.kind != "length")
       out.push_back(key + ".weight: below 0 it punishes what the reward " + reward.kind + " calls right");
     if (!built_in_reward(reward.kind) && !functions.contains(reward.kind))
-      out.push_back(key + ".kind: \"" + reward.kind +
-                    "\" is none of exact, answer, format, length: a function of that name is to be given, by --reward "
-                    "FILE.py:FUNCTION or to isentrope.Trainer in Python");
+      out.push_back(
+          key + ".kind: \"" + reward.kind +
+          "\" is none of exact, answer, format, length, python: a function of that name is to be given, by --reward "
+          "FILE.py:FUNCTION or to isentrope.Trainer in Python");
   }
 }
 

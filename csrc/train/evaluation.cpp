@@ -19,6 +19,7 @@ struct Answers {
   std::vector<double> lengths;    // [prompts · samples], tokens
   std::vector<double> entropies;  // [prompts · samples], sum over tokens
   double entropy = 0;             // mean over tokens
+  double unscored = 0;            // answers
   std::vector<Sample> shown;      // the first to each of the first prompts
 };
 
@@ -46,8 +47,8 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
     answers.entropies.push_back(0);
     for (float H : completion.entropy) answers.entropy += H, answers.entropies.back() += H;
   }
-  const std::vector<double> scores = score(prompt_text, text, example_of).total;
-  for (const double s : scores) answers.right.push_back(s >= 0.5);
+  const std::vector<std::optional<double>> scores = score(prompt_text, text, example_of).first;
+  for (const auto& one : scores) answers.right.push_back(rl::is_right(one)), answers.unscored += !one;
   for (size_t i = 0; told && i < completions.size(); ++i)
     told->push_back({completions[i].prompt, prompt_text[i], completions[i], sampling.temperature == 0, scores[i]});
   for (size_t i = 0; i < completions.size() && completions[i].prompt < show; i += static_cast<size_t>(samples)) {
@@ -209,16 +210,20 @@ HeldOutSize HeldOutPrompts::size() const {
 }
 
 std::vector<std::string> HeldOutPrompts::shortages(const EvaluationConfig& config, const std::string& section) const {
-  std::vector<std::string> texts;
-  for (const auto& [key, asked] :
-       {std::pair{".prompts: ", config.prompts}, {".sampled_prompts: ", config.sampled_prompts}}) {
+  std::string text;
+  for (const auto& [key, asked] : {std::pair{"prompts", config.prompts}, {"sampled_prompts", config.sampled_prompts}}) {
     int64_t used = 0;
     for (size_t part = 0; part < parts_.size(); ++part) used += take_of(part, asked);
-    if (used < asked)
-      texts.push_back(section + key + std::to_string(asked) + " are asked for, and the " + data::name_of(split_) +
-                      " data have " + std::to_string(used) + ", which are all used" + more_);
+    if (used == asked) continue;
+    if (!text.empty()) {
+      text += "; so are the " + std::to_string(asked) + " of " + key;
+      continue;
+    }
+    text = section + "." + key + ": " + std::to_string(asked) + " are asked for, and the " + data::name_of(split_) +
+           " data have " + std::to_string(used) + ", which are all used" + more_;
   }
-  return texts;
+  if (text.empty()) return {};
+  return {text};
 }
 
 // As many of each part. A list that is shorter than asked for is used whole, once.
@@ -296,6 +301,9 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
                    {"eval/sampled", mean(sampled.right)},
                    {"eval/entropy", sampled.entropy},
                    {"eval/length", mean(sampled.lengths)}};
+  if (greedy.unscored + sampled.unscored > 0)
+    found["eval/unscored"] =
+        (greedy.unscored + sampled.unscored) / static_cast<double>(greedy.right.size() + sampled.right.size());
   Interval of_loss;
   if (loss_rows_ > 0)
     if (const auto nats = loss(model, prompts, intervals ? &of_loss : nullptr)) found["eval/loss"] = *nats;

@@ -66,8 +66,8 @@ struct Answer {
   int64_t group;  // number of the prompt among those answered
   std::string prompt;
   rl::Completion completion;
-  bool greedy;   // its likeliest tokens, else a sample
-  double score;  // of the first reward; right: at least 0.5
+  bool greedy;                  // its likeliest tokens, else a sample
+  std::optional<double> score;  // by the first reward; nothing where it does not apply
 };
 
 class HeldOut {
@@ -107,7 +107,8 @@ class HeldOutText : public HeldOut {
 // rl::pass_ks(config.num_generations), eval/entropy, eval/length; where the prompts are of several sizes also
 // eval/sampled/<size> and eval/length/<size> of each. On request eval/loss: the mean cross-entropy of the tokens of the
 // completions that the data have for the prompts answered greedily, nats a token; prompts are not counted, ends of sequence
-// are (csrc/data/collate.h).
+// are (csrc/data/collate.h). eval/unscored, where it is not 0: share of the answers that the first reward does not apply to; they are
+// not right.
 class HeldOutPrompts : public HeldOut {
  public:
   // A completion is right where the first of rewards gives it at least 0.5; no reward: exact. context: the model's; throws

@@ -27,13 +27,40 @@ std::map<std::string, RewardWord> by_name(const GivenRewards& given) {
 std::map<std::string, rl::RewardFunction> load(const GivenRewards& given,
                                                const std::map<std::string, RewardWord>& words) {
   std::map<std::string, rl::RewardFunction> functions;
+  if (!words.empty() && !given.load && given.go_on) given.go_on();
   for (const auto& [name, word] : words) functions[name] = given.load(word);
   return functions;
 }
 
+// The words "reasoning_gym" and "math" in full.
+std::string in_full(const std::string& function) {
+  return function == "reasoning_gym" || function == "math" ? "isentrope.rewards:" + function : function;
+}
+
+// What the configuration's rewards of kind python name, by RewardConfig::given_as().
+std::map<std::string, RewardWord> named_in(const TrainConfig& config) {
+  std::map<std::string, RewardWord> words;
+  for (const PhaseConfig& phase : config.phases)
+    for (size_t i = 0; i < phase.reward.size(); ++i) {
+      const rl::RewardConfig& reward = phase.reward[i];
+      if (reward.kind != "python") continue;
+      const std::string function = in_full(reward.function);
+      const size_t colon = function.rfind(':');
+      words.emplace(reward.given_as(), RewardWord{.name = reward.called(),
+                                                  .place = function.substr(0, colon),
+                                                  .function = function.substr(colon + 1),
+                                                  .said = "phases." + phase.name + ".reward." + std::to_string(i) +
+                                                          ".function: " + reward.function});
+    }
+  return words;
+}
+
 }  // namespace
 
-RewardWord parse_reward_word(const std::string& word) {
+RewardWord parse_reward_word(const std::string& given) {
+  const size_t assigned = given.find('=');
+  const std::string named_function = assigned == std::string::npos ? given : given.substr(assigned + 1);
+  const std::string word = given.substr(0, given.size() - named_function.size()) + in_full(named_function);
   const size_t colon = word.rfind(':'), equals = word.find('=');
   const bool named = equals != std::string::npos && equals < colon;
   const size_t begin = named ? equals + 1 : 0;
@@ -42,10 +69,11 @@ RewardWord parse_reward_word(const std::string& word) {
     parsed.place = word.substr(begin, colon - begin);
     parsed.function = word.substr(colon + 1);
     parsed.name = named ? word.substr(0, equals) : parsed.function.substr(parsed.function.rfind('.') + 1);
+    parsed.said = "--reward " + parsed.place + ":" + parsed.function;
   }
   if (parsed.name.empty() || parsed.place.empty() || parsed.function.empty())
     throw std::invalid_argument(
-        word + ": wanted [NAME=]MODULE:FUNCTION or [NAME=]FILE.py:FUNCTION, such as rewards.py:vowels");
+        given + ": wanted [NAME=]MODULE:FUNCTION or [NAME=]FILE.py:FUNCTION, such as rewards.py:vowels");
   return parsed;
 }
 
@@ -54,19 +82,32 @@ std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given
 }
 
 std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given, const TrainConfig& config) {
-  const auto words = by_name(given);
+  auto words = by_name(given);
+  for (const auto& [name, word] : words)
+    require_wanted(name, "--reward " + name + "=" + word.place + ":" + word.function, config);
+  words.merge(named_in(config));
+  return load(given, words);
+}
+
+void require_wanted(const std::string& name, const std::string& said, const TrainConfig& config) {
   std::set<std::string> kinds;
   for (const PhaseConfig& phase : config.phases)
     for (const rl::RewardConfig& reward : phase.reward) kinds.insert(reward.kind);
+  if (kinds.contains(name)) return;
   std::string there;
   for (const std::string& kind : kinds) there += (there.empty() ? "" : ", ") + excerpt(kind);
-  for (const auto& [name, word] : words)
-    if (!kinds.contains(name))
-      throw std::runtime_error("--reward " + name + "=" + word.place + ":" + word.function +
-                               ": no reward of the configuration has the kind " + name + "; " +
-                               (there.empty() ? "it has none" : "its kinds are " + there) + ". Put {kind: " + name +
-                               "} among the rewards of a phase, or leave it out");
-  return load(given, words);
+  throw std::runtime_error(said + ": no reward of the configuration has the kind " + name + "; " +
+                           (there.empty() ? "it has none" : "its kinds are " + there) + ". Put {kind: " + name +
+                           "} among the rewards of a phase, or leave it out");
+}
+
+std::map<std::string, rl::RewardFunction> rewards_in_name_alone(const TrainConfig& config) {
+  std::map<std::string, rl::RewardFunction> functions;
+  for (const auto& [name, word] : named_in(config))
+    functions[name] = [said = word.said](const auto&, const auto&, const auto&, double) -> rl::Scores {
+      throw std::logic_error(said + " was called by a command that scores nothing");
+    };
+  return functions;
 }
 
 }  // namespace isentrope::train

@@ -1,4 +1,5 @@
-// Rewards that are given on the command line: --reward [NAME=]PLACE:FUNCTION.
+// Rewards that are functions in Python: named in the configuration (reward: [{kind: python, function: PLACE:FUNCTION}]), or given on
+// the command line (--reward [NAME=]PLACE:FUNCTION).
 #pragma once
 #include <functional>
 #include <map>
@@ -15,21 +16,31 @@ struct RewardWord {
   std::string name;      // the kind of the configuration's reward; the function's own name where none is given
   std::string place;     // a module, or a file that ends in .py
   std::string function;  // in it
+  std::string said;      // how messages call it, with the key or option that names it
 };
-// Throws std::invalid_argument for another form.
+// Of --reward. reasoning_gym and math are those of isentrope.rewards. Throws std::invalid_argument for another form.
 RewardWord parse_reward_word(const std::string& word);
 
 struct GivenRewards {
-  std::vector<std::string> words;
+  std::vector<std::string> words;  // behind --reward
   // Of the process that has Python; empty in one that has not.
   std::function<rl::RewardFunction(const RewardWord& word)> load;
+  // Of a process that has not: hands its command over to one that has, and does not return.
+  std::function<void()> go_on;
 };
 
-// The functions by name. Throws std::runtime_error, before any is loaded, where two have one name, or one that of a built-in kind;
-// and what load throws.
+// The functions of the words by name. Throws std::runtime_error, before any is loaded, where two have one name, or one that of a
+// built-in kind; and what load throws.
 std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given);
 
-// The same for a configuration; a name that none of its rewards has as its kind is an error too.
+// The same for a configuration, with the functions that it names (rl::RewardConfig::given_as()). A name that none of its rewards has
+// as its kind is an error too. Goes on in another process where functions are wanted and this one cannot load them.
 std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given, const TrainConfig& config);
+
+// Throws std::runtime_error where none of the rewards has the name as its kind. said: how the message calls what was given.
+void require_wanted(const std::string& name, const std::string& said, const TrainConfig& config);
+
+// In the place of the functions that the configuration names, for commands that score nothing: they throw when they are called.
+std::map<std::string, rl::RewardFunction> rewards_in_name_alone(const TrainConfig& config);
 
 }  // namespace isentrope::train

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "csrc/data/jsonl.h"
 #include "csrc/data/messages.h"
@@ -72,18 +73,18 @@ std::vector<int64_t> encoded(const data::Prompt& prompt, bool templated, const d
   return tokens;
 }
 
-std::string shown(double score) {
+std::string shown(const std::optional<double>& score) {
+  if (!score) return "none";
   char text[32];
-  std::snprintf(text, sizeof(text), "%.4g", score);
+  std::snprintf(text, sizeof(text), "%.4g", *score);
   return text;
 }
 
 // Of each completion the score by every reward, by name.
-std::vector<std::map<std::string, double>> scores_of(const std::map<std::string, rl::RewardFunction>& rewards,
-                                                     const std::vector<rl::Completion>& completions,
-                                                     const std::vector<data::Prompt>& prompts, int64_t first,
-                                                     const data::Tokenizer& tokenizer) {
-  std::vector<std::map<std::string, double>> scores(completions.size());
+std::vector<std::map<std::string, std::optional<double>>> scores_of(
+    const std::map<std::string, rl::RewardFunction>& rewards, const std::vector<rl::Completion>& completions,
+    const std::vector<data::Prompt>& prompts, int64_t first, const data::Tokenizer& tokenizer) {
+  std::vector<std::map<std::string, std::optional<double>>> scores(completions.size());
   std::vector<std::string> texts;
   std::vector<rl::Answer> answers;
   std::vector<data::Example> examples;
@@ -97,7 +98,7 @@ std::vector<std::map<std::string, double>> scores_of(const std::map<std::string,
     rl::RewardConfig config;
     config.kind = name;
     const rl::RewardSum sum({config}, tokenizer.eos(), rewards);
-    const std::vector<double> found = sum(texts, answers, examples).first;
+    const std::vector<std::optional<double>> found = sum(texts, answers, examples).first;
     for (size_t i = 0; i < found.size(); ++i) scores[i][name] = found[i];
   }
   return scores;
@@ -133,7 +134,8 @@ int sample_command(const std::string& path, const SampleOptions& options) {
       const int64_t group = first + completion.prompt;
       if (options.json) {
         nlohmann::ordered_json line = to_json(group, prompts[group].text, completion, tokenizer);
-        if (!rewards.empty()) line["rewards"] = scores[i];
+        for (const auto& [name, score] : scores[i])
+          line["rewards"][name] = score ? nlohmann::ordered_json(*score) : nlohmann::ordered_json(nullptr);
         text += line_of(line) + "\n";
         continue;
       }

@@ -20,6 +20,7 @@
 #include "csrc/train/phase.h"
 #include "csrc/train/run_checkpoints.h"
 #include "csrc/train/summary.h"
+#include "csrc/train/task_files.h"
 
 namespace isentrope::train {
 namespace {
@@ -76,6 +77,8 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   numbers_ = standing.numbers;
   results_ = standing.results;
   notes_ = standing.notes;
+  const std::vector<std::string> written = make_task_files(config_);
+  notes_.insert(notes_.end(), written.begin(), written.end());
   DataReport data = check_data(config_, tokenizer_, rewards_, phase_);
   notes_.insert(notes_.end(), data.notes.begin(), data.notes.end());
   std::set<std::string> functions;

@@ -136,6 +136,7 @@ Record Trainer::step() {
                      {"law/rmse", law->rmse}});
   }
   std::vector<std::string> warnings = open_->watch.look(phase.name, values);
+  for (const std::string& text : data.warnings) warnings.push_back("phases." + phase.name + "." + text);
   values["lr"] = lr;
   work.generated = values.contains("generated") ? values["generated"] : 0;
   if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;

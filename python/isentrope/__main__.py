@@ -1,81 +1,19 @@
-"""``python -m isentrope WORDS``: the command line of the program, with functions in Python for ``--reward``.
+"""``python -m isentrope WORDS``: the command line of the program, with rewards in Python.
 
-The program goes on here where ``--reward`` stands among its words. They are read by the same code (csrc/command_line.cpp), which asks
-for the functions when the configuration is found to want them.
+The program goes on here where ``--reward`` stands among its words, or its configuration has a reward of ``kind: python``. The words are
+read by the same code (csrc/command_line.cpp), which asks for the functions when the configuration is found to want them.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import importlib.util
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from types import ModuleType, TracebackType
-from typing import Any
+from types import TracebackType
 
 OURS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, importlib.__file__, "<frozen ")
-
-
-class RewardError(Exception):
-    """What is wrong with the words behind --reward."""
-
-
-def file_module(place: str) -> ModuleType:
-    """Runs a file as a module, once, with its folder on the path as that of a script is."""
-    path = os.path.realpath(place)
-    if not os.path.isfile(path):
-        raise RewardError(f"there is no file {place}" + (f" (seen from {os.getcwd()})" if not os.path.isabs(place) else ""))
-    name = os.path.basename(path).removesuffix(".py")
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) == path:
-        return loaded
-    name = name if loaded is None else f"reward_{name}"  # json.py takes no one's place
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise RewardError(f"{place} is no file of Python; its name ends in .py")
-    sys.path.insert(0, os.path.dirname(path))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def module_of(place: str) -> ModuleType:
-    if place.endswith(".py") or os.sep in place:
-        return file_module(place)
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise  # another one, that the module imports
-        file = f"{place.replace('.', os.sep)}.py"
-        raise RewardError(f"there is no module {place}, neither in {os.getcwd()} nor in the environment of {sys.executable}; "
-                          f"a file is named with its suffix, as {file}") from None  # fmt: skip
-
-
-def load(name: bytes, place: bytes, function: bytes) -> Callable[..., list[float]]:
-    """The reward that ``--reward NAME=PLACE:FUNCTION`` names, with what it returns looked at."""
-    from isentrope.trainer import _checked_reward, _shown
-
-    of, wanted = os.fsdecode(place), os.fsdecode(function)
-    try:
-        found: Any = module_of(of)
-        for part in wanted.split("."):
-            if not hasattr(found, part):
-                near = difflib.get_close_matches(part, [key for key in vars(found) if callable(getattr(found, key))], 1)
-                raise RewardError(f"there is no {part} in {of}" + (f"; did you mean {near[0]}?" if near else ""))
-            found = getattr(found, part)
-        if not callable(found):
-            raise RewardError(f"{wanted} in {of} is {_shown(found)}; wanted a function of (prompts, completions, meta)")
-    except RewardError as error:
-        raise RewardError(f"--reward {of}:{wanted}: {error}") from None
-    try:
-        return _checked_reward(os.fsdecode(name), found)
-    except TypeError as error:
-        raise RewardError(f"--reward {of}:{wanted}: {error}") from None
 
 
 def of_user(place: TracebackType | None) -> TracebackType | None:
@@ -109,6 +47,7 @@ def main() -> int:
         sys.path.insert(0, os.getcwd())
     try:
         from isentrope import _C
+        from isentrope.reward_functions import load
     except ImportError as error:
         print(f"isentrope: the package was built without the trainer: {error}", file=sys.stderr)
         return 1

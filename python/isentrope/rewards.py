@@ -1,6 +1,6 @@
-"""Rewards that other packages define, as functions (prompts, completions, meta) for isentrope.Trainer(rewards=…).
+"""Rewards that other packages define, as functions (prompts, completions, meta): reward: [{kind: python, function: math}].
 
-A score is None where the reward has nothing to say of a completion; the trainer adds nothing for it.
+A score is None where the reward does not apply to a completion; the trainer adds nothing for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from isentrope import tasks
 
 __all__ = ["math", "reasoning_gym"]
 
@@ -43,8 +45,9 @@ def reasoning_gym(prompts: Sequence[str], completions: Sequence[str], meta: Sequ
         dataset = _dataset(made_of["task"], made_of["size"], made_of["seed"], json.dumps(made_of["config"], sort_keys=True))
         entry = dataset[made_of["index"]]
         if entry["question"] not in prompt:
-            raise ValueError(f"reasoning_gym: problem {made_of['index']} of {made_of['task']} is another one in the installed "
-                             "package than in the data; write the file again: isentrope tasks")  # fmt: skip
+            raise ValueError(f"reasoning_gym: problem {made_of['index']} of {made_of['task']} is another one in the installed package, "
+                             f"{tasks.version()}, than in the data, of {made_of.get('version', 'another version')}; install that one, "
+                             "or write the data again: isentrope tasks, or without the files of data.reasoning_gym.cache")  # fmt: skip
         scores.append(float(dataset.score_answer(_answer_in(completion), entry)))
     return scores
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -12,10 +11,10 @@ from typing import Any
 
 import torch  # noqa: F401  (loads the libraries that the trainer links)
 
+from isentrope.reward_functions import Reward, checked_rewards, is_text, load, shown
 from isentrope.screen import Screen
 
 Callback = Callable[[dict[str, Any], int], object]
-Reward = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
 
 
 class Trainer:
@@ -29,8 +28,9 @@ class Trainer:
             ``i`` came from, with its value; ``answer`` and ``completion`` of the example, texts, where no key has that name;
             ``finished``, False where completion ``i`` was cut at the length limit; and ``split``: ``"train"``, or
             ``"validation"`` or ``"test"`` in evaluations, which ask the first reward as well. Bytes that are no UTF-8 are
-            U+FFFD. Where a reward has nothing to say of a completion it returns 0, which adds nothing to the sum of
-            rewards. A score of at least 0.5 is a right answer.
+            U+FFFD. Where a reward does not apply to a completion it returns None, which adds nothing to the sum of rewards, nor
+            to the reward's mean. A score of at least 0.5 is a right answer. Functions that the configuration names
+            (``kind: python``) are not given here; a name that is no reward's kind is an error.
         overrides: ``{"run.seed": 2}`` or ``["run.seed=2"]``, as on the command line.
         resume: go on from the newest complete checkpoint of the run folder.
 
@@ -57,10 +57,10 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         if not isinstance(config, (str, bytes, os.PathLike)):
-            raise TypeError(f"config is {_shown(config)}; wanted the path of a YAML file")
+            raise TypeError(f"config is {shown(config)}; wanted the path of a YAML file")
         if not isinstance(resume, bool):
-            raise TypeError(f"resume is {_shown(resume)}; wanted True or False")
-        arguments = os.fsencode(config), _override_bytes(overrides), resume, _checked_rewards(rewards)
+            raise TypeError(f"resume is {shown(resume)}; wanted True or False")
+        arguments = os.fsencode(config), _override_bytes(overrides), resume, checked_rewards(rewards), load
         from isentrope import _C  # in packages that were built with the trainer
 
         if sys.executable:
@@ -112,9 +112,9 @@ class Trainer:
         """
         for name, callback in (("on_step", on_step), ("on_evaluation", on_evaluation)):
             if callback is not None and not callable(callback):
-                raise TypeError(f"{name} is {_shown(callback)}; wanted a function of (metrics, step)")
+                raise TypeError(f"{name} is {shown(callback)}; wanted a function of (metrics, step)")
         if not isinstance(quiet, bool):
-            raise TypeError(f"quiet is {_shown(quiet)}; wanted True or False")
+            raise TypeError(f"quiet is {shown(quiet)}; wanted True or False")
         self._trainer.show(None if quiet else Screen())
         try:
             for metrics in self._lines(warned=not quiet):
@@ -142,7 +142,7 @@ class Trainer:
         Training is not changed by it.
         """
         if split not in ("test", "validation"):
-            raise ValueError(f'split is {_shown(split)}; wanted "test" or "validation"')
+            raise ValueError(f'split is {shown(split)}; wanted "test" or "validation"')
         return self._trainer.evaluate(split, _override_bytes(overrides))
 
     def save(self) -> str:
@@ -171,87 +171,17 @@ class Trainer:
         return self._trainer.results
 
 
-# ---- arguments, and what rewards return ----------------------------------------------------------------------------
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception:
-        text = "of which repr() fails"
-    return f"a {type(value).__name__}, {text if len(text) <= 200 else text[:200] + '…'}"
-
-
-def _is_text(value: str) -> bool:
-    """Whether it has a form in bytes; file names that are no UTF-8 have, as Python reads them."""
-    try:
-        value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
+# ---- arguments --------------------------------------------------------------------------------------------------
 
 
 def _override_bytes(overrides: Any) -> list[bytes]:
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={value}" for key, value in overrides.items()]
     elif isinstance(overrides, (str, bytes)) or not isinstance(overrides, Sequence):
-        raise TypeError(f'overrides is {_shown(overrides)}; wanted {{"run.seed": 2}} or ["run.seed=2"]')
+        raise TypeError(f'overrides is {shown(overrides)}; wanted {{"run.seed": 2}} or ["run.seed=2"]')
     for override in overrides:
         if not isinstance(override, str):
-            raise TypeError(f'overrides holds {_shown(override)}; wanted strings such as "run.seed=2"')
-        if not _is_text(override):
-            raise ValueError(f"overrides holds {_shown(override)}, in which is half a surrogate pair")
+            raise TypeError(f'overrides holds {shown(override)}; wanted strings such as "run.seed=2"')
+        if not is_text(override):
+            raise ValueError(f"overrides holds {shown(override)}, in which is half a surrogate pair")
     return [override.encode("utf-8", "surrogateescape") for override in overrides]
-
-
-def _checked_rewards(rewards: Any) -> dict[bytes, Reward]:
-    if rewards is None:
-        return {}
-    if not isinstance(rewards, Mapping):
-        raise TypeError(f'rewards is {_shown(rewards)}; wanted {{"name": function}}')
-    for name, function in rewards.items():
-        if not isinstance(name, str) or not _is_text(name):
-            raise TypeError(f"rewards has the name {_shown(name)}; wanted a string, the kind in reward: [{{kind: NAME}}]")
-        if not callable(function):
-            raise TypeError(f'rewards["{name}"] is {_shown(function)}; wanted fn(prompts, completions, meta)')
-    return {name.encode("utf-8", "surrogateescape"): _checked_reward(name, function) for name, function in rewards.items()}
-
-
-def _checked_reward(name: str, function: Reward) -> Reward:
-    try:
-        inspect.signature(function).bind([], [], [])
-    except TypeError as error:
-        raise TypeError(f'the reward "{name}" is called with (prompts, completions, meta), which its function does not take: '
-                        f"{error}") from None  # fmt: skip
-    except ValueError:
-        pass  # a built-in that tells no signature
-
-    def reward(prompts: list[str], completions: list[str], meta: list[dict[str, Any]]) -> list[float]:
-        count = len(completions)  # before the function has the list
-        try:
-            scores = function(prompts, completions, meta)
-        except Exception as error:
-            if hasattr(error, "add_note"):  # from Python 3.11 on
-                error.add_note(f'It was raised in the reward "{name}".')
-            raise
-        return _numbers(name, scores, count)
-
-    return reward
-
-
-def _numbers(name: str, scores: Any, count: int) -> list[float]:
-    tolist = getattr(scores, "tolist", None)  # of arrays, tensors, series
-    values = tolist() if callable(tolist) else scores
-    if not isinstance(values, Sequence) or isinstance(values, (str, bytes, bytearray, memoryview)):
-        raise RuntimeError(f'the reward "{name}" returned {_shown(scores)}; wanted a list, tuple, array or tensor of {count} '
-                           "numbers, one for each completion")
-    numbers = []
-    for i, value in enumerate(values):
-        try:
-            if isinstance(value, (str, bytes, bytearray)):
-                raise TypeError
-            numbers.append(0.0 if value is None else float(value))  # None: it does not apply
-        except (TypeError, ValueError, OverflowError):
-            raise RuntimeError(f'the reward "{name}" returned {_shown(value)} as score {i} of {count}; wanted a number, or None '
-                               "where it has nothing to say of a completion") from None
-    return numbers

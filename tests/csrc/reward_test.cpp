@@ -227,7 +227,7 @@ TEST(Reward, AnAnswerIsWithoutItsEndAndKnowsWhetherItHadOne) {
 
 TEST(RewardSum, WeighsAndReportsMeans) {
   int64_t calls = 0;
-  const RewardFunction mine = [&](const auto& prompts, const auto& completions, const auto& examples) {
+  const RewardFunction mine = [&](const auto& prompts, const auto& completions, const auto& examples, double) {
     ++calls;
     EXPECT_EQ(prompts, (std::vector<std::string>{"p", "q"}));
     EXPECT_EQ(examples[1].answer, "2");
@@ -245,9 +245,39 @@ TEST(RewardSum, WeighsAndReportsMeans) {
   EXPECT_TRUE(RewardSum({{}}, ".")({}, {}, {}).total.empty());
 }
 
+// The mean is over what a reward applies to, the sum over the rewards that apply.
+TEST(RewardSum, ARewardNeedNotApply) {
+  using Of = std::vector<std::optional<double>>;
+  const auto sum = [](const Of& a, const Of& b, bool timed_out = false) {
+    const RewardFunction first = [a](const auto&, const auto&, const auto&, double) { return Scores(a); };
+    const RewardFunction second = [b, timed_out](const auto&, const auto&, const auto&, double seconds) {
+      EXPECT_EQ(seconds, 3.5);
+      return Scores(b, timed_out);
+    };
+    return RewardSum({{.kind = "a", .weight = 2},
+                      {.kind = "python", .weight = 3, .function = "rewards.py:Judge.b", .timeout_s = 3.5}},
+                     ".", {{"a", first}, {"python rewards.py:Judge.b", second}})(
+        {"p", "q", "r"}, std::vector<Answer>(3, {"x", true}), std::vector<Example>(3));
+  };
+  const Rewards some = sum({1, std::nullopt, std::nullopt}, {10, 20, std::nullopt});
+  EXPECT_EQ(some.total, (std::vector<double>{2 + 30, 60, 0}));
+  EXPECT_EQ(some.stats, (std::map<std::string, double>{{"reward/a", 1}, {"reward/b", 15}}));
+  EXPECT_EQ(some.first, (Of{1, std::nullopt, std::nullopt}));
+  EXPECT_EQ(some.scores.at(1).second, (Of{10, 20, std::nullopt}));
+  EXPECT_EQ(some.unscored, 2u);
+  EXPECT_EQ(some.timeouts, (std::map<std::string, double>{{"timeouts/b", 0}}));
+  EXPECT_TRUE(is_right(some.first[0]) && !is_right(some.first[1]));
+
+  const Rewards ended = sum({0, 1, 0}, Of(3), /*timed_out=*/true);
+  EXPECT_EQ(ended.total, (std::vector<double>{0, 2, 0}));
+  EXPECT_EQ(ended.stats.count("reward/b"), 0u) << "it applies to none";
+  EXPECT_EQ(ended.timeouts.at("timeouts/b"), 3);
+  EXPECT_FALSE(ended.unscored);
+}
+
 TEST(RewardSum, NamesTheRewardThatIsWrong) {
   const auto run = [](std::vector<double> scores) {
-    const RewardFunction mine = [scores](const auto&, const auto&, const auto&) { return scores; };
+    const RewardFunction mine = [scores](const auto&, const auto&, const auto&, double) { return scores; };
     return message([&] {
       RewardSum({{.kind = "mine"}}, ".", {{"mine", mine}})({"p0", "p1"}, {{"a", true}, {"b", true}}, {{}, {}});
     });
@@ -264,15 +294,27 @@ TEST(RewardSum, NamesTheRewardThatIsWrong) {
 }
 
 TEST(RewardSum, RefusesABadConfig) {
-  const RewardFunction f = [](const auto&, const auto& c, const auto&) { return std::vector<double>(c.size()); };
+  const RewardFunction f = [](const auto&, const auto& c, const auto&, double) {
+    return std::vector<double>(c.size());
+  };
   const auto wrong = [](std::vector<RewardConfig> configs, std::map<std::string, RewardFunction> custom = {}) {
     return message([&] { RewardSum(configs, ".", custom); });
   };
   expect_all(wrong({}), {"none"});
   expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}),
-             {"mien", "answer, exact, format, length, mine", "--reward mien=FILE.py:FUNCTION", "rewards="});
+             {"mien", "answer, exact, format, length, python, mine", "--reward mien=FILE.py:FUNCTION", "rewards="});
   expect_all(wrong({{}}, {{"exact", f}}), {"exact", "built-in"});
   expect_all(wrong({{}, {}}), {"reward/answer", "name"});
+  expect_all(wrong({{}}, {{"python", f}}), {"python", "built-in"});
+  expect_all(wrong({{.kind = "python"}}), {"function: is missing", "FILE.py:NAME"});
+  for (const char* function : {"maths", "file.py:", ":name"})
+    expect_all(wrong({{.kind = "python", .function = function}}), {"function: ", function, "reasoning_gym or math"});
+  expect_all(wrong({{.kind = "python", .function = "m:f"}}, {{"f", f}}), {"m:f", "of Python"});
+  expect_all(wrong({{.kind = "exact", .function = "m:f"}}), {"function: belongs to rewards of kind python", "exact"});
+  expect_all(wrong({{.kind = "exact", .timeout_s = 1}}), {"timeout_s", "functions in Python", "exact"});
+  expect_all(wrong({{.kind = "python", .function = "a:f"}, {.kind = "python", .function = "b:f"}},
+                   {{"python a:f", f}, {"python b:f", f}}),
+             {"two are called reward/f"});
   expect_all(wrong({{.weight = std::nan("")}}), {"weight", "finite"});
   expect_all(wrong({{.kind = "format"}}), {"format", "pattern"});
   expect_all(wrong({{.kind = "format", .pattern = "("}}), {"format", "\"(\"", "not a regular expression"});

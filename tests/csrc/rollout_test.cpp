@@ -504,7 +504,7 @@ struct SourceOfSums {
   RolloutSource make_source() {
     data::DataConfig sums;
     sums.tint.emplace().terms = {2};
-    const RewardFunction even = [this](const auto&, const std::vector<Answer>& completions, const auto&) {
+    const RewardFunction even = [this](const auto&, const std::vector<Answer>& completions, const auto&, double) {
       if (failures > 0 && --failures == 0) throw std::runtime_error("the reward failed");
       std::vector<double> scores;
       for (const Answer& answer : completions) scores.push_back(flat || answer.text[0] % 2 == 0);

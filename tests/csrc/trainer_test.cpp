@@ -40,7 +40,7 @@ std::string grpo(const std::string& name, int64_t steps) {
 
 // A score that is a function of the completion alone.
 std::vector<double> by_letters(const std::vector<std::string>&, const std::vector<rl::Answer>& completions,
-                               const std::vector<data::Example>&) {
+                               const std::vector<data::Example>&, double) {
   std::vector<double> scores;
   for (const rl::Answer& answer : completions) {
     double score = 0;

@@ -304,6 +304,9 @@ def test_asking_for_more_than_there_is_is_said_once(words):
     assert warned == [
         "isentrope: warning: phases.sft.evaluation.prompts: 64 are asked for, and the validation data have 7, which are all used",
         "isentrope: warning: test.sampled_prompts: 9 are asked for, and the test data have 5, which are all used"]
+    both = train(words, "test.prompts=6", "test.sampled_prompts=9", "run.dir=both")
+    assert [line for line in both.stderr.splitlines() if "asked for" in line] == [
+        "isentrope: warning: test.prompts: 6 are asked for, and the test data have 5, which are all used; so are the 9 of sampled_prompts"]
     told = subprocess.run([BINARY, "evaluate", "--json", "run", "config.yaml", "test.prompts=6"], capture_output=True, text=True, cwd=words)
     assert "test.prompts: 6 are asked for, and the test data have 5" in told.stderr and json.loads(told.stdout)["loss"] > 0
 

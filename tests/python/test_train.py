@@ -699,8 +699,11 @@ class TestPython:
         assert (metrics(tmp_path), weights(tmp_path)) == unbroken
         nothing = self.short(tmp_path / "none", lambda p, c, m: [None if "0" in x else 1.0 for x in c])
         zero = self.short(tmp_path / "zero", lambda p, c, m: [0.0 if "0" in x else 1.0 for x in c])
-        nothing.train(), zero.train()
-        assert metrics(tmp_path / "none") == metrics(tmp_path / "zero"), "None adds nothing"
+        with pytest.warns(UserWarning, match="phases.grpo.reward: none has a score for the completion"):
+            nothing.train()
+        zero.train()
+        assert weights(tmp_path / "none") == weights(tmp_path / "zero"), "None adds nothing"
+        assert all(line.get("reward/mine", 1.0) == 1.0 for line in metrics(tmp_path / "none")), "nor to the mean"
         kinds = itertools.cycle([lambda x: [y > 0.5 for y in x], lambda x: torch.tensor(x) > 0.5, lambda x: numpy.array(x) > 0.5])
         self.short(tmp_path / "bools", lambda *a: next(kinds)(self.good(*a))).train()
 
@@ -716,7 +719,7 @@ class TestPython:
         "a generator": (lambda c: (1.0 for _ in c), "a generator"),
         "nothing": (lambda c: None, "a NoneType, None; wanted a list, tuple, array or tensor of"),
         "a number": (lambda c: torch.tensor(1.0), "a Tensor"),
-        "an object": (lambda c: [1.0] * (len(c) - 1) + [{}], "a dict, {} as score .* or None where it has nothing to say"),
+        "an object": (lambda c: [1.0] * (len(c) - 1) + [{}], "a dict, {} as score .* or None where it does not apply"),
         "text": (lambda c: ["1.0"] * len(c), "a str, '1.0' as score 0"),
         "rows": (lambda c: torch.ones(len(c), 1), r"a list, \[1.0\] as score 0"),
         "complex": (lambda c: [1j] * len(c), "a complex"),

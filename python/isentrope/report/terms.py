@@ -125,7 +125,8 @@ TERMS: dict[str, str] = {
     "ratio/mean": "Mean over the tokens of policy / behaviour policy; 1 where both are alike.",
     "logprob/mean": "Mean log-probability of a trained token, nats.",
     "advantage/mean": "Mean over the tokens of the advantage; the lengths of completions move it from 0.",
-    "reward/*": "Mean of one of the terms that the reward is the sum of, before its weight.",
+    "reward/*": "Mean of one of the terms that the reward is the sum of, before its weight, over the completions that it applies to.",
+    "timeouts/*": "Completions without a score by a reward, since its function was ended at its time limit.",
     "sequences": "Completions that the step trained on.",
     "tokens": "Tokens that the step trained on.",
     "qk_clip/heads": "Heads whose query and key weights the step made smaller, since a logit was above the limit.",
@@ -139,6 +140,7 @@ TERMS: dict[str, str] = {
     "samples/std": "Standard deviation of the number of samples a prompt.",
     "cache/preempted": "How often a sequence gave its pages of the cache up.",
     "eval/sampled/*": "Sampled accuracy of prompts of one size.",
+    "eval/unscored": "Share of the answers that the first reward does not apply to; they count as not right.",
     "eval/length/*": "Completion length of prompts of one size, in evaluations.",
 }
 # fmt: on
