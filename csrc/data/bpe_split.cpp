@@ -75,7 +75,7 @@ std::optional<NormalForm> form_of(const std::string& type) {
 constexpr size_t kMostSteps = 100;
 
 // A step that gives back its own input twice doubles with each that follows. Those of models make three bytes of one.
-constexpr size_t most_of(size_t bytes) { return 64 * bytes + 4096; }
+constexpr size_t most_of(size_t bytes) { return 64 * bytes + 256; }
 void check_length(size_t bytes, size_t most) {
   if (bytes > most)
     throw std::invalid_argument("tokenizer: the normalizer of tokenizer.json makes a piece of text longer than " +

@@ -29,7 +29,9 @@ int depth_of(std::string_view content) {
 
 nlohmann::json parse_json_object(std::string_view content) {
   if (depth_of(content) > kDeepestJson)
-    throw std::runtime_error("its objects stand more than " + std::to_string(kDeepestJson) + " deep in each other");
+    throw std::runtime_error("its objects stand more than " + std::to_string(kDeepestJson) +
+                             " deep in each other; "
+                             "the file is damaged");
   nlohmann::json json = nlohmann::json::parse(content, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) throw std::runtime_error("not a JSON object; the file is damaged");
   return json;

@@ -33,7 +33,7 @@ class Rewriter {
 
  private:
   [[noreturn]] void refuse(const std::string& what) const {
-    throw std::runtime_error("pattern " + quoted(text_) + ": " + what + ", at byte " + std::to_string(at_) +
+    throw std::runtime_error("pattern " + quoted(text_) + ": " + excerpt(what) + ", at byte " + std::to_string(at_) +
                              ", is not read here");
   }
   char next(size_t ahead = 0) const { return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0'; }

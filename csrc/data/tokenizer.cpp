@@ -60,6 +60,14 @@ ReadJson read(const std::string& path) {
   }
 }
 
+// The type of its model; "" where it names none.
+std::string type_of(const ReadJson& json) {
+  const auto model = json.find("model");
+  if (model == json.end() || !model->is_object()) return "";
+  const auto type = model->find("type");
+  return type == model->end() || !type->is_string() ? "" : type->get<std::string>();
+}
+
 // A byte-pair model that merges, which no tokenizer of kind characters or bytes does.
 bool of_pairs(const ReadJson& json) {
   const auto model = json.find("model");
@@ -288,6 +296,9 @@ Tokenizer Tokenizer::load(const std::string& folder) {
     config.pretrained = folder;
     return Tokenizer(config);
   }
+  if (const std::string type = type_of(json); !type.empty() && type != "BPE" && type != "WordLevel")
+    throw std::runtime_error("tokenizer: " + path + ": model.type \"" + excerpt(type) +
+                             "\" is not supported; it can be BPE (docs/tokenizers.md)");
   const ReadJson settings = read(config_path);
   try {
     const ReadJson& vocabulary = json.at("model").at("vocab");

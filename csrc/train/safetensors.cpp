@@ -90,12 +90,16 @@ Entry read_entry(const std::string& file, const std::string& name, const json& v
                " are read; open the model in transformers as float32 or bfloat16 and save it with save_pretrained");
   entry.type = known->type;
 
+  // Strides are products of sizes, so that those beside a size of 0 count too.
   uint64_t bytes = torch::elementSize(entry.type);
+  bool none = false;
   for (int64_t size : entry.shape) {
     if (size < 0 || (size > 0 && bytes > std::numeric_limits<int64_t>::max() / static_cast<uint64_t>(size)))
       damaged(file, "tensor '" + shown + "' has an impossible shape");
-    bytes *= static_cast<uint64_t>(size);
+    none = none || size == 0;
+    bytes *= static_cast<uint64_t>(std::max<int64_t>(size, 1));
   }
+  if (none) bytes = 0;
   if (entry.end < entry.begin || entry.end - entry.begin != bytes)
     damaged(file, "tensor '" + shown + "' has " + std::to_string(static_cast<int64_t>(entry.end - entry.begin)) +
                       " bytes, and its shape wants " + std::to_string(bytes));

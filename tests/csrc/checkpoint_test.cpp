@@ -183,6 +183,10 @@ TEST_F(SafetensorsTest, BrokenHeaders) {
             std::string("x: tensor 'a' has an impossible shape") + kAgain);
   EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}})", 4),
             std::string("x: tensor 'a' has an impossible shape") + kAgain);
+  for (const char* sizes :
+       {"0,4611686018427387904,8", "4611686018427387904,8,0"})  // no bytes, and strides that overflow
+    EXPECT_EQ(message(R"({"a":{"dtype":"F32","shape":[)" + std::string(sizes) + R"(],"data_offsets":[0,0]}})", 0),
+              std::string("x: tensor 'a' has an impossible shape") + kAgain);
   EXPECT_TRUE(message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5).starts_with("x: expected "));
   const std::string a = R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})";
   EXPECT_EQ(
@@ -378,7 +382,7 @@ TEST_F(CheckpointTest, AnotherModelIsNamedByWhatDiffers) {
   wider.decoder = model::Decoder(wider.config.model, 3);
   const std::string message = error([&] { load_weights(dir_ + "/c", wider.decoder); });
   EXPECT_NE(message.find("mlp.gate_proj.weight is [33, 24], wanted [34, 24]"), std::string::npos) << message;
-  EXPECT_TRUE(message.ends_with("and 1 more")) << message;
+  EXPECT_NE(message.find(" and 1 more; config.json and the weights"), std::string::npos) << message;
 }
 
 TEST_F(CheckpointTest, OnlyCompleteFoldersAreUsed) {
