@@ -82,7 +82,7 @@ int run(int argc, char** argv, const Host& host) {
   using namespace train;
   CLI::App app("Isentrope trains transformers without letting their entropy collapse.", "isentrope");
   app.require_subcommand(1);
-  std::string config, checkpoint;
+  std::string config, checkpoint, folder;
   std::vector<std::string> overrides;
   bool explain = false;
   TrainOptions training;
@@ -140,6 +140,11 @@ int run(int argc, char** argv, const Host& host) {
   judge->add_option("--completions", evaluation.completions, "File that gets every answer, a JSON object a line.");
   judge->add_flag("--json", evaluation.json, "Print one JSON object, every figure in full.");
 
+  auto* write = app.add_subcommand("export", "Write the model of a checkpoint, an adapter merged, for transformers.");
+  write->add_option("checkpoint", checkpoint, "Folder of a checkpoint, of a run, or of an adapter of PEFT.")
+      ->required();
+  write->add_option("folder", folder, "Folder that is not there yet.")->required();
+
   for (const auto& [command, rewards] :
        {std::pair{train, &training.rewards}, {draw, &sample.rewards}, {judge, &evaluation.rewards}}) {
     command
@@ -173,6 +178,7 @@ int run(int argc, char** argv, const Host& host) {
   if (*plan) return plan_command(config, overrides);
   if (*draw) return sample_command(checkpoint, sample);
   if (*judge) return evaluate_command(checkpoint, evaluation);
+  if (*write) return export_command(checkpoint, folder);
   const CLI::App* given = app.get_subcommands().front();
   if (given->get_name() == "version") return version_command();
   return python_command(host.program, given->get_name(), given->remaining());

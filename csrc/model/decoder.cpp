@@ -88,6 +88,11 @@ std::string DecoderConfig::problem() const {
   if (attention.qk_clip > 0 && (sigma_reparam.takes("q") || sigma_reparam.takes("k")))
     return "attention.qk_clip: scales rows of q and k, whose norm sigma_reparam holds at gamma; use one of the two "
            "there";
+  if (lora && sigma_reparam.any())
+    return "lora: the layers of sigma_reparam learn the norm of weights that an adapter leaves as they are; use one of "
+           "the two";
+  if (lora && attention.qk_clip > 0)
+    return "attention.qk_clip: scales weights of q and k, which lora leaves as they are; use one of the two";
   const auto& names = sigma_reparam.layers;
   if (tie_word_embeddings && std::find(names.begin(), names.end(), "head") != names.end())
     return "sigma_reparam.layers: the head is the embedding (tie_word_embeddings), which is no linear layer; leave "
@@ -114,6 +119,7 @@ Projection DecoderImpl::projection(torch::nn::Module& owner, const std::string& 
   for (const SigmaPart& run : runs)
     if (config_.sigma_reparam.takes(run.name == "qkv" ? "q" : run.name))
       p.parts.push_back({path + run.name, run.first, run.rows});
+  add_lora_term(p, owner, name, runs);
   if (p.parts.empty()) return p;
   const auto P = static_cast<int64_t>(p.parts.size());
   p.gamma = owner.register_parameter(name + "_gamma", torch::ones({P}));
@@ -140,7 +146,7 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
   const bool all = config.attention.bias == "all", qkv_bias = all || config.attention.bias == "qkv",
              inner = config.mlp_bias;
   std::vector<SigmaPart> qkv{{"q", 0, HD}, {"k", HD, GD}, {"v", HD + GD, GD}};
-  if (config.sigma_reparam.fused_qkv == "one") qkv = {{"qkv", 0, HD + 2 * GD}};
+  if (config.sigma_reparam.any() && config.sigma_reparam.fused_qkv == "one") qkv = {{"qkv", 0, HD + 2 * GD}};
   auto blocks = register_module("layers", std::make_shared<torch::nn::Module>());
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     auto block = blocks->register_module(std::to_string(i), std::make_shared<torch::nn::Module>());
@@ -181,6 +187,9 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
                                                   .u = {},
                                                   .bfloat16 = bfloat16_copy()}
                                      : projection(*this, "", "head", drawn({V, C}, 0.02), false, {{"head", 0, V}});
+  if (config.lora)
+    for (auto& parameter : named_parameters())
+      parameter.value().requires_grad_(parameter.key().ends_with("_lora_a") || parameter.key().ends_with("_lora_b"));
   for (const Projection& p : sigma_projections())
     p.u.copy_(normal(p.u.sizes(), 1, seed.value_or(0), index++));  // last: no weight depends on these draws
   if (seed) start_sigma(config.sigma_reparam.gamma_init == "sigma");
@@ -271,7 +280,7 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
     if (one.defined()) parameters.push_back(one);
   for (const Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
     parameters.push_back(p->weight);
-    for (const Tensor& one : {p->bias, p->gamma})
+    for (const Tensor& one : {p->bias, p->gamma, p->lora_a, p->lora_b})
       if (one.defined()) parameters.push_back(one);
   }
   const Tensors outputs = recomputed(run, {x, delta}, parameters);

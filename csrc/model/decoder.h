@@ -17,6 +17,7 @@
 
 #include "csrc/field.h"
 #include "csrc/model/linear.h"
+#include "csrc/model/lora.h"
 #include "csrc/model/packing.h"
 #include "csrc/model/rope.h"
 #include "csrc/ops/ops.h"
@@ -114,6 +115,7 @@ struct DecoderConfig {
   std::string compute = "float32";
   AttentionConfig attention;
   SigmaConfig sigma_reparam;
+  std::optional<LoraConfig> lora = {};
   // No keys:
   int64_t vocabulary =
       0;               // rows of the embedding: those of the tokenizer, or more in a model that was trained elsewhere
@@ -176,6 +178,9 @@ struct DecoderConfig {
       one_of({"float32", "bfloat16"}));
     v("attention", attention, "What is done to the logits of attention.");
     v("sigma_reparam", sigma_reparam, "Linear layers of learned spectral norm (sigmaReparam).");
+    v("lora", lora,
+      "Train a low-rank adapter beside the weights of model.pretrained, which stay as they are; absent: train all "
+      "weights.");
   }
 };
 
@@ -242,7 +247,8 @@ class DecoderImpl : public torch::nn::Module {
   // Every weight under its Hugging Face name, as views into the joined tensors:
   // [("model.embed_tokens.weight", …), …].
   std::vector<std::pair<std::string, torch::Tensor>> named_weights() const;
-  // The same of a plain decoder that computes what this one does: layers of learned spectral norm as γ / σ · W, copies then.
+  // The same of a plain decoder that computes what this one does: layers of learned spectral norm as γ / σ · W, those of a low-rank
+  // term as W + s B A, copies then.
   std::vector<std::pair<std::string, torch::Tensor>> folded_weights() const;
 
   // Layers of learned spectral norm; none of these does anything where model.sigma_reparam has none.
@@ -257,6 +263,14 @@ class DecoderImpl : public torch::nn::Module {
   // or returns false and does nothing where state is not of these layers.
   std::map<std::string, torch::Tensor> sigma_state() const;
   bool restore_sigma(const std::map<std::string, torch::Tensor>& state);
+
+  // With model.lora the adapter alone requires gradients. It is 0 until start_lora draws every A of it, uniform in ±1/√K, from
+  // streams made of (seed, number of the layer); every B is 0 then, so that the decoder computes what its weights do.
+  void start_lora(uint64_t seed);
+  // A and B of every linear layer that has a low-rank term, as views: [("model.layers.0.self_attn.q_proj.lora_A.weight", …), …].
+  std::vector<std::pair<std::string, torch::Tensor>> adapter() const;
+  // A decoder that has all weights in common with this one, but for an adapter of its own: this one's, as it is now.
+  std::shared_ptr<DecoderImpl> with_kept_adapter() const;
 
   const DecoderConfig& config() const { return config_; }
   const std::vector<LayerWeights>& layers() const { return layers_; }
@@ -286,6 +300,8 @@ class DecoderImpl : public torch::nn::Module {
   std::shared_ptr<Bfloat16Copy> bfloat16_copy() const;
   Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
                         torch::Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const;
+  void add_lora_term(Projection& projection, torch::nn::Module& owner, const std::string& name,
+                     const std::vector<SigmaPart>& runs) const;
   std::vector<Projection> sigma_projections() const;  // those that have parts
   std::vector<std::pair<std::string, torch::Tensor>> named(torch::Tensor weight_of(const Projection&)) const;
 

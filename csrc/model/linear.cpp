@@ -9,8 +9,9 @@
 #include <optional>
 
 #include "csrc/model/bfloat16_training.h"
-#include "csrc/model/cpu_kernels.h"
+#include "csrc/model/cpu_product.h"
 #include "csrc/model/layers.h"
+#include "csrc/model/lora.h"
 #include "csrc/ops/cpu_dispatch.h"
 #include "csrc/ops/ops.h"
 #include "csrc/ops/sigma_linear_cpu.h"
@@ -21,49 +22,12 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Rows of x that one task multiplies with the whole weight: a multiple of the tiles of every instruction set
-// (12, 6, 4), small enough that they stay in the first-level cache for widths of a few hundred.
+// Rows of one task of the passes over biases.
 constexpr int64_t kRows = 48;
-// Rows over which a weight's gradient is summed in registers before it goes to memory, and rows of that
-// gradient which are visited together: both operands and the sums stay in the second-level cache at widths of
-// a thousand.
-constexpr int64_t kDepth = 384, kGradientRows = 96;
-
-// c [rows, N] = a [rows, K] · b [K, N]; element (k, n) of b at b[k · k_stride + n · n_stride], times k_scale[k] · n_scale[n].
-template <class T>
-void multiply(int64_t rows, int64_t N, int64_t K, const T* a, const T* b, int64_t k_stride, int64_t n_stride,
-              const T* k_scale, const T* n_scale, T* c) {
-  const auto& kernels = cpu_kernels<T>();
-  const Tensor packed = at::empty({packed_size(K, N, kernels.panel)}, c10::CppTypeToScalarType<T>::value);
-  kernels.pack(K, N, b, k_stride, n_stride, k_scale, n_scale, packed.data_ptr<T>());
-  at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin * kRows; row < std::min(end * kRows, rows); row += kRows)
-      kernels.packed_product(std::min(kRows, rows - row), N, K, a + row * K, K, false, packed.data_ptr<T>(),
-                             c + row * N, N, false);
-  });
-}
 
 template <class T>
 const T* data_or_null(const Tensor& x) {
   return x.defined() ? x.const_data_ptr<T>() : nullptr;
-}
-
-// dw [M, K] = dyᵀ x of dy [rows, M], x [rows, K]. Tasks are shares of dw's rows: the sums do not depend on
-// them.
-template <class T>
-void weight_gradient(int64_t rows, int64_t M, int64_t K, const T* dy, const T* x, T* dw) {
-  const auto& kernels = cpu_kernels<T>();
-  at::parallel_for(0, (M + 11) / 12, 1, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * 12, last = std::min(end * 12, M);
-    const Tensor packed = at::empty({packed_size(kDepth, K, kernels.panel)}, c10::CppTypeToScalarType<T>::value);
-    for (int64_t row = 0; row < rows; row += kDepth) {
-      const int64_t depth = std::min(kDepth, rows - row);
-      kernels.pack(depth, K, x + row * K, K, 1, nullptr, nullptr, packed.data_ptr<T>());
-      for (int64_t m = first; m < last; m += kGradientRows)
-        kernels.packed_product(std::min(kGradientRows, last - m), K, depth, dy + row * M + m, M, true,
-                               packed.data_ptr<T>(), dw + m * K, K, row > 0);
-    }
-  });
 }
 
 // y [rows, M] += bias [M]
@@ -205,16 +169,19 @@ struct Linear : torch::autograd::Function<Linear> {
     AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "linear", [&] {
       if (bfloat16 && !pairs) {
         const Tensor copy = rounded(weight, norms);
-        multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), copy.data_ptr<scalar_t>(), 1, K, nullptr, nullptr,
-                           y.data_ptr<scalar_t>());
+        multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), K, copy.data_ptr<scalar_t>(), 1, K, nullptr, nullptr,
+                           y.data_ptr<scalar_t>(), M, false);
       } else if (!pairs) {
-        multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), weight.data_ptr<scalar_t>(), 1, K, nullptr,
-                           data_or_null<scalar_t>(norms.scale), y.data_ptr<scalar_t>());
+        multiply<scalar_t>(N, M, K, x.data_ptr<scalar_t>(), K, weight.data_ptr<scalar_t>(), 1, K, nullptr,
+                           data_or_null<scalar_t>(norms.scale), y.data_ptr<scalar_t>(), M, false);
       }
       if (bias) add_bias<scalar_t>(N, M, bias->contiguous().const_data_ptr<scalar_t>(), y.data_ptr<scalar_t>());
     });
     ctx->saved_data["bias"] = bias.has_value();
-    ctx->save_for_backward({x, weight, u.value_or(Tensor()), norms.sigma, norms.v, norms.factors, norms.scale});
+    ctx->saved_data["pairs"] = pairs;
+    // A frozen weight has no gradient, for which alone x is wanted.
+    ctx->save_for_backward({weight_in.requires_grad() ? x : Tensor(), weight, u.value_or(Tensor()), norms.sigma,
+                            norms.v, norms.factors, norms.scale});
     ctx->saved_data["parts"] = parts;
     ctx->saved_data["through"] = through;
     ctx->saved_data["dtype"] = static_cast<int64_t>(x_in.scalar_type());
@@ -228,33 +195,36 @@ struct Linear : torch::autograd::Function<Linear> {
     std::shared_ptr<Bfloat16Copy> bfloat16;
     if (const auto held = ctx->saved_data.find("held"); held != ctx->saved_data.end())
       bfloat16 = static_cast<const Held&>(*held->second.toCapsule()).bfloat16;
-    const bool pairs = x.scalar_type() == at::kBFloat16;
+    const bool pairs = ctx->saved_data["pairs"].toBool();
     const Norms norms{saved[3], saved[4], saved[5], saved[6]};
-    const int64_t N = x.size(0), K = weight.size(1), M = weight.size(0);
+    const int64_t N = dy.size(0), K = weight.size(1), M = weight.size(0);
     Tensor dx, dweight, dgamma, dbias;
     if (pairs) {
       const Tensor operand = bfloat16_operand(dy);
-      dx = bfloat16_product_with(operand, *bfloat16->for_gradient(weight, norms.scale));
-      dweight = bfloat16_weight_gradient(operand, x, M, K);
+      if (ctx->needs_input_grad(0)) dx = bfloat16_product_with(operand, *bfloat16->for_gradient(weight, norms.scale));
+      if (x.defined()) dweight = bfloat16_weight_gradient(operand, x, M, K);
     } else {
-      dx = at::empty_like(x);
-      dweight = N > 0 ? at::empty_like(weight) : at::zeros_like(weight);
+      if (ctx->needs_input_grad(0)) dx = at::empty({N, K}, dy.options());
+      if (x.defined()) dweight = N > 0 ? at::empty_like(weight) : at::zeros_like(weight);
     }
-    if (ctx->saved_data["bias"].toBool()) dbias = at::empty({M}, weight.options());
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) dbias = at::empty({M}, weight.options());
     AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "linear_backward", [&] {
       if (!pairs) {
         const Tensor operand = bfloat16 ? as_bfloat16(dy) : dy, factor = bfloat16 ? rounded(weight, norms) : weight;
-        multiply<scalar_t>(N, K, M, operand.data_ptr<scalar_t>(), factor.data_ptr<scalar_t>(), K, 1,
-                           bfloat16 ? nullptr : data_or_null<scalar_t>(norms.scale), nullptr, dx.data_ptr<scalar_t>());
-        weight_gradient<scalar_t>(N, M, K, operand.data_ptr<scalar_t>(), x.data_ptr<scalar_t>(),
-                                  dweight.data_ptr<scalar_t>());
+        if (dx.defined())
+          multiply<scalar_t>(N, K, M, operand.data_ptr<scalar_t>(), M, factor.data_ptr<scalar_t>(), K, 1,
+                             bfloat16 ? nullptr : data_or_null<scalar_t>(norms.scale), nullptr, dx.data_ptr<scalar_t>(),
+                             K, false);
+        if (dweight.defined() && N > 0)
+          weight_gradient<scalar_t>(N, M, K, operand.data_ptr<scalar_t>(), M, x.data_ptr<scalar_t>(), K,
+                                    dweight.data_ptr<scalar_t>());
       }
       if (dbias.defined()) bias_gradient<scalar_t>(N, M, dy.data_ptr<scalar_t>(), dbias.data_ptr<scalar_t>());
       if (u.defined())
         dgamma = sigma_gradient<scalar_t>(weight, u, norms, ctx->saved_data["parts"].toIntVector(),
                                           ctx->saved_data["through"].toBool(), dweight);
     });
-    dx = dx.to(static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()));
+    if (dx.defined()) dx = dx.to(static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()));
     return {dx, dweight, dbias, dgamma, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -265,7 +235,10 @@ Tensor weight_of(const Projection& p, size_t i) {
   return p.weight.slice(0, p.parts[i].first, p.parts[i].first + p.parts[i].rows);
 }
 
-Tensor linear(const Tensor& x, const Projection& p) {
+namespace {
+
+// linear() without its low-rank term.
+Tensor full_rank(const Tensor& x, const Projection& p) {
   const auto bfloat16 = p.weight.scalar_type() == at::kFloat ? p.bfloat16 : nullptr;
   if (has_cpu_kernels(p.weight)) {
     const auto given = [](const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
@@ -292,6 +265,13 @@ Tensor linear(const Tensor& x, const Projection& p) {
   return p.bias.defined() ? y + p.bias : y;
 }
 
+}  // namespace
+
+Tensor linear(const Tensor& x, const Projection& p) {
+  const Tensor y = full_rank(x, p);
+  return p.lora.empty() ? y : add_lora(y, x.to(y.scalar_type()), p);
+}
+
 Tensor spectral_norms(const Projection& p) {
   const at::NoGradGuard no_grad;
   if (has_cpu_kernels(p.weight)) return norms_of(p.weight.contiguous(), p.gamma, p.u, flat(p.parts)).sigma;
@@ -311,6 +291,7 @@ Tensor norm_scale(const Projection& p) {
 }
 
 Tensor folded(const Projection& p) {
+  if (!p.lora.empty()) return merged(p);
   if (p.parts.empty()) return p.weight;
   const at::NoGradGuard no_grad;
   if (has_cpu_kernels(p.weight))

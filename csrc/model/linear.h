@@ -29,12 +29,18 @@ struct Projection {
   at::Tensor u;                  // [P, K], rows of length 1
   bool through = true;           // whether the gradient of W is taken through σ too, or σ is a constant there
   std::shared_ptr<Bfloat16Copy> bfloat16 = {};  // where float products with W are to be of bfloat16: the copy they take
+  // The low-rank term of csrc/model/lora.h.
+  std::vector<SigmaPart> lora = {};  // P' parts that have one, rising; those below are undefined where there is none
+  at::Tensor lora_a = {};            // [P'·R, K]: A of one part below that of the part before
+  at::Tensor lora_b = {};            // [rows of those parts together, R], likewise
+  double lora_scale = 0;
 };
 
 // W_i, a view.
 at::Tensor weight_of(const Projection& projection, size_t i);
 
-// x [N, K] → x · (γ / σ · W)ᵀ + bias [N, M]; gradients of first order for x, W, bias and γ.
+// x [N, K] → x · (γ / σ · W)ᵀ + bias [N, M], with the low-rank term where there is one; gradients of first order for x, W, bias, γ,
+// A and B, of which one that does not require it is not computed.
 // Float and double on the CPU: own kernels, in which every element is one sum in a fixed order. So no bit of
 // a row, or of a gradient, depends on the number of threads, nor a row on the rows beside it; the BLAS in
 // torch promises neither. The factors ride on the packing of W. Elsewhere torch's linear and ops::sigma_linear.
@@ -49,8 +55,8 @@ at::Tensor linear(const at::Tensor& x, const Projection& projection);
 at::Tensor spectral_norms(const Projection& projection);
 // γ / σ [] of a weight that is one part, with gradients: of γ, and of W where projection.through. 0 where σ is.
 at::Tensor norm_scale(const Projection& projection);
-// γ / σ · W [M, K] without its gradient, W itself where there is no part. A product with it has the bits of linear() on the
-// CPU.
+// γ / σ · W [M, K] without its gradient, W + s B A where there is a low-rank term, W itself where there is no part of either. A
+// product with it has the bits of linear() on the CPU; with a low-rank term it differs from that by rounding.
 at::Tensor folded(const Projection& projection);
 
 }  // namespace isentrope::model

@@ -14,6 +14,7 @@
 
 #include "csrc/data/token_shard.h"
 #include "csrc/durable_file.h"
+#include "csrc/train/adapter.h"
 #include "csrc/train/config_values.h"
 #include "csrc/train/json_file.h"
 #include "csrc/train/model_config.h"
@@ -55,7 +56,9 @@ bool exists(const std::string& file) {
 // A model's folder that no trainer here wrote. Its own config.json names the trainer; where transformers opened a checkpoint and
 // saved it again, it keeps that key and adds its own.
 bool of_elsewhere(const std::string& dir) {
-  if (exists(dir + "/" + kDone) || !exists(dir + "/config.json")) return false;
+  if (exists(dir + "/" + kDone)) return false;
+  if (is_adapter(dir)) return !exists(dir + "/trainer.json");
+  if (!exists(dir + "/config.json")) return false;
   const json config = read_json(dir + "/config.json");
   return config.contains("transformers_version") || !config.contains("isentrope_version");
 }
@@ -114,8 +117,7 @@ void move_into_place(const std::string& temporary, const std::string& dir) {
   fs::remove_all(temporary);
 }
 
-void write_folder(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
-                  const data::Tokenizer& tokenizer, const TrainConfig& config) {
+void write_model(const std::string& dir, const model::Decoder& decoder, const data::Tokenizer& tokenizer) {
   write_safetensors(dir + "/model.safetensors", decoder->folded_weights());
   write_durably(dir + "/config.json", model_config_json(decoder->config(), tokenizer));
   // As `isentrope sample` draws: from all tokens, where transformers takes the 50 likeliest unless told otherwise.
@@ -125,6 +127,11 @@ void write_folder(const std::string& dir, const CheckpointState& state, const mo
                                 {"do_sample", true},
                                 {"top_k", 0}};
   write_durably(dir + "/generation_config.json", generation.dump(2) + "\n");
+}
+
+void write_folder(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
+                  const data::Tokenizer& tokenizer, const TrainConfig& config) {
+  decoder->config().lora ? write_adapter(dir, decoder, state.base) : write_model(dir, decoder, tokenizer);
   tokenizer.save(dir);
   for (const auto& entry : fs::recursive_directory_iterator(dir)) sync_file(entry.path());
 
@@ -168,32 +175,57 @@ std::string checkpoint_dir(const std::string& run_dir, const std::string& phase,
 }
 
 std::string first_non_finite_weight(const model::Decoder& decoder) {
-  for (const auto& [name, weight] : decoder->named_weights())
+  for (const auto& [name, weight] : decoder->config().lora ? decoder->adapter() : decoder->named_weights())
     if (!torch::isfinite(weight).all().item<bool>()) return name;
   return "";
 }
 
-void save_checkpoint(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
-                     const data::Tokenizer& tokenizer, const TrainConfig& config) {
-  if (const std::string bad = first_non_finite_weight(decoder); !bad.empty())
-    throw std::runtime_error(dir + ": not written: the weight " + bad + " is not finite");
+namespace {
+
+// The folder dir with what write(folder) puts there, or nothing new.
+template <class Write>
+void put_folder(const std::string& dir, const char* what, const Write& write) {
   const std::string temporary = dir + ".tmp";
   try {
-    fs::create_directory(fs::path(dir).parent_path());
     fs::remove_all(temporary);
     fs::create_directory(temporary);
-    write_folder(temporary, state, decoder, tokenizer, config);
+    write(temporary);
     move_into_place(temporary, dir);
     sync_folder(fs::absolute(dir).parent_path().string());
   } catch (const fs::filesystem_error& error) {
     std::error_code ignored;
     fs::remove_all(temporary, ignored);
-    throw std::runtime_error(error.path1().string() + ": the checkpoint cannot be written: " + error.code().message());
+    throw std::runtime_error(error.path1().string() + ": " + what + " cannot be written: " + error.code().message());
   } catch (...) {
     std::error_code ignored;
     fs::remove_all(temporary, ignored);
     throw;
   }
+}
+
+}  // namespace
+
+void save_checkpoint(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
+                     const data::Tokenizer& tokenizer, const TrainConfig& config) {
+  if (const std::string bad = first_non_finite_weight(decoder); !bad.empty())
+    throw std::runtime_error(dir + ": not written: the weight " + bad + " is not finite");
+  std::error_code error;
+  fs::create_directory(fs::path(dir).parent_path(), error);  // where it fails the next one does
+  put_folder(dir, "the checkpoint",
+             [&](const std::string& folder) { write_folder(folder, state, decoder, tokenizer, config); });
+}
+
+void save_model(const std::string& dir, const model::Decoder& decoder, const data::Tokenizer& tokenizer) {
+  std::error_code error;
+  if (fs::exists(fs::symlink_status(dir, error)))
+    throw std::runtime_error(dir + ": is there already; name a folder that is not");
+  fs::create_directories(fs::absolute(dir).parent_path(), error);  // where it fails the next one does
+  put_folder(dir, "the model", [&](const std::string& folder) {
+    write_model(folder, decoder, tokenizer);
+    tokenizer.save(folder);
+    for (const auto& entry : fs::directory_iterator(folder)) sync_file(entry.path());
+    sync_folder(folder);
+  });
 }
 
 void verify_checkpoint(const std::string& dir) {
@@ -248,11 +280,17 @@ CheckpointState load_checkpoint_state(const std::string& dir) {
 }
 
 model::DecoderConfig read_model_config(const std::string& dir) {
+  if (is_adapter(dir)) {
+    if (!of_elsewhere(dir)) check_files(dir, {"adapter_config.json"});
+    return read_model_config(base_of_adapter(dir));
+  }
   if (!of_elsewhere(dir)) check_files(dir, {"config.json"});
   return parse_model_config(dir + "/config.json");
 }
 
 data::Tokenizer load_tokenizer(const std::string& dir) {
+  if (is_adapter(dir) && !exists(dir + "/tokenizer.json") && of_elsewhere(dir))
+    return load_tokenizer(base_of_adapter(dir));
   if (!of_elsewhere(dir)) check_files(dir, {"tokenizer.json", "tokenizer_config.json"});
   return data::Tokenizer::load(dir);
 }
@@ -264,12 +302,30 @@ model::Decoder load_model(const std::string& dir, int64_t tokens) {
                              " rows, and the tokenizer " + std::to_string(tokens) +
                              " tokens; take the tokenizer of the model");
   config.tokens = tokens;
+  if (is_adapter(dir)) {
+    config.lora = read_adapter_config(dir);
+    model::Decoder decoder(config, std::nullopt);
+    load_weights(base_of_adapter(dir), decoder);
+    load_adapter(dir, decoder);
+    return decoder;
+  }
   model::Decoder decoder(config, std::nullopt);
   load_weights(dir, decoder);
   return decoder;
 }
 
+void load_adapter(const std::string& dir, model::Decoder& decoder) {
+  if (!of_elsewhere(dir)) check_files(dir, {"adapter_config.json", "adapter_model.safetensors"});
+  read_adapter(dir, decoder);
+}
+
 void load_weights(const std::string& dir, model::Decoder& decoder) {
+  if (is_adapter(dir)) {
+    const torch::NoGradGuard no_grad;
+    const auto weights = load_model(dir)->folded_weights(), places = decoder->named_weights();
+    for (size_t i = 0; i < weights.size(); ++i) places[i].second.copy_(weights[i].second);
+    return;
+  }
   if (!of_elsewhere(dir)) check_files(dir, {"model.safetensors"});
   read_weights(dir, decoder);
 }

@@ -3,6 +3,7 @@
 //
 //   <run>/checkpoints/<phase>-<step, 6 digits>/
 //     model.safetensors, config.json, generation_config.json   the model, Decoder::folded_weights(), csrc/train/model_config.h
+//     adapter_model.safetensors, adapter_config.json           in place of these three where model.lora is trained: csrc/train/adapter.h
 //     tokenizer files                                          data::Tokenizer::save
 //     trainer.safetensors, trainer.json                        CheckpointState
 //     config.yaml                                              the run's resolved configuration
@@ -31,6 +32,7 @@ struct CheckpointState {
   int64_t step = 0;          // steps done within the phase
   int64_t steps_of_run = 0;  // and of all phases: the order of a run's checkpoints
   uint64_t seed = 0;
+  std::string base = {};                   // with model.lora: the folder of the frozen weights, absolute
   std::vector<std::string> ended;          // phases of the run that ended before this one
   std::map<std::string, int64_t> numbers;  // phase → its number in the seeds of all draws
   std::map<std::string, std::string> config =
@@ -55,17 +57,26 @@ void verify_checkpoint(const std::string& dir);         // every file that DONE 
 CheckpointState read_position(const std::string& dir);  // trainer.json alone, without tensors
 CheckpointState load_checkpoint_state(const std::string& dir);
 
-// A model's folder that `transformers` or another program wrote is taken here too (csrc/train/family.h, weights.h); it has no
-// digests.
+// A model's folder that `transformers` or another program wrote is taken here too (csrc/train/family.h, weights.h), and an adapter's
+// that PEFT wrote (adapter.h); they have no digests. Of an adapter: the configuration of its base, the tokenizer beside it or else
+// beside its base, the weights with the adapter merged.
 model::DecoderConfig read_model_config(const std::string& dir);  // from config.json, vocabulary included
 data::Tokenizer load_tokenizer(const std::string& dir);
-// Its weights as they are saved, with folded spectral norms. tokens: DecoderConfig::tokens; 0 for all that it has.
+// Its weights as they are saved, with folded spectral norms, and with the adapter that it has. tokens: DecoderConfig::tokens; 0 for
+// all that it has.
 model::Decoder load_model(const std::string& dir, int64_t tokens = 0);
 // Copies the weights into decoder; one with layers of learned spectral norm still needs restore_sigma or start_sigma, since
 // these are folded. Weights of another model: csrc/train/weights.h.
 void load_weights(const std::string& dir, model::Decoder& decoder);
 
-// The first weight that is not finite; "" where all are.
+// Copies A and B into the adapter of decoder, from the folder of a checkpoint with model.lora or of PEFT.
+void load_adapter(const std::string& dir, model::Decoder& decoder);
+
+// A model's folder that `transformers` opens, without what a run needs: files as a checkpoint has them, of an adapter merged. Throws
+// where dir is there already; where it fails nothing of it is left.
+void save_model(const std::string& dir, const model::Decoder& decoder, const data::Tokenizer& tokenizer);
+
+// The first weight that is not finite, with model.lora of the adapter alone; "" where all are.
 std::string first_non_finite_weight(const model::Decoder& decoder);
 
 }  // namespace isentrope::train

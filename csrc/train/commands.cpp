@@ -217,6 +217,14 @@ int evaluate_command(const std::string& path, const EvaluateOptions& options) {
   return 0;
 }
 
+int export_command(const std::string& path, const std::string& folder) {
+  const std::string checkpoint = resolve_checkpoint(path);
+  const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
+  save_model(folder, load_model(checkpoint, tokenizer.size()), tokenizer);
+  print(checkpoint + " → " + folder + "\n");
+  return 0;
+}
+
 namespace {
 
 [[noreturn]] void go_on_in_python(const std::string& what, std::vector<std::string> words) {

@@ -58,6 +58,9 @@ struct EvaluateOptions {
 // Evaluates a checkpoint on held-out data of the configuration's last phase.
 int evaluate_command(const std::string& checkpoint, const EvaluateOptions& options);
 
+// Writes the model of a checkpoint, an adapter merged, as a folder of its own (csrc/train/checkpoint.h, save_model).
+int export_command(const std::string& checkpoint, const std::string& folder);
+
 // Hands over to `python -m isentrope.NAME`, which finds in ISENTROPE_PROGRAM how this program was called.
 int python_command(const std::string& program, const std::string& name, const std::vector<std::string>& arguments);
 

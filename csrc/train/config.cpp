@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "csrc/message.h"
+#include "csrc/train/adapter.h"
 #include "csrc/train/checkpoint.h"
 #include "csrc/train/config_document.h"
 #include "csrc/train/config_fields.h"
@@ -292,6 +293,41 @@ void take_pretrained(const Document& document, TrainConfig& config) {
                                         "; leave the key out");
 }
 
+// The adapter of config.model.lora->from, and above it what the document writes beside that key, which must not contradict.
+void take_adapter(const Document& document, TrainConfig& config) {
+  if (is_adapter(resolve_checkpoint(config.model.pretrained)))
+    document.fail(
+        "model.pretrained",
+        config.model.pretrained +
+            " is an adapter, and model.lora would put another beside it; merge it into a model with isentrope "
+            "export, or train it further: its base here, and the adapter in model.lora.from");
+  const std::string folder = config.model.lora->from;
+  if (folder.empty()) return;
+  model::LoraConfig found;
+  try {
+    const std::string dir = resolve_checkpoint(folder);
+    if (!is_adapter(dir))
+      throw std::runtime_error(dir +
+                               ": is no adapter (it has no adapter_config.json); leave the key out for a new one");
+    found = read_adapter_config(dir);
+  } catch (const std::runtime_error& error) {
+    document.fail("model.lora.from", error.what());
+  }
+  found.from = folder;
+  config.model.lora = found;
+  Reader::read(document, document.root()["model"]["lora"], "model.lora", *config.model.lora);
+  const model::LoraConfig& lora = *config.model.lora;
+  const auto compare = [&](const std::string& key, const std::string& was, const std::string& is) {
+    if (was != is)
+      document.fail("model.lora." + key,
+                    "is " + is + ", and " + folder + " (model.lora.from) has " + was + "; leave the key out");
+  };
+  compare("rank", to_text(found.rank), to_text(lora.rank));
+  compare("alpha", to_text(found.alpha), to_text(lora.alpha));
+  compare("rslora", to_text(found.rslora), to_text(lora.rslora));
+  compare("targets", to_text(found.layers()), to_text(lora.layers()));
+}
+
 // The tokenizer in the folder of config.model.pretrained, where the document writes none.
 void take_tokenizer(const Document& document, TrainConfig& config) {
   const std::string folder = resolve_checkpoint(config.model.pretrained);
@@ -326,6 +362,7 @@ TrainConfig read_document(const Document& document) {
   if (!config.model.pretrained.empty()) {
     take_pretrained(document, config);
     take_tokenizer(document, config);
+    if (config.model.lora) take_adapter(document, config);
   }
   Validator::check(document, "", config);
   return config;
@@ -347,8 +384,10 @@ std::string print_config_with_origins(const std::string& file, const std::vector
   std::set<std::string> of_folder;
   if (!config.model.pretrained.empty())
     for (const std::string& key : keys_of_meaning()) of_folder.insert("model." + key);
+  const bool adapter = config.model.lora && !config.model.lora->from.empty();
   return print_lines(config, [&](const std::string& path) {
     const std::string origin = document.origin(path);
+    if (origin == "default" && adapter && path.starts_with("model.lora.")) return config.model.lora->from;
     return origin == "default" && of_folder.contains(path) ? config.model.pretrained : origin;
   });
 }

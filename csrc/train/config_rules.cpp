@@ -84,6 +84,9 @@ std::string sampling_problem(const rl::SamplingConfig& sampling, const TrainConf
 std::string TrainConfig::problem() const {
   if (!model.pretrained.empty() && !run.start.empty())
     return "run.start: names weights to start from, and so does model.pretrained; leave one of the two out";
+  if (model.lora && model.pretrained.empty())
+    return "model.lora: trains a term beside weights that stay as they are, and model.pretrained names none; name a "
+           "model there";
   if (const Family& family = family_of(model); model.family != "auto" && !family.misfit(model).empty())
     return "model.family: " + model.family + " has no models with model." + family.misfit(model) +
            " as it is written here; write family: auto";

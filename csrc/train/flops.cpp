@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <tuple>
 
 #include "csrc/model/bfloat16_linear.h"
 
@@ -24,6 +25,17 @@ double packed_pairs(const torch::Tensor& position, const torch::Tensor& counts, 
   return (seen * counts).sum().item<double>();
 }
 
+int64_t numbers_of_adapter(const model::DecoderConfig& m) {
+  if (!m.lora) return 0;
+  const int64_t C = m.hidden_size, M = m.intermediate_size, HD = m.num_attention_heads * m.head_size(),
+                GD = m.num_key_value_heads * m.head_size();
+  int64_t numbers = 0;  // of a rank of a block
+  for (const auto& [layer, rows, columns] :
+       {std::tuple{"q", HD, C}, {"k", GD, C}, {"v", GD, C}, {"o", C, HD}, {"gate", M, C}, {"up", M, C}, {"down", C, M}})
+    if (m.lora->takes(layer)) numbers += rows + columns;
+  return numbers * m.lora->rank;
+}
+
 double model_flops(const model::DecoderConfig& m, const StepWork& work) {
   const auto number = [](int64_t value) { return static_cast<double>(value); };
   const double C = number(m.num_attention_heads * m.head_size()), L = number(m.num_hidden_layers);
@@ -32,8 +44,11 @@ double model_flops(const model::DecoderConfig& m, const StepWork& work) {
   const double layers = L * (attention + 3 * number(m.hidden_size * m.intermediate_size)),
                head = number(m.token_count() * m.hidden_size);
   const double passes = work.reference ? 4 : 3;  // forward, twice as much backward, forward of the reference
-  return passes * (2 * (layers * work.tokens + head * work.learnt) + 4 * C * work.pairs) +
-         2 * (layers + head) * work.generated;
+  const double frozen = m.lora ? 1 : 0;          // gradients of weights that stay are not computed
+  double adapter = 0;
+  if (m.lora) adapter = L * number(numbers_of_adapter(m));
+  return passes * (2 * adapter * work.tokens + 4 * C * work.pairs) +
+         (passes - frozen) * 2 * (layers * work.tokens + head * work.learnt) + 2 * (layers + head) * work.generated;
 }
 
 double measured_product_rate(torch::Device device, const std::string& compute) {

@@ -26,8 +26,12 @@ double packed_pairs(const torch::Tensor& position, const torch::Tensor& counts, 
 // Model FLOPs of a step, a multiply-add counted as two: 6·N a token of an update (2 forward, 4 backward), 2·N more where there is
 // a reference, 2·N a token drawn, and 12·C a pair of a layer (PaLM, arXiv 2204.02311, appendix B, which takes all T keys of a sequence for
 // every token, where here only those in sight count). N: weights of the layers' matrices; the head's count at learnt and drawn
-// tokens. C = heads · head size. Left out: prompts of rollouts, attention in them, norms, the optimiser.
+// tokens. C = heads · head size. With model.lora no gradient of these weights is computed: 4·N a token, and 6 times the adapter. Left
+// out: prompts of rollouts, attention in them, norms, the optimiser.
 double model_flops(const model::DecoderConfig& model, const StepWork& work);
+
+// How many numbers the adapter of model.lora has in a block; 0 without.
+int64_t numbers_of_adapter(const model::DecoderConfig& model);
 
 // FLOP/s of a product on the device in the type of model.compute (float32 where the processor has none in bfloat16), with the threads of the process: the best of those that fit into 30 ms, the first
 // one, which warms up, left out. Square matrices of 512, or 4096 on a GPU, of ones: nothing is drawn.

@@ -48,6 +48,17 @@ std::map<std::string, std::vector<int64_t>> muon_matrices(const model::DecoderCo
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const std::string at = "layers." + std::to_string(i) + ".";
     matrices.insert({{at + "qkv", {HD, GD, GD}}, {at + "o", {C}}, {at + "gate_up", {M, M}}, {at + "down", {C}}});
+    if (!m.lora) continue;
+    using Rows = std::vector<std::pair<const char*, int64_t>>;
+    for (const auto& [name, parts] : {std::pair<const char*, Rows>{"qkv", {{"q", HD}, {"k", GD}, {"v", GD}}},
+                                      {"o", {{"o", C}}},
+                                      {"gate_up", {{"gate", M}, {"up", M}}},
+                                      {"down", {{"down", C}}}})
+      for (const auto& [layer, rows] : parts)
+        if (m.lora->takes(layer)) {
+          matrices[at + name + "_lora_a"].push_back(m.lora->rank);
+          matrices[at + name + "_lora_b"].push_back(rows);
+        }
   }
   return matrices;
 }

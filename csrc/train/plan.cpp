@@ -23,7 +23,10 @@ constexpr double kFloat = 4, kInteger = 8;
 struct Sizes {
   double matrices = 0;   // of the blocks
   double embedding = 0;  // with the head
-  double all() const { return matrices + embedding; }
+  double adapter = 0;    // of model.lora, which is trained in the place of all else
+  bool lora = false;
+  double all() const { return matrices + embedding + adapter; }
+  double trained() const { return lora ? adapter : all(); }
 };
 
 Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
@@ -31,7 +34,9 @@ Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
   const double attention = C * D * number(2 * m.num_attention_heads + 2 * m.num_key_value_heads),
                mlp = 3 * C * number(m.intermediate_size);
   return {.matrices = number(m.num_hidden_layers) * (attention + mlp + 2 * C),
-          .embedding = (m.tie_word_embeddings ? 1 : 2) * number(vocabulary) * C};
+          .embedding = (m.tie_word_embeddings ? 1 : 2) * number(vocabulary) * C,
+          .adapter = number(m.num_hidden_layers * numbers_of_adapter(m)),
+          .lora = m.lora.has_value()};
 }
 
 // Numbers that the backward pass of one block keeps of a token.
@@ -95,17 +100,18 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const int64_t vocabulary = std::max(m.vocabulary, data::Tokenizer(config.tokenizer).size());
   const Sizes sizes = sizes_of(m, vocabulary);
   const double weights = kFloat * sizes.all(), layers = number(m.num_hidden_layers), C = number(m.hidden_size);
-  const double moments = phase.optimizer.kind == "adamw"  ? 2 * sizes.all()
-                         : phase.optimizer.kind == "muon" ? sizes.all() + sizes.embedding
-                                                          : sizes.all();
   // Copies of the blocks' weights in bfloat16, for the products of both passes (csrc/model/bfloat16_training.h); a reference has
-  // them for the forward pass alone.
+  // them for the forward pass alone, and with model.lora it shares them, as it shares the weights.
   const bool narrow = m.compute == "bfloat16", reference = phase.objective.ref_kl_coef > 0;
-  const double copies = narrow ? 2 * (reference ? 3 : 2) * sizes.matrices : 0;
+  const double copies = narrow ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
+  const double trained = sizes.trained();
+  const double moments = phase.optimizer.kind == "adamw"  ? 2 * trained
+                         : phase.optimizer.kind == "muon" ? trained + (sizes.lora ? 0 : sizes.embedding)
+                                                          : trained;
   MemoryPlan plan{.phase = phase.name};
-  plan.weights = weights * (reference ? 2 : 1) + copies;
+  plan.weights = weights + (reference ? kFloat * trained : 0) + copies;
   plan.optimizer = kFloat * moments;
-  plan.snapshot = weights + plan.optimizer;
+  plan.snapshot = kFloat * trained + plan.optimizer;
   const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings);
   PhaseConfig whole = phase;
   whole.batch.micro_tokens = 0;
@@ -119,7 +125,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
   // Gradients come as activations go, into other places of the heap: their sum is taken, not the larger of the two.
-  plan.gradients = weights;
+  plan.gradients = kFloat * trained;
   plan.activations = several * kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
   if (!phase.rollout) return plan;
   const double rollout = rollout_memory(config, phase, lengths, sizes.all());

@@ -5,6 +5,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "csrc/train/adapter.h"
 #include "csrc/train/config_values.h"
 #include "csrc/train/run_checkpoints.h"
 
@@ -76,7 +77,7 @@ void require_same_meaning(Standing& standing, const TrainConfig& config, const d
       compare("tokenizer.eos", stored->eos(), tokenizer.eos());
     }
   }
-  const model::DecoderConfig stored = read_model_config(dir);
+  const model::DecoderConfig stored = read_model_config(standing.weights);
   const Values was = values_of(stored), is = values_of(config.model);
   for (const std::string& key : keys_of_meaning()) compare("model." + key, was.at(key), is.at(key));
   if (config.model.attention.temperature == "row")
@@ -100,6 +101,7 @@ const std::set<std::string> kFreeOfModel{"model.pretrained",
                                          "model.fused_head",
                                          "model.recompute",
                                          "model.compute",
+                                         "model.lora.from",
                                          "model.attention.qk_clip",
                                          "model.sigma_reparam.gamma_init",
                                          "model.sigma_reparam.sigma_grad",
@@ -181,6 +183,20 @@ size_t place_of(const TrainConfig& config, const std::string& phase) {
   return place;
 }
 
+// The folder of the weights that the adapter in a checkpoint belongs to: where they were, or else where the configuration says that
+// they are now. Of a checkpoint without an adapter, itself.
+std::string weights_of(const TrainConfig& config, const std::string& from) {
+  const bool adapter = is_adapter(from);
+  if (adapter != config.model.lora.has_value())
+    throw std::runtime_error(from +
+                             (adapter ? ": holds an adapter, and model.lora is not written; write it as it was"
+                                      : ": holds all weights, and model.lora trains an adapter; leave it out") +
+                             ", or begin a new run from it: run.dir=… model.pretrained=" + from);
+  if (!adapter) return from;
+  const std::string name = name_of_base(from);
+  return exists(name) ? name : resolve_checkpoint(config.model.pretrained);
+}
+
 // Test results that the checkpoint kept, in the order of the phases.
 void take_results(const TrainConfig& config, Standing& standing) {
   std::vector<std::string> names = standing.state.ended;
@@ -196,7 +212,7 @@ void take_results(const TrainConfig& config, Standing& standing) {
 }
 
 Standing resumed(const TrainConfig& config, const data::Tokenizer& tokenizer, const std::string& from) {
-  Standing now{.from = from, .state = load_checkpoint_state(from)};
+  Standing now{.from = from, .weights = weights_of(config, from), .state = load_checkpoint_state(from)};
   const CheckpointState& state = now.state;
   const std::string& name = state.phase_name;
   require_same_meaning(now, config, tokenizer);
@@ -259,6 +275,7 @@ Standing resumed(const TrainConfig& config, const data::Tokenizer& tokenizer, co
 Standing started(const TrainConfig& config, const data::Tokenizer& tokenizer) {
   const bool pretrained = !config.model.pretrained.empty();
   Standing now{.from = resolve_checkpoint(pretrained ? config.model.pretrained : config.run.start)};
+  now.weights = now.from;
   require_same_meaning(now, config, tokenizer);
   if (pretrained) {
     now.notes.push_back("start from " + now.from + ", its weights alone");

@@ -15,6 +15,7 @@ namespace isentrope::train {
 
 struct Standing {
   std::string from = {};                // the checkpoint whose weights are taken; "" for a new model
+  std::string weights = {};             // the folder that they lie in: from, or with model.lora that of the frozen ones
   int64_t vocabulary = 0;               // rows of its embedding
   CheckpointState state = {};           // of it
   bool goes_on = false;                 // phase `phase` goes on from state, and does not begin
@@ -30,7 +31,8 @@ struct Standing {
 // Names under which a checkpoint keeps what the trainer needs beside model, optimiser and source.
 inline const std::string kResult = "result/", kReference = "reference/", kThreshold = "attention_threshold",
                          kLaw = "entropy_law", kPolicyWatch = "policy_watch", kData = "data_digest",
-                         kMetrics = "metrics_digest", kSamples = "samples_digest", kRollouts = "rollouts_place";
+                         kMetrics = "metrics_digest", kSamples = "samples_digest", kRollouts = "rollouts_place",
+                         kBase = "base_digest";
 
 // Throws std::runtime_error that lists what differs and how to mend it.
 Standing find_standing(const TrainConfig& config, const data::Tokenizer& tokenizer, const std::string& run_dir,

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "csrc/train/adapter.h"
 #include "csrc/train/checkpoint.h"
 
 namespace isentrope::train {
@@ -114,7 +115,7 @@ std::string resolve_checkpoint(const std::string& path) {
     return path;
   }
   if (const auto latest = find_latest(path)) return *latest;
-  if (fs::exists(path + "/config.json", error)) {
+  if (fs::exists(path + "/config.json", error) || is_adapter(path)) {
     read_model_config(path);  // tells what is wrong with it
     return path;
   }

@@ -13,6 +13,7 @@
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
 #include "csrc/durable_file.h"
+#include "csrc/train/adapter.h"
 #include "csrc/train/completions.h"
 #include "csrc/train/data_check.h"
 #include "csrc/train/flops.h"
@@ -169,10 +170,42 @@ Trainer::~Trainer() = default;
 void Trainer::write_summary() const { write_durably(folder_.dir() + "/summary.json", summary_json(results_)); }
 
 void Trainer::take_weights(const Standing& standing) {
-  load_weights(standing.from, model_);
+  load_weights(standing.weights, model_);
+  if (config_.model.lora) take_adapter(standing);
   if (!model_->restore_sigma(standing.state.extra)) model_->start_sigma(/*gamma_is_sigma=*/true);
   if (const std::string bad = first_non_finite_weight(model_); !bad.empty())
     throw std::runtime_error(standing.from + ": the weight " + bad + " is not finite; take another checkpoint");
+}
+
+void Trainer::take_adapter(const Standing& standing) {
+  for (const auto& [name, weight] : model_->named_weights())
+    if (!torch::isfinite(weight).all().item<bool>())
+      throw std::runtime_error(standing.weights + ": the weight " + name + " is not finite; take another model");
+  base_ = std::filesystem::canonical(standing.weights).string();
+  base_digest_ = digest_of_base(model_);
+  const auto require_base = [&](const std::string& dir, const CheckpointState& state) {
+    const auto digest = state.extra.find(kBase);
+    if (digest != state.extra.end() && digest->second.item<int64_t>() != base_digest_)
+      throw std::runtime_error(dir + ": its adapter was trained beside " + name_of_base(dir) +
+                               " as it was then, and the weights in " + base_ +
+                               " are others; name that model in "
+                               "model.pretrained");
+  };
+  if (standing.weights != standing.from) {
+    require_base(standing.from, standing.state);
+    load_adapter(standing.from, model_);
+  } else if (const std::string& from = config_.model.lora->from; !from.empty()) {
+    const std::string dir = resolve_checkpoint(from);
+    std::error_code error;
+    if (std::filesystem::exists(dir + "/DONE", error)) require_base(dir, load_checkpoint_state(dir));
+    load_adapter(dir, model_);
+    std::string note = "the adapter of " + dir + " goes on";
+    if (const std::string name = name_of_base(dir); !std::filesystem::equivalent(name, base_, error) || error)
+      note += "; it was trained beside " + name + ", and is put beside " + base_;
+    notes_.push_back(note);
+  } else {
+    model_->start_lora(derived_seed(config_.run.seed, data::Purpose::initialisation, 1));
+  }
 }
 
 uint64_t Trainer::seed_of(const std::string& phase, data::Purpose purpose, uint64_t b, uint64_t c) const {
@@ -208,12 +241,17 @@ void Trainer::open_phase(const CheckpointState* state) {
   std::optional<model::Decoder> reference;
   if (phase.objective.ref_kl_coef > 0) {
     torch::NoGradGuard no_grad;
-    model::DecoderConfig plain = config_.model;
-    plain.sigma_reparam = {};
-    reference = model::Decoder(plain, 0);
-    (*reference)->to(model_->embedding().device());
-    const auto weights = model_->folded_weights();
-    const auto copies = (*reference)->named_weights();
+    const bool lora = config_.model.lora.has_value();  // what does not change is there once
+    if (lora) {
+      reference = model::Decoder(model_->with_kept_adapter());
+    } else {
+      model::DecoderConfig plain = config_.model;
+      plain.sigma_reparam = {};
+      reference = model::Decoder(plain, 0);
+      (*reference)->to(model_->embedding().device());
+    }
+    const auto weights = lora ? model_->adapter() : model_->folded_weights();
+    const auto copies = lora ? (*reference)->adapter() : (*reference)->named_weights();
     for (size_t i = 0; i < weights.size(); ++i)  // in the middle of a phase: as it was at the phase's start
       copies[i].second.copy_(state ? kept(*state, kReference + weights[i].first, copies[i].second) : weights[i].second);
   }
@@ -221,7 +259,8 @@ void Trainer::open_phase(const CheckpointState* state) {
   auto objective = make_objective(phase.objective, phase.batch, model_,
                                   phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
-  for (const auto& parameter : model_->named_parameters()) parameters.push_back({parameter.key(), parameter.value()});
+  for (const auto& parameter : model_->named_parameters())
+    if (parameter.value().requires_grad()) parameters.push_back({parameter.key(), parameter.value()});
   if (const torch::Tensor& threshold = objective->attention().threshold();
       threshold.defined() && threshold.requires_grad())
     parameters.push_back({kThreshold, threshold});
@@ -313,7 +352,13 @@ void Trainer::checkpoint(bool phase_finished) {
     state.extra[kRollouts] = torch::tensor({saved.bytes, saved.digest.value()}, torch::kInt64);
   if (open_->data_digest) state.extra[kData] = torch::tensor(*open_->data_digest, torch::kInt64);
   if (open_->reference)
-    for (const auto& [name, weight] : (*open_->reference)->named_weights()) state.extra[kReference + name] = weight;
+    for (const auto& [name, weight] :
+         config_.model.lora ? (*open_->reference)->adapter() : (*open_->reference)->named_weights())
+      state.extra[kReference + name] = weight;
+  if (config_.model.lora) {
+    state.base = base_;
+    state.extra[kBase] = torch::tensor(base_digest_, torch::kInt64);
+  }
   state.extra.merge(open_->alarm.state());
   if (open_->law.points() > 0) state.extra[kLaw] = torch::tensor(open_->law.state(), torch::kFloat64);
   if (const std::vector<double> watch = open_->watch.state(); !watch.empty())

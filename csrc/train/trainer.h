@@ -79,6 +79,7 @@ class Trainer {
   struct Working;  // held by the one call at a time that works on the run
 
   void take_weights(const Standing& standing);
+  void take_adapter(const Standing& standing);
   RunHeader describe() const;
   std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);
   void open_phase(const CheckpointState* state);
@@ -120,6 +121,8 @@ class Trainer {
   std::vector<PhaseData> data_;
   RunHeader header_;
   std::string last_checkpoint_;
+  std::string base_;         // with model.lora: the folder of the frozen weights, absolute, and
+  int64_t base_digest_ = 0;  // digest_of_base()
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::vector<std::pair<std::string, Evaluation>> results_;
   std::atomic<bool> working_ = false;
