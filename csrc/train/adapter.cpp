@@ -214,7 +214,7 @@ void write_adapter(const std::string& dir, const model::Decoder& decoder, const 
                             {"task_type", "CAUSAL_LM"},
                             {"base_model_name_or_path", base},
                             {"r", lora.rank},
-                            {"lora_alpha", whole ? json(static_cast<int64_t>(lora.alpha)) : json(lora.alpha)},
+                            {"lora_alpha", whole ? ordered_json(static_cast<int64_t>(lora.alpha)) : ordered_json(lora.alpha)},
                             {"use_rslora", lora.rslora},
                             {"target_modules", modules},
                             {"bias", "none"},

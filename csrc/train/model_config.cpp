@@ -73,12 +73,17 @@ class InRange {
     if constexpr (Section<T>)
       member.visit(*this);
     else if constexpr (is_optional<T>)
-      check(name, member ? std::optional(static_cast<double>(*member)) : std::nullopt, allowed);
+      optional(name, member, allowed);
     else if constexpr (std::is_arithmetic_v<T>)
       check(name, static_cast<double>(member), allowed);
   }
 
  private:
+  template <class T>
+  void optional(const char* name, const std::optional<T>& member, const Allowed& allowed) const {
+    if constexpr (std::is_arithmetic_v<T>)  // config.json has no section that may be absent
+      check(name, member ? std::optional(static_cast<double>(*member)) : std::nullopt, allowed);
+  }
   void check(const char* name, std::optional<double> value, const Allowed& allowed) const {
     if (value && !(*value >= allowed.min && *value <= allowed.max && !(allowed.above && *value == allowed.min)))
       throw std::runtime_error(file_ + ": " + name + " is " + to_text(*value) + "; wanted " + range(allowed));
