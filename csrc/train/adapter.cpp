@@ -210,19 +210,20 @@ void write_adapter(const std::string& dir, const model::Decoder& decoder, const 
   std::vector<std::string> modules;
   for (const std::string& layer : lora.layers()) modules.push_back(layer + "_proj");
   const bool whole = lora.alpha == std::floor(lora.alpha) && lora.alpha < 1e15;  // PEFT says that it is an integer
-  const ordered_json config{{"peft_type", "LORA"},
-                            {"task_type", "CAUSAL_LM"},
-                            {"base_model_name_or_path", base},
-                            {"r", lora.rank},
-                            {"lora_alpha", whole ? ordered_json(static_cast<int64_t>(lora.alpha)) : ordered_json(lora.alpha)},
-                            {"use_rslora", lora.rslora},
-                            {"target_modules", modules},
-                            {"bias", "none"},
-                            {"fan_in_fan_out", false},
-                            {"inference_mode", true},
-                            {"init_lora_weights", true},
-                            {"lora_dropout", 0.0},
-                            {"modules_to_save", nullptr}};
+  const ordered_json config{
+      {"peft_type", "LORA"},
+      {"task_type", "CAUSAL_LM"},
+      {"base_model_name_or_path", base},
+      {"r", lora.rank},
+      {"lora_alpha", whole ? ordered_json(static_cast<int64_t>(lora.alpha)) : ordered_json(lora.alpha)},
+      {"use_rslora", lora.rslora},
+      {"target_modules", modules},
+      {"bias", "none"},
+      {"fan_in_fan_out", false},
+      {"inference_mode", true},
+      {"init_lora_weights", true},
+      {"lora_dropout", 0.0},
+      {"modules_to_save", nullptr}};
   write_durably(dir + "/" + kConfig,
                 config.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");  // a path may be no UTF-8
 }
