@@ -105,8 +105,8 @@ _AGAIN = 1.0  # seconds until a function that caught it is told once more
 def within(seconds: float, call: Callable[[], Any]) -> tuple[Any, bool]:
     """(what call() returns, True), or (None, False) where it took longer than so many seconds, 0 for any.
 
-    In the main thread a signal ends it, in Python code as well as in a wait of the system (time.sleep, a socket, a subprocess). In
-    another thread it is ended between two instructions of Python. Code in C that holds on to the interpreter is ended in neither.
+    In the main thread a signal ends it, in Python code, in regular expressions, and in a wait of the system (time.sleep, a socket, a
+    subprocess). In another thread it is ended between two instructions of Python. Other code in C is ended in neither.
     """
     if seconds <= 0:
         return call(), True
@@ -115,7 +115,8 @@ def within(seconds: float, call: Callable[[], Any]) -> tuple[Any, bool]:
     def end() -> None:
         while True:
             try:
-                return stop()
+                stop()
+                return
             except _TimeIsUp:  # between the end of the call and here
                 continue
 

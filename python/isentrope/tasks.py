@@ -99,7 +99,8 @@ def parts(task: str, sizes: Mapping[str, int], seed: int, given: Mapping[str, An
     held_out: set[str] = set()
     index = 0
     for part in ("test", "validation", "train"):
-        lines = found[part] = []
+        lines: list[dict[str, Any]] = []
+        found[part] = lines
         while len(lines) < sizes[part]:
             if index == pool:
                 raise TaskError(f"{task} has too few different problems: of {pool}, {len(lines)} are new and for {part}, and "
