@@ -280,7 +280,7 @@ def test_where_there_is_no_python_it_is_told(place):
     bare.chmod(0o755)
     said = command(place, "plan", "config.yaml", code=1, ISENTROPE_PYTHON=str(bare))
     assert "has no package isentrope" in said and "ISENTROPE_PYTHON" in said
-    command(place, "plan", "config.yaml", "phases.sft.data.jsonl.chat_template=none", "phases.grpo.data.jsonl={path: talks.jsonl, chat_template: none}",
+    command(place, "plan", "config.yaml", "phases.sft.data.jsonl.chat_template=none", "phases.grpo.data.jsonl.chat_template=none", "phases.grpo.data.jsonl.path=talks.jsonl",
             ISENTROPE_PYTHON="/nowhere/python")  # fmt: skip
 
 
