@@ -295,7 +295,10 @@ def pieces(template: ChatTemplate, conversation: Mapping[str, Any], ends: Sequen
         else "", and then the turns end in the generation prompt; end: what ends the completion, "" where the template writes nothing.
     """
     messages, first = conversation["messages"], conversation.get("learnt_from", 0)
-    more = {"tools": conversation.get("tools"), **(conversation.get("chat_template_kwargs") or {})}
+    given = conversation.get("chat_template_kwargs") or {}
+    if not isinstance(given, Mapping) or given.keys() & {"messages", "tools", "add_generation_prompt"}:
+        raise ChatTemplateError("chat_template_kwargs is not an object with what the template reads beside messages, tools and add_generation_prompt")
+    more = {"tools": conversation.get("tools"), **given}
     if first >= len(messages) or messages[-1].get("role") != "assistant":
         return {"turns": [[template.render(messages, add_generation_prompt=True, **more), False]], "completion": "", "end": ""}
     for number, message in enumerate(messages[first:], first):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from chat_folders import CHATML, KINDS, LLAMA3, MARKED, MISTRAL, write_folder, write_kind
+from chat_folders import CHATML, KINDS, LLAMA3, MARKED, MISTRAL, QWEN2, write_folder, write_kind
 
 from test_train import binary
 
@@ -173,6 +173,18 @@ def test_what_cannot_be_told_is_refused(template, messages, what):
     made = ChatTemplate(template, "here", {"bos_token": "<s>", "eos_token": "</s>"})
     with pytest.raises(ChatTemplateError, match=what):
         chat_template.pieces(made, {"messages": messages}, ["<|im_end|>", "</s>"])
+
+
+@pytest.mark.parametrize("given", ["x", [1], {"messages": []}, {"add_generation_prompt": False}])
+def test_what_a_template_is_given_is_looked_at(given):
+    with pytest.raises(ChatTemplateError, match="chat_template_kwargs is not an object"):
+        chat_template.pieces(ChatTemplate(CHATML, "here"), {"messages": TALK, "chat_template_kwargs": given}, ["<|im_end|>"])
+
+
+def test_what_an_object_hands_on_reaches_the_template():
+    made = ChatTemplate(QWEN2, "here")
+    found = chat_template.pieces(made, {"messages": TALK[:1], "tools": TOOLS, "chat_template_kwargs": {"enable_thinking": False}}, ["<|im_end|>"])
+    assert "# Tools" in found["turns"][0][0] and found["turns"][0][0].endswith("<think>\n\n</think>\n\n")
 
 
 def test_a_template_without_an_end_gives_none(tmp_path):
