@@ -102,7 +102,8 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double weights = kFloat * sizes.all(), layers = number(m.num_hidden_layers), C = number(m.hidden_size);
   // Copies of the blocks' weights in bfloat16, for the products of both passes (csrc/model/bfloat16_training.h); a reference has
   // them for the forward pass alone, and with model.lora it shares them, as it shares the weights.
-  const bool narrow = m.compute == "bfloat16", reference = phase.objective.ref_kl_coef > 0;
+  const bool narrow = m.compute == "bfloat16" && model::takes_bfloat16_weights(),
+             reference = phase.objective.ref_kl_coef > 0;
   const double copies = narrow ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
   const double trained = sizes.trained();
   const double moments = phase.optimizer.kind == "adamw"  ? 2 * trained
