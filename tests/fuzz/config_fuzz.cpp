@@ -12,13 +12,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   nlohmann::json json;
   if (!fuzz::reads([&] { json = train::read_json(file); })) return 0;
   fuzz::reads([&] { train::parse_model_config(file); });
-  for (const auto& [key, value] : nlohmann::json{
-           {"model_type", "llama"},
-           {"vocab_size", 32},
-           {"hidden_size", 32},
-           {"intermediate_size", 32},
-           {"num_hidden_layers", 2},
-           {"num_attention_heads", 4}}.items())
+  static const nlohmann::json kNeeded{{"model_type", "llama"},   {"vocab_size", 32},       {"hidden_size", 32},
+                                      {"intermediate_size", 32}, {"num_hidden_layers", 2}, {"num_attention_heads", 4}};
+  for (const auto& [key, value] : kNeeded.items())
     if (!json.contains(key)) json[key] = value;
   folder.write("config.json", json.dump());
   fuzz::reads([&] {
