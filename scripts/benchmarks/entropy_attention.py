@@ -197,4 +197,4 @@ def rows(rounds=9, threads=1, device="cpu"):
         for shape in SHAPES:
             table += measure(shape, dtype, rounds, device)
         table += decoding(dtype, rounds, device)
-    return table + (memory(threads) if device == "cpu" else [])
+    return table + (memory(threads) if device == "cpu" and torch.float32 in DTYPES else [])

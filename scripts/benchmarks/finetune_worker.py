@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-from smollm2 import folder
-
 PROMPTS, SAMPLES, NEW = 8, 8, 64  # of a GRPO step
 SEQUENCES, LENGTH = 8, 256  # of an SFT step; and SEQUENCES of one pass of the GRPO step
 RATE, STEPS = 1e-6, 1000
@@ -106,13 +104,13 @@ def ours(task, threads, path, dtype, model):
         start = wait()
 
 
-def rival(task, threads, path, autocast):
+def rival(task, threads, path, autocast, where):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder())
+    model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(where)
     common = dict(output_dir=str(path), use_cpu=True, bf16=autocast, report_to="none", save_strategy="no", learning_rate=RATE, weight_decay=0.0,
                   lr_scheduler_type="constant", logging_steps=1, max_steps=STEPS, disable_tqdm=True, gradient_checkpointing=False,
                   per_device_train_batch_size=SEQUENCES)  # fmt: skip
@@ -147,8 +145,8 @@ def rival(task, threads, path, autocast):
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
-    where = Path(options["folder"])
+    where, model = Path(options["folder"]), Path(options["model"])
     if options["side"] == "ours":
-        ours(options["task"], options["threads"], where, options.get("dtype", "model"), Path(options.get("model", folder())))
+        ours(options["task"], options["threads"], where, options.get("dtype", "model"), model)
     else:
-        rival(options["task"], options["threads"], where, options.get("autocast", False))
+        rival(options["task"], options["threads"], where, options.get("autocast", False), model)

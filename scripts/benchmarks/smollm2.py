@@ -27,6 +27,7 @@ class Worker:
     def __init__(self, side, task, threads, folder_, **options):
         path = Path(folder_) / f"{side}_{task}"
         path.mkdir()
+        options = {"model": str(folder()), **options}
         command = [sys.executable, ROOT / "scripts" / "benchmarks" / "finetune_worker.py",
                    json.dumps({"side": side, "task": task, "threads": threads, "folder": str(path), **options})]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -39,7 +40,7 @@ class Worker:
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
         while line := self.process.stdout.readline():
-            if line.startswith("{"):  # the rest a trainer printed
+            if line.startswith('{"'):  # the rest a trainer printed
                 return json.loads(line)
         raise RuntimeError(f"{self.process.args[2]} ended: …{self.log.read_text()[-2000:]}")
 
