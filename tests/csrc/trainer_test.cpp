@@ -133,9 +133,9 @@ TEST_F(TrainerTest, ARewardThatFailsLeavesTheStepBefore) {
   finish(*open("whole", phases));
   int calls = 0;  // within the policy phase; evaluations ask the reward before it
   bool grpo_began = false;
-  const auto fails_once = [&](const auto& p, const auto& c, const auto& e) {
+  const auto fails_once = [&](const auto& p, const auto& c, const auto& e, double limit) {
     if (grpo_began && ++calls == 3) throw std::runtime_error("no answer from the judge");
-    return by_letters(p, c, e);
+    return by_letters(p, c, e, limit);
   };
   const auto until_it_fails = [&](Trainer& trainer) {
     calls = 0;
@@ -215,9 +215,9 @@ TEST_F(TrainerTest, AnEvaluationThatFailsIsMadeAgain) {
     int calls = 0;
     bool grpo_began = false;
     const std::string run = "broken" + std::to_string(fails_at);
-    const auto reward = [&](const auto& p, const auto& c, const auto& e) {
+    const auto reward = [&](const auto& p, const auto& c, const auto& e, double limit) {
       if (grpo_began && ++calls == fails_at) throw std::runtime_error("no answer");
-      return by_letters(p, c, e);
+      return by_letters(p, c, e, limit);
     };
     {
       const auto trainer = open(run, phases, false, every, reward);
@@ -236,9 +236,9 @@ TEST_F(TrainerTest, AnEvaluationThatFailsIsMadeAgain) {
 
 TEST_F(TrainerTest, AStepWithinAStepIsRefused) {
   Trainer* own = nullptr;
-  const auto reward = [&](const auto& p, const auto& c, const auto& e) {
+  const auto reward = [&](const auto& p, const auto& c, const auto& e, double limit) {
     own->advance();
-    return by_letters(p, c, e);
+    return by_letters(p, c, e, limit);
   };
   const auto trainer = open("run", sft("sft", 3) + grpo("grpo", 2), false, {}, reward);
   own = trainer.get();
