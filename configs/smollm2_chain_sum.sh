@@ -18,12 +18,11 @@ if [ ! -f models/smollm2/config.json ]; then
 fi
 if [ ! -f data/chain_sum/test.jsonl ]; then
   "$python" -m pip install -q reasoning-gym==0.1.25
-  mkdir -p data/chain_sum
-  for part in "train 2000 1" "validation 64 500" "test 200 999"; do
-    read -r name size seed <<<"$part"
-    "$python" -m isentrope.tasks chain_sum min_terms=2 max_terms=4 min_digits=1 max_digits=2 --size "$size" --seed "$seed" \
-      -o "data/chain_sum/$name.part.jsonl"
-    "$python" examples/chain_sum_traces.py "data/chain_sum/$name.part.jsonl"
-    mv "data/chain_sum/$name.part.jsonl" "data/chain_sum/$name.jsonl"
-  done
+  mkdir -p data
+  rm -rf data/chain_sum.part
+  # In one command, since reasoning-gym makes problem n of seed s from s + n: parts of other seeds would share problems.
+  "$python" -m isentrope.tasks chain_sum min_terms=2 max_terms=4 min_digits=1 max_digits=2 --size 2000 --validation-size 64 --test-size 200 \
+    -o data/chain_sum.part
+  "$python" examples/chain_sum_traces.py data/chain_sum.part/*.jsonl
+  mv data/chain_sum.part data/chain_sum
 fi
