@@ -66,8 +66,11 @@ TEST_P(LoraRows, ValueAndGradientsAreThoseOfPlainAten) {
   for (size_t i = 0; i < exact.size(); ++i) {
     // Double has 2^29 times the digits of float; a few roundings of the sums above.
     EXPECT_LE(distance(wide[i], exact[i]), 1e-13 * (1 + exact[i].norm().item<double>())) << names[i];
-    const double floor = exact[i].norm().item<double>() * std::numeric_limits<float>::epsilon();
-    EXPECT_LE(distance(ours[i], exact[i]), 2 * distance(peer[i], exact[i]) + floor) << names[i];
+    // Roundings of a sum of n terms one after the other grow as √n; x, y and the rows are summed over. Terms of both signs, as
+    // here, are about twice as large as what they come to.
+    const double terms = static_cast<double>(GetParam() + 33 + 31);
+    const double rounding = std::sqrt(terms) * exact[i].norm().item<double>() * std::numeric_limits<float>::epsilon();
+    EXPECT_LE(distance(ours[i], exact[i]), 2 * (distance(peer[i], exact[i]) + rounding)) << names[i];
   }
 }
 INSTANTIATE_TEST_SUITE_P(Sizes, LoraRows, testing::Values(1, 31, 49, 97, 385));
