@@ -53,12 +53,13 @@ bool exists(const std::string& file) {
   return fs::exists(file, error);
 }
 
-// A model's folder that no trainer here wrote. Its own config.json names the trainer; where transformers opened a checkpoint and
-// saved it again, it keeps that key and adds its own.
+// A model's folder that no trainer here wrote, or that save_model() did. The config.json of a checkpoint names the trainer; where
+// transformers opened one and saved it again, it keeps that key and adds its own.
 bool of_elsewhere(const std::string& dir) {
   if (exists(dir + "/" + kDone)) return false;
-  if (is_adapter(dir)) return !exists(dir + "/trainer.json");
-  if (!exists(dir + "/config.json")) return false;
+  if (!is_adapter(dir) && !exists(dir + "/config.json")) return false;
+  if (!exists(dir + "/trainer.json")) return true;
+  if (is_adapter(dir)) return false;
   const json config = read_json(dir + "/config.json");
   return config.contains("transformers_version") || !config.contains("isentrope_version");
 }
