@@ -138,8 +138,10 @@ def rows(rounds=7, threads=1):
             print("no row of llm.c: LLMC is not the folder of a clone (git clone https://github.com/karpathy/llm.c)", flush=True)
         first = {"ours": worker()["loss"]}
         assert plain.has_loss(first["ours"]), f"loss of the first step: ours {first['ours']}, PyTorch's of no window"
-        first |= {rival: step()["loss"] for rival, step in steps.items() if rival != "ours"}
-        for rival, wanted in {"compiled PyTorch": first["eager PyTorch"], **({"llm.c, GPT-2": llm_c.wanted} if llm_c else {})}.items():
+        for rival in [*plain.losses, *(["llm.c, GPT-2"] if llm_c else [])]:
+            with torch.no_grad():  # of the weights as they are now: eager and compiled share them
+                wanted = llm_c.wanted if rival == "llm.c, GPT-2" else plain.loss(plain.tokens).item()
+            first[rival] = steps[rival]()["loss"]
             assert abs(first[rival] - wanted) <= 1e-4 * wanted, f"loss of the first step: {rival} {first[rival]}, wanted {wanted}"
         seconds = {rival: [] for rival in steps}
         for round_ in range(rounds + 1):
