@@ -43,17 +43,18 @@ Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
 double kept_of_block(const model::DecoderConfig& m) {
   const double C = number(m.hidden_size), H = number(m.num_attention_heads), G = number(m.num_key_value_heads),
                D = number(m.head_size()), M = number(m.intermediate_size);
-  if (m.compute == "bfloat16") {  // what products and attention take is kept in half as many bytes
-    const double sums = m.norm == "none" ? 0 : 2 * C, pre_norm = m.attention.qk_norm ? (2 * H + 2 * G) * D : 0;
-    // Floats from which the halves are rounded go at once, but the halves break up their places in the heap: as much more was
-    // measured as those before the products of q, k, v and of gate, up have (tests/python/test_training_options.py).
-    const double broken = 2 * C + (H + 2 * G) * D;
-    return sums + C + pre_norm + ((H + 2 * G) * D + 2 * H * D) / 2 + 3 * H + 2.5 * M + broken;
-  }
-  const double stream = m.norm == "none" ? 2 * C : 4 * C;              // two sums, and their norms
+  const double sums = m.norm == "none" ? 2 * C : 4 * C;                // two sums, and their norms
   const double heads = m.attention.qk_norm ? (2 * H + 2 * G) * D : 0;  // before their norms
-  return stream + heads + (H + 2 * G) * D + 2 * H * D + 3 * H +
-         3 * M;  // attention: q, k, v, its output twice, statistics
+  const double attention = (H + 2 * G) * D + 2 * H * D;                // q, k, v, its output twice
+  const double single = sums + heads + attention + 3 * H + 3 * M;
+  if (m.compute != "bfloat16") return single;
+  // Of the operands before the products of q, k, v and of gate, up as many numbers again were measured: without products of the
+  // processor's own their rounded copies, with them the places in the heap of floats that go, which the halves break up
+  // (tests/python/test_training_options.py).
+  const double again = 2 * C + (H + 2 * G) * D;
+  if (!model::takes_bfloat16_weights()) return single + again;
+  // What products and attention take is kept in half as many bytes.
+  return single - C - (attention + M) / 2 + again;
 }
 
 // Those of the gradients that are there at once within the backward pass of one block.
@@ -123,9 +124,9 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   constexpr double kSeveral = 1.25;
   const double several = tokens < tokens_of_micro(whole, lengths, m.max_position_embeddings) ? kSeveral : 1.0;
   const double block = kept_of_block(m);
-  // Of a block that is recomputed two tensors stay, its input. Six were measured, and eight in bfloat16
-  // (tests/python/test_training_options.py); what holds the others is not known.
-  const double kept = m.recompute == "blocks" ? layers * (m.compute == "bfloat16" ? 8 : 6) * C + block : layers * block;
+  // Of a block that is recomputed two tensors stay, its input. Six were measured, and eight with products of
+  // bfloat16 (tests/python/test_training_options.py); what holds the others is not known.
+  const double kept = m.recompute == "blocks" ? layers * (narrow ? 8 : 6) * C + block : layers * block;
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
   // Gradients come as activations go, into other places of the heap: their sum is taken, not the larger of the two.
