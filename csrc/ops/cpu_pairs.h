@@ -43,7 +43,7 @@ void pack_pair_columns(int64_t count, int64_t C, const uint16_t* x, int64_t ld, 
 // to [count / 2, N, 2] = rows 0 … count - 1, the elements [0, width) of row i at row(i); 0 where row(i) is null and beyond width.
 template <class RowAt>
 void pack_pair_rows(int64_t count, int64_t width, int64_t N, const RowAt& row, uint16_t* to) {
-  if (width < N) std::memset(to, 0, count * N * sizeof(uint16_t));
+  if (width < N && count > 0) std::memset(to, 0, count * N * sizeof(uint16_t));
   for (int64_t k = 0; k < count; k += 2, to += 2 * N) {
     const uint16_t *low = row(k), *high = row(k + 1);
     uint32_t* pair = reinterpret_cast<uint32_t*>(to);
