@@ -107,6 +107,11 @@ bool has_tiles() {
   return has && means() == Means::kBrgemm;
 }
 
+bool has_rounding() {
+  static const bool has = __builtin_cpu_supports("avx512bf16") && means() == Means::kBrgemm;
+  return has;
+}
+
 // Rounded as to_bits rounds, but that numbers below the least normal one become 0, as which the products take them anyway.
 ISENTROPE_PAIRS int64_t round_vectors(int64_t n, const float* x, uint16_t* to) {
   int64_t i = 0;
@@ -173,7 +178,7 @@ void bfloat16_product_of_pairs(int64_t M, int64_t N, int64_t K, const uint16_t* 
 void bfloat16_round(int64_t n, const float* x, uint16_t* to) {
   int64_t i = 0;
 #if defined(__x86_64__)
-  if (has_tiles()) i = round_vectors(n, x, to);
+  if (has_rounding()) i = round_vectors(n, x, to);
 #endif
   for (; i < n; ++i) to[i] = to_bits(x[i]);
 }
@@ -181,7 +186,7 @@ void bfloat16_round(int64_t n, const float* x, uint16_t* to) {
 void bfloat16_pairs(int64_t n, const float* even, const float* odd, uint16_t* to) {
   int64_t i = 0;
 #if defined(__x86_64__)
-  if (has_tiles() && odd != nullptr) i = pair_vectors(n, even, odd, to);
+  if (has_rounding() && odd != nullptr) i = pair_vectors(n, even, odd, to);
 #endif
   for (; i < n; ++i) {
     to[2 * i] = to_bits(even[i]);
