@@ -1,4 +1,5 @@
 // isentrope._C: the trainer for Python. The ops need no binding: they are dispatcher ops.
+#include "csrc/train/block_cache.h"
 #include "csrc/train/trainer.h"
 
 #include <ATen/ThreadLocalState.h>
@@ -342,6 +343,7 @@ class Handle {
 // words: the program's name, then what is behind it.
 int run_program(std::vector<std::string> words, const py::function& load) {
   train::begin_process();
+  train::keep_tensor_memory();
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   const Host host{words.at(0), loader(load)};

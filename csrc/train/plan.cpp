@@ -45,16 +45,11 @@ double kept_of_block(const model::DecoderConfig& m) {
                D = number(m.head_size()), M = number(m.intermediate_size);
   const double sums = m.norm == "none" ? 2 * C : 4 * C;                // two sums, and their norms
   const double heads = m.attention.qk_norm ? (2 * H + 2 * G) * D : 0;  // before their norms
-  const double attention = (H + 2 * G) * D + 2 * H * D;                // q, k, v, its output twice
+  const double attention = (H + 2 * G) * D + H * D;                    // q, k, v, its output
   const double single = sums + heads + attention + 3 * H + 3 * M;
   if (m.compute != "bfloat16") return single;
-  // Of the operands before the products of q, k, v and of gate, up as many numbers again were measured: without products of the
-  // processor's own their rounded copies, with them the places in the heap of floats that go, which the halves break up
-  // (tests/python/test_training_options.py).
-  const double again = 2 * C + (H + 2 * G) * D;
-  if (!model::takes_bfloat16_weights()) return single + again;
-  // What products and attention take is kept in half as many bytes.
-  return single - C - (attention + M) / 2 + again;
+  // What products and attention take is kept in half as many bytes, where the processor has such products.
+  return single - C - (model::takes_bfloat16_weights() ? (attention + M) / 2 : 0);
 }
 
 // Those of the gradients that are there at once within the backward pass of one block.
@@ -118,20 +113,13 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   plan.optimizer = kFloat * moments;
   plan.snapshot = kFloat * trained + plan.optimizer;
   const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings);
-  PhaseConfig whole = phase;
-  whole.batch.micro_tokens = 0;
-  // The second micro-batch does not find the places again that the first one left: 1.2 times the peak of one alone was measured.
-  constexpr double kSeveral = 1.25;
-  const double several = tokens < tokens_of_micro(whole, lengths, m.max_position_embeddings) ? kSeveral : 1.0;
   const double block = kept_of_block(m);
-  // Of a block that is recomputed two tensors stay, its input. Six were measured, and eight with products of
-  // bfloat16 (tests/python/test_training_options.py); what holds the others is not known.
-  const double kept = m.recompute == "blocks" ? layers * (narrow ? 8 : 6) * C + block : layers * block;
+  const double kept = m.recompute == "blocks" ? layers * 2 * C + block : layers * block;  // of a block its input
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
-  // Gradients come as activations go, into other places of the heap: their sum is taken, not the larger of the two.
   plan.gradients = kFloat * trained;
-  plan.activations = several * kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
+  plan.at_once = phase.rollout && phase.rollout->mini_batches > 1;
+  plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
   if (!phase.rollout) return plan;
   const double rollout = rollout_memory(config, phase, lengths, sizes.all());
   if (rollout <= plan.activations) return plan;
@@ -176,9 +164,15 @@ std::string bytes_text(double bytes) {
 }
 
 std::string to_text(const MemoryPlan& p) {
+  const std::string snapshot = "copies before the update " + bytes_text(p.snapshot),
+                    activations =
+                        (p.of_rollouts ? "cache and weights of rollouts " : "activations ") + bytes_text(p.activations);
   return bytes_text(p.total()) + ": weights " + bytes_text(p.weights) + ", gradients " + bytes_text(p.gradients) +
-         ", optimiser " + bytes_text(p.optimizer) + ", their copies before a step " + bytes_text(p.snapshot) +
-         (p.of_rollouts ? ", cache and weights of rollouts " : ", activations ") + bytes_text(p.activations);
+         ", optimiser " + bytes_text(p.optimizer) + ", " +
+         (p.at_once                    ? snapshot + ", " + activations
+          : p.snapshot > p.activations ? snapshot + " (" + activations + " are gone by then)"
+                                       : activations + " (" + snapshot + " take their place)") +
+         ", kept for the next tensors " + bytes_text(p.spare());
 }
 
 namespace {

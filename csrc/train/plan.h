@@ -1,5 +1,6 @@
 // What a run asks of the machine, told before it begins: memory by what takes it, and the least time.
 #pragma once
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -11,14 +12,21 @@ namespace isentrope::train {
 // Bytes on the device at the moment of a phase that needs most, but for the program itself and the data.
 struct MemoryPlan {
   std::string phase;
-  double weights = 0;    // with the copy of a reference, and those in bfloat16 of model.compute
-  double gradients = 0;  // that are there at that moment
+  double weights = 0;  // with the copy of a reference, and those in bfloat16 of model.compute
+  double gradients = 0;
   double optimizer = 0;  // its moments
-  double snapshot = 0;   // weights and moments as they were before the step (csrc/train/snapshot.h)
+  double snapshot = 0;   // weights and moments as they were before the step's first update (csrc/train/snapshot.h)
   double activations =
       0;  // of a micro-batch: what its backward pass needs, or the cache and packed weights of rollouts
   bool of_rollouts = false;
-  double total() const { return weights + gradients + optimizer + snapshot + activations; }
+  bool at_once = false;  // whether activations are there beside the snapshot: those of the step's second update
+  double spare() const { return in_use() / 8; }  // that csrc/train/block_cache.h keeps for the next tensors
+  double total() const { return in_use() + spare(); }
+
+ private:
+  double in_use() const {
+    return weights + gradients + optimizer + (at_once ? snapshot + activations : std::max(snapshot, activations));
+  }
 };
 
 // lengths: of the phase's training sequences.

@@ -77,7 +77,6 @@ Record Trainer::step() {
   const double lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps);
   data::StepData data = open_->source->next(step_);
   const double source_seconds = seconds_since(start);
-  if (!data.updates.empty()) open_->before.take();
 
   std::map<std::string, double> values = std::move(data.stats);
   UpdateFigures figures;
@@ -96,6 +95,7 @@ Record Trainer::step() {
     auto stats = open_->objective->backward(model_, update, seed, looks || clips ? &watch : nullptr);
     if (!std::isfinite(stats["loss"]))
       throw NonFinite("the loss is not finite; first bad tensor: " + first_non_finite(model_));
+    if (u == 0) open_->before.take();  // nothing has changed so far
     stats["grad_norm"] = open_->optimizer.step(lr);
     if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
     if (looks) attention = watch.statistics();
