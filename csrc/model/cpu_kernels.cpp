@@ -1,5 +1,6 @@
 #include "csrc/model/cpu_kernels.h"
 
+#include <array>
 #include <cmath>
 
 #include "csrc/model/page_table.h"
@@ -182,14 +183,21 @@ inline HeadLanes load_head(const uint16_t* p) {
   return reinterpret_cast<HeadLanes>(__builtin_convertvector(*reinterpret_cast<const Short*>(p), Wide) << 16);
 }
 
-// scores [kHeads, ld] of one page: scale · q k.
-template <int kHeads, class Storage>
-void page_scores(int64_t D, float scale, const float* q, const Storage* keys, float* scores, int64_t ld) {
-  constexpr int64_t kVectors = kPagePositions / kHeadLanes;
+// The products of both steps are chains of fused multiply-adds, each of which waits for the one before: a core needs about eight of
+// them at a time, and has registers for twice as many, or four times with AVX-512.
+constexpr int64_t kChains = ops::CPU_CAPABILITY::kVectorBytes == 64 ? 16 : 8;
+constexpr int64_t kPageVectors = kPagePositions / kHeadLanes;
+
+// scores [kHeads, kPages · kPagePositions] with row stride ld: scale · q k of the pages whose keys are given.
+template <int kHeads, int64_t kPages, class Storage>
+void page_scores(int64_t D, float scale, const float* q, const std::array<const Storage*, kPages>& keys, float* scores,
+                 int64_t ld) {
+  constexpr int64_t kVectors = kPages * kPageVectors;
   HeadLanes sum[kHeads][kVectors] = {};
-  for (int64_t d = 0; d < D; ++d, keys += kPagePositions) {
+  for (int64_t d = 0; d < D; ++d) {
     HeadLanes key[kVectors];
-    for (int64_t n = 0; n < kVectors; ++n) key[n] = load_head(keys + n * kHeadLanes);
+    for (int64_t n = 0; n < kVectors; ++n)
+      key[n] = load_head(keys[n / kPageVectors] + d * kPagePositions + n % kPageVectors * kHeadLanes);
     for (int h = 0; h < kHeads; ++h)
       for (int64_t n = 0; n < kVectors; ++n) sum[h][n] += q[h * D + d] * key[n];
   }
@@ -198,18 +206,27 @@ void page_scores(int64_t D, float scale, const float* q, const Storage* keys, fl
       *reinterpret_cast<HeadLanes*>(scores + h * ld + n * kHeadLanes) = scale * sum[h][n];
 }
 
-// out [kHeads, D] += weights of one page · its values.
+// out [kHeads, kVectors vectors of D] += weights of one page · its values.
+template <int kHeads, int64_t kVectors, class Storage>
+void value_vectors(int64_t D, int64_t begin, int64_t end, const float* weights, int64_t ld, const Storage* values,
+                   float* out) {
+  HeadLanes sum[kHeads][kVectors] = {};
+  for (int64_t n = begin; n < end; ++n)
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const HeadLanes value = load_head(values + n * D + v * kHeadLanes);
+      for (int h = 0; h < kHeads; ++h) sum[h][v] += weights[h * ld + n] * value;
+    }
+  for (int h = 0; h < kHeads; ++h)
+    for (int64_t v = 0; v < kVectors; ++v) *reinterpret_cast<HeadLanes*>(out + h * D + v * kHeadLanes) += sum[h][v];
+}
+
 template <int kHeads, class Storage>
 void page_values(int64_t D, int64_t begin, int64_t end, const float* weights, int64_t ld, const Storage* values,
                  float* out) {
-  for (int64_t d = 0; d < D; d += kHeadLanes) {
-    HeadLanes sum[kHeads] = {};
-    for (int64_t n = begin; n < end; ++n) {
-      const HeadLanes value = load_head(values + n * D + d);
-      for (int h = 0; h < kHeads; ++h) sum[h] += weights[h * ld + n] * value;
-    }
-    for (int h = 0; h < kHeads; ++h) *reinterpret_cast<HeadLanes*>(out + h * D + d) += sum[h];
-  }
+  constexpr int64_t kVectors = kChains / kHeads < 4 ? kChains / kHeads : 4, kStep = kVectors * kHeadLanes;
+  int64_t d = 0;
+  for (; d + kStep <= D; d += kStep) value_vectors<kHeads, kVectors>(D, begin, end, weights, ld, values + d, out + d);
+  for (; d < D; d += kHeadLanes) value_vectors<kHeads, 1>(D, begin, end, weights, ld, values + d, out + d);
 }
 
 // Scores of the positions first … count − 1 become weights that add up to 1.
@@ -233,9 +250,14 @@ void attend(const PagedAttention<Storage>& p, int64_t g, int64_t h) {
   const int64_t D = p.head_size, plane = D * kPagePositions, from = p.first / kPagePositions, to = pages_of(p.count);
   const int64_t ld = to * kPagePositions;
   float *scores = p.scores + h * ld, *out = p.out + h * D;
-  for (int64_t i = from; i < to; ++i)
-    page_scores<kHeads>(D, p.scale, p.q + h * D, p.memory + p.pages[i] * p.page_stride + g * plane,
-                        scores + i * kPagePositions, ld);
+  const auto keys = [&](int64_t i) { return p.memory + p.pages[i] * p.page_stride + g * plane; };
+  int64_t page = from;
+  if constexpr (2 * kPageVectors * kHeads <= kChains)
+    for (; page + 2 <= to; page += 2)
+      page_scores<kHeads, 2, Storage>(D, p.scale, p.q + h * D, {keys(page), keys(page + 1)},
+                                      scores + page * kPagePositions, ld);
+  for (; page < to; ++page)
+    page_scores<kHeads, 1, Storage>(D, p.scale, p.q + h * D, {keys(page)}, scores + page * kPagePositions, ld);
   for (int r = 0; r < kHeads; ++r)
     weigh(p.first, p.count, p.softcap, p.temperature ? p.temperature[(h + r) * p.temperature_stride] : 1.0f,
           scores + r * ld);
@@ -255,6 +277,7 @@ void attention(const PagedAttention<Storage>& p) {
     int64_t h = g * group;
     const int64_t end = h + group;
     for (; h + 4 <= end; h += 4) attend<4>(p, g, h);
+    for (; h + 3 <= end; h += 3) attend<3>(p, g, h);
     for (; h + 2 <= end; h += 2) attend<2>(p, g, h);
     for (; h < end; ++h) attend<1>(p, g, h);
   }

@@ -106,7 +106,7 @@ class LlamaCpp:
                 weight = weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
             array = weight.contiguous().numpy()
             stored = gguf.quantize(array, bfloat16) if array.ndim == 2 else array
-            writer.add_tensor(names.get_name(name, (".weight",)) + ".weight", stored, raw_dtype=bfloat16 if array.ndim == 2 else None)
+            writer.add_tensor(names.get_name(name.removesuffix(".weight")) + ".weight", stored, raw_dtype=bfloat16 if array.ndim == 2 else None)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
