@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-BENCHMARK = """
+BENCHMARK = """'''What is compared.'''
 import importlib.util
 PEERS = ["rival_of_{name}"]
 assert all(importlib.util.find_spec(f"rival_of_{{name}}") for name in ("one", "two")), "imported before all rivals were installed"
@@ -64,3 +64,20 @@ def test_rivals_can_be_read_without_an_import(path):
     bench = importlib.util.module_from_spec(importlib.util.spec_from_loader("bench", loader))
     loader.exec_module(bench)
     assert bool(bench.rivals(path.stem)) == ("\nPEERS" in path.read_text())
+
+
+def test_a_section_that_is_not_measured_again_stays(bench, tmp_path, monkeypatch):
+    page, text = tmp_path / "page.md", (SCRIPTS.parent / "docs" / "benchmarks.md").read_text()
+    monkeypatch.setattr(bench, "NAMES", [line.split()[1] for line in text.split("\n") if line.startswith("## ")] + ["none"])
+    assert bench.page({}, text) == text
+    page.write_text("# Benchmarks\n\n## one\n\nold\n\n## none\n\nkept\n\n## CUDA kernels\n\nlast\n")
+    monkeypatch.setattr(bench, "NAMES", ["none", "one"])
+    monkeypatch.setattr(bench, "install", lambda rivals: None)
+    (tmp_path / "packages" / "rival_of_one.py").write_text("")
+    (tmp_path / "packages" / "rival_of_two.py").write_text("")
+    monkeypatch.setattr(sys, "argv", ["bench", "one", "--json", str(tmp_path / "rows.json"), "--markdown", str(page)])
+    bench.main()
+    written = page.read_text()
+    assert [written.index(part) for part in ("## none\n\nkept", "## one", "`scripts/bench one` on here", "## CUDA kernels\n\nlast")] == sorted(
+        written.index(part) for part in ("## none\n\nkept", "## one", "`scripts/bench one` on here", "## CUDA kernels\n\nlast"))  # fmt: skip
+    assert "old" not in written
