@@ -117,6 +117,10 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   plan.weights = weights + (reference ? kFloat * trained : 0) + copies;
   plan.optimizer = kFloat * moments;
   plan.snapshot = kFloat * trained + plan.optimizer;
+  // With learned spectral norms a checkpoint has the matrices twice, folded and as they are.
+  if (config.run.checkpoint_every > 0)
+    plan.checkpoint = kFloat * (trained + moments + (reference ? trained : 0) +
+                                (m.sigma_reparam.any() ? sizes.matrices + sizes.embedding : 0));
   const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings);
   PhaseConfig whole = phase;
   whole.batch.micro_tokens = 0;
@@ -178,7 +182,8 @@ std::string bytes_text(double bytes) {
 std::string to_text(const MemoryPlan& p) {
   return bytes_text(p.total()) + ": weights " + bytes_text(p.weights) + ", gradients " + bytes_text(p.gradients) +
          ", optimiser " + bytes_text(p.optimizer) + ", their copies before a step " + bytes_text(p.snapshot) +
-         (p.of_rollouts ? ", cache and weights of rollouts " : ", activations ") + bytes_text(p.activations);
+         (p.of_rollouts ? ", cache and weights of rollouts " : ", activations ") + bytes_text(p.activations) +
+         (p.checkpoint > 0 ? "; and " + bytes_text(p.checkpoint) + " while a checkpoint is written" : "");
 }
 
 namespace {
@@ -246,6 +251,16 @@ std::vector<Remedy> remedies(const TrainConfig& config, const std::vector<PhaseD
 }
 
 }  // namespace
+
+bool checkpoint_copy_fits(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline,
+                          bool on_device) {
+  const size_t first = config.phases.size() - phases.size();
+  for (size_t i = 0; i < phases.size(); ++i) {
+    const MemoryPlan plan = memory_plan(config, config.phases[first + i], phases[i].lengths);
+    if ((on_device ? 0 : plan.total()) + plan.checkpoint + baseline > has) return false;
+  }
+  return true;
+}
 
 void check_memory(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline) {
   const MemoryPlan plan = memory_plan(config, phases);
