@@ -156,7 +156,7 @@ class Trainer:
         return self._trainer.evaluate(split, _override_bytes(overrides))
 
     def save(self) -> str:
-        """Writes a checkpoint of the last whole step, if there is none yet, and returns its folder."""
+        """Writes a checkpoint of the last whole step, if there is none yet, waits until it is on disk, and returns its folder."""
         return os.fsdecode(self._trainer.save())
 
     @property
