@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <memory>
 #include <thread>
+#include <utility>
 
 #include "csrc/command_line.h"
 #include "csrc/message.h"
@@ -262,6 +263,24 @@ class Handle {
     return folder;
   }
 
+  bool out_of_time() {
+    const Turn turn(*this, "advance()");
+    return trainer_->out_of_time();
+  }
+
+  // Waits for the checkpoint that is being written. What is new of those that could not be written; in a fork nothing.
+  py::list wait() {
+    if (process_ != getpid()) return py::list();
+    const Turn turn(*this, "wait()");
+    std::vector<std::string> lost;
+    {
+      const py::gil_scoped_release unlocked;
+      lost = trainer_->wait();
+    }
+    lost.erase(lost.begin(), lost.begin() + static_cast<std::ptrdiff_t>(std::exchange(waited_, lost.size())));
+    return lines_of(lost);
+  }
+
   // On the held-out data of the last phase, as `isentrope evaluate`; overrides: "prompts=64", of the section test.
   py::dict evaluate(const std::string& split, std::vector<std::string> overrides) {
     const Turn turn(*this, "evaluate()");
@@ -334,6 +353,7 @@ class Handle {
   std::atomic<bool> busy_ = false;
   std::atomic<std::thread::id> thread_;  // that is, or was last, in the trainer
   bool finished_ = false;
+  size_t waited_ = 0;  // lost checkpoints that wait() has told
   std::string last_checkpoint_;
   std::vector<std::pair<std::string, train::Evaluation>> results_;
 };
@@ -370,6 +390,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("config"), py::arg("overrides"), py::arg("resume"), py::arg("rewards"), py::arg("load"))
       .def("advance", &Handle::advance)
       .def("save", &Handle::save)
+      .def("wait", &Handle::wait)
+      .def("out_of_time", &Handle::out_of_time)
       .def("show", &Handle::show, py::arg("screen"))
       .def("show_results", &Handle::show_results)
       .def("evaluate", &Handle::evaluate, py::arg("split"), py::arg("overrides"))

@@ -202,10 +202,10 @@ void read_adapter(const std::string& dir, model::Decoder& decoder) {
   for (const auto& [name, tensor] : read_safetensors(dir + "/" + kWeights)) wanted.at(name).copy_(tensor);
 }
 
-void write_adapter(const std::string& dir, const model::Decoder& decoder, const std::string& base) {
-  const model::LoraConfig& lora = *decoder->config().lora;
+void write_adapter(const std::string& dir, const NamedTensors& weights, const model::LoraConfig& lora,
+                   const std::string& base) {
   NamedTensors tensors;
-  for (const auto& [name, tensor] : decoder->adapter()) tensors.emplace_back(kPrefix + name, tensor);
+  for (const auto& [name, tensor] : weights) tensors.emplace_back(kPrefix + name, tensor);
   write_safetensors(dir + "/" + kWeights, tensors);
   std::vector<std::string> modules;
   for (const std::string& layer : lora.layers()) modules.push_back(layer + "_proj");

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "csrc/model/decoder.h"
+#include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
 
@@ -23,8 +24,9 @@ std::string base_of_adapter(const std::string& dir);  // refused where it is not
 // has no place.
 void read_adapter(const std::string& dir, model::Decoder& decoder);
 
-// Writes both files. base: absolute.
-void write_adapter(const std::string& dir, const model::Decoder& decoder, const std::string& base);
+// Writes both files. weights: Decoder::adapter(). base: absolute.
+void write_adapter(const std::string& dir, const NamedTensors& weights, const model::LoraConfig& lora,
+                   const std::string& base);
 
 // A number of all weights of a decoder but its adapter, by which it is known again; not the same for other bits.
 int64_t digest_of_base(const model::Decoder& decoder);

@@ -9,16 +9,17 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
 #include "csrc/data/token_shard.h"
 #include "csrc/durable_file.h"
+#include "csrc/message.h"
 #include "csrc/train/adapter.h"
 #include "csrc/train/config_values.h"
 #include "csrc/train/json_file.h"
 #include "csrc/train/model_config.h"
-#include "csrc/train/safetensors.h"
 #include "csrc/train/weights.h"
 
 namespace isentrope::train {
@@ -72,8 +73,11 @@ std::map<std::string, std::string> digests(const std::string& dir) {
     throw std::runtime_error(dir + ": not a complete checkpoint (it has no file DONE); take another one");
   std::map<std::string, std::string> found;
   std::istringstream lines(read_whole(dir + "/" + kDone));
-  for (std::string line; std::getline(lines, line);)
-    if (line.size() > 18) found[line.substr(18)] = line.substr(0, 16);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.size() < 19 || line.compare(16, 2, "  ") != 0)
+      throw std::runtime_error(dir + "/DONE: damaged: '" + excerpt(line) + "' is no digest with the name of a file");
+    found[line.substr(18)] = line.substr(0, 16);
+  }
   if (found.empty())
     throw std::runtime_error(dir + "/DONE: lists no files; it is damaged, or of a version before format " +
                              std::to_string(kFormat) + ", which can go on with it");
@@ -118,9 +122,10 @@ void move_into_place(const std::string& temporary, const std::string& dir) {
   fs::remove_all(temporary);
 }
 
-void write_model(const std::string& dir, const model::Decoder& decoder, const data::Tokenizer& tokenizer) {
-  write_safetensors(dir + "/model.safetensors", decoder->folded_weights());
-  write_durably(dir + "/config.json", model_config_json(decoder->config(), tokenizer));
+void write_model(const std::string& dir, const NamedTensors& weights, const model::DecoderConfig& model,
+                 const data::Tokenizer& tokenizer) {
+  write_safetensors(dir + "/model.safetensors", weights);
+  write_durably(dir + "/config.json", model_config_json(model, tokenizer));
   // As `isentrope sample` draws: from all tokens, where transformers takes the 50 likeliest unless told otherwise.
   const ordered_json generation{{"bos_token_id", nullptr},
                                 {"eos_token_id", ids_of(tokenizer.end_ids())},
@@ -130,9 +135,11 @@ void write_model(const std::string& dir, const model::Decoder& decoder, const da
   write_durably(dir + "/generation_config.json", generation.dump(2) + "\n");
 }
 
-void write_folder(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
-                  const data::Tokenizer& tokenizer, const TrainConfig& config) {
-  decoder->config().lora ? write_adapter(dir, decoder, state.base) : write_model(dir, decoder, tokenizer);
+void write_folder(const std::string& dir, const CheckpointParts& parts, const data::Tokenizer& tokenizer,
+                  const TrainConfig& config) {
+  const CheckpointState& state = parts.state;
+  parts.model.lora ? write_adapter(dir, parts.weights, *parts.model.lora, state.base)
+                   : write_model(dir, parts.weights, parts.model, tokenizer);
   tokenizer.save(dir);
   for (const auto& entry : fs::recursive_directory_iterator(dir)) sync_file(entry.path());
 
@@ -175,10 +182,39 @@ std::string checkpoint_dir(const std::string& run_dir, const std::string& phase,
   return run_dir + "/checkpoints/" + phase + "-" + number;
 }
 
-std::string first_non_finite_weight(const model::Decoder& decoder) {
-  for (const auto& [name, weight] : decoder->config().lora ? decoder->adapter() : decoder->named_weights())
+namespace {
+
+std::string first_non_finite(const NamedTensors& weights) {
+  for (const auto& [name, weight] : weights)
     if (!torch::isfinite(weight).all().item<bool>()) return name;
   return "";
+}
+
+// In memory of its own on the CPU.
+void own(Tensor& tensor) {
+  const bool alone = tensor.is_cpu() && tensor.use_count() == 1 && tensor.storage().use_count() == 1 &&
+                     tensor.storage().resizable();  // it is not where memory of another was lent to torch
+  if (!alone) tensor = tensor.is_cpu() ? tensor.detach().clone() : tensor.detach().to(torch::kCPU);
+}
+
+}  // namespace
+
+std::string first_non_finite_weight(const model::Decoder& decoder) {
+  return first_non_finite(decoder->config().lora ? decoder->adapter() : decoder->named_weights());
+}
+
+CheckpointParts parts_of(CheckpointState state, const model::Decoder& decoder) {
+  return {.state = std::move(state),
+          .model = decoder->config(),
+          .weights = decoder->config().lora ? decoder->adapter() : decoder->folded_weights()};
+}
+
+CheckpointParts copy_of(CheckpointParts parts) {
+  const torch::NoGradGuard no_grad;
+  for (auto& [name, weight] : parts.weights) own(weight);
+  for (auto* tensors : {&parts.state.optimizer, &parts.state.source, &parts.state.extra})
+    for (auto& [name, tensor] : *tensors) own(tensor);
+  return parts;
 }
 
 namespace {
@@ -206,14 +242,13 @@ void put_folder(const std::string& dir, const char* what, const Write& write) {
 
 }  // namespace
 
-void save_checkpoint(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
-                     const data::Tokenizer& tokenizer, const TrainConfig& config) {
-  if (const std::string bad = first_non_finite_weight(decoder); !bad.empty())
+void save_checkpoint(const std::string& dir, const CheckpointParts& parts, const data::Tokenizer& tokenizer,
+                     const TrainConfig& config) {
+  if (const std::string bad = first_non_finite(parts.weights); !bad.empty())
     throw std::runtime_error(dir + ": not written: the weight " + bad + " is not finite");
   std::error_code error;
   fs::create_directory(fs::path(dir).parent_path(), error);  // where it fails the next one does
-  put_folder(dir, "the checkpoint",
-             [&](const std::string& folder) { write_folder(folder, state, decoder, tokenizer, config); });
+  put_folder(dir, "the checkpoint", [&](const std::string& folder) { write_folder(folder, parts, tokenizer, config); });
 }
 
 void save_model(const std::string& dir, const model::Decoder& decoder, const data::Tokenizer& tokenizer) {
@@ -222,7 +257,7 @@ void save_model(const std::string& dir, const model::Decoder& decoder, const dat
     throw std::runtime_error(dir + ": is there already; name a folder that is not");
   fs::create_directories(fs::absolute(dir).parent_path(), error);  // where it fails the next one does
   put_folder(dir, "the model", [&](const std::string& folder) {
-    write_model(folder, decoder, tokenizer);
+    write_model(folder, decoder->folded_weights(), decoder->config(), tokenizer);
     tokenizer.save(folder);
     for (const auto& entry : fs::directory_iterator(folder)) sync_file(entry.path());
     sync_folder(folder);
@@ -233,6 +268,22 @@ void verify_checkpoint(const std::string& dir) {
   std::vector<std::string> files;
   for (const auto& [name, digest] : digests(dir)) files.push_back(name);
   check_files(dir, files);
+}
+
+std::string foreign_file(const std::string& dir) {
+  const auto listed = digests(dir);
+  std::set<std::string> foreign;  // the first by name, whatever the order of the folder
+  std::error_code error;
+  for (fs::recursive_directory_iterator at(dir, error), end; !error && at != end; at.increment(error)) {
+    const std::string name = at->path().lexically_relative(dir).string();
+    if (at->path().filename().string().starts_with(".")) {
+      at.disable_recursion_pending();
+    } else if (!at->is_directory(error) && name != kDone && !listed.contains(name)) {
+      foreign.insert(name);
+    }
+  }
+  if (error) throw std::runtime_error(dir + ": cannot be read: " + error.message());
+  return foreign.empty() ? "" : *foreign.begin();
 }
 
 CheckpointState read_position(const std::string& dir) {

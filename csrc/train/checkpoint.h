@@ -11,7 +11,8 @@
 //
 // A checkpoint is written into a folder beside its place (.tmp), brought to disk file by file, and renamed. The digest is FNV-1a
 // of 64 bits: it guards against damage, not against people, takes no library, and runs at about the speed of a disk. What is
-// read is compared with it first. Which of a run's checkpoints is the newest: csrc/train/run_checkpoints.h.
+// read is compared with it first, and is refused where DONE does not list it. Which of a run's checkpoints is the newest:
+// csrc/train/run_checkpoints.h. Writing beside training: csrc/train/checkpoint_writer.h.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -21,6 +22,7 @@
 #include "csrc/data/tokenizer.h"
 #include "csrc/model/decoder.h"
 #include "csrc/train/config.h"
+#include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
 
@@ -46,14 +48,30 @@ struct CheckpointState {
 // <run_dir>/checkpoints/<phase>-<step>.
 std::string checkpoint_dir(const std::string& run_dir, const std::string& phase, int64_t step);
 
+// What a checkpoint is written from; it knows no live model.
+struct CheckpointParts {
+  CheckpointState state;
+  model::DecoderConfig model;
+  NamedTensors weights;  // Decoder::folded_weights(), with model.lora Decoder::adapter()
+};
+
+// The state with the weights of decoder, in the memory that they stand in: to be written before training goes on.
+CheckpointParts parts_of(CheckpointState state, const model::Decoder& decoder);
+// The same on the CPU, in memory of its own: training may go on while it is written, in any thread. What nothing else holds (of a
+// state that was gathered for this) is taken as it is.
+CheckpointParts copy_of(CheckpointParts parts);
+
 // Writes the folder dir (and the one around it), in the place of one that stands there. Where writing fails, or a weight is not
 // finite, nothing of it is left, what stood there stays, and std::runtime_error names the file, the bytes needed and those free.
-void save_checkpoint(const std::string& dir, const CheckpointState& state, const model::Decoder& decoder,
-                     const data::Tokenizer& tokenizer, const TrainConfig& config);
+void save_checkpoint(const std::string& dir, const CheckpointParts& parts, const data::Tokenizer& tokenizer,
+                     const TrainConfig& config);
 
 // All that follow throw std::runtime_error that names the file and what is wrong: not complete, damaged, of another format.
 
-void verify_checkpoint(const std::string& dir);         // every file that DONE lists
+void verify_checkpoint(const std::string& dir);  // every file that DONE lists
+// The first file in the folder that DONE does not list, relative to it; "" where there is none. Hidden ones (.DS_Store, .cache) are
+// passed over: nothing of a checkpoint has such a name.
+std::string foreign_file(const std::string& dir);
 CheckpointState read_position(const std::string& dir);  // trainer.json alone, without tensors
 CheckpointState load_checkpoint_state(const std::string& dir);
 

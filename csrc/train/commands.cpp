@@ -113,7 +113,7 @@ int train_command(const TrainOptions& options) {
   const StopSignals stop;
 
   try {
-    while (!trainer.finished() && !stop.received()) {
+    while (!trainer.finished() && !stop.received() && !trainer.out_of_time()) {
       progress.before_step();
       progress.after_step(trainer.advance());
     }
@@ -126,11 +126,19 @@ int train_command(const TrainOptions& options) {
   progress.end_phase();
   if (!trainer.finished()) {
     const std::string checkpoint = trainer.save();
-    console.print(checkpoint.empty() ? "Stopped before the first step." : "Stopped. Checkpoint: " + checkpoint);
+    const std::string why = stop.received() ? "Stopped" : "Stopped ahead of the time limit (run.save_before_s)";
+    console.print(checkpoint.empty() ? why + " before the first step." : why + ". Checkpoint: " + checkpoint);
     console.print("Resume:  " + resume_command(options));
-    return stop.exit_code();
+    print_warnings(trainer.wait());
+    return stop.received() ? StopSignals::exit_code() : kTryAgain;
   }
   console.print(progress.results() + next_commands(options, trainer));
+  if (const std::vector<std::string>& lost = trainer.wait(); !lost.empty()) {
+    std::string text =
+        "the run has ended and its last checkpoint is whole, but not every one before it could be written:";
+    for (const std::string& one : lost) text += "\n  " + one;
+    throw std::runtime_error(text);
+  }
   if (console.lost() && console.lost() != EPIPE)
     throw std::runtime_error(std::string("standard output cannot be written: ") + std::strerror(console.lost()) +
                              "; the run is whole, and its results stand in " + trainer.config().run.dir +
@@ -157,6 +165,7 @@ int plan_command(const std::string& file, const std::vector<std::string>& overri
   const double baseline = resident_memory(), has = machine_memory();
   const bool cuda = config.run.device != "cpu" && torch::cuda::is_available();
   if (!cuda) check_memory(config, data.phases, has, baseline);
+  const bool waits = !checkpoint_copy_fits(config, data.phases, has, baseline, cuda);
   const double rate = measured_product_rate(cuda ? torch::kCUDA : torch::kCPU, config.model.compute);
   std::string text;
   for (size_t i = 0; i < config.phases.size(); ++i) {
@@ -168,6 +177,7 @@ int plan_command(const std::string& file, const std::vector<std::string>& overri
   }
   char machine[64];
   std::snprintf(machine, sizeof(machine), ", products %.3g GFLOP/s\n", rate / 1e9);
+  if (waits) text += kWaits + "\n";
   if (!cuda)
     text += "machine\n  memory  " + bytes_text(has) + ", the program itself takes " + bytes_text(baseline) + machine;
   print(text);

@@ -31,6 +31,10 @@ struct RunConfig {
   std::string start;
   int64_t checkpoint_every = 200;
   int64_t keep = 2;
+  double time_limit_s = 0;
+  double save_before_s = 60;
+
+  std::string problem() const;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -45,6 +49,14 @@ struct RunConfig {
       "skipped (docs/resume.md).");
     v("checkpoint_every", checkpoint_every, "Steps between checkpoints; 0 for the ends of phases alone.", at_least(0));
     v("keep", keep, "Checkpoints kept within a phase; those at the ends of phases always stay.", at_least(1));
+    v("time_limit_s", time_limit_s,
+      "Seconds that the process may run, from its start; 0 where that is not known, or Slurm says it "
+      "(SLURM_JOB_END_TIME).",
+      at_least(0));
+    v("save_before_s", save_before_s,
+      "Seconds before the end of a known limit at which the run has saved and leaves with exit code 75 "
+      "(docs/resume.md); no step begins that would take longer. 0: it does not look at the limit.",
+      at_least(0));
   }
 };
 

@@ -1,6 +1,7 @@
 // What the keys of a run must be together: the rules of RunConfig, PhaseConfig and TrainConfig.
 #include <algorithm>
 #include <cctype>
+#include <cstdio>
 
 #include "csrc/message.h"
 #include "csrc/train/config.h"
@@ -10,6 +11,15 @@ namespace isentrope::train {
 
 // A folder's name may have 255 bytes on most systems, and a checkpoint's has the step behind it.
 constexpr size_t kLongestName = 100;
+
+std::string RunConfig::problem() const {
+  if (time_limit_s == 0 || save_before_s < time_limit_s) return "";
+  char text[160];
+  std::snprintf(text, sizeof(text),
+                "save_before_s: %g s before the end of %g s (time_limit_s) leave no time to train; give it less",
+                save_before_s, time_limit_s);
+  return text;
+}
 
 bool built_in_reward(const std::string& kind) { return rl::is_built_in(kind); }
 

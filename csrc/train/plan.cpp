@@ -112,6 +112,10 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   plan.weights = weights + (reference ? kFloat * trained : 0) + copies;
   plan.optimizer = kFloat * moments;
   plan.snapshot = kFloat * trained + plan.optimizer;
+  // With learned spectral norms a checkpoint has the matrices twice, folded and as they are.
+  if (config.run.checkpoint_every > 0)
+    plan.checkpoint = kFloat * (trained + moments + (reference ? trained : 0) +
+                                (m.sigma_reparam.any() ? sizes.matrices + sizes.embedding : 0));
   const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings);
   const double block = kept_of_block(m);
   const double kept = m.recompute == "blocks" ? layers * 2 * C + block : layers * block;  // of a block its input
@@ -172,7 +176,8 @@ std::string to_text(const MemoryPlan& p) {
          (p.at_once                    ? snapshot + ", " + activations
           : p.snapshot > p.activations ? snapshot + " (" + activations + " are gone by then)"
                                        : activations + " (" + snapshot + " take their place)") +
-         ", kept for the next tensors " + bytes_text(p.spare());
+         ", kept for the next tensors " + bytes_text(p.spare()) +
+         (p.checkpoint > 0 ? "; and " + bytes_text(p.checkpoint) + " while a checkpoint is written" : "");
 }
 
 namespace {
@@ -240,6 +245,16 @@ std::vector<Remedy> remedies(const TrainConfig& config, const std::vector<PhaseD
 }
 
 }  // namespace
+
+bool checkpoint_copy_fits(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline,
+                          bool on_device) {
+  const size_t first = config.phases.size() - phases.size();
+  for (size_t i = 0; i < phases.size(); ++i) {
+    const MemoryPlan plan = memory_plan(config, config.phases[first + i], phases[i].lengths);
+    if ((on_device ? 0 : plan.total()) + plan.checkpoint + baseline > has) return false;
+  }
+  return true;
+}
 
 void check_memory(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline) {
   const MemoryPlan plan = memory_plan(config, phases);

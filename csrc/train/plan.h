@@ -20,6 +20,9 @@ struct MemoryPlan {
       0;  // of a micro-batch: what its backward pass needs, or the cache and packed weights of rollouts
   bool of_rollouts = false;
   bool at_once = false;  // whether activations are there beside the snapshot: those of the step's second update
+  // Beside all of that, on the CPU: what a checkpoint is written from while training goes on (checkpoint.h: copy_of); 0 where none is
+  // written within a phase. A run that has no room for it waits for its checkpoints.
+  double checkpoint = 0;
   double spare() const { return in_use() / 8; }  // that csrc/train/block_cache.h keeps for the next tensors
   double total() const { return in_use() + spare(); }
 
@@ -36,6 +39,13 @@ MemoryPlan memory_plan(const TrainConfig& config, const std::vector<PhaseData>& 
 
 // Seconds that the phase's products take at so many FLOP/s.
 double least_seconds(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, double product_rate);
+
+// Whether the machine has room for the copy of a checkpoint too. has, baseline as below; on_device: the rest lies in a GPU's memory.
+bool checkpoint_copy_fits(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline,
+                          bool on_device = false);
+
+inline const std::string kWaits =
+    "training waits for each of its checkpoints: the machine has no room for the copy that one would be written from";
 
 // Throws std::runtime_error where the run takes more than `has` bytes, with up to three settings that make it fit and what it
 // takes then, or those that help most where none suffices. baseline: of the program.

@@ -10,7 +10,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <fstream>
 #include <iterator>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -21,12 +23,15 @@ constexpr int kStops[] = {SIGINT, SIGTERM, SIGHUP};
 struct sigaction before[std::size(kStops)];
 std::atomic<int> stop_signal = 0;
 std::atomic<double> stop_time = 0;
+std::atomic<bool> told_again = false;  // whether a SIGTERM comes to be repeated by those who send it
 
-double now() {
+double now(clockid_t clock = CLOCK_MONOTONIC) {
   struct timespec time {};
-  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  ::clock_gettime(clock, &time);
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
+
+bool repeated(int number) { return told_again && number == SIGTERM && stop_signal == SIGTERM; }
 
 // A signal handler: it may do no more than these calls.
 void ask_to_stop(int number) {
@@ -34,7 +39,7 @@ void ask_to_stop(int number) {
   int none = 0;
   if (stop_signal.compare_exchange_strong(none, number)) {
     stop_time = now();
-  } else if (constexpr double kEcho = 0.1; number != SIGHUP && now() - stop_time > kEcho) {
+  } else if (constexpr double kEcho = 0.1; number != SIGHUP && !repeated(number) && now() - stop_time > kEcho) {
     std::signal(number, SIG_DFL);
     std::raise(number);  // taken when this handler returns
   }
@@ -62,6 +67,7 @@ void begin_process() {
 
 StopSignals::StopSignals() {
   stop_signal = 0;
+  told_again = std::getenv("TORCHELASTIC_RUN_ID") || std::getenv("SLURM_JOB_ID");
   struct sigaction action {};
   action.sa_handler = ask_to_stop;
   action.sa_flags = SA_RESTART;
@@ -73,10 +79,26 @@ StopSignals::StopSignals() {
 }
 
 StopSignals::~StopSignals() {
-  for (size_t i = 0; i < std::size(kStops); ++i) ::sigaction(kStops[i], &before[i], nullptr);
+  for (size_t i = 0; i < std::size(kStops); ++i)
+    if (repeated(kStops[i]))
+      std::signal(kStops[i], SIG_IGN);  // the code that the process is about to end with stands
+    else
+      ::sigaction(kStops[i], &before[i], nullptr);
 }
 
 int StopSignals::received() { return stop_signal; }
+
+double seconds_of_process() {
+  std::ifstream stat("/proc/self/stat");
+  std::string text;
+  std::getline(stat, text, '\0');
+  std::istringstream fields(text.substr(text.rfind(')') + 1));  // the name before it may hold anything
+  constexpr int kStarted =
+      22 - 2;  // field 22, counted from the state behind the name: clock ticks since the system started
+  std::string field;
+  for (int i = 0; i < kStarted; ++i) fields >> field;
+  return now(CLOCK_BOOTTIME) - std::strtod(field.c_str(), nullptr) / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
 
 void print(std::string_view text) {
   while (!text.empty()) {

@@ -12,7 +12,8 @@ void begin_process();
 // While there is one, SIGINT, SIGTERM and SIGHUP ask for a stop, and are told by received(). SIGHUP stays ignored where it was
 // (nohup). A second SIGINT or SIGTERM ends the process at once. It counts as a second one from a tenth of a second on, for
 // `timeout` and others send theirs to the process and once more to its group; a second SIGHUP, of which a closed terminal sends
-// several, ends nothing.
+// several, ends nothing. Nor does a SIGTERM behind a SIGTERM under torchrun or Slurm: both send it to a process that the other, or
+// the cluster's pre-emption, has told already, and end with SIGKILL what takes too long.
 class StopSignals {
  public:
   StopSignals();
@@ -22,6 +23,9 @@ class StopSignals {
   static int received();                               // the signal that asked to stop; 0: none has
   static int exit_code() { return 128 + received(); }  // as shells tell of a process that a signal ended
 };
+
+// Seconds since the system started this process.
+double seconds_of_process();
 
 // Writes all of the text to standard output, or throws std::runtime_error with the reason. A reader that has gone wants no more:
 // that is no error.

@@ -305,7 +305,14 @@ Standing started(const TrainConfig& config, const data::Tokenizer& tokenizer) {
 Standing find_standing(const TrainConfig& config, const data::Tokenizer& tokenizer, const std::string& run_dir,
                        bool resume) {
   if (resume)
-    if (const auto latest = find_latest(run_dir)) return resumed(config, tokenizer, *latest);
+    if (const auto latest = find_latest(run_dir)) {
+      if (const std::string foreign = foreign_file(*latest); !foreign.empty())
+        throw std::runtime_error(*latest + "/" + foreign +
+                                 ": stands in the checkpoint that the run would go on from, and its DONE does not "
+                                 "list it: the trainer did not write it. Move it out of the folder; the rest of the "
+                                 "checkpoint is whole");
+      return resumed(config, tokenizer, *latest);
+    }
   Standing now = config.run.start.empty() && config.model.pretrained.empty() ? Standing{} : started(config, tokenizer);
   if (resume) now.notes.push_back("there is no checkpoint in " + run_dir + " to go on from; the run begins");
   for (size_t i = 0; i < config.phases.size(); ++i) now.numbers[config.phases[i].name] = static_cast<int64_t>(i);

@@ -64,7 +64,8 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
       folder_(config_.run.dir, resume),
       tokenizer_(config_.tokenizer),
       model_(nullptr),
-      rewards_(rewards) {
+      rewards_(rewards),
+      time_limit_(config_.run) {
   // ---- all that can refuse; nothing is changed
   check_machine(config_);
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
@@ -89,6 +90,9 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   data_ = std::move(data.phases);
   const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
   if (!cuda) check_memory(config_, data_, machine_memory(), resident_memory());
+  beside_ = config_.run.checkpoint_every > 0 &&
+            checkpoint_copy_fits(config_, data_, machine_memory(), resident_memory(), cuda);
+  if (config_.run.checkpoint_every > 0 && !beside_ && !finished()) notes_.push_back(kWaits);
   last_checkpoint_ = standing.from;
   const bool resumed = !standing.from.empty() && (standing.goes_on || !ended_.empty());
   if (resumed) steps_of_run_ = standing.state.steps_of_run;
@@ -325,11 +329,7 @@ std::string Trainer::save() {
   return last_checkpoint_;
 }
 
-void Trainer::checkpoint(bool phase_finished) {
-  const std::string dir = checkpoint_dir(folder_.dir(), open_->config.name, step_);
-  std::error_code error;
-  if (dir == last_checkpoint_ && !phase_finished && std::filesystem::exists(dir + "/DONE", error)) return;
-  folder_.check();
+CheckpointState Trainer::state(bool phase_finished) const {
   CheckpointState state;
   state.phase_name = open_->config.name;
   state.phase_finished = phase_finished;
@@ -365,11 +365,47 @@ void Trainer::checkpoint(bool phase_finished) {
     state.extra[kPolicyWatch] = torch::tensor(watch, torch::kFloat64);
   if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined())
     state.extra[kThreshold] = threshold.detach();
-  save_checkpoint(dir, state, model_, tokenizer_, config_);
-  last_checkpoint_ = dir;
+  return state;
+}
+
+void Trainer::checkpoint(bool phase_finished, bool beside) {
+  take_note(writer_.wait());
+  const std::string dir = checkpoint_dir(folder_.dir(), open_->config.name, step_);
+  std::error_code error;
+  if (dir == last_checkpoint_ && !phase_finished && std::filesystem::exists(dir + "/DONE", error)) return;
+  folder_.check();
   std::vector<std::string> phases;
   for (const auto& [name, number] : numbers_) phases.push_back(name);
-  prune_checkpoints(folder_.dir(), config_.run.keep, phases);
+  // Reads of the trainer what does not change in its life: the tokenizer, the configuration, the name of the folder.
+  const auto write = [this, dir, phases](const CheckpointParts& parts) {
+    save_checkpoint(dir, parts, tokenizer_, config_);
+    prune_checkpoints(folder_.dir(), config_.run.keep, phases);
+  };
+  CheckpointParts parts = parts_of(state(phase_finished), model_);
+  if (!beside) {
+    write(parts);
+    last_checkpoint_ = dir;
+    return;
+  }
+  const auto kept = std::make_shared<const CheckpointParts>(beside_ ? copy_of(std::move(parts)) : std::move(parts));
+  writer_.begin(
+      dir, [write, kept] { write(*kept); }, beside_);
+}
+
+void Trainer::take_note(const std::optional<CheckpointWriter::Written>& written) {
+  if (!written) return;
+  if (written->error.empty()) {
+    last_checkpoint_ = written->dir;
+    return;
+  }
+  lost_.push_back("the checkpoint " + written->dir + " could not be written, and the run goes on: " + written->error +
+                  (last_checkpoint_.empty() ? ". There is none before it" : ". " + last_checkpoint_ + " stays"));
+}
+
+const std::vector<std::string>& Trainer::wait() {
+  const Working working(working_);
+  take_note(writer_.wait());
+  return lost_;
 }
 
 }  // namespace isentrope::train

@@ -4,6 +4,9 @@
 // stands in metrics.jsonl. Whatever ends a step before that (a loss that is not finite, a reward that raises, Ctrl-C within one)
 // leaves the trainer after the step before, and that state is saved.
 //
+// A checkpoint within a phase is written beside the steps that follow (csrc/train/checkpoint_writer.h) where the machine has room for
+// its copy; one at the end of a phase, at a stop or after an error is waited for.
+//
 //   trainer.cpp         how a run and a phase begin, and what a checkpoint holds
 //   training_loop.cpp   advance() and step()
 //   resume.h            where a run begins, and what is refused
@@ -19,6 +22,7 @@
 #include "csrc/data/batch.h"
 #include "csrc/data/random.h"
 #include "csrc/train/checkpoint.h"
+#include "csrc/train/checkpoint_writer.h"
 #include "csrc/train/config.h"
 #include "csrc/train/data_check.h"
 #include "csrc/train/metrics.h"
@@ -27,6 +31,7 @@
 #include "csrc/train/run_folder.h"
 #include "csrc/train/run_header.h"
 #include "csrc/train/tensorboard.h"
+#include "csrc/train/time_limit.h"
 
 namespace isentrope::train {
 
@@ -44,15 +49,21 @@ class Trainer {
 
   // Makes one step of the current phase, with the evaluation and the checkpoint that are due after it. Returns what it
   // wrote to metrics.jsonl; nothing once the last phase has ended, with which it writes summary.json. Where it throws, the last whole state is saved, and
-  // advance() can be called again.
+  // advance() can be called again. A checkpoint that could not be written beside training is a warning of the next step.
   std::vector<Record> advance();
   bool finished() const { return phase_ == config_.phases.size(); }
 
-  ~Trainer();
+  // Whether the next step might not end before the limit that run.time_limit_s or Slurm gives: time to save() and leave.
+  bool out_of_time() const { return time_limit_.reached(); }
 
-  // Writes a checkpoint of the last whole step, if there is none yet; what an interrupted run does before it leaves. Returns
-  // its folder, or "" before the first step of a run.
+  ~Trainer();  // waits for the checkpoint that is being written
+
+  // Writes a checkpoint of the last whole step, if there is none yet, and waits for it; what an interrupted run does before it
+  // leaves. Returns its folder, or "" before the first step of a run.
   std::string save();
+  // Waits for the checkpoint that is being written. Returns what save() or advance() could not throw: of each checkpoint of this
+  // trainer that could not be written beside training, which, why, and which one stays.
+  const std::vector<std::string>& wait();
 
   const TrainConfig& config() const { return config_; }
   const std::string& dir() const { return folder_.dir(); }  // absolute
@@ -71,7 +82,7 @@ class Trainer {
   const std::vector<PhaseData>& data() const { return data_; }
   // What the run is made of; without phases where it has nothing left to do.
   const RunHeader& header() const { return header_; }
-  // The newest checkpoint, or the one that the run started from; "" where there is none.
+  // The newest checkpoint that is whole as far as advance() knew, or the one that the run started from; "" where there is none.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 
  private:
@@ -98,7 +109,10 @@ class Trainer {
   bool at_end() const;         // of the open phase
   void write_summary() const;  // summary.json, of a run that has ended
 
-  void checkpoint(bool phase_finished);
+  // beside: training need not wait for it, where there is room for a copy, and goes on where it fails.
+  void checkpoint(bool phase_finished, bool beside = false);
+  CheckpointState state(bool phase_finished) const;  // of the last whole step; shares its memory
+  void take_note(const std::optional<CheckpointWriter::Written>& written);
   std::string save_last_whole();
   [[noreturn]] void rethrow_with_place(const std::string& place);
 
@@ -126,6 +140,11 @@ class Trainer {
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::vector<std::pair<std::string, Evaluation>> results_;
   std::atomic<bool> working_ = false;
+  bool beside_ = false;  // there is room for a copy of what a checkpoint holds
+  TimeLimit time_limit_;
+  std::vector<std::string> lost_;  // of checkpoints that could not be written beside training,
+  size_t lost_told_ = 0;           // so many of them in a line of metrics
+  CheckpointWriter writer_;        // the last: it ends before what it reads goes
 };
 
 }  // namespace isentrope::train

@@ -137,6 +137,7 @@ Record Trainer::step() {
   }
   std::vector<std::string> warnings = open_->watch.look(phase.name, values);
   for (const std::string& text : data.warnings) warnings.push_back("phases." + phase.name + "." + text);
+  warnings.insert(warnings.end(), lost_.begin() + static_cast<std::ptrdiff_t>(lost_told_), lost_.end());
   values["lr"] = lr;
   work.generated = values.contains("generated") ? values["generated"] : 0;
   if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;
@@ -182,6 +183,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
     open_->watch = watch;
     rethrow_with_place("step " + std::to_string(step_ + 1));
   }
+  lost_told_ = lost_.size();
   open_->before.drop();
   open_->source->commit();
   open_->rollouts->commit();
@@ -249,8 +251,10 @@ void Trainer::write(Record line, std::vector<Record>& records) {
 
 std::vector<Record> Trainer::advance() {
   const Working working(working_);
+  const Clock::time_point start = Clock::now();
   std::vector<Record> records;
   if (finished()) return records;
+  take_note(writer_.ended());
   if (!open_) open_phase(nullptr);
   if (evaluated_ && !at_end()) whole_step(records);
   // The second where a resumed configuration ends the phase at the step that it stands at.
@@ -268,8 +272,9 @@ std::vector<Record> Trainer::advance() {
       write_summary();
     }
   } else if (config_.run.checkpoint_every > 0 && step_ % config_.run.checkpoint_every == 0) {
-    checkpoint(false);
+    checkpoint(false, /*beside=*/true);
   }
+  time_limit_.stepped(seconds_since(start));
   return records;
 }
 

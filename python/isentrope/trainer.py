@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,23 +71,32 @@ class Trainer:
             warnings.warn(text, stacklevel=2)
         for note in self._trainer.notes:  # what was taken from a checkpoint, what changed since, what the look at the data found
             print(note, file=sys.stderr)
+        # A checkpoint that is being written when this object goes, or Python ends, is waited for.
+        weakref.finalize(self, _end, self._trainer)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Trains, and yields what is written to metrics.jsonl: a dict for each step and each evaluation.
 
         Ctrl-C ends the step that is running (one in a reward breaks it off, and the step has not been), writes a checkpoint and
         raises KeyboardInterrupt; ``resume=True`` goes on from there. An error saves the last whole step too. A loop that is left
-        early can be entered again.
+        early can be entered again. Ahead of a time limit that the run is told of (``run.time_limit_s``, or Slurm's) a checkpoint is
+        written, a warning says so, and the loop ends with ``finished`` False.
         """
         return self._lines(warned=False)
 
     def _lines(self, warned: bool) -> Iterator[dict[str, Any]]:
         try:
             while not self._trainer.finished:
+                if self._trainer.out_of_time():
+                    self._trainer.save()
+                    warnings.warn("stopped ahead of the time limit (run.save_before_s); resume=True goes on", stacklevel=2)
+                    break
                 for line in self._trainer.advance():
                     for text in () if warned else line.get("warnings", ()):
                         warnings.warn(f"{line['phase']}, step {line['step']}: {text}", stacklevel=2)
                     yield line
+            for text in self._trainer.wait():
+                warnings.warn(text, stacklevel=2)
         except KeyboardInterrupt:
             self._trainer.save()
             raise
@@ -146,7 +156,7 @@ class Trainer:
         return self._trainer.evaluate(split, _override_bytes(overrides))
 
     def save(self) -> str:
-        """Writes a checkpoint of the last whole step, if there is none yet, and returns its folder."""
+        """Writes a checkpoint of the last whole step, if there is none yet, waits until it is on disk, and returns its folder."""
         return os.fsdecode(self._trainer.save())
 
     @property
@@ -169,6 +179,15 @@ class Trainer:
         """By phase that has ended, the evaluation on the test data of the last phase: ``greedy``, ``sampled``, ``pass@1``,
         ``pass@2``, …, ``entropy``, ``length``, and ``loss`` where the last phase is supervised; or, where that is a corpus, ``loss`` and ``bits_per_byte``."""
         return self._trainer.results
+
+
+def _end(trainer: Any) -> None:
+    try:
+        lost = trainer.wait()
+    except RuntimeError:  # another thread is in a step, which Python's end breaks off
+        return
+    for text in lost:
+        warnings.warn(text, stacklevel=2)
 
 
 # ---- arguments --------------------------------------------------------------------------------------------------

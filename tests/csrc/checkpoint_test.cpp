@@ -9,10 +9,13 @@
 
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "csrc/durable_file.h"
+#include "csrc/train/checkpoint_writer.h"
 #include "csrc/train/run_checkpoints.h"
 #include "csrc/train/safetensors.h"
 
@@ -246,7 +249,7 @@ struct Model {
     decoder = model::Decoder(config.model, seed);
   }
   void save(const std::string& dir, const CheckpointState& state) const {
-    save_checkpoint(dir, state, decoder, tokenizer, config);
+    save_checkpoint(dir, parts_of(state, decoder), tokenizer, config);
   }
 };
 
@@ -466,6 +469,118 @@ TEST_F(CheckpointTest, EveryFileIsComparedWithItsDigest) {
   EXPECT_NO_THROW(verify_checkpoint(dir));
   std::ofstream(dir + "/DONE") << "";
   EXPECT_TRUE(error([&] { load_checkpoint_state(dir); }).starts_with("checkpoints/a-000002/DONE: lists no files"));
+}
+
+TEST_F(CheckpointTest, AFlippedBitOfTheListIsSeen) {
+  const Model run;
+  const std::string dir = checkpoint_dir(dir_, "a", 2);
+  run.save(dir, state_at(2, "a", 2));
+  const std::string file = dir + "/DONE", whole = read_whole(file);
+  const auto refused = [&](size_t byte, int bit) {
+    std::string flipped = whole;
+    flipped[byte] = static_cast<char>(flipped[byte] ^ (1 << bit));
+    std::ofstream(file, std::ios::binary) << flipped;
+    const std::string said = error([&] {
+      verify_checkpoint(dir);
+      if (const std::string foreign = foreign_file(dir); !foreign.empty())
+        throw std::runtime_error(dir + "/" + foreign);
+    });
+    EXPECT_TRUE(said.starts_with("checkpoints/a-000002")) << "bit " << bit << " of byte " << byte << ": " << said;
+  };
+  // Every bit of the first line and of the last, which has none behind it; of those between the digests and ends of lines, and one
+  // bit a byte of the names.
+  for (size_t byte = 0; byte < whole.size(); ++byte) {
+    const bool all = byte < whole.find('\n') || byte > whole.rfind('\n', whole.size() - 2);
+    for (int bit = 0; bit < 8; bit += all ? 1 : 3) refused(byte, bit);
+  }
+}
+
+TEST_F(CheckpointTest, AForeignFileIsNamed) {
+  const Model run;
+  const std::string dir = checkpoint_dir(dir_, "a", 2);
+  run.save(dir, state_at(2, "a", 2));
+  EXPECT_EQ(foreign_file(dir), "");
+  fs::create_directories(dir + "/.cache/huggingface");  // what downloads and desktops leave, and nobody reads
+  std::ofstream(dir + "/.cache/huggingface/x") << "x";
+  std::ofstream(dir + "/.DS_Store") << "x";
+  fs::create_directories(dir + "/empty");
+  EXPECT_EQ(foreign_file(dir), "");
+  std::ofstream(dir + "/notes.txt") << "x";
+  fs::create_directories(dir + "/gguf");
+  std::ofstream(dir + "/gguf/model.gguf") << "x";
+  EXPECT_EQ(foreign_file(dir), "gguf/model.gguf");
+  fs::remove_all(dir + "/gguf");
+  EXPECT_EQ(foreign_file(dir), "notes.txt");
+  EXPECT_NO_THROW(verify_checkpoint(dir));  // what is listed is whole
+  EXPECT_EQ(resolve_checkpoint(dir_), dir) << "a model is read from it, and that file is not";
+  // What would be read in place of what is listed is refused for every use.
+  fs::remove(dir + "/notes.txt");
+  std::ofstream(dir + "/adapter_config.json") << "{}";
+  EXPECT_EQ(error([&] { load_model(dir); }),
+            "checkpoints/a-000002/DONE: does not list adapter_config.json; one of the two is damaged");
+}
+
+TEST_F(CheckpointTest, ACopyIsOfNoMemoryOfTheModel) {
+  Model run;
+  CheckpointState state = state_at(1, "sft", 1);
+  const Tensor moment = torch::ones({3});
+  float lent[2] = {1, 2};
+  state.optimizer = {{"m", moment}};
+  state.source = {{"alone", torch::ones({3})}, {"lent", torch::from_blob(lent, {2})}};
+  const void* alone = state.source.at("alone").data_ptr();
+  const CheckpointParts copy = copy_of(parts_of(std::move(state), run.decoder));
+  EXPECT_EQ(copy.state.source.at("alone").data_ptr(), alone) << "what nothing else holds needs no copy";
+  for (const auto& [name, weight] : copy.weights) {
+    EXPECT_FALSE(weight.requires_grad()) << name;
+    for (const auto& [other, live] : run.decoder->named_weights())
+      EXPECT_FALSE(weight.storage().is_alias_of(live.storage())) << name << " is " << other;
+  }
+  const Model same;
+  {
+    const torch::NoGradGuard no_grad;
+    for (const auto& [name, weight] : run.decoder->named_weights()) weight.zero_();
+  }
+  moment.zero_();
+  lent[0] = 7;
+  save_checkpoint(dir_ + "/c", copy, run.tokenizer, run.config);
+  model::Decoder decoder(read_model_config(dir_ + "/c"), 3);
+  load_weights(dir_ + "/c", decoder);
+  EXPECT_TRUE(same_weights(decoder, same.decoder));
+  const CheckpointState read = load_checkpoint_state(dir_ + "/c");
+  EXPECT_TRUE(torch::equal(read.optimizer.at("m"), torch::ones({3})));
+  EXPECT_EQ(read.source.at("lent")[0].item<float>(), 1);
+}
+
+TEST(CheckpointWriter, OneAtATimeAndEachIsToldOnce) {
+  CheckpointWriter writer;
+  EXPECT_FALSE(writer.ended());
+  EXPECT_FALSE(writer.wait());
+  std::promise<void> disk;
+  auto held = std::make_shared<int>(0);
+  writer.begin("a", [held, ready = disk.get_future().share()] { ready.wait(); });
+  EXPECT_FALSE(writer.ended()) << "it waits for the disk, and nobody for it";
+  EXPECT_THROW(writer.begin("b", [] {}), std::logic_error);
+  disk.set_value();
+  const auto written = writer.wait();
+  ASSERT_TRUE(written);
+  EXPECT_EQ(written->dir, "a");
+  EXPECT_EQ(written->error, "");
+  EXPECT_EQ(held.use_count(), 1) << "what was written from is there no more";
+  EXPECT_FALSE(writer.wait());
+  for (const bool beside : {true, false}) {
+    writer.begin(
+        "c", [] { throw std::runtime_error("c/x: cannot be written"); }, beside);
+    EXPECT_EQ(writer.wait()->error, "c/x: cannot be written");
+  }
+  bool done = false;
+  {
+    CheckpointWriter goes;
+    goes.begin("d", [&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      done = true;
+    });
+  }
+  EXPECT_TRUE(done) << "the destructor waits";
 }
 
 TEST_F(CheckpointTest, ADamagedNewestOneNamesTheOneBefore) {

@@ -105,6 +105,14 @@ TEST_F(ConfigTest, SpectralNormsThatCannotBe) {
             std::string::npos);
 }
 
+TEST_F(ConfigTest, ALimitThatLeavesNoTime) {
+  EXPECT_EQ(error(kGood, {"run.time_limit_s=60"}),
+            "run.yaml:1: run: save_before_s: 60 s before the end of 60 s (time_limit_s) leave no time to train; give "
+            "it less");
+  EXPECT_EQ(read(kGood, {"run.time_limit_s=61"}).run.save_before_s, 60);
+  EXPECT_EQ(read(kGood, {"run.time_limit_s=1", "run.save_before_s=0"}).run.time_limit_s, 1);
+}
+
 TEST_F(ConfigTest, AresThatCannotBe) {
   const std::string ares = "phases.grpo.rollout.ares=";
   EXPECT_EQ(read(kGood).phases[1].rollout->ares.has_value(), false);

@@ -77,6 +77,20 @@ TEST(Plan, WhatDoesNotFitIsToldWithWhatWould) {
   expect_all(message([&] { check_memory(config, lengths(100), 1e5, 0); }), {"None of these alone suffices"});
 }
 
+TEST(Plan, ACheckpointsCopyIsToldAndMayNotFit) {
+  TrainConfig config = some_config();
+  const MemoryPlan plan = memory_plan(config, lengths(100));
+  EXPECT_EQ(plan.checkpoint, plan.weights + plan.optimizer);
+  const double needs = plan.total(), baseline = 1e6;
+  EXPECT_TRUE(checkpoint_copy_fits(config, lengths(100), needs + plan.checkpoint + baseline, baseline));
+  EXPECT_FALSE(checkpoint_copy_fits(config, lengths(100), needs + plan.checkpoint + baseline - 1, baseline));
+  EXPECT_TRUE(checkpoint_copy_fits(config, lengths(100), plan.checkpoint + baseline, baseline, /*on_device=*/true));
+  EXPECT_NO_THROW(check_memory(config, lengths(100), needs + baseline, baseline)) << "that alone refuses no run";
+  expect_all(to_text(plan), {"; and ", " while a checkpoint is written"});
+  config.run.checkpoint_every = 0;
+  EXPECT_EQ(memory_plan(config, lengths(100)).checkpoint, 0);
+}
+
 TEST(Plan, TheCacheOfRolloutsCounts) {
   TrainConfig config = some_config();
   config.phases[0].batch.micro_tokens = 128;

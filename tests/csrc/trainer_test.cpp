@@ -2,12 +2,18 @@
 #include "csrc/train/trainer.h"
 
 #include <gtest/gtest.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "csrc/durable_file.h"
 #include "csrc/train/run_checkpoints.h"
@@ -49,6 +55,49 @@ std::vector<double> by_letters(const std::vector<std::string>&, const std::vecto
   }
   return scores;
 }
+
+// The disk as all threads but the test's own see it: a checkpoint within a phase is written in one.
+struct Disk {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool waits = false, full = false;
+  std::chrono::milliseconds takes{0};
+  int64_t asked = 0;
+  std::thread::id own;
+} disk;
+
+// The next write beside training gets no answer until goes_on(), or each takes so long.
+struct SlowDisk {
+  explicit SlowDisk(std::chrono::milliseconds takes = {}) { set(takes.count() == 0, takes); }
+  ~SlowDisk() { set(false, {}); }
+  void goes_on() const { set(false, {}); }
+  void until_it_is_asked() const {
+    std::unique_lock lock(disk.mutex);
+    ASSERT_TRUE(disk.changed.wait_for(lock, std::chrono::seconds(60), [] { return disk.asked > 0; }));
+  }
+
+ private:
+  static void set(bool waits, std::chrono::milliseconds takes) {
+    const std::lock_guard lock(disk.mutex);
+    disk.waits = waits;
+    disk.takes = takes;
+    disk.asked = 0;
+    disk.own = std::this_thread::get_id();
+    disk.changed.notify_all();
+  }
+};
+
+struct FullDisk {
+  FullDisk() { set(true); }
+  ~FullDisk() { set(false); }
+
+ private:
+  static void set(bool full) {
+    const std::lock_guard lock(disk.mutex);
+    disk.full = full;
+    disk.own = std::this_thread::get_id();
+  }
+};
 
 class TrainerTest : public testing::Test {
  protected:
@@ -259,6 +308,111 @@ TEST_F(TrainerTest, MetricsThatVanishStopTheRun) {
   fs::rename(dir_ + "/moved", dir_ + "/elsewhere");
   EXPECT_NE(error([&] { moved->save(); }).find("was removed or renamed"), std::string::npos);
   EXPECT_FALSE(fs::exists(dir_ + "/moved"));
+}
+
+// ---- checkpoints beside training ----------------------------------------------------------------------------------
+
+TEST_F(TrainerTest, StepsGoOnWhileACheckpointIsWritten) {
+  const std::string phases = sft("sft", 11);
+  finish(*open("whole", phases));
+  {
+    const auto trainer = open("run", phases);
+    const SlowDisk slow;
+    steps(*trainer, 4);
+    slow.until_it_is_asked();
+    steps(*trainer, 3);
+    EXPECT_EQ(trainer->steps_done(), 7);
+    EXPECT_EQ(trainer->last_checkpoint(), "");
+    EXPECT_TRUE(fs::exists(dir_ + "/run/checkpoints/sft-000004.tmp"));
+    EXPECT_FALSE(fs::exists(dir_ + "/run/checkpoints/sft-000004")) << "training waited for the disk";
+    slow.goes_on();
+    EXPECT_EQ(trainer->save(), dir_ + "/run/checkpoints/sft-000007");  // waits for both
+    EXPECT_TRUE(fs::exists(dir_ + "/run/checkpoints/sft-000004/DONE"));
+  }
+  // It holds step 4, although three steps changed every weight while it was written.
+  fs::remove_all(dir_ + "/run/checkpoints/sft-000007");
+  finish(*open("run", phases, true));
+  expect_same("run", "whole");
+}
+
+TEST_F(TrainerTest, ASecondCheckpointWaitsForTheFirst) {
+  const auto trainer = open("run", sft("sft", 9), false, {"run.checkpoint_every=2"});
+  const SlowDisk slow;
+  steps(*trainer, 2);
+  slow.until_it_is_asked();
+  std::atomic<bool> gone_on = false;
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    gone_on = true;
+    slow.goes_on();
+  });
+  steps(*trainer, 2);
+  EXPECT_TRUE(gone_on) << "step 4 was to be saved before step 2 was";
+  later.join();
+  EXPECT_EQ(trainer->last_checkpoint(), dir_ + "/run/checkpoints/sft-000002");
+}
+
+TEST_F(TrainerTest, TheEndWaitsForItsCheckpoint) {
+  const std::string phases = sft("sft", 6);
+  {
+    const auto trainer = open("run", phases);
+    const SlowDisk slow(std::chrono::milliseconds(20));
+    steps(*trainer, 4);
+  }  // gone with the write under way
+  EXPECT_EQ(fs::path(newest("run")).filename(), "sft-000004");
+  const auto trainer = open("run", phases, true);
+  finish(*trainer);
+  EXPECT_TRUE(fs::exists(trainer->last_checkpoint() + "/DONE"));
+  EXPECT_EQ(fs::path(trainer->last_checkpoint()).filename(), "sft-000006");
+}
+
+TEST_F(TrainerTest, AFullDiskBesideTrainingIsAWarning) {
+  const std::string phases = sft("sft", 15);
+  finish(*open("whole", phases));
+  auto trainer = open("run", phases);
+  steps(*trainer, 7);
+  EXPECT_TRUE(trainer->wait().empty()) << "step 4 is whole";
+  {
+    const FullDisk full;
+    steps(*trainer, 1);
+    ASSERT_EQ(trainer->wait().size(), 1u);
+  }
+  const std::string file = dir_ + "/run/checkpoints/sft-000008", said = trainer->wait()[0];
+  for (const std::string& word : {"the checkpoint " + file + " could not be written, and the run goes on: ",
+                                  std::string("No space left on device ("), std::string(" bytes needed, "),
+                                  dir_ + "/run/checkpoints/sft-000004 stays"})
+    EXPECT_NE(said.find(word), std::string::npos) << word << "\n" << said;
+  EXPECT_FALSE(fs::exists(file));
+  EXPECT_FALSE(fs::exists(file + ".tmp"));
+  EXPECT_EQ(newest("run"), dir_ + "/run/checkpoints/sft-000004");
+  // The next step tells it, once, on the console and in its line.
+  const std::vector<Record> records = trainer->advance();
+  EXPECT_EQ(records[0].warnings, std::vector<std::string>{said});
+  const auto written = lines("run");  // of step 9, and of the evaluation after it
+  EXPECT_EQ(written.at(written.size() - 2).at("warnings"), json::array({said}));
+  EXPECT_TRUE(trainer->advance()[0].warnings.empty());
+  steps(*trainer, 2);
+  EXPECT_EQ(trainer->wait().size(), 1u) << "step 12 could be saved: " << trainer->wait().back();
+  EXPECT_EQ(newest("run"), dir_ + "/run/checkpoints/sft-000012");
+  // From the one before it the run is made again as if nothing had been.
+  trainer.reset();
+  fs::remove_all(newest("run"));
+  finish(*open("run", phases, true));
+  expect_same("run", "whole");
+}
+
+TEST_F(TrainerTest, AForeignFileIsNotGoneOnFrom) {
+  const std::string phases = sft("sft", 6);
+  {
+    const auto trainer = open("run", phases);
+    steps(*trainer, 5);
+  }
+  const std::string foreign = newest("run") + "/optimizer.pt";
+  std::ofstream(foreign) << "of another trainer";
+  expect_refused("run", [&] { open("run", phases, true); }, {foreign + ": stands in the checkpoint", "Move it out"});
+  EXPECT_NO_THROW(open("other", phases, false, {"run.start=" + newest("run")})) << "its weights alone are taken";
+  fs::remove(foreign);
+  finish(*open("run", phases, true));
 }
 
 // ---- what begins, and what is left of what cannot -----------------------------------------------------------------
@@ -557,3 +711,22 @@ TEST_F(TrainerTest, StartTakesARunOrACheckpointAndSaysWhat) {
 
 }  // namespace
 }  // namespace isentrope::train
+
+// In place of the C library's.
+extern "C" int fsync(int fd) {
+  using isentrope::train::disk;
+  std::unique_lock lock(disk.mutex);
+  if (std::this_thread::get_id() != disk.own) {
+    ++disk.asked;
+    disk.changed.notify_all();
+    disk.changed.wait(lock, [] { return !disk.waits; });
+    const auto takes = disk.takes;
+    if (disk.full) {
+      errno = ENOSPC;
+      return -1;
+    }
+    lock.unlock();
+    std::this_thread::sleep_for(takes);
+  }
+  return static_cast<int>(::syscall(SYS_fsync, fd));
+}

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import random
 import resource
 import shlex
 import signal
@@ -117,6 +118,139 @@ def test_a_second_signal_ends_what_takes_long(tmp_path):
         process.send_signal(signal.SIGTERM)
     assert process.returncode == -signal.SIGTERM
     process.communicate()
+
+
+@needs_program
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"])
+def test_a_second_sigterm_of_a_cluster_does_not_cost_the_checkpoint(variable, tmp_path):
+    # Some tenths of a second of evaluation after each step: torchrun and Slurm send SIGTERM more than once, and SIGKILL to what takes too long.
+    process = begun(tmp_path / "run", "phases.sft.evaluation={every: 1, num_generations: 100}", env={**os.environ, variable: "1"})
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.15)
+    assert process.returncode == 128 + signal.SIGTERM, process.communicate()
+    assert list((tmp_path / "run" / "checkpoints").glob("sft-*/DONE"))
+    process.communicate()
+
+
+@needs_program
+@pytest.mark.parametrize("of", ["the configuration", "Slurm", "Slurm, at the start"])
+def test_a_run_leaves_ahead_of_its_time_limit(of, tmp_path):
+    limit = ["run.time_limit_s=64", "run.save_before_s=60"] if of == "the configuration" else []  # 60 is the default
+    ends = {} if limit else {"SLURM_JOB_END_TIME": str(int(time.time()) + (55 if "start" in of else 65))}
+    began = time.monotonic()
+    told = run(PROGRAM, "train", SFT, f"run.dir={tmp_path}/run", *ENDLESS, *limit, text=True, env=ends)
+    assert told.returncode == 75, told.stderr  # EX_TEMPFAIL
+    assert time.monotonic() - began < 30, "it left when half of the time to be kept free was gone"
+    if "start" in of:
+        assert "Stopped ahead of the time limit (run.save_before_s) before the first step." in told.stdout
+        return
+    steps = len(lines_of(tmp_path / "run"))
+    assert steps > 0 and f"Stopped ahead of the time limit (run.save_before_s). Checkpoint: {tmp_path}/run/checkpoints/sft-{steps:06}" in told.stdout
+    resume = next(line for line in told.stdout.splitlines() if line.startswith("Resume:")).removeprefix("Resume:")
+    told = run("sh", "-c", resume + f" run.time_limit_s=0 phases.sft.steps={steps + 2} test.prompts=1 test.sampled_prompts=1")
+    assert told.returncode == 0, told.stderr
+
+
+def test_python_leaves_ahead_of_the_time_limit_too(tmp_path):
+    pytest.importorskip("isentrope._C", reason="the package was built without the trainer")
+    script = f"""
+import isentrope, os, time
+started = float(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+limit = time.clock_gettime(time.CLOCK_BOOTTIME) - started + 46  # 6 s from now are left to train
+trainer = isentrope.Trainer({str(SFT)!r}, overrides={[f"run.dir={tmp_path}/run", *ENDLESS]!r} + [f"run.time_limit_s={{limit}}", "run.save_before_s=40"])
+print(trainer.train(quiet=True), trainer.finished)
+"""
+    told = run(sys.executable, "-c", script, text=True)
+    assert (told.returncode, told.stdout) == (0, "{} False\n"), told.stderr
+    assert "stopped ahead of the time limit (run.save_before_s); resume=True goes on" in told.stderr
+    steps = len(lines_of(tmp_path / "run"))
+    assert steps > 0 and (tmp_path / "run" / "checkpoints" / f"sft-{steps:06}" / "DONE").exists()
+
+
+@needs_program
+@pytest.mark.parametrize("words, wanted", [(["run.time_limit_s=30"], "run: save_before_s: 60 s before"), (["run.time_limit_s=-1"], "run.time_limit_s"),
+                                           (["run.save_before_s=.inf"], "run.save_before_s")], ids=lambda value: value[0])  # fmt: skip
+def test_a_limit_that_leaves_no_time_is_refused(words, wanted, tmp_path):
+    told = run(PROGRAM, "train", SFT, f"run.dir={tmp_path}/run", *SHORT, *words, text=True)
+    assert told.returncode == 1 and wanted in told.stderr and not (tmp_path / "run").exists()
+
+
+# ---- checkpoints beside training ----------------------------------------------------------------------------------------
+
+# A write takes several steps: 1.9 million weights with their moments are 23 MB.
+WIDE = ["model.hidden_size=256", "model.intermediate_size=1024", "model.num_hidden_layers=2", "phases.sft.batch.sequences=2",
+        "phases.sft.schedule={kind: constant, warmup_steps: 0}"]  # fmt: skip
+
+
+@needs_program
+def test_a_kill_within_a_write_costs_no_checkpoint(tmp_path):
+    """kill -9 at random moments of a write beside training, four in a row; then the run is made to its end and equals an unbroken one."""
+    rng, halves = random.Random(16), 0
+    folder = tmp_path / "run"
+    command = [PROGRAM, "train", SFT, f"run.dir={folder}", *ENDLESS, *WIDE, "run.checkpoint_every=2", "--resume"]
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        before = {path.name for path in folder.glob("checkpoints/*-??????")}
+        # A checkpoint of this process is whole, and the next is being written.
+        while {path.name for path in folder.glob("checkpoints/*-??????")} <= before or not list(folder.glob("checkpoints/*.tmp")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.2)
+        process.kill()
+        process.communicate()
+        halves += bool(list(folder.glob("checkpoints/*.tmp")))
+        assert len([path for path in folder.glob("checkpoints/*-??????") if (path / "DONE").exists()]) >= 1
+    assert halves, "no kill fell into a write"
+    steps = len(lines_of(folder)) + 2
+    end = [f"phases.sft.steps={steps}", "run.checkpoint_every=2", "test={prompts: 1, sampled_prompts: 1, num_generations: 1}"]
+    told = [run(PROGRAM, "train", SFT, f"run.dir={place}", *ENDLESS, *WIDE, *end, *more)
+            for place, more in ((folder, ["--resume"]), (tmp_path / "whole", []))]  # fmt: skip
+    assert [one.returncode for one in told] == [0, 0], told
+    for file in ("model.safetensors", "trainer.safetensors"):
+        one, other = ((place / "checkpoints" / f"sft-{steps:06}" / file).read_bytes() for place in (folder, tmp_path / "whole"))
+        assert one == other, file
+    assert not list(folder.glob("checkpoints/*.tmp"))
+
+
+@needs_program
+def test_a_checkpoint_that_was_lost_beside_training_fails_the_run_at_its_end(tmp_path):
+    process = subprocess.Popen([PROGRAM, "train", SFT, f"run.dir={tmp_path}/run", *WIDE, *SHORT[1:], "phases.sft.steps=100", "run.checkpoint_every=25"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    limit = lambda bytes: resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (bytes, resource.RLIM_INFINITY))  # noqa: E731
+    limit(1 << 20)  # less than the weights, more than the lines
+    while not metrics.exists() or b'"warnings"' not in metrics.read_bytes():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    limit(resource.RLIM_INFINITY)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line, *_) = (line for line in lines_of(tmp_path / "run") if "warnings" in line)
+    (said,) = line["warnings"]
+    lost = said.removeprefix("the checkpoint ").split(" ", 1)[0]
+    assert "could not be written, and the run goes on: " in said and "File too large" in said and "ulimit -f" in said
+    assert f"step {line['step']}: {said}" in err, "told while the run goes on"
+    assert "its last checkpoint is whole" in err and err.count(lost) >= 2, "and at the end"
+    assert (tmp_path / "run" / "summary.json").exists() and (tmp_path / "run" / "checkpoints" / "sft-000100" / "DONE").exists()
+    assert not Path(lost).exists() and not Path(lost + ".tmp").exists()
+
+
+def test_python_waits_for_the_checkpoint_when_it_ends(tmp_path):
+    pytest.importorskip("isentrope._C", reason="the package was built without the trainer")
+    script = f"""
+import isentrope, os, sys
+trainer = isentrope.Trainer({str(SFT)!r}, overrides={[f"run.dir={tmp_path}/run", *ENDLESS, *WIDE, "run.checkpoint_every=2"]!r})
+for metrics in trainer:
+    if metrics["step"] == 2: break
+kept = [trainer]; kept.append(kept)  # no count of references comes to 0
+if os.fork() == 0: sys.exit(0)  # a fork ends without a word
+os.wait()
+"""
+    told = run(sys.executable, "-c", script, text=True)
+    assert (told.returncode, told.stderr) == (0, ""), told.stderr
+    assert (tmp_path / "run" / "checkpoints" / "sft-000002" / "DONE").exists()
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.tmp"))
 
 
 @needs_program

@@ -1,0 +1,52 @@
+#include "csrc/train/checkpoint_writer.h"
+
+#include <c10/util/ParallelGuard.h>
+
+#include <chrono>
+#include <stdexcept>
+#include <system_error>
+
+#include "csrc/message.h"
+
+namespace isentrope::train {
+namespace {
+
+std::string error_of(const std::function<void()>& write) {
+  // Torch would give the thread a team of as many threads as training has, and the two would wait for each other's.
+  const c10::ParallelGuard alone(true);
+  try {
+    write();
+  } catch (...) {
+    return message_of();
+  }
+  return "";
+}
+
+}  // namespace
+
+void CheckpointWriter::begin(const std::string& dir, const std::function<void()>& write, bool beside) {
+  if (writing_.valid()) throw std::logic_error(dir_ + ": is being written, and " + dir + " begins");
+  dir_ = dir;
+  if (beside) try {
+      // Its argument is the thread's: what the function owns goes when it has ended, not when that is asked for.
+      writing_ = std::async(
+          std::launch::async, [](std::function<void()> mine) { return error_of(mine); }, write);
+      return;
+    } catch (const std::system_error&) {  // no thread
+    }
+  std::promise<std::string> done;
+  done.set_value(error_of(write));
+  writing_ = done.get_future();
+}
+
+std::optional<CheckpointWriter::Written> CheckpointWriter::ended() {
+  if (!writing_.valid() || writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return std::nullopt;
+  return wait();
+}
+
+std::optional<CheckpointWriter::Written> CheckpointWriter::wait() {
+  if (!writing_.valid()) return std::nullopt;
+  return Written{dir_, writing_.get()};
+}
+
+}  // namespace isentrope::train
