@@ -105,15 +105,18 @@ void print_warnings(const std::vector<std::string>& warnings) {
 int train_command(const TrainOptions& options) {
   const TrainConfig config = read_config(options.config, options.overrides);
   Trainer trainer(config, options.resume, load_rewards(options.rewards, config));
+  if (!trainer.ranks().first())
+    write_output_to(trainer.dir() + "/ranks/" + std::to_string(trainer.ranks().rank()) + ".log");
   FileScreen screen;
   Console console(screen, options.quiet);
   print_warnings(trainer.warnings());
   for (const std::string& note : trainer.notes()) console.print(note);
   Progress progress(trainer, console);
   const StopSignals stop;
+  int stopped = 0;
 
   try {
-    while (!trainer.finished() && !stop.received()) {
+    while (!trainer.finished() && !(stopped = trainer.agree_on_stop(stop.received()))) {
       progress.before_step();
       progress.after_step(trainer.advance());
     }
@@ -128,7 +131,7 @@ int train_command(const TrainOptions& options) {
     const std::string checkpoint = trainer.save();
     console.print(checkpoint.empty() ? "Stopped before the first step." : "Stopped. Checkpoint: " + checkpoint);
     console.print("Resume:  " + resume_command(options));
-    return stop.exit_code();
+    return StopSignals::exit_code(stopped);
   }
   console.print(progress.results() + next_commands(options, trainer));
   if (console.lost() && console.lost() != EPIPE)
@@ -259,7 +262,8 @@ void command_in_python(const std::string& program, const std::vector<std::string
 
 int version_command() {
   std::string text = "isentrope " ISENTROPE_VERSION "\ntorch " TORCH_VERSION "\nCPU instruction set: ";
-  text += at::get_cpu_capability() + "\nbuild: " ISENTROPE_BUILD_SUMMARY "\nCUDA devices: ";
+  text +=
+      at::get_cpu_capability() + "\nranks: " + Ranks::build() + "\nbuild: " ISENTROPE_BUILD_SUMMARY "\nCUDA devices: ";
   print(text + std::to_string(torch::cuda::device_count()) + "\n");
   return 0;
 }

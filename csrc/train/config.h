@@ -31,6 +31,7 @@ struct RunConfig {
   std::string start;
   int64_t checkpoint_every = 200;
   int64_t keep = 2;
+  double timeout_s = 600;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -45,6 +46,12 @@ struct RunConfig {
       "skipped (docs/resume.md).");
     v("checkpoint_every", checkpoint_every, "Steps between checkpoints; 0 for the ends of phases alone.", at_least(0));
     v("keep", keep, "Checkpoints kept within a phase; those at the ends of phases always stay.", at_least(1));
+    // The limit that torch has for NCCL. A rank waits for another as long as that one takes longer over rollouts and rewards.
+    v("timeout_s", timeout_s,
+      "Several processes (torchrun): seconds that a rank waits for the others, at the start and within a step, before "
+      "the "
+      "run ends with the name of the rank that did not come.",
+      between(1, 1e6));
   }
 };
 

@@ -21,6 +21,7 @@
 #include "csrc/train/checkpoint.h"
 #include "csrc/train/config.h"
 #include "csrc/train/data_check.h"
+#include "csrc/train/distributed.h"
 #include "csrc/train/metrics.h"
 #include "csrc/train/resume.h"
 #include "csrc/train/rollout_log.h"
@@ -71,6 +72,10 @@ class Trainer {
   const std::vector<PhaseData>& data() const { return data_; }
   // What the run is made of; without phases where it has nothing left to do.
   const RunHeader& header() const { return header_; }
+  // The processes of the run. Every one of them constructs its trainer and calls advance() and save() as often.
+  const Ranks& ranks() const { return *ranks_; }
+  // The largest of the signals that asked the ranks to stop, 0 for none: so that all stop after the same step.
+  int agree_on_stop(int signal) const { return static_cast<int>(ranks_->max(static_cast<int64_t>(signal))); }
   // The newest checkpoint, or the one that the run started from; "" where there is none.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 
@@ -78,6 +83,8 @@ class Trainer {
   struct Phase;    // what lives as long as a phase: source, objective, optimiser
   struct Working;  // held by the one call at a time that works on the run
 
+  Standing prepare(bool resume);
+  void begin(const Standing& standing);
   void take_weights(const Standing& standing);
   void take_adapter(const Standing& standing);
   RunHeader describe() const;
@@ -99,10 +106,12 @@ class Trainer {
   void write_summary() const;  // summary.json, of a run that has ended
 
   void checkpoint(bool phase_finished);
+  void make_checkpoint(bool phase_finished);
   std::string save_last_whole();
   [[noreturn]] void rethrow_with_place(const std::string& place);
 
   TrainConfig config_;
+  std::shared_ptr<const Ranks> ranks_;
   RunFolder folder_;
   data::Tokenizer tokenizer_;
   model::Decoder model_;
