@@ -198,7 +198,8 @@ Rewards RewardSum::operator()(const Texts& prompts, const std::vector<Answer>& c
   Rewards rewards{std::vector<double>(count, 0.0), {}, {}};
   std::vector<bool> scored(count, false);
   for (const Part& part : parts_) {
-    const Scores found = part.score(prompts, completions, examples, part.config.timeout_s);
+    const Scores found = count > 0 ? part.score(prompts, completions, examples, part.config.timeout_s)
+                                   : Scores(std::vector<double>());  // a process that drew none
     const std::vector<std::optional<double>>& scores = found.of;
     const std::string name = part.config.metric();
     if (scores.size() != count)

@@ -76,7 +76,7 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
                                 const CacheConfig& cache, const std::optional<Branching>& branching,
-                                RolloutCounts* counts) {
+                                RolloutCounts* counts, const Peers& peers) {
   const model::DecoderConfig& config = decoder->config();
   check(config, prompts, samples, stop_tokens);
   if (prompts.empty()) return {};
@@ -94,9 +94,11 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                  branching,
                  {},
                  {},
+                 {},
                  {}};
   for (const int64_t token : stop_tokens) job.stops[token] = true;
-  make_tasks(job, threads);
+  make_tasks(job, threads * peers.size());
+  job.next_task = peers.queue();
 
   int64_t longest = 0, workers = std::min<int64_t>(threads, job.tasks.size());
   for (size_t p = 0; p < prompts.size(); ++p)
@@ -109,8 +111,8 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                                 std::to_string(least * model::kPagePositions) +
                                 ", or 0 for as many as are generated at a time");
   if (cache.cache_tokens > 0) workers = std::min(workers, held / least);
-  const int64_t trees = job.trees.size(), rows = model->preferred_rows();
-  const int64_t most = branching ? rows : std::min(rows, (trees + workers - 1) / workers);
+  const int64_t trees = job.trees.size(), rows = model->preferred_rows(), all = workers * peers.size();
+  const int64_t most = branching && peers.size() == 1 ? rows : std::min(rows, (trees + all - 1) / all);
   // With branches as many may stand still as run. No more is needed, and with less they wait.
   const int64_t pages =
       cache.cache_tokens > 0 ? held / workers : ((branching ? 2 : 1) * most + 1) * model::pages_of(longest) + most;

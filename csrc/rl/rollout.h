@@ -9,6 +9,7 @@
 
 #include "csrc/field.h"
 #include "csrc/model/decoder.h"
+#include "csrc/rl/peers.h"
 
 namespace isentrope::rl {
 
@@ -96,13 +97,15 @@ struct RolloutCounts {
 };
 
 // samples[i] completions for prompt i with their branches, ordered by prompt, sample, and within a tree parents before children.
+// peers: who draw them together, and call this alike: each takes samples as it has room for them, and gets those alone that it drew, with
+// parents and counts of its own; gather() of csrc/rl/shared_rollout.h gives all to all.
 // Throws where a prompt is empty, holds a token outside the vocabulary, or leaves no room in the context, and where the cache
 // cannot hold one sequence.
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
                                 const CacheConfig& cache = {}, const std::optional<Branching>& branching = {},
-                                RolloutCounts* counts = nullptr);
+                                RolloutCounts* counts = nullptr, const Peers& peers = Peers());
 // The same number of samples of each.
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 int64_t samples, const SamplingConfig& sampling,

@@ -8,6 +8,7 @@
 #include "csrc/model/page_table.h"
 #include "csrc/rl/policy_batch.h"
 #include "csrc/rl/prompt.h"
+#include "csrc/rl/shared_rollout.h"
 #include "csrc/rl/windows.h"
 
 namespace isentrope::rl {
@@ -80,14 +81,15 @@ std::string RolloutConfig::problem() const {
 
 RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
                              std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed,
-                             SaveRollouts save)
+                             SaveRollouts save, std::shared_ptr<const Peers> peers)
     : config_(config),
       model_(model),
       tokenizer_(tokenizer),
       examples_(std::move(examples)),
       reward_(std::move(reward)),
       seed_(seed),
-      save_(std::move(save)) {
+      save_(std::move(save)),
+      peers_(std::move(peers)) {
   if (config_.ares) whole_.ares.emplace(*config_.ares, trigger_tokens(config_.ares->triggers, tokenizer_));
   pending_ = whole_;
 }
@@ -101,6 +103,7 @@ struct RolloutSource::Drawn {
   std::vector<int64_t> samples;               // of each prompt
   std::vector<Completion> completions;
   Groups groups{0};  // of completions, one a prompt
+  RolloutCounts counts;
   Rewards rewards;
   std::vector<double> right;  // 1 or 0 of each completion
   std::vector<Answer> answers;
@@ -171,8 +174,9 @@ data::StepData RolloutSource::next(int64_t step) {
   Saved saved;
   const bool saves = save_ && config_.save_every > 0 && (step + 1) % config_.save_every == 0;
   for (; kept.size() < config_.prompts && tally.draws < static_cast<double>(config_.max_draws); ++tally.draws) {
-    Drawn drawn = draw(step, branching, tally);
-    score(drawn, tally);
+    Drawn drawn = draw(step, branching);
+    score(drawn);
+    this->tally(drawn, tally);
     warn(drawn, data.warnings);
     keep(drawn, kept, tally, saves ? &saved : nullptr);
   }
@@ -214,21 +218,48 @@ std::vector<int64_t> RolloutSource::samples_of(const std::vector<Example>& examp
   return allocate(shares, P * K, config_.allocation->least, config_.most_samples());
 }
 
-RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branching>& branching, Tally& tally) {
+RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branching>& branching) {
   Drawn drawn;
   drawn.first = pending_.taken;
   drawn.examples = examples_->take(pending_.taken, config_.prompts);
   for (const Example& example : drawn.examples)
     drawn.prompts.push_back(encode_prompt(example, tokenizer_, model_->config().max_position_embeddings));
   drawn.samples = samples_of(drawn.examples);
-  RolloutCounts counts;
-  drawn.completions =
-      rollout(model_, drawn.prompts, drawn.samples, config_.sampling, tokenizer_.end_ids(),
-              {.seed = seed_, .step = step, .first_prompt = drawn.first}, config_.cache, branching, &counts);
+  drawn.completions = rollout(model_, drawn.prompts, drawn.samples, config_.sampling, tokenizer_.end_ids(),
+                              {.seed = seed_, .step = step, .first_prompt = drawn.first}, config_.cache, branching,
+                              &drawn.counts, *peers_);
   pending_.taken += config_.prompts;
+  return drawn;
+}
 
+// Completions and their scores: those that this process drew, then those of all.
+void RolloutSource::score(Drawn& drawn) const {
+  const auto answers = [&] {
+    drawn.answers.clear();
+    for (const Completion& completion : drawn.completions)
+      drawn.answers.push_back(answer_of(completion.tokens, completion.stopped, tokenizer_));
+  };
+  answers();
+  std::vector<std::string> prompts;
+  std::vector<Example> examples;
+  for (const Completion& completion : drawn.completions) {
+    examples.push_back(drawn.examples[completion.prompt]);
+    prompts.push_back(examples.back().prompt);
+  }
+  drawn.rewards = reward_(prompts, drawn.answers, examples);
+  if (peers_->size() > 1) {
+    gather(*peers_, drawn.completions, drawn.rewards, drawn.counts);
+    answers();
+  }
+  for (size_t i = 0; i < drawn.completions.size(); ++i)
+    if (i + 1 == drawn.completions.size() || drawn.completions[i + 1].prompt != drawn.completions[i].prompt)
+      drawn.groups.push_back(static_cast<int64_t>(i) + 1);
+  drawn.right = right_or_wrong(drawn.rewards.first);
+}
+
+void RolloutSource::tally(const Drawn& drawn, Tally& tally) const {
   tally.prompts += static_cast<double>(config_.prompts);
-  tally.counts += counts;
+  tally.counts += drawn.counts;
   for (const Completion& completion : drawn.completions) {
     tally.length.push_back(static_cast<double>(completion.tokens.size()));
     tally.truncated += !completion.stopped;
@@ -237,22 +268,6 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
       if (const auto windows = window_means(completion.entropy, config_.branch->window); !windows.empty())
         tally.thresholds.push_back(quantile(windows, config_.branch->quantile));
   }
-  return drawn;
-}
-
-void RolloutSource::score(Drawn& drawn, Tally& tally) const {
-  std::vector<std::string> prompts;
-  std::vector<Example> examples;
-  for (size_t i = 0; i < drawn.completions.size(); ++i) {
-    const Completion& completion = drawn.completions[i];
-    examples.push_back(drawn.examples[completion.prompt]);
-    prompts.push_back(examples.back().prompt);
-    drawn.answers.push_back(answer_of(completion.tokens, completion.stopped, tokenizer_));
-    if (i + 1 == drawn.completions.size() || drawn.completions[i + 1].prompt != completion.prompt)
-      drawn.groups.push_back(static_cast<int64_t>(i) + 1);
-  }
-  drawn.rewards = reward_(prompts, drawn.answers, examples);
-  drawn.right = right_or_wrong(drawn.rewards.first);
   for (const auto& [name, scores] : drawn.rewards.scores)
     for (const auto& score : scores)
       if (score) tally.scores[name].first += *score, ++tally.scores[name].second;

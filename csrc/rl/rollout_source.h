@@ -15,6 +15,7 @@
 #include "csrc/rl/advantage.h"
 #include "csrc/rl/allocation.h"
 #include "csrc/rl/ares.h"
+#include "csrc/rl/peers.h"
 #include "csrc/rl/policy_batch.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/rollout.h"
@@ -118,10 +119,11 @@ using SaveRollouts = std::function<void(int64_t step, const std::vector<SavedRol
 
 class RolloutSource : public data::BatchSource {
  public:
-  // save: called within next() at every config.save_every-th step.
+  // save: called within next() at every config.save_every-th step. peers: draw and judge the completions of a step together, each its
+  // part, and all learn from all of them.
   RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
                 std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed,
-                SaveRollouts save = {});
+                SaveRollouts save = {}, std::shared_ptr<const Peers> peers = std::make_shared<Peers>());
 
   data::StepData next(int64_t step) override;
   void observe(const std::map<std::string, double>& seen) override;
@@ -147,8 +149,9 @@ class RolloutSource : public data::BatchSource {
   std::optional<Branching> branching() const;
   // How many completions each prompt gets, prompts · samples in all.
   std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
-  Drawn draw(int64_t step, const std::optional<Branching>& branching, Tally& tally);
-  void score(Drawn& drawn, Tally& tally) const;
+  Drawn draw(int64_t step, const std::optional<Branching>& branching);
+  void score(Drawn& drawn) const;
+  void tally(const Drawn& drawn, Tally& tally) const;
   void warn(const Drawn& drawn, std::vector<std::string>& warnings);  // of its rewards, each kind once
   void keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved);    // the groups that the step learns from
   double overlong(const Completion& completion) const;                // its penalty
@@ -163,6 +166,7 @@ class RolloutSource : public data::BatchSource {
   RewardSum reward_;
   uint64_t seed_;
   SaveRollouts save_;
+  std::shared_ptr<const Peers> peers_;
   Passed whole_;    // after the last step that is whole: what state() tells
   Passed pending_;  // of the step in hand; next() begins it anew, commit() takes it over
 };

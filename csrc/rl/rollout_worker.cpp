@@ -116,7 +116,7 @@ bool RolloutWorker::drop_prompt() {
 bool RolloutWorker::more_samples() {
   while (sample_ == last_sample_) {
     drop_prompt();
-    const size_t task = job_.next_task++;
+    const auto task = static_cast<size_t>(job_.next_task());
     if (task >= job_.tasks.size()) return false;
     prompt_ = job_.tasks[task].prompt;
     sample_ = job_.tasks[task].first_sample;

@@ -2,8 +2,8 @@
 // pages of the cache; rollout_branch.cpp: tokens, and where sequences branch.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -38,7 +38,7 @@ struct RolloutJob {
   std::vector<Task> tasks;
   std::vector<int64_t> first_tree;       // [prompts]: the index of its first sample in trees
   std::vector<std::vector<Leaf>> trees;  // [samples of all prompts], each written by one worker
-  std::atomic<size_t> next_task{0};
+  std::function<int64_t()> next_task;    // of all peers; a place behind the last where none is left
 
   int64_t limit(int64_t prompt) const {  // most tokens of a completion
     const int64_t room = context - static_cast<int64_t>(prompts[prompt].size());

@@ -15,6 +15,7 @@
 
 #include "csrc/field.h"
 #include "csrc/model/decoder.h"
+#include "csrc/train/distributed.h"
 
 namespace isentrope::train {
 
@@ -56,8 +57,10 @@ class AttentionEntropy {
   const AttentionEntropyConfig& config() const { return config_; }
 
   // λ · penalty [] of a forward pass. rows [B, T] bool: the tokens that are no padding. reduction mean speaks of the
-  // micro-batch at hand.
-  torch::Tensor penalty(const model::AttentionRecord& record, const torch::Tensor& rows) const;
+  // micro-batch at hand. over: of the rows that all of these ranks have at hand, each of which is given its part: the values that
+  // they return add up to the penalty, and so do their gradients.
+  torch::Tensor penalty(const model::AttentionRecord& record, const torch::Tensor& rows,
+                        const Ranks* over = nullptr) const;
 
   // θ [L · H] float; learnt where it requires a gradient, undefined where nothing is punished.
   const torch::Tensor& threshold() const { return threshold_; }

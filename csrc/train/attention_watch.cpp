@@ -38,6 +38,17 @@ void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& row
   add(count_, torch::stack(count));
 }
 
+void AttentionWatch::over(const Ranks& ranks) {
+  if (ranks.alone()) return;
+  for (Tensor* sum : {&entropy_, &normalized_, &bound_, &certified_, &count_})
+    if (sum->defined()) {
+      *sum = sum->contiguous();
+      ranks.sum(*sum);
+    }
+  max_logit_ = max_logit_.contiguous();
+  ranks.max(max_logit_);
+}
+
 AttentionStatistics AttentionWatch::statistics() const {
   const Tensor rows = count_.clamp_min(1).unsqueeze(1);  // [L, 1]
   const auto table = [](const Tensor& x) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "csrc/model/decoder.h"
+#include "csrc/train/distributed.h"
 #include "csrc/train/metrics.h"
 
 namespace isentrope::train {
@@ -25,6 +26,7 @@ class AttentionWatch {
   }
   // rows [B, T] bool: the tokens that are no padding.
   void add(const model::AttentionRecord& record, const torch::Tensor& rows);
+  void over(const Ranks& ranks);  // sums and maxima of all ranks
   bool empty() const { return !entropy_.defined(); }
   AttentionStatistics statistics() const;
 

@@ -105,15 +105,19 @@ void print_warnings(const std::vector<std::string>& warnings) {
 int train_command(const TrainOptions& options) {
   const TrainConfig config = read_config(options.config, options.overrides);
   Trainer trainer(config, options.resume, load_rewards(options.rewards, config));
+  if (!trainer.ranks().first())
+    write_output_to(trainer.dir() + "/ranks/" + std::to_string(trainer.ranks().rank()) + ".log");
   FileScreen screen;
   Console console(screen, options.quiet);
   print_warnings(trainer.warnings());
   for (const std::string& note : trainer.notes()) console.print(note);
   Progress progress(trainer, console);
   const StopSignals stop;
+  int stopped = 0;
 
   try {
-    while (!trainer.finished() && !stop.received() && !trainer.out_of_time()) {
+    const auto asked = [&] { return stop.received() ? stop.received() : trainer.out_of_time() ? kTryAgain : 0; };
+    while (!trainer.finished() && !(stopped = trainer.agree_on_stop(asked()))) {
       progress.before_step();
       progress.after_step(trainer.advance());
     }
@@ -126,11 +130,11 @@ int train_command(const TrainOptions& options) {
   progress.end_phase();
   if (!trainer.finished()) {
     const std::string checkpoint = trainer.save();
-    const std::string why = stop.received() ? "Stopped" : "Stopped ahead of the time limit (run.save_before_s)";
+    const std::string why = stopped != kTryAgain ? "Stopped" : "Stopped ahead of the time limit (run.save_before_s)";
     console.print(checkpoint.empty() ? why + " before the first step." : why + ". Checkpoint: " + checkpoint);
     console.print("Resume:  " + resume_command(options));
     print_warnings(trainer.wait());
-    return stop.received() ? StopSignals::exit_code() : kTryAgain;
+    return stopped == kTryAgain ? kTryAgain : StopSignals::exit_code(stopped);
   }
   console.print(progress.results() + next_commands(options, trainer));
   if (const std::vector<std::string>& lost = trainer.wait(); !lost.empty()) {
@@ -269,7 +273,8 @@ void command_in_python(const std::string& program, const std::vector<std::string
 
 int version_command() {
   std::string text = "isentrope " ISENTROPE_VERSION "\ntorch " TORCH_VERSION "\nCPU instruction set: ";
-  text += at::get_cpu_capability() + "\nbuild: " ISENTROPE_BUILD_SUMMARY "\nCUDA devices: ";
+  text +=
+      at::get_cpu_capability() + "\nranks: " + Ranks::build() + "\nbuild: " ISENTROPE_BUILD_SUMMARY "\nCUDA devices: ";
   print(text + std::to_string(torch::cuda::device_count()) + "\n");
   return 0;
 }

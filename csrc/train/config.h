@@ -33,6 +33,7 @@ struct RunConfig {
   int64_t keep = 2;
   double time_limit_s = 0;
   double save_before_s = 60;
+  double timeout_s = 600;
 
   std::string problem() const;
 
@@ -57,6 +58,12 @@ struct RunConfig {
       "Seconds before the end of a known limit at which the run has saved and leaves with exit code 75 "
       "(docs/resume.md); no step begins that would take longer. 0: it does not look at the limit.",
       at_least(0));
+    // The limit that torch has for NCCL. A rank waits for another as long as that one takes longer over rollouts and rewards.
+    v("timeout_s", timeout_s,
+      "Several processes (torchrun): seconds that a rank waits for the others, at the start and within a step, before "
+      "the "
+      "run ends with the name of the rank that did not come.",
+      between(1, 1e6));
   }
 };
 

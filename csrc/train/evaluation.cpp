@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "csrc/data/collate.h"
 #include "csrc/data/text_stream.h"
 #include "csrc/rl/pass_at.h"
 #include "csrc/rl/prompt.h"
+#include "csrc/rl/shared_rollout.h"
 #include "csrc/train/chat_template.h"
 
 namespace isentrope::train {
@@ -26,40 +28,61 @@ struct Answers {
 Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                const std::vector<data::Example>& examples, const rl::RewardSum& score,
                const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show,
-               std::vector<Answer>* told) {
+               std::vector<Answer>* told, const rl::Peers& peers) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples)
     prompts.push_back(rl::encode_prompt(example, tokenizer, model->config().max_position_embeddings));
-  const auto completions =
-      rl::rollout(model, prompts, samples, sampling, tokenizer.end_ids(), {.evaluation = true}, cache);
+  rl::RolloutCounts counts;
+  auto completions = rl::rollout(model, prompts, std::vector<int64_t>(prompts.size(), samples), sampling,
+                                 tokenizer.end_ids(), {.evaluation = true}, cache, {}, &counts, peers);
+  rl::Rewards rewards;
+  {
+    std::vector<std::string> prompt_text;
+    std::vector<rl::Answer> text;
+    std::vector<data::Example> example_of;
+    for (const rl::Completion& completion : completions) {
+      example_of.push_back(examples[completion.prompt]);
+      prompt_text.push_back(example_of.back().prompt);
+      text.push_back(rl::answer_of(completion.tokens, completion.stopped, tokenizer));
+    }
+    rewards = score(prompt_text, text, example_of);
+  }
+  if (peers.size() > 1) rl::gather(peers, completions, rewards, counts);
 
   Answers answers;
-  std::vector<std::string> prompt_text;
-  std::vector<rl::Answer> text;
-  std::vector<data::Example> example_of;
   double tokens = 0;
   for (const rl::Completion& completion : completions) {
-    example_of.push_back(examples[completion.prompt]);
-    prompt_text.push_back(example_of.back().prompt);
-    text.push_back(rl::answer_of(completion.tokens, completion.stopped, tokenizer));
     answers.lengths.push_back(static_cast<double>(completion.tokens.size()));
     tokens += answers.lengths.back();
     answers.entropies.push_back(0);
     for (float H : completion.entropy) answers.entropy += H, answers.entropies.back() += H;
   }
-  const std::vector<std::optional<double>> scores = score(prompt_text, text, example_of).first;
+  const std::vector<std::optional<double>>& scores = rewards.first;
+  const auto prompt_text = [&](size_t i) { return examples[completions[i].prompt].prompt; };
   for (const auto& one : scores) answers.right.push_back(rl::is_right(one)), answers.unscored += !one;
   for (size_t i = 0; told && i < completions.size(); ++i)
-    told->push_back({completions[i].prompt, prompt_text[i], completions[i], sampling.temperature == 0, scores[i]});
+    told->push_back({completions[i].prompt, prompt_text(i), completions[i], sampling.temperature == 0, scores[i]});
   for (size_t i = 0; i < completions.size() && completions[i].prompt < show; i += static_cast<size_t>(samples)) {
     const rl::Completion& completion = completions[i];
-    answers.shown.push_back({.prompt = prompt_text[i],
+    answers.shown.push_back({.prompt = prompt_text(i),
                              .tokens = data::texts_of(tokenizer, completion.tokens),
                              .entropy = {completion.entropy.begin(), completion.entropy.end()},
                              .right = answers.right[i] > 0});
   }
   answers.entropy /= std::max(tokens, 1.0);
   return answers;
+}
+
+// Of values of which each rank has those whose turn it was, number i of rank i % size; added up in their order.
+double sum_of_turns(const std::vector<double>& own, const rl::Peers& peers) {
+  double sum = 0;
+  const auto of_ranks = peers.gather({reinterpret_cast<const char*>(own.data()), own.size() * sizeof(double)});
+  for (size_t i = 0; i < own.size(); ++i) {
+    double value = 0;
+    std::memcpy(&value, of_ranks[i % of_ranks.size()].data() + i * sizeof(double), sizeof(double));
+    sum += value;
+  }
+  return sum;
 }
 
 double mean(const std::vector<double>& x) {
@@ -119,22 +142,27 @@ std::vector<std::string> HeldOutText::shortages(const EvaluationConfig& config, 
 }
 
 Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                                 std::vector<Sample>* shown, std::vector<Answer>* /*answers*/,
-                                 Intervals* intervals) const {
+                                 std::vector<Sample>* shown, std::vector<Answer>* /*answers*/, Intervals* intervals,
+                                 const rl::Peers& peers) const {
   torch::NoGradGuard no_grad;
   model::Decoder decoder = model;
   // The first windows of one order: spread over the text, and always the same.
   const int64_t count = std::min(config.windows, windows_.size());
-  double nats = 0, tokens = 0, bytes = 0;
+  double tokens = 0, bytes = 0;
+  std::vector<double> nats;                          // of a batch
   std::vector<double> nats_of, tokens_of, bytes_of;  // a window
   for (int64_t first = 0; first < count; first += rows_) {
     const data::Batch batch = windows_.take(first, std::min(rows_, count - first));
     const torch::Tensor learnt = batch.target.masked_select(batch.target != data::kIgnore);
     tokens += static_cast<double>(learnt.numel());
     bytes += bytes_of_.index_select(0, learnt).sum().item<double>();
+    const bool shows = shown && first < config.show;
+    const auto number = static_cast<int64_t>(nats.size());
+    nats.push_back(0);
+    if (number % peers.size() != peers.rank() && !shows && !intervals) continue;
     const data::Batch moved = batch.to(model->embedding().device());
     const ops::TokenEntropy judged = decoder->token_entropy(moved.tokens, moved.target);
-    nats -= judged.logprob.sum(torch::kFloat64).item<double>();
+    nats.back() = judged.logprob.sum(torch::kFloat64).item<double>();
     for (int64_t row = 0; intervals && row < batch.size(); ++row) {
       const torch::Tensor own = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
       nats_of.push_back(-judged.logprob[row].sum(torch::kFloat64).item<double>());
@@ -152,10 +180,11 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
                         .entropy = {H, H + ids.numel()}});
     }
   }
+  const double sum = -sum_of_turns(nats, peers);
   if (intervals)
     *intervals = {{"eval/loss", of_ratio(nats_of, tokens_of, "windows")},
                   {"eval/bits_per_byte", of_ratio(nats_of, bytes_of, "windows")}};
-  return {{"eval/loss", nats / tokens}, {"eval/bits_per_byte", nats / (std::max(bytes, 1.0) * std::log(2.0))}};
+  return {{"eval/loss", sum / tokens}, {"eval/bits_per_byte", sum / (std::max(bytes, 1.0) * std::log(2.0))}};
 }
 
 HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
@@ -244,47 +273,53 @@ std::vector<data::Example> HeldOutPrompts::take(int64_t count, std::vector<size_
 
 // nullopt where no example has a completion that counts.
 std::optional<double> HeldOutPrompts::loss(const model::Decoder& model, const std::vector<data::Example>& examples,
-                                           Interval* interval) const {
+                                           Interval* interval, const rl::Peers& peers) const {
   torch::NoGradGuard no_grad;
   model::Decoder decoder = model;
   std::vector<data::Example> learnt;
   for (const data::Example& example : examples)
     if (!example.completion.empty() && data::fits(example, learnt_)) learnt.push_back(example);
-  double nats = 0, tokens = 0;
+  double tokens = 0;
+  std::vector<double> nats;                // of a batch
   std::vector<double> nats_of, tokens_of;  // an example
   for (auto first = learnt.begin(); first != learnt.end();) {
     const auto last = first + std::min<int64_t>(loss_rows_, learnt.end() - first);
     const data::Batch batch =
         data::collate({first, last}, tokenizer_, learnt_.context, learnt_.truncation).to(model->embedding().device());
-    const torch::Tensor counts = (batch.target != data::kIgnore).sum(1);                       // [B]
-    const torch::Tensor logprob = decoder->token_entropy(batch.tokens, batch.target).logprob;  // [B, T]
+    const torch::Tensor counts = (batch.target != data::kIgnore).sum(1);  // [B]
     tokens += counts.sum().item<double>();
-    nats -= logprob.sum(torch::kFloat64).item<double>();
+    first = last;
+    const auto number = static_cast<int64_t>(nats.size());
+    nats.push_back(0);
+    if (number % peers.size() != peers.rank() && !interval) continue;
+    const torch::Tensor logprob = decoder->token_entropy(batch.tokens, batch.target).logprob;  // [B, T]
+    nats.back() = logprob.sum(torch::kFloat64).item<double>();
     for (int64_t row = 0; interval && row < batch.size(); ++row) {
       nats_of.push_back(-logprob[row].sum(torch::kFloat64).item<double>());
       tokens_of.push_back(counts[row].item<double>());
     }
-    first = last;
   }
+  const double sum = -sum_of_turns(nats, peers);
   if (tokens == 0) return std::nullopt;
   if (interval) *interval = of_ratio(nats_of, tokens_of, "completions");
-  return nats / tokens;
+  return sum / tokens;
 }
 
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                                    std::vector<Sample>* shown, std::vector<Answer>* answers,
-                                    Intervals* intervals) const {
+                                    std::vector<Sample>* shown, std::vector<Answer>* answers, Intervals* intervals,
+                                    const rl::Peers& peers) const {
   rl::SamplingConfig sampling;
   sampling.max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : max_new_tokens_;
 
   sampling.temperature = 0;
   const std::vector<data::Example> prompts = take(config.prompts, nullptr);
-  const Answers greedy = answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers);
+  const Answers greedy = answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers, peers);
   sampling.temperature = config.temperature;
   std::vector<size_t> part_of;
   const auto sampled_prompts = take(config.sampled_prompts, &part_of);
   const int64_t n = config.num_generations;
-  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show, answers);
+  const Answers sampled =
+      answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show, answers, peers);
   if (shown) *shown = sampled.shown;
 
   std::map<int64_t, std::vector<double>> passed;  // k → of each prompt
@@ -306,7 +341,7 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
         (greedy.unscored + sampled.unscored) / static_cast<double>(greedy.right.size() + sampled.right.size());
   Interval of_loss;
   if (loss_rows_ > 0)
-    if (const auto nats = loss(model, prompts, intervals ? &of_loss : nullptr)) found["eval/loss"] = *nats;
+    if (const auto nats = loss(model, prompts, intervals ? &of_loss : nullptr, peers)) found["eval/loss"] = *nats;
   for (const auto& [k, chances] : passed) found["eval/pass@" + std::to_string(k)] = mean(chances);
   for (size_t i = 0; i < parts_.size() && parts_.size() > 1; ++i) {
     found["eval/sampled/" + parts_[i].size] = mean(right[i]);

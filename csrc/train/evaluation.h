@@ -78,9 +78,10 @@ class HeldOut {
   virtual std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const = 0;
   // A pure function of weights and config: two evaluations of the same weights agree. shown: gets the first
   // config.show samples; answers: gets all, the greedy ones first, text has none; intervals: gets those of docs/evaluation.md.
+  // peers: call this alike, each computes a part, and all return the same, bit for bit what one alone does.
   virtual Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config,
                               std::vector<Sample>* shown = nullptr, std::vector<Answer>* answers = nullptr,
-                              Intervals* intervals = nullptr) const = 0;
+                              Intervals* intervals = nullptr, const rl::Peers& peers = rl::Peers()) const = 0;
 };
 
 // Windows of a held-out text: eval/loss, nats a token, and eval/bits_per_byte, the nats of all targets divided
@@ -93,7 +94,7 @@ class HeldOutText : public HeldOut {
   HeldOutSize size() const override;
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,
-                      std::vector<Answer>* answers, Intervals* intervals) const override;
+                      std::vector<Answer>* answers, Intervals* intervals, const rl::Peers& peers) const override;
 
  private:
   const data::Tokenizer& tokenizer_;
@@ -124,7 +125,7 @@ class HeldOutPrompts : public HeldOut {
   HeldOutSize size() const override;  // of all parts
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,
-                      std::vector<Answer>* answers, Intervals* intervals) const override;
+                      std::vector<Answer>* answers, Intervals* intervals, const rl::Peers& peers) const override;
 
  private:
   const data::Tokenizer& tokenizer_;
@@ -135,7 +136,7 @@ class HeldOutPrompts : public HeldOut {
   int64_t take_of(size_t part, int64_t count) const;
   std::vector<data::Example> take(int64_t count, std::vector<size_t>* part_of) const;
   std::optional<double> loss(const model::Decoder& model, const std::vector<data::Example>& examples,
-                             Interval* interval) const;
+                             Interval* interval, const rl::Peers& peers) const;
 
   std::vector<Part> parts_;
   rl::RewardSum score_;

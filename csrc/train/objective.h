@@ -10,6 +10,7 @@
 #include "csrc/model/decoder.h"
 #include "csrc/train/attention_entropy.h"
 #include "csrc/train/attention_watch.h"
+#include "csrc/train/gradients.h"
 
 namespace isentrope::train {
 
@@ -94,25 +95,36 @@ struct ObjectiveConfig {
 
 class Objective {
  public:
-  explicit Objective(AttentionEntropy attention) : attention_(std::move(attention)) {}
+  Objective(AttentionEntropy attention, std::shared_ptr<const Ranks> ranks)
+      : attention_(std::move(attention)), ranks_(std::move(ranks)) {}
   virtual ~Objective() = default;
   // Backpropagates the loss of a whole update, one micro-batch after the other, and returns its statistics: "loss",
   // "tokens", how many targets the update has and so the weight of its means, and the names that csrc/train/metrics.h
   // documents; where there is no target, no mean and no maximum. Gradient and statistics are those of the whole update,
   // however it is cut. seed fixes the draws of this update; watch, where given, is told of the attention.
+  // Several ranks are given the same update, each computes its own rows of it (share_of_rank), and all return the same statistics, of
+  // the whole update; gradients, which they then need, is told of the last pass. Log-probabilities that a
+  // selection or covariance is about go to all ranks, 4 bytes a token beside 4 bytes a weight of gradients: so every rank runs
+  // the same selection on the same numbers, with the same ties and the same seed as one rank does.
   virtual std::map<std::string, double> backward(model::Decoder& model, const data::Batch& update, uint64_t seed,
-                                                 AttentionWatch* watch) = 0;
+                                                 AttentionWatch* watch, Gradients* gradients = nullptr) = 0;
   const AttentionEntropy& attention() const { return attention_; }
 
  protected:
   AttentionEntropy attention_;
+  std::shared_ptr<const Ranks> ranks_;
 };
+
+// The rows of an update that a rank computes: one run of rows each, of about as many tokens without padding, at least one. Of fewer rows
+// than ranks, the last ranks get a row of which nothing counts.
+data::Batch share_of_rank(const data::Batch& update, int64_t rank, int64_t ranks);
 
 // model: whose layers, heads and device the thresholds of attention have.
 // temperature: of the rollouts, so that log-probabilities speak of the policy that drew them.
 // reference: the model that ref_kl_coef measures the divergence from; needed where that is above 0.
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
                                           const model::Decoder& model, double temperature = 1.0,
-                                          std::optional<model::Decoder> reference = std::nullopt);
+                                          std::optional<model::Decoder> reference = std::nullopt,
+                                          std::shared_ptr<const Ranks> ranks = std::make_shared<Ranks>());
 
 }  // namespace isentrope::train

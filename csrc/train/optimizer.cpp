@@ -33,17 +33,27 @@ struct Group {
   }
 };
 
-std::string shape_of(const Tensor& tensor) {
+std::string shape_of(at::IntArrayRef sizes) {
   std::ostringstream out;
-  out << tensor.sizes();
+  out << sizes;
   return out.str();
 }
 
-double global_norm(const std::vector<Tensor>& grads) {
-  if (!grads[0].is_cpu()) return torch::stack(at::_foreach_norm(grads)).to(torch::kFloat64).norm().item<double>();
+std::string shape_of(const Tensor& tensor) { return shape_of(tensor.sizes()); }
+
+double global_norm(const std::vector<Tensor>& grads, const Ranks& ranks) {
+  if (ranks.alone() && !grads[0].is_cpu())
+    return torch::stack(at::_foreach_norm(grads)).to(torch::kFloat64).norm().item<double>();
   double squares = 0;
-  for (const Tensor& grad : grads) squares += sum_of_squares(grad);
-  return std::sqrt(squares);
+  for (const Tensor& grad : grads)
+    squares += grad.is_cpu() ? sum_of_squares(grad) : grad.to(torch::kFloat64).square().sum().item<double>();
+  return std::sqrt(ranks.sum(squares));
+}
+
+std::vector<Tensor> tensors_of(const std::vector<std::pair<std::string, Tensor>>& named) {
+  std::vector<Tensor> tensors;
+  for (const auto& [name, tensor] : named) tensors.push_back(tensor);
+  return tensors;
 }
 
 }  // namespace
@@ -63,27 +73,28 @@ std::string OptimizerConfig::problem() const {
 }
 
 Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, Tensor>> parameters,
-                     const std::map<std::string, std::vector<int64_t>>& matrices)
-    : config_(config), muon_(config.muon.value_or(MuonConfig())) {
+                     const std::map<std::string, std::vector<int64_t>>& matrices, std::shared_ptr<const Ranks> ranks)
+    : config_(config), muon_(config.muon.value_or(MuonConfig())), gradients_(std::move(ranks), tensors_of(parameters)) {
   for (auto& [name, parameter] : parameters) {
+    const bool owned = gradients_.owns(names_.size());
     names_.push_back(name);
     parameters_.push_back(parameter);
-    first_.push_back(torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach());
+    first_.push_back(owned ? torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach() : Tensor());
     const auto matrix = matrices.find(name);
     rows_.push_back(config.kind == "muon" && matrix != matrices.end() ? matrix->second : std::vector<int64_t>());
-    const bool adamw = config.kind != "sgd" && rows_.back().empty();
+    adamw_.push_back(config.kind != "sgd" && rows_.back().empty());
+    const bool adamw = owned && adamw_.back();
     second_.push_back(adamw ? torch::zeros_like(parameter, torch::MemoryFormat::Preserve).detach() : Tensor());
     steps_.push_back(adamw ? torch::zeros({}, parameter.options().dtype(torch::kFloat32).requires_grad(false))
                            : Tensor());
   }
 }
 
-void Optimizer::zero_grad() {
-  for (Tensor& parameter : parameters_) parameter.mutable_grad() = Tensor();
-}
+void Optimizer::zero_grad() { gradients_.drop(); }
 
 double Optimizer::step(double lr) {
   torch::NoGradGuard no_grad;
+  gradients_.collect();
   std::vector<Tensor> grads;
   Group groups[2];  // groups[0]: norms, biases and γ, without decay; groups[1]: matrices
   std::vector<size_t> present, orthogonal;
@@ -103,14 +114,16 @@ double Optimizer::step(double lr) {
     group.second.push_back(second_[i]);
     group.steps.push_back(steps_[i]);
   }
-  if (present.empty()) return 0.0;
+  const Ranks& ranks = gradients_.ranks();
+  if (present.empty() && ranks.alone()) return 0.0;
 
-  const double norm = global_norm(grads);
+  const double norm = global_norm(grads, ranks);
   if (!std::isfinite(norm)) {
-    for (size_t i = 0; i < present.size(); ++i)
-      if (!torch::isfinite(grads[i]).all().item<bool>())
-        throw NonFinite("the gradient of " + names_[present[i]] + " " + shape_of(grads[i]) +
-                        " is not finite; no weight was changed");
+    std::string bad;
+    for (size_t i = 0; i < present.size() && bad.empty(); ++i)
+      if (!torch::isfinite(grads[i]).all().item<bool>()) bad = names_[present[i]] + " " + shape_of(grads[i]);
+    for (const std::string& of_rank : ranks.gather(bad))
+      if (!of_rank.empty()) throw NonFinite("the gradient of " + of_rank + " is not finite; no weight was changed");
     throw NonFinite("the norm of the gradients overflows though each is finite; no weight was changed");
   }
   if (config_.max_grad_norm > 0 && norm > config_.max_grad_norm) at::_foreach_mul_(grads, config_.max_grad_norm / norm);
@@ -126,13 +139,20 @@ double Optimizer::step(double lr) {
   const double matrix_lr = lr * (muon_.lr.value_or(config_.lr) / config_.lr);
   for (const size_t i : orthogonal)
     muon_step(muon_, parameters_[i], parameters_[i].grad(), first_[i], rows_[i], matrix_lr, config_.weight_decay);
+  gradients_.gather_weights();
   return norm;
 }
 
-std::map<std::string, Tensor> Optimizer::state() const {
+std::vector<Tensor> Optimizer::moments() const {
+  std::vector<Tensor> moments;
+  for (const auto& [name, tensor] : own_state()) moments.push_back(tensor);
+  return moments;
+}
+
+std::map<std::string, Tensor> Optimizer::own_state() const {
   std::map<std::string, Tensor> state;
   for (size_t i = 0; i < names_.size(); ++i) {
-    state["first." + names_[i]] = first_[i];
+    if (first_[i].defined()) state["first." + names_[i]] = first_[i];
     if (!second_[i].defined()) continue;
     state["second." + names_[i]] = second_[i];
     state["step." + names_[i]] = steps_[i];
@@ -140,20 +160,62 @@ std::map<std::string, Tensor> Optimizer::state() const {
   return state;
 }
 
+std::vector<std::pair<std::string, std::vector<int64_t>>> Optimizer::layout(int64_t rank) const {
+  std::map<std::string, std::vector<int64_t>> shapes;  // in the order of own_state()
+  for (size_t i = 0; i < names_.size(); ++i) {
+    if (gradients_.owners()[i] != rank) continue;
+    shapes["first." + names_[i]] = parameters_[i].sizes().vec();
+    if (!adamw_[i]) continue;
+    shapes["second." + names_[i]] = parameters_[i].sizes().vec();
+    shapes["step." + names_[i]] = {};
+  }
+  return {shapes.begin(), shapes.end()};
+}
+
+std::map<std::string, Tensor> Optimizer::state() const {
+  auto state = own_state();
+  const Ranks& ranks = gradients_.ranks();
+  if (ranks.alone()) return state;
+  const torch::NoGradGuard no_grad;
+  const auto options = parameters_[0].options().requires_grad(false);
+  std::vector<Tensor> own{torch::empty({0}, options)};
+  for (const auto& [name, tensor] : state) own.push_back(tensor.reshape({-1}));
+  const Tensor in = ranks.first() ? own[0] : torch::cat(own);
+  std::vector<int64_t> in_counts(ranks.size(), 0), out_counts(ranks.size(), 0);
+  in_counts[0] = in.numel();
+  int64_t all = 0;
+  for (int64_t r = 1; ranks.first() && r < ranks.size(); ++r)
+    for (const auto& [name, shape] : layout(r)) out_counts[r] += c10::multiply_integers(shape);
+  for (const int64_t count : out_counts) all += count;
+  const Tensor out = torch::empty({all}, options);
+  ranks.settle();
+  ranks.exchange(out, in, out_counts, in_counts)();
+  int64_t at = 0;
+  for (int64_t r = 1; ranks.first() && r < ranks.size(); ++r)
+    for (const auto& [name, shape] : layout(r)) {
+      const int64_t count = c10::multiply_integers(shape);
+      state[name] = out.slice(0, at, at + count).view(shape);
+      at += count;
+    }
+  return state;
+}
+
 void Optimizer::restore(const std::map<std::string, Tensor>& state) {
   torch::NoGradGuard no_grad;
-  const auto own = this->state();
-  for (const auto& [name, tensor] : own) {
+  std::map<std::string, std::vector<int64_t>> whole;
+  for (int64_t r = 0; r < gradients_.ranks().size(); ++r)
+    for (const auto& [name, shape] : layout(r)) whole[name] = shape;
+  for (const auto& [name, shape] : whole) {
     const auto found = state.find(name);
     if (found == state.end()) throw std::runtime_error("optimiser state lacks '" + name + "'");
-    if (found->second.sizes() != tensor.sizes())
+    if (found->second.sizes() != at::IntArrayRef(shape))
       throw std::runtime_error("optimiser state '" + name + "' has shape " + shape_of(found->second) +
-                               ", and this model wants " + shape_of(tensor));
+                               ", and this model wants " + shape_of(at::IntArrayRef(shape)));
   }
   for (const auto& [name, tensor] : state)
-    if (!own.count(name))
+    if (!whole.count(name))
       throw std::runtime_error("optimiser state holds '" + name + "', which this model does not have");
-  for (const auto& [name, tensor] : own) tensor.copy_(state.at(name));
+  for (const auto& [name, tensor] : own_state()) tensor.copy_(state.at(name));
 }
 
 }  // namespace isentrope::train

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "csrc/field.h"
+#include "csrc/train/gradients.h"
 #include "csrc/train/muon.h"
 
 namespace isentrope::train {
@@ -48,25 +49,35 @@ struct OptimizerConfig {
 class Optimizer {
  public:
   // parameters: (name, tensor); names are kept for state() and for errors. matrices: which of them Muon moves (muon_matrices()).
+  // With several ranks each has the moments of its own parameters alone, and updates these (csrc/train/gradients.h).
   Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, torch::Tensor>> parameters,
-            const std::map<std::string, std::vector<int64_t>>& matrices = {});
+            const std::map<std::string, std::vector<int64_t>>& matrices = {},
+            std::shared_ptr<const Ranks> ranks = std::make_shared<Ranks>());
 
   void zero_grad();
   // Clips, then updates with learning rate lr; returns the gradient norm before clipping. A norm that is not finite
   // throws NonFinite naming the first bad gradient, before any weight has changed.
   double step(double lr);
 
-  // Moments and step counts by name, for checkpoints; restore() takes what state() gave and names what differs.
+  // Moments and step counts by name, for checkpoints; restore() takes what state() gave and names what differs. Called by all
+  // ranks: the first gets the whole, which does not depend on their number, the others their own; restore() takes the whole.
   std::map<std::string, torch::Tensor> state() const;
   void restore(const std::map<std::string, torch::Tensor>& state);
+  std::vector<torch::Tensor> moments() const;  // this rank's, as they are
+  Gradients& gradients() { return gradients_; }
 
  private:
+  std::map<std::string, torch::Tensor> own_state() const;
+  std::vector<std::pair<std::string, std::vector<int64_t>>> layout(int64_t rank) const;  // of its state: names, shapes
+
   OptimizerConfig config_;
   MuonConfig muon_;
+  Gradients gradients_;
   std::vector<std::string> names_;
   std::vector<std::vector<int64_t>> rows_;  // of the matrices joined in each that Muon moves; empty for the others
-  std::vector<torch::Tensor> parameters_, first_;
-  std::vector<torch::Tensor> second_, steps_;  // of adamw; undefined tensors with sgd, and of what Muon moves
+  std::vector<bool> adamw_;                 // which of them AdamW moves
+  std::vector<torch::Tensor> parameters_, first_;  // first_, second_, steps_: undefined tensors of what other ranks own
+  std::vector<torch::Tensor> second_, steps_;      // of adamw; undefined tensors with sgd, and of what Muon moves
 };
 
 struct NonFinite : std::runtime_error {

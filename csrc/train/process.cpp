@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
@@ -108,6 +109,15 @@ void print(std::string_view text) {
     if (written < 0) fail_output(errno);
     text.remove_prefix(static_cast<size_t>(written));
   }
+}
+
+void write_output_to(const std::string& file) {
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::path(file).parent_path(), error);
+  const int fd = ::open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (fd < 0 || ::dup2(fd, STDOUT_FILENO) < 0 || ::dup2(fd, STDERR_FILENO) < 0)
+    throw std::runtime_error(file + ": cannot be opened: " + std::strerror(errno));
+  ::close(fd);
 }
 
 void end_output() {

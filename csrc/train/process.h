@@ -1,5 +1,6 @@
 // The program as a process: its descriptors, its signals, and what it writes to standard output.
 #pragma once
+#include <string>
 #include <string_view>
 
 namespace isentrope::train {
@@ -20,8 +21,8 @@ class StopSignals {
   ~StopSignals();
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
-  static int received();                               // the signal that asked to stop; 0: none has
-  static int exit_code() { return 128 + received(); }  // as shells tell of a process that a signal ended
+  static int received();                                     // the signal that asked to stop; 0: none has
+  static int exit_code(int signal) { return 128 + signal; }  // as shells tell of a process that a signal ended
 };
 
 // Seconds since the system started this process.
@@ -30,6 +31,9 @@ double seconds_of_process();
 // Writes all of the text to standard output, or throws std::runtime_error with the reason. A reader that has gone wants no more:
 // that is no error.
 void print(std::string_view text);
+
+// From here on standard output and standard error go to the end of the file, which is made with its folder.
+void write_output_to(const std::string& file);
 
 // Closes standard output; some file systems tell only then that what was written is lost. Throws as print() does.
 void end_output();

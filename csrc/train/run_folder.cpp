@@ -50,12 +50,13 @@ bool holds_run(const RunFolder& folder) {
 
 }  // namespace
 
-RunFolder::RunFolder(const std::string& dir, bool resume) {
+RunFolder::RunFolder(const std::string& dir, bool resume, bool owner) : owner_(owner) {
   std::error_code error;
   if (!dir.empty()) dir_ = fs::absolute(dir, error).lexically_normal().string();
   while (dir_.size() > 1 && dir_.back() == '/') dir_.pop_back();
   if (dir_.empty() || dir_ == "/")
     throw std::runtime_error("run.dir: \"" + dir + "\" is no folder for a run; name one, such as runs/first");
+  if (!owner_) return;
   try {
     for (fs::path at = dir_; !fs::exists(at, error) && at.has_relative_path(); at = at.parent_path())
       made_.push_back(at.string());
@@ -119,7 +120,7 @@ void RunFolder::keep() {
 }
 
 void RunFolder::check() const {
-  if (!stands_at(lock_, dir_ + "/lock"))
+  if (owner_ && !stands_at(lock_, dir_ + "/lock"))
     throw std::runtime_error(dir_ +
                              ": the run's folder, or the file lock in it, was removed or renamed while the run goes "
                              "on; put it back and add --resume, or begin a new run");

@@ -7,6 +7,7 @@
 //   <dir>/tensorboard/    csrc/train/tensorboard.h, with metrics.tensorboard
 //   <dir>/checkpoints/    csrc/train/checkpoint.h
 //   <dir>/config.yaml     the resolved configuration
+//   <dir>/ranks/          <rank>.log: what the other processes of the run have to say
 #pragma once
 #include <map>
 #include <optional>
@@ -20,7 +21,8 @@ class RunFolder {
   // Creates the folder and takes its lock. Throws std::runtime_error where another trainer holds it (naming
   // its process id), where the folder already holds a run (a line of metrics or a checkpoint) and resume is false, and where it
   // cannot be made or locked. resume of a folder without a run is a new run.
-  RunFolder(const std::string& dir, bool resume);
+  // owner: whether this process is the one that may change it; of one that is not, all that follows does nothing.
+  RunFolder(const std::string& dir, bool resume, bool owner = true);
   // Without keep() the folder is left as it was found: the files as begin() saw them, and no lock and folder of its own making.
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
@@ -40,6 +42,7 @@ class RunFolder {
   void leave() noexcept;
 
   std::string dir_;
+  bool owner_;
   int lock_ = -1;
   bool made_lock_ = false, kept_ = false;
   std::vector<std::string> made_;  // folders, the innermost first

@@ -34,11 +34,12 @@ struct RunHeader {
   std::string device, instruction_set;  // cpu or cuda:0; what the ops' CPU backends use, as `isentrope version` says it
   std::string dtype;                    // of weights, gradients and the optimiser
   std::string compute;                  // of the operands of products
-  int64_t threads = 0;
-  double product_rate = 0;          // FLOP/s, csrc/train/flops.h
-  MemoryPlan memory_needed;         // of the phase that needs most
-  std::optional<double> memory;     // bytes of the machine; none on a GPU
-  std::vector<PhaseHeader> phases;  // those that are still to come, the first perhaps under way
+  int64_t threads = 0;                  // of a rank
+  int64_t ranks = 1;                    // processes (csrc/train/distributed.h)
+  double product_rate = 0;              // FLOP/s of all ranks, csrc/train/flops.h
+  MemoryPlan memory_needed;             // of the phase that needs most
+  std::optional<double> memory;         // bytes of the machine; none on a GPU
+  std::vector<PhaseHeader> phases;      // those that are still to come, the first perhaps under way
 };
 
 // The sizes of a phase's data, as check_data found them, and one example. seed: of the phase's examples.

@@ -19,6 +19,7 @@
 #include "csrc/train/flops.h"
 #include "csrc/train/machine_memory.h"
 #include "csrc/train/phase.h"
+#include "csrc/train/rank_check.h"
 #include "csrc/train/run_checkpoints.h"
 #include "csrc/train/summary.h"
 #include "csrc/train/task_files.h"
@@ -30,6 +31,19 @@ uint64_t derived_seed(uint64_t seed, data::Purpose purpose, uint64_t a, uint64_t
   data::Stream stream(seed, purpose, a, b, c);
   const uint64_t high = stream.bits();
   return high << 32 | stream.bits();
+}
+
+bool on_gpu(const TrainConfig& config) {
+  return config.run.device == "cuda" || (config.run.device == "auto" && torch::cuda::is_available());
+}
+
+RunFolder open_folder(const std::string& dir, bool resume, const Ranks& ranks) {
+  try {
+    return RunFolder(dir, resume, ranks.first());
+  } catch (...) {
+    ranks.tell();
+    throw;
+  }
 }
 
 // A tensor that the phase cannot go on without.
@@ -61,12 +75,19 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
 
 Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards)
     : config_(std::move(config)),
-      folder_(config_.run.dir, resume),
+      ranks_(Ranks::of_environment(config_.run.timeout_s, on_gpu(config_))),
+      folder_(open_folder(config_.run.dir, resume, *ranks_)),
       tokenizer_(config_.tokenizer),
       model_(nullptr),
       rewards_(rewards),
       time_limit_(config_.run) {
-  // ---- all that can refuse; nothing is changed
+  const Standing standing = ranks_->together([&] { return prepare(resume); });
+  ranks_->together([&] { begin(standing); });
+}
+
+// All that can refuse; nothing is changed.
+Standing Trainer::prepare(bool resume) {
+  check_ranks(config_, *ranks_);
   check_machine(config_);
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.model.vocabulary = tokenizer_.size();
@@ -79,7 +100,10 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   numbers_ = standing.numbers;
   results_ = standing.results;
   notes_ = standing.notes;
-  const std::vector<std::string> written = make_task_files(config_);
+  std::vector<std::string> written;  // by one rank, and found by the others
+  if (ranks_->first()) written = make_task_files(config_);
+  ranks_->barrier();
+  if (!ranks_->first()) written = make_task_files(config_);
   notes_.insert(notes_.end(), written.begin(), written.end());
   DataReport data = check_data(config_, tokenizer_, rewards_, phase_);
   notes_.insert(notes_.end(), data.notes.begin(), data.notes.end());
@@ -88,7 +112,7 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   warnings_ = train::warnings(config_, functions);
   warnings_.insert(warnings_.end(), data.warnings.begin(), data.warnings.end());
   data_ = std::move(data.phases);
-  const bool cuda = config_.run.device == "cuda" || (config_.run.device == "auto" && torch::cuda::is_available());
+  const bool cuda = on_gpu(config_);
   if (!cuda) check_memory(config_, data_, machine_memory(), resident_memory());
   beside_ = config_.run.checkpoint_every > 0 &&
             checkpoint_copy_fits(config_, data_, machine_memory(), resident_memory(), cuda);
@@ -105,8 +129,16 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
   if (!finished()) open_phase(standing.goes_on ? &standing.state : nullptr);
   header_ = describe();
+  return standing;
+}
 
-  // ---- the first change of a file
+// The first change of a file.
+void Trainer::begin(const Standing& standing) {
+  if (!ranks_->first()) {  // what it would write goes nowhere
+    metrics_ = std::make_unique<Metrics>("/dev/null");
+    samples_ = std::make_unique<Metrics>("/dev/null");
+    return;
+  }
   if (!finished()) {
     folder_.begin();
     metrics_ = open_log(folder_.metrics(), standing, kMetrics);
@@ -131,6 +163,7 @@ RunHeader Trainer::describe() const {
                    .dtype = "float32",
                    .compute = config_.model.compute,
                    .threads = at::get_num_threads(),
+                   .ranks = ranks_->size(),
                    .memory_needed = memory_plan(config_, data_)};
   for (const torch::Tensor& weight : model_->parameters()) {
     header.parameters += weight.numel();
@@ -138,7 +171,7 @@ RunHeader Trainer::describe() const {
   }
   if (device.is_cpu()) header.memory = machine_memory();
   if (finished()) return header;
-  header.product_rate = measured_product_rate(device, config_.model.compute);
+  header.product_rate = ranks_->sum(measured_product_rate(device, config_.model.compute));
   for (size_t i = phase_; i < config_.phases.size(); ++i) {
     header.phases.push_back(phase_header(config_, config_.phases[i], tokenizer_, data_[i - phase_],
                                          seed_of(config_.phases[i].name, data::Purpose::example)));
@@ -233,8 +266,9 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
         seed_of(phase.name, data::Purpose::rollout),
         [this, &phase, &rollouts](int64_t step, const std::vector<rl::SavedRollout>& drawn) {
           for (const rl::SavedRollout& one : drawn)
-            rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
-        });
+            if (ranks_->first()) rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
+        },
+        ranks_);
   const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
                                            phase.data.packing ? row : 0);
@@ -261,7 +295,7 @@ void Trainer::open_phase(const CheckpointState* state) {
   }
 
   auto objective = make_objective(phase.objective, phase.batch, model_,
-                                  phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference);
+                                  phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference, ranks_);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters())
     if (parameter.value().requires_grad()) parameters.push_back({parameter.key(), parameter.value()});
@@ -271,14 +305,14 @@ void Trainer::open_phase(const CheckpointState* state) {
   const auto held_out = [&](const PhaseConfig& of, data::Split split) {
     return evaluates(config_, phase, split) ? held_out_of(config_, of, tokenizer_, split, rewards_) : nullptr;
   };
-  Optimizer optimizer(phase.optimizer, parameters, muon_matrices(config_.model));
+  Optimizer optimizer(phase.optimizer, parameters, muon_matrices(config_.model), ranks_);
   std::vector<torch::Tensor> changed;
   for (const auto& [name, parameter] : parameters) changed.push_back(parameter);
   for (const auto& buffer : model_->named_buffers()) changed.push_back(buffer.value());
-  for (const auto& [name, moment] : optimizer.state()) changed.push_back(moment);
+  for (const torch::Tensor& moment : optimizer.moments()) changed.push_back(moment);
 
   Metrics::Place saved;
-  if (state && state->extra.contains(kRollouts)) {
+  if (ranks_->first() && state && state->extra.contains(kRollouts)) {
     const torch::Tensor& place = state->extra.at(kRollouts);
     saved = {place[0].item<int64_t>(), LineDigest(place[1].item<int64_t>())};
   }
@@ -331,6 +365,7 @@ std::string Trainer::save() {
 
 CheckpointState Trainer::state(bool phase_finished) const {
   CheckpointState state;
+  state.optimizer = open_->optimizer.state();
   state.phase_name = open_->config.name;
   state.phase_finished = phase_finished;
   // A phase that a stop ended is not known by its steps: where its last checkpoint failed, its evaluation is made again.
@@ -344,7 +379,6 @@ CheckpointState Trainer::state(bool phase_finished) const {
     for (const auto& [name, value] : result)
       state.extra[kResult + phase + "/" + name] = torch::tensor(value, torch::kFloat64);
   state.extra.merge(model_->sigma_state());
-  state.optimizer = open_->optimizer.state();
   state.source = open_->source->state();
   state.extra[kMetrics] = torch::tensor((state.evaluated ? metrics_->place() : metrics_of_step_).digest.value());
   state.extra[kSamples] = torch::tensor((state.evaluated ? samples_->place() : samples_of_step_).digest.value());
@@ -369,10 +403,15 @@ CheckpointState Trainer::state(bool phase_finished) const {
 }
 
 void Trainer::checkpoint(bool phase_finished, bool beside) {
+  ranks_->together([&] { make_checkpoint(phase_finished, beside); });
+}
+
+void Trainer::make_checkpoint(bool phase_finished, bool beside) {
   take_note(writer_.wait());
   const std::string dir = checkpoint_dir(folder_.dir(), open_->config.name, step_);
   std::error_code error;
-  if (dir == last_checkpoint_ && !phase_finished && std::filesystem::exists(dir + "/DONE", error)) return;
+  const bool there = dir == last_checkpoint_ && !phase_finished && std::filesystem::exists(dir + "/DONE", error);
+  if (ranks_->max(ranks_->first() && there)) return;
   folder_.check();
   std::vector<std::string> phases;
   for (const auto& [name, number] : numbers_) phases.push_back(name);
@@ -382,6 +421,10 @@ void Trainer::checkpoint(bool phase_finished, bool beside) {
     prune_checkpoints(folder_.dir(), config_.run.keep, phases);
   };
   CheckpointParts parts = parts_of(state(phase_finished), model_);
+  if (!ranks_->first()) {
+    last_checkpoint_ = dir;
+    return;
+  }
   if (!beside) {
     write(parts);
     last_checkpoint_ = dir;

@@ -25,6 +25,7 @@
 #include "csrc/train/checkpoint_writer.h"
 #include "csrc/train/config.h"
 #include "csrc/train/data_check.h"
+#include "csrc/train/distributed.h"
 #include "csrc/train/metrics.h"
 #include "csrc/train/resume.h"
 #include "csrc/train/rollout_log.h"
@@ -82,6 +83,10 @@ class Trainer {
   const std::vector<PhaseData>& data() const { return data_; }
   // What the run is made of; without phases where it has nothing left to do.
   const RunHeader& header() const { return header_; }
+  // The processes of the run. Every one of them constructs its trainer and calls advance() and save() as often.
+  const Ranks& ranks() const { return *ranks_; }
+  // The largest of what asked the ranks to stop (a signal's number, an exit code), 0 for nothing: so that all stop after the same step.
+  int agree_on_stop(int asked) const { return static_cast<int>(ranks_->max(static_cast<int64_t>(asked))); }
   // The newest checkpoint that is whole as far as advance() knew, or the one that the run started from; "" where there is none.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 
@@ -89,6 +94,8 @@ class Trainer {
   struct Phase;    // what lives as long as a phase: source, objective, optimiser
   struct Working;  // held by the one call at a time that works on the run
 
+  Standing prepare(bool resume);
+  void begin(const Standing& standing);
   void take_weights(const Standing& standing);
   void take_adapter(const Standing& standing);
   RunHeader describe() const;
@@ -111,12 +118,14 @@ class Trainer {
 
   // beside: training need not wait for it, where there is room for a copy, and goes on where it fails.
   void checkpoint(bool phase_finished, bool beside = false);
-  CheckpointState state(bool phase_finished) const;  // of the last whole step; shares its memory
+  void make_checkpoint(bool phase_finished, bool beside);
+  CheckpointState state(bool phase_finished) const;  // of the last whole step; shares its memory; a verb of Ranks
   void take_note(const std::optional<CheckpointWriter::Written>& written);
   std::string save_last_whole();
   [[noreturn]] void rethrow_with_place(const std::string& place);
 
   TrainConfig config_;
+  std::shared_ptr<const Ranks> ranks_;
   RunFolder folder_;
   data::Tokenizer tokenizer_;
   model::Decoder model_;

@@ -92,7 +92,8 @@ Record Trainer::step() {
     const uint64_t seed = seed_of(phase.name, data::Purpose::selection, step_, u);
     const bool looks = u == 0 && look > 0 && (step_ + 1) % look == 0;
     AttentionWatch watch(looks && phase.objective.attention_entropy.bound);
-    auto stats = open_->objective->backward(model_, update, seed, looks || clips ? &watch : nullptr);
+    auto stats = open_->objective->backward(model_, update, seed, looks || clips ? &watch : nullptr,
+                                            &open_->optimizer.gradients());
     if (!std::isfinite(stats["loss"]))
       throw NonFinite("the loss is not finite; first bad tensor: " + first_non_finite(model_));
     if (u == 0) open_->before.take();  // nothing has changed so far
@@ -172,7 +173,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
   const rl::EntropyLaw law = open_->law;
   const PolicyWatch watch = open_->watch;
   try {
-    write(step(), records);
+    ranks_->together([&] { write(step(), records); });
   } catch (...) {
     metrics_->back_to(metrics_before);
     open_->rollouts->back();
@@ -203,7 +204,7 @@ void Trainer::evaluate_due(std::vector<Record>& records) {
   const EvaluationConfig& evaluation = phase.evaluation;
   std::vector<Record> made;
   std::vector<std::string> shown;
-  try {
+  const auto evaluate_all = [&] {
     if (!evaluated_ && open_->validation && evaluation.every > 0 && step_ % evaluation.every == 0 &&
         step_ >= evaluation.from) {
       made.push_back(evaluate("validation", shown));
@@ -219,6 +220,9 @@ void Trainer::evaluate_due(std::vector<Record>& records) {
     }
     for (const std::string& line : shown) samples_->write(line);
     for (Record& line : made) write(std::move(line), records);
+  };
+  try {
+    ranks_->together(evaluate_all);
   } catch (...) {
     metrics_->back_to(metrics_of_step_);
     samples_->back_to(samples_of_step_);
@@ -231,8 +235,9 @@ void Trainer::evaluate_due(std::vector<Record>& records) {
 Record Trainer::evaluate(const std::string& split, std::vector<std::string>& shown) {
   const bool test = split == "test";
   std::vector<Sample> samples;
-  Evaluation found = (test ? open_->test : open_->validation)
-                         ->evaluate(model_, test ? config_.test : open_->config.evaluation, &samples);
+  Evaluation found =
+      (test ? open_->test : open_->validation)
+          ->evaluate(model_, test ? config_.test : open_->config.evaluation, &samples, nullptr, nullptr, *ranks_);
   if (!samples.empty()) shown.push_back(to_json(open_->config.name, step_, split, samples));
   found["time_s"] = seconds_since(begun_);
   return {.phase = open_->config.name,
@@ -269,7 +274,7 @@ std::vector<Record> Trainer::advance() {
     step_ = 0;
     if (finished()) {
       tensorboard_.reset();  // all is written when the run is
-      write_summary();
+      if (ranks_->first()) write_summary();
     }
   } else if (config_.run.checkpoint_every > 0 && step_ % config_.run.checkpoint_every == 0) {
     checkpoint(false, /*beside=*/true);

@@ -1,0 +1,28 @@
+// The processes that draw the rollouts of a step together, as this room sees them; csrc/train/distributed.h has them.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace isentrope::rl {
+
+// One process alone.
+class Peers {
+ public:
+  virtual ~Peers() = default;
+  virtual int64_t rank() const { return 0; }
+  virtual int64_t size() const { return 1; }
+  // What each rank gives, in the order of ranks, to all of them. Called by all.
+  virtual std::vector<std::string> gather(const std::string& own) const { return {own}; }
+  // A new queue, the same for all ranks; called by all. A call of it, from any thread, gives the next number, from 0 on, to one
+  // rank alone.
+  virtual std::function<int64_t()> queue() const {
+    return [next = std::make_shared<std::atomic<int64_t>>(0)] { return (*next)++; };
+  }
+};
+
+}  // namespace isentrope::rl
