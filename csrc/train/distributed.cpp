@@ -8,7 +8,6 @@
 
 #include "csrc/message.h"
 
-#ifdef ISENTROPE_GLOO
 #define USE_C10D_GLOO
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -16,7 +15,6 @@
 #ifdef ISENTROPE_NCCL
 #define USE_C10D_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
-#endif
 #endif
 
 namespace isentrope::train {
@@ -45,14 +43,6 @@ bool one_rank() {
   const std::string size = variable("WORLD_SIZE");
   return size.empty() || size == "1";
 }
-
-}  // namespace
-
-Ranks::Ranks() = default;
-
-#ifdef ISENTROPE_GLOO
-
-namespace {
 
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
@@ -92,6 +82,8 @@ int64_t hash_of(const char* text) {
 }
 
 }  // namespace
+
+Ranks::Ranks() = default;
 
 struct Ranks::Group {
   int64_t rank, size;
@@ -142,7 +134,9 @@ struct Ranks::Group {
         while (!store->check({key}) && Clock::now() < end) std::this_thread::sleep_for(milliseconds(20));
         if (!store->check({key})) missing.append(missing.empty() ? "" : ", ").append(std::to_string(other));
       }
-      if (!missing.empty()) places = "rank " + missing + " did not come: it has died or hangs, and its log says more";
+      if (!missing.empty())
+        places = "rank " + missing +
+                 " did not come. It has died or hangs; its own text is in <run.dir>/ranks, or of rank 0 on the console";
     } catch (const std::exception&) {
       places = "nor is the store of " + variable("MASTER_ADDR") + ":" + variable("MASTER_PORT") + " there any more";
     }
@@ -396,6 +390,8 @@ void Ranks::share(std::vector<Tensor>& parts) const {
 
 int64_t Ranks::bytes_sent() const { return group_ ? group_->sent : 0; }
 
+bool Ranks::broken() const { return group_ && !group_->broken.empty(); }
+
 // ---- failures -----------------------------------------------------------------------------------------------------
 
 Ranks::Scope::Scope(const Ranks& ranks) : ranks_(ranks) { ++ranks_.group_->depth; }
@@ -412,37 +408,6 @@ void Ranks::tell() const noexcept {
   } catch (...) {  // the others learn it from their own verb
   }
 }
-
-#else  // without Gloo's headers
-
-struct Ranks::Group {};
-
-std::string Ranks::build() { return "one rank (Gloo's headers were not there: libgloo-dev)"; }
-
-std::shared_ptr<Ranks> Ranks::of_environment(double, bool) {
-  if (one_rank()) return std::make_shared<Ranks>();
-  throw std::runtime_error("WORLD_SIZE is " + std::to_string(number("WORLD_SIZE", 1)) +
-                           ", and this build runs one rank, since Gloo's headers were not there; install libgloo-dev "
-                           "(gloo-devel) and build again: ./scripts/setup.sh does both");
-}
-
-void Ranks::sum(Tensor&) const {}
-void Ranks::max(Tensor&) const {}
-Tensor Ranks::rows(const Tensor& own) const { return own; }
-std::vector<std::string> Ranks::gather(const std::string& own) const { return {own}; }
-std::string Ranks::from_first(const std::string& text) const { return text; }
-std::function<int64_t()> Ranks::queue() const { return Peers::queue(); }
-void Ranks::settle() const {}
-std::function<void()> Ranks::exchange(const Tensor&, const Tensor&, std::vector<int64_t>, std::vector<int64_t>) const {
-  return [] {};
-}
-void Ranks::share(std::vector<Tensor>&) const {}
-int64_t Ranks::bytes_sent() const { return 0; }
-Ranks::Scope::Scope(const Ranks& ranks) : ranks_(ranks) {}
-Ranks::Scope::~Scope() = default;
-void Ranks::tell() const noexcept {}
-
-#endif
 
 Ranks::~Ranks() = default;
 

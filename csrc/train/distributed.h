@@ -63,6 +63,8 @@ class Ranks : public rl::Peers {
   // parts[r]: flat, filled by rank r, then the same on all.
   void share(std::vector<torch::Tensor>& parts) const;
 
+  bool broken() const;  // a rank has died or hangs, and no verb works any more
+
   // Bytes that this rank has sent in all verbs, by the algorithms of Gloo (ring for sums and gathers, tree from one to all).
   int64_t bytes_sent() const;
 

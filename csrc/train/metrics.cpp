@@ -22,7 +22,7 @@
 namespace isentrope::train {
 namespace {
 
-constexpr std::array<std::string_view, 33> kOrder{"loss",
+constexpr std::array<std::string_view, 34> kOrder{"loss",
                                                   "reward/mean",
                                                   "reward/std",
                                                   "entropy/mean",
@@ -47,6 +47,7 @@ constexpr std::array<std::string_view, 33> kOrder{"loss",
                                                   "law/r2",
                                                   "law/rmse",
                                                   "sigma/time_share",
+                                                  "ranks/bytes",
                                                   "eval/loss",
                                                   "eval/bits_per_byte",
                                                   "eval/greedy",
@@ -138,7 +139,8 @@ bool is_header(std::string_view line) { return line.starts_with("{\"run\": "); }
 void LineDigest::add(std::string_view line) {
   if (is_header(line)) return;
   std::string told(line);
-  for (const std::string time : {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share"}) {
+  for (const std::string time :
+       {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share", "ranks/bytes"}) {
     const size_t begin = told.find("\"" + time + "\": ");
     if (begin != std::string::npos) told.erase(begin, told.find_first_of(",}", begin) - begin);
   }

@@ -64,7 +64,7 @@ std::vector<std::pair<std::string, std::string>> evaluation_figures(const std::m
 // Whether a line is that of csrc/train/run_header.h: what the run is made of, and no step of it.
 bool is_header(std::string_view line);
 
-// Of lines what a repeated run repeats: all but headers and the times in the others. A checkpoint keeps it of what was written
+// Of lines what a repeated run repeats: all but headers, and times and bytes sent in the others. A checkpoint keeps it of what was written
 // before it.
 class LineDigest {
  public:

@@ -92,6 +92,12 @@ void check_ranks(const TrainConfig& config, const Ranks& ranks) {
     throw std::runtime_error("the ranks of a run must have the same program and configuration: " + differs);
   for (const PhaseConfig& phase : config.phases) {
     const std::string at = "phases." + phase.name + ".";
+    if (phase.objective.attention_entropy.coef > 0 && phase.batch.micro_tokens > 0)
+      throw std::runtime_error(at +
+                               "objective.attention_entropy.coef: its penalty speaks of a micro-batch, and those of " +
+                               std::to_string(ranks.size()) +
+                               " ranks are not those of one; write batch.micro_tokens: 0, "
+                               "with which it speaks of the update");
     const int64_t sequences =
         phase.rollout ? phase.rollout->prompts * phase.rollout->num_generations / phase.rollout->mini_batches
                       : phase.batch.sequences;

@@ -10,7 +10,8 @@ namespace isentrope::train {
 
 // Called by all ranks. Throws std::runtime_error on all of them where one has another program, or another value of a key
 // (run.threads aside) than the first rank: names rank, key and both values; where an update of a phase has fewer sequences than there
-// are ranks; and where objective.scope is micro with several ranks, whose micro-batches are none of one rank.
+// are ranks; and where an objective speaks of micro-batches (scope: micro; a penalty on the entropy of attention with
+// batch.micro_tokens), since those of several ranks are not those of one.
 void check_ranks(const TrainConfig& config, const Ranks& ranks);
 
 // What differs between the program and configuration of two ranks, a line each; "" where nothing does.

@@ -147,18 +147,19 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
 std::string to_json(const RunHeader& h) {
   Json phases = Json::array();
   for (const PhaseHeader& phase : h.phases) phases.push_back(to_object(phase));
-  const Json run{{"version", ISENTROPE_VERSION},
-                 {"parameters", h.parameters},
-                 {"trained", h.trained},
-                 {"dtype", h.dtype},
-                 {"compute", h.compute},
-                 {"device", h.device},
-                 {"instruction_set", h.instruction_set},
-                 {"threads", h.threads},
-                 {"product_flops_per_s", h.product_rate},
-                 {"memory_needed", h.memory_needed.total()},
-                 {"memory", h.memory ? Json(*h.memory) : Json(nullptr)},
-                 {"phases", phases}};
+  Json run{{"version", ISENTROPE_VERSION},
+           {"parameters", h.parameters},
+           {"trained", h.trained},
+           {"dtype", h.dtype},
+           {"compute", h.compute},
+           {"device", h.device},
+           {"instruction_set", h.instruction_set},
+           {"threads", h.threads},
+           {"product_flops_per_s", h.product_rate},
+           {"memory_needed", h.memory_needed.total()},
+           {"memory", h.memory ? Json(*h.memory) : Json(nullptr)},
+           {"phases", phases}};
+  if (h.ranks > 1) run["ranks"] = h.ranks;
   return "{\"run\": " + run.dump(-1, ' ', false, Json::error_handler_t::replace) + "}";
 }
 
@@ -170,8 +171,9 @@ std::string to_text(const RunHeader& h) {
                                   (h.compute == h.dtype ? "" : ", products in " + h.compute));
   char rate[64];
   std::snprintf(rate, sizeof(rate), ", products %.3g GFLOP/s", h.product_rate / 1e9);
-  lines.emplace_back("machine", h.device + ", " + std::to_string(h.threads) +
-                                    (h.threads == 1 ? " thread, " : " threads, ") + h.instruction_set + rate);
+  lines.emplace_back("machine", h.device + ", " + (h.ranks > 1 ? std::to_string(h.ranks) + " ranks of " : "") +
+                                    std::to_string(h.threads) + (h.threads == 1 ? " thread, " : " threads, ") +
+                                    h.instruction_set + rate);
   lines.emplace_back(
       "memory", "about " + to_text(h.memory_needed) + (h.memory ? "; the machine has " + bytes_text(*h.memory) : ""));
   for (const PhaseHeader& phase : h.phases) lines.emplace_back(phase.name, phase_text(phase));

@@ -73,6 +73,7 @@ class UpdateFigures {
 // One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights.
 Record Trainer::step() {
   const Clock::time_point start = Clock::now();
+  const int64_t sent_before = ranks_->bytes_sent();
   const PhaseConfig& phase = open_->config;
   const double lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps);
   data::StepData data = open_->source->next(step_);
@@ -147,6 +148,7 @@ Record Trainer::step() {
   values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
   if (!sigmas.empty()) values["sigma/time_share"] = sigma_seconds / seconds_since(start);
   values["time_s"] = seconds_since(begun_);
+  if (!ranks_->alone()) values["ranks/bytes"] = ranks_->sum(static_cast<double>(ranks_->bytes_sent() - sent_before));
   Record record{.phase = phase.name,
                 .step = step_ + 1,
                 .values = std::move(values),
@@ -288,7 +290,7 @@ std::string Trainer::save_last_whole() {
   try {
     if (step_ > 0) checkpoint(false);
   } catch (const std::exception& error) {
-    return ". The state before it could not be saved: " + std::string(error.what());
+    if (!ranks_->broken()) return ". The state before it could not be saved: " + std::string(error.what());
   }
   std::error_code error;
   if (last_checkpoint_.empty()) return ". There is no checkpoint yet.";

@@ -154,7 +154,7 @@ def run_program(arguments, folder, seconds):
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
 
-TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share"}  # csrc/train/metrics.h: what may differ
+TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share", "ranks/bytes"}  # csrc/train/metrics.h: what may differ
 
 
 def workplace(folder):

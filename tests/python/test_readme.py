@@ -58,7 +58,9 @@ def shell_commands():
 
 COMMANDS = shell_commands()
 SHOWN = list({tuple(words): (where, words) for where, words in reversed(COMMANDS)}.values())  # each once
+TORCHRUN = [words for _, words in SHOWN if words[0] == "torchrun"]
 TOOL = [words[1:] for _, words in SHOWN if Path(words[0]).name == "isentrope"]
+TOOL += [words[words.index("isentrope") + 1 :] for words in TORCHRUN]
 NAMES = [f"{where}: {' '.join(words)}" for where, words in SHOWN]
 
 

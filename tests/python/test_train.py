@@ -22,7 +22,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = sorted((ROOT / "configs" / "tiny").glob("*.yaml"))
-TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share"}  # all that may differ between two equal runs
+TIMES = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share", "ranks/bytes"}  # all that may differ between two equal runs
 
 
 def binary() -> str:

@@ -35,6 +35,7 @@ SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
         ("Throughput", "tokens a second", {"trained and sampled": "tokens_per_s", "sampled tokens": "rollout_tokens_per_s"}),
         ("Model FLOPs utilisation", "share of the measured product rate", {"": "mfu"}),
         ("Time in power steps", "share of a step", {"": "sigma/time_share"}),
+        ("Bytes between ranks", "a step, of all ranks", {"": "ranks/bytes"}),
     ]),
 ]
 UNSEEN = r"eval/pass@.+|time_s|law/(a|b|ceiling|r2|rmse)"  # told in words, or in figures of their own
@@ -103,6 +104,7 @@ TERMS: dict[str, str] = {
     "trained and sampled": "Tokens trained on and sampled, prompts included.",
     "sampled tokens": "Tokens sampled a second of the rollouts alone.",
     "Model FLOPs utilisation": "Arithmetic of the model in a step, over its time and the rate of a matrix product that the run measured at its start (MFU).",
+    "Bytes between ranks": "What the processes of a run sent one another: gradients, weights, and completions of a policy.",
     "Time in power steps": "Share of a step's time that finding spectral norms took.",
     "σ": "Spectral norm of a weight: the most that it lengthens a vector. Found by power steps.",
     "γ": "The norm that sigmaReparam learns in place of σ.",
