@@ -6,6 +6,7 @@ Skipped where there is no TRL; scripts/integrations.sh trl installs one into an 
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -373,6 +374,31 @@ def test_another_version_is_told(tmp_path, monkeypatch):
 
 def test_the_constructor_is_that_of_trl():
     assert inspect.signature(integration.GRPOTrainer.__init__) == inspect.signature(trl.GRPOTrainer.__init__)
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
+    """As docs/integrations.md shows it, but for a tiny model on the CPU and two steps."""
+    monkeypatch.undo()  # of no_reference: names of models are loaded as ever
+    page = (Path(__file__).resolve().parents[2] / "docs" / "integrations.md").read_text()
+    text = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    for shown, here in (
+        ("Qwen/Qwen3-0.6B", str(tmp_path / "model")),
+        ("max_steps=100", "max_steps=2, use_cpu=True, bf16=False, report_to='none', max_completion_length=8"),
+    ):
+        assert shown in text
+        text = text.replace(shown, here)
+    trl_runs.model().save_pretrained(tmp_path / "model")
+    trl_runs.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"prompt": text, "answer": text[0]}) for text in trl_runs.PROMPTS))
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "example"}
+    exec(compile(text, "docs/integrations.md", "exec"), names)
+    assert [line["step"] for line in names["trainer"].state.log_history if "train_runtime" in line] == [2]
+    for row in re.findall(r"^\| (`.*?) \| (.*?) \|", page, re.MULTILINE):  # the table of fields has their defaults
+        for name, default in zip(re.findall(r"`(\w+)`", row[0]), row[1].split(", "), strict=False):
+            if name in integration.GRPOConfig.__dataclass_fields__:
+                value = integration.GRPOConfig.__dataclass_fields__[name].default
+                assert str(value) == default or value == float(default), name
 
 
 def test_fields_are_arguments_of_a_command_line(tmp_path):

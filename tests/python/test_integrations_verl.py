@@ -4,8 +4,10 @@ Skipped where there is no verl; scripts/integrations.sh verl installs one into a
 Not run here, for want of a GPU: rollouts by vLLM or SGLang, Megatron, and FSDP of the first version, which takes no CPU.
 """
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +160,24 @@ def test_verl_finds_the_losses_by_itself():
         done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "VERL_USE_EXTERNAL_PLUGINS": policy}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert {name for name in done.stdout.split() if name.startswith("isentrope")} == wanted
+
+
+def test_the_lines_of_the_page_are_a_configuration_of_verl():
+    """As docs/integrations.md shows them, through verl's own hydra configuration, to the loss that its actor would take."""
+    from hydra import compose, initialize_config_module
+    from verl.utils.config import omega_conf_to_dataclass
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "integrations.md").read_text()
+    lines = re.findall(r"^ +(actor_rollout_ref\.\S+)", page, re.MULTILINE)
+    assert len(lines) == 2
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        whole = compose("ppo_trainer", overrides=[*lines, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2"])
+    actor = omega_conf_to_dataclass(whole.actor_rollout_ref.actor)
+    importlib.import_module(whole.actor_rollout_ref.model.external_lib).uninstall()
+    loss, _ = core_algos.get_policy_loss_fn(actor.policy_loss.loss_mode)(**batch(), config=actor)
+    assert torch.isfinite(loss)
+    for name in integration.LOSSES:
+        assert f"`{name}`" in page
 
 
 # ---- entropies -------------------------------------------------------------------------------------------------------
