@@ -216,6 +216,21 @@ def test_the_head_is_as_near_to_double_as_that_of_trl(name, within_twice):
         within_twice(what, told[1][part], told[0][part], told[2][part])
 
 
+def test_a_sigma_linear_head_is_taken_with_its_scale():
+    from isentrope.nn import SigmaLinear, convert_to_sigma
+
+    model = convert_to_sigma(trl_runs.model())
+    assert isinstance(model.get_output_embeddings(), SigmaLinear)
+    with torch.no_grad():
+        model.get_output_embeddings().gamma.mul_(0.5)
+    add_fused_lm_head(model)
+    assert add_head(model, 1.0, False) is None
+    tokens = torch.randint(2, 30, (2, 7))
+    logits = model(input_ids=tokens).logits[:, :-1].log_softmax(-1)
+    out = model(input_ids=tokens, labels=tokens, fused_lm_head=True)
+    torch.testing.assert_close(out.log_probs, logits.gather(2, tokens[:, 1:, None])[..., 0], rtol=1e-5, atol=1e-5)
+
+
 def test_other_calls_go_to_the_models_own_forward():
     model, plain = trl_runs.model(), trl_runs.model()
     add_fused_lm_head(model)

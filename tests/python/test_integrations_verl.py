@@ -114,11 +114,22 @@ def test_choices_follow_torchs_seed_and_controls_choose_as_many():
 
 def test_what_does_not_count_is_not_used():
     inputs = batch()
-    clean = run("isentrope_kl_cov", inputs)
+    weights = torch.rand(B, T, dtype=torch.float64)
+    clean = run("isentrope_kl_cov", inputs, weights=weights)
+    weights = weights.where(inputs["response_mask"], torch.nan)
     for name in ("old_log_prob", "log_prob", "advantages"):
         inputs[name] = torch.where(inputs["response_mask"], inputs[name], torch.nan)
-    for x, y in zip(clean[:2], run("isentrope_kl_cov", inputs)[:2], strict=True):
+    for x, y in zip(clean[:2], run("isentrope_kl_cov", inputs, weights=weights)[:2], strict=True):
         assert torch.equal(x, y)
+
+
+def test_bfloat16_is_met_by_float32():
+    """Log-probabilities of bfloat16 logits are bfloat16 in verl, and those of the sampler float32: the ratio is taken in float32."""
+    inputs = batch(torch.float32)
+    inputs["log_prob"] = inputs["log_prob"].bfloat16()
+    ours, theirs = run("isentrope_clip", inputs), run("vanilla", inputs)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=0)
+    assert ours[1].dtype == torch.bfloat16
 
 
 def test_bounds_that_are_none_are_clip_ratio():

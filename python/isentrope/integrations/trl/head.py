@@ -8,10 +8,12 @@ import types
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from trl.trainer.utils import FusedCausalLMOutput
 
+from isentrope.nn import SigmaLinear
 from isentrope.ops import linear_token_entropy
 
 # Factors of the logits, by their names in the configurations of transformers.
@@ -19,10 +21,12 @@ _FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_sc
 
 
 def refusal(model: nn.Module) -> str | None:
-    """Why the head of a model of transformers is left to TRL, or None."""
+    """Why the head of a model of transformers is left to TRL, or None. A SigmaLinear is taken with what it multiplies by."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    if type(head) is not nn.Linear:
+    if type(head) not in (nn.Linear, SigmaLinear):
         return f"its head is a {type(head).__name__}; wanted torch.nn.Linear"
+    if config is not model.config and int(transformers.__version__.split(".")[0]) < 5:
+        return f"transformers is {transformers.__version__} and the model has a part for images; wanted 5 or later"
     if hasattr(head.weight, "ds_id"):
         return "its head is split by DeepSpeed ZeRO-3"
     for name in _FACTORS:
@@ -68,7 +72,8 @@ def add_head(model: nn.Module, temperature: float, in_float32: bool) -> str | No
         if shift_labels is None:
             hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
         head = self.get_output_embeddings()
-        weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (head.weight, head.bias))
+        weight = head.scaled_weight() if isinstance(head, SigmaLinear) else head.weight
+        weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (weight, head.bias))
         hidden, target = hidden.to(weight.device), shift_labels.to(weight.device)
         outside = contextlib.nullcontext()
         if in_float32:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import trl
 from torch import Tensor
+from trl.trainer.utils import nanmax, nanmin
 
 from isentrope.integrations.trl.config import AGGREGATES, LOSSES, GRPOConfig, Loss
 from isentrope.integrations.trl.head import add_head
@@ -288,8 +289,8 @@ class GRPOTrainer(trl.GRPOTrainer):
             means |= {f"clip_ratio/{name}_mean": (x, counted) for name, x in (("low", low), ("high", high), ("region", low | high))}
             shares = torch.stack([(x * counted).sum(1) / counted.sum(1) for x in (low, high)], 1)  # [B, 2], NaN without a token
             lows, highs = self.accelerator.gather(shares).unbind(1)
-            metrics["clip_ratio/low_min"].append(lows.nan_to_num(nan=math.inf).min().item())
-            metrics["clip_ratio/high_max"].append(highs.nan_to_num(nan=-math.inf).max().item())
+            metrics["clip_ratio/low_min"].append(nanmin(lows).item())
+            metrics["clip_ratio/high_max"].append(nanmax(highs).item())
         sums = torch.stack([torch.stack([(x * count).sum(), count.sum()]) for x, count in means.values()])
         for name, (total, count) in zip(means, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True):
             metrics[name].append(total / max(count, 1))

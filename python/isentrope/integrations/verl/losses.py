@@ -93,8 +93,8 @@ def policy_loss(
     _warn_of_untested_version()
     loss = LOSSES[name]
     bounds = _bounds(name, config, loss)
-    old_log_prob, advantages = old_log_prob.to(log_prob.dtype), advantages.to(log_prob.dtype)
-    inputs = (log_prob, old_log_prob, advantages, response_mask)
+    dtype = torch.promote_types(log_prob.dtype, old_log_prob.dtype)
+    inputs = (log_prob.to(dtype), old_log_prob.to(dtype), advantages.to(dtype), response_mask)
     selected = None
     if loss.select is not None and loss.ratio is not None:
         selected = grpo_select(*inputs, mode=loss.select, seed=_seed(loss.select), **bounds, **_band(name, config, loss))
@@ -106,7 +106,9 @@ def policy_loss(
         kl_cov_coef=_or_default(config.policy_loss.ppo_kl_coef, 1.0) if loss.mode == "kl_cov" else 1.0,
         **bounds,
     )
-    token_loss = output.token_loss if rollout_is_weights is None else output.token_loss * rollout_is_weights
+    token_loss = output.token_loss
+    if rollout_is_weights is not None:
+        token_loss = (token_loss * rollout_is_weights).where(response_mask != 0, 0)
     total = agg_loss(loss_mat=token_loss, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
 
     stats = dict(zip(GRPO_STATS, output.stats.tolist(), strict=True))
