@@ -316,6 +316,16 @@ def test_every_loss_trains(loss, tmp_path):
     assert any("eval_loss" in line for line in made.state.log_history)
 
 
+def test_a_resumed_run_is_the_unbroken_one(tmp_path):
+    """Bit for bit, the random choices too."""
+    options = dict(loss="random_kl_cov", cov_ratio=0.3, max_steps=4, save_strategy="steps", save_steps=2, lr_scheduler_type="constant")
+    whole = trained("isentrope", tmp_path, **options)
+    resumed = trl_runs.trainer("isentrope", tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for key, x in whole.model.state_dict().items():
+        assert torch.equal(x, resumed.model.state_dict()[key]), key
+
+
 def test_bfloat16_and_a_float32_head_and_lora(tmp_path):
     from peft import LoraConfig
 
