@@ -4,7 +4,7 @@
 #   ./scripts/check.sh            what continuous integration runs
 #   ./scripts/check.sh --quick    without the sanitizers
 #   ./scripts/check.sh --full     and what takes hours or a package index: the attacks of scripts/reliability.py, ranks killed at random moments, a minute of
-#                                 libFuzzer for each reader of files, findings/, other versions and users of what is written, the sweep over the models of transformers and its lowest version, the mutants of the kernels, the CUDA build
+#                                 libFuzzer for each reader of files, findings/, other versions and users of what is written, TRL and verl, the sweep over the models of transformers and its lowest version, the mutants of the kernels, the CUDA build
 #
 # Of --full every part runs, also after another has failed; the exit code is 0 only where all passed.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -51,6 +51,7 @@ for script in findings/*.sh; do part "$script" "$script"; done
 part "transformers sweep" "$PYTHON" scripts/transformers_sweep.py --jobs 2
 part "the lowest transformers" scripts/transformers_lowest.sh
 part "clients of the folders" scripts/folder_clients.sh
+part "TRL and verl" scripts/integrations.sh
 part "mutants of the kernels" "$PYTHON" scripts/mutate_kernels.py
 # Exit code 3 of a machine without a GPU does not come with --build-only; without an nvcc there is nothing to build.
 if [ -n "${CUDACXX:-}" ] || ls "$(dirname "$PYTHON")"/../lib/python*/site-packages/nvidia/*/bin/nvcc >/dev/null 2>&1; then

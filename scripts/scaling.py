@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""What several ranks send each other, as a formula, counted, and for machines that are not here. Writes docs/scaling.md.
-
+"""What several ranks send each other, as a formula, counted, and for machines that are not here. 
     scripts/scaling.py                      the formula for 1B and 8B weights on 8, 64 and 1024 GPUs
     scripts/scaling.py --count 2 3 4 8      runs a small model on so many ranks and compares what it counts (metric ranks/bytes)
     scripts/scaling.py --count 2 3 4 5 6 7 8 --markdown docs/scaling.md
@@ -10,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = Path(__file__).with_suffix(".md")
 BUCKET = 8 << 20  # kBucketBytes of csrc/train/gradients.cpp
 # Speeds by their makers: NVLink of an H100 SXM in one direction, a 400 Gbit/s adapter a GPU beyond the eight of a machine; the rate is 40 % of its
 # 989 TFLOP/s of bfloat16. Seconds that a message takes of any size: NCCL over such adapters, 5 to 10 µs by its users.
@@ -110,13 +109,15 @@ def counted(many):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, nargs="+", metavar="RANKS", help="runs of so many ranks")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page; needs --count")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write both tables into the page; needs --count")
     arguments = parser.parse_args()
     found = counted(arguments.count) if arguments.count else []
     if arguments.markdown:
         if not found:
             parser.error("--markdown needs --count: the page holds what was counted")
-        page = TEXT.read_text().replace("<counted>", "\n".join(found)).replace("<estimated>", "\n".join(table()))
+        page = arguments.markdown.read_text()
+        for name, lines in {"counted": found, "estimated": table()}.items():
+            page = re.sub(rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, lines=lines: m[1] + "\n".join(["", *lines, "", m[2]]), page)
         arguments.markdown.write_text(page)
         return
     print("\n".join([*found, *([""] if found else []), *table()]))

@@ -1,0 +1,301 @@
+"""GRPOTrainer: TRL's, with its loss made by grpo_select and grpo_loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+import trl
+from torch import Tensor
+from trl.trainer.utils import nanmax, nanmin
+
+from isentrope.integrations.trl.config import AGGREGATES, LOSSES, GRPOConfig, Loss
+from isentrope.integrations.trl.head import add_head
+from isentrope.ops import GRPO_STATS, grpo_combine_stats, grpo_loss, grpo_select
+
+TESTED = "1.16.0"
+_OPTIONS = {field.name: field.default for field in dataclasses.fields(GRPOConfig) if field.name not in trl.GRPOConfig.__dataclass_fields__}
+_TOLD = ("ratio/mean", "ratio/max", "entropy/std", "kl/k3", "clip/frac")
+_TOLD_OF_SELECTION = ("cov/mean", "cov/max", "select/frac")
+# What TRL hands on to its forward pass, of images mostly.
+_FORWARD = tuple(inspect.signature(trl.GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+if "compute_aux_loss" not in _FORWARD:
+    raise ImportError("no compute_aux_loss in GRPOTrainer._get_per_token_logps_and_entropies")
+_FORWARD = _FORWARD[_FORWARD.index("compute_aux_loss") + 1 :]
+
+
+class Rule(NamedTuple):
+    """The arguments of grpo_loss that do not change during training."""
+
+    loss: Loss
+    aggregate: str
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+
+
+class GRPOTrainer(trl.GRPOTrainer):
+    """trl.GRPOTrainer with Isentrope's ops; the same arguments, with isentrope.integrations.trl.GRPOConfig or trl.GRPOConfig as args.
+
+    - Log-probabilities and entropies, of the policy and of the reference, are linear_token_entropy's: no logits of [N, V] exist, also on
+      the CPU. Models whose head is no plain linear layer keep TRL's fused head; `trainer.head_refusal` says why.
+    - The loss of a micro-batch is grpo_loss's with the policy term `args.loss` and the mean of `args.loss_type`:
+
+          =========== =================================================================================
+          loss_type   mean of token losses; K accumulation steps, P processes
+          =========== =================================================================================
+          grpo        Σ over sequences of their means / (sequences · K)
+          bnpo        Σ / (tokens of the micro-batch · K)
+          dr_grpo     Σ / (sequences · max_completion_length · K)
+          dapo        Σ / (tokens of the generation batch over all processes / P · K / steps_per_generation)
+          =========== =================================================================================
+
+      Loss and gradient are TRL's own where it has the loss: loss None, or "clip", and "gspo" for importance_sampling_level "sequence".
+      Reference divergence (beta, use_bias_correction_kl), delta, epsilon, off_policy_mask_threshold, top_entropy_quantile, vLLM's
+      importance weights, tool masks, entropy_coef and its adaptive control mean what they mean in TRL.
+    - clip_cov and kl_cov choose among the tokens of a micro-batch on one process. Completions with one advantage for all of its tokens
+      have covariance 0 throughout in a micro-batch of a single sequence: it has to have several. The random choice depends on args.seed,
+      the step, the accumulation step and the process alone.
+    - What is TRL's alone (sapo, luspo, vespo, and the sequence level together with beta, top_entropy_quantile, delta or vLLM) is computed by TRL.
+
+    It logs beside TRL's metrics isentrope/ratio/mean, ratio/max, entropy/std, kl/k3 (of the sampling policy), clip/frac and, for a loss
+    that selects, cov/mean, cov/max and select/frac, each over all processes.
+    """
+
+    _tag_names = [*trl.GRPOTrainer._tag_names, "isentrope"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if trl.__version__ != TESTED:
+            warnings.warn(f"isentrope.integrations.trl: trl is {trl.__version__}, which it is not tested with; wanted {TESTED}", stacklevel=2)
+        super().__init__(*args, **kwargs)
+        self._options = {name: getattr(self.args, name, default) for name, default in _OPTIONS.items()}
+        self._rule = self._choose_rule()
+        self.head_refusal: str | None = "fused_head is False"
+        if self._options["fused_head"]:
+            self._add_heads()
+
+    __init__.__signature__ = inspect.signature(trl.GRPOTrainer.__init__)  # type: ignore[attr-defined]
+
+    def _add_heads(self) -> None:
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                model = self.accelerator.unwrap_model(model)
+                base = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+                self.head_refusal = add_head(base, self.temperature, self.args.cast_lm_head_to_fp32)
+        if self.head_refusal is not None:
+            warnings.warn(f"isentrope.integrations.trl: the model keeps TRL's fused head, since {self.head_refusal}", stacklevel=3)
+
+    def _choose_rule(self) -> Rule | None:
+        """None: the loss is computed by TRL."""
+        args, name = self.args, self._options["loss"]
+        sequence = args.importance_sampling_level == "sequence"
+        low, high, dual = self.epsilon_low, self.epsilon_high, None
+        if name is None:
+            if sequence and ((self.beta and args.use_bias_correction_kl) or self.top_entropy_quantile < 1 or self.use_vllm):
+                return None  # whose products of sequences' ratios with tokens' weights are no function of grpo_loss
+            if self.loss_type == "cispo" and not sequence:
+                if high < 1:
+                    warnings.warn(
+                        f"GRPOTrainer: epsilon_high is {high:g}; TRL's loss_type 'cispo' bounds the ratio itself by it, so that nearly every weight is "
+                        f"{high:g}; wanted 1 or more (5.0 in its documentation), or loss='cispo', which bounds it by 1 + epsilon_high",
+                        stacklevel=4,
+                    )
+                    return None
+                return Rule(LOSSES["cispo"], "token-mean", 1.0, high - 1, None)
+            if self.loss_type not in AGGREGATES:
+                return None
+            name = "gspo" if sequence else "clip"
+        if name == "clip_higher" and args.epsilon_high is None:
+            high = 0.28
+        if args.delta is not None:
+            if self._options["loss"] is None and (sequence or args.delta <= 1 + high):
+                return None  # a bound of the ratio of sequences, or inside the clip
+            if name not in ("clip", "clip_higher"):
+                raise ValueError(f"GRPOTrainer: delta is {args.delta:g} and loss {name!r}; wanted loss 'clip' or 'clip_higher', or delta to be None")
+            if args.delta <= 1 + high:
+                raise ValueError(f"GRPOTrainer: delta is {args.delta:g}; wanted above 1 + epsilon_high, which is {1 + high:g}")
+            dual = args.delta
+        return Rule(LOSSES[name], AGGREGATES[self.loss_type], low, high, dual)
+
+    # ---- the loss ----------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self._rule is None:
+            loss: Tensor = super()._compute_loss(model, inputs)
+            return loss
+        rule, args = self._rule, self.args
+        mode = "train" if self.model.training else "eval"
+        steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+        mask = inputs["completion_mask"]  # [B, T]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+
+        logprob, entropy, aux_loss = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+            mask.shape[1],
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{name: inputs.get(name) for name in _FORWARD},
+        )
+        now, known = logprob.detach(), entropy.detach()
+        old = inputs.get("old_per_token_logps")
+        old = now if old is None else old.to(now.dtype)
+        advantage = inputs["advantages"].to(now.dtype)
+        advantage = (advantage[:, None] if advantage.dim() == 1 else advantage).expand_as(now)
+
+        kept = self.get_high_entropy_mask(known, mask, 1 - self.top_entropy_quantile) if self.top_entropy_quantile < 1 else None
+        factor = self._factor(inputs, advantage, now, old, mask, kept)
+        ratio = (now - old).exp()
+        reference, weight = None, None
+        if self.beta != 0.0:
+            reference = inputs["ref_per_token_logps"].to(now.dtype)
+            weight = ratio if args.use_bias_correction_kl else None
+        selected = self._select(now, old, advantage, mask, factor)
+
+        # Every policy term is linear in the advantage, for factors of 0 or more: TRL multiplies the token loss by them.
+        output = grpo_loss(
+            logprob,
+            old,
+            advantage if factor is None else advantage * factor,
+            mask,
+            selected=selected,
+            ref_logprob=reference,
+            ref_kl_weight=weight,
+            entropy=known,
+            mode=rule.loss.mode,
+            aggregate=rule.aggregate,
+            clip_low=rule.clip_low,
+            clip_high=rule.clip_high,
+            dual_clip=rule.dual_clip,
+            kl_cov_coef=self._options["kl_cov_coef"],
+            # r·k3, TRL's importance-weighted k3, has the gradient r·Δ: the weight r, a constant, on the value of k3 and the gradient of k2.
+            ref_kl="k3" if weight is None else "k3+",
+            ref_kl_coef=self.beta,
+            normalizer=self._normalizer(inputs, mask, mode, steps),
+        )
+        loss = output.loss
+        policy_loss = loss.detach() if self.loss_type in ("dapo", "cispo") else loss.detach() * steps
+        if self._entropy_bonus_enabled:
+            loss = loss - self._entropy_bonus(entropy, mask if kept is None else mask * kept, mode, steps)
+            self._metrics[mode]["policy_loss"].append(self.accelerator.gather(policy_loss).nanmean().item())
+            if mode == "train" and self.accelerator.sync_gradients:
+                self._metrics[mode]["entropy_coef"].append(self.entropy_coef)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * aux_loss / steps
+            self._metrics[mode]["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
+        self._log_loss(mode, output.stats, advantage, ratio, reference, now, known, mask)
+        return loss
+
+    def _factor(self, inputs: dict[str, Any], advantage: Tensor, now: Tensor, old: Tensor, mask: Tensor, kept: Tensor | None) -> Tensor | None:
+        """The product of TRL's weights of a token's policy term, each 0 or more: [B, T] or [B, 1], or None for 1."""
+        weights = [] if kept is None else [kept]
+        if self.off_policy_mask_threshold is not None:
+            weights.append(
+                self.get_off_policy_mask(
+                    advantages=advantage,
+                    per_token_logps=now,
+                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", old),
+                    mask=mask,
+                    off_policy_threshold=self.off_policy_mask_threshold,
+                )
+            )
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            weights.append(inputs["importance_sampling_ratio"])
+        return math.prod(weights[1:], start=weights[0].to(now.dtype)) if weights else None
+
+    def _select(self, now: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, factor: Tensor | None) -> Tensor | None:
+        rule, options = self._rule, self._options
+        if rule is None or rule.loss.select is None:
+            return None
+        place = (self.args.seed, self.state.global_step, self._step % max(self.args.gradient_accumulation_steps, 1), self.accelerator.process_index)
+        selected = grpo_select(
+            now,
+            old,
+            advantage,
+            mask,
+            mode=rule.loss.select,
+            seed=int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest(), "little") >> 1,
+            cov_ratio=options["cov_ratio"],
+            cov_lower=options["cov_lower"],
+            cov_upper=options["cov_upper"],
+            clip_low=rule.clip_low,
+            clip_high=rule.clip_high,
+            minimum=options["cov_minimum"],
+        )
+        return selected if factor is None else selected & (factor != 0)
+
+    def _normalizer(self, inputs: dict[str, Any], mask: Tensor, mode: str, steps: int) -> Tensor | float:
+        """What TRL divides the sums of grpo_loss's aggregate by, in this micro-batch."""
+        if self.loss_type == "grpo":
+            return float(len(mask) * steps)  # sequences without a token count
+        if self.loss_type == "bnpo":
+            return mask.sum().clamp(min=1) * float(steps)
+        if self.loss_type == "dr_grpo":
+            return float(len(mask) * self.max_completion_length * steps)
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        return tokens * (steps / self.args.steps_per_generation) if mode == "train" else tokens * 1.0
+
+    def _entropy_bonus(self, entropy: Tensor, mask: Tensor, mode: str, steps: int) -> Tensor:
+        """TRL's: a coefficient times the mean over the tokens of the micro-batch, whatever loss_type; adaptive from step to step."""
+        total, count = (entropy * mask).sum(), mask.sum().clamp(min=1)
+        coefficient = self.entropy_coef
+        if self.use_adaptive_entropy:
+            args = self.args
+            if self._last_world_entropy > args.entropy_target:
+                coefficient = 0.0
+            if mode == "train":
+                sums = torch.stack([total.detach(), mask.sum().to(total.dtype)])
+                self._entropy_window_stats = sums if self._entropy_window_stats is None else self._entropy_window_stats + sums
+                if self.accelerator.sync_gradients:  # the end of an optimiser step
+                    sums = self.accelerator.reduce(self._entropy_window_stats, reduction="sum")
+                    mean = (sums[0] / sums[1].clamp(min=1)).item()
+                    step = args.entropy_coef_delta if mean <= args.entropy_target else -args.entropy_coef_delta
+                    self.entropy_coef = min(max(self.entropy_coef + step, args.entropy_coef_min), args.entropy_coef_max)
+                    self._last_world_entropy, self._entropy_window_stats = mean, None
+        return coefficient * total / count / steps
+
+    # ---- metrics -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _log_loss(
+        self, mode: str, stats: Tensor, advantage: Tensor, ratio: Tensor, reference: Tensor | None, now: Tensor, known: Tensor, mask: Tensor
+    ) -> None:
+        """TRL's metrics of a micro-batch over all processes, by its names and definitions, and ours."""
+        metrics, rule = self._metrics[mode], self._rule
+        assert rule is not None
+        level, tokens = ratio, mask.to(now.dtype)
+        by_sequence = rule.loss.mode == "gspo"  # whose ratio, clip and share are a sequence's
+        if by_sequence:
+            level = ((ratio.log() * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
+            advantage = advantage[:, :1]
+        counted = torch.ones_like(level) if by_sequence else tokens
+        means = {"entropy": (known, tokens)}
+        if reference is not None:
+            delta = reference - now
+            k3 = delta.exp() - delta - 1
+            means["kl"] = (k3 * ratio if self.args.use_bias_correction_kl else k3, tokens)
+        if rule.loss.mode == "cispo":
+            means["cispo_clip_ratio"] = ((level > 1 + rule.clip_high) & (advantage > 0), tokens)
+        elif rule.loss.mode not in ("gpg", "kl_cov"):  # which have no clip
+            low = (level < 1 - rule.clip_low) & (advantage < 0)
+            high = (level > 1 + rule.clip_high) & (advantage > 0)
+            means |= {f"clip_ratio/{name}_mean": (x, counted) for name, x in (("low", low), ("high", high), ("region", low | high))}
+            shares = torch.stack([(x * counted).sum(1) / counted.sum(1) for x in (low, high)], 1)  # [B, 2], NaN without a token
+            lows, highs = self.accelerator.gather(shares).unbind(1)
+            metrics["clip_ratio/low_min"].append(nanmin(lows).item())
+            metrics["clip_ratio/high_max"].append(nanmax(highs).item())
+        sums = torch.stack([torch.stack([(x * count).sum(), count.sum()]) for x, count in means.values()])
+        for name, (total, count) in zip(means, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True):
+            metrics[name].append(total / max(count, 1))
+
+        combined = grpo_combine_stats(self.accelerator.gather(stats[None]))
+        told = dict(zip(GRPO_STATS, combined.tolist(), strict=True))
+        for name in _TOLD + (_TOLD_OF_SELECTION if rule.loss.select else ()):
+            metrics[f"isentrope/{name}"].append(told[name])

@@ -1,0 +1,166 @@
+"""The policy losses as verl calls them: one function a name, made from grpo_select and grpo_loss."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from isentrope.ops import GRPO_STATS, grpo_loss, grpo_select
+
+try:
+    import verl
+    from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
+except ImportError as error:
+    raise ImportError(
+        f"isentrope.integrations.verl: verl cannot be imported ({error}); wanted verl 0.9.1 with what it needs: pip install verl==0.9.1"
+    ) from error
+
+TESTED = "0.9.1"
+
+
+class Loss(NamedTuple):
+    """How a loss of verl's registry is made."""
+
+    mode: str  # of grpo_loss
+    select: str | None = None  # mode of grpo_select
+    ratio: str | None = None  # field of policy_loss: the share of tokens that is selected
+    dual_clip: bool = False
+    twin: str | None = None  # the loss of verl itself that it equals
+
+
+LOSSES: dict[str, Loss] = {
+    "isentrope_clip": Loss("clip", dual_clip=True, twin="vanilla"),
+    "isentrope_clip_cov": Loss("clip_cov", "clip_cov", "clip_cov_ratio", twin="clip_cov"),
+    "isentrope_kl_cov": Loss("kl_cov", "kl_cov", "kl_cov_ratio", twin="kl_cov"),
+    "isentrope_random_clip_cov": Loss("clip_cov", "random_clip_cov", "clip_cov_ratio"),
+    "isentrope_random_kl_cov": Loss("kl_cov", "random_kl_cov", "kl_cov_ratio"),
+    "isentrope_gspo": Loss("gspo", twin="gspo"),
+    "isentrope_cispo": Loss("cispo", twin="cispo"),
+    "isentrope_gpg": Loss("gpg", twin="gpg"),
+}
+
+# verl's name of a statistic of grpo_loss; the others are isentrope/<name>.
+_VERL_NAMES = {"clip/frac": "actor/pg_clipfrac", "clip/dual": "actor/pg_clipfrac_lower", "kl/k1": "actor/ppo_kl"}
+_TOLD = ("ratio/max", "kl/k3", "clip/low", "clip/high")
+_TOLD_OF_SELECTION = ("cov/mean", "cov/max", "select/frac")
+
+
+def register() -> None:
+    """Puts LOSSES into verl's registry of policy losses. verl's own names stay what they are; a second call changes nothing."""
+    for name in LOSSES:
+        register_policy_loss(name)(functools.partial(policy_loss, name))
+
+
+def policy_loss(
+    name: str,
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """A policy loss as verl's actor calls it for each micro-batch, to be minimised, and its metrics.
+
+    Loss = agg(w · L) with L the policy term of grpo_loss, w = rollout_is_weights (1 without) and agg verl's own agg_loss, so that every
+    loss_agg_mode and verl's count over ranks and micro-batches (config.global_batch_info) hold. Where clip_cov and kl_cov choose tokens,
+    they choose among those of this micro-batch, as verl's do; the random choice has a seed drawn from torch's default CPU generator,
+    which verl seeds and saves.
+
+    Args:
+        name: in LOSSES.
+        old_log_prob, log_prob, advantages: [B, T].
+        response_mask: [B, T], nonzero where the token counts. What stands elsewhere is never used.
+        loss_agg_mode: of verl: token-mean, token-sum, seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm.
+        config: verl's ActorConfig: clip_ratio, clip_ratio_low, clip_ratio_high (each clip_ratio where None), clip_ratio_c,
+            global_batch_info, and of policy_loss clip_cov_ratio, clip_cov_lb, clip_cov_ub, kl_cov_ratio, ppo_kl_coef.
+        rollout_is_weights: [B, T] or [B, 1], verl's correction of the rollout, or None.
+
+    Returns:
+        (loss [], metrics): actor/pg_clipfrac is the share of tokens that the clip takes out of the gradient for every loss (verl's clip_cov
+        tells its own selection under that name, which is isentrope/select/frac here); actor/ppo_kl the mean of old_log_prob - log_prob.
+
+    Raises:
+        ValueError: config is missing, or a field of it is out of range; the message names the field.
+    """
+    if config is None:
+        raise ValueError(f"{name}: config is None; wanted verl's ActorConfig")
+    _warn_of_untested_version()
+    loss = LOSSES[name]
+    bounds = _bounds(name, config, loss)
+    dtype = torch.promote_types(log_prob.dtype, old_log_prob.dtype)
+    inputs = (log_prob.to(dtype), old_log_prob.to(dtype), advantages.to(dtype), response_mask)
+    selected = None
+    if loss.select is not None and loss.ratio is not None:
+        selected = grpo_select(*inputs, mode=loss.select, seed=_seed(loss.select), **bounds, **_band(name, config, loss))
+    output = grpo_loss(
+        *inputs,
+        selected=selected,
+        mode=loss.mode,
+        dual_clip=_dual_clip(name, config) if loss.dual_clip else None,
+        kl_cov_coef=_or_default(config.policy_loss.ppo_kl_coef, 1.0) if loss.mode == "kl_cov" else 1.0,
+        **bounds,
+    )
+    token_loss = output.token_loss
+    if rollout_is_weights is not None:
+        token_loss = (token_loss * rollout_is_weights).where(response_mask != 0, 0)
+    total = agg_loss(loss_mat=token_loss, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
+
+    stats = dict(zip(GRPO_STATS, output.stats.tolist(), strict=True))
+    told = _TOLD + (_TOLD_OF_SELECTION if selected is not None else ())
+    return total, {metric: stats[key] for key, metric in _VERL_NAMES.items()} | {f"isentrope/{key}": stats[key] for key in told}
+
+
+@functools.cache
+def _warn_of_untested_version() -> None:
+    if verl.__version__ != TESTED:
+        warnings.warn(
+            f"isentrope.integrations.verl: verl is {verl.__version__}, which its losses are not tested with; wanted {TESTED}",
+            stacklevel=3,
+        )
+
+
+def _or_default(value: Any, default: float) -> float:
+    return default if value is None else float(value)
+
+
+def _field(name: str, field: str, value: float, right: bool, wanted: str) -> float:
+    if not right:  # NaN is not right either
+        raise ValueError(f"{name}: actor.{field} is {value:g}; wanted {wanted}")
+    return value
+
+
+def _bounds(name: str, config: Any, loss: Loss) -> dict[str, float]:
+    if loss.mode == "gpg":
+        return {}
+    bounds = {}
+    for key in ("clip_ratio_low", "clip_ratio_high"):
+        value = _or_default(getattr(config, key), config.clip_ratio)
+        bounds[key.replace("_ratio", "")] = _field(name, key, value, value >= 0, "0 or more")
+    return bounds
+
+
+def _band(name: str, config: Any, loss: Loss) -> dict[str, float]:
+    fields = config.policy_loss
+    ratio = _or_default(getattr(fields, loss.ratio), 2e-4)
+    band = {"cov_ratio": _field(name, f"policy_loss.{loss.ratio}", ratio, 0 < ratio <= 1, "above 0 and at most 1")}
+    if loss.mode == "clip_cov":
+        lower, upper = _or_default(fields.clip_cov_lb, 1.0), _or_default(fields.clip_cov_ub, 5.0)
+        _field(name, "policy_loss.clip_cov_lb", lower, lower < upper, f"less than clip_cov_ub, which is {upper:g}")
+        band |= {"cov_lower": lower, "cov_upper": upper}
+    return band
+
+
+def _dual_clip(name: str, config: Any) -> float:
+    value = float(config.get("clip_ratio_c", 3.0))
+    return _field(name, "clip_ratio_c", value, value > 1, "above 1")
+
+
+def _seed(select: str) -> int:
+    """A new one for each choice that is random; kl_cov is not."""
+    return 0 if select == "kl_cov" else int(torch.randint(2**63 - 1, ()).item())
