@@ -1,5 +1,4 @@
 // isentrope._C: the trainer for Python. The ops need no binding: they are dispatcher ops.
-#include "csrc/train/block_cache.h"
 #include "csrc/train/trainer.h"
 
 #include <ATen/ThreadLocalState.h>
@@ -21,6 +20,7 @@
 #include "csrc/message.h"
 #include "csrc/python/alarm.h"
 #include "csrc/python/tokenizer.h"
+#include "csrc/train/block_cache.h"
 #include "csrc/train/process.h"
 #include "csrc/train/progress.h"
 #include "csrc/train/summary.h"

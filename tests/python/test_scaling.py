@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-
-from conftest import ROOT, binary
+from test_train import ROOT, binary
 
 spec = importlib.util.spec_from_file_location("scaling", ROOT / "scripts" / "scaling.py")
 scaling = importlib.util.module_from_spec(spec)
