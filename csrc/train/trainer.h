@@ -74,8 +74,8 @@ class Trainer {
   const RunHeader& header() const { return header_; }
   // The processes of the run. Every one of them constructs its trainer and calls advance() and save() as often.
   const Ranks& ranks() const { return *ranks_; }
-  // The largest of the signals that asked the ranks to stop, 0 for none: so that all stop after the same step.
-  int agree_on_stop(int signal) const { return static_cast<int>(ranks_->max(static_cast<int64_t>(signal))); }
+  // The same on all ranks, so that all stop after the same step: the signal that asked one of them to stop, 0 for none.
+  int agree_on_stop(int signal) const;
   // The newest checkpoint, or the one that the run started from; "" where there is none.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <new>
 
@@ -252,6 +253,17 @@ void Trainer::write(Record line, std::vector<Record>& records) {
   metrics_->write(text);
   if (tensorboard_) tensorboard_->write(text);
   records.push_back(std::move(line));
+}
+
+int Trainer::agree_on_stop(int signal) const {
+  if (ranks_->alone()) return signal;
+  constexpr int kSignals[] = {SIGTERM, SIGINT, SIGHUP};
+  std::vector<double> asked;
+  for (const int one : kSignals) asked.push_back(one == signal);
+  ranks_->sum(asked);
+  for (size_t i = 0; i < asked.size(); ++i)
+    if (asked[i] > 0) return kSignals[i];
+  return 0;
 }
 
 std::vector<Record> Trainer::advance() {
