@@ -16,8 +16,6 @@ struct TrainOptions {
   bool resume = false, quiet = false;
   GivenRewards rewards;
 };
-// As sysexits.h has it: it failed for now, and is to be tried again.
-constexpr int kTryAgain = 75;
 // Trains to the end, or until a signal asks it to stop (csrc/train/process.h): then the step is finished, a checkpoint written, and
 // 128 + the signal's number returned; or until its time is up (csrc/train/time_limit.h), and kTryAgain returned.
 int train_command(const TrainOptions& options);

@@ -75,10 +75,14 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo(const c10::intrusive_ptr<c10d::S
   return c10::make_intrusive<Gloo>(store, rank, size, options);
 }
 
-int64_t hash_of(const char* text) {
-  uint64_t hash = 14695981039346656037u;  // FNV-1a
-  for (; *text; ++text) hash = (hash ^ static_cast<uint8_t>(*text)) * 1099511628211u;
-  return static_cast<int64_t>(hash >> 1);  // its negative is one too
+// How many numbers the word at the beginning of a verb carries: those of a step's statistics, and a message of 64 bytes.
+constexpr int64_t kCarried = 6;
+
+// A number of 20 bits, of which so many can be added up as there may be ranks.
+double place_of(const char* text) {
+  uint32_t hash = 2166136261u;  // FNV-1a
+  for (; *text; ++text) hash = (hash ^ static_cast<uint8_t>(*text)) * 16777619u;
+  return static_cast<double>((hash >> 12) + 1);
 }
 
 }  // namespace
@@ -190,19 +194,26 @@ struct Ranks::Group {
     return texts;
   }
 
-  // The word that every verb begins with. failed: the text of this rank's failure, or "".
-  void begin(const char* what, const std::string* failed = nullptr) {
+  // The word that every verb begins with: [2 + kCarried], whether a rank has failed, the place of the verb, and numbers that are added up.
+  // failed: the text of this rank's failure, or "".
+  void begin(const char* what, std::vector<double>* numbers = nullptr, const std::string* failed = nullptr) {
     if (!broken.empty()) throw std::runtime_error(broken);
-    const int64_t place = hash_of(failed ? "failed" : what);
-    Tensor word = torch::tensor({static_cast<int64_t>(failed != nullptr), place, -place}, torch::kInt64);
-    reduce(word, c10d::ReduceOp::MAX, what);
-    const int64_t* x = word.const_data_ptr<int64_t>();
-    if (x[0] == 0 && x[1] == -x[2]) return;
+    const double place = failed ? 0 : place_of(what);
+    Tensor word = torch::zeros({2 + kCarried}, torch::kFloat64);
+    auto* x = word.data_ptr<double>();
+    x[0] = failed != nullptr;
+    x[1] = place;
+    if (numbers) std::copy(numbers->begin(), numbers->end(), x + 2);
+    reduce(word, c10d::ReduceOp::SUM, what);
+    if (x[0] == 0 && x[1] == place * static_cast<double>(size)) {
+      if (numbers) std::copy(x + 2, x + 2 + numbers->size(), numbers->begin());
+      return;
+    }
     const auto texts = gather((failed ? "!" + *failed : std::string("?") + what), what);
     told = true;
     std::string all;
     for (int64_t r = 0; r < size; ++r) {
-      if (x[0] && texts[r].starts_with("!") && !failed)
+      if (x[0] > 0 && texts[r].starts_with("!") && !failed)
         throw StoppedByRank("rank " + std::to_string(r) + ": " + texts[r].substr(1));
       all += (r ? ", rank " : "rank ") + std::to_string(r) + " at '" + texts[r].substr(1) + "'";
     }
@@ -404,7 +415,7 @@ void Ranks::tell() const noexcept {
   if (alone() || group_->told || !group_->broken.empty()) return;
   try {
     const std::string text = message_of();
-    group_->begin("end of a stretch", &text);
+    group_->begin("end of a stretch", nullptr, &text);
   } catch (...) {  // the others learn it from their own verb
   }
 }
@@ -413,6 +424,7 @@ Ranks::~Ranks() = default;
 
 void Ranks::sum(std::vector<double>& x) const {
   if (alone()) return;
+  if (static_cast<int64_t>(x.size()) <= kCarried) return group_->begin("sum of numbers", &x);
   Tensor tensor = torch::from_blob(x.data(), {static_cast<int64_t>(x.size())}, torch::kFloat64);
   sum(tensor);
 }

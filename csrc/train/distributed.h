@@ -1,8 +1,8 @@
 // The processes of a run, which torchrun starts, and the few verbs that they have in common: c10d behind it, Gloo on the CPU and
 // NCCL on GPUs. distributed.cpp is the only file that knows c10d.
 //
-// Every verb is called by all ranks, in the same order, and begins with a word of 24 bytes from each: whether it has failed,
-// and which verb it is at. So an error on one rank (a reward that raises, a loss that is not finite) ends what all ranks do at
+// Every verb is called by all ranks, in the same order, and begins with a word of 64 bytes from each: whether it has failed,
+// which verb it is at, and the numbers that it brings where they are few. So an error on one rank (a reward that raises, a loss that is not finite) ends what all ranks do at
 // the same place, before anything is changed: together() says so to the others, who throw StoppedByRank. A rank that dies or hangs
 // cannot say it: then the verb fails on the others within the time limit, names the rank, and no verb works any more.
 //

@@ -10,6 +10,9 @@ namespace isentrope::train {
 // at a write to a pipe without a reader and at a limit on the size of files. Keeps memory that is freed.
 void begin_process();
 
+// The exit code of a program that failed for now, and is to be tried again (sysexits.h).
+constexpr int kTryAgain = 75;
+
 // While there is one, SIGINT, SIGTERM and SIGHUP ask for a stop, and are told by received(). SIGHUP stays ignored where it was
 // (nohup). A second SIGINT or SIGTERM ends the process at once. It counts as a second one from a tenth of a second on, for
 // `timeout` and others send theirs to the process and once more to its group; a second SIGHUP, of which a closed terminal sends

@@ -85,8 +85,8 @@ class Trainer {
   const RunHeader& header() const { return header_; }
   // The processes of the run. Every one of them constructs its trainer and calls advance() and save() as often.
   const Ranks& ranks() const { return *ranks_; }
-  // The largest of what asked the ranks to stop (a signal's number, an exit code), 0 for nothing: so that all stop after the same step.
-  int agree_on_stop(int asked) const { return static_cast<int>(ranks_->max(static_cast<int64_t>(asked))); }
+  // The same on all ranks, so that all stop after the same step: what asked one of them to (a signal's number, an exit code), 0 for nothing.
+  int agree_on_stop(int asked) const;
   // The newest checkpoint that is whole as far as advance() knew, or the one that the run started from; "" where there is none.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <new>
 
 #include "csrc/data/random.h"
 #include "csrc/train/flops.h"
 #include "csrc/train/phase.h"
+#include "csrc/train/process.h"
 
 namespace isentrope::train {
 namespace {
@@ -254,6 +256,17 @@ void Trainer::write(Record line, std::vector<Record>& records) {
   metrics_->write(text);
   if (tensorboard_) tensorboard_->write(text);
   records.push_back(std::move(line));
+}
+
+int Trainer::agree_on_stop(int asked) const {
+  if (ranks_->alone()) return asked;
+  constexpr int kStops[] = {SIGTERM, SIGINT, SIGHUP, kTryAgain};
+  std::vector<double> by;
+  for (const int one : kStops) by.push_back(one == asked);
+  ranks_->sum(by);
+  for (size_t i = 0; i < by.size(); ++i)
+    if (by[i] > 0) return kStops[i];
+  return 0;
 }
 
 std::vector<Record> Trainer::advance() {
