@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "build" / "release" / "bin" / "isentrope"
 
-SHORT = ["test.skip=true", "run.checkpoint_every=0", "run.device=cpu", "phases.sft.evaluation.every=0", "phases.grpo.evaluation.every=0"]
+SHORT = ["test.skip=true", "run.checkpoint_every=0", "run.device=cpu"]
 LARGE = ["model.num_hidden_layers=12", "model.hidden_size=768", "model.num_attention_heads=12", "model.num_key_value_heads=12",
          "model.intermediate_size=2048"]  # fmt: skip
 CASES = {
