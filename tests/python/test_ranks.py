@@ -352,7 +352,7 @@ def calls(n=[0]):
 
 def test_a_reward_that_raises_on_one_rank_stops_all_and_the_step_before_is_saved(tmp_path, policy):
     (tmp_path / "mine.py").write_text(REWARD)
-    words = ["run.start=" + str(checkpoint(policy, "sft-000060")), "phases.grpo.reward=[{kind: python, function: mine.py:reward}]",
+    words = ["run.start=" + str(checkpoint(policy, "sft-000060")), f"phases.grpo.reward=[{{kind: python, function: '{tmp_path}/mine.py:reward'}}]",
              "phases.grpo.evaluation.every=0", "test.skip=true", "run.checkpoint_every=0"]  # fmt: skip
     config = tmp_path / "grpo.yaml"
     config.write_text((TINY / "grpo.yaml").read_text())
