@@ -1,5 +1,6 @@
 // Writing beside training: one checkpoint at a time, in a thread of its own. Training waits for the copy that is written
-// (csrc/train/checkpoint.h: copy_of) and not for the disk; a second checkpoint waits for the first.
+// (csrc/train/checkpoint.h: copy_of) and not for the disk; a second checkpoint waits for the first. The thread has less right to the
+// cores than training (a niceness of 10).
 #pragma once
 #include <functional>
 #include <future>

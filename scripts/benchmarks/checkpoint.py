@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "build" / "release" / "bin" / "isentrope"
 TARGET = 1 / 1.05
 QUICKSTART = {"layers": 3, "width": 64, "heads": 4, "kv": 4, "mlp": 192, "context": 64, "sequences": 64, "every": 8}
-SMOLLM2 = {"layers": 38, "width": 576, "heads": 9, "kv": 3, "mlp": 1536, "context": 512, "sequences": 2, "every": 8}
+SMOLLM2 = {"layers": 38, "width": 576, "heads": 9, "kv": 3, "mlp": 1536, "context": 512, "sequences": 2, "every": 6}
 SHAPES = [(163392,), (134700000,)]  # about as many weights; `--shape 163392` is the quickstart alone
 MODELS = {SHAPES[0]: ("quickstart", QUICKSTART), SHAPES[1]: ("SmolLM2-135M's size", SMOLLM2)}
 
