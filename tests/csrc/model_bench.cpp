@@ -34,8 +34,10 @@
 #include "csrc/model/decode.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/train/block_cache.h"
 #include "csrc/train/objective.h"
 #include "csrc/train/optimizer.h"
+#include "csrc/train/process.h"
 #include "csrc/train/snapshot.h"
 
 namespace {
@@ -178,9 +180,9 @@ struct Bench {
     batch.tokens = tokens;
     batch.target =
         torch::cat({tokens.slice(1, 1), torch::full_like(tokens.slice(1, 0, 1), isentrope::data::kIgnore)}, 1);
-    snapshot->take();
     optimizer->zero_grad();
     const auto stats = objective->backward(model, batch, 1, nullptr);
+    snapshot->take();
     optimizer->step(1e-5);
     snapshot->drop();
     return stats.at("loss");
@@ -285,6 +287,8 @@ struct Bench {
 }  // namespace
 
 int main(int argc, char** argv) {
+  isentrope::train::begin_process();
+  isentrope::train::keep_tensor_memory();
   Bench bench;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
