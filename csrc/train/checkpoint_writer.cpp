@@ -1,6 +1,5 @@
 #include "csrc/train/checkpoint_writer.h"
 
-#include <c10/util/ParallelGuard.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,13 +19,10 @@ namespace {
 void step_back() {
   constexpr int kNiceness = 10;
   const auto own = static_cast<id_t>(::syscall(SYS_gettid));
-  ::setpriority(PRIO_PROCESS, own,
-                ::getpriority(PRIO_PROCESS, own) + kNiceness);  // of the thread alone, as Linux has it
+  ::setpriority(PRIO_PROCESS, own, ::getpriority(PRIO_PROCESS, own) + kNiceness);  // of the thread, as Linux has it
 }
 
 std::string error_of(const std::function<void()>& write) {
-  // Torch would give the thread a team of as many threads as training has, and the two would wait for each other's.
-  const c10::ParallelGuard alone(true);
   try {
     write();
   } catch (...) {

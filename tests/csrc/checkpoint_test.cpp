@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -572,6 +573,10 @@ TEST(CheckpointWriter, OneAtATimeAndEachIsToldOnce) {
         "c", [] { throw std::runtime_error("c/x: cannot be written"); }, beside);
     EXPECT_EQ(writer.wait()->error, "c/x: cannot be written");
   }
+  int niceness = 0;
+  writer.begin("e", [&] { niceness = ::getpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid))); });
+  EXPECT_EQ(writer.wait()->error, "");
+  EXPECT_EQ(niceness, std::min(19, ::getpriority(PRIO_PROCESS, 0) + 10));
   bool done = false;
   {
     CheckpointWriter goes;
