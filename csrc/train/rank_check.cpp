@@ -83,6 +83,15 @@ std::string difference(const std::map<std::string, std::string>& first, const st
   return text;
 }
 
+void check_same(const Ranks& ranks, const std::string& what, const std::string& found) {
+  if (ranks.alone()) return;
+  const std::vector<std::string> all = ranks.gather(found);
+  for (size_t rank = 1; rank < all.size(); ++rank)
+    if (all[rank] != all[0])
+      throw std::runtime_error(what + ": rank 0 has " + all[0] + ", and rank " + std::to_string(rank) + " has " +
+                               all[rank] + "; all ranks must see the same files");
+}
+
 void check_ranks(const TrainConfig& config, const Ranks& ranks) {
   if (ranks.alone()) return;
   using nlohmann::json;

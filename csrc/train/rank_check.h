@@ -14,6 +14,10 @@ namespace isentrope::train {
 // batch.micro_tokens), since those of several ranks are not those of one.
 void check_ranks(const TrainConfig& config, const Ranks& ranks);
 
+// Called by all ranks. Throws std::runtime_error on all of them where one has found something else than the first: of several machines that
+// do not see the same files. what: "the weights".
+void check_same(const Ranks& ranks, const std::string& what, const std::string& found);
+
 // What differs between the program and configuration of two ranks, a line each; "" where nothing does.
 std::string difference(const std::map<std::string, std::string>& first, const std::map<std::string, std::string>& own,
                        int64_t rank);

@@ -21,6 +21,7 @@
 #include "csrc/train/phase.h"
 #include "csrc/train/rank_check.h"
 #include "csrc/train/run_checkpoints.h"
+#include "csrc/train/sum_of_squares.h"
 #include "csrc/train/summary.h"
 #include "csrc/train/task_files.h"
 
@@ -92,6 +93,8 @@ Standing Trainer::prepare(bool resume) {
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.model.vocabulary = tokenizer_.size();
   const Standing standing = find_standing(config_, tokenizer_, folder_.dir(), resume);
+  check_same(*ranks_, "run.dir, the checkpoint to go on from",
+             standing.from.empty() ? "none" : standing.from + " at step " + std::to_string(standing.step));
   if (standing.vocabulary > 0) config_.model.vocabulary = standing.vocabulary;
   config_.model.tokens = tokenizer_.size();
   phase_ = standing.phase;
@@ -126,6 +129,11 @@ Standing Trainer::prepare(bool resume) {
   const uint64_t seed = derived_seed(config_.run.seed, data::Purpose::initialisation, 0);
   model_ = model::Decoder(config_.model, drawn ? std::optional(seed) : std::nullopt);
   if (!standing.from.empty()) take_weights(standing);
+  if (!ranks_->alone()) {
+    double squares = 0;
+    for (const torch::Tensor& weight : model_->parameters()) squares += sum_of_squares(weight);
+    check_same(*ranks_, "the weights that the run begins with", "squares that add up to " + std::to_string(squares));
+  }
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
   if (!finished()) open_phase(standing.goes_on ? &standing.state : nullptr);
   header_ = describe();
@@ -320,6 +328,11 @@ void Trainer::open_phase(const CheckpointState* state) {
   if (rollouts->lost()) notes_.push_back(rollouts->file() + " is not there: the rollouts that it held are lost");
   std::optional<int64_t> digest;
   auto source = source_of(phase, *rollouts, digest);
+  if (digest)
+    check_same(*ranks_, "phases." + phase.name + ".data, the training examples", "digest " + std::to_string(*digest));
+  for (const auto& [name, value] : source->state())
+    if (phase.data.corpus && value.scalar_type() == torch::kInt64 && value.numel() == 1)
+      check_same(*ranks_, "phases." + phase.name + ".data, the text: " + name, std::to_string(value.item<int64_t>()));
   auto open = std::make_unique<Phase>(Phase{.config = phase,
                                             .rollouts = std::move(rollouts),
                                             .source = std::move(source),

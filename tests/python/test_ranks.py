@@ -242,6 +242,23 @@ def test_ranks_that_do_not_fit_are_refused_on_all(tmp_path, each, told):
     assert not (tmp_path / "run").exists()
 
 
+def test_ranks_that_see_other_files_are_refused(tmp_path):
+    """As two machines do whose folders are called alike: here by the working folder of each."""
+    lines = [json.dumps({"prompt": f"a+{i}=", "completion": "7"}) for i in range(8)]
+    port, processes = free_port(), []
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "data.jsonl").write_text("\n".join(lines[rank:]) + "\n")
+        variables = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        words = [binary(), "train", str(TINY / "sft.yaml"), f"run.dir={tmp_path}/run", "run.timeout_s=30", "test.skip=true",
+                 "phases.sft.data={jsonl: {path: data.jsonl}}", "phases.sft.evaluation.every=0"]  # fmt: skip
+        processes.append(subprocess.Popen(words, cwd=tmp_path / str(rank), env={**os.environ, **variables}, text=True,
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+    results = end(processes)
+    assert all(code == 1 and "all ranks must see the same files" in text for code, text in results), results
+    assert not (tmp_path / "run").exists()
+
+
 def test_scope_micro_is_refused(tmp_path, policy):
     results = end(start(2, tmp_path / "run", TINY / "grpo_clip_cov.yaml", "phases.grpo.objective.scope=micro"))
     assert all(code == 1 and "objective.scope: micro" in text for code, text in results), results
