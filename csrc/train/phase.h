@@ -1,4 +1,4 @@
-// What lives as long as a phase of a run. Of trainer.cpp and training_loop.cpp alone.
+// What lives as long as a phase of a run. Of trainer*.cpp and training_loop.cpp alone.
 #pragma once
 #include <memory>
 #include <optional>

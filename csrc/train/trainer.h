@@ -7,9 +7,10 @@
 // A checkpoint within a phase is written beside the steps that follow (csrc/train/checkpoint_writer.h) where the machine has room for
 // its copy; one at the end of a phase, at a stop or after an error is waited for.
 //
-//   trainer.cpp         how a run and a phase begin, and what a checkpoint holds
-//   training_loop.cpp   advance() and step()
-//   resume.h            where a run begins, and what is refused
+//   trainer.cpp              how a run and a phase begin
+//   training_loop.cpp        advance() and step()
+//   trainer_checkpoint.cpp   what a checkpoint holds, and when it is written
+//   resume.h                 where a run begins, and what is refused
 #pragma once
 #include <atomic>
 #include <chrono>
