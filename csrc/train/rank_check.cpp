@@ -3,11 +3,15 @@
 #include <elf.h>
 #include <link.h>
 #include <torch/version.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "csrc/durable_file.h"
 #include "csrc/train/config_values.h"
 
 namespace isentrope::train {
@@ -62,6 +66,16 @@ std::map<std::string, std::string> of_this_rank(const TrainConfig& config) {
   return all;
 }
 
+// own: name → value. Throws on a rank that has another value than the first one.
+void check_same(const std::string& must, const std::map<std::string, std::string>& own, const Ranks& ranks) {
+  using nlohmann::json;
+  const std::string text = json(own).dump(-1, ' ', false, json::error_handler_t::replace);
+  const std::string differs = difference(json::parse(ranks.from_first(text)), json::parse(text), ranks.rank());
+  if (!differs.empty()) throw std::runtime_error(must + differs);
+}
+
+const std::string kSameFiles = "the ranks of a run must see the same files: ";
+
 }  // namespace
 
 std::string difference(const std::map<std::string, std::string>& first, const std::map<std::string, std::string>& own,
@@ -85,11 +99,7 @@ std::string difference(const std::map<std::string, std::string>& first, const st
 
 void check_ranks(const TrainConfig& config, const Ranks& ranks) {
   if (ranks.alone()) return;
-  using nlohmann::json;
-  const std::string own = json(of_this_rank(config)).dump(-1, ' ', false, json::error_handler_t::replace);
-  const std::string differs = difference(json::parse(ranks.from_first(own)), json::parse(own), ranks.rank());
-  if (!differs.empty())
-    throw std::runtime_error("the ranks of a run must have the same program and configuration: " + differs);
+  check_same("the ranks of a run must have the same program and configuration: ", of_this_rank(config), ranks);
   for (const PhaseConfig& phase : config.phases) {
     const std::string at = "phases." + phase.name + ".";
     if (phase.objective.attention_entropy.coef > 0 && phase.batch.micro_tokens > 0)
@@ -110,6 +120,39 @@ void check_ranks(const TrainConfig& config, const Ranks& ranks) {
       throw std::runtime_error(at + "objective.scope: micro selects within micro-batches, and those of " +
                                std::to_string(ranks.size()) + " ranks are not those of one; write scope: global");
   }
+}
+
+void check_standing(const Standing& standing, const Ranks& ranks) {
+  if (ranks.alone()) return;
+  std::string seen = "none";
+  if (!standing.from.empty()) {
+    const std::filesystem::path from = standing.from;
+    seen = from.filename().string();
+    std::error_code error;
+    if (const std::string done = from / "DONE"; std::filesystem::exists(done, error)) {
+      char digest[24];
+      std::snprintf(digest, sizeof(digest), "%016zx", std::hash<std::string>()(read_whole(done)));
+      seen += std::string(" (") + digest + ")";
+    }
+  }
+  check_same(kSameFiles, {{"the checkpoint to go on from", seen}}, ranks);
+}
+
+void check_examples(const std::string& phase, std::optional<int64_t> digest, const data::BatchSource& source,
+                    const Ranks& ranks) {
+  if (ranks.alone()) return;
+  if (!digest)  // a corpus
+    if (const auto state = source.state(); state.contains("digest")) digest = state.at("digest").item<int64_t>();
+  check_same(kSameFiles,
+             {{"the digest of the training data of phases." + phase, digest ? std::to_string(*digest) : "none"}},
+             ranks);
+}
+
+int64_t ranks_on_this_machine(const Ranks& ranks) {
+  char name[256] = "";
+  ::gethostname(name, sizeof(name) - 1);
+  const std::vector<std::string> names = ranks.gather(name);
+  return std::count(names.begin(), names.end(), std::string(name));
 }
 
 }  // namespace isentrope::train

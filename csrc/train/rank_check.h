@@ -1,10 +1,13 @@
 // What the ranks of a run must have in common, and what their number must be: looked at before anything is changed.
 #pragma once
 #include <map>
+#include <optional>
 #include <string>
 
+#include "csrc/data/batch.h"
 #include "csrc/train/config.h"
 #include "csrc/train/distributed.h"
+#include "csrc/train/resume.h"
 
 namespace isentrope::train {
 
@@ -14,7 +17,16 @@ namespace isentrope::train {
 // batch.micro_tokens), since those of several ranks are not those of one.
 void check_ranks(const TrainConfig& config, const Ranks& ranks);
 
-// What differs between the program and configuration of two ranks, a line each; "" where nothing does.
+// The same of what they found on their disks, which no configuration tells: the checkpoint to go on from, by its name and the digest of
+// its files (a folder of transformers has none), and the training examples of a phase.
+void check_standing(const Standing& standing, const Ranks& ranks);
+void check_examples(const std::string& phase, std::optional<int64_t> digest, const data::BatchSource& source,
+                    const Ranks& ranks);
+
+// How many ranks have this one's name of the machine. Called by all ranks.
+int64_t ranks_on_this_machine(const Ranks& ranks);
+
+// What differs between two ranks, a line each; "" where nothing does.
 std::string difference(const std::map<std::string, std::string>& first, const std::map<std::string, std::string>& own,
                        int64_t rank);
 

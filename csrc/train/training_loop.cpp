@@ -275,7 +275,7 @@ std::vector<Record> Trainer::advance() {
   std::vector<Record> records;
   if (finished()) return records;
   take_note(writer_.ended());
-  if (!open_) open_phase(nullptr);
+  if (!open_) ranks_->together([&] { open_phase(nullptr); });
   if (evaluated_ && !at_end()) whole_step(records);
   // The second where a resumed configuration ends the phase at the step that it stands at.
   if (!evaluated_ || (at_end() && !tested_)) evaluate_due(records);
