@@ -266,7 +266,8 @@ class Handle {
   bool out_of_time() {
     const Turn turn(*this, "advance()");
     const py::gil_scoped_release unlocked;
-    return trainer_->agree_on_stop(trainer_->out_of_time() ? train::kTryAgain : 0) == train::kTryAgain;
+    // Where one rank has to leave, all do, after the same step.
+    return trainer_->agree_on_stop(trainer_->out_of_time() ? train::kTryAgain : 0) != 0;
   }
 
   // Waits for the checkpoint that is being written. What is new of those that could not be written; in a fork nothing.

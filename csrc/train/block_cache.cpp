@@ -2,6 +2,7 @@
 
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -106,6 +107,15 @@ size_t BlockCache::most() const {
   return most_;
 }
 
-void keep_tensor_memory() { c10::SetCPUAllocator(&BlockCache::of_process(), /*priority=*/1); }
+void BlockCache::hold_in_forks() {
+  static const int once = ::pthread_atfork([] { of_process().lock_.lock(); }, [] { of_process().lock_.unlock(); },
+                                           [] { of_process().lock_.unlock(); });
+  static_cast<void>(once);  // there was no memory for it: as without
+}
+
+void keep_tensor_memory() {
+  BlockCache::hold_in_forks();
+  c10::SetCPUAllocator(&BlockCache::of_process(), /*priority=*/1);
+}
 
 }  // namespace isentrope::train

@@ -32,6 +32,10 @@ class BlockCache final : public c10::Allocator {
   c10::DeleterFnPtr raw_deleter() const override { return give_back; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
+  // A process that a reward in Python forks has one thread: the lock, which another thread may have at that moment, is held over each
+  // fork from here on.
+  static void hold_in_forks();
+
   size_t used() const;  // bytes of the blocks that tensors have
   size_t kept() const;  // and of those that wait for one
   size_t most() const;  // that were in use at once so far

@@ -162,7 +162,7 @@ int plan_command(const std::string& file, const std::vector<std::string>& overri
   const data::Tokenizer tokenizer(config.tokenizer);
   config.model.vocabulary = std::max(config.model.vocabulary, tokenizer.size());
   if (config.run.threads > 0) at::set_num_threads(static_cast<int>(config.run.threads));
-  check_machine(config);
+  check_machine(config, RankCounts());
   make_task_files(config);
   const DataReport data = check_data(config, tokenizer, rewards_in_name_alone(config));
   print_warnings(data.warnings);

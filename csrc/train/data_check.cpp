@@ -168,7 +168,7 @@ bool evaluates(const TrainConfig& config, const PhaseConfig& phase, data::Split 
   return !config.test.skip && config.phases.back().data.has(data::Split::test);
 }
 
-void check_machine(const TrainConfig& config) {
+void check_machine(const TrainConfig& config, const RankCounts& ranks) {
   if (config.run.device == "cuda" && !torch::cuda::is_available())
     throw std::runtime_error(
         "run.device: cuda is asked for, and this machine has no GPU that PyTorch can use (see `isentrope "
@@ -181,7 +181,7 @@ void check_machine(const TrainConfig& config) {
     const double length = phase.data.corpus ? static_cast<double>(config.model.max_position_embeddings) : 2;
     phases.push_back({.phase = phase.name, .splits = {}, .lengths = {.longest = length, .mean = length}});
   }
-  check_memory(config, phases, machine_memory(), resident_memory());
+  check_memory(config, phases, machine_memory(), resident_memory(), ranks);
 }
 
 DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenizer,

@@ -12,6 +12,8 @@
 
 namespace isentrope::train {
 
+struct RankCounts;  // csrc/train/plan.h
+
 // What a training example of the phase has to be.
 data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer);
 
@@ -20,7 +22,7 @@ bool evaluates(const TrainConfig& config, const PhaseConfig& phase, data::Split 
 
 // Throws std::runtime_error where the device is not there, or the memory does not suffice whatever the data are
 // (csrc/train/plan.h).
-void check_machine(const TrainConfig& config);
+void check_machine(const TrainConfig& config, const RankCounts& ranks);
 
 // What of the data of a split a phase does not use, and why: {12, "too long for model.max_position_embeddings (data.truncation: drop)"}.
 struct LeftOut {

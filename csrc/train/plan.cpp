@@ -58,10 +58,11 @@ double passing_of_block(const model::DecoderConfig& m) {
 }
 
 // Tokens that are computed together.
-double tokens_of_micro(const PhaseConfig& phase, const Lengths& lengths, int64_t context) {
-  const double rows = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations) /
-                                          number(phase.rollout->mini_batches)
-                                    : number(phase.batch.sequences);
+double tokens_of_micro(const PhaseConfig& phase, const Lengths& lengths, int64_t context, double ranks) {
+  const double update = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations) /
+                                            number(phase.rollout->mini_batches)
+                                      : number(phase.batch.sequences);
+  const double rows = std::ceil(update / ranks);
   double width = std::max(lengths.longest, 1.0), all = rows * width;
   const double micro = number(phase.batch.micro_tokens);
   if (phase.data.packing) {
@@ -72,7 +73,8 @@ double tokens_of_micro(const PhaseConfig& phase, const Lengths& lengths, int64_t
 }
 
 // Keys and values of all sequences that are generated at a time, as csrc/rl/rollout.cpp lays them out, and the packed weights.
-double rollout_memory(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, double weights) {
+double rollout_memory(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, double weights,
+                      double ranks) {
   const model::DecoderConfig& m = config.model;
   const rl::CacheConfig& cache = phase.rollout->cache;
   const double bytes = cache.dtype == "bfloat16" ? 2 : kFloat;
@@ -81,7 +83,7 @@ double rollout_memory(const TrainConfig& config, const PhaseConfig& phase, const
   const double threads = number(at::get_num_threads());
   const double page = number(model::kPagePositions),
                pages = number(model::pages_of(static_cast<int64_t>(lengths.longest)));
-  const double rows = number(phase.rollout->prompts) * number(phase.rollout->num_generations);
+  const double rows = std::ceil(number(phase.rollout->prompts) * number(phase.rollout->num_generations) / ranks);
   const double tokens = cache.cache_tokens > 0 ? number(cache.cache_tokens)
                                                : (std::min(rows, at_a_time * threads) + threads) * (pages + 1) * page;
   return tokens * 2 * number(m.num_hidden_layers * m.num_key_value_heads * m.head_size()) * bytes + weights * bytes;
@@ -94,7 +96,7 @@ struct Remedy {
 
 }  // namespace
 
-MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths) {
+MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, int64_t ranks) {
   const model::DecoderConfig& m = config.model;
   const int64_t vocabulary = std::max(m.vocabulary, data::Tokenizer(config.tokenizer).size());
   const Sizes sizes = sizes_of(m, vocabulary);
@@ -110,33 +112,36 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
                                                           : trained;
   MemoryPlan plan{.phase = phase.name};
   plan.weights = weights + (reference ? kFloat * trained : 0) + copies;
-  plan.optimizer = kFloat * moments;
+  // The largest tensor has one owner.
+  const double n = number(ranks), largest = sizes.lora ? 0 : number(vocabulary) * C,
+               owned = ranks > 1 ? std::min(std::max(trained / n, largest), trained) : trained;
+  plan.optimizer = kFloat * moments * owned / trained;
   plan.snapshot = kFloat * trained + plan.optimizer;
   // With learned spectral norms a checkpoint has the matrices twice, folded and as they are.
   if (config.run.checkpoint_every > 0)
     plan.checkpoint = kFloat * (trained + moments + (reference ? trained : 0) +
                                 (m.sigma_reparam.any() ? sizes.matrices + sizes.embedding : 0));
-  const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings);
+  const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings, n);
   const double block = kept_of_block(m);
   const double kept = m.recompute == "blocks" ? layers * 2 * C + block : layers * block;  // of a block its input
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
-  plan.gradients = kFloat * trained;
+  plan.gradients = kFloat * (ranks > 1 ? 2 * trained + n * owned : trained);
   plan.at_once = phase.rollout && phase.rollout->mini_batches > 1;
   plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
   if (!phase.rollout) return plan;
-  const double rollout = rollout_memory(config, phase, lengths, sizes.all());
+  const double rollout = rollout_memory(config, phase, lengths, sizes.all(), n);
   if (rollout <= plan.activations) return plan;
   plan.activations = rollout;
   plan.of_rollouts = true;
   return plan;
 }
 
-MemoryPlan memory_plan(const TrainConfig& config, const std::vector<PhaseData>& phases) {
+MemoryPlan memory_plan(const TrainConfig& config, const std::vector<PhaseData>& phases, int64_t ranks) {
   MemoryPlan most;
   const size_t first = config.phases.size() - phases.size();
   for (size_t i = 0; i < phases.size(); ++i) {
-    const MemoryPlan plan = memory_plan(config, config.phases[first + i], phases[i].lengths);
+    const MemoryPlan plan = memory_plan(config, config.phases[first + i], phases[i].lengths, ranks);
     if (plan.total() > most.total()) most = plan;
   }
   return most;
@@ -184,7 +189,7 @@ namespace {
 
 // The settings that make the run smaller, each alone, those that make it fit first, then the smallest.
 std::vector<Remedy> remedies(const TrainConfig& config, const std::vector<PhaseData>& phases, const MemoryPlan& plan,
-                             double room) {
+                             double room, int64_t ranks) {
   std::vector<Remedy> found;
   const auto in_phase = [&](TrainConfig& c) -> PhaseConfig& {
     return *std::find_if(c.phases.begin(), c.phases.end(), [&](const PhaseConfig& p) { return p.name == plan.phase; });
@@ -196,7 +201,7 @@ std::vector<Remedy> remedies(const TrainConfig& config, const std::vector<PhaseD
     for (const int64_t value : values) {
       TrainConfig changed = config;
       change(changed, value);
-      const double total = memory_plan(changed, phases).total();
+      const double total = memory_plan(changed, phases, ranks).total();
       if (total >= 0.98 * best.total) continue;
       best = {key + "=" + std::to_string(value), total};
       if (total <= room) break;
@@ -225,7 +230,7 @@ std::vector<Remedy> remedies(const TrainConfig& config, const std::vector<PhaseD
   const auto try_once = [&](const std::string& setting, const std::function<void(TrainConfig&)>& change) {
     TrainConfig changed = config;
     change(changed);
-    const double total = memory_plan(changed, phases).total();
+    const double total = memory_plan(changed, phases, ranks).total();
     if (total < 0.98 * plan.total()) found.push_back({setting, total});
   };
   try_once("model.recompute=blocks", [](TrainConfig& c) { c.model.recompute = "blocks"; });
@@ -247,23 +252,28 @@ std::vector<Remedy> remedies(const TrainConfig& config, const std::vector<PhaseD
 }  // namespace
 
 bool checkpoint_copy_fits(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline,
-                          bool on_device) {
+                          bool on_device, const RankCounts& ranks) {
   const size_t first = config.phases.size() - phases.size();
   for (size_t i = 0; i < phases.size(); ++i) {
-    const MemoryPlan plan = memory_plan(config, config.phases[first + i], phases[i].lengths);
-    if ((on_device ? 0 : plan.total()) + plan.checkpoint + baseline > has) return false;
+    const MemoryPlan plan = memory_plan(config, config.phases[first + i], phases[i].lengths, ranks.all);
+    const double others = number(ranks.here - 1) * ((on_device ? 0 : plan.total()) + baseline);
+    // The first rank has the checkpoint, and gets the moments of the others for it.
+    const double copy = plan.checkpoint + (ranks.all > 1 ? number(ranks.all - 1) * plan.optimizer : 0);
+    if ((on_device ? 0 : plan.total()) + copy + baseline > has - others) return false;
   }
   return true;
 }
 
-void check_memory(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline) {
-  const MemoryPlan plan = memory_plan(config, phases);
-  if (plan.total() + baseline <= has) return;
-  const double room = has - baseline;
+void check_memory(const TrainConfig& config, const std::vector<PhaseData>& phases, double has, double baseline,
+                  const RankCounts& ranks) {
+  const MemoryPlan plan = memory_plan(config, phases, ranks.all);
+  const double room = has / number(ranks.here) - baseline;
+  if (plan.total() <= room) return;
   std::string text = "the run does not fit into memory: phase " + plan.phase + " needs about " + to_text(plan) +
-                     "; the machine has " + bytes_text(has) + ", of which the program itself takes " +
-                     bytes_text(baseline);
-  const std::vector<Remedy> all = remedies(config, phases, plan, room);
+                     "; the machine has " + bytes_text(has) +
+                     (ranks.here > 1 ? " for " + std::to_string(ranks.here) + " ranks, each of which takes that" : "") +
+                     ", of which the program itself takes " + bytes_text(baseline);
+  const std::vector<Remedy> all = remedies(config, phases, plan, room, ranks.all);
   const auto fit = std::count_if(all.begin(), all.end(), [&](const Remedy& one) { return one.total <= room; });
   constexpr size_t kNamed = 3;
   const size_t named = std::min(kNamed, fit > 0 ? static_cast<size_t>(fit) : all.size());

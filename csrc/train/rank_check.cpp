@@ -3,7 +3,9 @@
 #include <elf.h>
 #include <link.h>
 #include <torch/version.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -62,6 +64,14 @@ std::map<std::string, std::string> of_this_rank(const TrainConfig& config) {
   return all;
 }
 
+// own: name → value. Throws on a rank that has another value than the first one.
+void check_equal(const std::string& must, const std::map<std::string, std::string>& own, const Ranks& ranks) {
+  using nlohmann::json;
+  const std::string text = json(own).dump(-1, ' ', false, json::error_handler_t::replace);
+  const std::string differs = difference(json::parse(ranks.from_first(text)), json::parse(text), ranks.rank());
+  if (!differs.empty()) throw std::runtime_error(must + differs);
+}
+
 }  // namespace
 
 std::string difference(const std::map<std::string, std::string>& first, const std::map<std::string, std::string>& own,
@@ -94,11 +104,7 @@ void check_same(const Ranks& ranks, const std::string& what, const std::string& 
 
 void check_ranks(const TrainConfig& config, const Ranks& ranks) {
   if (ranks.alone()) return;
-  using nlohmann::json;
-  const std::string own = json(of_this_rank(config)).dump(-1, ' ', false, json::error_handler_t::replace);
-  const std::string differs = difference(json::parse(ranks.from_first(own)), json::parse(own), ranks.rank());
-  if (!differs.empty())
-    throw std::runtime_error("the ranks of a run must have the same program and configuration: " + differs);
+  check_equal("the ranks of a run must have the same program and configuration: ", of_this_rank(config), ranks);
   for (const PhaseConfig& phase : config.phases) {
     const std::string at = "phases." + phase.name + ".";
     if (phase.objective.attention_entropy.coef > 0 && phase.batch.micro_tokens > 0)
@@ -119,6 +125,13 @@ void check_ranks(const TrainConfig& config, const Ranks& ranks) {
       throw std::runtime_error(at + "objective.scope: micro selects within micro-batches, and those of " +
                                std::to_string(ranks.size()) + " ranks are not those of one; write scope: global");
   }
+}
+
+int64_t ranks_on_this_machine(const Ranks& ranks) {
+  char name[256] = "";
+  ::gethostname(name, sizeof(name) - 1);
+  const std::vector<std::string> names = ranks.gather(name);
+  return std::count(names.begin(), names.end(), std::string(name));
 }
 
 }  // namespace isentrope::train

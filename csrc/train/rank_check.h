@@ -18,6 +18,9 @@ void check_ranks(const TrainConfig& config, const Ranks& ranks);
 // do not see the same files. what: "the weights".
 void check_same(const Ranks& ranks, const std::string& what, const std::string& found);
 
+// How many ranks have this one's name of the machine. Called by all ranks.
+int64_t ranks_on_this_machine(const Ranks& ranks);
+
 // What differs between the program and configuration of two ranks, a line each; "" where nothing does.
 std::string difference(const std::map<std::string, std::string>& first, const std::map<std::string, std::string>& own,
                        int64_t rank);

@@ -174,8 +174,8 @@ std::string to_text(const RunHeader& h) {
   lines.emplace_back("machine", h.device + ", " + (h.ranks > 1 ? std::to_string(h.ranks) + " ranks of " : "") +
                                     std::to_string(h.threads) + (h.threads == 1 ? " thread, " : " threads, ") +
                                     h.instruction_set + rate);
-  lines.emplace_back(
-      "memory", "about " + to_text(h.memory_needed) + (h.memory ? "; the machine has " + bytes_text(*h.memory) : ""));
+  lines.emplace_back("memory", "about " + to_text(h.memory_needed) + (h.ranks > 1 ? ", on each rank" : "") +
+                                   (h.memory ? "; the machine has " + bytes_text(*h.memory) : ""));
   for (const PhaseHeader& phase : h.phases) lines.emplace_back(phase.name, phase_text(phase));
   if (!h.phases.empty()) lines.emplace_back("example", example_text(h.phases.front()));
   size_t width = 0;

@@ -89,7 +89,8 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
 // All that can refuse; nothing is changed.
 Standing Trainer::prepare(bool resume) {
   check_ranks(config_, *ranks_);
-  check_machine(config_);
+  const RankCounts ranks{ranks_->size(), ranks_on_this_machine(*ranks_)};
+  check_machine(config_, ranks);
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
   config_.model.vocabulary = tokenizer_.size();
   const Standing standing = find_standing(config_, tokenizer_, folder_.dir(), resume);
@@ -116,9 +117,9 @@ Standing Trainer::prepare(bool resume) {
   warnings_.insert(warnings_.end(), data.warnings.begin(), data.warnings.end());
   data_ = std::move(data.phases);
   const bool cuda = on_gpu(config_);
-  if (!cuda) check_memory(config_, data_, machine_memory(), resident_memory());
+  if (!cuda) check_memory(config_, data_, machine_memory(), resident_memory(), ranks);
   beside_ = config_.run.checkpoint_every > 0 &&
-            checkpoint_copy_fits(config_, data_, machine_memory(), resident_memory(), cuda);
+            checkpoint_copy_fits(config_, data_, machine_memory(), resident_memory(), cuda, ranks);
   if (config_.run.checkpoint_every > 0 && !beside_ && !finished()) notes_.push_back(kWaits);
   last_checkpoint_ = standing.from;
   const bool resumed = !standing.from.empty() && (standing.goes_on || !ended_.empty());
@@ -172,7 +173,7 @@ RunHeader Trainer::describe() const {
                    .compute = config_.model.compute,
                    .threads = at::get_num_threads(),
                    .ranks = ranks_->size(),
-                   .memory_needed = memory_plan(config_, data_)};
+                   .memory_needed = memory_plan(config_, data_, ranks_->size())};
   for (const torch::Tensor& weight : model_->parameters()) {
     header.parameters += weight.numel();
     if (weight.requires_grad()) header.trained += weight.numel();

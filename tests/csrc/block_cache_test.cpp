@@ -1,6 +1,8 @@
 #include "csrc/train/block_cache.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstring>
@@ -78,6 +80,31 @@ TEST(BlockCache, NoTwoTensorsOfAnyThreadsHaveABlock) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(cache.used(), 0);
+}
+
+TEST(BlockCache, AForkWithinAnothersCallGoesOn) {
+  BlockCache::hold_in_forks();
+  BlockCache& cache = BlockCache::of_process();
+  std::atomic<bool> ends = false;
+  std::thread other([&] {
+    while (!ends) cache.allocate(2 * MiB);
+  });
+  int hung = 0;
+  for (int i = 0; i < 200; ++i) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::alarm(5);  // ends a child that waits
+      { const c10::DataPtr block = cache.allocate(2 * MiB); }
+      ::_exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    hung += status != 0;
+    if (hung > 0) break;
+  }
+  ends = true;
+  other.join();
+  EXPECT_EQ(hung, 0);
 }
 
 TEST(BlockCache, MoreThanThereIsIsRefused) {

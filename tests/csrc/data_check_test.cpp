@@ -282,15 +282,15 @@ TEST_F(DataCheck, SizesThatNoMachineHasAreRefusedBeforeTheyAreAskedFor) {
             "phases.grpo.rollout={prompts: 2, num_generations: 2, max_new_tokens: 4, cache_tokens: 2000000000}"}}) {
     std::vector<std::string> cpu = overrides;
     cpu.push_back("run.device=cpu");
-    const std::string said = message([&] { check_machine(read_config("run.yaml", cpu)); });
+    const std::string said = message([&] { check_machine(read_config("run.yaml", cpu), RankCounts()); });
     expect_all(said, {"the run does not fit into memory", "GiB", "the machine has"});
     expect_readable(said);
   }
-  EXPECT_EQ(message([&] { check_machine(read_config("run.yaml", {"run.device=cpu"})); }), "no error");
+  EXPECT_EQ(message([&] { check_machine(read_config("run.yaml", {"run.device=cpu"}), RankCounts()); }), "no error");
 }
 
 TEST_F(DataCheck, AGpuThatIsNotThereIsTold) {
-  const std::string said = message([&] { check_machine(read_config("run.yaml", {"run.device=cuda"})); });
+  const std::string said = message([&] { check_machine(read_config("run.yaml", {"run.device=cuda"}), RankCounts()); });
   if (said == "no error") GTEST_SKIP() << "this machine has a GPU";
   expect_all(said, {"run.device", "no GPU", "run.device=cpu"});
   expect_readable(said);

@@ -91,6 +91,27 @@ TEST(Plan, ACheckpointsCopyIsToldAndMayNotFit) {
   EXPECT_EQ(memory_plan(config, lengths(100)).checkpoint, 0);
 }
 
+TEST(Plan, OfSeveralRanksEachHasItsShareAndTheMachineHasAll) {
+  TrainConfig config = some_config();
+  const MemoryPlan one = memory_plan(config, lengths(100)), two = memory_plan(config, lengths(100), 2);
+  EXPECT_EQ(two.weights, one.weights);
+  EXPECT_EQ(two.optimizer, one.optimizer / 2);
+  EXPECT_EQ(two.snapshot, one.weights + two.optimizer);
+  EXPECT_EQ(two.gradients, 3 * one.gradients) << "where they are made, in buckets on their way, and from the others";
+  EXPECT_NEAR(two.activations, one.activations / 2, 0.01 * one.activations);
+  EXPECT_EQ(two.checkpoint, one.checkpoint);
+  const double baseline = 1e6, needs = two.total() + baseline;
+  EXPECT_EQ(message([&] { check_memory(config, lengths(100), 2 * needs, baseline, {2, 2}); }), "no error");
+  EXPECT_EQ(message([&] { check_memory(config, lengths(100), needs, baseline, {2, 1}); }), "no error");
+  expect_all(message([&] {
+               check_memory(config, lengths(100), 1.9 * needs, baseline, {2, 2});
+             }),
+             {"does not fit", " for 2 ranks, each of which takes that"});
+  const double all = 2 * needs + two.checkpoint + two.optimizer;
+  EXPECT_TRUE(checkpoint_copy_fits(config, lengths(100), all + 1, baseline, false, {2, 2}));
+  EXPECT_FALSE(checkpoint_copy_fits(config, lengths(100), all - 1, baseline, false, {2, 2}));
+}
+
 TEST(Plan, TheCacheOfRolloutsCounts) {
   TrainConfig config = some_config();
   config.phases[0].batch.micro_tokens = 128;

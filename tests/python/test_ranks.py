@@ -259,6 +259,55 @@ def test_ranks_that_see_other_files_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rank_that_sees_another_checkpoint_is_refused_and_changes_nothing(tmp_path):
+    short = ["phases.sft.evaluation.every=0", "test.skip=true", "run.checkpoint_every=3", f"run.dir={tmp_path}/at/run"]
+    for rank in range(2):
+        (tmp_path / f"rank{rank}").mkdir()
+    (tmp_path / "at").symlink_to("rank0")
+    train(1, tmp_path / "at" / "run", TINY / "sft.yaml", *short, "phases.sft.steps=3")
+    before = {path: path.read_bytes() for path in (tmp_path / "rank0").rglob("*") if path.is_file() and path.name != "lock"}
+    # Folders of one name on two machines: to each rank its own.
+    link = ["unshare", "-rm", "sh", "-c", f'mount --bind {tmp_path}/rank1 {tmp_path}/rank0 && exec "$0" "$@"']
+    if subprocess.run([*link, "true"], capture_output=True).returncode:
+        pytest.skip("no mount of one's own here")
+    port, processes = free_port(), []
+    for rank, words in enumerate([[], link]):
+        variables = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        words = [*words, binary(), "train", str(TINY / "sft.yaml"), *short, "phases.sft.steps=6", "run.timeout_s=60", "--resume"]
+        processes.append(subprocess.Popen(words, cwd=ROOT, env={**os.environ, **{k: str(v) for k, v in variables.items()}},
+                                          text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+    for code, err in end(processes):
+        assert code == 1, err
+        assert "all ranks must see the same files" in err and "the checkpoint to go on from" in err, err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+LEAVES = """
+import warnings, isentrope
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    trainer = isentrope.Trainer({config!r}, overrides={overrides!r})
+    steps = sum(1 for _ in trainer)
+print(trainer.finished, any("time limit" in str(one.message) for one in caught), steps > 0)
+"""
+
+
+def test_python_leaves_on_all_ranks_where_one_has_no_time_left(tmp_path):
+    overrides = [f"run.dir={tmp_path}/run", "run.threads=1", "run.timeout_s=30", "phases.sft.steps=1000000", "phases.sft.evaluation.every=0"]
+    script = LEAVES.format(config=str(TINY / "sft.yaml"), overrides=overrides)
+    port, processes = free_port(), []
+    for rank in range(2):
+        variables = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        if rank == 1:
+            variables["SLURM_JOB_END_TIME"] = int(time.time()) + 60 + 15
+        processes.append(subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                                          env={**os.environ, **{k: str(v) for k, v in variables.items()}},
+                                          stderr=subprocess.PIPE))  # fmt: skip
+    for code, told in end(processes):
+        assert code == 0, told
+        assert told.startswith("False True True"), told
+
+
 def test_scope_micro_is_refused(tmp_path, policy):
     results = end(start(2, tmp_path / "run", TINY / "grpo_clip_cov.yaml", "phases.grpo.objective.scope=micro"))
     assert all(code == 1 and "objective.scope: micro" in text for code, text in results), results
