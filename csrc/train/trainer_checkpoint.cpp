@@ -72,7 +72,7 @@ void Trainer::make_checkpoint(bool phase_finished, bool beside) {
   };
   CheckpointParts parts = parts_of(state(phase_finished), model_);
   if (!ranks_->first()) {
-    last_checkpoint_ = dir;
+    if (!beside) last_checkpoint_ = dir;  // one that is written beside training may fail yet
     return;
   }
   if (!beside) {
