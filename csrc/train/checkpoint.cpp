@@ -19,6 +19,7 @@
 #include "csrc/message.h"
 #include "csrc/train/adapter.h"
 #include "csrc/train/config_values.h"
+#include "csrc/train/finite.h"
 #include "csrc/train/json_file.h"
 #include "csrc/train/model_config.h"
 #include "csrc/train/weights.h"
@@ -191,8 +192,7 @@ std::string first_non_finite(const NamedTensors& weights) {
   for (const auto& [name, weight] : weights) {
     bool finite = true;
     if (weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == torch::kFloat32) {
-      const float* data = weight.const_data_ptr<float>();
-      finite = std::all_of(data, data + weight.numel(), [](float x) { return std::isfinite(x); });
+      finite = all_finite(weight.const_data_ptr<float>(), weight.numel());
     } else {
       finite = torch::isfinite(weight).all().item<bool>();
     }
@@ -212,7 +212,7 @@ void own(Tensor& tensor) {
 
 std::string first_non_finite_weight(const model::Decoder& decoder) {
   for (const auto& [name, weight] : decoder->config().lora ? decoder->adapter() : decoder->named_weights())
-    if (!torch::isfinite(weight).all().item<bool>()) return name;
+    if (!all_finite(weight)) return name;
   return "";
 }
 

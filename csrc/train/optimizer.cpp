@@ -8,6 +8,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "csrc/train/finite.h"
 #include "csrc/train/sum_of_squares.h"
 
 namespace isentrope::train {
@@ -121,7 +122,7 @@ double Optimizer::step(double lr) {
   if (!std::isfinite(norm)) {
     std::string bad;
     for (size_t i = 0; i < present.size() && bad.empty(); ++i)
-      if (!torch::isfinite(grads[i]).all().item<bool>()) bad = names_[present[i]] + " " + shape_of(grads[i]);
+      if (!all_finite(grads[i])) bad = names_[present[i]] + " " + shape_of(grads[i]);
     for (const std::string& of_rank : ranks.gather(bad))
       if (!of_rank.empty()) throw NonFinite("the gradient of " + of_rank + " is not finite; no weight was changed");
     throw NonFinite("the norm of the gradients overflows though each is finite; no weight was changed");

@@ -16,6 +16,7 @@
 #include "csrc/train/adapter.h"
 #include "csrc/train/completions.h"
 #include "csrc/train/data_check.h"
+#include "csrc/train/finite.h"
 #include "csrc/train/flops.h"
 #include "csrc/train/machine_memory.h"
 #include "csrc/train/phase.h"
@@ -225,7 +226,7 @@ void Trainer::take_weights(const Standing& standing) {
 
 void Trainer::take_adapter(const Standing& standing) {
   for (const auto& [name, weight] : model_->named_weights())
-    if (!torch::isfinite(weight).all().item<bool>())
+    if (!all_finite(weight))
       throw std::runtime_error(standing.weights + ": the weight " + name + " is not finite; take another model");
   base_ = std::filesystem::canonical(standing.weights).string();
   base_digest_ = digest_of_base(model_);

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "csrc/data/random.h"
+#include "csrc/train/finite.h"
 #include "csrc/train/flops.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/process.h"
@@ -22,7 +23,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 std::string first_non_finite(const model::Decoder& model) {
   if (const std::string weight = first_non_finite_weight(model); !weight.empty()) return "weight " + weight;
   for (const auto& parameter : model->named_parameters())
-    if (parameter.value().grad().defined() && !torch::isfinite(parameter.value().grad()).all().item<bool>())
+    if (parameter.value().grad().defined() && !all_finite(parameter.value().grad()))
       return "gradient of " + parameter.key();
   return "the loss itself";
 }

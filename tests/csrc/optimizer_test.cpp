@@ -8,7 +8,11 @@
 #include <torch/types.h>
 
 #include <cmath>
+#include <limits>
+#include <limits>
 
+#include "csrc/train/finite.h"
+#include "csrc/train/finite.h"
 #include "csrc/train/schedule.h"
 
 namespace isentrope::train {
@@ -445,6 +449,22 @@ TEST(Optimizer, EveryUpdateCountsAsAChangeInPlace) {
         EXPECT_GT(parameters[i].second._version(), before[i])
             << kind << ", " << parameters[i].first << ", step " << step;
     }
+  }
+}
+
+TEST(Finite, SeesOneNumberThatIsNoneAnywhere) {
+  const float large = std::numeric_limits<float>::max(), infinite = std::numeric_limits<float>::infinity();
+  for (const int64_t size : {0, 1, 15, 16, 17, 100003}) {
+    const torch::Tensor x = torch::full({size}, large);
+    EXPECT_TRUE(all_finite(x)) << size;
+    for (const int64_t at : {int64_t{0}, size / 2, size - 1})
+      for (const float bad : {infinite, -infinite, std::numeric_limits<float>::quiet_NaN()}) {
+        if (size == 0) continue;
+        x[at] = bad;
+        EXPECT_FALSE(all_finite(x)) << size << " " << at;
+        EXPECT_FALSE(all_finite(x.to(torch::kBFloat16)));
+        x[at] = -0.0f;
+      }
   }
 }
 
