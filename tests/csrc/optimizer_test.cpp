@@ -9,9 +9,7 @@
 
 #include <cmath>
 #include <limits>
-#include <limits>
 
-#include "csrc/train/finite.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/schedule.h"
 
