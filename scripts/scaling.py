@@ -31,8 +31,8 @@ def least_bytes(weights, ranks):
 
 
 def update_bytes(weights, ranks, tokens=0, verbs=0):
-    """What this design sends: that, 4 bytes of log-probability a token to every rank (grpo alone), and 24 bytes a verb of Ranks, twice around the ring."""
-    return least_bytes(weights, ranks) + 4 * tokens * (ranks - 1) + 48 * verbs * (ranks - 1)
+    """What this design sends: that, 4 bytes of log-probability a token to every rank (grpo alone), and 64 bytes a verb of Ranks, twice around the ring."""
+    return least_bytes(weights, ranks) + 4 * tokens * (ranks - 1) + 128 * verbs * (ranks - 1)
 
 
 def estimate(weights, ranks):
