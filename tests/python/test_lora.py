@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -191,8 +192,7 @@ def test_memory_is_that_of_the_adapter(tmp_path, tokenizer):  # noqa: F811
 
     def planned(*words):
         text = run("plan", config, *words).stdout
-        parts = text.split("weights ")[1].split(", activations")[0]
-        return [float(part.split()[-2]) for part in parts.split(", ")]
+        return [float(size) for size in re.findall(r"(?:weights|gradients|optimiser|copies before the update) ([0-9.]+) MiB", text)]
 
     full, lora = planned(), planned("model.lora={rank: 4}")
     assert lora[0] >= full[0] and max(lora[1:]) < min(full[1:])
