@@ -118,4 +118,6 @@ void keep_tensor_memory() {
   c10::SetCPUAllocator(&BlockCache::of_process(), /*priority=*/1);
 }
 
+bool keeps_tensor_memory() { return c10::GetCPUAllocator() == &BlockCache::of_process(); }
+
 }  // namespace isentrope::train

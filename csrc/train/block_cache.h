@@ -62,5 +62,6 @@ class BlockCache final : public c10::Allocator {
 
 // Makes it the allocator of all tensors on the CPU from here on. Of the program alone: in another process memory is not ours to arrange.
 void keep_tensor_memory();
+bool keeps_tensor_memory();  // whether it is
 
 }  // namespace isentrope::train

@@ -10,6 +10,7 @@
 
 #include "csrc/model/bfloat16_linear.h"
 #include "csrc/model/page_table.h"
+#include "csrc/train/block_cache.h"
 #include "csrc/train/flops.h"
 
 namespace isentrope::train {
@@ -127,7 +128,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
   plan.gradients = kFloat * (ranks > 1 ? 2 * trained + n * owned : trained);
-  plan.at_once = phase.rollout && phase.rollout->mini_batches > 1;
+  plan.at_once = (phase.rollout && phase.rollout->mini_batches > 1) || !keeps_tensor_memory();
   plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
   if (!phase.rollout) return plan;
   const double rollout = rollout_memory(config, phase, lengths, sizes.all(), n);

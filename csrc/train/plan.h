@@ -25,7 +25,9 @@ struct MemoryPlan {
   double activations =
       0;  // of a micro-batch: what its backward pass needs, or the cache and packed weights of rollouts
   bool of_rollouts = false;
-  bool at_once = false;  // whether activations are there beside the snapshot: those of the step's second update
+  // Whether activations are there beside the snapshot: those of the step's second update; and, in a process whose tensors are not in
+  // block_cache.h (a Trainer in Python), always, since the snapshot's memory stays its own.
+  bool at_once = false;
   // Beside all of that, on the CPU: what a checkpoint is written from while training goes on (checkpoint.h: copy_of); 0 where none is
   // written within a phase. A run that has no room for it waits for its checkpoints.
   double checkpoint = 0;

@@ -1,6 +1,6 @@
 // Tensors as they were, to go back to: what lets a step that is broken off leave no trace. AdamW's update cannot be undone in
-// floating point, so weights and moments are copied once a step, before its first update: where the activations of its loss stood, whose
-// memory is free then, and the copies' is free again for those of the next step.
+// floating point, so weights and moments are copied once a step, before its first update: in the program where the
+// activations of its loss stood, whose memory is free then, and the copies' is free again for those of the next step.
 #pragma once
 #include <ATen/EmptyTensor.h>
 #include <torch/types.h>
