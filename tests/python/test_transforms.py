@@ -38,7 +38,7 @@ DERIVED = [op for op in cases() if op != "merge_attention_states"]
 
 
 def test_every_op_says_what_vmap_makes_of_it():
-    names = {name.removeprefix("isentrope::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("isentrope::")}
+    names = {name.removeprefix("isentrope::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("isentrope::") and "::method_" not in name}
     assert names == set(VMAP) == set(RULES)
     for name in names:
         has = torch._C._dispatch_has_kernel_for_dispatch_key(f"isentrope::{name}", "FuncTorchBatched")

@@ -1,0 +1,85 @@
+"""Methods of policy learning as ops: values, independent loops, gradients through a loss, what is refused."""
+
+import pytest
+import torch
+
+import isentrope
+from isentrope import methods
+
+NAMES = sorted(name.removeprefix("isentrope::method_") for name in torch._C._dispatch_get_all_op_names() if name.startswith("isentrope::method_"))
+
+
+def batch(B=4, T=9, seed=0, dtype=torch.float64):
+    """entropy, mask, advantage, logprob, old_logprob of ragged completions; NaN where nothing counts."""
+    g = torch.Generator().manual_seed(seed)
+    length = torch.randint(1, T + 1, (B, 1), generator=g)
+    mask = torch.arange(T) < length
+    fill = lambda x: torch.where(mask, x, torch.nan).to(dtype)  # noqa: E731
+    logprob = -torch.rand(B, T, generator=g) * 3
+    return {
+        "mask": mask,
+        "entropy": fill(torch.rand(B, T, generator=g) * 2),
+        "old_entropy": fill(torch.rand(B, T, generator=g) * 2),
+        "advantage": fill(torch.randn(B, 1, generator=g).expand(B, T)),
+        "logprob": fill(logprob),
+        "old_logprob": fill(logprob + 0.2 * torch.randn(B, T, generator=g)),
+    }
+
+
+def test_every_op_has_a_function_with_a_docstring():
+    assert set(NAMES) == set(methods.__all__) - {"register"}
+    for name in NAMES:
+        text = getattr(methods, name).__doc__
+        assert "Source:" in text and "Args:" in text and "Returns:" in text, name
+
+
+# ---- top_entropy -----------------------------------------------------------------------------------------------------
+
+
+def test_top_entropy_is_that_of_a_stable_sort():
+    x = batch(B=7, T=40)
+    entropy = (x["entropy"] * 8).round() / 8  # with ties
+    for fraction in (0.001, 0.2, 0.5, 1.0):
+        got = methods.top_entropy(entropy, x["mask"], fraction=fraction)
+        flat = entropy[x["mask"]]
+        k = max(1, round(fraction * flat.numel()))
+        wanted = torch.zeros_like(flat)
+        wanted[flat.sort(descending=True, stable=True).indices[:k]] = 1
+        assert torch.equal(got[x["mask"]], wanted)
+        assert not got[~x["mask"]].any()
+        assert torch.equal(methods.top_entropy(entropy.float(), x["mask"].int(), fraction=fraction).double(), got)
+
+
+def test_top_entropy_golden():
+    entropy = torch.tensor([[0.1, 0.9, 0.5], [0.9, 0.2, 0.3]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    assert methods.top_entropy(entropy, mask, fraction=0.2).tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert methods.top_entropy(entropy, mask, fraction=0.6).tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"fraction": 0.0}, "method_top_entropy: fraction is 0; wanted above 0 to 1"),
+        ({"mask": torch.ones(2, 2)}, r"method_top_entropy: mask has shape \[2, 2\]; wanted \[4, 9\], as entropy"),
+        ({"entropy": torch.zeros(4, 9, dtype=torch.int64)}, "method_top_entropy: entropy has dtype Long; wanted Float, Double"),
+    ],
+)
+def test_top_entropy_refuses(change, message):
+    x = batch()
+    given = {"entropy": x["entropy"], "mask": x["mask"], **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        methods.top_entropy(**given)
+
+
+# ---- of all ----------------------------------------------------------------------------------------------------------
+
+
+def test_compiles_whole():
+    x = batch()
+
+    def loss(logprob):
+        factor = methods.top_entropy(x["entropy"], x["mask"])
+        return isentrope.grpo_loss(logprob, x["old_logprob"], x["advantage"] * factor, x["mask"]).loss
+
+    assert torch.equal(torch.compile(loss, fullgraph=True, backend="aot_eager")(x["logprob"]), loss(x["logprob"]))
