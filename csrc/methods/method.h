@@ -9,6 +9,8 @@
 //   weight      Weighted apply(const Update&, Context&) const           a factor [B, T] of each token's policy term
 //   controller  Control at(step, …) const, see controller.h             coefficients of the step
 //
+// A reward method has observe(seen, context) where it follows what updates saw, and bind(tokens_called) where its keys name tokens.
+//
 // A method's struct is its configuration (csrc/one_of.h): kKind, kHelp, members with visit(), maybe problem(). What passes from step
 // to step is a tensor of doubles, in and out: Tensor initial_state() const says how it begins, and a method without it has none.
 //
@@ -21,6 +23,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace isentrope::methods {
@@ -44,10 +47,17 @@ struct Completions {
   int64_t longest = 0;  // length limit of completions, 0: that of the context
 
   Tensor reward;     // [B] double
+  std::vector<std::pair<std::string, Tensor>> added = {};  // by kind, what a method added to it: [B] double
   Tensor advantage;  // [B, T] float, 0 where mask is false; undefined before the estimator
 
   Tensor ref_kl_weight = {};  // [B, T] float factor of the divergence from the reference; undefined: 1
   Tensor difficulty = {};     // [B] int64 of the prompt, by which that divergence is counted; undefined where nobody asks
+
+  // A reward method of that kind adds to the rewards.
+  void add(const std::string& kind, const Tensor& amount) {
+    reward = reward + amount;
+    added.emplace_back(kind, amount);
+  }
 };
 
 // Tokens of an update, B rows of T positions (csrc/data/batch.h); where mask is false nothing of them is used.
@@ -86,9 +96,12 @@ struct Advantages {
               // held: a token with a return of its own has value + slope · (return − reward)
 };
 
+// For each token of the vocabulary whether its text is that one, upper and lower case alike.
+using TokensCalled = std::function<std::vector<bool>(const std::string& text)>;
+
 // What a method is given beside its input.
 struct Context {
-  Tensor& state;                         // [n] double, of its initial_state(); changed in place
+  Tensor& state;                         // [n] double, of its initial_state(); assigned anew, never written into
   std::map<std::string, double>& stats;  // of csrc/train/metrics.h
 };
 

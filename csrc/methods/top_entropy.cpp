@@ -36,7 +36,7 @@ Tensor top_entropy(const Tensor& entropy, const Tensor& mask, double fraction) {
 }
 
 TORCH_LIBRARY_FRAGMENT(isentrope, m) {
-  define(m, "method_top_entropy(Tensor entropy, Tensor mask, float fraction=0.2) -> Tensor", top_entropy, like_first);
+  define(m, "method_top_entropy(Tensor entropy, Tensor mask, float fraction=0.2) -> Tensor", top_entropy);
 }
 
 }  // namespace isentrope::methods

@@ -133,6 +133,11 @@ class RewardSum {
                      const std::vector<data::Example>& examples) const;
 
   double first_weight() const { return parts_.front().config.weight; }
+  std::vector<double> weights() const {
+    std::vector<double> all;
+    for (const Part& part : parts_) all.push_back(part.config.weight);
+    return all;
+  }
 
  private:
   struct Part {

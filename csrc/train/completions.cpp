@@ -52,8 +52,7 @@ Json to_json(const std::string& phase, int64_t step, const rl::SavedRollout& rol
   line["reward"] = rollout.reward;
   line["rewards"] = Json::object();
   for (const auto& [name, score] : rollout.scores) line["rewards"][name.substr(name.find('/') + 1)] = or_null(score);
-  if (rollout.overlong) line["overlong"] = *rollout.overlong;
-  if (rollout.ares) line["ares"] = *rollout.ares;
+  for (const auto& [kind, amount] : rollout.added) line[kind] = amount;
   line["advantage"] = or_null(rollout.advantage);
   if (rollout.branches) {
     const int64_t parent = rollout.completion.parent;

@@ -39,15 +39,23 @@ std::string PhaseConfig::problem() const {
 
   if (objective.kind == "grpo") {
     if (!rollout) return "a grpo phase needs a rollout section (rollout: {} takes the defaults)";
-    if (reward.empty()) return "a grpo phase needs a reward, such as reward: [{kind: answer}]";
+    if (scores().empty()) return "a grpo phase needs a reward, such as reward: [{kind: answer}]";
+    if (const std::string problem = methods().problem(*rollout); !problem.empty()) return problem;
   } else {
     if (rollout) return "rollout belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!reward.empty()) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
+    if (!advantage.empty()) return "advantage belongs to grpo phases, and objective.kind is " + objective.kind;
+    if (!weight.empty()) return "weight belongs to grpo phases, and objective.kind is " + objective.kind;
   }
-  if (!reward.empty() && std::all_of(reward.begin(), reward.end(), [](const auto& r) { return r.weight == 0; }))
+  const std::vector<rl::RewardConfig> scores = this->scores();
+  if (!scores.empty() && std::all_of(scores.begin(), scores.end(), [](const auto& r) { return r.weight == 0; }))
     return "reward: every weight is 0, so that all completions are equally good; give one of them a weight";
-  if (rollout && rollout->ares && rollout->ares->kl && objective.ref_kl_coef == 0)
-    return "rollout.ares.kl: it steers the weight of the divergence from the reference, and objective.ref_kl_coef is "
+  const auto steers = [](const auto& entry) {
+    const auto* ares = entry.template get<methods::AresConfig>();
+    return ares && ares->kl;
+  };
+  if (std::any_of(reward.begin(), reward.end(), steers) && objective.ref_kl_coef == 0)
+    return "reward: ares.kl steers the weight of the divergence from the reference, and objective.ref_kl_coef is "
            "0; give it a value above 0 (published: 1e-2)";
   const bool pretrain = objective.kind == "pretrain";
   if (pretrain && !data.corpus) return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
@@ -112,13 +120,12 @@ std::string TrainConfig::problem() const {
       return path +
              ": a grpo phase improves a model that was trained before; put an sft phase before it, or name a "
              "checkpoint in run.start or a model in model.pretrained";
-    if (phase.rollout && phase.rollout->ares) {
-      try {
-        rl::trigger_tokens(phase.rollout->ares->triggers, data::Tokenizer(tokenizer));
+    for (size_t j = 0; j < phase.reward.size(); ++j) try {
+        rl::RewardEntry entry = phase.reward[j];
+        rl::bind(entry, data::Tokenizer(tokenizer));
       } catch (const std::invalid_argument& error) {
-        return path + "." + error.what();
+        return path + ".reward." + std::to_string(j) + "." + error.what();
       }
-    }
     if (phase.rollout)
       if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
         return path + ".rollout." + wrong;

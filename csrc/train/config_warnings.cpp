@@ -47,7 +47,7 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
                Warnings& out) {
   const ObjectiveConfig& o = phase.objective;
   if (o.kind != "grpo") {
-    for (const auto& [name, given] : {std::pair{"entropy_coef", o.entropy_coef > 0},
+    for (const auto& [name, given] : {std::pair{"entropy", o.entropy.has_value()},
                                       {"ref_kl_coef", o.ref_kl_coef > 0},
                                       {"dual_clip", o.dual_clip > 0},
                                       {"clip_high", o.clip_high.has_value()}})
@@ -61,16 +61,18 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     out.push_back(path + ".objective.ref_kl: ref_kl_coef is 0; it has no effect");
 
   const rl::RolloutConfig& r = *phase.rollout;
-  if (r.num_generations == 1 && !r.allocation && r.advantage.kind != "reinforce_plus_plus_baseline")
+  if (r.num_generations == 1 && !r.allocation && (phase.advantage.empty() || phase.advantage[0].kind() != "reinforce_plus_plus_baseline"))
     out.push_back(path +
                   ".rollout.num_generations: a group of one has nothing to compare with: every completion is pushed by "
                   "its reward "
-                  "alone; give 2 or more, or advantage: {kind: reinforce_plus_plus_baseline}");
+                  "alone; give 2 or more, or advantage: [{kind: reinforce_plus_plus_baseline}]");
   if (r.save_every > phase.steps)
     out.push_back(path + ".rollout.save_every: " + text(r.save_every) + ", and the phase has " + text(phase.steps) +
                   " steps; no rollout is saved");
   for (size_t i = 0; i < phase.reward.size(); ++i) {
-    const rl::RewardConfig& reward = phase.reward[i];
+    const rl::RewardConfig* scores = phase.reward[i].get<rl::RewardConfig>();
+    if (scores == nullptr) continue;
+    const rl::RewardConfig& reward = *scores;
     const std::string key = path + ".reward." + text(static_cast<int64_t>(i));
     if (reward.weight == 0)
       out.push_back(key + ".weight: 0; the reward " + reward.kind + " is measured and not learnt from");
@@ -79,7 +81,7 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     if (!built_in_reward(reward.kind) && !functions.contains(reward.kind))
       out.push_back(
           key + ".kind: \"" + reward.kind +
-          "\" is none of exact, answer, format, length, python: a function of that name is to be given, by --reward "
+          "\" is none of exact, answer, format, length, python, nor of the methods that stand in this list (isentrope config --explain): a function of that name is to be given, by --reward "
           "FILE.py:FUNCTION or to isentrope.Trainer in Python");
   }
 }

@@ -7,6 +7,8 @@
 
 #include "csrc/data/batch.h"
 #include "csrc/field.h"
+#include "csrc/methods/entropy_control.h"
+#include "csrc/methods/registry.h"
 #include "csrc/model/decoder.h"
 #include "csrc/train/attention_entropy.h"
 #include "csrc/train/attention_watch.h"
@@ -45,7 +47,7 @@ struct ObjectiveConfig {
   std::string scope = "global";
   std::string ref_kl = "k3";
   double ref_kl_coef = 0.0;
-  double entropy_coef = 0.0;
+  std::optional<methods::EntropyControl> entropy;
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
@@ -87,7 +89,7 @@ struct ObjectiveConfig {
       one_of({"k1", "k2", "k3", "k1+", "k3+"}));
     v("ref_kl_coef", ref_kl_coef, "Weight of that divergence; the reference is the model at the start of the phase.",
       at_least(0));
-    v("entropy_coef", entropy_coef, "Weight of the entropy bonus.", at_least(0));
+    v("entropy", entropy, "What keeps the policy's entropy up, or steers it.");
     v("attention_entropy", attention_entropy,
       "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }
@@ -110,9 +112,16 @@ class Objective {
                                                  AttentionWatch* watch, Gradients* gradients = nullptr) = 0;
   const AttentionEntropy& attention() const { return attention_; }
 
+  // Before the updates of a step, whose number in the phase is step.
+  virtual void begin(int64_t step) { step_ = step; }
+  // What passes from step to step in methods, by name; restore() takes what state() gave, and throws std::runtime_error for other.
+  virtual std::map<std::string, torch::Tensor> state() const { return {}; }
+  virtual void restore(const std::map<std::string, torch::Tensor>&) {}
+
  protected:
   AttentionEntropy attention_;
   std::shared_ptr<const Ranks> ranks_;
+  int64_t step_ = 0;
 };
 
 // The rows of an update that a rank computes: one run of rows each, of about as many tokens without padding, at least one. Of fewer rows
@@ -122,9 +131,11 @@ data::Batch share_of_rank(const data::Batch& update, int64_t rank, int64_t ranks
 // model: whose layers, heads and device the thresholds of attention have.
 // temperature: of the rollouts, so that log-probabilities speak of the policy that drew them.
 // reference: the model that ref_kl_coef measures the divergence from; needed where that is above 0.
+// weight: methods that say which tokens learn, and how much, in order (csrc/methods).
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
                                           const model::Decoder& model, double temperature = 1.0,
                                           std::optional<model::Decoder> reference = std::nullopt,
-                                          std::shared_ptr<const Ranks> ranks = std::make_shared<Ranks>());
+                                          std::shared_ptr<const Ranks> ranks = std::make_shared<Ranks>(),
+                                          std::vector<methods::Weight> weight = {});
 
 }  // namespace isentrope::train

@@ -70,7 +70,7 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
   return std::make_unique<HeldOutPrompts>(
-      phase.data, answers.reward, rewards, tokenizer, split, config.model.max_position_embeddings,
+      phase.data, answers.scores(), rewards, tokenizer, split, config.model.max_position_embeddings,
       answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
       answers.rollout ? answers.rollout->cache : rl::CacheConfig(), phase.rollout ? 0 : phase.batch.sequences);
 }
@@ -272,8 +272,8 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   digest = static_cast<int64_t>(data::stream_digest(*examples));
   if (phase.rollout)
     return std::make_unique<rl::RolloutSource>(
-        *phase.rollout, model_, tokenizer_, examples, rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
-        seed_of(phase.name, data::Purpose::rollout),
+        *phase.rollout, model_, tokenizer_, examples, rl::RewardSum(phase.scores(), tokenizer_.eos(), rewards_),
+        phase.methods(), seed_of(phase.name, data::Purpose::rollout),
         [this, &phase, &rollouts](int64_t step, const std::vector<rl::SavedRollout>& drawn) {
           for (const rl::SavedRollout& one : drawn)
             if (ranks_->first()) rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
@@ -305,7 +305,8 @@ void Trainer::open_phase(const CheckpointState* state) {
   }
 
   auto objective = make_objective(phase.objective, phase.batch, model_,
-                                  phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference, ranks_);
+                                  phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference, ranks_,
+                                  phase.weight);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters())
     if (parameter.value().requires_grad()) parameters.push_back({parameter.key(), parameter.value()});
@@ -355,6 +356,7 @@ void Trainer::open_phase(const CheckpointState* state) {
           "run.start=" +
           last_checkpoint_);
     open->optimizer.restore(state->optimizer);
+    open->objective->restore(state->extra);
     open->source->restore(state->source);
     open->alarm.restore(state->extra);
     if (const auto law = state->extra.find(kLaw); law != state->extra.end())

@@ -44,6 +44,7 @@ CheckpointState Trainer::state(bool phase_finished) const {
     state.extra[kBase] = torch::tensor(base_digest_, torch::kInt64);
   }
   state.extra.merge(open_->alarm.state());
+  state.extra.merge(open_->objective->state());
   if (open_->law.points() > 0) state.extra[kLaw] = torch::tensor(open_->law.state(), torch::kFloat64);
   if (const std::vector<double> watch = open_->watch.state(); !watch.empty())
     state.extra[kPolicyWatch] = torch::tensor(watch, torch::kFloat64);

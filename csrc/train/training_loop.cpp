@@ -81,6 +81,7 @@ Record Trainer::step() {
   const double lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps);
   data::StepData data = open_->source->next(step_);
   const double source_seconds = seconds_since(start);
+  open_->objective->begin(step_);
 
   std::map<std::string, double> values = std::move(data.stats);
   UpdateFigures figures;
@@ -177,6 +178,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
   const AttentionAlarm alarm = open_->alarm;
   const rl::EntropyLaw law = open_->law;
   const PolicyWatch watch = open_->watch;
+  const auto methods = open_->objective->state();
   try {
     ranks_->together([&] { write(step(), records); });
   } catch (...) {
@@ -187,6 +189,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
     open_->alarm = alarm;
     open_->law = law;
     open_->watch = watch;
+    open_->objective->restore(methods);
     rethrow_with_place("step " + std::to_string(step_ + 1));
   }
   lost_told_ = lost_.size();

@@ -46,9 +46,11 @@ struct Outcome {
   std::vector<Tensor> gradient;
 };
 
-Outcome run(ObjectiveConfig config, int64_t micro_tokens, const data::Batch& update) {
+Outcome run(ObjectiveConfig config, int64_t micro_tokens, const data::Batch& update,
+            std::vector<methods::Weight> weight = {}) {
   model::Decoder model = small_model();
-  const auto objective = make_objective(config, {.micro_tokens = micro_tokens}, model);
+  const auto objective = make_objective(config, {.micro_tokens = micro_tokens}, model, 1.0, std::nullopt,
+                                        std::make_shared<Ranks>(), std::move(weight));
   Outcome out{objective->backward(model, update, 5, nullptr), {}};
   for (const Tensor& parameter : model->parameters()) out.gradient.push_back(parameter.grad().clone());
   return out;
@@ -61,7 +63,7 @@ ObjectiveConfig grpo(const std::string& loss, const std::string& aggregate = "to
   config.aggregate = aggregate;
   config.cov_ratio = 0.2;
   config.cov_lower = 0.01;
-  config.entropy_coef = 0.1;
+  config.entropy = methods::ConstantEntropy{.coef = 0.1};
   return config;
 }
 
@@ -91,6 +93,27 @@ TEST(Objective, DoesNotDependOnHowAnUpdateIsCut) {
     config.kind = kind;
     expect_same(run(config, 0, update), run(config, 11, update), kind);
   }
+}
+
+// Rows of 11 tokens: 0, 11 and 25 tokens a pass make 1, 6 and 3 micro-batches.
+TEST(Objective, WeightsAreOfTheWholeUpdateHoweverItIsCut) {
+  const data::Batch update = update_of();
+  for (const char* loss : {"clip", "kl_cov"}) {
+    const std::vector<methods::Weight> weight{methods::TopEntropy{.fraction = 0.3}};
+    const Outcome whole = run(grpo(loss), 0, update, weight), plain = run(grpo(loss), 0, update);
+    for (const int64_t micro_tokens : {11, 25}) expect_same(whole, run(grpo(loss), micro_tokens, update, weight), loss);
+    EXPECT_NEAR(whole.stats.at("weight/zero"), 0.7, 0.03) << loss;
+    EXPECT_EQ(whole.stats.at("weight/removed"), 0) << loss;
+    EXPECT_FALSE(torch::allclose(whole.gradient[0], plain.gradient[0])) << loss << ": nothing was weighted";
+  }
+}
+
+TEST(Objective, AFactorOfOneIsTheIdentity) {
+  const data::Batch update = update_of();
+  const Outcome plain = run(grpo("clip"), 11, update), all = run(grpo("clip"), 11, update, {methods::TopEntropy{.fraction = 1}});
+  for (size_t i = 0; i < plain.gradient.size(); ++i) EXPECT_TRUE(torch::equal(plain.gradient[i], all.gradient[i])) << i;
+  EXPECT_EQ(plain.stats.at("loss"), all.stats.at("loss"));
+  EXPECT_EQ(all.stats.at("weight/mean"), 1);
 }
 
 TEST(Objective, NormOfDrGrpoIsSequencesTimesLength) {
