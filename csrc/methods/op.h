@@ -1,11 +1,11 @@
 // How a method becomes a torch op, torch.ops.isentrope.method_<name>: one call in its .cpp,
 //
 //   TORCH_LIBRARY_FRAGMENT(isentrope, m) {
-//     define(m, "method_top_entropy(Tensor entropy, Tensor mask, *, float fraction=0.2) -> Tensor", top_entropy, like_first);
+//     define(m, "method_top_entropy(Tensor entropy, Tensor mask, float fraction=0.2) -> Tensor", top_entropy);
 //   }
 //
-// The function is the op on every device (Host brings what it reads to the CPU and its result back), and its result a constant to
-// autograd. The last argument is the Meta entry, which gives the shapes.
+// The function is the op on every device (host() brings what it reads to the CPU, and its result goes back), and its result a constant to
+// autograd. A last argument is the Meta entry, which gives the shapes; without it the result is like the first argument.
 #pragma once
 #include <torch/library.h>
 
@@ -25,10 +25,11 @@ void define(torch::Library& m, const char* schema, Function* function, Meta* met
   m.impl(name.c_str(), torch::dispatch(c10::DispatchKey::Autograd, torch::CppFunction::makeFallthrough()));
 }
 
-// Meta entry of a result with the shape, dtype and device of the first argument.
-template <class... Rest>
-Tensor like_first(const Tensor& x, Rest...) {
-  return torch::empty_symint(x.sym_sizes(), x.options());
+// The same, with a Meta entry of one result that has the shape, dtype and device of the first argument.
+template <class First, class... Rest>
+void define(torch::Library& m, const char* schema, Tensor (*function)(First, Rest...)) {
+  define(
+      m, schema, function, +[](First x, Rest...) -> Tensor { return torch::empty_symint(x.sym_sizes(), x.options()); });
 }
 
 // Checks of arguments, in the house's four parts: op, argument, what came, what was wanted.
@@ -36,7 +37,8 @@ inline void check_rows(const char* op, const char* name, const Tensor& x) {
   OP_CHECK(op, x.dim() == 2, name, " has ", x.dim(), " dimensions; wanted [B, T]");
 }
 inline void check_like(const char* op, const char* name, const Tensor& x, const char* like_name, const Tensor& like) {
-  OP_CHECK(op, x.sizes() == like.sizes(), name, " has shape ", x.sizes(), "; wanted ", like.sizes(), ", as ", like_name);
+  OP_CHECK(op, x.sizes() == like.sizes(), name, " has shape ", x.sizes(), "; wanted ", like.sizes(), ", as ",
+           like_name);
 }
 inline void check_floating(const char* op, const char* name, const Tensor& x) {
   ops::check_dtype(op, name, x, {torch::kFloat, torch::kDouble});
@@ -45,12 +47,10 @@ inline void check_number(const char* op, const char* name, double x, bool right,
   OP_CHECK(op, right, name, " is ", x, "; wanted ", wanted);
 }
 
-// A constant, contiguous copy on the CPU where x is not one already; of the dtype given, or its own. Masks of numbers become bool
-// by Host::mask: true where a number is not 0.
+// A constant, contiguous copy on the CPU where x is not one already; of the dtype given, or its own; masks of numbers become bool, true where a
+// number is not 0.
 inline Tensor host(const Tensor& x) { return x.detach().to(torch::kCPU).contiguous(); }
-inline Tensor host(const Tensor& x, torch::ScalarType dtype) {
-  return x.detach().to(torch::kCPU, dtype).contiguous();
-}
+inline Tensor host(const Tensor& x, torch::ScalarType dtype) { return x.detach().to(torch::kCPU, dtype).contiguous(); }
 inline Tensor host_mask(const Tensor& mask) {
   return (mask.scalar_type() == torch::kBool ? mask : mask.ne(0)).detach().to(torch::kCPU).contiguous();
 }
