@@ -53,8 +53,7 @@ std::tuple<Tensor, Tensor> correction(const Tensor& rescored, const Tensor& old_
 
   const TokenRows rows = given.rows();
   const Tensor factor = given.make();
-  Tensor removed = given.make_flags();
-  if (!reject) removed.zero_();
+  const Tensor removed = reject ? given.make_flags() : torch::empty({0}, torch::kBool);
   void* const out = factor.mutable_data_ptr();
   bool* const out_removed = removed.mutable_data_ptr<bool>();
   if (token) {
@@ -126,10 +125,13 @@ TORCH_LIBRARY_FRAGMENT(isentrope, m) {
       "level=\"token\", str mode=\"truncate\", float low=0.0, float high=2.0, float? delta=None) -> (Tensor, Tensor)",
       correction,
       +[](const Tensor& rescored, const Tensor&, const Tensor&, const std::optional<Tensor>&,
-          const std::optional<Tensor>&, c10::string_view, c10::string_view, double, double, std::optional<double>) {
+          const std::optional<Tensor>&, c10::string_view, c10::string_view mode, double, double,
+          std::optional<double>) {
         const auto sizes = rescored.sym_sizes();
-        return std::tuple<Tensor, Tensor>(torch::empty_symint(sizes, rescored.options()),
-                                          torch::empty_symint(sizes, rescored.options().dtype(torch::kBool)));
+        const auto flags = rescored.options().dtype(torch::kBool);
+        return std::tuple<Tensor, Tensor>(
+            torch::empty_symint(sizes, rescored.options()),
+            mode == "reject" ? torch::empty_symint(sizes, flags) : torch::empty({0}, flags));
       });
   define(
       m, "method_mismatch(Tensor logprob, Tensor old_logprob, Tensor mask, *, float? high=None) -> Tensor", mismatch,

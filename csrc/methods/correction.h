@@ -17,7 +17,8 @@ namespace isentrope::methods {
 //   level sequence    w = exp Σ_t d, the product of its row's
 //   level geometric   w = exp mean_t d, their geometric mean
 //
-// (the exponent held within ±20), factor [B, T] of rescored's dtype, 0 where mask does not mark, and removed [B, T] bool:
+// (the exponent held within ±20), factor [B, T] of rescored's dtype, 0 where mask does not mark, and removed, bool, of mode reject
+// [B, T], else [0]:
 //
 //   mode truncate   min(max(w, low), high)
 //   mode mask       w where low ≤ w ≤ high, else 0

@@ -210,7 +210,7 @@ class CorrectionOutput(NamedTuple):
     """What correction returns."""
 
     factor: Tensor  # [B, T] of rescored's dtype, to multiply the policy term with
-    removed: Tensor  # [B, T] bool, tokens that leave the mask and so the denominators; none but with mode="reject"
+    removed: Tensor | None  # [B, T] bool, tokens that leave the mask and so the denominators; None but with mode="reject"
 
 
 def correction(
@@ -249,13 +249,14 @@ def correction(
         delta: at least 0, nats; None: rows are not looked at.
 
     Returns:
-        factor and removed, both [B, T].
+        factor [B, T], and removed [B, T], or None where nothing is.
 
     Source: verl 0.9.1 rollout_correction (rollout_is, rollout_rs with k1), TRL 1.16.0 vllm_importance_sampling_mode and
     off_policy_mask_threshold, IcePop (arXiv 2510.18855), DeepSeek-V3.2 (arXiv 2512.02556); csrc/methods/correction.h.
     """
     options = {"advantage": advantage, "logprob": logprob, "level": level, "mode": mode, "low": low, "high": high, "delta": delta}
-    return CorrectionOutput(*call(torch.ops.isentrope.method_correction, rescored, old_logprob, mask, **options))
+    factor, removed = call(torch.ops.isentrope.method_correction, rescored, old_logprob, mask, **options)
+    return CorrectionOutput(factor, removed if mode == "reject" else None)
 
 
 class MismatchOutput(NamedTuple):
