@@ -25,10 +25,11 @@ void define(torch::Library& m, const char* schema, Function* function, Meta* met
   m.impl(name.c_str(), torch::dispatch(c10::DispatchKey::Autograd, torch::CppFunction::makeFallthrough()));
 }
 
-// Meta entry of a result with the shape, dtype and device of the first argument.
-template <class... Rest>
-Tensor like_first(const Tensor& x, Rest...) {
-  return torch::empty_symint(x.sym_sizes(), x.options());
+// The same, with a Meta entry of one result that has the shape, dtype and device of the first argument.
+template <class First, class... Rest>
+void define(torch::Library& m, const char* schema, Tensor (*function)(First, Rest...)) {
+  define(
+      m, schema, function, +[](First x, Rest...) -> Tensor { return torch::empty_symint(x.sym_sizes(), x.options()); });
 }
 
 // The same, with a Meta entry of one result that has the shape, dtype and device of the first argument.
@@ -43,7 +44,8 @@ inline void check_rows(const char* op, const char* name, const Tensor& x) {
   OP_CHECK(op, x.dim() == 2, name, " has ", x.dim(), " dimensions; wanted [B, T]");
 }
 inline void check_like(const char* op, const char* name, const Tensor& x, const char* like_name, const Tensor& like) {
-  OP_CHECK(op, x.sizes() == like.sizes(), name, " has shape ", x.sizes(), "; wanted ", like.sizes(), ", as ", like_name);
+  OP_CHECK(op, x.sizes() == like.sizes(), name, " has shape ", x.sizes(), "; wanted ", like.sizes(), ", as ",
+           like_name);
 }
 inline void check_floating(const char* op, const char* name, const Tensor& x) {
   ops::check_dtype(op, name, x, {torch::kFloat, torch::kDouble});
@@ -55,9 +57,7 @@ inline void check_number(const char* op, const char* name, double x, bool right,
 // A constant, contiguous copy on the CPU where x is not one already; of the dtype given, or its own; masks of numbers become bool, true where a
 // number is not 0.
 inline Tensor host(const Tensor& x) { return x.detach().to(torch::kCPU).contiguous(); }
-inline Tensor host(const Tensor& x, torch::ScalarType dtype) {
-  return x.detach().to(torch::kCPU, dtype).contiguous();
-}
+inline Tensor host(const Tensor& x, torch::ScalarType dtype) { return x.detach().to(torch::kCPU, dtype).contiguous(); }
 inline Tensor host_mask(const Tensor& mask) {
   return (mask.scalar_type() == torch::kBool ? mask : mask.ne(0)).detach().to(torch::kCPU).contiguous();
 }

@@ -5,6 +5,7 @@ import torch
 
 from isentrope import methods
 
+from methods_weight import WEIGHTS, quantile_rows
 from timing import compare, interleaved
 
 TARGET = 5  # times faster
@@ -98,11 +99,6 @@ def optimal_token_baseline(x):
     return (returns - baseline) * mask
 
 
-def top_entropy(x):
-    """torch.quantile takes at most 2^24 numbers, and these are fewer."""
-    return (x["entropy"] >= torch.quantile(x["entropy"][x["mask"]], 0.8)).float() * x["mask"]
-
-
 # ---- name → (ours, rival, shapes): functions of inputs ---------------------------------------------------------------
 
 ONE = SHAPES[:1]  # the time of an advantage a completion does not depend on T
@@ -128,7 +124,7 @@ METHODS = {
         optimal_token_baseline,
         SHAPES,
     ),
-    "top_entropy": (lambda x: methods.top_entropy(x["entropy"], x["mask"]), top_entropy, SHAPES),
+    **WEIGHTS,
 }
 
 
@@ -153,4 +149,4 @@ def rows(rounds=7, threads=1):
             seconds = interleaved({"ours": lambda: ours(x), "torch": lambda: rival(x)}, rounds)
             table.append({"op": name, "shape": shape, "dtype": "float32", "threads": threads, **compare(seconds, "ours", "torch"),
                           "target": TARGET})  # fmt: skip
-    return table
+    return table + quantile_rows(rounds, threads)

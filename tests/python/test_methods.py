@@ -27,7 +27,7 @@ def batch(B=4, T=9, seed=0, dtype=torch.float64):
 
 
 def test_every_op_has_a_function_with_a_docstring():
-    assert set(NAMES) == set(methods.__all__) - {"register"}
+    assert set(NAMES) == {name for name in methods.__all__ if not name.endswith("Output")} - {"register"}
     for name in NAMES:
         text = getattr(methods, name).__doc__
         assert "Source:" in text and "Args:" in text and "Returns:" in text, name

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import assert_type
 
 import isentrope
-from isentrope import nn
+from isentrope import methods, nn
 from isentrope.ops import EntropyAttentionOutput, TokenEntropyMomentsOutput, TokenEntropyOutput
 
 
@@ -103,6 +103,17 @@ def modules(x: Tensor, wanted: bool) -> torch.nn.Module:
     layer.forward(3)  # wrong
     nn.convert_to_sigma(layer, where="q_proj")  # wrong
     return nn.fold(nn.convert_to_sigma(layer, where=lambda name: name.endswith("q_proj")))
+
+
+def weights(x: Tensor, mask: Tensor) -> Tensor:
+    factor = methods.steer(x, x, x, x, mask, form="exponential", low=0.9) * methods.stare(x, x, x, mask, down=0.9)
+    corrected = methods.correction(x, x, mask, level="sequence", mode="reject", low=0.5, delta=None)
+    assert_type(corrected.factor, Tensor)
+    assert_type(corrected.removed, "Tensor | None")
+    assert_type(methods.mismatch(x, x, mask, high=2.0).k3, Tensor)
+    methods.soft_window(x, x, mask, window="wide")  # wrong
+    methods.entropy_ratio_band(x, x, mask, 0.9)  # wrong
+    return factor * methods.surprisal_band(x, x, mask) * methods.attention_entropy(x, mask, coef=0)
 
 
 def short(prompts: list[str], completions: list[str], meta: list[dict[str, str]]) -> list[float]:
