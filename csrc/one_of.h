@@ -21,7 +21,9 @@
 namespace isentrope {
 
 template <class T>
-concept Named = requires { T::kKind; };
+concept Named = requires {
+  T::kKind;
+};
 
 template <class... Kinds>
 struct OneOf {
@@ -29,8 +31,8 @@ struct OneOf {
 
   OneOf() = default;
   template <class T>
-    requires(std::is_same_v<T, Kinds> || ...)
-  OneOf(T one) : value(std::move(one)) {}  // NOLINT: an entry is what stands in it
+  requires(std::is_same_v<T, Kinds> || ...) OneOf(T one)
+      : value(std::move(one)) {}  // NOLINT: an entry is what stands in it
 
   // The kinds that have a name, in the order of declaration.
   static std::vector<std::string> names() {

@@ -110,7 +110,8 @@ struct AresConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("form", form,
-      "Shape of the reward (csrc/methods/ares.h): that of the published code, one in which no wrong answer outranks a right "
+      "Shape of the reward (csrc/methods/ares.h): that of the published code, one in which no wrong answer outranks a "
+      "right "
       "one, or that of the paper.",
       one_of({"released", "strict", "paper"}));
     v("alpha", alpha,

@@ -86,19 +86,12 @@ struct Correction {
     return low > high ? "low: " + std::to_string(low) + " is above high (" + std::to_string(high) + ")" : "";
   }
   Weighted apply(const Update& u, Context&) const {
+    if (!u.rescored.defined())
+      throw std::invalid_argument(
+          "correction: the update has no rescored log-probs; wanted those of the trained policy before it");
     const auto [factor, removed] =
-        correction(rescored_of(u), u.old_logprob, u.mask, u.advantage, u.logprob, level, mode, low, high, delta);
+        correction(u.rescored, u.old_logprob, u.mask, u.advantage, u.logprob, level, mode, low, high, delta);
     return {factor, mode == "reject" ? removed : Tensor()};
-  }
-
- private:
-  // Whatever struct has it.
-  template <class Given>
-  static const Tensor& rescored_of(const Given& u) {
-    if constexpr (requires { u.rescored; })
-      if (u.rescored.defined()) return u.rescored;
-    throw std::invalid_argument(
-        "correction: the update has no rescored log-probs; wanted those of the trained policy before it");
   }
 };
 

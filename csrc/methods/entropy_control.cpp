@@ -89,7 +89,8 @@ Control AdaptiveEntropy::at(int64_t, const Tensor& state) const {
 }
 
 void AdaptiveEntropy::observe(const std::map<std::string, double>& seen, Context& context) const {
-  if (const double* H = entropy_in(seen)) context.state = adaptive_entropy(context.state, *H, target, delta, least, most);
+  if (const double* H = entropy_in(seen))
+    context.state = adaptive_entropy(context.state, *H, target, delta, least, most);
 }
 
 Tensor EntroPic::initial_state() const { return two(0, 0); }
@@ -114,8 +115,8 @@ Tensor EntropyBand::initial_state() const { return torch::full({1}, kUnknown, to
 
 Control EntropyBand::at(int64_t step, const Tensor& state) const {
   const double H = *state.const_data_ptr<double>();  // unknown: within the band
-  const bool below = H < entropy_schedule(step, shape, from[0], to[0], steps),
-             above = H > entropy_schedule(step, shape, from[1], to[1], steps);
+  const bool below = H<entropy_schedule(step, shape, from[0], to[0], steps), above = H> entropy_schedule(
+      step, shape, from[1], to[1], steps);
   return {.positive = below ? 0.0 : 1.0, .negative = above ? 0.0 : 1.0};
 }
 

@@ -80,7 +80,8 @@ struct TableOfEntropy {
 struct AdaptiveEntropy {
   static constexpr const char* kKind = "adaptive";
   static constexpr const char* kHelp =
-      "An entropy bonus whose coefficient rises by delta after an update whose entropy was at most the target, and falls "
+      "An entropy bonus whose coefficient rises by delta after an update whose entropy was at most the target, and "
+      "falls "
       "by it after another; it is in force only where the entropy of the update before was at most the target "
       "(Skywork-OR1, arXiv 2505.22312; as TRL 1.16's use_adaptive_entropy).";
   double target = 0.2;
@@ -107,7 +108,8 @@ struct EntroPic {
   static constexpr const char* kKind = "entropic";
   static constexpr const char* kHelp =
       "Weighs advantages above 0 by 1 + a and those below by 1 - a, with a = I + proportional (H - target) and "
-      "I += integral (H - target) after each update, a within -1 and 1: a PI controller that lowers the entropy through "
+      "I += integral (H - target) after each update, a within -1 and 1: a PI controller that lowers the entropy "
+      "through "
       "right answers and raises it through wrong ones (EntroPIC, arXiv 2511.15248; gains as a port has them).";
   double target = 0.3;
   double proportional = 1.0;
@@ -128,7 +130,8 @@ struct EntropyBand {
   static constexpr const char* kKind = "band";
   static constexpr const char* kHelp =
       "Above the band the policy learns from advantages above 0 alone, below it from those below 0 alone, and within "
-      "it from both; the band moves over steps (Entrocraft, arXiv 2604.26326, whose text rejects samples where this, as "
+      "it from both; the band moves over steps (Entrocraft, arXiv 2604.26326, whose text rejects samples where this, "
+      "as "
       "its code, takes their gradient away).";
   std::string shape = "linear";
   std::vector<double> from = {0.6, 0.7};

@@ -33,25 +33,25 @@ using torch::Tensor;
 // Completions of a step, B of them, their own tokens from the first on, padded on the right to T. Natural logarithms, nats.
 // Groups, the completions of one prompt, stand one behind the other.
 struct Completions {
-  Tensor mask;     // [B, T] bool: tokens that are learnt
-  Tensor token;    // [B, T] int64
-  Tensor logprob;  // [B, T] float, under the policy that drew them
-  Tensor entropy;  // [B, T] float, of that policy
-  Tensor sum_p2;   // [B, T] float, Σ p² of that policy; undefined where no method asks (kNeedsSumP2)
-  Tensor length;   // [B] int64, tokens drawn, the end of sequence included
-  Tensor stopped;  // [B] bool; false: cut at the length limit
-  Tensor group;    // [B] int64, rising from 0
-  Tensor right;    // [B] bool, by the first reward
-  Tensor scores;   // [B, R] double, each reward times its weight; NaN where it does not apply
+  Tensor mask;          // [B, T] bool: tokens that are learnt
+  Tensor token;         // [B, T] int64
+  Tensor logprob;       // [B, T] float, under the policy that drew them
+  Tensor entropy;       // [B, T] float, of that policy
+  Tensor sum_p2;        // [B, T] float, Σ p² of that policy; undefined where no method asks (kNeedsSumP2)
+  Tensor length;        // [B] int64, tokens drawn, the end of sequence included
+  Tensor stopped;       // [B] bool; false: cut at the length limit
+  Tensor group;         // [B] int64, rising from 0
+  Tensor right;         // [B] bool, by the first reward
+  Tensor scores;        // [B, R] double, each reward times its weight; NaN where it does not apply
   double unit = 1;      // what a right answer is worth: the weight of the first reward
   int64_t longest = 0;  // length limit of completions, 0: that of the context
 
-  Tensor reward;     // [B] double
+  Tensor reward;                                           // [B] double
   std::vector<std::pair<std::string, Tensor>> added = {};  // by kind, what a method added to it: [B] double
   Tensor advantage;  // [B, T] float, 0 where mask is false; undefined before the estimator
 
   Tensor ref_kl_weight = {};  // [B, T] float factor of the divergence from the reference; undefined: 1
-  Tensor difficulty = {};     // [B] int64 of the prompt, by which that divergence is counted; undefined where nobody asks
+  Tensor difficulty = {};  // [B] int64 of the prompt, by which that divergence is counted; undefined where nobody asks
 
   // A reward method of that kind adds to the rewards.
   void add(const std::string& kind, const Tensor& amount) {
@@ -68,7 +68,10 @@ struct Update {
   Tensor old_logprob;  // [B, T] float, of the policy that drew them
   Tensor entropy;      // [B, T] float, of the policy that learns
   Tensor old_entropy;  // [B, T] float, of the policy that drew them
+  Tensor rescored =
+      {};  // [B, T] float, log-probs of the policy before the update; where a method asks (kNeedsRescored)
   Tensor attention_entropy = {};  // [B, T] float, of a token's attention row, normalised to [0, 1]; where a method asks
+                                  // (kNeedsAttentionEntropy, of its layer)
 };
 
 struct Weighted {
@@ -82,7 +85,7 @@ using Groups = std::vector<int64_t>;
 // What an estimator sees: one entry a tree of csrc/rl/tree.h, which without branches is a completion.
 struct Rewarded {
   std::vector<double> reward;
-  std::vector<int64_t> length;    // tokens
+  std::vector<int64_t> length;  // tokens
   Groups groups;
   std::vector<std::vector<double>> scores = {};  // [reward][completion], weighted, NaN where it does not apply
   std::vector<double> greedy = {};               // [group] reward of the greedy completion, where kNeedsGreedy

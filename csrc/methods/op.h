@@ -32,13 +32,6 @@ void define(torch::Library& m, const char* schema, Tensor (*function)(First, Res
       m, schema, function, +[](First x, Rest...) -> Tensor { return torch::empty_symint(x.sym_sizes(), x.options()); });
 }
 
-// The same, with a Meta entry of one result that has the shape, dtype and device of the first argument.
-template <class First, class... Rest>
-void define(torch::Library& m, const char* schema, Tensor (*function)(First, Rest...)) {
-  Tensor (*meta)(First, Rest...) = like_first<Rest...>;
-  define(m, schema, function, meta);
-}
-
 // Checks of arguments, in the house's four parts: op, argument, what came, what was wanted.
 inline void check_rows(const char* op, const char* name, const Tensor& x) {
   OP_CHECK(op, x.dim() == 2, name, " has ", x.dim(), " dimensions; wanted [B, T]");

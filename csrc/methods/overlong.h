@@ -26,9 +26,7 @@ struct Overlong {
       at_least(1));
     v("penalty_factor", penalty_factor, "Penalty of a completion as long as the limit.", at_least(0));
   }
-  void apply(Completions& c, Context&) const {
-    c.add(kKind, overlong(c.length, c.longest, len, penalty_factor));
-  }
+  void apply(Completions& c, Context&) const { c.add(kKind, overlong(c.length, c.longest, len, penalty_factor)); }
 };
 
 }  // namespace isentrope::methods

@@ -8,7 +8,6 @@
 
 #include "csrc/message.h"
 #include "csrc/methods/windows.h"
-#include "csrc/model/page_table.h"
 #include "csrc/rl/policy_batch.h"
 #include "csrc/rl/prompt.h"
 #include "csrc/rl/shared_rollout.h"
@@ -26,15 +25,6 @@ std::vector<double> right_or_wrong(const std::vector<std::optional<double>>& sco
   return right;
 }
 
-bool makes_advantages(const methods::Advantage& one) {
-  return std::visit(
-      []<class M>(const M& method) {
-        return requires(methods::Rewarded r) { method.estimate(r); } ||
-               requires(methods::Completions c) { method.estimate_tokens(c); };
-      },
-      one.value);
-}
-
 double mean(const std::vector<double>& x) {
   return x.empty() ? 0.0 : std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
 }
@@ -47,76 +37,6 @@ double deviation(const std::vector<double>& x) {
 }
 
 }  // namespace
-
-std::string RolloutConfig::problem() const {
-  if (prompts % mini_batches != 0)
-    return "mini_batches: " + std::to_string(mini_batches) + " does not divide prompts (" + std::to_string(prompts) +
-           "); every update takes the same number of whole groups";
-  if (sampling.max_new_tokens > 0 && sampling.min_new_tokens > sampling.max_new_tokens)
-    return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) + " is above max_new_tokens (" +
-           std::to_string(sampling.max_new_tokens) + ")";
-  // Below 1e-3 two logits that differ by 0.01 have odds of 22000 : 1.
-  if (sampling.temperature < 1e-3)
-    return "temperature: at less than 0.001 the completions of a prompt are all the same, and a policy learns from how "
-           "they "
-           "differ";
-  if (sampling.top_k == 1)
-    return "top_k: 1 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
-           "learns from how they differ";
-  if (sampling.top_p == 0)
-    return "top_p: 0 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
-           "learns from how they differ";
-  const int64_t cached = cache.cache_tokens / model::kPagePositions,
-                shortest = 1 + std::max<int64_t>(sampling.max_new_tokens, 1);
-  if (cache.cache_tokens > 0 && cached < model::pages_of(shortest) + 2)  // as rollout() counts
-    return "cache_tokens: " + std::to_string(cache.cache_tokens) + " cannot hold one sequence of " +
-           std::to_string(shortest) + " tokens; wanted at least " +
-           std::to_string((model::pages_of(shortest) + 2) * model::kPagePositions) + ", or 0";
-  if (branch && branch->sequences > 0 && branch->sequences < num_generations)
-    return "branch.sequences: " + std::to_string(branch->sequences) + " is below num_generations (" +
-           std::to_string(num_generations) + "), which it includes";
-  if (allocation && (allocation->least > num_generations || most_samples() < num_generations))
-    return "allocation: num_generations (" + std::to_string(num_generations) +
-           ") is the mean, and does not lie between least (" + std::to_string(allocation->least) + ") and most (" +
-           std::to_string(most_samples()) + ")";
-  return "";
-}
-
-const methods::FilterGroups* Methods::filter() const {
-  for (const Shaping& one : reward)
-    if (const auto* filter = one.get<methods::FilterGroups>()) return filter;
-  return nullptr;
-}
-
-std::string Methods::problem(const RolloutConfig& rollout) const {
-  std::vector<std::string> seen;
-  for (const Shaping& one : reward) {
-    if (std::find(seen.begin(), seen.end(), one.kind()) != seen.end())
-      return "reward: " + one.kind() + " stands there twice; once does it";
-    seen.push_back(one.kind());
-    const int64_t longest = rollout.sampling.max_new_tokens;
-    const auto* overlong = one.get<methods::Overlong>();
-    if (overlong && longest == 0)
-      return "reward: overlong needs rollout.max_new_tokens, the length limit that the penalty counts back from";
-    if (overlong && overlong->len > longest)
-      return "reward: overlong.len is " + std::to_string(overlong->len) +
-             " tokens, and the length limit that it counts back from, rollout.max_new_tokens, " +
-             std::to_string(longest) + "; give a buffer of at most that";
-  }
-  if (filter() && rollout.num_generations == 1 && !rollout.allocation)
-    return "reward: filter_groups: a group of one completion has nothing to differ from; give "
-           "rollout.num_generations of 2 or more";
-  for (size_t i = 0; i < advantage.size(); ++i) {
-    const bool makes = makes_advantages(advantage[i]);
-    if (i == 0 && !makes)
-      return "advantage: the first of the list makes advantages of rewards, and " + advantage[i].kind() +
-             " changes some; write {kind: grpo} or another of them before it";
-    if (i > 0 && makes)
-      return "advantage: " + advantage[i].kind() + " makes advantages of rewards and stands behind " +
-             advantage[0].kind() + ", which has made some; keep one of them, as the first";
-  }
-  return "";
-}
 
 RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
                              std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, Methods methods,
@@ -147,6 +67,7 @@ struct RolloutSource::Drawn {
   std::vector<Completion> completions;
   Groups groups{0};  // of completions, one a prompt
   RolloutCounts counts;
+  std::vector<double> greedy;  // of each prompt, the reward of its greedy completion; where an estimator asks
   Rewards rewards;
   std::vector<double> right;  // 1 or 0 of each completion
   std::vector<Answer> answers;
@@ -202,8 +123,7 @@ void RolloutSource::Saved::learnt(const methods::Completions& kept, const std::v
     if (place[i] < 0) continue;
     rollouts[i].reward = kept.reward[place[i]].item<double>();
     rollouts[i].advantage = advantage[place[i]];
-    for (const auto& [kind, amount] : kept.added)
-      rollouts[i].added.emplace_back(kind, amount[place[i]].item<double>());
+    for (const auto& [kind, amount] : kept.added) rollouts[i].added.emplace_back(kind, amount[place[i]].item<double>());
   }
 }
 
@@ -301,6 +221,25 @@ void RolloutSource::score(Drawn& drawn) const {
     if (i + 1 == drawn.completions.size() || drawn.completions[i + 1].prompt != drawn.completions[i].prompt)
       drawn.groups.push_back(static_cast<int64_t>(i) + 1);
   drawn.right = right_or_wrong(drawn.rewards.first);
+  if (pending_.advantage.any([]<class M>(const M&) {
+        return requires { M::kNeedsGreedy; };
+      }))
+    drawn.greedy = greedy_rewards(drawn);
+}
+
+// Each process draws and scores all of them: so all have the same, whatever their number.
+std::vector<double> RolloutSource::greedy_rewards(const Drawn& drawn) const {
+  SamplingConfig greedy = config_.sampling;
+  greedy.temperature = 0;
+  const std::vector<Completion> completions =
+      rollout(model_, drawn.prompts, 1, greedy, tokenizer_.end_ids(), {.seed = seed_}, config_.cache);
+  std::vector<Answer> answers;
+  std::vector<std::string> prompts;
+  for (const Completion& one : completions) {
+    answers.push_back(answer_of(one.tokens, one.stopped, tokenizer_));
+    prompts.push_back(drawn.examples[one.prompt].prompt);
+  }
+  return reward_(prompts, answers, drawn.examples).total;
 }
 
 void RolloutSource::tally(const Drawn& drawn, Tally& tally) const {
@@ -373,6 +312,7 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
       kept.completions.push_back(std::move(completion));
     }
     kept.prompts.push_back(std::move(drawn.prompts[p]));
+    if (!drawn.greedy.empty()) kept.greedy.push_back(drawn.greedy[p]);
     kept.groups.push_back(static_cast<int64_t>(kept.completions.size()));
   }
 }

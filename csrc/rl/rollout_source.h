@@ -12,8 +12,8 @@
 #include "csrc/data/example.h"
 #include "csrc/data/tokenizer.h"
 #include "csrc/field.h"
-#include "csrc/model/decoder.h"
 #include "csrc/methods/chain.h"
+#include "csrc/model/decoder.h"
 #include "csrc/rl/allocation.h"
 #include "csrc/rl/peers.h"
 #include "csrc/rl/policy_batch.h"
@@ -94,7 +94,8 @@ struct SavedRollout {
   bool branches = false;       // whether sequences branch
   double reward = 0;           // what its advantage comes from: the weighted sum of scores, and what methods added
   std::vector<std::pair<std::string, std::optional<double>>> scores = {};  // reward/<name>, not weighted
-  std::vector<std::pair<std::string, double>> added = {};  // by the methods of that kind; of the groups that are learnt from
+  std::vector<std::pair<std::string, double>> added =
+      {};  // by the methods of that kind; of the groups that are learnt from
   // Mean over its learnt tokens, which differ where sequences branch; none: the loss has no token of it.
   std::optional<double> advantage = {};
 };
@@ -146,6 +147,7 @@ class RolloutSource : public data::BatchSource {
   std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
   Drawn draw(int64_t step, const std::optional<Branching>& branching);
   void score(Drawn& drawn) const;
+  std::vector<double> greedy_rewards(const Drawn& drawn) const;  // of each prompt
   void tally(const Drawn& drawn, Tally& tally) const;
   void warn(const Drawn& drawn, std::vector<std::string>& warnings);  // of its rewards, each kind once
   void keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved);    // the groups that the step learns from

@@ -21,25 +21,14 @@ namespace isentrope::train {
 namespace {
 
 // The names that keys had once; their values mean what they meant.
-const std::multimap<std::string, std::string> kRenamed{{"layers", "num_hidden_layers"},
-                                                       {"width", "hidden_size"},
-                                                       {"heads", "num_attention_heads"},
-                                                       {"kv_heads", "num_key_value_heads"},
-                                                       {"mlp", "intermediate_size"},
-                                                       {"context", "max_position_embeddings"},
-                                                       {"rope_base", "rope_theta"},
-                                                       {"norm_eps", "rms_norm_eps"},
-                                                       {"tied_head", "tie_word_embeddings"},
-                                                       {"init_std", "initializer_range"},
-                                                       {"samples", "num_generations"},
-                                                       {"updates", "mini_batches"},
-                                                       {"warmup", "warmup_steps"},
-                                                       {"floor", "min_lr_ratio"},
-                                                       {"kl_coef", "kl_cov_coef"},
-                                                       {"select_fraction", "cov_ratio"},
-                                                       {"overlong", "truncation"},
-                                                       {"buffer", "len"},
-                                                       {"factor", "penalty_factor"}};
+const std::multimap<std::string, std::string> kRenamed{
+    {"layers", "num_hidden_layers"},     {"width", "hidden_size"},       {"heads", "num_attention_heads"},
+    {"kv_heads", "num_key_value_heads"}, {"mlp", "intermediate_size"},   {"context", "max_position_embeddings"},
+    {"rope_base", "rope_theta"},         {"norm_eps", "rms_norm_eps"},   {"tied_head", "tie_word_embeddings"},
+    {"init_std", "initializer_range"},   {"samples", "num_generations"}, {"updates", "mini_batches"},
+    {"warmup", "warmup_steps"},          {"floor", "min_lr_ratio"},      {"kl_coef", "kl_cov_coef"},
+    {"select_fraction", "cov_ratio"},    {"overlong", "truncation"},     {"buffer", "len"},
+    {"factor", "penalty_factor"}};
 
 // What other trainers and configurations of models call our keys.
 const std::multimap<std::string, std::string> kElsewhere{{"learning_rate", "lr"},
@@ -117,8 +106,8 @@ std::string moved(const std::string& path, const std::string& name, const YAML::
   };
   const auto entry = [&](const std::string& kind) {
     const std::string keys = node.IsMap() ? flow(node) : "{}";
-    return "{kind: " + kind + (keys == "{}" || keys == "{ }" ? "" : ", " + keys.substr(keys.find('{') + 1, keys.rfind('}') - 1)) +
-           "}";
+    return "{kind: " + kind +
+           (keys == "{}" || keys == "{ }" ? "" : ", " + keys.substr(keys.find('{') + 1, keys.rfind('}') - 1)) + "}";
   };
   const std::string phase = path.substr(0, path.rfind('.'));
   const auto say = [&](const std::string& list, const std::string& form) {
@@ -246,13 +235,12 @@ class Reader {
   static void choose(const Document& document, const YAML::Node& node, const std::string& path, T& entry) {
     const YAML::Node kind = node["kind"];
     const std::string key = child_path(path, "kind");
-    if (!kind.IsDefined() && !T::kOpen)
-      document.fail(path, "no kind is written; wanted one of " + join(T::names()));
+    if (!kind.IsDefined() && !T::kOpen) document.fail(path, "no kind is written; wanted one of " + join(T::names()));
     if (kind.IsDefined() && !kind.IsScalar()) document.fail(key, "wanted a text, got " + describe(kind));
     const std::string text = kind.IsDefined() ? kind.Scalar() : "";
     if (!entry.choose(text))
-      document.fail(key, "'" + excerpt(text) + "' is not one of " + join(T::names()) +
-                             suggestion(text, T::names(), ""));
+      document.fail(key,
+                    "'" + excerpt(text) + "' is not one of " + join(T::names()) + suggestion(text, T::names(), ""));
   }
   void read_others(data::Settings& settings) {
     settings.clear();

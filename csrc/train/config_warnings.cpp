@@ -61,7 +61,8 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     out.push_back(path + ".objective.ref_kl: ref_kl_coef is 0; it has no effect");
 
   const rl::RolloutConfig& r = *phase.rollout;
-  if (r.num_generations == 1 && !r.allocation && (phase.advantage.empty() || phase.advantage[0].kind() != "reinforce_plus_plus_baseline"))
+  if (r.num_generations == 1 && !r.allocation &&
+      (phase.advantage.empty() || phase.advantage[0].kind() != "reinforce_plus_plus_baseline"))
     out.push_back(path +
                   ".rollout.num_generations: a group of one has nothing to compare with: every completion is pushed by "
                   "its reward "
@@ -79,10 +80,10 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     if (reward.weight < 0 && !reward.in_python() && reward.kind != "length")
       out.push_back(key + ".weight: below 0 it punishes what the reward " + reward.kind + " calls right");
     if (!built_in_reward(reward.kind) && !functions.contains(reward.kind))
-      out.push_back(
-          key + ".kind: \"" + reward.kind +
-          "\" is none of exact, answer, format, length, python, nor of the methods that stand in this list (isentrope config --explain): a function of that name is to be given, by --reward "
-          "FILE.py:FUNCTION or to isentrope.Trainer in Python");
+      out.push_back(key + ".kind: \"" + reward.kind +
+                    "\" is none of exact, answer, format, length, python, nor of the methods that stand in this list "
+                    "(isentrope config --explain): a function of that name is to be given, by --reward "
+                    "FILE.py:FUNCTION or to isentrope.Trainer in Python");
   }
 }
 

@@ -112,8 +112,8 @@ class Objective {
                                                  AttentionWatch* watch, Gradients* gradients = nullptr) = 0;
   const AttentionEntropy& attention() const { return attention_; }
 
-  // Before the updates of a step, whose number in the phase is step.
-  virtual void begin(int64_t step) { step_ = step; }
+  // Before the updates of a step, whose number in the phase is step; may add to them what methods ask for.
+  virtual void begin(int64_t step, model::Decoder&, std::vector<data::Batch>&) { step_ = step; }
   // What passes from step to step in methods, by name; restore() takes what state() gave, and throws std::runtime_error for other.
   virtual std::map<std::string, torch::Tensor> state() const { return {}; }
   virtual void restore(const std::map<std::string, torch::Tensor>&) {}

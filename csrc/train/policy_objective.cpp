@@ -1,8 +1,9 @@
 #include "csrc/train/policy_objective.h"
 
 #include <cmath>
+#include <utility>
 
-#include "csrc/methods/ares.h"
+#include "csrc/methods/registry.h"
 #include "csrc/train/update_pass.h"
 
 namespace isentrope::train {
@@ -33,6 +34,20 @@ std::vector<methods::EntropyControl> list_of(const std::optional<methods::Entrop
   return one ? std::vector{*one} : std::vector<methods::EntropyControl>();
 }
 
+// What the ratio is taken to: the policy at the step's beginning where completions were scored anew, else the one that drew them.
+const Tensor& old_of(const Batch& batch) { return batch.rescored.defined() ? batch.rescored : batch.old_logprob; }
+
+// How far the policy that learns is from the one that drew, before anything is learnt: rounding, or another precision, top-k, top-p.
+std::map<std::string, double> mismatch_of(const Tensor& logprob, const Batch& update) {
+  const Tensor found = methods::mismatch(logprob, update.old_logprob, update.target != data::kIgnore, std::nullopt);
+  const double* x = found.const_data_ptr<double>();
+  return {{"mismatch/max", x[0]},
+          {"mismatch/mean", x[1]},
+          {"mismatch/k3", x[3]},
+          {"mismatch/chi2", x[4]},
+          {"mismatch/ess", x[7]}};
+}
+
 }  // namespace
 
 PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConfig& config, const BatchConfig& batch,
@@ -47,7 +62,26 @@ PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConf
       mode_(config.loss == "random" ? config.random_like : config.loss),
       selection_(config.loss == "random" ? "random_" + config.random_like : config.loss),
       weight_(std::move(weight)),
-      entropy_(list_of(config.entropy)) {}
+      entropy_(list_of(config.entropy)) {
+  rescores_ = weight_.any([]<class M>(const M&) {
+    return requires { M::kNeedsRescored; };
+  });
+  for (const methods::Weight& one : weight_.entries())
+    if (const auto* attention = one.get<methods::AttentionEntropy>()) attention_layer_ = attention->layer;
+}
+
+void PolicyObjective::begin(int64_t step, model::Decoder& model, std::vector<Batch>& updates) {
+  Objective::begin(step, model, updates);
+  first_ = true;
+  if (!rescores_) return;
+  for (Batch& update : updates) {
+    const Batch here = update.to(model->embedding().device());
+    update.rescored =
+        of_update(look(model, split(share_of_rank(here, ranks_->rank(), ranks_->size()), batch_.micro_tokens)).logprob,
+                  here)
+            .to(update.tokens.device());
+  }
+}
 
 std::map<std::string, Tensor> PolicyObjective::state() const {
   std::map<std::string, Tensor> state;
@@ -65,9 +99,8 @@ std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, c
                                                         AttentionWatch* watch, Gradients* gradients) {
   Found found;
   std::map<std::string, double> decided;
-  entropy_.each(decided, [&](const auto& method, methods::Context context) {
-    control_ = method.at(step_, context.state);
-  });
+  entropy_.each(decided,
+                [&](const auto& method, methods::Context context) { control_ = method.at(step_, context.state); });
   passes(model, update, seed, watch, gradients, found, decided);
   if (watch) watch->over(*ranks_);
   auto values = values_of(ranks_->sum(found.loss), ranks_->rows(torch::stack(found.stats)));
@@ -82,6 +115,7 @@ std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, c
   }
   if (values.at("tokens") > 0) {
     values.merge(decided);
+    if (std::exchange(first_, false)) values.merge(mismatch_of(logprob, update));
     if (!entropy_.empty()) {
       values["entropy_coef"] = control_.entropy_coef;
       if (control_.positive != 1 || control_.negative != 1)
@@ -99,61 +133,79 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
   const bool one_pass = ranks_->alone() ? micros.size() == 1 : together;
   const Sent sent{gradients};
 
-  Decided decided;  // of own rows. Where the update is cut, what its policy says of it takes a pass of its own
-  if (decides_by_policy() && !one_pass) {
-    const torch::NoGradGuard no_grad;
-    std::vector<Tensor> logprobs, entropies;
-    for (const Batch& micro : micros) {
-      const auto out = tokens_of(model, micro);
-      logprobs.push_back(out.logprob);
-      entropies.push_back(out.entropy);
-    }
-    decided = own(decide(update, torch::cat(logprobs), torch::cat(entropies), seed, values), update);
-  } else if (!decides_by_policy()) {
-    decided = own(decide(update, {}, {}, seed, values), update);
-  }
+  // Of own rows. Where the update is cut, what its policy says of it takes passes of their own.
+  const bool by_policy = decides_by_policy();
+  Decided decided;
+  if (!by_policy || !one_pass)
+    decided = own(decide(update, by_policy ? look(model, micros) : Seen(), seed, values), update);
 
   int64_t row = 0;
   for (size_t m = 0; m < micros.size(); ++m) {
     const Batch& micro = micros[m];
-    Pass pass(attention_, watch, together ? ranks_.get() : nullptr);
+    Pass pass(attention_, watch, together ? ranks_.get() : nullptr, attention_layer_.has_value());
     const auto policy = pass.tokens(model, micro, temperature_);
     const Tensor logprob = policy.logprob.detach();
-    if (decides_by_policy() && one_pass)
-      decided = own(decide(update, logprob, policy.entropy.detach(), seed, values), update);
+    if (by_policy && one_pass)
+      decided =
+          own(decide(update, {logprob, policy.entropy.detach(), attention_in(pass.record())}, seed, values), update);
     Decided here = decided.each([&](const Tensor& x) { return x.slice(0, row, row + micro.size()); });
     if (selects_ && config_.scope == "micro") here.selected = select(logprob, micro, here.counts, seed + m);
     const auto out = loss_of(policy, micro, here, found.divergence);
-    found.loss += pass.backward(out.loss, together ? 1.0 : share_of(micro, update),
-                                m + 1 == micros.size() ? gradients : nullptr);
+    found.loss +=
+        pass.backward(out.loss, together ? 1.0 : share_of(micro, update), m + 1 == micros.size() ? gradients : nullptr);
     found.stats.push_back(out.stats);
     found.logprobs.push_back(logprob);
     row += micro.size();
   }
 }
 
-bool PolicyObjective::decides_by_policy() const {
-  return (selects_ && config_.scope == "global") || !weight_.empty();
-}
+bool PolicyObjective::decides_by_policy() const { return (selects_ && config_.scope == "global") || !weight_.empty(); }
 
-PolicyObjective::Decided PolicyObjective::Decided::each(
-    const std::function<Tensor(const Tensor&)>& function) const {
+PolicyObjective::Decided PolicyObjective::Decided::each(const std::function<Tensor(const Tensor&)>& function) const {
   const auto of = [&](const Tensor& x) { return x.defined() ? function(x) : x; };
   return {of(selected), of(factor), of(counts), normalizer};
 }
 
-// logprob, entropy: of own rows; undefined where nothing is decided by them.
-PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Tensor& logprob, const Tensor& entropy,
-                                                 uint64_t seed, std::map<std::string, double>& values) {
-  Decided decided{.counts = update.target != data::kIgnore};
-  const Tensor all = logprob.defined() ? of_update(logprob, update) : Tensor();
+PolicyObjective::Seen PolicyObjective::look(model::Decoder& model, const std::vector<Batch>& micros) const {
+  const torch::NoGradGuard no_grad;
+  std::vector<Tensor> logprobs, entropies, attentions;
+  for (const Batch& micro : micros) {
+    model::AttentionRecord record;
+    const auto out = model->token_entropy(micro.tokens, micro.target, temperature_,
+                                          attention_layer_ ? &record : nullptr, micro.position);
+    logprobs.push_back(out.logprob);
+    entropies.push_back(out.entropy);
+    if (attention_layer_) attentions.push_back(attention_in(record));
+  }
+  return {torch::cat(logprobs), torch::cat(entropies), attention_layer_ ? torch::cat(attentions) : Tensor()};
+}
+
+// [B, T]: of each row's entropy its share of the most that its n keys allow, log n, mean over heads; 0 where there is one key.
+Tensor PolicyObjective::attention_in(const model::AttentionRecord& record) const {
+  if (!attention_layer_) return {};
+  const auto layers = static_cast<int64_t>(record.entropy.size());
+  const size_t layer = *attention_layer_ < 0 ? layers - 1 : *attention_layer_;
+  const Tensor entropy = record.entropy.at(layer).detach().to(torch::kFloat32).mean(1);
+  Tensor keys = (record.position.defined() ? record.position : torch::arange(entropy.size(1), entropy.device())) + 1;
+  if (record.window.at(layer) > 0) keys = keys.clamp_max(record.window[layer]);
+  return torch::where(keys > 1, entropy / keys.clamp_min(2).to(torch::kFloat32).log(), 0.0).to(torch::kFloat32);
+}
+
+// What methods and the selection make of the whole update. own: of the rows of this rank; empty where nothing is decided by it.
+PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen& own, uint64_t seed,
+                                                 std::map<std::string, double>& values) {
+  Decided decided;
+  decided.counts = update.target != data::kIgnore;
+  const Tensor all = own.logprob.defined() ? of_update(own.logprob, update) : Tensor();
   if (!weight_.empty()) {
     methods::Update seen{.mask = decided.counts,
                          .advantage = update.advantage,
                          .logprob = all,
                          .old_logprob = update.old_logprob,
-                         .entropy = of_update(entropy, update),
-                         .old_entropy = update.old_entropy};
+                         .entropy = of_update(own.entropy, update),
+                         .old_entropy = update.old_entropy,
+                         .rescored = update.rescored};
+    if (own.attention.defined()) seen.attention_entropy = of_update(own.attention, update);
     const double tokens = std::max(decided.counts.sum().item<double>(), 1.0);
     weight_.each(values, [&](const auto& method, methods::Context context) {
       const methods::Weighted one = method.apply(seen, context);
@@ -196,7 +248,7 @@ Tensor PolicyObjective::normalizer_of(const Tensor& mask) const {
 }
 
 Tensor PolicyObjective::select(const Tensor& logprob, const Batch& batch, const Tensor& counts, uint64_t seed) const {
-  return ops::grpo_select(logprob, batch.old_logprob, batch.advantage, counts,
+  return ops::grpo_select(logprob, old_of(batch), batch.advantage, counts,
                           {.mode = selection_,
                            .seed = static_cast<int64_t>(seed),
                            .cov_ratio = config_.cov_ratio,
@@ -207,16 +259,13 @@ Tensor PolicyObjective::select(const Tensor& logprob, const Batch& batch, const 
                            .minimum = 1});
 }
 
-ops::TokenEntropy PolicyObjective::tokens_of(model::Decoder model, const Batch& batch) const {
-  return model->token_entropy(batch.tokens, batch.target, temperature_);
-}
-
 ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Decided& decided,
                                        Tensor& divergence) const {
   std::optional<Tensor> reference;
   if (reference_) {
     torch::NoGradGuard no_grad;
-    reference = tokens_of(*reference_, batch).logprob;
+    model::Decoder model = *reference_;
+    reference = model->token_entropy(batch.tokens, batch.target, temperature_).logprob;
   }
   if (reference && batch.difficulty.defined()) {
     const Tensor found = divergence_by_difficulty(policy.logprob, *reference, batch);
@@ -238,8 +287,7 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   // Entropy that only statistics want carries no gradient memory.
   options.entropy = control_.entropy_coef != 0 ? policy.entropy : policy.entropy.detach();
   options.normalizer = decided.normalizer;
-  return ops::grpo_loss(policy.logprob, batch.old_logprob, advantage_of(batch, decided.factor), decided.counts,
-                        options);
+  return ops::grpo_loss(policy.logprob, old_of(batch), advantage_of(batch, decided.factor), decided.counts, options);
 }
 
 // Every policy term is proportional to the advantage, so that a factor ≥ 0 of the term is one of the advantage.

@@ -304,9 +304,9 @@ void Trainer::open_phase(const CheckpointState* state) {
       copies[i].second.copy_(state ? kept(*state, kReference + weights[i].first, copies[i].second) : weights[i].second);
   }
 
-  auto objective = make_objective(phase.objective, phase.batch, model_,
-                                  phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference, ranks_,
-                                  phase.weight);
+  auto objective =
+      make_objective(phase.objective, phase.batch, model_, phase.rollout ? phase.rollout->sampling.temperature : 1.0,
+                     reference, ranks_, phase.weight);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters())
     if (parameter.value().requires_grad()) parameters.push_back({parameter.key(), parameter.value()});

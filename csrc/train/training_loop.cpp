@@ -81,7 +81,7 @@ Record Trainer::step() {
   const double lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps);
   data::StepData data = open_->source->next(step_);
   const double source_seconds = seconds_since(start);
-  open_->objective->begin(step_);
+  open_->objective->begin(step_, model_, data.updates);
 
   std::map<std::string, double> values = std::move(data.stats);
   UpdateFigures figures;

@@ -25,16 +25,17 @@ inline std::vector<Batch> split(const Batch& update, int64_t micro_tokens) {
 // One forward pass of a micro-batch, and what its attention has to say. over: the ranks whose rows the penalty speaks of together.
 class Pass {
  public:
-  Pass(const AttentionEntropy& attention, AttentionWatch* watch, const Ranks* over)
-      : attention_(attention), watch_(watch), over_(over) {
+  Pass(const AttentionEntropy& attention, AttentionWatch* watch, const Ranks* over, bool records = false)
+      : attention_(attention), watch_(watch), over_(over), records_(records || watch || attention.regularises()) {
     if (watch_) record_ = watch_->record();
   }
 
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature) {
     rows_ = micro.real();
-    return model->token_entropy(micro.tokens, micro.target, temperature,
-                                watch_ || attention_.regularises() ? &record_ : nullptr, micro.position);
+    return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr, micro.position);
   }
+
+  const model::AttentionRecord& record() const { return record_; }
 
   // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention. Returns their sum.
   // gradients: where this is the last pass of the update.
@@ -50,6 +51,7 @@ class Pass {
   const AttentionEntropy& attention_;
   AttentionWatch* watch_;
   const Ranks* over_;
+  bool records_;  // whether record() is filled
   model::AttentionRecord record_;
   Tensor rows_;  // [B, T] bool: no padding
 };

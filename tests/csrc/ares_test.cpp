@@ -332,8 +332,7 @@ TEST(Ares, WeightsOfTokens) {
   config.kl = {.every = 1, .error_decay = 0, .inside = 0.25};
   config.quantile = 1;
   Ares ares(config);
-  EXPECT_TRUE(Ares(small()).step(Texts({{1}}, {true}).completions, {0, 1}).kl_weight.empty())
-      << "no kl, no weights";
+  EXPECT_TRUE(Ares(small()).step(Texts({{1}}, {true}).completions, {0, 1}).kl_weight.empty()) << "no kl, no weights";
   const Texts text({{0, 5, 5, 0}, {1, 1, 1}}, {true, false});
   EXPECT_EQ(ares.step(text.completions, {0, 1, 2}).kl_weight,
             (std::vector<std::vector<float>>{{1, 0.25, 0.25, 1}, {1, 1, 1}}));

@@ -114,7 +114,9 @@ TEST_F(ConfigTest, ALimitThatLeavesNoTime) {
 }
 
 TEST_F(ConfigTest, AresThatCannotBe) {
-  const auto with = [](const std::string& keys) { return "phases.grpo.reward=[{kind: answer}, {kind: ares" + keys + "}]"; };
+  const auto with = [](const std::string& keys) {
+    return "phases.grpo.reward=[{kind: answer}, {kind: ares" + keys + "}]";
+  };
   EXPECT_EQ(read(kGood, {with(", triggers: [\":\", a]")}).phases[1].reward[1].get<methods::AresConfig>()->triggers,
             (std::vector<std::string>{":", "a"}));
   EXPECT_EQ(error(kGood, {with(", triggers: [\":\", so]")}),
@@ -127,10 +129,9 @@ TEST_F(ConfigTest, AresThatCannotBe) {
   EXPECT_NE(error(kGood, {with(", form: strict, alpha: 1")}).find("alpha: 1.000000 takes all"), std::string::npos);
   EXPECT_NE(error(kGood, {with(", window: 0")}).find("phases.grpo.reward.1.window: 0 is out of range"),
             std::string::npos);
-  EXPECT_EQ(
-      error(kGood, {with(", kl: {}")}),
-      "command line: phases.grpo: reward: ares.kl steers the weight of the divergence from the reference, and "
-      "objective.ref_kl_coef is 0; give it a value above 0 (published: 1e-2)");
+  EXPECT_EQ(error(kGood, {with(", kl: {}")}),
+            "command line: phases.grpo: reward: ares.kl steers the weight of the divergence from the reference, and "
+            "objective.ref_kl_coef is 0; give it a value above 0 (published: 1e-2)");
   EXPECT_EQ(error(kGood, {with(", kl: {}"), "phases.grpo.objective.ref_kl_coef=0.01"}), "no error");
 }
 
@@ -437,7 +438,8 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {objective + "entropy={kind: constant, coef: .inf}", "entropy.coef: wanted a finite number"},
            {objective + "entropy={coef: 1}", "entropy: no kind is written; wanted one of constant"},
            {objective + "entropy={kind: konstant}", "entropy.kind: 'konstant' is not one of"},
-           {objective + "entropy_coef=0.1", "entropy_coef: is objective.entropy now; write entropy: {kind: constant, coef: 0.1}"},
+           {objective + "entropy_coef=0.1",
+            "entropy_coef: is objective.entropy now; write entropy: {kind: constant, coef: 0.1}"},
            {"phases.grpo.reward=[{kind: answer}, {kind: overlong}]", "reward: overlong.len is 4096 tokens"},
            {rollout + "temperature=.inf", "temperature: wanted a finite number"},
            {rollout + "temperature=1e-9", "temperature: at less than 0.001"},
@@ -449,7 +451,6 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {rollout + "cache_tokens=1000000000000", "cache_tokens: 1000000000000 is out of range"},
            {rollout + "max_new_tokens=0", "no error"},
            {"phases.grpo.rollout={min_new_tokens: 64}", "min_new_tokens: 64 leaves no room for a prompt"},
-           {"phases.grpo={rollout: {num_generations: 1}, reward: [{kind: answer}, {kind: filter_groups}]}", "filter_groups: a group of one"},
            {"phases.grpo.reward=[{kind: answer, weight: 0}]", "reward: every weight is 0"},
            {"phases.grpo.reward=[{kind: answer, weight: 1e300}]", "weight: 1e300 is out of range"},
            {"phases.sft.evaluation={every: 50, temperature: 1e-320}", "evaluation.temperature: "},
@@ -473,7 +474,8 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.grpo.rollout.filter_groups=true", "write reward: [..., {kind: filter_groups}]"},
            {"phases.grpo.rollout.max_draws=5", "write reward: [..., {kind: filter_groups, max_draws: 5}]"},
            {"phases.grpo.rollout.advantage={kind: rloo}", "write advantage: [{kind: rloo}]"},
-           {"phases.grpo.advantage=[{kind: rloo}, {kind: grpo}]", "grpo makes advantages of rewards and stands behind rloo"},
+           {"phases.grpo.advantage=[{kind: rloo}, {kind: grpo}]",
+            "grpo makes advantages of rewards and stands behind rloo"},
            {"phases.grpo.advantage=[{kind: none}]", "advantage.0.kind: 'none' is not one of grpo"},
            {"phases.grpo.weight=[{kind: top_entropy, fraction: 0}]", "weight.0.fraction: 0 is out of range"},
            {"phases.grpo.weight=[{}]", "weight.0: no kind is written; wanted one of top_entropy"},
@@ -486,6 +488,12 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
     EXPECT_NE(said.find(wrong.said), std::string::npos) << wrong.override << "\n" << said;
     expect_readable(said);
   }
+}
+
+TEST_F(ConfigTest, AFilterNeedsGroups) {
+  const std::string said = error(kGood, {"phases.grpo.rollout.num_generations=1",
+                                         "phases.grpo.reward=[{kind: answer}, {kind: filter_groups}]"});
+  EXPECT_NE(said.find("reward: filter_groups: a group of one"), std::string::npos) << said;
 }
 
 TEST_F(ConfigTest, WhatIsAllowedAndNotMeantIsWarnedOf) {

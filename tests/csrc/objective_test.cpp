@@ -110,7 +110,8 @@ TEST(Objective, WeightsAreOfTheWholeUpdateHoweverItIsCut) {
 
 TEST(Objective, AFactorOfOneIsTheIdentity) {
   const data::Batch update = update_of();
-  const Outcome plain = run(grpo("clip"), 11, update), all = run(grpo("clip"), 11, update, {methods::TopEntropy{.fraction = 1}});
+  const Outcome plain = run(grpo("clip"), 11, update),
+                all = run(grpo("clip"), 11, update, {methods::TopEntropy{.fraction = 1}});
   for (size_t i = 0; i < plain.gradient.size(); ++i) EXPECT_TRUE(torch::equal(plain.gradient[i], all.gradient[i])) << i;
   EXPECT_EQ(plain.stats.at("loss"), all.stats.at("loss"));
   EXPECT_EQ(all.stats.at("weight/mean"), 1);

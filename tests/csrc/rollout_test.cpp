@@ -589,7 +589,8 @@ void expect_same_state(const std::map<std::string, Tensor>& a, const std::map<st
 TEST(RolloutSource, AStepThatBreaksOffLeavesNothingBehind) {
   SourceOfSums sums;
   // several draws a step, so that a failure can be in the middle of one
-  sums.methods.reward = {methods::FilterGroups{.by = "right"}, methods::AresConfig{.kl = methods::AresKlConfig{.every = 1}}};
+  sums.methods.reward = {methods::FilterGroups{.by = "right"},
+                         methods::AresConfig{.kl = methods::AresKlConfig{.every = 1}}};
   sums.config.branch.emplace().quantile = 0.5;
   sums.config.allocation.emplace().least = 1;
   RolloutSource whole = sums.make_source(), broken = sums.make_source();
@@ -654,7 +655,8 @@ TEST(RolloutSource, APromptThatDoesNotFitIsShown) {
   const auto refused = [&](const std::string& prompt) {
     auto examples = std::make_shared<One>();
     examples->prompt = prompt;
-    RolloutSource source(sums.config, sums.decoder, sums.tokenizer, examples, RewardSum({{}}, sums.tokenizer.eos()), {}, 7);
+    RolloutSource source(sums.config, sums.decoder, sums.tokenizer, examples, RewardSum({{}}, sums.tokenizer.eos()), {},
+                         7);
     return message([&] { source.next(0); });
   };
   expect_all(refused(std::string(70, '1')),

@@ -48,7 +48,7 @@ TEST(WeightMethods, EveryKindAppliesWithItsDefaults) {
 
 TEST(WeightMethods, AttentionEntropyThatIsNotThereIsAskedFor) {
   Update u = update();
-  u.attention_entropy = {};
+  u.attention_entropy = Tensor();
   Tensor state;
   std::map<std::string, double> stats;
   Context context{state, stats};

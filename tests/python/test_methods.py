@@ -83,3 +83,39 @@ def test_compiles_whole():
         return isentrope.grpo_loss(logprob, x["old_logprob"], x["advantage"] * factor, x["mask"]).loss
 
     assert torch.equal(torch.compile(loss, fullgraph=True, backend="aot_eager")(x["logprob"]), loss(x["logprob"]))
+
+
+# ---- overlong, and controllers of the entropy ------------------------------------------------------------------------
+
+
+def test_overlong_golden():
+    # DAPO: from 16384 tokens on, down to -1 at 20480.
+    length = torch.tensor([100, 16384, 18432, 20480])
+    assert methods.overlong(length, longest=20480, len=4096).tolist() == [0, 0, -0.5, -1]
+    assert methods.overlong(length, longest=20480, len=4096, penalty_factor=0.0).abs().sum() == 0
+    with pytest.raises(ValueError, match="method_overlong: len is 0; wanted 1 to longest, 9"):
+        methods.overlong(length, longest=9, len=0)
+
+
+def test_adaptive_entropy_is_that_of_trl():
+    """TRL 1.16.0, use_adaptive_entropy: coefficient ± 0.005 at an entropy at most, or above, the target, within its range."""
+    state = torch.tensor([0.0, torch.nan], dtype=torch.float64)
+    wanted, coef = [0.3, 0.2, 0.1, 0.1, 0.4], 0.0
+    for entropy in wanted:
+        coef = min(coef + 0.005, 0.012) if entropy <= 0.2 else max(coef - 0.005, 0.0)
+        state = methods.adaptive_entropy(state, entropy, most=0.012)
+        assert state.tolist() == pytest.approx([coef, entropy], abs=1e-15)
+    assert coef == pytest.approx(0.007)
+
+
+def test_entropic_golden():
+    # α = I + 1.0 (H - H*), I += 0.01 (H - H*), by hand: H* = 0.3.
+    state = methods.entropic(torch.zeros(2, dtype=torch.float64), 0.5)
+    assert state.tolist() == pytest.approx([0.002, 0.202])
+    state = methods.entropic(state, 0.1)
+    assert state.tolist() == pytest.approx([0.0, -0.2])
+    assert methods.entropic(state, 9.0).tolist() == pytest.approx([0.087, 1.0])
+    with pytest.raises(ValueError, match="method_entropic: entropy is inf; wanted a finite number"):
+        methods.entropic(state, float("inf"))
+    with pytest.raises(ValueError, match=r"method_entropic: state has shape \[3\]; wanted \[2\]"):
+        methods.entropic(torch.zeros(3, dtype=torch.float64), 0.5)
