@@ -246,8 +246,9 @@ class Grpo : public Objective {
     const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat64).clamp_min(1); };
     const int64_t length = config_.norm_length > 0 ? config_.norm_length : mask.size(1);
     if (config_.aggregate == "token-mean") return count(mask);
-    if (config_.aggregate == "token-sum-norm")
-      return torch::full({}, length, torch::TensorOptions().dtype(torch::kFloat64).device(mask.device()));
+    if (config_.aggregate == "token-sum-norm" || config_.aggregate == "token-sum")
+      return torch::full({}, config_.aggregate == "token-sum" ? 1 : length,
+                         torch::TensorOptions().dtype(torch::kFloat64).device(mask.device()));
     return config_.aggregate == "seq-mean-token-sum-norm" ? count(mask.any(1)) * length : count(mask.any(1));
   }
 
@@ -280,6 +281,16 @@ class Grpo : public Objective {
     options.clip_low = config_.clip_low;
     options.clip_high = clip_high();
     if (config_.dual_clip > 0) options.dual_clip = config_.dual_clip;
+    options.delta = config_.delta;
+    options.tau_pos = config_.tau_pos;
+    options.tau_neg = config_.tau_neg;
+    options.vespo_k_pos = config_.vespo_k_pos;
+    options.vespo_lambda_pos = config_.vespo_lambda_pos;
+    options.vespo_k_neg = config_.vespo_k_neg;
+    options.vespo_lambda_neg = config_.vespo_lambda_neg;
+    options.gppo_beta1 = config_.gppo_beta1;
+    options.gppo_beta2 = config_.gppo_beta2;
+    options.dro_beta = config_.dro_beta;
     options.kl_cov_coef = config_.kl_cov_coef;
     options.ref_kl = config_.ref_kl;
     options.ref_kl_coef = config_.ref_kl_coef;
@@ -330,25 +341,6 @@ Batch share_of_rank(const Batch& update, int64_t rank, int64_t ranks) {
     if (r == ranks - 1) end = B;
   }
   return update.rows(begin, end);
-}
-
-std::string ObjectiveConfig::problem() const {
-  if (dual_clip != 0 && dual_clip <= 1)
-    return "dual_clip: " + std::to_string(dual_clip) + "; wanted above 1, or 0 for none";
-  if (kind == "grpo" && dual_clip != 0 && loss != "clip" && loss != "clip_higher")
-    return "dual_clip: the losses clip and clip_higher have it, and loss is " + loss + "; leave it out";
-  if (cov_lower >= cov_upper) return "cov_lower: must lie below cov_upper";
-  if (cov_ratio == 0) return "cov_ratio: 0 picks nothing; wanted above 0";
-  return "";
-}
-
-std::string ObjectiveConfig::holds_entropy() const {
-  if (kind != "grpo") return "it is no phase of rollouts";
-  if (entropy_coef > 0) return "entropy_coef is above 0";
-  if (loss == "clip_cov" || loss == "kl_cov" || loss == "random") return "loss " + loss + " holds the entropy up";
-  if (loss == "clip_higher" || clip_high.value_or(clip_low) > clip_low) return "clip_high is above clip_low";
-  if (ref_kl_coef > 0) return "a reference holds the policy back";
-  return "";
 }
 
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
