@@ -295,6 +295,9 @@ struct GrpoLossArguments {
   double kl_cov_coef;
   c10::string_view ref_kl;
   double ref_kl_coef, entropy_coef;
+  std::optional<double> delta;
+  double tau_pos, tau_neg, vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg, gppo_beta1, gppo_beta2,
+      dro_beta;
   bool statistics, keep_slope;
   Numbers numbers;
 };
@@ -314,10 +317,15 @@ GrpoLossOutputs grpo_loss_entry(const Tensor& logprob, const Tensor& old_logprob
                                 const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
                                 double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
                                 double kl_cov_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
-                                bool statistics, bool keep_slope, const Numbers& numbers) {
-  return run({logprob,     old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
-              entropy,     normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
-              kl_cov_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope,  numbers});
+                                std::optional<double> delta, double tau_pos, double tau_neg, double vespo_k_pos,
+                                double vespo_lambda_pos, double vespo_k_neg, double vespo_lambda_neg, double gppo_beta1,
+                                double gppo_beta2, double dro_beta, bool statistics, bool keep_slope,
+                                const Numbers& numbers) {
+  return run(
+      {logprob,          old_logprob,  advantage,  mask,     selected,   ref_logprob, ref_kl_weight,    entropy,
+       normalizer,       mode,         aggregate,  clip_low, clip_high,  dual_clip,   kl_cov_coef,      ref_kl,
+       ref_kl_coef,      entropy_coef, delta,      tau_pos,  tau_neg,    vespo_k_pos, vespo_lambda_pos, vespo_k_neg,
+       vespo_lambda_neg, gppo_beta1,   gppo_beta2, dro_beta, statistics, keep_slope,  numbers});
 }
 using GrpoLossSchema = decltype(grpo_loss_entry<grpo_loss_cpu>);
 

@@ -78,8 +78,11 @@ TORCH_LIBRARY(isentrope, m) {
       "Tensor? ref_logprob=None, Tensor? ref_kl_weight=None, Tensor? entropy=None, Tensor? normalizer=None, "
       "str mode=\"clip\", "
       "str aggregate=\"token-mean\", float clip_low=0.2, float? clip_high=None, float? dual_clip=None, "
-      "float kl_cov_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool statistics=True, "
-      "bool keep_slope=False, Tensor[]? numbers=None) "
+      "float kl_cov_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, float? delta=None, "
+      "float tau_pos=1.0, float tau_neg=1.05, float vespo_k_pos=2.0, float vespo_lambda_pos=3.0, float "
+      "vespo_k_neg=3.0, "
+      "float vespo_lambda_neg=2.0, float gppo_beta1=0.75, float gppo_beta2=1.0, float dro_beta=0.05, "
+      "bool statistics=True, bool keep_slope=False, Tensor[]? numbers=None) "
       "-> (Tensor loss, Tensor token_loss, Tensor stats, Tensor slope, Tensor weight)");
   m.def(
       "grpo_loss_backward(Tensor? dloss, Tensor? dtoken_loss, Tensor slope, Tensor weight, Tensor mask, "

@@ -50,6 +50,7 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     for (const auto& [name, given] : {std::pair{"entropy", o.entropy.has_value()},
                                       {"ref_kl_coef", o.ref_kl_coef > 0},
                                       {"dual_clip", o.dual_clip > 0},
+                                      {"delta", o.delta.has_value()},
                                       {"clip_high", o.clip_high.has_value()}})
       if (given) out.push_back(path + ".objective." + name + ": belongs to grpo phases; it has no effect");
     return;

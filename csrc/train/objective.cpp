@@ -81,25 +81,6 @@ Batch share_of_rank(const Batch& update, int64_t rank, int64_t ranks) {
   return update.rows(begin, end);
 }
 
-std::string ObjectiveConfig::problem() const {
-  if (dual_clip != 0 && dual_clip <= 1)
-    return "dual_clip: " + std::to_string(dual_clip) + "; wanted above 1, or 0 for none";
-  if (kind == "grpo" && dual_clip != 0 && loss != "clip" && loss != "clip_higher")
-    return "dual_clip: the losses clip and clip_higher have it, and loss is " + loss + "; leave it out";
-  if (cov_lower >= cov_upper) return "cov_lower: must lie below cov_upper";
-  if (cov_ratio == 0) return "cov_ratio: 0 picks nothing; wanted above 0";
-  return "";
-}
-
-std::string ObjectiveConfig::holds_entropy() const {
-  if (kind != "grpo") return "it is no phase of rollouts";
-  if (entropy) return "objective.entropy steers the entropy";
-  if (loss == "clip_cov" || loss == "kl_cov" || loss == "random") return "loss " + loss + " holds the entropy up";
-  if (loss == "clip_higher" || clip_high.value_or(clip_low) > clip_low) return "clip_high is above clip_low";
-  if (ref_kl_coef > 0) return "a reference holds the policy back";
-  return "";
-}
-
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
                                           const model::Decoder& model, double temperature,
                                           std::optional<model::Decoder> reference, std::shared_ptr<const Ranks> ranks,

@@ -38,6 +38,16 @@ struct ObjectiveConfig {
   double clip_low = 0.2;
   std::optional<double> clip_high;
   double dual_clip = 0.0;
+  std::optional<double> delta;
+  double tau_pos = 1.0;
+  double tau_neg = 1.05;
+  double vespo_k_pos = 2.0;
+  double vespo_lambda_pos = 3.0;
+  double vespo_k_neg = 3.0;
+  double vespo_lambda_neg = 2.0;
+  double gppo_beta1 = 0.75;
+  double gppo_beta2 = 1.0;
+  double dro_beta = 0.05;
   double cov_ratio = 2e-4;
   double cov_lower = 1.0;
   double cov_upper = 5.0;
@@ -59,19 +69,59 @@ struct ObjectiveConfig {
     v("kind", kind,
       "pretrain: cross-entropy of text; sft: cross-entropy of completions; grpo: a policy loss on rollouts.",
       one_of({"pretrain", "sft", "grpo"}));
-    v("loss", loss, "Policy loss (kernels/grpo_loss.h).",
-      one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg", "random"}));
-    v("aggregate", aggregate, "How token losses become one number.",
-      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm"}));
+    v("loss", loss,
+      "Policy loss (formulas and papers: kernels/grpo_policy.h). verl and TRL aggregate sapo and geo_mean by "
+      "seq-mean-token-mean alone, verl gspo by default; luspo needs an aggregate that sums over the tokens of a "
+      "sequence.",
+      one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "luspo", "geo_mean", "cispo", "reinforce", "dppo_tv",
+              "dppo_kl", "sapo", "vespo", "ce_gppo", "dro", "gpg", "random"}));
+    v("aggregate", aggregate,
+      "How token losses become one number. token-sum divides by nothing: gradients grow with the update (verl has it).",
+      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm",
+              "token-sum"}));
     v("norm_length", norm_length,
       "Length L of seq-mean-token-sum-norm, Σ/(S·L) of S sequences, and of token-sum-norm, Σ/L (Dr. GRPO: the length "
       "limit); 0 for the padded length of the update.",
       at_least(0));
-    v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped; 1: none.", between(0, 1));
-    v("clip_high", clip_high, "Ratios over 1 + clip_high are clipped; default clip_low, 0.28 for clip_higher.",
+    v("clip_low", clip_low,
+      "Ratios under 1 − clip_low are clipped; 1: none. geo_mean: log-ratios under −clip_low (the paper's 0.4; verl and "
+      "TRL "
+      "read the same key, 0.2 by default). dppo_tv, dppo_kl: divergences under −clip_low (verl's scripts: 0.15 and "
+      "0.05).",
+      between(0, 1));
+    v("clip_high", clip_high,
+      "Ratios over 1 + clip_high are clipped, or log-ratios or divergences over clip_high; default clip_low, 0.28 for "
+      "clip_higher.",
       at_least(0));
     v("dual_clip", dual_clip,
-      "Bound c of the loss at negative advantage (clip, clip_higher); 0 for none, else above 1.", at_least(0));
+      "Bound c of the loss at negative advantage (clip, clip_higher, ce_gppo); 0 for none, else above 1.", at_least(0));
+    v("delta", delta,
+      "Most of the ratio itself, above 1 + clip_high: the two-sided clip of clip, clip_higher, gspo, luspo, ce_gppo "
+      "(TRL: "
+      "delta; INTELLECT-2, 2505.07291: 4), none by default. Of dppo_tv and dppo_kl, default 20 (verl: clip_ratio_c, "
+      "whose "
+      "3 its actor's configuration has for other losses), and of reinforce, default 2 (verl: rollout_is_threshold).",
+      at_least(0));
+    v("tau_pos", tau_pos,
+      "sapo: slope of the gate where the advantage is above 0 (2511.20347; verl: tau_pos, TRL: sapo_temperature_pos),",
+      at_least(0));
+    v("tau_neg", tau_neg, "and where it is not.", at_least(0));
+    v("vespo_k_pos", vespo_k_pos,
+      "vespo (2602.10693, as TRL has it): power of the sequence's ratio in its weight where the advantage is 0 or "
+      "more,",
+      at_least(0));
+    v("vespo_lambda_pos", vespo_lambda_pos, "rate at which the weight falls for large ratios there,", at_least(0));
+    v("vespo_k_neg", vespo_k_neg, "the power where the advantage is below 0,", at_least(0));
+    v("vespo_lambda_neg", vespo_lambda_neg, "and the rate there.", at_least(0));
+    v("gppo_beta1", gppo_beta1,
+      "ce_gppo (2509.20712): share of the gradient that is kept under the clip, 0 for none. The paper has 0.75 for a "
+      "model "
+      "of 7B and 0.5 for 1.5B; the authors' configuration 0.25,",
+      at_least(0));
+    v("gppo_beta2", gppo_beta2, "and over the clip.", at_least(0));
+    v("dro_beta", dro_beta,
+      "dro: weight of half the squared log-ratio (2405.19107). verl has no default, 0.05 stands in Tinker's example.",
+      at_least(0));
     v("cov_ratio", cov_ratio,
       "Share of tokens that clip_cov, kl_cov or random selects (verl: clip_cov_ratio, kl_cov_ratio).", between(0, 1));
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");

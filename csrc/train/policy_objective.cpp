@@ -242,8 +242,9 @@ Tensor PolicyObjective::normalizer_of(const Tensor& mask) const {
   const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat64).clamp_min(1); };
   const int64_t length = config_.norm_length > 0 ? config_.norm_length : mask.size(1);
   if (config_.aggregate == "token-mean") return count(mask);
-  if (config_.aggregate == "token-sum-norm")
-    return torch::full({}, length, torch::TensorOptions().dtype(torch::kFloat64).device(mask.device()));
+  if (config_.aggregate == "token-sum-norm" || config_.aggregate == "token-sum")
+    return torch::full({}, config_.aggregate == "token-sum" ? 1 : length,
+                       torch::TensorOptions().dtype(torch::kFloat64).device(mask.device()));
   return config_.aggregate == "seq-mean-token-sum-norm" ? count(mask.any(1)) * length : count(mask.any(1));
 }
 
@@ -277,6 +278,16 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   options.clip_low = config_.clip_low;
   options.clip_high = clip_high();
   if (config_.dual_clip > 0) options.dual_clip = config_.dual_clip;
+  options.delta = config_.delta;
+  options.tau_pos = config_.tau_pos;
+  options.tau_neg = config_.tau_neg;
+  options.vespo_k_pos = config_.vespo_k_pos;
+  options.vespo_lambda_pos = config_.vespo_lambda_pos;
+  options.vespo_k_neg = config_.vespo_k_neg;
+  options.vespo_lambda_neg = config_.vespo_lambda_neg;
+  options.gppo_beta1 = config_.gppo_beta1;
+  options.gppo_beta2 = config_.gppo_beta2;
+  options.dro_beta = config_.dro_beta;
   options.kl_cov_coef = config_.kl_cov_coef;
   options.ref_kl = config_.ref_kl;
   options.ref_kl_coef = config_.ref_kl_coef;
@@ -290,7 +301,8 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   return ops::grpo_loss(policy.logprob, old_of(batch), advantage_of(batch, decided.factor), decided.counts, options);
 }
 
-// Every policy term is proportional to the advantage, so that a factor ≥ 0 of the term is one of the advantage.
+// Every policy term is proportional to the advantage where its sign stays, so that a factor ≥ 0 of the term is one of the advantage.
+// The penalties of kl_cov and dro, which know no advantage, stay as they are.
 Tensor PolicyObjective::advantage_of(const Batch& batch, const Tensor& factor) const {
   Tensor advantage = batch.advantage;
   if (control_.positive != 1 || control_.negative != 1)

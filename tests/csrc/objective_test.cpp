@@ -78,11 +78,12 @@ void expect_same(const Outcome& whole, const Outcome& cut, const std::string& wh
 
 TEST(Objective, DoesNotDependOnHowAnUpdateIsCut) {
   const data::Batch update = update_of();
-  for (const char* loss : {"clip", "clip_cov", "kl_cov", "gspo"})
+  for (const char* loss : {"clip", "clip_cov", "kl_cov", "gspo", "geo_mean", "reinforce", "dppo_tv", "dppo_kl", "sapo",
+                           "vespo", "ce_gppo", "dro"})
     for (const int64_t micro_tokens : {11, 25})
       expect_same(run(grpo(loss), 0, update), run(grpo(loss), micro_tokens, update), loss);
   for (const char* aggregate :
-       {"seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm"})
+       {"seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm", "token-sum"})
     for (const int64_t norm_length : {0, 40}) {
       ObjectiveConfig config = grpo("clip", aggregate);
       config.norm_length = norm_length;
@@ -123,6 +124,41 @@ TEST(Objective, NormOfDrGrpoIsSequencesTimesLength) {
   sum.norm_length = mean.norm_length = 40;
   // Five of the six sequences have a token.
   EXPECT_NEAR(run(mean, 0, update).stats.at("loss") * 5, run(sum, 0, update).stats.at("loss"), 1e-6);
+}
+
+TEST(Objective, LuspoIsGspoSummedOverTheTokens) {
+  const data::Batch update = update_of();
+  for (const int64_t micro_tokens : {0, 11})
+    expect_same(run(grpo("gspo", "seq-mean-token-sum"), 0, update),
+                run(grpo("luspo", "seq-mean-token-sum"), micro_tokens, update), "luspo");
+}
+
+// Every coefficient of the configuration reaches the loss.
+TEST(Objective, CoefficientsReachTheLoss) {
+  const data::Batch update = update_of();
+  const std::vector<std::pair<const char*, std::function<void(ObjectiveConfig&)>>> changes{
+      {"clip", [](ObjectiveConfig& c) { c.delta = 1.25; }},
+      {"gspo", [](ObjectiveConfig& c) { c.delta = 1.25; }},
+      {"ce_gppo", [](ObjectiveConfig& c) { c.dual_clip = 1.05; }},
+      {"reinforce", [](ObjectiveConfig& c) { c.delta = 0.1; }},
+      {"dppo_tv", [](ObjectiveConfig& c) { c.delta = 0.1; }},
+      {"dppo_kl", [](ObjectiveConfig& c) { c.clip_low = c.clip_high.emplace(1e-4); }},
+      {"sapo", [](ObjectiveConfig& c) { c.tau_pos = 2; }},
+      {"sapo", [](ObjectiveConfig& c) { c.tau_neg = 2; }},
+      {"vespo", [](ObjectiveConfig& c) { c.vespo_k_pos = 0.1; }},
+      {"vespo", [](ObjectiveConfig& c) { c.vespo_lambda_pos = 2; }},
+      {"vespo", [](ObjectiveConfig& c) { c.vespo_k_neg = 0.1; }},
+      {"vespo", [](ObjectiveConfig& c) { c.vespo_lambda_neg = 1; }},
+      {"ce_gppo", [](ObjectiveConfig& c) { c.gppo_beta1 = 0.1; }},
+      {"ce_gppo", [](ObjectiveConfig& c) { c.gppo_beta2 = 0.1; }},
+      {"dro", [](ObjectiveConfig& c) { c.dro_beta = 1; }}};
+  for (size_t i = 0; i < changes.size(); ++i) {
+    const auto& [loss, change] = changes[i];
+    ObjectiveConfig changed = grpo(loss);
+    change(changed);
+    EXPECT_NE(run(grpo(loss), 0, update).stats.at("loss"), run(changed, 0, update).stats.at("loss"))
+        << loss << ", change " << i;
+  }
 }
 
 TEST(Objective, CovariancesAreAboutTheWholeUpdate) {

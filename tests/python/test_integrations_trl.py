@@ -20,6 +20,7 @@ trl = pytest.importorskip("trl", reason="there is no trl; scripts/integrations.s
 import trl_runs  # noqa: E402
 from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 
+from isentrope import reference  # noqa: E402
 from isentrope.integrations import trl as integration  # noqa: E402
 from isentrope.integrations.trl.head import add_head  # noqa: E402
 
@@ -77,6 +78,9 @@ CASES = {
     "cispo": ({"loss_type": "cispo", "epsilon_high": 1.1}, {}),
     "sequence": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02}, {}),
     "sequence, dapo": ({"loss_type": "dapo", "importance_sampling_level": "sequence", "epsilon": 0.02}, {}),
+    "sequence, two-sided": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02, "delta": 1.05}, {}),
+    "luspo": ({"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 0.02}, {}),
+    "luspo, kl": ({"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 0.02, "beta": 0.1, "use_bias_correction_kl": False}, {}),
     "sequence, kl": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1, "use_bias_correction_kl": False}, {}),
     "kl": ({"loss_type": "dapo", "beta": 0.1}, {}),
     "kl on the policy": ({"loss_type": "grpo", "beta": 0.1}, {"old": False}),
@@ -91,7 +95,6 @@ OF_TRL_ALONE = {
     "sapo": ({"loss_type": "sapo"}, {}),
     "vespo": ({"loss_type": "vespo"}, {}),
     "sequence, weighted kl": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1}, {}),
-    "sequence, two-sided": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02, "delta": 1.05}, {}),
     "a bound inside the clip": ({"loss_type": "bnpo", "delta": 1.1}, {}),
 }
 
@@ -165,6 +168,40 @@ def test_ours_by_hand(tmp_path):
             torch.testing.assert_close(gradients[key], parameter.grad, rtol=0, atol=1e-5 * largest, msg=lambda text: f"{name} {key}: {text}")
         if selected is not None:
             assert metrics["isentrope/select/frac"] == [pytest.approx(selected.sum().item() / mask.sum().item(), abs=1e-6)] and selected.any(), name
+
+
+@pytest.mark.parametrize("loss, loss_type, options", [("sapo", "grpo", {"sapo_temperature_neg": 2.0}), ("vespo", "dapo", {"vespo_k_pos": 1.0})])
+def test_losses_of_trl_by_name(loss, loss_type, options, tmp_path):
+    theirs, ours = (step(house, tmp_path, **made, **options) for house, made in
+                    (("trl", {"loss_type": loss}), ("isentrope", {"loss": loss, "loss_type": loss_type, "fused_head": False})))  # fmt: skip
+    largest = max(gradient.abs().max() for gradient in theirs[1].values())
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5, abs=1e-5) and ours[3]._rule is not None
+    for key, gradient in theirs[1].items():
+        torch.testing.assert_close(ours[1][key], gradient, rtol=0, atol=1e-5 * largest, msg=lambda text: f"{key}: {text}")
+
+
+@pytest.mark.parametrize(
+    "loss, loss_type, fields, options",
+    [
+        ("geo_mean", "grpo", {"epsilon": 0.2, "epsilon_high": 0.4}, {"clip_low": 0.2, "clip_high": 0.4}), ("luspo", "luspo", {"epsilon": 0.02}, {"clip_low": 0.02}),
+        ("reinforce", "bnpo", {"delta": 1.2}, {"delta": 1.2}), ("dppo_tv", "bnpo", {"epsilon": 0.05}, {"clip_low": 0.05}),
+        ("dppo_kl", "bnpo", {"epsilon": 0.01, "delta": 1.2}, {"clip_low": 0.01, "delta": 1.2}), ("dro", "bnpo", {"dro_beta": 0.5}, {"dro_beta": 0.5}),
+        ("ce_gppo", "bnpo", {"gppo_beta1": 0.3, "delta": 1.3}, {"gppo_beta1": 0.3, "delta": 1.3}),
+    ],
+)  # fmt: skip
+def test_further_losses_have_their_coefficients(loss, loss_type, fields, options, tmp_path):
+    value, _, metrics, trainer = step("isentrope", tmp_path, loss=loss, loss_type=loss_type, **fields)
+    batch = inputs(trainer)
+    mask = batch["completion_mask"] > 0
+    with torch.no_grad():
+        now = trainer._get_per_token_logps_and_entropies(
+            trainer.model, torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1), torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1), T
+        )[0]
+        advantage = batch["advantages"][:, None].expand(B, T)
+        tokens = reference.grpo_token_loss(now, batch["old_per_token_logps"], advantage, mask, mode=loss, **options)
+    sums = {"grpo": (tokens.sum(1) / mask.sum(1).clamp(min=1)).mean(), "luspo": tokens.sum(1).mean()}.get(loss_type, tokens.sum() / mask.sum())
+    assert value == pytest.approx(sums.item() / 2, rel=1e-5)
+    assert ("clip_ratio/region_mean" in metrics) == (loss in ("geo_mean", "luspo", "ce_gppo"))
 
 
 def test_choices_differ_by_step_and_accumulation_step_and_come_again(tmp_path):

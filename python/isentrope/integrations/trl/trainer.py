@@ -20,6 +20,10 @@ from isentrope.ops import GRPO_STATS, grpo_combine_stats, grpo_loss, grpo_select
 
 TESTED = "1.16.0"
 _OPTIONS = {field.name: field.default for field in dataclasses.fields(GRPOConfig) if field.name not in trl.GRPOConfig.__dataclass_fields__}
+_TWO_SIDED = ("clip", "clip_higher", "gspo", "luspo", "ce_gppo")  # whose ratio delta bounds
+_TRUNCATED = ("reinforce", "dppo_tv", "dppo_kl")  # whose weight it bounds
+_COEFFICIENTS = {"kl_cov": ("kl_cov_coef",), "ce_gppo": ("gppo_beta1", "gppo_beta2"), "dro": ("dro_beta",)}
+_CLIPS = ("clip", "clip_higher", "clip_cov", "gspo", "luspo", "ce_gppo", "geo_mean")
 _TOLD = ("ratio/mean", "ratio/max", "entropy/std", "kl/k3", "clip/frac")
 _TOLD_OF_SELECTION = ("cov/mean", "cov/max", "select/frac")
 # What TRL hands on to its forward pass, of images mostly.
@@ -36,7 +40,7 @@ class Rule(NamedTuple):
     aggregate: str
     clip_low: float
     clip_high: float
-    dual_clip: float | None
+    delta: float | None
 
 
 class GRPOTrainer(trl.GRPOTrainer):
@@ -53,15 +57,17 @@ class GRPOTrainer(trl.GRPOTrainer):
           bnpo        Σ / (tokens of the micro-batch · K)
           dr_grpo     Σ / (sequences · max_completion_length · K)
           dapo        Σ / (tokens of the generation batch over all processes / P · K / steps_per_generation)
+          luspo       Σ / (sequences · K)
           =========== =================================================================================
 
-      Loss and gradient are TRL's own where it has the loss: loss None, or "clip", and "gspo" for importance_sampling_level "sequence".
+      Loss and gradient are TRL's own where it has the loss: loss None, or "clip", and "gspo" for importance_sampling_level "sequence";
+      "sapo" with loss_type "grpo" and "vespo" with "dapo" (and args' sapo_temperature_… and vespo_…); "geo_mean" with "grpo" (its GMPOTrainer).
       Reference divergence (beta, use_bias_correction_kl), delta, epsilon, off_policy_mask_threshold, top_entropy_quantile, vLLM's
       importance weights, tool masks, entropy_coef and its adaptive control mean what they mean in TRL.
     - clip_cov and kl_cov choose among the tokens of a micro-batch on one process. Completions with one advantage for all of its tokens
       have covariance 0 throughout in a micro-batch of a single sequence: it has to have several. The random choice depends on args.seed,
       the step, the accumulation step and the process alone.
-    - What is TRL's alone (sapo, luspo, vespo, and the sequence level together with beta, top_entropy_quantile, delta or vLLM) is computed by TRL.
+    - What is TRL's alone (loss_type sapo and vespo, and the sequence level together with beta, top_entropy_quantile, delta or vLLM) is computed by TRL.
 
     It logs beside TRL's metrics isentrope/ratio/mean, ratio/max, entropy/std, kl/k3 (of the sampling policy), clip/frac and, for a loss
     that selects, cov/mean, cov/max and select/frac, each over all processes.
@@ -94,7 +100,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         """None: the loss is computed by TRL."""
         args, name = self.args, self._options["loss"]
         sequence = args.importance_sampling_level == "sequence"
-        low, high, dual = self.epsilon_low, self.epsilon_high, None
+        low, high = self.epsilon_low, self.epsilon_high
         if name is None:
             if sequence and ((self.beta and args.use_bias_correction_kl) or self.top_entropy_quantile < 1 or self.use_vllm):
                 return None  # whose products of sequences' ratios with tokens' weights are no function of grpo_loss
@@ -113,14 +119,32 @@ class GRPOTrainer(trl.GRPOTrainer):
         if name == "clip_higher" and args.epsilon_high is None:
             high = 0.28
         if args.delta is not None:
-            if self._options["loss"] is None and (sequence or args.delta <= 1 + high):
-                return None  # a bound of the ratio of sequences, or inside the clip
-            if name not in ("clip", "clip_higher"):
-                raise ValueError(f"GRPOTrainer: delta is {args.delta:g} and loss {name!r}; wanted loss 'clip' or 'clip_higher', or delta to be None")
-            if args.delta <= 1 + high:
+            if self._options["loss"] is None and args.delta <= 1 + high:
+                return None  # inside the clip
+            if name not in _TWO_SIDED + _TRUNCATED:
+                having = ", ".join(_TWO_SIDED + _TRUNCATED)
+                raise ValueError(f"GRPOTrainer: delta is {args.delta:g} and loss {name!r}; wanted loss to be one of {having}, or delta to be None")
+            if name in _TWO_SIDED and args.delta <= 1 + high:
                 raise ValueError(f"GRPOTrainer: delta is {args.delta:g}; wanted above 1 + epsilon_high, which is {1 + high:g}")
-            dual = args.delta
-        return Rule(LOSSES[name], AGGREGATES[self.loss_type], low, high, dual)
+        self._check_weights(name)
+        return Rule(LOSSES[name], AGGREGATES[self.loss_type], low, high, args.delta)
+
+    def _check_weights(self, name: str) -> None:
+        """dro is not linear in the advantage, through which weights of tokens go; the weights of vLLM belong into the ratio of vespo."""
+        weights = {"top_entropy_quantile": self.top_entropy_quantile < 1, "off_policy_mask_threshold": self.off_policy_mask_threshold is not None}
+        correction = {"vllm_importance_sampling_correction": self.use_vllm and self.vllm_importance_sampling_correction}
+        for field, given in {"dro": {**weights, **correction}, "vespo": correction}.get(name, {}).items():
+            if given:
+                raise ValueError(f"GRPOTrainer: {field} is given with loss {name!r}, which is not a token's weight times its loss; leave it out")
+
+    def _coefficients(self, mode: str) -> dict[str, float]:
+        """What a mode has beside its clip; of TRL's own fields where it has them."""
+        args, options = self.args, self._options
+        if mode == "sapo":
+            return {"tau_pos": args.sapo_temperature_pos, "tau_neg": args.sapo_temperature_neg}
+        if mode == "vespo":
+            return {name: getattr(args, name) for name in ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")}
+        return {name: options[name] for name in _COEFFICIENTS.get(mode, ())}
 
     # ---- the loss ----------------------------------------------------------------------------------------------------
 
@@ -173,8 +197,8 @@ class GRPOTrainer(trl.GRPOTrainer):
             aggregate=rule.aggregate,
             clip_low=rule.clip_low,
             clip_high=rule.clip_high,
-            dual_clip=rule.dual_clip,
-            kl_cov_coef=self._options["kl_cov_coef"],
+            delta=rule.delta,
+            **self._coefficients(rule.loss.mode),
             # r·k3, TRL's importance-weighted k3, has the gradient r·Δ: the weight r, a constant, on the value of k3 and the gradient of k2.
             ref_kl="k3" if weight is None else "k3+",
             ref_kl_coef=self.beta,
@@ -233,7 +257,7 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     def _normalizer(self, inputs: dict[str, Any], mask: Tensor, mode: str, steps: int) -> Tensor | float:
         """What TRL divides the sums of grpo_loss's aggregate by, in this micro-batch."""
-        if self.loss_type == "grpo":
+        if self.loss_type in ("grpo", "luspo"):
             return float(len(mask) * steps)  # sequences without a token count
         if self.loss_type == "bnpo":
             return mask.sum().clamp(min=1) * float(steps)
@@ -271,7 +295,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         metrics, rule = self._metrics[mode], self._rule
         assert rule is not None
         level, tokens = ratio, mask.to(now.dtype)
-        by_sequence = rule.loss.mode == "gspo"  # whose ratio, clip and share are a sequence's
+        by_sequence = rule.loss.mode in ("gspo", "luspo")  # whose ratio, clip and share are a sequence's
         if by_sequence:
             level = ((ratio.log() * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
             advantage = advantage[:, :1]
@@ -283,9 +307,10 @@ class GRPOTrainer(trl.GRPOTrainer):
             means["kl"] = (k3 * ratio if self.args.use_bias_correction_kl else k3, tokens)
         if rule.loss.mode == "cispo":
             means["cispo_clip_ratio"] = ((level > 1 + rule.clip_high) & (advantage > 0), tokens)
-        elif rule.loss.mode not in ("gpg", "kl_cov"):  # which have no clip
-            low = (level < 1 - rule.clip_low) & (advantage < 0)
-            high = (level > 1 + rule.clip_high) & (advantage > 0)
+        elif rule.loss.mode in _CLIPS:
+            around, level = (0, level.log()) if rule.loss.mode == "geo_mean" else (1, level)
+            low = (level < around - rule.clip_low) & (advantage < 0)
+            high = (level > around + rule.clip_high) & (advantage > 0)
             means |= {f"clip_ratio/{name}_mean": (x, counted) for name, x in (("low", low), ("high", high), ("region", low | high))}
             shares = torch.stack([(x * counted).sum(1) / counted.sum(1) for x in (low, high)], 1)  # [B, 2], NaN without a token
             lows, highs = self.accelerator.gather(shares).unbind(1)

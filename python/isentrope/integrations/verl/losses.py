@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Loss(NamedTuple):
     select: str | None = None  # mode of grpo_select
     ratio: str | None = None  # field of policy_loss: the share of tokens that is selected
     dual_clip: bool = False
+    aggregate: str | None = None  # of verl, whatever loss_agg_mode says
     twin: str | None = None  # the loss of verl itself that it equals
 
 
@@ -41,7 +43,17 @@ LOSSES: dict[str, Loss] = {
     "isentrope_gspo": Loss("gspo", twin="gspo"),
     "isentrope_cispo": Loss("cispo", twin="cispo"),
     "isentrope_gpg": Loss("gpg", twin="gpg"),
+    "isentrope_dppo_tv": Loss("dppo_tv", twin="dppo_tv"),
+    "isentrope_dppo_kl": Loss("dppo_kl", twin="dppo_kl"),
+    "isentrope_sapo": Loss("sapo", aggregate="seq-mean-token-mean", twin="sapo"),
+    "isentrope_geo_mean": Loss("geo_mean", aggregate="seq-mean-token-mean"),
+    "isentrope_dro": Loss("dro", twin="dro"),
+    "isentrope_luspo": Loss("luspo", aggregate="seq-mean-token-sum"),
+    "isentrope_vespo": Loss("vespo"),
+    "isentrope_ce_gppo": Loss("ce_gppo", dual_clip=True),
+    "isentrope_reinforce": Loss("reinforce"),
 }
+_WITHOUT_CLIP = ("gpg", "sapo", "dro", "vespo", "reinforce")
 
 # verl's name of a statistic of grpo_loss; the others are isentrope/<name>.
 _VERL_NAMES = {"clip/frac": "actor/pg_clipfrac", "clip/dual": "actor/pg_clipfrac_lower", "kl/k1": "actor/ppo_kl"}
@@ -76,9 +88,11 @@ def policy_loss(
         name: in LOSSES.
         old_log_prob, log_prob, advantages: [B, T].
         response_mask: [B, T], nonzero where the token counts. What stands elsewhere is never used.
-        loss_agg_mode: of verl: token-mean, token-sum, seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm.
-        config: verl's ActorConfig: clip_ratio, clip_ratio_low, clip_ratio_high (each clip_ratio where None), clip_ratio_c,
-            global_batch_info, and of policy_loss clip_cov_ratio, clip_cov_lb, clip_cov_ub, kl_cov_ratio, ppo_kl_coef.
+        loss_agg_mode: of verl: token-mean, token-sum, seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm. sapo and
+            geo_mean are seq-mean-token-mean whatever it says, as verl's, and luspo is seq-mean-token-sum.
+        config: verl's ActorConfig: clip_ratio, clip_ratio_low, clip_ratio_high (each clip_ratio where None), clip_ratio_c, tau_pos, tau_neg,
+            global_batch_info, and of policy_loss clip_cov_ratio, clip_cov_lb, clip_cov_ub, kl_cov_ratio, ppo_kl_coef, dro_beta. What verl has
+            no field for (vespo's and ce_gppo's coefficients, delta of reinforce) is grpo_loss's default.
         rollout_is_weights: [B, T] or [B, 1], verl's correction of the rollout, or None.
 
     Returns:
@@ -103,13 +117,14 @@ def policy_loss(
         selected=selected,
         mode=loss.mode,
         dual_clip=_dual_clip(name, config) if loss.dual_clip else None,
-        kl_cov_coef=_or_default(config.policy_loss.ppo_kl_coef, 1.0) if loss.mode == "kl_cov" else 1.0,
+        aggregate="token-sum",  # nobody reads it: agg_loss has the token losses
         **bounds,
+        **_coefficients(name, config, loss),
     )
     token_loss = output.token_loss
     if rollout_is_weights is not None:
         token_loss = (token_loss * rollout_is_weights).where(response_mask != 0, 0)
-    total = agg_loss(loss_mat=token_loss, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
+    total = agg_loss(loss_mat=token_loss, loss_mask=response_mask, loss_agg_mode=loss.aggregate or loss_agg_mode, **config.global_batch_info)
 
     stats = dict(zip(GRPO_STATS, output.stats.tolist(), strict=True))
     told = _TOLD + (_TOLD_OF_SELECTION if selected is not None else ())
@@ -136,7 +151,7 @@ def _field(name: str, field: str, value: float, right: bool, wanted: str) -> flo
 
 
 def _bounds(name: str, config: Any, loss: Loss) -> dict[str, float]:
-    if loss.mode == "gpg":
+    if loss.mode in _WITHOUT_CLIP:
         return {}
     bounds = {}
     for key in ("clip_ratio_low", "clip_ratio_high"):
@@ -154,6 +169,20 @@ def _band(name: str, config: Any, loss: Loss) -> dict[str, float]:
         _field(name, "policy_loss.clip_cov_lb", lower, lower < upper, f"less than clip_cov_ub, which is {upper:g}")
         band |= {"cov_lower": lower, "cov_upper": upper}
     return band
+
+
+def _coefficients(name: str, config: Any, loss: Loss) -> dict[str, float]:
+    """What a mode has beside its clip."""
+    if loss.mode == "kl_cov":
+        return {"kl_cov_coef": _or_default(config.policy_loss.ppo_kl_coef, 1.0)}
+    if loss.mode in ("dppo_tv", "dppo_kl"):
+        return {"delta": _dual_clip(name, config)}
+    if loss.mode == "sapo":
+        return {key: _field(name, key, float(getattr(config, key)), getattr(config, key) > 0, "above 0") for key in ("tau_pos", "tau_neg")}
+    if loss.mode == "dro":
+        beta = _or_default(config.policy_loss.dro_beta, math.nan)
+        return {"dro_beta": _field(name, "policy_loss.dro_beta", beta, beta > 0, "above 0: verl has no default for it")}
+    return {}
 
 
 def _dual_clip(name: str, config: Any) -> float:
