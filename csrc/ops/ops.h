@@ -63,16 +63,24 @@ PowerStep power_step(at::TensorList weights, at::TensorList us, int64_t steps_ma
 
 // ---- token_entropy ---------------------------------------------------------------------------------------------
 struct TokenEntropy {
-  Tensor logprob;      // [N] or [B, T], like target; float, or double for double logits, like all that follow
-  Tensor entropy;      // same shape, nats
-  Tensor lse;          // same shape
-  Tensor sum_p2;       // same shape; undefined without moments; no gradient
-  Tensor sum_p2_logp;  // same shape; undefined without moments; no gradient
+  Tensor logprob;            // [N] or [B, T], like target; float, or double for double logits, like all that follow
+  Tensor entropy;            // same shape, nats
+  Tensor lse;                // same shape
+  Tensor sum_p2;             // same shape; undefined without moments; no gradient
+  Tensor sum_p2_logp;        // same shape; undefined without moments; no gradient
+  Tensor kept_entropy = {};  // same shape, nats: of the tokens that are kept, renormalised; undefined without keep
+};
+struct Keep {
+  std::string kind =
+      "top_p";  // the fewest likeliest tokens whose probabilities reach share; or without_lowest: all but the
+                // floor(share · V) least likely
+  double share = 0.8;
 };
 // logits [N, V] or [B, T, V], target [N] or [B, T] int64. Rows whose target is ignore_index give 0 everywhere and are
 // not read. inplace_backward: the backward pass writes the gradient over the logits, which must not be needed after.
 TokenEntropy token_entropy(const Tensor& logits, const Tensor& target, double temperature = 1.0,
-                           int64_t ignore_index = -100, bool moments = false, bool inplace_backward = false);
+                           int64_t ignore_index = -100, bool moments = false, bool inplace_backward = false,
+                           const std::optional<Keep>& keep = {});
 
 // ---- linear_token_entropy --------------------------------------------------------------------------------------
 struct LinearTokenEntropyOptions {
@@ -81,6 +89,7 @@ struct LinearTokenEntropyOptions {
   double temperature = 1.0;
   int64_t ignore_index = -100;
   bool moments = false;
+  std::optional<Keep> keep;  // blocks of rows of logits then exist, of at most 128 MiB on a CPU and 256 MiB on a GPU
 };
 // token_entropy of the logits hidden · weightᵀ, which never exist together, in neither direction: hidden [N, C] or [B, T, C],
 // weight [V, C], target [N] or [B, T]. Gradients of hidden, weight and bias.

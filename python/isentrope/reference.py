@@ -102,15 +102,35 @@ def power_step(
 # ---- token_entropy ---------------------------------------------------------------------------------------------------
 
 
-def token_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0, ignore_index: int = -100) -> tuple[Tensor, ...]:
-    """logits [..., V], target [...] → logprob, entropy, lse, Σp², Σp² log p, each [...]; ignored rows are 0."""
+def kept_tokens(logits: Tensor, temperature: float, keep: Any) -> Tensor:
+    """logits [..., V] → which tokens isentrope.TopP(share) or isentrope.WithoutLowest(share) keep; of equal logits the lower ids first.
+    keep may be that mask."""
+    if isinstance(keep, Tensor):
+        return keep
+    order = torch.sort(logits, dim=-1, descending=True, stable=True).indices
+    place = order.argsort(-1)  # of each token in that order
+    if type(keep).__name__ == "WithoutLowest":
+        return place < logits.shape[-1] - math.floor(keep.share * logits.shape[-1])
+    sums = torch.softmax(logits / temperature, -1).gather(-1, order).cumsum(-1)
+    before = torch.nn.functional.pad(sums[..., :-1], (1, 0))
+    return (before < keep.share if keep.share < 1 else torch.ones_like(before, dtype=torch.bool)).gather(-1, place)
+
+
+def token_entropy(
+    logits: Tensor, target: Tensor, *, temperature: float = 1.0, ignore_index: int = -100, keep: Any = None
+) -> tuple[Tensor, ...]:
+    """logits [..., V], target [...] → logprob, entropy, lse, Σp², Σp² log p, with keep kept_entropy, each [...]; ignored rows are 0."""
     s = logits / temperature
     logp = torch.log_softmax(s, dim=-1)
     p = logp.exp()
     plogp = p * logp.masked_fill(p == 0, 0)  # 0 log 0 = 0
     valid = target != ignore_index
     logprob = logp.gather(-1, target.where(valid, 0)[..., None])[..., 0]
-    rows = (logprob, -plogp.sum(-1), s.logsumexp(-1), (p * p).sum(-1), (p * plogp).sum(-1))
+    rows = [logprob, -plogp.sum(-1), s.logsumexp(-1), (p * p).sum(-1), (p * plogp).sum(-1)]
+    if keep is not None:
+        logq = torch.log_softmax(s.masked_fill(~kept_tokens(logits.detach(), temperature, keep), -torch.inf), dim=-1)
+        q = logq.exp()
+        rows.append(-(q * logq.masked_fill(q == 0, 0)).sum(-1))
     return tuple(row.where(valid, 0) for row in rows)
 
 
@@ -119,12 +139,12 @@ def token_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0, i
 
 def linear_token_entropy(
     hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, softcap: float | None = None,
-    temperature: float = 1.0, ignore_index: int = -100,
+    temperature: float = 1.0, ignore_index: int = -100, keep: Any = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """hidden [..., C], weight [V, C], target [...] → as token_entropy."""
     z = torch.nn.functional.linear(hidden, weight, bias)
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
-    return token_entropy(z, target, temperature=temperature, ignore_index=ignore_index)
+    return token_entropy(z, target, temperature=temperature, ignore_index=ignore_index, keep=keep)
 
 
 # ---- window_entropy --------------------------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ VMAP = {
     "sigma_linear_backward": ONCE,  # of x alone
     "power_step": REFUSED,
     "token_entropy": ONCE,
+    "token_entropy_kept": ONCE,
     "token_entropy_backward": ONCE,
     "token_entropy_backward_": REFUSED,
     "linear_token_entropy": ONCE,  # of hidden; a weight or bias for each: EACH
+    "linear_token_entropy_kept": ONCE,
     "linear_token_entropy_backward": ONCE,  # of hidden alone
     "window_entropy": ONCE,
     "window_entropy_backward": ONCE,

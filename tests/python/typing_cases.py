@@ -11,7 +11,7 @@ from typing_extensions import assert_type
 
 import isentrope
 from isentrope import methods, nn
-from isentrope.ops import EntropyAttentionOutput, TokenEntropyMomentsOutput, TokenEntropyOutput
+from isentrope.ops import EntropyAttentionOutput, TokenEntropyKeptMomentsOutput, TokenEntropyMomentsOutput, TokenEntropyOutput
 
 
 def token_entropies(logits: Tensor, weight: Tensor, target: Tensor, moments: bool) -> None:
@@ -24,6 +24,13 @@ def token_entropies(logits: Tensor, weight: Tensor, target: Tensor, moments: boo
     either = isentrope.token_entropy(logits, target, moments=moments)
     assert_type(either, "TokenEntropyOutput | TokenEntropyMomentsOutput")
     assert_type(either.entropy, Tensor)
+    logprob, entropy, lse, kept_entropy = isentrope.token_entropy(logits, target, keep=isentrope.TopP(0.8))
+    assert_type(kept_entropy, Tensor)
+    kept = isentrope.linear_token_entropy(logits, weight, target, keep=isentrope.WithoutLowest(0.2), moments=True)
+    assert_type(kept, TokenEntropyKeptMomentsOutput)
+    isentrope.token_entropy(logits, target).kept_entropy  # wrong
+    isentrope.token_entropy(logits, target, keep="top_p")  # wrong
+    isentrope.token_entropy(logits, target, keep=0.8)  # wrong
     logprob, entropy, lse = isentrope.token_entropy(logits, target, moments=True)  # wrong
     logprob, entropy, lse, sum_p2, sum_p2_logp = isentrope.linear_token_entropy(logits, weight, target)  # wrong
     isentrope.token_entropy(logits, target).sum_p2  # wrong
