@@ -61,6 +61,9 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
   if (o.ref_kl != ObjectiveConfig().ref_kl && o.ref_kl_coef == 0)
     out.push_back(path + ".objective.ref_kl: ref_kl_coef is 0; it has no effect");
 
+  if (o.entropy_keep && !o.entropy)
+    out.push_back(path + ".objective.entropy_keep: without objective.entropy there is no bonus; it has no effect");
+
   const rl::RolloutConfig& r = *phase.rollout;
   if (r.num_generations == 1 && !r.allocation &&
       (phase.advantage.empty() || phase.advantage[0].kind() != "reinforce_plus_plus_baseline"))

@@ -31,6 +31,22 @@ struct BatchConfig {
   }
 };
 
+// The part of the vocabulary that the entropy bonus is about.
+struct KeepConfig {
+  std::string kind = "top_p";
+  double share = 0.8;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("kind", kind,
+      "top_p: the fewest likeliest tokens whose probabilities reach share (SIREN, arXiv 2509.25133); without_lowest: "
+      "all "
+      "but that share of the vocabulary that is least likely (AEnt, arXiv 2509.03493).",
+      one_of({"top_p", "without_lowest"}));
+    v("share", share, "top_p: of probability; without_lowest: of the tokens of the vocabulary.", between(0, 1));
+  }
+};
+
 struct ObjectiveConfig {
   std::string kind = "sft";
   std::string loss = "clip";
@@ -58,6 +74,7 @@ struct ObjectiveConfig {
   std::string ref_kl = "k3";
   double ref_kl_coef = 0.0;
   std::optional<methods::EntropyControl> entropy;
+  std::optional<KeepConfig> entropy_keep;
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
@@ -140,6 +157,10 @@ struct ObjectiveConfig {
     v("ref_kl_coef", ref_kl_coef, "Weight of that divergence; the reference is the model at the start of the phase.",
       at_least(0));
     v("entropy", entropy, "What keeps the policy's entropy up, or steers it.");
+    v("entropy_keep", entropy_keep,
+      "The bonus raises the entropy of these tokens of the vocabulary alone, renormalised; absent: of all. "
+      "entropy/mean "
+      "and the loss that is told stay those of the whole.");
     v("attention_entropy", attention_entropy,
       "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }

@@ -143,7 +143,7 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
   for (size_t m = 0; m < micros.size(); ++m) {
     const Batch& micro = micros[m];
     Pass pass(attention_, watch, together ? ranks_.get() : nullptr, attention_layer_.has_value());
-    const auto policy = pass.tokens(model, micro, temperature_);
+    const auto policy = pass.tokens(model, micro, temperature_, keep());
     const Tensor logprob = policy.logprob.detach();
     if (by_policy && one_pass)
       decided =
@@ -297,6 +297,8 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   if (batch.ref_kl_weight.defined()) options.ref_kl_weight = batch.ref_kl_weight;
   // Entropy that only statistics want carries no gradient memory.
   options.entropy = control_.entropy_coef != 0 ? policy.entropy : policy.entropy.detach();
+  if (policy.kept_entropy.defined())  // the value of the whole, the gradient of what is kept
+    options.entropy = policy.kept_entropy + (policy.entropy - policy.kept_entropy).detach();
   options.normalizer = decided.normalizer;
   return ops::grpo_loss(policy.logprob, old_of(batch), advantage_of(batch, decided.factor), decided.counts, options);
 }
@@ -321,6 +323,11 @@ std::map<std::string, double> PolicyObjective::values_of(double loss, const Tens
         (all.at("tokens") > 0 && !name.starts_with("cov/") && (reference_ || !name.starts_with("ref_kl/"))))
       values[name] = value;
   return values;
+}
+
+std::optional<ops::Keep> PolicyObjective::keep() const {
+  if (!config_.entropy_keep || control_.entropy_coef == 0) return std::nullopt;
+  return ops::Keep{.kind = config_.entropy_keep->kind, .share = config_.entropy_keep->share};
 }
 
 double PolicyObjective::clip_high() const {

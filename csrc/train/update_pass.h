@@ -30,9 +30,11 @@ class Pass {
     if (watch_) record_ = watch_->record();
   }
 
-  ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature) {
+  ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature,
+                           const std::optional<ops::Keep>& keep = {}) {
     rows_ = micro.real();
-    return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr, micro.position);
+    return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr, micro.position,
+                                keep);
   }
 
   const model::AttentionRecord& record() const { return record_; }

@@ -109,6 +109,19 @@ TEST(Objective, WeightsAreOfTheWholeUpdateHoweverItIsCut) {
   }
 }
 
+// The bonus of the whole, of a part, and of what is the whole again, whose gradient is the same but for rounding.
+TEST(Objective, TheBonusIsOfTheVocabularyThatIsKept) {
+  const data::Batch update = update_of();
+  ObjectiveConfig plain = grpo("clip"), part = plain, whole = plain;
+  part.entropy_keep = KeepConfig{.share = 0.5};
+  whole.entropy_keep = KeepConfig{.share = 1};
+  const Outcome all = run(plain, 0, update), some = run(part, 0, update);
+  expect_same(all, run(whole, 0, update), "share 1");
+  EXPECT_FALSE(torch::allclose(all.gradient[0], some.gradient[0], 1e-3, 1e-6));
+  EXPECT_NEAR(all.stats.at("entropy/mean"), some.stats.at("entropy/mean"), 1e-5);
+  expect_same(some, run(part, 11, update), "cut");
+}
+
 TEST(Objective, AFactorOfOneIsTheIdentity) {
   const data::Batch update = update_of();
   const Outcome plain = run(grpo("clip"), 11, update),
