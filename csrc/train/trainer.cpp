@@ -85,7 +85,7 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
       rewards_(rewards),
       time_limit_(config_.run) {
   const Standing standing = ranks_->together([&] { return prepare(resume); });
-  ranks_->together([&] { begin(standing); });
+  ranks_->together([&] { begin(standing, resume); });
 }
 
 // All that can refuse; nothing is changed.
@@ -144,7 +144,7 @@ Standing Trainer::prepare(bool resume) {
 }
 
 // The first change of a file.
-void Trainer::begin(const Standing& standing) {
+void Trainer::begin(const Standing& standing, bool resume) {
   if (!ranks_->first()) {  // what it would write goes nowhere
     metrics_ = std::make_unique<Metrics>("/dev/null");
     samples_ = std::make_unique<Metrics>("/dev/null");
@@ -158,7 +158,8 @@ void Trainer::begin(const Standing& standing) {
     write_durably(folder_.config(), print_config(config_));
     metrics_of_step_ = metrics_->place();
     samples_of_step_ = samples_->place();
-    if (config_.metrics.tensorboard) tensorboard_ = std::make_unique<TensorBoard>(folder_.dir());
+    if (!config_.metrics.sinks().empty())
+      trackers_ = std::make_unique<Trackers>(config_.metrics, folder_.dir(), /*fresh=*/!resume);
     cut_rollouts();  // the last, since it cannot be taken back
   } else {
     write_summary();  // a run that was killed behind its last checkpoint has none
