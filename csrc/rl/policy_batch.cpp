@@ -103,6 +103,7 @@ Completions completions_of(const Kept& kept, double unit, int64_t longest, bool 
   c.token = torch::zeros({B, T}, torch::kInt64);
   c.logprob = torch::zeros({B, T}, torch::kFloat32);
   c.entropy = torch::zeros({B, T}, torch::kFloat32);
+  if (B > 0 && !kept.completions.front().sum_p2.empty()) c.sum_p2 = torch::zeros({B, T}, torch::kFloat32);
   for (Tensor* of : {&c.length, &c.group}) *of = torch::zeros({B}, torch::kInt64);
   for (Tensor* of : {&c.stopped, &c.right}) *of = torch::zeros({B}, torch::kBool);
   c.scores = torch::empty({B, std::ssize(kept.scores)}, torch::kFloat64);
@@ -116,6 +117,8 @@ Completions completions_of(const Kept& kept, double unit, int64_t longest, bool 
       std::copy(one.tokens.begin(), one.tokens.end(), c.token.mutable_data_ptr<int64_t>() + i * T);
       std::copy(one.logprob.begin(), one.logprob.end(), c.logprob.mutable_data_ptr<float>() + i * T);
       std::copy(one.entropy.begin(), one.entropy.end(), c.entropy.mutable_data_ptr<float>() + i * T);
+      if (c.sum_p2.defined())
+        std::copy(one.sum_p2.begin(), one.sum_p2.end(), c.sum_p2.mutable_data_ptr<float>() + i * T);
       bool* mask = c.mask.mutable_data_ptr<bool>() + i * T;
       if (!mask_truncated || one.stopped) std::fill(mask + one.begin, mask + n, true);
       c.length.mutable_data_ptr<int64_t>()[i] = n;

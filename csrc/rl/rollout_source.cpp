@@ -51,6 +51,9 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
       save_(std::move(save)),
       peers_(std::move(peers)) {
   for (Shaping& one : methods_.reward) bind(one, tokenizer_);
+  config_.sampling.sum_p2 = methods::Chain(methods_.advantage).any([]<class M>(const M&) {
+    return requires { M::kNeedsSumP2; };
+  });
   if (methods_.advantage.empty()) methods_.advantage.emplace_back(methods::Grpo());
   whole_.shaping = methods::Chain(methods_.reward);
   whole_.advantage = methods::Chain(methods_.advantage);

@@ -31,12 +31,10 @@ Json or_null(const std::optional<double>& value) { return value ? Json(*value) :
 
 Json to_json(int64_t group, const std::string& prompt, const rl::Completion& completion,
              const data::Tokenizer& tokenizer) {
-  std::vector<int64_t> clean = completion.tokens;
-  if (completion.stopped) clean.pop_back();
   return {{"group", group},
           {"sample", completion.sample},
           {"prompt", prompt},
-          {"completion", tokenizer.decode(clean)},
+          {"completion", rl::answer_of(completion.tokens, completion.stopped, tokenizer).text},
           {"tokens", data::texts_of(tokenizer, completion.tokens)},
           {"ids", completion.tokens},
           {"logprob", numbers(completion.logprob)},

@@ -21,6 +21,7 @@
 #include "csrc/train/objective.h"
 #include "csrc/train/optimizer.h"
 #include "csrc/train/schedule.h"
+#include "csrc/train/trackers.h"
 
 namespace isentrope::train {
 
@@ -132,16 +133,6 @@ struct PhaseConfig {
     v("evaluation", evaluation,
       "Validation on held-out data: of a pretrain phase its loss, of the others the accuracy of answers.");
     v("stop", stop, "End the phase when an evaluation reaches all these values.");
-  }
-};
-
-struct MetricsConfig {
-  bool tensorboard = false;
-
-  template <class Visitor>
-  void visit(Visitor& v) {
-    v("tensorboard", tensorboard,
-      "Write the metrics to <run.dir>/tensorboard too, for TensorBoard; takes the Python package tensorboard.");
   }
 };
 

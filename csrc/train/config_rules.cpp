@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "csrc/message.h"
+#include "csrc/rl/text_rules.h"
 #include "csrc/train/config.h"
 #include "csrc/train/family.h"
 
@@ -82,19 +83,38 @@ std::string PhaseConfig::problem() const {
 
 namespace {
 
+// What is wrong with texts that end completions, or that they may not hold.
+std::string texts_problem(const rl::SamplingConfig& sampling, const data::Tokenizer& tokenizer) {
+  try {
+    rl::with_rules(sampling, tokenizer);
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "";
+}
+
 // What of the rollouts depends on the model.
 std::string sampling_problem(const rl::SamplingConfig& sampling, const TrainConfig& config) {
   if (sampling.min_new_tokens >= config.model.max_position_embeddings)
     return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) +
            " leaves no room for a prompt in model.max_position_embeddings (" +
            std::to_string(config.model.max_position_embeddings) + ")";
-  const int64_t vocabulary = data::Tokenizer(config.tokenizer).size();
+  const data::Tokenizer tokenizer(config.tokenizer);
+  const int64_t vocabulary = tokenizer.size();
+  if (sampling.min_p == 1)
+    return "min_p: 1 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
+           "learns from how they differ";
   if (sampling.top_p <= 1.0 / static_cast<double>(vocabulary))
     return "top_p: the likeliest of " + std::to_string(vocabulary) +
            " tokens always has so much, so that the completions of a prompt are all the same; a policy learns from how "
            "they "
            "differ";
-  return "";
+  return texts_problem(sampling, tokenizer);
+}
+
+std::string evaluation_problem(const EvaluationConfig& evaluation, const data::TokenizerConfig& tokenizer) {
+  if (evaluation.stop.empty() && evaluation.bad_words.empty()) return "";
+  return texts_problem({.stop = evaluation.stop, .bad_words = evaluation.bad_words}, data::Tokenizer(tokenizer));
 }
 
 }  // namespace
@@ -133,11 +153,14 @@ std::string TrainConfig::problem() const {
       return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
+    if (const std::string wrong = evaluation_problem(phase.evaluation, tokenizer); !wrong.empty())
+      return path + ".evaluation." + wrong;
     if (phase.evaluation.max_new_tokens >= model.max_position_embeddings)
       return path + ".evaluation.max_new_tokens: " + std::to_string(phase.evaluation.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
   }
+  if (const std::string wrong = evaluation_problem(test, tokenizer); !wrong.empty()) return "test." + wrong;
   if (test.max_new_tokens >= model.max_position_embeddings)
     return "test.max_new_tokens: " + std::to_string(test.max_new_tokens) +
            " leaves no room for a prompt in model.max_position_embeddings (" +

@@ -5,6 +5,7 @@
 
 #include "csrc/model/bfloat16_linear.h"
 #include "csrc/train/config.h"
+#include "csrc/train/config_fields.h"
 
 namespace isentrope::train {
 namespace {
@@ -71,6 +72,11 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
                   ".rollout.num_generations: a group of one has nothing to compare with: every completion is pushed by "
                   "its reward "
                   "alone; give 2 or more, or advantage: [{kind: reinforce_plus_plus_baseline}]");
+  if (const std::vector<std::string> keys = r.sampling.off_policy(); !keys.empty())
+    out.push_back(path + ".rollout." + keys.front() + ": with it" +
+                  (keys.size() > 1 ? ", " + join({keys.begin() + 1, keys.end()}) : "") +
+                  " completions are not drawn from softmax(logits / temperature), the policy, whose log-probabilities "
+                  "the update takes for those that they were drawn by");
   if (r.save_every > phase.steps)
     out.push_back(path + ".rollout.save_every: " + text(r.save_every) + ", and the phase has " + text(phase.steps) +
                   " steps; no rollout is saved");

@@ -13,6 +13,7 @@
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
 #include "csrc/durable_file.h"
+#include "csrc/rl/text_rules.h"
 #include "csrc/train/adapter.h"
 #include "csrc/train/completions.h"
 #include "csrc/train/data_check.h"
@@ -71,7 +72,7 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
   const PhaseConfig& answers = phase.rollout ? phase : last;
   return std::make_unique<HeldOutPrompts>(
       phase.data, answers.scores(), rewards, tokenizer, split, config.model.max_position_embeddings,
-      answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
+      answers.rollout ? answers.rollout->sampling : rl::SamplingConfig(),
       answers.rollout ? answers.rollout->cache : rl::CacheConfig(), phase.rollout ? 0 : phase.batch.sequences);
 }
 
@@ -84,7 +85,7 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
       rewards_(rewards),
       time_limit_(config_.run) {
   const Standing standing = ranks_->together([&] { return prepare(resume); });
-  ranks_->together([&] { begin(standing); });
+  ranks_->together([&] { begin(standing, resume); });
 }
 
 // All that can refuse; nothing is changed.
@@ -143,7 +144,7 @@ Standing Trainer::prepare(bool resume) {
 }
 
 // The first change of a file.
-void Trainer::begin(const Standing& standing) {
+void Trainer::begin(const Standing& standing, bool resume) {
   if (!ranks_->first()) {  // what it would write goes nowhere
     metrics_ = std::make_unique<Metrics>("/dev/null");
     samples_ = std::make_unique<Metrics>("/dev/null");
@@ -157,7 +158,8 @@ void Trainer::begin(const Standing& standing) {
     write_durably(folder_.config(), print_config(config_));
     metrics_of_step_ = metrics_->place();
     samples_of_step_ = samples_->place();
-    if (config_.metrics.tensorboard) tensorboard_ = std::make_unique<TensorBoard>(folder_.dir());
+    if (!config_.metrics.sinks().empty())
+      trackers_ = std::make_unique<Trackers>(config_.metrics, folder_.dir(), /*fresh=*/!resume);
     cut_rollouts();  // the last, since it cannot be taken back
   } else {
     write_summary();  // a run that was killed behind its last checkpoint has none
@@ -270,15 +272,18 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   std::shared_ptr<const data::ExampleSource> examples =
       data::make_source(phase.data, data_seed, data::Split::train, &use);
   digest = static_cast<int64_t>(data::stream_digest(*examples));
-  if (phase.rollout)
+  if (phase.rollout) {
+    rl::RolloutConfig rollout = *phase.rollout;
+    rollout.sampling = rl::with_rules(rollout.sampling, tokenizer_);
     return std::make_unique<rl::RolloutSource>(
-        *phase.rollout, model_, tokenizer_, examples, rl::RewardSum(phase.scores(), tokenizer_.eos(), rewards_),
+        rollout, model_, tokenizer_, examples, rl::RewardSum(phase.scores(), tokenizer_.eos(), rewards_),
         phase.methods(), seed_of(phase.name, data::Purpose::rollout),
         [this, &phase, &rollouts](int64_t step, const std::vector<rl::SavedRollout>& drawn) {
           for (const rl::SavedRollout& one : drawn)
             if (ranks_->first()) rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
         },
         ranks_);
+  }
   const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
                                            phase.data.packing ? row : 0);

@@ -32,8 +32,8 @@
 #include "csrc/train/rollout_log.h"
 #include "csrc/train/run_folder.h"
 #include "csrc/train/run_header.h"
-#include "csrc/train/tensorboard.h"
 #include "csrc/train/time_limit.h"
+#include "csrc/train/trackers.h"
 
 namespace isentrope::train {
 
@@ -96,7 +96,7 @@ class Trainer {
   struct Working;  // held by the one call at a time that works on the run
 
   Standing prepare(bool resume);
-  void begin(const Standing& standing);
+  void begin(const Standing& standing, bool resume);
   void take_weights(const Standing& standing);
   void take_adapter(const Standing& standing);
   RunHeader describe() const;
@@ -131,7 +131,7 @@ class Trainer {
   data::Tokenizer tokenizer_;
   model::Decoder model_;
   std::map<std::string, rl::RewardFunction> rewards_;
-  std::unique_ptr<TensorBoard> tensorboard_;
+  std::unique_ptr<Trackers> trackers_;
   std::unique_ptr<Metrics> metrics_, samples_;
   Metrics::Place metrics_of_step_, samples_of_step_;  // before the evaluations after step_
   std::unique_ptr<Phase> open_;

@@ -258,7 +258,7 @@ Record Trainer::evaluate(const std::string& split, std::vector<std::string>& sho
 void Trainer::write(Record line, std::vector<Record>& records) {
   const std::string text = to_json(line);
   metrics_->write(text);
-  if (tensorboard_) tensorboard_->write(text);
+  if (trackers_) trackers_->write(text);
   records.push_back(std::move(line));
 }
 
@@ -292,7 +292,7 @@ std::vector<Record> Trainer::advance() {
     ++phase_;
     step_ = 0;
     if (finished()) {
-      tensorboard_.reset();  // all is written when the run is
+      trackers_.reset();  // all is written when the run is
       if (ranks_->first()) write_summary();
     }
   } else if (config_.run.checkpoint_every > 0 && step_ % config_.run.checkpoint_every == 0) {

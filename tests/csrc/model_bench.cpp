@@ -17,6 +17,8 @@
 //                       logits after the first prompt
 //   products            GFLOP/s of processor time of the three products of bfloat16 of a linear layer, [batch · length, width] by [mlp, width], with what is
 //                       rounded and packed for them, and of torch's three of the same sizes, whose operands are bfloat16 already
+//   draw PATH           no timing, for tests/python/test_sampling.py: PATH holds {"logits": […], "before": [tokens], "draws": n} and the
+//                       keys of a SamplingConfig, its texts for kind bytes; prints how often each token is drawn by n even uniforms
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <ATen/Parallel.h>
 #include <malloc.h>
@@ -28,12 +30,15 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "csrc/model/bfloat16_training.h"
 #include "csrc/model/decode.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/rl/sample.h"
+#include "csrc/rl/text_rules.h"
 #include "csrc/train/block_cache.h"
 #include "csrc/train/objective.h"
 #include "csrc/train/optimizer.h"
@@ -224,6 +229,29 @@ struct Bench {
     return out.str();
   }
 
+  static std::string draws(const std::string& path) {
+    namespace rl = isentrope::rl;
+    std::ifstream file(path);
+    const nlohmann::json json = nlohmann::json::parse(file);
+    const auto logits = json.at("logits").get<std::vector<float>>();
+    const auto before = json.value("before", std::vector<int64_t>());
+    rl::SamplingConfig sampling{.temperature = json.value("temperature", 1.0),
+                                .top_k = json.value("top_k", int64_t{0}),
+                                .top_p = json.value("top_p", 1.0),
+                                .min_p = json.value("min_p", 0.0),
+                                .repetition_penalty = json.value("repetition_penalty", 1.0),
+                                .bad_words = json.value("bad_words", std::vector<std::string>())};
+    sampling = rl::with_rules(sampling, isentrope::data::Tokenizer({.kind = "bytes"}));
+    std::vector<int64_t> forbidden, counts(logits.size());
+    if (sampling.rules) sampling.rules->forbid(before, forbidden);
+    rl::Sampler sampler(sampling, static_cast<int64_t>(logits.size()));
+    const auto n = json.at("draws").get<int64_t>();
+    for (int64_t i = 0; i < n; ++i)
+      ++counts[sampler.draw(logits.data(), (static_cast<double>(i) + 0.5) / static_cast<double>(n), forbidden, before)
+                   .token];
+    return nlohmann::json(counts).dump();
+  }
+
   std::string run(const std::string& command, const std::string& path) {
     std::ostringstream out;
     const double start = now();
@@ -268,6 +296,8 @@ struct Bench {
       return out.str();
     } else if (command == "decode") {
       return decode(path);
+    } else if (command == "draw") {
+      return draws(path);
     } else if (command == "products") {
       return products();
     } else if (command == "gemm") {

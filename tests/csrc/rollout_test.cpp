@@ -666,6 +666,48 @@ TEST(RolloutSource, APromptThatDoesNotFitIsShown) {
   expect_all(refused(""), {"the prompt \"\" is empty"});
 }
 
+// Each estimator and what it asks of the rollouts: greedy completions, Σ p². The advantages stand where targets are.
+TEST(RolloutSource, EveryEstimatorMakesAdvantages) {
+  SourceOfSums sums;
+  methods::Advantage::each([&]<class Method>(const Method& method) {
+    SCOPED_TRACE(Method::kKind);
+    sums.methods.advantage = {method};
+    EXPECT_EQ(sums.methods.problem(sums.config), "");
+    const data::StepData data = sums.make_source().next(0);
+    double sum = 0;
+    for (const data::Batch& batch : data.updates) {
+      EXPECT_TRUE(batch.advantage.isfinite().all().item<bool>());
+      EXPECT_TRUE(batch.advantage.masked_select(batch.target == data::kIgnore).eq(0).all().item<bool>());
+      sum += batch.advantage.abs().sum().item<double>();
+    }
+    EXPECT_GT(sum, 0);
+  });
+}
+
+// The advantages of ReMax: what a completion has more than the greedy one of its prompt, by hand.
+TEST(RolloutSource, RemaxComparesWithTheGreedyCompletion) {
+  SourceOfSums sums;
+  sums.methods.advantage = {methods::Remax()};
+  RolloutSource source = sums.make_source();
+  const data::StepData data = source.next(0);
+  int64_t rows = 0;
+  for (const data::Batch& batch : data.updates)
+    for (int64_t row = 0; row < batch.size(); ++row, ++rows) {
+      const int64_t prompt = batch.lengths[row].item<int64_t>() -
+                             (batch.target[row] != data::kIgnore).sum().item<int64_t>();
+      const Tensor tokens = batch.tokens[row].slice(0, 0, prompt).contiguous();
+      SamplingConfig greedy = sums.config.sampling;
+      greedy.temperature = 0;
+      const std::vector<int64_t> ids(tokens.const_data_ptr<int64_t>(), tokens.const_data_ptr<int64_t>() + prompt);
+      const auto drawn = rollout(sums.decoder, {ids}, 1, greedy, sums.tokenizer.end_ids(), {});
+      const auto right = [&](int64_t token) { return sums.tokenizer.decode({token})[0] % 2 == 0 ? 0.5f : 0.0f; };
+      const Tensor targets = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
+      const float wanted = right(targets[0].item<int64_t>()) - right(drawn[0].tokens[0]);
+      EXPECT_TRUE(batch.advantage[row].masked_select(batch.target[row] != data::kIgnore).eq(wanted).all().item<bool>());
+    }
+  EXPECT_EQ(rows, 24);
+}
+
 // Which groups a filter keeps, it decides by right and wrong: shaped rewards would differ in nearly all.
 TEST(RolloutSource, TheFilterOfGroupsLooksAtAccuracies) {
   SourceOfSums sums;
