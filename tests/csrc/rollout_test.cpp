@@ -693,8 +693,8 @@ TEST(RolloutSource, RemaxComparesWithTheGreedyCompletion) {
   int64_t rows = 0;
   for (const data::Batch& batch : data.updates)
     for (int64_t row = 0; row < batch.size(); ++row, ++rows) {
-      const int64_t prompt = batch.lengths[row].item<int64_t>() -
-                             (batch.target[row] != data::kIgnore).sum().item<int64_t>();
+      const int64_t prompt =
+          batch.lengths[row].item<int64_t>() - (batch.target[row] != data::kIgnore).sum().item<int64_t>();
       const Tensor tokens = batch.tokens[row].slice(0, 0, prompt).contiguous();
       SamplingConfig greedy = sums.config.sampling;
       greedy.temperature = 0;
