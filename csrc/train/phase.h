@@ -20,7 +20,9 @@ struct Trainer::Phase {
   Optimizer optimizer;
   std::unique_ptr<HeldOut> validation, test;  // null where nothing is evaluated
   std::optional<model::Decoder> reference;
-  Snapshot before;  // weights, power vectors, moments and thresholds at the start of the step
+  Snapshot
+      before;  // weights, power vectors, moments and thresholds at the start of the step, where it can be gone back from
+  bool made = false;  // the update of the step, from which nothing goes back
   AttentionAlarm alarm = {};
   rl::EntropyLaw law = {};
   PolicyWatch watch = {};

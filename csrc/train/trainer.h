@@ -1,8 +1,11 @@
 // The loop. Phases differ only in their source and their objective; a training step is Trainer::step.
 //
-// A step is whole or has not been: it works on copies of what passes from step to step, and these are taken over when its line
-// stands in metrics.jsonl. Whatever ends a step before that (a loss that is not finite, a reward that raises, Ctrl-C within one)
-// leaves the trainer after the step before, and that state is saved.
+// A step is whole or has not been. Its update is the last thing that it does, and by then all that can refuse has been asked: the
+// rewards, the loss, the gradients, whether the weights stay finite (csrc/train/update_bound.h), room for its line in metrics.jsonl. A
+// step in which something can refuse behind an update works on copies (csrc/train/snapshot.h: keeps_copies), which are taken over when its
+// line stands. Whatever ends a step before that (a loss that is not finite, a reward that raises, Ctrl-C within one) leaves the trainer
+// after the step before, and that state is saved. Behind the update there is the write of the line alone: where it fails though there was
+// room, a disk that breaks, the step has been, is saved, and the error says that its line is lost.
 //
 // A checkpoint within a phase is written beside the steps that follow (csrc/train/checkpoint_writer.h) where the machine has room for
 // its copy; one at the end of a phase, at a stop or after an error is waited for.

@@ -71,9 +71,13 @@ class UpdateFigures {
   int64_t updates_ = 0;
 };
 
+// Room in metrics.jsonl for the figures of time, which the line has when the update is made: five keys, two dozen digits each.
+constexpr int64_t kTimes = 256;
+
 }  // namespace
 
-// One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights.
+// One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights. The only update of a step
+// comes last, behind all that can refuse; where something can refuse behind one, the weights before it are kept.
 Record Trainer::step() {
   const Clock::time_point start = Clock::now();
   const int64_t sent_before = ranks_->bytes_sent();
@@ -91,6 +95,7 @@ Record Trainer::step() {
   StepWork work{.reference = open_->reference.has_value()};
   const int64_t look = phase.objective.attention_entropy.every;
   const bool clips = config_.model.attention.qk_clip > 0;
+  const bool goes_back = keeps_copies(config_, phase, static_cast<int64_t>(data.updates.size()), ranks_->size());
   for (size_t u = 0; u < data.updates.size(); ++u) {
     const data::Batch update = data.updates[u].to(model_->embedding().device());
     open_->optimizer.zero_grad();
@@ -101,13 +106,16 @@ Record Trainer::step() {
                                             &open_->optimizer.gradients());
     if (!std::isfinite(stats["loss"]))
       throw NonFinite("the loss is not finite; first bad tensor: " + first_non_finite(model_));
-    if (u == 0) open_->before.take();  // nothing has changed so far
-    stats["grad_norm"] = open_->optimizer.step(lr);
-    if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
+    if (goes_back && u == 0) open_->before.take();
+    stats["grad_norm"] = open_->optimizer.ask(lr, /*bounded=*/!goes_back);
     if (looks) attention = watch.statistics();
-    const Clock::time_point updated = Clock::now();
-    sigmas = power_step();
-    sigma_seconds += seconds_since(updated);
+    if (goes_back) {
+      open_->optimizer.apply();
+      if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
+      const Clock::time_point updated = Clock::now();
+      sigmas = power_step();
+      sigma_seconds += seconds_since(updated);
+    }
     open_->source->observe(stats);
     const auto learnt = stats.extract("tokens");  // for this mean alone, not a figure to be told
     const double counts = learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>();
@@ -128,8 +136,9 @@ Record Trainer::step() {
         work.pairs += attention_pairs(length, config_.model.attention.window_of(layer));
     }
   }
-  if (const std::string bad = first_non_finite_weight(model_); !data.updates.empty() && !bad.empty())
-    throw NonFinite("the weight " + bad + " is not finite after the update");
+  if (goes_back)
+    if (const std::string bad = first_non_finite_weight(model_); !bad.empty())
+      throw NonFinite("the weight " + bad + " is not finite after the update");
   figures.into(values);
   if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
   if (phase.holds_entropy().empty() && values.contains("entropy/mean") && values.contains("reward/mean")) {
@@ -147,11 +156,6 @@ Record Trainer::step() {
   values["lr"] = lr;
   work.generated = values.contains("generated") ? values["generated"] : 0;
   if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;
-  const double seconds = seconds_since(start);
-  values["tokens_per_s"] = work.tokens / seconds;
-  values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
-  if (!sigmas.empty()) values["sigma/time_share"] = sigma_seconds / seconds_since(start);
-  values["time_s"] = seconds_since(begun_);
   if (!ranks_->alone()) values["ranks/bytes"] = ranks_->sum(static_cast<double>(ranks_->bytes_sent() - sent_before));
   Record record{.phase = phase.name,
                 .step = step_ + 1,
@@ -161,6 +165,16 @@ Record Trainer::step() {
   if (const int64_t every = config_.model.sigma_reparam.every; every > 0 && (step_ + 1) % every == 0)
     record.sigma = sigma_figures(model_, sigmas);
   record.warnings = std::move(warnings);
+  if (!goes_back && !data.updates.empty()) {
+    metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
+    open_->optimizer.apply();
+    open_->made = true;
+  }
+  const double seconds = seconds_since(start);
+  record.values["tokens_per_s"] = work.tokens / seconds;
+  record.values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
+  if (!sigmas.empty()) record.values["sigma/time_share"] = sigma_seconds / seconds_since(start);
+  record.values["time_s"] = seconds_since(begun_);
   return record;
 }
 
@@ -172,17 +186,35 @@ std::vector<double> Trainer::power_step() {
   return sigmas;
 }
 
-// A step and its line, or neither.
+// A step and its line, or neither. Behind the update of a step that keeps nothing to go back to only the write can fail, for which
+// there was room: then the step stands.
 void Trainer::whole_step(std::vector<Record>& records) {
   const Metrics::Place metrics_before = metrics_->place();
   const AttentionAlarm alarm = open_->alarm;
   const rl::EntropyLaw law = open_->law;
   const PolicyWatch watch = open_->watch;
   const auto methods = open_->objective->state();
+  open_->made = false;
+  const auto stand = [&] {
+    lost_told_ = lost_.size();
+    open_->before.drop();
+    open_->source->commit();
+    open_->rollouts->commit();
+    metrics_of_step_ = metrics_->place();
+    samples_of_step_ = samples_->place();
+    ++step_;
+    ++steps_of_run_;
+    evaluated_ = tested_ = false;
+  };
   try {
     ranks_->together([&] { write(step(), records); });
   } catch (...) {
     metrics_->back_to(metrics_before);
+    const std::string place = "step " + std::to_string(step_ + 1);
+    if (open_->made) {
+      stand();
+      rethrow_with_place(place + ", which was made, and its line is lost");
+    }
     open_->rollouts->back();
     open_->before.restore();
     open_->optimizer.zero_grad();
@@ -190,17 +222,9 @@ void Trainer::whole_step(std::vector<Record>& records) {
     open_->law = law;
     open_->watch = watch;
     open_->objective->restore(methods);
-    rethrow_with_place("step " + std::to_string(step_ + 1));
+    rethrow_with_place(place);
   }
-  lost_told_ = lost_.size();
-  open_->before.drop();
-  open_->source->commit();
-  open_->rollouts->commit();
-  metrics_of_step_ = metrics_->place();
-  samples_of_step_ = samples_->place();
-  ++step_;
-  ++steps_of_run_;
-  evaluated_ = tested_ = false;
+  stand();
 }
 
 bool Trainer::at_end() const { return step_ >= open_->config.steps || stopped_; }

@@ -6,8 +6,8 @@
 //   logits PATH         logits of the fixed token batch as raw float32
 //   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy and,
 //                       with sigma=1 (learned spectral norms of all linear layers), the power step
-//   sft                 a step of supervised learning as csrc/train/training_loop.cpp takes it: the copies that it could go back to, loss of
-//                       every next token, gradients, their norm cut to 1, AdamW; prints the loss before the update
+//   sft                 a step of supervised learning as csrc/train/training_loop.cpp takes it: loss of every next token, gradients, their
+//                       norm cut to 1, whether AdamW's update stays finite, the update; prints the loss before it
 //   rollout             prompts · samples completions of min_tokens … new_tokens, stops of the vocabulary's last tokens end one;
 //                       prints tokens and seconds
 //   batches             the same completions, `rows` prompts at a time: the next begin when the last of these has ended
@@ -43,7 +43,6 @@
 #include "csrc/train/objective.h"
 #include "csrc/train/optimizer.h"
 #include "csrc/train/process.h"
-#include "csrc/train/snapshot.h"
 
 namespace {
 
@@ -80,7 +79,6 @@ struct Bench {
   std::map<std::string, std::unique_ptr<isentrope::model::DecodeModel>> decode_models;
   std::unique_ptr<isentrope::train::Objective> objective;
   std::unique_ptr<isentrope::train::Optimizer> optimizer;
-  std::unique_ptr<isentrope::train::Snapshot> snapshot;
   int64_t calls = 0;
   double unpadded = 0;  // seconds of what padded only looks at
 
@@ -167,19 +165,14 @@ struct Bench {
     namespace train = isentrope::train;
     if (!objective) {
       std::vector<std::pair<std::string, Tensor>> parameters;
-      std::vector<Tensor> changed;
-      for (const auto& parameter : model->named_parameters()) {
+      for (const auto& parameter : model->named_parameters())
         parameters.emplace_back(parameter.key(), parameter.value());
-        changed.push_back(parameter.value());
-      }
       train::ObjectiveConfig kind;
       kind.kind = "sft";
       objective = train::make_objective(kind, {}, model, 1.0, std::nullopt);
       train::OptimizerConfig adamw;
       adamw.max_grad_norm = 1;
       optimizer = std::make_unique<train::Optimizer>(adamw, parameters, std::map<std::string, std::vector<int64_t>>());
-      for (const auto& [name, moment] : optimizer->state()) changed.push_back(moment);
-      snapshot = std::make_unique<train::Snapshot>(changed);
     }
     isentrope::data::Batch batch;
     batch.tokens = tokens;
@@ -187,9 +180,8 @@ struct Bench {
         torch::cat({tokens.slice(1, 1), torch::full_like(tokens.slice(1, 0, 1), isentrope::data::kIgnore)}, 1);
     optimizer->zero_grad();
     const auto stats = objective->backward(model, batch, 1, nullptr);
-    snapshot->take();
-    optimizer->step(1e-5);
-    snapshot->drop();
+    optimizer->ask(1e-5, /*bounded=*/true);
+    optimizer->apply();
     return stats.at("loss");
   }
 
