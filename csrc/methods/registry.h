@@ -10,6 +10,7 @@
 #include "csrc/methods/maxrl.h"
 #include "csrc/methods/optimal_token_baseline.h"
 #include "csrc/methods/overlong.h"
+#include "csrc/methods/own.h"
 #include "csrc/methods/pass_at_k.h"
 #include "csrc/methods/quantile.h"
 #include "csrc/methods/reinforce_plus_plus.h"
@@ -29,7 +30,8 @@ using RewardOf = OneOf<  //
     More...,
     Overlong,      // arXiv 2503.14476
     FilterGroups,  // arXiv 2503.14476
-    AresConfig     // arXiv 2510.08457
+    AresConfig,    // arXiv 2510.08457
+    OwnReward      // one's own
     >;
 
 // Those that make advantages of rewards, which stand first.
@@ -45,7 +47,8 @@ using Advantage = OneOf<        //
     Remax,                      // arXiv 2310.10505
     MaxRl,                      // arXiv 2602.02710
     Quantile,                   // arXiv 2509.22611
-    OptimalTokenBaseline        // verl 0.9.1
+    OptimalTokenBaseline,       // verl 0.9.1
+    OwnAdvantage                // one's own, behind one of those
     >;
 
 using Weight = OneOf<  //
@@ -56,7 +59,8 @@ using Weight = OneOf<  //
     Stare,             // arXiv 2606.19236
     SoftWindow,        // arXiv 2609.39402
     AttentionEntropy,  // arXiv 2605.07660
-    Correction         // truncated importance sampling, IcePop, DeepSeek-V3.2
+    Correction,        // truncated importance sampling, IcePop, DeepSeek-V3.2
+    OwnWeight          // one's own
     >;
 
 }  // namespace isentrope::methods

@@ -31,6 +31,7 @@ struct RunConfig {
   int64_t threads = 0;
   std::string device = "auto";
   std::string start;
+  std::vector<std::string> libraries;
   int64_t checkpoint_every = 200;
   int64_t keep = 2;
   double time_limit_s = 0;
@@ -50,6 +51,8 @@ struct RunConfig {
       "Checkpoint, run or folder of transformers to start from: its weights are taken, and the phases up to its own "
       "are "
       "skipped (docs/resume.md).");
+    v("libraries", libraries,
+      "Shared libraries that are loaded before anything else: torch operators of one's own, for methods of kind op.");
     v("checkpoint_every", checkpoint_every, "Steps between checkpoints; 0 for the ends of phases alone.", at_least(0));
     v("keep", keep, "Checkpoints kept within a phase; those at the ends of phases always stay.", at_least(1));
     v("time_limit_s", time_limit_s,

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <dlfcn.h>
 #include <torch/cuda.h>
 
 #include <algorithm>
@@ -49,6 +50,29 @@ RunFolder open_folder(const std::string& dir, bool resume, const Ranks& ranks) {
   }
 }
 
+// The operators of one's own that methods of the phases name. dlopen, as torch.ops.load_library: what a library registers is there
+// once it is loaded.
+void load_own_methods(const TrainConfig& config) {
+  for (const std::string& library : config.run.libraries)
+    if (dlopen(std::filesystem::absolute(library).c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr)
+      throw std::runtime_error("run.libraries: " + std::string(dlerror()));
+  for (const PhaseConfig& phase : config.phases) {
+    const auto look = [&](const std::string& list, const auto& entries) {
+      for (size_t i = 0; i < entries.size(); ++i)
+        std::visit(
+            [&](const auto& method) {
+              if constexpr (requires { method.missing(); })
+                if (const std::string missing = method.missing(); !missing.empty())
+                  throw std::runtime_error("phases." + phase.name + "." + list + "." + std::to_string(i) + ": " + missing);
+            },
+            entries[i].value);
+    };
+    look("reward", phase.reward);
+    look("advantage", phase.advantage);
+    look("weight", phase.weight);
+  }
+}
+
 // A tensor that the phase cannot go on without.
 const torch::Tensor& kept(const CheckpointState& state, const std::string& name, const torch::Tensor& like) {
   const auto found = state.extra.find(name);
@@ -91,6 +115,7 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
 // All that can refuse; nothing is changed.
 Standing Trainer::prepare(bool resume) {
   check_ranks(config_, *ranks_);
+  load_own_methods(config_);
   const RankCounts ranks{ranks_->size(), ranks_on_this_machine(*ranks_)};
   check_machine(config_, ranks);
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));

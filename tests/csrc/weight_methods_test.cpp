@@ -31,6 +31,7 @@ TEST(WeightMethods, EveryKindAppliesWithItsDefaults) {
   Weight::each([&]<class Method>(const Method& method) {
     SCOPED_TRACE(Method::kKind);
     ++kinds;
+    if constexpr (std::is_base_of_v<OwnMethod, Method>) return;  // there is no operator without a name
     EXPECT_EQ(Weight(method).problem(), "");
     if constexpr (std::is_same_v<Method, Correction>) {
       EXPECT_THROW(method.apply(u, context), std::invalid_argument);  // nobody has rescored
