@@ -121,8 +121,8 @@ TORCH_LIBRARY_FRAGMENT(isentrope, m) {
   define(
       m,
       "method_correction(Tensor rescored, Tensor old_logprob, Tensor mask, *, Tensor? advantage=None, Tensor? "
-      "logprob=None, str "
-      "level=\"token\", str mode=\"truncate\", float low=0.0, float high=2.0, float? delta=None) -> (Tensor, Tensor)",
+      "logprob=None, str level=\"token\", str mode=\"truncate\", float low=0.0, float high=2.0, float? delta=None) "
+      "-> (Tensor, Tensor)",
       correction,
       +[](const Tensor& rescored, const Tensor&, const Tensor&, const std::optional<Tensor>&,
           const std::optional<Tensor>&, c10::string_view, c10::string_view mode, double, double,
