@@ -14,10 +14,9 @@ struct AttentionEntropy {
   static constexpr const char* kKind = "attention_entropy";
   static constexpr const char* kHelp =
       "Tokens learn by the entropy e of their attention row at one layer, normalised to [0, 1]: factor 1 + coef (e − "
-      "mean e), not below "
-      "0. Below 0, coef favours tokens with concentrated attention, whose gradients are the stable ones; above 0, "
-      "those that attend "
-      "widely (arXiv 2605.07660 reweights softly by it; this linear form is ours, its schedule is not published).";
+      "mean e), not below 0. Below 0, coef favours tokens with concentrated attention, whose gradients are the "
+      "stable ones; above 0, those that attend widely (arXiv 2605.07660 reweights softly by it; this linear form is "
+      "ours, not its schedule).";
   static constexpr bool kNeedsAttentionEntropy = true;  // Update::attention_entropy, of this layer
   int64_t layer = -1;
   double coef = -0.5;

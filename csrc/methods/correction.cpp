@@ -33,6 +33,8 @@ std::tuple<Tensor, Tensor> correction(const Tensor& rescored, const Tensor& old_
                                       c10::string_view level, c10::string_view mode, double low, double high,
                                       std::optional<double> delta) {
   constexpr const char* kOp = "method_correction";
+  OP_CHECK(kOp, rescored.defined(),
+           "there are no rescored log-probs; wanted [B, T], of the trained policy before the update");
   TokenArguments given(kOp, "rescored", rescored, mask);
   const void* const old = given.take("old_logprob", old_logprob);
   const void* const A = advantage ? given.take("advantage", *advantage) : nullptr;
@@ -121,8 +123,8 @@ TORCH_LIBRARY_FRAGMENT(isentrope, m) {
   define(
       m,
       "method_correction(Tensor rescored, Tensor old_logprob, Tensor mask, *, Tensor? advantage=None, Tensor? "
-      "logprob=None, str "
-      "level=\"token\", str mode=\"truncate\", float low=0.0, float high=2.0, float? delta=None) -> (Tensor, Tensor)",
+      "logprob=None, str level=\"token\", str mode=\"truncate\", float low=0.0, float high=2.0, float? delta=None) "
+      "-> (Tensor, Tensor)",
       correction,
       +[](const Tensor& rescored, const Tensor&, const Tensor&, const std::optional<Tensor>&,
           const std::optional<Tensor>&, c10::string_view, c10::string_view mode, double, double,

@@ -49,10 +49,8 @@ struct Correction {
   static constexpr const char* kKind = "correction";
   static constexpr const char* kHelp =
       "Weights tokens by the probability that the trained policy had for them before the update, over that of the "
-      "policy that drew them, "
-      "within bounds (truncated importance sampling; masked, as IcePop, arXiv 2510.18855; verl 0.9.1 "
-      "rollout_correction, TRL 1.16.0 "
-      "vllm_importance_sampling_mode). Completions are scored anew for it.";
+      "policy that drew them, within bounds (truncated importance sampling; masked, as IcePop, arXiv 2510.18855; "
+      "verl 0.9.1 rollout_correction, TRL 1.16.0 vllm_importance_sampling_mode). Completions are scored anew for it.";
   static constexpr bool kNeedsRescored = true;  // Update::rescored
   std::string level = "token";
   std::string mode = "truncate";
@@ -64,22 +62,19 @@ struct Correction {
   void visit(Visitor& v) {
     v("level", level,
       "Whose weight it is: token; sequence, the product of a completion's tokens (unbiased, of high variance); "
-      "geometric, their "
-      "geometric mean.",
+      "geometric, their geometric mean.",
       one_of({"token", "sequence", "geometric"}));
     v("mode", mode,
       "Beyond the bounds: truncate the weight to them; mask, the weight is 0 and the token keeps its place in "
-      "denominators; reject, the "
-      "weight is 1 within and the token leaves denominators without (verl's rollout_rs with k1, whose bounds are those "
-      "of 1 / weight).",
+      "denominators; reject, the weight is 1 within and the token leaves denominators without (verl's rollout_rs "
+      "with k1, whose bounds are those of 1 / weight).",
       one_of({"truncate", "mask", "reject"}));
     v("low", low, "Least weight; 0: no lower bound.", at_least(0));
     v("high", high, "Greatest weight. verl's default is 2, TRL's 3; IcePop has 0.5 and 5.", above(0));
     v("delta", delta,
-      "Completions of negative advantage do not learn where the log-prob of their tokens has fallen by more than this "
-      "on average since "
-      "they were drawn (off-policy sequence mask of DeepSeek-V3.2, arXiv 2512.02556); they keep their place in "
-      "denominators.",
+      "Completions of negative advantage do not learn where the log-prob of their tokens has fallen by more than "
+      "this on average since they were drawn (off-policy sequence mask of DeepSeek-V3.2, arXiv 2512.02556); they "
+      "keep their place in denominators.",
       at_least(0));
   }
   std::string problem() const {

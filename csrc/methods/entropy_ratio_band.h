@@ -16,18 +16,16 @@ Tensor entropy_ratio_band(const Tensor& entropy, const Tensor& old_entropy, cons
 struct EntropyRatioBand {
   static constexpr const char* kKind = "entropy_ratio_band";
   static constexpr const char* kHelp =
-      "A token learns only while its entropy is between low and high times that of the policy that drew it; the others "
-      "keep their place "
-      "in denominators (arXiv 2512.05591, entropy ratio clipping; Kwai-Klear/ERC).";
+      "A token learns only while its entropy is between low and high times that of the policy that drew it; the "
+      "others keep their place in denominators (arXiv 2512.05591, entropy ratio clipping; Kwai-Klear/ERC).";
   double low = 0.95;
   double high = 1.05;
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("low", low,
-      "Lower end of the ratio of entropies, itself outside. 0.95 and 1.05 are those of the paper's runs; the released "
-      "configuration has "
-      "0.8 and 1.2.",
+      "Lower end of the ratio of entropies, itself outside. 0.95 and 1.05 are those of the paper's runs; the "
+      "released configuration has 0.8 and 1.2.",
       at_least(0));
     v("high", high, "Upper end of the ratio of entropies, itself outside.", above(0));
   }

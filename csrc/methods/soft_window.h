@@ -19,8 +19,7 @@ struct SoftWindow {
   static constexpr const char* kKind = "soft_window";
   static constexpr const char* kHelp =
       "Tokens of positive advantage learn by exp of their entropy over its sum in a centred window, scaled so that a "
-      "completion's mean "
-      "factor is 1 (arXiv 2609.39402, PEPO).";
+      "completion's mean factor is 1 (arXiv 2609.39402, PEPO).";
   int64_t window = 101;
 
   template <class Visitor>

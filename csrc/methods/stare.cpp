@@ -58,8 +58,7 @@ Tensor stare(const Tensor& logprob, const Tensor& entropy, const Tensor& advanta
 TORCH_LIBRARY_FRAGMENT(isentrope, m) {
   define(m,
          "method_stare(Tensor logprob, Tensor entropy, Tensor advantage, Tensor mask, *, float target=0.3, float "
-         "fraction=0.1, float "
-         "up=1.1, float down=1.0) -> Tensor",
+         "fraction=0.1, float up=1.1, float down=1.0) -> Tensor",
          stare);
 }
 

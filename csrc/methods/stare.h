@@ -19,9 +19,8 @@ struct Stare {
   static constexpr const char* kKind = "stare";
   static constexpr const char* kHelp =
       "While the mean entropy of the update is below the target, the most surprising tokens of positive advantage "
-      "learn more, and those of "
-      "negative advantage less if so wished (arXiv 2606.19236, STARE; hp-luo/STARE, where the tokens are chosen in a "
-      "micro-batch).";
+      "learn more, and those of negative advantage less if so wished (arXiv 2606.19236, STARE; hp-luo/STARE, where "
+      "the tokens are chosen in a micro-batch).";
   double target = 0.3;
   double fraction = 0.1;
   double up = 1.1;

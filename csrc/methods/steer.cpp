@@ -53,8 +53,7 @@ Tensor steer(const Tensor& logprob, const Tensor& old_logprob, const Tensor& ent
 TORCH_LIBRARY_FRAGMENT(isentrope, m) {
   define(m,
          "method_steer(Tensor logprob, Tensor old_logprob, Tensor entropy, Tensor advantage, Tensor mask, *, str "
-         "form=\"linear\", float "
-         "low=0.8, float high=1.2, int power=2) -> Tensor",
+         "form=\"linear\", float low=0.8, float high=1.2, int power=2) -> Tensor",
          steer);
 }
 

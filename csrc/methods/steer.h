@@ -26,10 +26,8 @@ struct Steer {
   static constexpr const char* kKind = "steer";
   static constexpr const char* kHelp =
       "Tokens learn the less the more their update is predicted to change the entropy: a factor between high and low "
-      "by "
-      "|A / π_old · π (1 − π)² (ℓ + H)|, from its least to its greatest in the update (arXiv 2510.10150, STEER; "
-      "zz-haooo/STEER, where "
-      "least and greatest are those of a micro-batch).";
+      "by |A / π_old · π (1 − π)² (ℓ + H)|, from its least to its greatest in the update (arXiv 2510.10150, STEER; "
+      "zz-haooo/STEER, where least and greatest are those of a micro-batch).";
   std::string form = "linear";
   double low = 0.8;
   double high = 1.2;
@@ -38,9 +36,8 @@ struct Steer {
   template <class Visitor>
   void visit(Visitor& v) {
     v("form", form,
-      "linear: from high to low; exponential: from 1 to low, max(low, exp(−k |Ω|)) with k = −log(low) / max(greatest, "
-      "0.02), the form "
-      "of the paper's first version. The released code has both, linear by default.",
+      "linear: from high to low; exponential: from 1 to low, max(low, exp(−k |Ω|)) with k = −log(low) / "
+      "max(greatest, 0.02), the form of the paper's first version. The released code has both, linear by default.",
       one_of({"linear", "exponential"}));
     v("low", low, "Factor of the token with the greatest change; exponential: at least 0.000001, at most 1.",
       at_least(0));

@@ -16,15 +16,16 @@ struct SurprisalBand {
   static constexpr const char* kKind = "surprisal_band";
   static constexpr const char* kHelp =
       "Only tokens learn whose surprisal is between low and high times their entropy: neither the redundant nor the "
-      "tail; the others "
-      "keep their place in denominators (arXiv 2606.31575, the Relative Surprisal Index).";
+      "tail; the others keep their place in denominators (arXiv 2606.31575, the Relative Surprisal Index).";
   double low = 0.1;
   double high = 3;
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("low", low, "Least −log-prob / entropy of a token that learns; 0: no bound.", at_least(0));
-    v("high", high, "Greatest −log-prob / entropy of a token that learns.", at_least(0));
+    v("high", high,
+      "Greatest −log-prob / entropy of a token that learns. 0.1 and 3 are those of a public implementation.",
+      at_least(0));
   }
   std::string problem() const {
     return low > high ? "low: " + std::to_string(low) + " is above high (" + std::to_string(high) + ")" : "";

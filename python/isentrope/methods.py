@@ -516,7 +516,7 @@ def attention_entropy(attention: Tensor, mask: Tensor, *, coef: float = -0.5) ->
     Returns:
         [B, T] of attention's dtype, to multiply the advantage with; 0 where mask is.
 
-    Source: arXiv 2605.07660 weights softly by this entropy, with a schedule that is not published; the linear form is ours.
+    Source: arXiv 2605.07660 weights softly by this entropy, by a schedule of its own; the linear form here is ours.
     csrc/methods/attention_entropy.h.
     """
     factor: Tensor = call(torch.ops.isentrope.method_attention_entropy, attention, mask, coef=coef)
