@@ -70,10 +70,10 @@ GPU_DEVICE T at(const void* values, int64_t i, bool counts) {
 // ---- workspaces ------------------------------------------------------------------------------------------------------
 
 struct LossWorkspace {
-  GrpoCentre* centre;            // [1]
+  GrpoCentre* centre;              // [1]
   GrpoSequence<double>* sequence;  // [B]
-  GrpoMoments<double>* moments;  // [B, segments]
-  GrpoTerms<double>* terms;      // [B, segments]; without statistics the loss alone
+  GrpoMoments<double>* moments;    // [B, segments]
+  GrpoTerms<double>* terms;        // [B, segments]; without statistics the loss alone
 };
 inline LossWorkspace loss_workspace(void* p, int64_t batch, int64_t length) {
   LossWorkspace w;
@@ -376,8 +376,8 @@ void centre(const GrpoLossForward& p, bool means, const void* old_logprob, GrpoM
   gpu::launch(grpo_moments_kernel<T>, dim3(segments_of(p.batch, p.length)), dim3(kThreads), 0, stream, p.rule,
               means || of_sequences ? p.logprob : nullptr, old_logprob, means || of_sequences ? p.advantage : nullptr,
               means ? p.entropy : nullptr, p.mask, p.length, moments);
-  gpu::launch(grpo_centre_kernel, dim3(1), dim3(kThreads), 0, stream, p.rule, moments, p.batch,
-              grpo_segments(p.length), centre, sequence);
+  gpu::launch(grpo_centre_kernel, dim3(1), dim3(kThreads), 0, stream, p.rule, moments, p.batch, grpo_segments(p.length),
+              centre, sequence);
 }
 
 }  // namespace grpo

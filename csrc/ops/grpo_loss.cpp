@@ -94,9 +94,8 @@ void forward_as(const GrpoLossForward& p) {
     known[row] = grpo_sequence(p.rule, sequences[row].log_ratio, sequences[row].tokens);
   const int64_t segments = grpo_segments(p.length);
   std::vector<GrpoTerms<double>> partial(p.batch * segments);
-  at::parallel_for(0, p.batch * segments, grpo_segment_grain(p.length), [&](int64_t begin, int64_t end) {
-    forward(p, centre, known.data(), begin, end, partial.data());
-  });
+  at::parallel_for(0, p.batch * segments, grpo_segment_grain(p.length),
+                   [&](int64_t begin, int64_t end) { forward(p, centre, known.data(), begin, end, partial.data()); });
   GrpoTerms<double> sums;
   for (int k = 0; k < kGrpoTerms; ++k) sums.term[k] = grpo_neutral(k);
   double loss = 0;

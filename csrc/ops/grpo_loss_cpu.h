@@ -15,16 +15,16 @@ namespace isentrope::ops {
 //   grpo_loss_backward   both gradients
 //   grpo_select_keys     of one segment: keys [kGrpoSegment] of those tokens that may be chosen and whose key is below limit;
 //                        returns how many. Adds to available [1] how many may be chosen by the count rule of the choice.
-#define ISENTROPE_DECLARE(ISA)                                                                                         \
-  namespace ISA {                                                                                                      \
-  void grpo_moments(const kernels::GrpoLossForward& p, bool means, int64_t begin, int64_t end,                         \
-                    kernels::GrpoMoments<double>* partial);                                                            \
-  void grpo_loss_forward(const kernels::GrpoLossForward& p, const kernels::GrpoCentre& centre,                         \
-                         const kernels::GrpoSequence<double>* sequences, int64_t begin, int64_t end,                   \
-                         kernels::GrpoTerms<double>* partial);                                                         \
-  void grpo_loss_backward(const kernels::GrpoLossBackward& p, int64_t begin, int64_t end);                             \
-  int64_t grpo_select_keys(const kernels::GrpoSelect& p, const kernels::GrpoCentre& centre, int64_t segment,           \
-                           uint64_t limit, uint64_t* keys, int64_t* available);                                        \
+#define ISENTROPE_DECLARE(ISA)                                                                               \
+  namespace ISA {                                                                                            \
+  void grpo_moments(const kernels::GrpoLossForward& p, bool means, int64_t begin, int64_t end,               \
+                    kernels::GrpoMoments<double>* partial);                                                  \
+  void grpo_loss_forward(const kernels::GrpoLossForward& p, const kernels::GrpoCentre& centre,               \
+                         const kernels::GrpoSequence<double>* sequences, int64_t begin, int64_t end,         \
+                         kernels::GrpoTerms<double>* partial);                                               \
+  void grpo_loss_backward(const kernels::GrpoLossBackward& p, int64_t begin, int64_t end);                   \
+  int64_t grpo_select_keys(const kernels::GrpoSelect& p, const kernels::GrpoCentre& centre, int64_t segment, \
+                           uint64_t limit, uint64_t* keys, int64_t* available);                              \
   }
 ISENTROPE_DECLARE(DEFAULT)
 ISENTROPE_DECLARE(AVX2)
