@@ -1,5 +1,6 @@
 // keep of ops::token_entropy and ops::linear_token_entropy as C++ calls them; values are judged by
 // tests/python/test_kept_entropy.py.
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
