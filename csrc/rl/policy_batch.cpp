@@ -152,4 +152,22 @@ std::vector<Batch> policy_batches(const Kept& kept, const Completions& c, int64_
   return batches;
 }
 
+void tell_health(const std::vector<Batch>& updates, std::map<std::string, double>& stats) {
+  double tokens = 0, zero = 0, count[2] = {}, entropy[2] = {};
+  for (const Batch& update : updates) {
+    const int64_t n = update.target.numel();
+    const int64_t* target = update.target.const_data_ptr<int64_t>();
+    const float *advantage = update.advantage.const_data_ptr<float>(), *H = update.old_entropy.const_data_ptr<float>();
+    for (int64_t i = 0; i < n; ++i) {
+      if (target[i] == data::kIgnore) continue;
+      ++tokens;
+      zero += advantage[i] == 0;
+      if (advantage[i] != 0) ++count[advantage[i] > 0], entropy[advantage[i] > 0] += H[i];
+    }
+  }
+  if (tokens > 0) stats["advantage/zero"] = zero / tokens;
+  if (count[1] > 0) stats["entropy/positive"] = entropy[1] / count[1];
+  if (count[0] > 0) stats["entropy/negative"] = entropy[0] / count[0];
+}
+
 }  // namespace isentrope::rl

@@ -39,4 +39,8 @@ void estimate(methods::Completions& c, const Kept& kept, methods::Chain<methods:
 // A batch for each of `updates` updates, on its own share of the groups.
 std::vector<data::Batch> policy_batches(const Kept& kept, const methods::Completions& c, int64_t updates);
 
+// What of the updates says whether there is something to learn: advantage/zero, the share of learnt tokens whose advantage is 0, and
+// entropy/positive, entropy/negative, the mean entropy, when they were drawn, of those whose advantage is above and below 0.
+void tell_health(const std::vector<data::Batch>& updates, std::map<std::string, double>& stats);
+
 }  // namespace isentrope::rl

@@ -78,7 +78,8 @@ struct RolloutSource::Drawn {
 
 // Over everything that a step drew. rewards, thresholds and samples are of the first sequence of each tree, which no branch bends.
 struct RolloutSource::Tally {
-  std::vector<double> rewards, entropy, length, thresholds, samples;
+  std::vector<double> rewards, entropy, length, thresholds, samples, spread;  // spread: of rewards, of each group
+  std::vector<double> ended, cut;                                             // lengths
   std::map<std::string, std::pair<double, double>> scores;  // of each reward: sum, and completions that it applies to
   std::map<std::string, double> timeouts;
   RolloutCounts counts;
@@ -157,6 +158,7 @@ data::StepData RolloutSource::next(int64_t step) {
     pending_.shaping.apply(seen, data.stats);
     estimate(seen, kept, pending_.advantage, data.stats);
     data.updates = policy_batches(kept, seen, config_.mini_batches);
+    tell_health(data.updates, data.stats);
     if (saves) saved.learnt(seen, data.updates);
   }
   if (!tally.thresholds.empty()) {
@@ -251,6 +253,7 @@ void RolloutSource::tally(const Drawn& drawn, Tally& tally) const {
   for (const Completion& completion : drawn.completions) {
     tally.length.push_back(static_cast<double>(completion.tokens.size()));
     tally.truncated += !completion.stopped;
+    (completion.stopped ? tally.ended : tally.cut).push_back(tally.length.back());
     tally.entropy.insert(tally.entropy.end(), completion.entropy.begin() + completion.begin, completion.entropy.end());
     if (config_.branch && completion.parent < 0)
       if (const auto windows = methods::window_means(completion.entropy, config_.branch->window); !windows.empty())
@@ -296,6 +299,7 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
         right += drawn.right[i] > 0;
       }
     tally.samples.push_back(static_cast<double>(drawn.samples[p]));
+    tally.spread.push_back(deviation({tally.rewards.end() - drawn.samples[p], tally.rewards.end()}));
     if (config_.allocation)
       pending_.record.add(drawn.examples[p].prompt, right, drawn.samples[p], config_.allocation->decay);
     tally.flat += !differs[p];
@@ -338,6 +342,9 @@ void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional
   stats["entropy/mean"] = mean(tally.entropy);
   stats["entropy/std"] = deviation(tally.entropy);
   stats["length/mean"] = mean(tally.length);
+  if (!tally.ended.empty()) stats["length/ended"] = mean(tally.ended);
+  if (!tally.cut.empty()) stats["length/cut"] = mean(tally.cut);
+  stats["reward/group_std"] = mean(tally.spread);
   stats["length/truncated"] = tally.truncated / static_cast<double>(tally.length.size());
   stats["groups/flat"] = tally.flat / tally.prompts;
   if (methods_.filter()) {
