@@ -520,8 +520,8 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
 }
 
 TEST_F(ConfigTest, AFilterNeedsGroups) {
-  const std::string said = error(kGood, {"phases.grpo.rollout.num_generations=1",
-                                         "phases.grpo.reward=[{kind: answer}, {kind: filter_groups}]"});
+  const std::string said = error(
+      kGood, {"phases.grpo.rollout.num_generations=1", "phases.grpo.reward=[{kind: answer}, {kind: filter_groups}]"});
   EXPECT_NE(said.find("reward: filter_groups: a group of one"), std::string::npos) << said;
 }
 
