@@ -155,7 +155,7 @@ TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   TrainConfig config =
       read(kGood, {"run.dir=\"a \\\"b\\\": #c\\\\\\n\"", "run.start=\"true\"", "model.rms_norm_eps=1e-6",
                    "phases.grpo.objective.clip_high=0.1", "metrics.tensorboard=true", "test.show=0",
-                   "phases.grpo.rollout.stop=[\"ab\", \":\", \"0\"]", "phases.grpo.rollout.bad_words=\"1+\"",
+                   "phases.grpo.rollout.stop=[\"1 \", \":\", \"0\"]", "phases.grpo.rollout.bad_words=\"1+\"",
                    "tokenizer.characters=\"0 1'+:\\u00e9.\"", "phases.1.optimizer.eps=3.0000000000000004e-9"});
   const std::string printed = print_config(config);
   write(printed);
@@ -169,7 +169,7 @@ TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   EXPECT_EQ(again.phases[0].objective.clip_high, std::nullopt);
   EXPECT_TRUE(again.metrics.tensorboard);
   EXPECT_EQ(again.test.show, 0);
-  EXPECT_EQ(again.phases[1].rollout->sampling.stop, (std::vector<std::string>{"ab", ":", "0"}));
+  EXPECT_EQ(again.phases[1].rollout->sampling.stop, (std::vector<std::string>{"1 ", ":", "0"}));
   EXPECT_EQ(again.phases[1].rollout->sampling.bad_words, (std::vector<std::string>{"1+"}));
 }
 
@@ -470,11 +470,11 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {rollout + "min_p=1", "min_p: 1 takes the likeliest token"},
            {rollout + "min_p=1.5", "min_p: 1.5 is out of range; wanted 0 to 1"},
            {rollout + "repetition_penalty=0", "repetition_penalty: 0 is out of range; wanted above 0 to 100"},
-           {rollout + "stop=[a, \"\"]", "phases.1.rollout.stop.1: the text is empty"},
-           {rollout + "stop=[\"a\\n\"]", "phases.1.rollout.stop.0: no tokens of the tokenizer can write \"a\\n\""},
-           {rollout + "bad_words=xyz", "phases.1.rollout.bad_words.0: tokenizer: character 'x'"},
-           {rollout + "bad_words=[.]", "phases.1.rollout.bad_words.0: \".\" ends a sequence"},
-           {"phases.sft.evaluation={every: 50, stop: [\"\"]}", "phases.0.evaluation.stop.0: the text is empty"},
+           {rollout + "stop=[a, \"\"]", "phases.grpo.rollout.stop.1: the text is empty"},
+           {rollout + "stop=[\"a\\n\"]", "phases.grpo.rollout.stop.0: no tokens of the tokenizer can write \"a\\n\""},
+           {rollout + "bad_words=xyz", "phases.grpo.rollout.bad_words.0: tokenizer: character 'x'"},
+           {rollout + "bad_words=[.]", "phases.grpo.rollout.bad_words.0: \".\" ends a sequence"},
+           {"phases.sft.evaluation={every: 50, stop: [\"\"]}", "phases.sft.evaluation.stop.0: the text is empty"},
            {"test.bad_words=Z", "test.bad_words.0: tokenizer: character 'Z'"},
            {rollout + "cache_tokens=1", "cache_tokens: 1 cannot hold one sequence of 35 tokens; wanted at least 80"},
            {rollout + "cache_tokens=1000000000000", "cache_tokens: 1000000000000 is out of range"},
