@@ -23,7 +23,7 @@ std::string listed(const NamedTensors& tensors) {
 // A setting, written as JSON, as an argument of that type.
 std::optional<c10::IValue> value_of(const std::string& text, const c10::TypePtr& type) {
   if (const auto optional = type->cast<c10::OptionalType>())
-    return text == "null" ? c10::IValue() : value_of(text, optional->getElementType());
+    return text == "null" ? std::optional(c10::IValue()) : value_of(text, optional->getElementType());
   double number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const bool is_number = error == std::errc() && end == text.data() + text.size();
