@@ -16,7 +16,7 @@ std::vector<double> over(const One& control, const std::vector<double>& entropie
   std::map<std::string, double> stats;
   std::vector<double> out;
   for (size_t step = 0; step < entropies.size(); ++step) {
-    out.push_back(of(control_of(control, static_cast<int64_t>(step), state)));
+    out.push_back(of(control.at(static_cast<int64_t>(step), state)));
     Context context{state, stats};
     if constexpr (requires { control.observe(stats, context); })
       control.observe({{"entropy/mean", entropies[step]}}, context);
