@@ -160,9 +160,4 @@ using EntropyControl = OneOf<  //
     EntropyBand                // arXiv 2604.26326
     >;
 
-// Of step `step` of the phase, from 0; state: of the controller's initial_state(), or undefined.
-inline Control control_of(const EntropyControl& control, int64_t step, const Tensor& state) {
-  return std::visit([&](const auto& one) { return one.at(step, state); }, control.value);
-}
-
 }  // namespace isentrope::methods

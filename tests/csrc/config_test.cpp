@@ -505,6 +505,8 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.grpo.rollout.advantage={kind: rloo}", "write advantage: [{kind: rloo}]"},
            {"phases.grpo.advantage=[{kind: rloo}, {kind: grpo}]",
             "grpo makes advantages of rewards and stands behind rloo"},
+           {"phases.grpo.advantage=[{kind: pass_at_k, k: 8}]", "advantage: pass_at_k chooses k = 8 completions of a group"},
+           {"phases.grpo.advantage=[{kind: grpo}, {kind: op}]", "op: no operator is named"},
            {"phases.grpo.advantage=[{kind: none}]", "advantage.0.kind: 'none' is not one of grpo"},
            {"phases.grpo.weight=[{kind: top_entropy, fraction: 0}]", "weight.0.fraction: 0 is out of range"},
            {"phases.grpo.weight=[{}]", "weight.0: no kind is written; wanted one of top_entropy"},
