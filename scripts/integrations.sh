@@ -26,7 +26,7 @@ client() {
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$1"
     touch "$folder/done"
   }
-  HF_HUB_OFFLINE=1 HF_HOME=$folder/cache "$folder/bin/python" -m pytest -rs "tests/python/test_integrations_$name.py"
+  HF_HUB_OFFLINE=1 HF_HOME=$folder/cache "$folder/bin/python" -m pytest -rs tests/python/test_integrations_"$name"*.py
 }
 
 case ${1:-both} in
