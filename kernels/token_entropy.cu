@@ -141,9 +141,9 @@ GPU_DEVICE void write_kept(const TokenEntropyKeep& p, int64_t n, const KeptToken
   static_cast<A*>(p.kept_entropy)[n] = static_cast<A>(kept.entropy);
 }
 
-// Grid: N blocks of kThreads.
+// Grid: N blocks of kThreads. Two blocks on a multiprocessor: for four of them ptxas spills.
 template <class T, int kThreads>
-__global__ void __launch_bounds__(kThreads) token_entropy_keep_kernel(const TokenEntropyKeep p) {
+__global__ void __launch_bounds__(kThreads, 2) token_entropy_keep_kernel(const TokenEntropyKeep p) {
   using A = gpu::Accumulator<T>;
   GPU_SHARED(Mass, histogram, 256);
   GPU_SHARED(Mass, totals, kThreads / 32);

@@ -23,7 +23,7 @@ std::string listed(const NamedTensors& tensors) {
 // A setting, written as JSON, as an argument of that type.
 std::optional<c10::IValue> value_of(const std::string& text, const c10::TypePtr& type) {
   if (const auto optional = type->cast<c10::OptionalType>())
-    return text == "null" ? c10::IValue() : value_of(text, optional->getElementType());
+    return text == "null" ? std::optional(c10::IValue()) : value_of(text, optional->getElementType());
   double number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const bool is_number = error == std::errc() && end == text.data() + text.size();
@@ -88,18 +88,14 @@ c10::OperatorHandle find(const std::string& op) {
 }
 
 NamedTensors tensors_of(const Update& u) {
-  return {{"mask", u.mask},
-          {"advantage", u.advantage},
-          {"logprob", u.logprob},
-          {"old_logprob", u.old_logprob},
-          {"entropy", u.entropy},
-          {"old_entropy", u.old_entropy}};
+  return {{"mask", u.mask},       {"advantage", u.advantage},    {"logprob", u.logprob}, {"old_logprob", u.old_logprob},
+          {"entropy", u.entropy}, {"old_entropy", u.old_entropy}};
 }
 
 NamedTensors tensors_of(const Completions& c, bool advantage) {
-  NamedTensors all{{"mask", c.mask},       {"token", c.token},     {"logprob", c.logprob},
-                   {"entropy", c.entropy}, {"length", c.length},   {"stopped", c.stopped},
-                   {"group", c.group},     {"right", c.right},     {"reward", c.reward}};
+  NamedTensors all{{"mask", c.mask},       {"token", c.token},   {"logprob", c.logprob},
+                   {"entropy", c.entropy}, {"length", c.length}, {"stopped", c.stopped},
+                   {"group", c.group},     {"right", c.right},   {"reward", c.reward}};
   if (advantage) all["advantage"] = c.advantage;
   return all;
 }
@@ -123,7 +119,9 @@ Tensor call_own(const std::string& op, const NamedTensors& tensors, const std::m
   torch::jit::Stack stack = arguments_of(handle.schema(), tensors, settings);
   handle.callBoxed(stack);
   const Tensor result = stack.at(0).toTensor();
-  const auto refuse = [&](const std::string& what) { throw std::invalid_argument(full_name(op) + " returned " + what); };
+  const auto refuse = [&](const std::string& what) {
+    throw std::invalid_argument(full_name(op) + " returned " + what);
+  };
   if (result.sizes() != wanted)
     refuse("a tensor of shape " + c10::str(result.sizes()) + "; wanted " + c10::str(wanted));
   if (!result.isfinite().all().item<bool>()) refuse("a number that is not finite");

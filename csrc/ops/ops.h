@@ -89,7 +89,8 @@ struct LinearTokenEntropyOptions {
   double temperature = 1.0;
   int64_t ignore_index = -100;
   bool moments = false;
-  std::optional<Keep> keep;  // blocks of rows of logits then exist, of at most 128 MiB on a CPU and 256 MiB on a GPU
+  // The logits of a block of rows then exist, at most 128 MiB of them on a CPU and 256 MiB on a GPU.
+  std::optional<Keep> keep = {};
 };
 // token_entropy of the logits hidden · weightᵀ, which never exist together, in neither direction: hidden [N, C] or [B, T, C],
 // weight [V, C], target [N] or [B, T]. Gradients of hidden, weight and bias.

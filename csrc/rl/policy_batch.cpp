@@ -145,10 +145,11 @@ void estimate(Completions& c, const Kept& kept, methods::Chain<methods::Advantag
   });
 }
 
-std::vector<Batch> policy_batches(const Kept& kept, const Completions& c, int64_t updates) {
+std::vector<Batch> policy_batches(const Kept& kept, const Completions& c, int64_t updates, int64_t epochs) {
   std::vector<Batch> batches;
   for (int64_t u = 0; u < updates; ++u)
     batches.push_back(collate(kept, kept.size() * u / updates, kept.size() * (u + 1) / updates, c));
+  for (int64_t more = (epochs - 1) * updates, u = 0; u < more; ++u) batches.push_back(batches[u]);
   return batches;
 }
 

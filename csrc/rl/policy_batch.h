@@ -36,8 +36,9 @@ methods::Completions completions_of(const Kept& kept, double unit, int64_t longe
 void estimate(methods::Completions& c, const Kept& kept, methods::Chain<methods::Advantage>& chain,
               std::map<std::string, double>& stats);
 
-// A batch for each of `updates` updates, on its own share of the groups.
-std::vector<data::Batch> policy_batches(const Kept& kept, const methods::Completions& c, int64_t updates);
+// A batch for each of `updates` updates, on its own share of the groups; all of them once an epoch, in the same order.
+std::vector<data::Batch> policy_batches(const Kept& kept, const methods::Completions& c, int64_t updates,
+                                        int64_t epochs = 1);
 
 // What of the updates says whether there is something to learn: advantage/zero, the share of learnt tokens whose advantage is 0, and
 // entropy/positive, entropy/negative, the mean entropy, when they were drawn, of those whose advantage is above and below 0.

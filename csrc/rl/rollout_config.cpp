@@ -76,6 +76,17 @@ std::string Methods::problem(const RolloutConfig& rollout) const {
   if (filter() && rollout.num_generations == 1 && !rollout.allocation)
     return "reward: filter_groups: a group of one completion has nothing to differ from; give "
            "rollout.num_generations of 2 or more";
+  const int64_t fewest = rollout.allocation ? rollout.allocation->least : rollout.num_generations;
+  if (!advantage.empty()) {
+    const auto* pass = advantage[0].get<methods::PassAtK>();
+    if (pass && pass->form == "subsets" && fewest <= pass->k)
+      return "advantage: pass_at_k chooses k = " + std::to_string(pass->k) +
+             " completions of a group without one of them, and a group has " + std::to_string(fewest) +
+             "; give a smaller k, or more rollout.num_generations";
+    if (rollout.branch && (advantage[0].get<methods::Gdpo>() || advantage[0].get<methods::OptimalTokenBaseline>()))
+      return "advantage: " + advantage[0].kind() +
+             " has no advantage for a token with a return of its own, as rollout.branch makes them; take one of them out";
+  }
   for (size_t i = 0; i < advantage.size(); ++i) {
     const bool makes = makes_advantages(advantage[i]);
     if (i == 0 && !makes)

@@ -157,7 +157,7 @@ data::StepData RolloutSource::next(int64_t step) {
         completions_of(kept, reward_.first_weight(), config_.sampling.max_new_tokens, config_.mask_truncated);
     pending_.shaping.apply(seen, data.stats);
     estimate(seen, kept, pending_.advantage, data.stats);
-    data.updates = policy_batches(kept, seen, config_.mini_batches);
+    data.updates = policy_batches(kept, seen, config_.mini_batches, config_.epochs);
     tell_health(data.updates, data.stats);
     if (saves) saved.learnt(seen, data.updates);
   }

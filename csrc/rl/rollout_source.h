@@ -52,6 +52,7 @@ struct RolloutConfig {
   int64_t prompts = 32;
   int64_t num_generations = 8;
   int64_t mini_batches = 1;
+  int64_t epochs = 1;
   SamplingConfig sampling;
   CacheConfig cache;
   std::optional<BranchConfig> branch;
@@ -71,6 +72,10 @@ struct RolloutConfig {
       between(1, 1 << 16));
     v("mini_batches", mini_batches, "Parts that the prompts of a step are cut into, an optimiser update each.",
       at_least(1));
+    v("epochs", epochs,
+      "Times that a step's updates go over its completions (TRL: num_iterations, verl: ppo_epochs); objective.max_kl "
+      "ends them early.",
+      between(1, 1024));
     sampling.visit(v);
     cache.visit(v);
     v("branch", branch, "Let sequences branch where the policy hesitates; absent: they do not.");

@@ -8,6 +8,7 @@
 #include "csrc/data/batch.h"
 #include "csrc/field.h"
 #include "csrc/methods/entropy_control.h"
+#include "csrc/methods/kl_control.h"
 #include "csrc/methods/registry.h"
 #include "csrc/model/decoder.h"
 #include "csrc/train/attention_entropy.h"
@@ -47,6 +48,30 @@ struct KeepConfig {
   }
 };
 
+// The model that ref_kl_coef measures the divergence from.
+struct ReferenceConfig {
+  std::string from;
+  int64_t sync_every = 0;
+  double mixup = 1.0;
+
+  std::string problem() const {
+    return sync_every == 0 && mixup != 1 ? "mixup: without sync_every the reference stays as it is; leave it out" : "";
+  }
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("from", from,
+      "Checkpoint, run or folder of transformers with the model's tokenizer; empty: the model at the start of the "
+      "phase.");
+    v("sync_every", sync_every,
+      "Steps after which the reference becomes mixup · model + (1 − mixup) · reference; 0: it stays (TRL: "
+      "sync_ref_model, "
+      "ref_model_sync_steps).",
+      at_least(0));
+    v("mixup", mixup, "The model's share in that; 1 takes the model (TRL: ref_model_mixup_alpha, 0.6).",
+      above_to(0, 1));
+  }
+};
+
 struct ObjectiveConfig {
   std::string kind = "sft";
   std::string loss = "clip";
@@ -73,6 +98,9 @@ struct ObjectiveConfig {
   std::string scope = "global";
   std::string ref_kl = "k3";
   double ref_kl_coef = 0.0;
+  std::optional<ReferenceConfig> reference;
+  std::optional<methods::KlControl> ref_kl_control;
+  std::optional<double> max_kl;
   std::optional<methods::EntropyControl> entropy;
   std::optional<KeepConfig> entropy_keep;
   AttentionEntropyConfig attention_entropy;
@@ -156,6 +184,14 @@ struct ObjectiveConfig {
       one_of({"k1", "k2", "k3", "k1+", "k3+"}));
     v("ref_kl_coef", ref_kl_coef, "Weight of that divergence; the reference is the model at the start of the phase.",
       at_least(0));
+    v("reference", reference,
+      "Which model the divergence is measured from, and how it follows; absent: the model at the start of the phase.");
+    v("ref_kl_control", ref_kl_control,
+      "Steers the weight of that divergence towards a target; absent: ref_kl_coef throughout.");
+    v("max_kl", max_kl,
+      "The updates of a step end behind one whose mean kl/k3, nats a token from the policy that drew, is above this; "
+      "absent: all are made.",
+      above(0));
     v("entropy", entropy, "What keeps the policy's entropy up, or steers it.");
     v("entropy_keep", entropy_keep,
       "The bonus raises the entropy of these tokens of the vocabulary alone, renormalised; absent: of all. "

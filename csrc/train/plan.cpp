@@ -118,7 +118,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double n = number(ranks), largest = sizes.lora ? 0 : number(vocabulary) * C,
                owned = ranks > 1 ? std::min(std::max(trained / n, largest), trained) : trained;
   plan.optimizer = kFloat * moments * owned / trained;
-  const int64_t updates = phase.rollout ? phase.rollout->mini_batches : 1;
+  const int64_t updates = phase.rollout ? phase.rollout->mini_batches * phase.rollout->epochs : 1;
   plan.snapshot = keeps_copies(config, phase, updates, ranks) ? kFloat * trained + plan.optimizer : 0;
   // With learned spectral norms a checkpoint has the matrices twice, folded and as they are.
   if (config.run.checkpoint_every > 0)

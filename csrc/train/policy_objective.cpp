@@ -62,7 +62,8 @@ PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConf
       mode_(config.loss == "random" ? config.random_like : config.loss),
       selection_(config.loss == "random" ? "random_" + config.random_like : config.loss),
       weight_(std::move(weight)),
-      entropy_(list_of(config.entropy)) {
+      entropy_(list_of(config.entropy)),
+      ref_kl_coef_(config.ref_kl_coef) {
   rescores_ = weight_.any([]<class M>(const M&) {
     return requires { M::kNeedsRescored; };
   });
@@ -87,12 +88,15 @@ std::map<std::string, Tensor> PolicyObjective::state() const {
   std::map<std::string, Tensor> state;
   weight_.save("weight", state);
   entropy_.save("objective.entropy", state);
+  if (config_.ref_kl_control) state["objective.ref_kl_control"] = torch::tensor({ref_kl_coef_}, torch::kFloat64);
   return state;
 }
 
 void PolicyObjective::restore(const std::map<std::string, Tensor>& state) {
   weight_.restore("weight", state);
   entropy_.restore("objective.entropy", state);
+  if (const auto coef = state.find("objective.ref_kl_control"); config_.ref_kl_control && coef != state.end())
+    ref_kl_coef_ = coef->second.item<double>();
 }
 
 std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, const Batch& update, uint64_t seed,
@@ -122,6 +126,11 @@ std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, c
         values.insert({{"advantage/positive", control_.positive}, {"advantage/negative", control_.negative}});
     }
     entropy_.observe(values);
+    if (config_.ref_kl_control && values.contains("ref_kl/k3")) {
+      values["ref_kl_coef"] = ref_kl_coef_;
+      ref_kl_coef_ = methods::adaptive_kl(ref_kl_coef_, values.at("ref_kl/k3"), config_.ref_kl_control->target,
+                                          config_.ref_kl_control->horizon);
+    }
   }
   return values;
 }
@@ -290,7 +299,7 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   options.dro_beta = config_.dro_beta;
   options.kl_cov_coef = config_.kl_cov_coef;
   options.ref_kl = config_.ref_kl;
-  options.ref_kl_coef = config_.ref_kl_coef;
+  options.ref_kl_coef = ref_kl_coef_;
   options.entropy_coef = control_.entropy_coef;
   if (decided.selected.defined()) options.selected = decided.selected;
   options.ref_logprob = reference;

@@ -76,6 +76,7 @@ class PolicyObjective : public Objective {
   methods::Chain<methods::EntropyControl> entropy_;  // of one, or none
   std::optional<int64_t> attention_layer_;           // whose attention the weights look at
   bool rescores_ = false, first_ = true;  // whether they ask for it; the next update is the first of its step
+  double ref_kl_coef_;                    // as ref_kl_control has steered it
   methods::Control control_;              // of the update
 };
 

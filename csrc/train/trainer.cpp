@@ -50,6 +50,18 @@ RunFolder open_folder(const std::string& dir, bool resume, const Ranks& ranks) {
   }
 }
 
+// Of objective.reference.from, which may be another model and must have the vocabulary of this one.
+model::DecoderConfig reference_config(const std::string& folder, const model::DecoderConfig& model) {
+  model::DecoderConfig found = read_model_config(folder);
+  if (found.vocabulary == 0) found.vocabulary = model.vocabulary;
+  if (found.token_count() != model.token_count())
+    throw std::runtime_error("objective.reference.from: " + folder + " has a vocabulary of " +
+                             std::to_string(found.token_count()) + " tokens, and the model one of " +
+                             std::to_string(model.token_count()) + "; a divergence wants the same tokens");
+  found.max_position_embeddings = model.max_position_embeddings;
+  return found;
+}
+
 // The operators of one's own that methods of the phases name. dlopen, as torch.ops.load_library: what a library registers is there
 // once it is loaded.
 void load_own_methods(const TrainConfig& config) {
@@ -63,7 +75,8 @@ void load_own_methods(const TrainConfig& config) {
             [&](const auto& method) {
               if constexpr (requires { method.missing(); })
                 if (const std::string missing = method.missing(); !missing.empty())
-                  throw std::runtime_error("phases." + phase.name + "." + list + "." + std::to_string(i) + ": " + missing);
+                  throw std::runtime_error("phases." + phase.name + "." + list + "." + std::to_string(i) + ": " +
+                                           missing);
             },
             entries[i].value);
     };
@@ -314,13 +327,29 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
                                            phase.data.packing ? row : 0);
 }
 
+// The reference becomes share · model + (1 − share) · reference.
+void Trainer::mix_into(model::Decoder& reference, double share) const {
+  const torch::NoGradGuard no_grad;
+  const bool lora = config_.model.lora.has_value();
+  const auto weights = lora ? model_->adapter() : model_->folded_weights();
+  const auto copies = lora ? reference->adapter() : reference->named_weights();
+  for (size_t i = 0; i < weights.size(); ++i)
+    share == 1 ? copies[i].second.copy_(weights[i].second) : copies[i].second.lerp_(weights[i].second, share);
+}
+
 void Trainer::open_phase(const CheckpointState* state) {
   const PhaseConfig& phase = config_.phases[phase_];
   std::optional<model::Decoder> reference;
   if (phase.objective.ref_kl_coef > 0) {
     torch::NoGradGuard no_grad;
-    const bool lora = config_.model.lora.has_value();  // what does not change is there once
-    if (lora) {
+    const std::string from = phase.objective.reference ? phase.objective.reference->from : "";
+    const bool lora = config_.model.lora && from.empty();  // what does not change is there once
+    if (!from.empty()) {
+      const std::string folder = resolve_checkpoint(from);
+      reference = model::Decoder(reference_config(folder, config_.model), 0);
+      if (!state) load_weights(folder, *reference);
+      (*reference)->to(model_->embedding().device());
+    } else if (lora) {
       reference = model::Decoder(model_->with_kept_adapter());
     } else {
       model::DecoderConfig plain = config_.model;
@@ -328,10 +357,11 @@ void Trainer::open_phase(const CheckpointState* state) {
       reference = model::Decoder(plain, 0);
       (*reference)->to(model_->embedding().device());
     }
-    const auto weights = lora ? model_->adapter() : model_->folded_weights();
     const auto copies = lora ? (*reference)->adapter() : (*reference)->named_weights();
-    for (size_t i = 0; i < weights.size(); ++i)  // in the middle of a phase: as it was at the phase's start
-      copies[i].second.copy_(state ? kept(*state, kReference + weights[i].first, copies[i].second) : weights[i].second);
+    if (state)  // in the middle of a phase: as it was
+      for (const auto& [name, copy] : copies) torch::Tensor(copy).copy_(kept(*state, kReference + name, copy));
+    else if (from.empty())
+      mix_into(*reference, 1);
   }
 
   auto objective =

@@ -105,6 +105,8 @@ class Trainer {
   RunHeader describe() const;
   std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);
   void open_phase(const CheckpointState* state);
+  void mix_into(model::Decoder& reference, double share) const;
+  void sync_reference();  // where it follows the model
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, RolloutLog& rollouts,
                                                std::optional<int64_t>& digest) const;
   void cut_rollouts();  // to what stood there at the checkpoint that is gone on from
@@ -112,6 +114,8 @@ class Trainer {
 
   void whole_step(std::vector<Record>& records);
   Record step();
+  Record record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,
+                   const std::vector<double>& sigmas, const std::vector<std::string>& of_source);
   std::vector<double> power_step();  // the model's; throws where a layer's norm is not finite
   void evaluate_due(std::vector<Record>& records);
   Record evaluate(const std::string& split,

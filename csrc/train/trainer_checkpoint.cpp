@@ -36,8 +36,9 @@ CheckpointState Trainer::state(bool phase_finished) const {
     state.extra[kRollouts] = torch::tensor({saved.bytes, saved.digest.value()}, torch::kInt64);
   if (open_->data_digest) state.extra[kData] = torch::tensor(*open_->data_digest, torch::kInt64);
   if (open_->reference)
-    for (const auto& [name, weight] :
-         config_.model.lora ? (*open_->reference)->adapter() : (*open_->reference)->named_weights())
+    for (const auto& [name, weight] : config_.model.lora && !open_->own_reference()
+                                          ? (*open_->reference)->adapter()
+                                          : (*open_->reference)->named_weights())
       state.extra[kReference + name] = weight;
   if (config_.model.lora) {
     state.base = base_;

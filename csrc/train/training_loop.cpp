@@ -74,6 +74,37 @@ class UpdateFigures {
 // Room in metrics.jsonl for the figures of time, which the line has when the update is made: five keys, two dozen digits each.
 constexpr int64_t kTimes = 256;
 
+// What an update of so many learnt tokens has to be computed.
+StepWork of_update(const model::DecoderConfig& config, const data::Batch& update, double learnt) {
+  StepWork work{.learnt = learnt};
+  const torch::Tensor real = update.real();
+  if (update.position.defined()) {
+    work.tokens = real.sum().item<double>();
+    for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+      work.pairs += packed_pairs(update.position, real, config.attention.window_of(layer));
+    return work;
+  }
+  const torch::Tensor lengths = real.sum(1).to(torch::kCPU);  // [B]
+  for (int64_t row = 0; row < lengths.numel(); ++row) {
+    const int64_t length = lengths.const_data_ptr<int64_t>()[row];
+    work.tokens += static_cast<double>(length);
+    for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+      work.pairs += attention_pairs(length, config.attention.window_of(layer));
+  }
+  return work;
+}
+
+void fit_law(rl::EntropyLaw& law, std::map<std::string, double>& values) {
+  if (!values.contains("entropy/mean") || !values.contains("reward/mean")) return;
+  law.add(values.at("entropy/mean"), values.at("reward/mean"));
+  if (const auto fit = law.fit())
+    values.insert({{"law/a", fit->a},
+                   {"law/b", fit->b},
+                   {"law/ceiling", fit->ceiling()},
+                   {"law/r2", fit->r2},
+                   {"law/rmse", fit->rmse}});
+}
+
 }  // namespace
 
 // One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights. The only update of a step
@@ -117,54 +148,24 @@ Record Trainer::step() {
       sigma_seconds += seconds_since(updated);
     }
     open_->source->observe(stats);
+    const double divergence = stats.contains("kl/k3") ? stats.at("kl/k3") : 0;
     const auto learnt = stats.extract("tokens");  // for this mean alone, not a figure to be told
     const double counts = learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>();
     figures.add(std::move(stats), counts);
-    work.learnt += counts;
-    const torch::Tensor real = update.real();
-    if (update.position.defined()) {
-      work.tokens += real.sum().item<double>();
-      for (int64_t layer = 0; layer < config_.model.num_hidden_layers; ++layer)
-        work.pairs += packed_pairs(update.position, real, config_.model.attention.window_of(layer));
-      continue;
-    }
-    const torch::Tensor lengths = real.sum(1).to(torch::kCPU);  // [B]
-    for (int64_t row = 0; row < lengths.numel(); ++row) {
-      const int64_t length = lengths.const_data_ptr<int64_t>()[row];
-      work.tokens += static_cast<double>(length);
-      for (int64_t layer = 0; layer < config_.model.num_hidden_layers; ++layer)
-        work.pairs += attention_pairs(length, config_.model.attention.window_of(layer));
-    }
+    work += of_update(config_.model, update, counts);
+    if (phase.objective.max_kl && divergence > *phase.objective.max_kl) break;
   }
   if (goes_back)
     if (const std::string bad = first_non_finite_weight(model_); !bad.empty())
       throw NonFinite("the weight " + bad + " is not finite after the update");
   figures.into(values);
   if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
-  if (phase.holds_entropy().empty() && values.contains("entropy/mean") && values.contains("reward/mean")) {
-    open_->law.add(values.at("entropy/mean"), values.at("reward/mean"));
-    if (const auto law = open_->law.fit())
-      values.insert({{"law/a", law->a},
-                     {"law/b", law->b},
-                     {"law/ceiling", law->ceiling()},
-                     {"law/r2", law->r2},
-                     {"law/rmse", law->rmse}});
-  }
-  std::vector<std::string> warnings = open_->watch.look(phase.name, values);
-  for (const std::string& text : data.warnings) warnings.push_back("phases." + phase.name + "." + text);
-  warnings.insert(warnings.end(), lost_.begin() + static_cast<std::ptrdiff_t>(lost_told_), lost_.end());
+  if (phase.holds_entropy().empty()) fit_law(open_->law, values);
   values["lr"] = lr;
   work.generated = values.contains("generated") ? values["generated"] : 0;
   if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;
   if (!ranks_->alone()) values["ranks/bytes"] = ranks_->sum(static_cast<double>(ranks_->bytes_sent() - sent_before));
-  Record record{.phase = phase.name,
-                .step = step_ + 1,
-                .values = std::move(values),
-                .attention = std::move(attention),
-                .global_step = steps_of_run_ + 1};
-  if (const int64_t every = config_.model.sigma_reparam.every; every > 0 && (step_ + 1) % every == 0)
-    record.sigma = sigma_figures(model_, sigmas);
-  record.warnings = std::move(warnings);
+  Record record = record_of(std::move(values), std::move(attention), sigmas, data.warnings);
   if (!goes_back && !data.updates.empty()) {
     metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
     open_->optimizer.apply();
@@ -178,12 +179,36 @@ Record Trainer::step() {
   return record;
 }
 
+// The line of the step in hand, but for times.
+Record Trainer::record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,
+                          const std::vector<double>& sigmas, const std::vector<std::string>& of_source) {
+  const std::string& phase = open_->config.name;
+  std::vector<std::string> warnings = open_->watch.look(phase, values);
+  for (const std::string& text : of_source) warnings.push_back("phases." + phase + "." + text);
+  warnings.insert(warnings.end(), lost_.begin() + static_cast<std::ptrdiff_t>(lost_told_), lost_.end());
+  Record record{.phase = phase,
+                .step = step_ + 1,
+                .values = std::move(values),
+                .attention = std::move(attention),
+                .global_step = steps_of_run_ + 1};
+  if (const int64_t every = config_.model.sigma_reparam.every; every > 0 && (step_ + 1) % every == 0)
+    record.sigma = sigma_figures(model_, sigmas);
+  record.warnings = std::move(warnings);
+  return record;
+}
+
 std::vector<double> Trainer::power_step() {
   std::vector<double> sigmas = model_->power_step();
   for (size_t i = 0; i < sigmas.size(); ++i)
     if (!std::isfinite(sigmas[i]))
       throw NonFinite("the spectral norm of " + model_->sigma_layers()[i].name + " is not finite after the update");
   return sigmas;
+}
+
+void Trainer::sync_reference() {
+  const auto& config = open_->config.objective.reference;
+  if (open_->reference && config && config->sync_every > 0 && step_ % config->sync_every == 0)
+    mix_into(*open_->reference, config->mixup);
 }
 
 // A step and its line, or neither. Behind the update of a step that keeps nothing to go back to only the write can fail, for which
@@ -205,6 +230,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
     ++step_;
     ++steps_of_run_;
     evaluated_ = tested_ = false;
+    sync_reference();
   };
   try {
     ranks_->together([&] { write(step(), records); });

@@ -24,6 +24,7 @@ def inputs(B, T):
         "length": length,
         "group": torch.arange(B) // K,
         "reward": reward,
+        "greedy": (torch.rand(B // K, generator=g) < 0.4).float(),
         "scores": torch.stack([reward, torch.rand(B, generator=g)]),
         "advantage": torch.randn(B, 1, generator=g).expand(B, T).contiguous(),
         "logprob": logprob,
@@ -81,11 +82,35 @@ def pass_at_k(s, n):
     return torch.where(right, (1 - rho) / sigma, of_wrong / sigma)
 
 
-def optimal_token_baseline(x):
+def at_end(x):
+    """The reward of each completion at its last token, which is how it comes there, and the mask as numbers: [B, T]."""
     mask = x["mask"].float()
-    at_end = torch.zeros_like(mask)
-    at_end[torch.arange(len(mask)), x["length"] - 1] = x["reward"]
-    returns = (at_end * mask).flip(-1).cumsum(-1).flip(-1)
+    reward = torch.zeros_like(mask)
+    reward[torch.arange(len(mask)), x["length"] - 1] = x["reward"]
+    return reward, mask
+
+
+def remax(x):
+    reward, mask = at_end(x)
+    return (reward * mask).flip(-1).cumsum(-1).flip(-1) - x["greedy"].repeat_interleave(K)[:, None] * mask
+
+
+def reinforce_plus_plus(x):
+    reward, mask = at_end(x)
+    returns, running = torch.zeros_like(reward), torch.zeros(len(reward))
+    for t in reversed(range(reward.shape[1])):
+        new = reward[:, t] + running
+        returns[:, t] = new * mask[:, t]
+        running = new * mask[:, t] + running * (1 - mask[:, t])
+    n = mask.sum()
+    mean = (returns * mask).sum() / n
+    variance = ((returns - mean) ** 2 * mask).sum() / (n - 1)
+    return (returns - mean) * torch.rsqrt(variance + 1e-8) * mask
+
+
+def optimal_token_baseline(x):
+    reward, mask = at_end(x)
+    returns = (reward * mask).flip(-1).cumsum(-1).flip(-1)
     W = ((1 - 2 * x["logprob"].exp() + x["sum_p2"]) * mask).cumsum(-1)
     baseline = torch.zeros_like(returns)
     for rows in groups(x):
@@ -97,6 +122,11 @@ def optimal_token_baseline(x):
         if lengths[-1] > lengths[-2]:
             baseline[longest, int(lengths[-2]) :] = 0
     return (returns - baseline) * mask
+
+
+def tokens(advantage, x):
+    """[B, T] of an advantage a completion, where the released code makes it so."""
+    return advantage[:, None] * x["mask"]
 
 
 # ---- name → (ours, rival, shapes): functions of inputs ---------------------------------------------------------------
@@ -111,6 +141,8 @@ METHODS = {
         lambda x: whiten(by_group(lambda s, n: s - s.mean())(x), x["length"]),
         ONE,
     ),
+    "reinforce_plus_plus": (lambda x: tokens(methods.reinforce_plus_plus(x["reward"], x["length"]), x), reinforce_plus_plus, ONE),
+    "remax": (lambda x: tokens(methods.remax(x["reward"], x["group"], x["greedy"]), x), remax, SHAPES),
     "gdpo": (lambda x: methods.gdpo(x["scores"], x["group"], x["length"]), gdpo, ONE),
     "pass_at_k": (lambda x: methods.pass_at_k((x["reward"] > 0.5).float(), x["group"]), by_group(pass_at_k), ONE),
     "maxrl": (lambda x: methods.maxrl(x["reward"], x["group"]), by_group(lambda s, n: (s - s.mean()) / s.mean()), ONE),

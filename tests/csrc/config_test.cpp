@@ -155,7 +155,7 @@ TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   TrainConfig config =
       read(kGood, {"run.dir=\"a \\\"b\\\": #c\\\\\\n\"", "run.start=\"true\"", "model.rms_norm_eps=1e-6",
                    "phases.grpo.objective.clip_high=0.1", "metrics.tensorboard=true", "test.show=0",
-                   "phases.grpo.rollout.stop=[\"ab\", \":\", \"0\"]", "phases.grpo.rollout.bad_words=\"1+\"",
+                   "phases.grpo.rollout.stop=[\"1 \", \":\", \"0\"]", "phases.grpo.rollout.bad_words=\"1+\"",
                    "tokenizer.characters=\"0 1'+:\\u00e9.\"", "phases.1.optimizer.eps=3.0000000000000004e-9"});
   const std::string printed = print_config(config);
   write(printed);
@@ -169,7 +169,7 @@ TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   EXPECT_EQ(again.phases[0].objective.clip_high, std::nullopt);
   EXPECT_TRUE(again.metrics.tensorboard);
   EXPECT_EQ(again.test.show, 0);
-  EXPECT_EQ(again.phases[1].rollout->sampling.stop, (std::vector<std::string>{"ab", ":", "0"}));
+  EXPECT_EQ(again.phases[1].rollout->sampling.stop, (std::vector<std::string>{"1 ", ":", "0"}));
   EXPECT_EQ(again.phases[1].rollout->sampling.bad_words, (std::vector<std::string>{"1+"}));
 }
 
@@ -437,20 +437,22 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {objective + "clip_low=5", "clip_low: 5 is out of range; wanted 0 to 1"},
            {objective + "dual_clip=3",
             "dual_clip: the losses clip, clip_higher and ce_gppo have it, and loss is kl_cov"},
-           {"phases.grpo.objective={loss: sapo, delta: 4}",
+           {"phases.grpo.objective={kind: grpo, loss: sapo, delta: 4}",
             "delta: it bounds the ratio of clip, clip_higher, gspo, luspo and"},
-           {"phases.grpo.objective={loss: clip, delta: 1.1}", "delta: 1.1; wanted above 1 + clip_high, which is 1.2: "},
-           {"phases.grpo.objective={loss: clip, delta: 4, dual_clip: 3}", "delta: dual_clip is given too"},
-           {"phases.grpo.objective={loss: reinforce, delta: 0}", "delta: 0 leaves no weight"},
-           {"phases.grpo.objective={loss: reinforce, delta: 1}", "no error"},
-           {"phases.grpo.objective={loss: luspo}", "aggregate: under token-mean the loss luspo is gspo"},
-           {"phases.grpo.objective={loss: luspo, aggregate: seq-mean-token-sum}", "no error"},
-           {"phases.grpo.objective={loss: dro, dro_beta: 0}", "dro_beta: 0 makes the loss dro gpg"},
-           {"phases.grpo.objective={loss: clip, tau_pos: 2}",
+           {"phases.grpo.objective={kind: grpo, loss: clip, delta: 1.1}",
+            "delta: 1.1; wanted above 1 + clip_high, which is 1.2: "},
+           {"phases.grpo.objective={kind: grpo, loss: clip, delta: 4, dual_clip: 3}", "delta: dual_clip is given too"},
+           {"phases.grpo.objective={kind: grpo, loss: reinforce, delta: 0}", "delta: 0 leaves no weight"},
+           {"phases.grpo.objective={kind: grpo, loss: reinforce, delta: 1}", "no error"},
+           {"phases.grpo.objective={kind: grpo, loss: luspo}", "aggregate: under token-mean the loss luspo is gspo"},
+           {"phases.grpo.objective={kind: grpo, loss: luspo, aggregate: seq-mean-token-sum}", "no error"},
+           {"phases.grpo.objective={kind: grpo, loss: dro, dro_beta: 0}", "dro_beta: 0 makes the loss dro gpg"},
+           {"phases.grpo.objective={kind: grpo, loss: clip, tau_pos: 2}",
             "tau_pos: the loss sapo has it, and loss is clip; leave it out"},
-           {"phases.grpo.objective={loss: sapo, tau_neg: 0}", "tau_neg: 0 makes the gate flat"},
-           {"phases.grpo.objective={loss: ce_gppo, gppo_beta1: 0, gppo_beta2: 0}", "gppo_beta1: with gppo_beta2 0 too"},
-           {"phases.grpo.objective={loss: clip, aggregate: token-sum, norm_length: 5}",
+           {"phases.grpo.objective={kind: grpo, loss: sapo, tau_neg: 0}", "tau_neg: 0 makes the gate flat"},
+           {"phases.grpo.objective={kind: grpo, loss: ce_gppo, gppo_beta1: 0, gppo_beta2: 0}",
+            "gppo_beta1: with gppo_beta2 0 too"},
+           {"phases.grpo.objective={kind: grpo, loss: clip, aggregate: token-sum, norm_length: 5}",
             "norm_length: token-sum divides"},
            {objective + "sapo_temperature_pos=1", "unknown key; did you mean 'tau_pos'?"},
            {objective + "kl_cov_coef=.inf", "kl_cov_coef: wanted a finite number"},
@@ -470,11 +472,11 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {rollout + "min_p=1", "min_p: 1 takes the likeliest token"},
            {rollout + "min_p=1.5", "min_p: 1.5 is out of range; wanted 0 to 1"},
            {rollout + "repetition_penalty=0", "repetition_penalty: 0 is out of range; wanted above 0 to 100"},
-           {rollout + "stop=[a, \"\"]", "phases.1.rollout.stop.1: the text is empty"},
-           {rollout + "stop=[\"a\\n\"]", "phases.1.rollout.stop.0: no tokens of the tokenizer can write \"a\\n\""},
-           {rollout + "bad_words=xyz", "phases.1.rollout.bad_words.0: tokenizer: character 'x'"},
-           {rollout + "bad_words=[.]", "phases.1.rollout.bad_words.0: \".\" ends a sequence"},
-           {"phases.sft.evaluation={every: 50, stop: [\"\"]}", "phases.0.evaluation.stop.0: the text is empty"},
+           {rollout + "stop=[a, \"\"]", "phases.grpo.rollout.stop.1: the text is empty"},
+           {rollout + "stop=[\"a\\n\"]", "phases.grpo.rollout.stop.0: no tokens of the tokenizer can write \"a\\n\""},
+           {rollout + "bad_words=xyz", "phases.grpo.rollout.bad_words.0: tokenizer: character 'x'"},
+           {rollout + "bad_words=[.]", "phases.grpo.rollout.bad_words.0: \".\" ends a sequence"},
+           {"phases.sft.evaluation={every: 50, stop: [\"\"]}", "phases.sft.evaluation.stop.0: the text is empty"},
            {"test.bad_words=Z", "test.bad_words.0: tokenizer: character 'Z'"},
            {rollout + "cache_tokens=1", "cache_tokens: 1 cannot hold one sequence of 35 tokens; wanted at least 80"},
            {rollout + "cache_tokens=1000000000000", "cache_tokens: 1000000000000 is out of range"},
@@ -505,6 +507,9 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.grpo.rollout.advantage={kind: rloo}", "write advantage: [{kind: rloo}]"},
            {"phases.grpo.advantage=[{kind: rloo}, {kind: grpo}]",
             "grpo makes advantages of rewards and stands behind rloo"},
+           {"phases.grpo.advantage=[{kind: pass_at_k, k: 8}]",
+            "advantage: pass_at_k chooses k = 8 completions of a group"},
+           {"phases.grpo.advantage=[{kind: grpo}, {kind: op}]", "op: no operator is named"},
            {"phases.grpo.advantage=[{kind: none}]", "advantage.0.kind: 'none' is not one of grpo"},
            {"phases.grpo.weight=[{kind: top_entropy, fraction: 0}]", "weight.0.fraction: 0 is out of range"},
            {"phases.grpo.weight=[{}]", "weight.0: no kind is written; wanted one of top_entropy"},
@@ -520,8 +525,8 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
 }
 
 TEST_F(ConfigTest, AFilterNeedsGroups) {
-  const std::string said = error(kGood, {"phases.grpo.rollout.num_generations=1",
-                                         "phases.grpo.reward=[{kind: answer}, {kind: filter_groups}]"});
+  const std::string said = error(
+      kGood, {"phases.grpo.rollout.num_generations=1", "phases.grpo.reward=[{kind: answer}, {kind: filter_groups}]"});
   EXPECT_NE(said.find("reward: filter_groups: a group of one"), std::string::npos) << said;
 }
 

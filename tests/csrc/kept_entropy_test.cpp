@@ -33,7 +33,9 @@ TEST(KeptEntropy, OfTheLikeliestAndWithoutTheLeastLikely) {
 TEST(KeptEntropy, OfAHead) {
   at::Tensor hidden = at::ones({1, 1}, at::kFloat).requires_grad_();
   const at::Tensor weight = at::arange(4, at::kFloat).view({4, 1}), target = at::zeros({1}, at::kLong);
-  const TokenEntropy out = linear_token_entropy(hidden, weight, target, {.keep = Keep{"without_lowest", 0.5}});
+  LinearTokenEntropyOptions options;
+  options.keep = Keep{.kind = "without_lowest", .share = 0.5};
+  const TokenEntropy out = linear_token_entropy(hidden, weight, target, options);
   const double p = 1 / (1 + std::exp(-1.0)), entropy = -p * std::log(p) - (1 - p) * std::log(1 - p);
   EXPECT_NEAR(out.kept_entropy.item<float>(), entropy, 1e-6);
   out.kept_entropy.sum().backward();

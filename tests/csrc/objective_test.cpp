@@ -148,7 +148,9 @@ TEST(Objective, LuspoIsGspoSummedOverTheTokens) {
 
 // Every coefficient of the configuration reaches the loss.
 TEST(Objective, CoefficientsReachTheLoss) {
-  const data::Batch update = update_of();
+  data::Batch update = update_of();  // with ratios far above 1 and far below
+  const Tensor shift = torch::where(torch::arange(11) % 2 == 0, -4.0f, 2.0f);
+  update.old_logprob = torch::where(update.target != data::kIgnore, update.old_logprob + shift, 0.0f);
   const std::vector<std::pair<const char*, std::function<void(ObjectiveConfig&)>>> changes{
       {"clip", [](ObjectiveConfig& c) { c.delta = 1.25; }},
       {"gspo", [](ObjectiveConfig& c) { c.delta = 1.25; }},

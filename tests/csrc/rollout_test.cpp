@@ -669,6 +669,7 @@ TEST(RolloutSource, APromptThatDoesNotFitIsShown) {
 // Each estimator and what it asks of the rollouts: greedy completions, Σ p². The advantages stand where targets are.
 TEST(RolloutSource, EveryEstimatorMakesAdvantages) {
   SourceOfSums sums;
+  sums.config.num_generations = 6;
   methods::Advantage::each([&]<class Method>(const Method& method) {
     if constexpr (std::is_base_of_v<methods::OwnMethod, Method>) return;
     SCOPED_TRACE(Method::kKind);

@@ -86,15 +86,22 @@ def check(within_twice, x, mode, op=isentrope.grpo_loss, **options):
     """All that compute gives, in the dtype of x, against the reference. Those of 16 bits are computed in float32."""
     dtype = x["logprob"].dtype
     plain_dtype = torch.float32
-    x = cast(cast(x, plain_dtype if dtype == torch.float64 else dtype), dtype)  # the same values in both
-    actual = compute(op, x, mode, **options)
-    exact = compute(reference.grpo_loss, cast(x, torch.float64), mode, **options)
-    plain = compute(reference.grpo_loss, cast(x, plain_dtype), mode, **options)
-    for name, a, p, e in list(zip(["loss", "token_loss", "dlogprob", "dentropy"], actual, plain, exact))[1:]:
-        within_twice(f"{mode} {name}", a, p, e)
-    check_sum(mode, actual, plain, exact, magnitude(cast(x, torch.float64), mode, **options))
-    assert actual[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert actual[2].dtype == dtype and actual[3].dtype == dtype
+    given = plain_dtype if dtype == torch.float64 else dtype
+    x = cast(cast(x, given), dtype)  # the same values in both
+    results = []
+    for factor in (1.0, 0.83, 1.21):  # roundings of other advantages: a chain of ten may be right by luck, in plain torch too
+        scaled = (x["advantage"].to(given) * factor).to(given)
+        y = cast({**x, "advantage": scaled}, dtype)
+        actual = compute(op, y, mode, **options)
+        exact = compute(reference.grpo_loss, cast(y, torch.float64), mode, **options)
+        plain = compute(reference.grpo_loss, cast(y, plain_dtype), mode, **options)
+        results.append((actual, plain, exact, magnitude(cast(y, torch.float64), mode, **options)))
+        assert actual[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert actual[2].dtype == dtype and actual[3].dtype == dtype
+    for k, name in enumerate(["loss", "token_loss", "dlogprob", "dentropy"]):
+        if k > 0:
+            within_twice(f"{mode} {name}", *(torch.stack([result[of][k].detach() for result in results]) for of in range(3)))
+    check_sum(mode, results)
 
 
 def magnitude(x, mode, **options):
@@ -104,14 +111,15 @@ def magnitude(x, mode, **options):
     return (torch.autograd.grad(loss, token_loss)[0] * token_loss).abs().sum().item()
 
 
-def check_sum(mode, actual, plain, exact, magnitudes):
-    """The loss is a sum in which terms cancel, and one draw may find the plain sum right by luck: one rounding of the sum
-    of magnitudes counts as exact."""
-    rounding = torch.finfo(actual[0].dtype).eps / 2 * magnitudes
-    scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if actual[0].dtype == torch.float64 else 1.0
-    error, plain_error = ((x[0].double() - exact[0]).abs().item() for x in (actual, plain))
-    allowed = 2 * max(scale * plain_error, rounding)
-    assert error <= allowed, f"{mode} loss: error {error:.3g}, allowed {allowed:.3g}"
+def check_sum(mode, results):
+    """The loss is a sum in which terms cancel, and one draw may find the plain sum right by luck: the worst of them counts, and one
+    rounding of the sum of magnitudes counts as exact."""
+    dtype = results[0][0][0].dtype
+    scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if dtype == torch.float64 else 1.0
+    errors = [max((result[of][0].double() - result[2][0]).abs().item() for result in results) for of in (0, 1)]
+    rounding = torch.finfo(dtype).eps / 2 * max(result[3] for result in results)
+    allowed = 2 * max(scale * errors[1], rounding)
+    assert errors[0] <= allowed, f"{mode} loss: error {errors[0]:.3g}, allowed {allowed:.3g}"
 
 
 # ---- golden numbers --------------------------------------------------------------------------------------------------

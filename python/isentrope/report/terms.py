@@ -130,6 +130,7 @@ TERMS: dict[str, str] = {
     "weight/mean": "Mean factor of a token's policy term, where methods weigh tokens.",
     "weight/zero": "Share of tokens whose policy term the methods under weight take away.",
     "weight/removed": "Share of tokens that the methods under weight leave out of all counts.",
+    "ref_kl_coef": "Weight of the divergence from the reference model, where it is steered.",
     "entropy_coef": "Weight of the entropy bonus in the step (objective.entropy).",
     "advantage/positive": "Factor of advantages above 0, by the controller of the entropy.",
     "advantage/negative": "Factor of advantages below 0, by the controller of the entropy.",

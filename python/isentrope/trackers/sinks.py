@@ -24,7 +24,7 @@ def step_of(line: dict[str, Any]) -> int:
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
     """{"run.seed": 1, "phases.sft.steps": …}: a phase goes by its name."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and (value or not path):
         parts = value.items()
     elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         parts = {str(one.get("name", i)): one for i, one in enumerate(value)}.items()
