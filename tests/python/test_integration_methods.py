@@ -35,10 +35,10 @@ def test_completions_may_stand_in_any_order(kind):
     order = torch.tensor([0, 2, 5, 1, 4, 7, 3, 8, 6])
     given = {name: x[name][:, order] if name == "scores" else x[name][order] for name in integration.subject(kind) if name != "group"}
     if kind == "remax":
-        given["greedy"] = torch.tensor([0.7, 0.2, 0.1, 0.5])
+        given["greedy"] = torch.tensor([0.7, 0.2, 0.1, 0.5], dtype=torch.float64)
     if "group" in integration.subject(kind):
         given["group"] = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])
-    options = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in options.items()}
+    options = {key: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value for key, value in options.items()}
     wanted = getattr(methods, kind)(**given, **options)
     if kind in ("gdpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):  # sums over the batch in the order of groups
         torch.testing.assert_close(made[order], wanted, rtol=1e-12, atol=1e-12)

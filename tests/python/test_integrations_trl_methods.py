@@ -29,7 +29,7 @@ WEIGHTS = {"top_entropy": {"fraction": 0.3}, "surprisal_band": {"low": 0.3, "hig
 
 def watched(folder, given, function=None, **options):
     """A trainer after one optimiser step; told: what its generation gave, and the arguments of its losses."""
-    made = trl_runs.trainer("isentrope", folder, methods=given, max_steps=1, **options)
+    made = trl_runs.trainer("isentrope", folder, methods=given, **{"max_steps": 1, **options})
     told = {"rewards": [], "output": [], "seen": []}
     if function is not None:
         made.reward_funcs = [function]
@@ -44,7 +44,8 @@ def watched(folder, given, function=None, **options):
         return told["output"][-1]
 
     def looked(model, batch, *args, **kwargs):
-        told["seen"].append((batch, *(x.detach() for x in (out := look(model, batch, *args, **kwargs))[:2])))
+        out = look(model, batch, *args, **kwargs)
+        told["seen"].append((batch, out[0].detach(), out[1].detach()))
         return out
 
     made._calculate_rewards, made._generate_and_score_completions, made._look = rewards, generated, looked
@@ -117,7 +118,7 @@ def by_hand(kind, seen):
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_a_weight_is_of_the_whole_optimiser_step(kind, tmp_path, monkeypatch):
-    """Two micro-batches: what multiplies advantages is the function's factor of both together."""
+    """Two micro-batches: what multiplies advantages is the function's factor of both together, in the first update of a generation or its second."""
     from isentrope.integrations.trl import trainer as module
 
     given = []
@@ -127,15 +128,17 @@ def test_a_weight_is_of_the_whole_optimiser_step(kind, tmp_path, monkeypatch):
         return grpo_loss(logprob, old, advantage, *args, **options)
 
     monkeypatch.setattr(module, "grpo_loss", loss)
-    made, told = watched(tmp_path, [{"kind": kind, **WEIGHTS[kind]}])
-    ours = torch.cat(given)
-    # The first pass learns from the first micro-batch, the last from the second; between them may stand those that decide.
+    second = {"num_iterations": 2, "max_steps": 2, "learning_rate": 1e-2} if kind == "entropy_ratio_band" else {}
+    made, told = watched(tmp_path, [{"kind": kind, **WEIGHTS[kind]}], **second)
+    ours = torch.cat(given[-2:])
+    # The first pass of an update learns from the first micro-batch, the last from the second; between them may stand those that decide.
     passes = [one for one in told["seen"] if len(one[0]["advantages"]) == 4]
-    seen = [passes[0], passes[-1]]
+    seen = [passes[-2 if second else 0], passes[-1]]
     factor, x = by_hand(kind, seen)
     torch.testing.assert_close(ours, x["advantage"] * factor, rtol=1e-5, atol=1e-6)
     counted = factor[x["mask"] > 0]
     assert counted.unique().numel() > 1
+    assert (x["old_logprob"] != x["logprob"]).any() == bool(second)
     line = made.state.log_history[0]
     if kind in ("top_entropy", "steer", "stare"):
         assert line["isentrope/weight/mean"] == pytest.approx(counted.mean().item(), rel=1e-4)

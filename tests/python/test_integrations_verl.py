@@ -196,7 +196,7 @@ def test_another_version_is_told_once(monkeypatch):
 def test_verl_finds_the_losses_by_itself():
     """By the entry point, in a process that says nothing of isentrope; and not where plugins are off."""
     script = "from verl.trainer.ppo import core_algos; print(*core_algos.POLICY_LOSS_REGISTRY)"
-        both = {spelling for name in integration.LOSSES for spelling in (name, name.replace("_", ".", 1))}
+    both = {spelling for name in integration.LOSSES for spelling in (name, name.replace("_", ".", 1))}
     for policy, wanted in (("auto", both), ("none", set())):
         done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "VERL_USE_EXTERNAL_PLUGINS": policy}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
