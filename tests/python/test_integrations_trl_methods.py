@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*depre
 ESTIMATORS = {"grpo": {"std": "batch"}, "dr_grpo": {}, "rloo": {}, "opo": {}, "reinforce_plus_plus_baseline": {}, "reinforce_plus_plus": {}, "gdpo": {},
               "pass_at_k": {"k": 2}, "maxrl": {}, "quantile": {"quantile": 0.7}}  # fmt: skip
 WEIGHTS = {"top_entropy": {"fraction": 0.3}, "surprisal_band": {"low": 0.3, "high": 2.0}, "entropy_ratio_band": {"low": 0.999, "high": 1.01},
-           "steer": {}, "stare": {"target": 9.0, "up": 1.5}, "soft_window": {"window": 5}}  # fmt: skip
+           "steer": {}, "stare": {"target": 9.0, "fraction": 0.34, "up": 1.5, "down": 0.5}, "soft_window": {"window": 5}}  # fmt: skip
 
 
 def watched(folder, given, function=None, **options):
