@@ -303,8 +303,6 @@ def top_entropy(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2) -> Tens
     """
     factor: Tensor = call(torch.ops.isentrope.method_top_entropy, entropy, mask, fraction=fraction)
     return factor
-__all__ = [
-]
 
 
 # ---- reward: what is added to the rewards of completions -------------------------------------------------------------
