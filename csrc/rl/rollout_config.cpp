@@ -85,7 +85,8 @@ std::string Methods::problem(const RolloutConfig& rollout) const {
              "; give a smaller k, or more rollout.num_generations";
     if (rollout.branch && (advantage[0].get<methods::Gdpo>() || advantage[0].get<methods::OptimalTokenBaseline>()))
       return "advantage: " + advantage[0].kind() +
-             " has no advantage for a token with a return of its own, as rollout.branch makes them; take one of them out";
+             " has no advantage for a token with a return of its own, as rollout.branch makes them; take one of them "
+             "out";
   }
   for (size_t i = 0; i < advantage.size(); ++i) {
     const bool makes = makes_advantages(advantage[i]);

@@ -17,6 +17,7 @@ from isentrope import _library  # noqa: F401  registers torch.ops.isentrope
 from isentrope.ops.call import call
 
 __all__ = [
+    "adaptive_kl",
     "adaptive_entropy",
     "attention_entropy",
     "correction",
@@ -344,6 +345,24 @@ def adaptive_entropy(state: Tensor, entropy: float, *, target: float = 0.2, delt
     Source: Skywork-OR1, arXiv 2505.22312, as TRL 1.16's use_adaptive_entropy; csrc/methods/entropy_control.h.
     """
     new: Tensor = call(torch.ops.isentrope.method_adaptive_entropy, state, entropy, target, delta, least, most)
+    return new
+
+
+def adaptive_kl(coef: float, kl: float, *, target: float, horizon: float) -> float:
+    """The weight of the divergence from a reference after an update: coef · (1 + clip(kl / target - 1, ±0.2) / horizon).
+
+    Args:
+        coef: the weight so far.
+        kl: the update's divergence, nats a token.
+        target: above 0, nats a token.
+        horizon: 1 or more, in updates.
+
+    Returns:
+        The new weight.
+
+    Source: Ziegler et al., arXiv 1909.08593; csrc/methods/kl_control.h.
+    """
+    new: float = call(torch.ops.isentrope.method_adaptive_kl, coef, kl, target, horizon)
     return new
 
 

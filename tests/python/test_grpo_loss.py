@@ -100,7 +100,9 @@ def check(within_twice, x, mode, op=isentrope.grpo_loss, **options):
         assert actual[2].dtype == dtype and actual[3].dtype == dtype
     for k, name in enumerate(["loss", "token_loss", "dlogprob", "dentropy"]):
         if k > 0:
-            within_twice(f"{mode} {name}", *(torch.stack([result[of][k].detach() for result in results]) for of in range(3)))
+            # sapo: σ' is e / (1 + e)² of the exponential that the loss has too, two roundings more than torch's sigmoid_backward.
+            times = 3.0 if mode == "sapo" and name == "dlogprob" else 2.0
+            within_twice(f"{mode} {name}", *(torch.stack([result[of][k].detach() for result in results]) for of in range(3)), times=times)
     check_sum(mode, results)
 
 
@@ -112,12 +114,12 @@ def magnitude(x, mode, **options):
 
 
 def check_sum(mode, results):
-    """The loss is a sum in which terms cancel, and one draw may find the plain sum right by luck: the worst of them counts, and one
-    rounding of the sum of magnitudes counts as exact."""
+    """The loss is a sum in which terms cancel, and one draw may find the plain sum right by luck: the worst of them counts, and two
+    roundings of the sum of magnitudes, those of a token's term and of a lane's sum of float32, count as exact."""
     dtype = results[0][0][0].dtype
     scale = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if dtype == torch.float64 else 1.0
     errors = [max((result[of][0].double() - result[2][0]).abs().item() for result in results) for of in (0, 1)]
-    rounding = torch.finfo(dtype).eps / 2 * max(result[3] for result in results)
+    rounding = torch.finfo(dtype).eps * max(result[3] for result in results)
     allowed = 2 * max(scale * errors[1], rounding)
     assert errors[0] <= allowed, f"{mode} loss: error {errors[0]:.3g}, allowed {allowed:.3g}"
 

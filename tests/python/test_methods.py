@@ -119,3 +119,12 @@ def test_entropic_golden():
         methods.entropic(state, float("inf"))
     with pytest.raises(ValueError, match=r"method_entropic: state has shape \[3\]; wanted \[2\]"):
         methods.entropic(torch.zeros(3, dtype=torch.float64), 0.5)
+
+
+def test_adaptive_kl_golden():
+    # Ziegler et al.: errors beyond 20 % count as 20 %.
+    assert methods.adaptive_kl(0.1, 0.02, target=0.01, horizon=2) == pytest.approx(0.11)
+    assert methods.adaptive_kl(0.1, 0.0, target=0.01, horizon=2) == pytest.approx(0.09)
+    assert methods.adaptive_kl(0.1, 0.011, target=0.01, horizon=1) == pytest.approx(0.11)
+    with pytest.raises(ValueError, match="method_adaptive_kl: target is 0; wanted above 0"):
+        methods.adaptive_kl(0.1, 0.0, target=0.0, horizon=2)

@@ -26,11 +26,11 @@ needs_program = pytest.mark.skipif(not PROGRAM.exists(), reason=f"no trainer in 
 
 COMMON = """
 import json, os, sys, time
-def note(name, **said):
+def note(called, **said):
     with open(os.environ["CALLS"], "a") as file:
-        file.write(json.dumps({"package": PACKAGE, "call": name, **said}) + "\\n")
+        file.write(json.dumps({"package": PACKAGE, "call": called, **said}) + "\\n")
     what = os.environ.get("FAULT_" + PACKAGE, "").split(":")
-    if what[0] == name:
+    if what[0] == called:
         if what[1] == "raise": raise RuntimeError("the server\\nsays no")
         if what[1] == "exit": sys.exit(3)
         if what[1] == "hang": time.sleep(1000)

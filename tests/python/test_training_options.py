@@ -212,7 +212,7 @@ LOSSES = [["dppo_tv"], ["dppo_kl"], ["sapo"], ["geo_mean"], ["dro"], ["vespo"], 
 
 @pytest.mark.parametrize("loss, options", [(name, options) for name, *options in LOSSES])
 def test_a_step_of_every_further_loss(tmp_path, loss, options):
-    phases = ["phases.sft.steps=3", "phases.grpo.steps=1", "phases.grpo.rollout.mini_batches=4", "phases.grpo.evaluation.every=0"]
+    phases = ["phases.sft.steps=3", "phases.grpo.steps=1", "phases.grpo.reward=[{kind: length, target: 1, limit: 20}]", "phases.grpo.rollout.mini_batches=4", "phases.grpo.evaluation.every=0"]
     train(ROOT / "configs" / "tiny" / "grpo.yaml", tmp_path, *phases, *[f"phases.grpo.objective.{key}" for key in (f"loss={loss}", *options)])
     (line,) = (line for line in metrics(tmp_path) if line.get("phase") == "grpo" and "grad_norm" in line)
     assert abs(line["loss"]) < 1e3 and 0 < line["grad_norm"] < 1e3 and 0 <= line["clip/frac"] <= 1
