@@ -79,5 +79,5 @@ def test_all_places_and_what_is_refused(tmp_path):
         run("nan", **{"phases.grpo.weight": "[{kind: op, op: own_weight, what: nan}]"})
     with pytest.raises(ValueError, match="name is 'own_weight'; wanted letters, digits and _, and no name that is taken"):
         isentrope.methods.register("own_weight")
-    with pytest.raises(ValueError, match="advantage: the first of the list makes advantages of rewards, and op changes some"):
+    with pytest.raises(RuntimeError, match="advantage: the first of the list makes advantages of rewards, and op changes some"):
         run("first", **{"phases.grpo.advantage": "[{kind: op, op: own_advantage}]"})

@@ -22,11 +22,11 @@ def policy(start, folder, *overrides):
 
 def test_epochs_go_over_the_same_completions(start, tmp_path):
     once, twice = policy(start, tmp_path / "1"), policy(start, tmp_path / "2", "phases.grpo.rollout.epochs=2")
-    assert once[0]["kl/k3"] == pytest.approx(0, abs=1e-9), "the first update of a batch has moved nothing"
+    assert once[0]["kl/k3"] == pytest.approx(0, abs=1e-7), "the first update of a batch has moved nothing but for rounding"
     assert twice[0]["reward/mean"] == once[0]["reward/mean"] and twice[0]["generated"] == once[0]["generated"]
-    assert twice[0]["kl/k3"] > 1e-9, "the second went over tokens that the policy had moved from"
-    stopped = policy(start, tmp_path / "3", "phases.grpo.rollout.epochs=9", "phases.grpo.objective.max_kl=1e-12")
-    two = policy(start, tmp_path / "4", "phases.grpo.rollout.epochs=2", "phases.grpo.objective.max_kl=1e-12")
+    assert twice[0]["kl/k3"] > 1e-7, "the second went over tokens that the policy had moved from"
+    stopped = policy(start, tmp_path / "3", "phases.grpo.rollout.epochs=9", "phases.grpo.objective.max_kl=1e-7")
+    two = policy(start, tmp_path / "4", "phases.grpo.rollout.epochs=2", "phases.grpo.objective.max_kl=1e-7")
     assert stopped[-1]["loss"] == two[-1]["loss"] and stopped[0]["kl/k3"] == two[0]["kl/k3"]
 
 
@@ -49,7 +49,7 @@ def test_a_reference_from_a_checkpoint(start, tmp_path):
     assert other[0]["ref_kl/k3"] > 1e-9
     told = train(CONFIG, tmp_path / "none", f"run.start={start}", coef, "phases.grpo.objective.reference={from: nowhere}", check=False)
     assert told.returncode == 1 and "nowhere" in told.stderr
-    told = train(CONFIG, tmp_path / "none", f"run.start={start}", "phases.grpo.objective.reference={sync_every: 2}", check=False)
+    told = train(CONFIG, tmp_path / "none", f"run.start={start}", "phases.grpo.objective.ref_kl_coef=0", "phases.grpo.objective.reference={sync_every: 2}", check=False)
     assert "reference: ref_kl_coef is 0, so that there is no divergence" in told.stderr
 
 
