@@ -21,6 +21,7 @@ namespace {
 constexpr std::pair<const char*, const char*> kPythonCommands[]{
     {"report", "Write a page that shows one run or several: loss, entropies, samples."},
     {"compare", "Train configurations with several seeds or values of a key, and print one table."},
+    {"rollouts", "Write the completions that a run saved as a Parquet file."},
     {"tasks", "Write problems of reasoning-gym as a data set."},
     {"stability", "Train small models at rising learning rates, and tell which lose their attention."},
     {"import-gguf", "Turn a GGUF file into a folder that transformers opens and a run starts from."},
@@ -125,6 +126,21 @@ int run(int argc, char** argv, const Host& host) {
       ->check(CLI::NonNegativeNumber);
   draw->add_option("--top-k", sample.top_k, "0 for all tokens.")->capture_default_str()->check(CLI::NonNegativeNumber);
   draw->add_option("--top-p", sample.top_p, "1 for all tokens.")->capture_default_str()->check(CLI::Range(0.0, 1.0));
+  draw->add_option("--min-p", sample.min_p,
+                   "Least probability of a token, as a share of the likeliest one's; 0 for all tokens.")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  draw->add_option("--repetition-penalty", sample.repetition_penalty,
+                   "Logits of tokens that are there already are divided by it, or multiplied below 0; 1 for none.")
+      ->capture_default_str()
+      ->check(CLI::Range(1e-3, 100.0));
+  draw->add_option("--stop", sample.stop, "Text that ends a completion; may be given several times.")
+      ->allow_extra_args(false);
+  draw->add_option("--bad-word", sample.bad_words, "Text that is not drawn; may be given several times.")
+      ->allow_extra_args(false);
+  draw->add_option("--min-new-tokens", sample.min_new_tokens, "Tokens before which no completion ends.")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   draw->add_option("--max-new-tokens", sample.max_new_tokens, "0 for what the context leaves.")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);

@@ -11,8 +11,13 @@ namespace grpo {
 
 constexpr int kThreads = 256;
 
-GPU_DEVICE float exponential(float x) { return ::expf(x); }
-GPU_DEVICE double exponential(double x) { return ::exp(x); }
+// What the mathematics of a token asks of a backend.
+struct Math {
+  GPU_DEVICE static float exponential(float x) { return ::expf(x); }
+  GPU_DEVICE static double exponential(double x) { return ::exp(x); }
+  GPU_DEVICE static float logarithm(float x) { return ::logf(x); }
+  GPU_DEVICE static double logarithm(double x) { return ::log(x); }
+};
 
 struct JoinMoments {
   template <class T>
@@ -65,16 +70,16 @@ GPU_DEVICE T at(const void* values, int64_t i, bool counts) {
 // ---- workspaces ------------------------------------------------------------------------------------------------------
 
 struct LossWorkspace {
-  GrpoCentre* centre;            // [1]
-  double* log_ratio;             // [B] mean d of the sequence
-  GrpoMoments<double>* moments;  // [B, segments]
-  GrpoTerms<double>* terms;      // [B, segments]; without statistics the loss alone
+  GrpoCentre* centre;              // [1]
+  GrpoSequence<double>* sequence;  // [B]
+  GrpoMoments<double>* moments;    // [B, segments]
+  GrpoTerms<double>* terms;        // [B, segments]; without statistics the loss alone
 };
 inline LossWorkspace loss_workspace(void* p, int64_t batch, int64_t length) {
   LossWorkspace w;
   w.centre = static_cast<GrpoCentre*>(p);
-  w.log_ratio = reinterpret_cast<double*>(w.centre + 1);
-  w.moments = reinterpret_cast<GrpoMoments<double>*>(w.log_ratio + batch);
+  w.sequence = reinterpret_cast<GrpoSequence<double>*>(w.centre + 1);
+  w.moments = reinterpret_cast<GrpoMoments<double>*>(w.sequence + batch);
   w.terms = reinterpret_cast<GrpoTerms<double>*>(w.moments + batch * grpo_segments(length));
   return w;
 }
@@ -104,16 +109,18 @@ inline SelectWorkspace select_workspace(void* p, int64_t batch, int64_t length) 
 // All but mask may be null where their sums are not wanted.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    grpo_moments_kernel(const void* logprob, const void* old_logprob, const void* advantage, const void* entropy,
-                        const bool* mask, int64_t length, GrpoMoments<double>* moments) {
+    grpo_moments_kernel(const GrpoLossRule rule, const void* logprob, const void* old_logprob, const void* advantage,
+                        const void* entropy, const bool* mask, int64_t length, GrpoMoments<double>* moments) {
   GPU_SHARED(GrpoMoments<T>, scratch, kThreads / 32);
   const Segment segment = segment_of(length);
   GrpoMoments<T> sum = {T(0), T(0), T(0), T(0), T(0)};
   for (int64_t i = segment.begin + threadIdx.x; i < segment.end; i += kThreads) {
     if (!mask[i]) continue;
-    const T l = at<T>(logprob, i, true);
-    sum = grpo_add(sum, GrpoMoments<T>{T(1), at<T>(advantage, i, true), l, at<T>(entropy, i, true),
-                                       old_logprob == nullptr ? T(0) : l - at<T>(old_logprob, i, true)});
+    const T l = at<T>(logprob, i, true), a = at<T>(advantage, i, true);
+    sum = grpo_add(
+        sum,
+        GrpoMoments<T>{T(1), a, l, at<T>(entropy, i, true),
+                       old_logprob == nullptr ? T(0) : grpo_sequence_term(rule, l - at<T>(old_logprob, i, true), a)});
   }
   sum = gpu::block_reduce<kThreads>(sum, JoinMoments(), scratch);
   if (threadIdx.x == 0) moments[blockIdx.x] = grpo_add(GrpoMoments<double>{0, 0, 0, 0, 0}, sum);
@@ -129,16 +136,16 @@ struct JoinRows {
   }
 };
 
-// Grid: 1. moments [B, segments] → centre [1], log_ratio [B] (or null).
+// Grid: 1. moments [B, segments] → centre [1], sequence [B] (or null).
 __global__ void __launch_bounds__(kThreads)
-    grpo_centre_kernel(const GrpoMoments<double>* moments, int64_t batch, int64_t segments, GrpoCentre* centre,
-                       double* log_ratio) {
+    grpo_centre_kernel(const GrpoLossRule rule, const GrpoMoments<double>* moments, int64_t batch, int64_t segments,
+                       GrpoCentre* centre, GrpoSequence<double>* sequence) {
   GPU_SHARED(RowTotals, scratch, kThreads / 32);
   RowTotals all = {{0, 0, 0, 0, 0}, 0};
   for (int64_t row = threadIdx.x; row < batch; row += kThreads) {
     GrpoMoments<double> sum = {0, 0, 0, 0, 0};
     for (int64_t s = 0; s < segments; ++s) sum = grpo_add(sum, moments[row * segments + s]);
-    if (log_ratio != nullptr) log_ratio[row] = sum.tokens > 0 ? sum.log_ratio / sum.tokens : 0.0;
+    if (sequence != nullptr) sequence[row] = grpo_sequence(rule, sum.log_ratio, sum.tokens);
     all = JoinRows()(all, RowTotals{sum, sum.tokens > 0 ? 1.0 : 0.0});
   }
   all = gpu::block_reduce<kThreads>(all, JoinRows(), scratch);
@@ -180,8 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   GPU_SHARED(Sums, scratch, kThreads / 32);
   const Segment segment = segment_of(p.length);
   const GrpoCentre centre = *w.centre;
-  const T mean_log_ratio = form == GrpoForm::kSequenceRatio ? static_cast<T>(w.log_ratio[segment.row]) : T(0);
-  const T sequence_ratio = exponential(grpo_sequence_log_ratio(mean_log_ratio));
+  const GrpoSequence<T> sequence = grpo_of_sequence(form) ? grpo_cast<T>(w.sequence[segment.row]) : GrpoSequence<T>{};
   GrpoTerms<T, kTerms> sum = no_terms<T, kTerms>();
   for (int64_t i = segment.begin + threadIdx.x; i < segment.end; i += kThreads) {
     const bool counts = p.mask[i];
@@ -194,13 +200,16 @@ __global__ void __launch_bounds__(kThreads, 1)
                                   at<T>(p.entropy, i, true),
                                   T(1),
                                   p.selected != nullptr && p.selected[i] ? T(1) : T(0)};
-      GrpoTerms<T> x = grpo_terms<form>(p.rule, centre, token, exponential(grpo_log_ratio(l, token.old_logprob)),
-                                        mean_log_ratio, sequence_ratio, &slope);
+      const T exp_d = Math::exponential(grpo_log_ratio(l, token.old_logprob));
+      T factor = T(0);
+      if constexpr (grpo_has_factor(form))
+        factor = grpo_factor<form, Math>(p.rule, l, token.old_logprob, token.advantage, exp_d);
+      GrpoTerms<T> x = grpo_terms<form>(p.rule, centre, token, exp_d, factor, sequence, &slope);
       if (p.ref_logprob != nullptr && (statistics || p.rule.ref_kl_coef != 0)) {
         const T ref = at<T>(p.ref_logprob, i, true);
         const T coef = T(p.rule.ref_kl_coef) * (p.ref_kl_weight == nullptr ? T(1) : at<T>(p.ref_kl_weight, i, true));
         const GrpoDivergence<T> divergence =
-            divergence_of(p.rule.ref_kl, l - ref, exponential(-grpo_log_ratio(l, ref)));
+            divergence_of(p.rule.ref_kl, l - ref, Math::exponential(-grpo_log_ratio(l, ref)));
         x.term[kSumLoss] += coef * divergence.loss;
         slope += coef * divergence.slope;
         x.term[kSumRefK1] = divergence.k1;
@@ -291,7 +300,7 @@ __global__ void __launch_bounds__(kThreads) grpo_keys_kernel(const GrpoSelect p,
       if constexpr (kByBand) {
         const T d = grpo_log_ratio(l, at<T>(p.old_logprob, i, true));
         const GrpoToken<T> token = {l, T(0), advantage, T(0), T(1), T(0)};
-        const auto policy = grpo_policy<GrpoForm::kTokenRatio>(rule, token, d, exponential(d), T(1));
+        const auto policy = grpo_policy<GrpoForm::kTokenRatio>(rule, token, d, Math::exponential(d), T(1));
         candidate = cov > T(p.cov_lower) && cov < T(p.cov_upper) && policy.low + policy.high == T(0);
       }
       available += candidate;
@@ -359,15 +368,16 @@ __global__ void __launch_bounds__(kThreads) grpo_mark_kernel(const GrpoSelect p,
 
 unsigned segments_of(int64_t batch, int64_t length) { return static_cast<unsigned>(batch * grpo_segments(length)); }
 
-// means: those of advantage, logprob and entropy are wanted.
+// means: those of advantage, logprob and entropy are wanted. old_logprob: null where no log ratio is.
 template <class T>
 void centre(const GrpoLossForward& p, bool means, const void* old_logprob, GrpoMoments<double>* moments,
-            GrpoCentre* centre, double* log_ratio, void* stream) {
-  gpu::launch(grpo_moments_kernel<T>, dim3(segments_of(p.batch, p.length)), dim3(kThreads), 0, stream,
-              means || old_logprob != nullptr ? p.logprob : nullptr, old_logprob, means ? p.advantage : nullptr,
+            GrpoCentre* centre, GrpoSequence<double>* sequence, void* stream) {
+  const bool of_sequences = old_logprob != nullptr;
+  gpu::launch(grpo_moments_kernel<T>, dim3(segments_of(p.batch, p.length)), dim3(kThreads), 0, stream, p.rule,
+              means || of_sequences ? p.logprob : nullptr, old_logprob, means || of_sequences ? p.advantage : nullptr,
               means ? p.entropy : nullptr, p.mask, p.length, moments);
-  gpu::launch(grpo_centre_kernel, dim3(1), dim3(kThreads), 0, stream, moments, p.batch, grpo_segments(p.length), centre,
-              log_ratio);
+  gpu::launch(grpo_centre_kernel, dim3(1), dim3(kThreads), 0, stream, p.rule, moments, p.batch, grpo_segments(p.length),
+              centre, sequence);
 }
 
 }  // namespace grpo
@@ -377,10 +387,12 @@ void grpo_loss_forward_cuda(const GrpoLossForward& p, void* stream) {
   const LossWorkspace w = loss_workspace(p.workspace, p.batch, p.length);
   gpu::dispatch<DType::kFloat, DType::kDouble>("grpo_loss_forward: dtype", p.dtype, [&](auto type) {
     using T = gpu::TypeOf<type()>;
-    const bool of_sequences = p.rule.form == GrpoForm::kSequenceRatio;
-    centre<T>(p, p.stats != nullptr, of_sequences ? p.old_logprob : nullptr, w.moments, w.centre, w.log_ratio, stream);
+    const bool of_sequences = grpo_of_sequence(p.rule.form);
+    centre<T>(p, p.stats != nullptr, of_sequences ? p.old_logprob : nullptr, w.moments, w.centre, w.sequence, stream);
     gpu::dispatch<false, true>("grpo_loss_forward: statistics", p.stats != nullptr, [&](auto statistics) {
-      gpu::dispatch<GrpoForm::kTokenRatio, GrpoForm::kSequenceRatio, GrpoForm::kClippedWeight, GrpoForm::kUnitWeight>(
+      gpu::dispatch<GrpoForm::kTokenRatio, GrpoForm::kSequenceRatio, GrpoForm::kClippedWeight, GrpoForm::kUnitWeight,
+                    GrpoForm::kTotalVariation, GrpoForm::kBinaryKl, GrpoForm::kSoftGate, GrpoForm::kGeometricMean,
+                    GrpoForm::kGammaWeight, GrpoForm::kKeptGradient, GrpoForm::kQuadratic>(
           "grpo_loss_forward: form", p.rule.form, [&](auto form) {
             gpu::launch(grpo_loss_forward_kernel<T, form(), statistics()>, dim3(segments_of(p.batch, p.length)),
                         dim3(kThreads), 0, stream, p, w);

@@ -5,14 +5,7 @@
 // sequences with n_i > 0; mean_M over the tokens that count. d = ℓ - ℓ_old, clamped to ±20 with no gradient beyond;
 // r = exp d. What stands where M = 0 is never used. Natural logarithms, nats.
 //
-// Policy term L of a token (sg: no gradient through it; clip to [1 - clip_low, 1 + clip_high]), and its source on arXiv:
-//   clip, clip_higher  max(-A r, -A clip(r)); with a dual clip c at most -A c where A < 0        1707.06347, 1912.09729
-//   clip_cov           max(-A r, -A clip(r)), and 0 on selected tokens                           2505.22617
-//   kl_cov             -A r, plus kl_cov_coef |d| on selected tokens where |d| > z; no clip          2505.22617
-//   gspo               as clip, with r = sg[s_i] exp(ℓ - sg ℓ), s_i = exp(mean_t (ℓ - ℓ_old)),
-//                      that mean clamped to [-20, 10]                                            2507.18071
-//   cispo              -sg[clip(r)] A ℓ                                                          2506.13585
-//   gpg                -A ℓ                                                                      2504.02546
+// Policy term L of a token: kernels/grpo_policy.h, with the paper of each mode.
 // Token loss = L + ref_kl_coef u K(Δ) - entropy_coef H with Δ = ℓ - ℓ_ref and u = ref_kl_weight, 1 where none is given
 // (ARES, 2510.08457, weighs by difficulty and within windows of high entropy); K (Schulman, "Approximating KL divergence"):
 //   k1 = Δ      k2 = Δ²/2      k3 = exp(-Δ) + Δ - 1, Δ clamped to ±20 and k3 to 10, no gradient beyond
@@ -28,6 +21,7 @@
 //   seq-mean-token-mean       w = 1/(S n_i)         D in place of S
 //   seq-mean-token-sum-norm   w = 1/(S T)           D in place of S T     Dr. GRPO (2503.20783), as verl ≥ 0.7.1 and TRL have it
 //   token-sum-norm            w = 1/T               D in place of T       the same without the mean; so verl ≤ 0.7.0
+//   token-sum                 w = 1                 D in place of 1
 // With N, S or a constant of a whole optimiser step as D, the losses of its micro-batches add up to that of the whole.
 //
 // Selection of tokens that count; f = fraction, n = max(int(f N), minimum), at most as many as may be chosen:
@@ -45,13 +39,11 @@
 
 #include "kernels/gpu/dtype.h"
 #include "kernels/gpu/philox.h"
+#include "kernels/grpo_policy.h"
 
 namespace isentrope::kernels {
 
-constexpr double kMaxLogRatio = 20.0;                  // keeps exp(d) finite in float; far outside any clip
-constexpr double kMaxSequenceLogRatio = 10.0;          // of gspo, whose ratio stands for a whole sequence
-constexpr double kMaxK3 = 10.0;                        // one token must not own the loss
-constexpr double kLogRatioRounding = 1.0 / (1 << 20);  // z of the head of this file, relative
+constexpr double kMaxK3 = 10.0;  // one token must not own the loss
 
 // Sums run over segments of a sequence, cut here whatever the threads and blocks, so that the bits do not
 // depend on their number: 2048 tokens are some microseconds of a core and 8 rounds of a block of 256.
@@ -72,7 +64,7 @@ enum GrpoStat {
   kLogprobMean,
   kEntropyMean,  // 0 without entropy, like its std (over N, not N - 1)
   kEntropyStd,
-  kRatioMean,  // of the ratio in the loss: r, for gspo s_i
+  kRatioMean,  // of the ratio in the loss: r, for gspo and luspo s_i, for geo_mean g_i, for vespo w_i
   kRatioMax,
   kKlK1,  // estimators of KL(old, learning policy) from Δ = -d
   kKlK2,
@@ -80,10 +72,11 @@ enum GrpoStat {
   kRefK1,  // the same from Δ = ℓ - ℓ_ref; 0 without ref_logprob
   kRefK2,
   kRefK3,
-  kClipFrac,  // share of tokens that the clip takes out of the gradient (cispo: whose weight it changes)
+  kClipFrac,  // share of tokens that the clip, or the band of D, takes out of the gradient (cispo, reinforce, ce_gppo:
+              // whose weight it changes); 0 of the modes without one
   kClipLow,   // those below the lower bound
   kClipHigh,  // those above the upper bound
-  kClipDual,  // those bounded by the dual clip
+  kClipDual,  // those bounded by the dual clip, or by delta
   kCovMean,   // of c
   kCovMax,
   kSelectFrac,  // share of tokens that are selected
@@ -96,31 +89,7 @@ constexpr const char* kGrpoStatNames[kGrpoStats] = {
 
 // ---- parameters -----------------------------------------------------------------------------------------------------
 
-// -A r with a clip; the same with the ratio of the sequence; -sg[clip(r)] A ℓ; -A ℓ
-enum class GrpoForm { kTokenRatio, kSequenceRatio, kClippedWeight, kUnitWeight };
-enum class GrpoKl { kK1, kK2, kK3, kK1Plus, kK3Plus };
-enum class GrpoAggregate {
-  kTokenMean,
-  kSequenceMeanTokenSum,
-  kSequenceMeanTokenMean,
-  kSequenceMeanTokenSumNorm,
-  kTokenSumNorm
-};
 enum class GrpoChoice { kClipCov, kKlCov, kRandomClipCov, kRandomKlCov };
-
-// A mode as numbers.
-struct GrpoLossRule {
-  GrpoForm form = GrpoForm::kTokenRatio;
-  double drop = 0;     // 1: selected tokens lose their policy term (clip_cov)
-  double lower = 0.8;  // the clip; 0 and infinity: none
-  double upper = 1.2;
-  double dual_clip = 0;  // c, infinity for none
-  double penalty = 0;    // kl_cov_coef of kl_cov
-  GrpoKl ref_kl = GrpoKl::kK3;
-  double ref_kl_coef = 0;
-  double entropy_coef = 0;
-  GrpoAggregate aggregate = GrpoAggregate::kTokenMean;
-};
 
 // dtype is float or double: of every void pointer here.
 struct GrpoLossForward {
@@ -241,84 +210,23 @@ ISENTROPE_HOST_DEVICE inline T grpo_merge(int k, T a, T b) {
 }
 
 template <class T>
-struct GrpoToken {
-  T logprob, old_logprob, advantage, entropy;
-  T counts, selected;  // 0 or 1
-};
-
-template <class T>
-ISENTROPE_HOST_DEVICE inline T grpo_clamp(T x, T low, T high) {
-  x = x < low ? low : x;
-  return x > high ? high : x;
-}
-template <class T>
-ISENTROPE_HOST_DEVICE inline T grpo_log_ratio(T logprob, T old_logprob) {
-  return grpo_clamp(logprob - old_logprob, -T(kMaxLogRatio), T(kMaxLogRatio));
-}
-// 1, -1, or 0 where d is no more than rounding makes of two equal log-probabilities.
-template <class T>
-ISENTROPE_HOST_DEVICE inline T grpo_sign(T d, T logprob, T old_logprob) {
-  const T larger = logprob > old_logprob ? logprob : old_logprob;  // neither is above 0
-  const T zone = T(kLogRatioRounding) * (larger < T(-1) ? -larger : T(1));
-  return (d > zone ? T(1) : T(0)) - (d < -zone ? T(1) : T(0));
-}
-template <class T>
 ISENTROPE_HOST_DEVICE inline T grpo_covariance(const GrpoCentre& centre, T advantage, T logprob) {
   return (advantage - T(centre.advantage)) * (logprob - T(centre.logprob));
 }
-template <class T>
-ISENTROPE_HOST_DEVICE inline T grpo_sequence_log_ratio(T mean) {
-  return grpo_clamp(mean, -T(kMaxLogRatio), T(kMaxSequenceLogRatio));
-}
-
-// Policy term: its value, its derivative by ℓ, and 1 where the clip, below or above, or the dual clip took
-// hold.
-template <class T>
-struct GrpoPolicy {
-  T loss, slope, low, high, dual;
-};
-// ratio is that of the loss; inside is 0 where its logarithm was clamped, else 1; d as in the head of this
-// file.
-template <GrpoForm form, class T>
-ISENTROPE_HOST_DEVICE inline GrpoPolicy<T> grpo_policy(const GrpoLossRule& rule, const GrpoToken<T>& x, T d, T ratio,
-                                                       T inside) {
-  const T lower = T(rule.lower), upper = T(rule.upper), clipped = grpo_clamp(ratio, lower, upper);
-  const T below = ratio < lower ? T(1) : T(0), above = ratio > upper ? T(1) : T(0);
-  if constexpr (form == GrpoForm::kUnitWeight) {
-    return {-x.advantage * x.logprob, -x.advantage, T(0), T(0), T(0)};
-  } else if constexpr (form == GrpoForm::kClippedWeight) {
-    return {-x.advantage * clipped * x.logprob, -x.advantage * clipped, below, above, T(0)};
-  } else {
-    const T free = -x.advantage * ratio, bound = -x.advantage * clipped, pull = free * inside;
-    const T held = bound > free ? T(1) : T(0), larger = bound > free ? bound : free;
-    if constexpr (form == GrpoForm::kSequenceRatio)
-      return {larger, held > T(0) ? T(0) : pull, held * below, held * above, T(0)};
-    const T most = -x.advantage * T(rule.dual_clip), dual_bound = x.advantage < T(0) ? most : larger;
-    const T dual = larger > dual_bound ? T(1) : T(0);
-    const T keep = T(1) - T(rule.drop) * x.selected;
-    const T penalty = T(rule.penalty) * x.selected;
-    const T sign = grpo_sign(d, x.logprob, x.old_logprob);
-    const T loss = larger > dual_bound ? dual_bound : larger;
-    const T slope = held + dual > T(0) ? T(0) : pull;
-    return {(keep > T(0) ? loss : T(0)) + penalty * sign * d, (keep > T(0) ? slope : T(0)) + penalty * sign * inside,
-            held * below, held * above, dual};
-  }
-}
-
-// All of a token but its divergence from the reference; the terms of that are 0. exp_d = exp(d); of gspo
-// alone, the mean over the sequence before its clamp, and the exp of it after. Writes the derivative of the
-// token loss by ℓ.
+// All of a token but its divergence from the reference; the terms of that are 0. exp_d = exp(d), factor = grpo_factor, each
+// where the form has it. Writes the derivative of the token loss by ℓ.
 template <GrpoForm form, class T>
 ISENTROPE_HOST_DEVICE inline GrpoTerms<T> grpo_terms(const GrpoLossRule& rule, const GrpoCentre& centre,
-                                                     const GrpoToken<T>& x, T exp_d, T sequence_log_ratio,
-                                                     T sequence_ratio, T* slope) {
-  constexpr bool kSequence = form == GrpoForm::kSequenceRatio;
+                                                     const GrpoToken<T>& x, T exp_d, T factor,
+                                                     const GrpoSequence<T>& sequence, T* slope) {
+  constexpr bool kSequence = grpo_of_sequence(form);
   const T d = grpo_log_ratio(x.logprob, x.old_logprob);
-  const T unclamped = kSequence ? sequence_log_ratio : x.logprob - x.old_logprob;
+  const T unclamped = kSequence ? sequence.log_ratio : x.logprob - x.old_logprob;
   const T most = T(kSequence ? kMaxSequenceLogRatio : kMaxLogRatio);
   const T inside = (unclamped > most ? T(0) : T(1)) * (unclamped < -T(kMaxLogRatio) ? T(0) : T(1));
-  const T ratio = kSequence ? sequence_ratio : exp_d;
-  const GrpoPolicy<T> policy = grpo_policy<form>(rule, x, d, ratio, inside);
+  const T ratio = kSequence ? sequence.ratio : exp_d;
+  if constexpr (form == GrpoForm::kGammaWeight) factor = x.advantage < T(0) ? sequence.weight_neg : sequence.weight_pos;
+  const GrpoPolicy<T> policy = grpo_policy<form>(rule, x, d, ratio, inside, factor);
   const T cov = grpo_covariance(centre, x.advantage, x.logprob);
   const T spread = x.entropy - T(centre.entropy);
   *slope = x.counts > T(0) ? policy.slope : T(0);
@@ -349,6 +257,7 @@ template <class T>
 ISENTROPE_HOST_DEVICE inline double grpo_weight(GrpoAggregate aggregate, const GrpoCentre& centre, double tokens,
                                                 int64_t length, const T* normalizer) {
   double divisor = aggregate == GrpoAggregate::kTokenMean      ? centre.tokens
+                   : aggregate == GrpoAggregate::kTokenSum     ? 1.0
                    : aggregate == GrpoAggregate::kTokenSumNorm ? static_cast<double>(length)
                                                                : centre.sequences;
   if (aggregate == GrpoAggregate::kSequenceMeanTokenSumNorm) divisor *= static_cast<double>(length);
@@ -411,9 +320,9 @@ ISENTROPE_HOST_DEVICE inline int64_t selection_count(double fraction, int64_t mi
 
 // ---- workspaces of the CUDA launchers -------------------------------------------------------------------------------
 
-// GrpoCentre; log ratios [B]; GrpoMoments<double> [B, segments]; GrpoTerms<double> [B, segments].
+// GrpoCentre; GrpoSequence<double> [B]; GrpoMoments<double> [B, segments]; GrpoTerms<double> [B, segments].
 ISENTROPE_HOST_DEVICE constexpr int64_t grpo_loss_workspace(int64_t batch, int64_t length) {
-  return static_cast<int64_t>(sizeof(GrpoCentre)) + batch * static_cast<int64_t>(sizeof(double)) +
+  return static_cast<int64_t>(sizeof(GrpoCentre)) + batch * static_cast<int64_t>(sizeof(GrpoSequence<double>)) +
          batch * grpo_segments(length) * static_cast<int64_t>(sizeof(GrpoMoments<double>) + sizeof(GrpoTerms<double>));
 }
 

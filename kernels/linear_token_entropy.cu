@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(kThreads) linear_token_entropy_forward_kernel(
   Sums<A> x = {static_cast<A>(-INFINITY), 0, 0, 0, 0};
   for (int64_t i = thread; i < p.columns; i += kThreads) {
     const A one[1] = {logit<T>(p, n, i)};
+    if (p.capped) static_cast<A*>(p.capped)[n * p.vocab + p.first + i] = one[0];
     add<kMoments>(x, one, c);
   }
   const Join<A, kMoments> join{c};
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) linear_token_entropy_forward_kernel(
 }
 
 // Grid: N blocks. dlogits may be the logits: each thread writes only what it has read.
-template <class T>
+template <class T, bool kKept>
 __global__ void __launch_bounds__(kThreads) linear_token_entropy_backward_kernel(const LinearTokenEntropyBackward p) {
   using A = gpu::Accumulator<T>;
   const int64_t n = blockIdx.x, target = p.target[n];
@@ -71,11 +72,11 @@ __global__ void __launch_bounds__(kThreads) linear_token_entropy_backward_kernel
     for (int64_t i = thread; i < p.columns; i += kThreads) out[i] = gpu::narrow<T>(A(0));
     return;
   }
-  const Gradient<A> gradient(p, n, p.temperature, target >= 0 && target < p.vocab);
+  const GradientOf<A, kKept> gradient(p, n, p.temperature, target >= 0 && target < p.vocab);
   const A inverse_cap = p.softcap > 0 ? static_cast<A>(1 / p.softcap) : A(0);
   for (int64_t i = thread; i < p.columns; i += kThreads) {
     const A z = logit<T>(p, n, i), share = z * inverse_cap;
-    A dz = gradient(z);
+    A dz = gradient(z, p.first + i);
     if (p.first + i == target) dz += gradient.target_share;
     if (p.softcap > 0) dz *= 1 - share * share;
     out[i] = gpu::narrow<T>(dz);
@@ -104,8 +105,10 @@ void linear_token_entropy_backward_cuda(const LinearTokenEntropyBackward& p, voi
   using namespace linear_token_entropy;
   for_dtype("linear_token_entropy_backward: dtype", p.dtype, [&](auto type) {
     using T = gpu::TypeOf<type()>;
-    gpu::launch(linear_token_entropy_backward_kernel<T>, dim3(static_cast<unsigned>(p.rows)), dim3(kThreads), 0, stream,
-                p);
+    gpu::dispatch<false, true>("linear_token_entropy_backward: kept", p.dkept != nullptr, [&](auto kept) {
+      gpu::launch(linear_token_entropy_backward_kernel<T, kept()>, dim3(static_cast<unsigned>(p.rows)), dim3(kThreads),
+                  0, stream, p);
+    });
   });
 }
 

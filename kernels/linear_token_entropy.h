@@ -11,6 +11,9 @@
 // In bfloat16 z, the sums and dz are float. dz may be rounded to bfloat16 as an operand of dh and dW; what these products add up,
 // within a block and over blocks, is float and rounded once, at the end.
 //
+// For the truncated entropy, whose kept tokens are a matter of a whole row, the logits of a block of rows are written out as they
+// are made, and token_entropy_keep reads them; backward, they are made again by products of the same rows, hence with the same bits.
+//
 // Special rows are those of token_entropy. Rows that are ignored, and backward those into which nothing flows, need not be given:
 // the CPU backend leaves them out of the products.
 #pragma once
@@ -40,6 +43,8 @@ struct LogitBlock {
 // The blocks are given in order, each in a launch of its own; the last writes the outputs.
 struct LinearTokenEntropyForward : TokenEntropyRows, LogitBlock {
   void* sums = nullptr;  // [N, kLogitBlockSums], kept from block to block
+  void* capped =
+      nullptr;  // [N, V] in the type of logits: those with bias and soft cap, of rows that are not ignored; or null
 };
 constexpr int64_t kLogitBlockSums = 6;
 

@@ -1,6 +1,8 @@
 // Device code of token_entropy's rows, which linear_token_entropy shares: the centred sums of the logits that a thread meets, the
 // outputs of a row made of them, and its gradient.
 #pragma once
+#include <type_traits>
+
 #include "kernels/gpu/platform.h"
 #include "kernels/token_entropy.h"
 
@@ -106,8 +108,8 @@ GPU_DEVICE A value_or_zero(const void* x, int64_t n) {
 // The gradient of row n is 0 whatever its logits: nothing flows in, or all of them are -inf (log_sum is NaN where all is NaN).
 template <class A>
 GPU_DEVICE bool nothing_flows(const TokenEntropyRowGradients& p, int64_t n) {
-  const bool none =
-      value_or_zero<A>(p.dlogprob, n) == 0 && value_or_zero<A>(p.dentropy, n) == 0 && value_or_zero<A>(p.dlse, n) == 0;
+  const bool none = value_or_zero<A>(p.dlogprob, n) == 0 && value_or_zero<A>(p.dentropy, n) == 0 &&
+                    value_or_zero<A>(p.dlse, n) == 0 && value_or_zero<A>(p.dkept, n) == 0;
   return none || (value_or_zero<A>(p.anchor, n) == -INFINITY && value_or_zero<A>(p.log_sum, n) == 0);
 }
 
@@ -130,11 +132,47 @@ struct Gradient {
     if (!valid) constant = static_cast<A>(NAN);
   }
 
-  GPU_DEVICE A operator()(A z) const {
+  GPU_DEVICE A operator()(A z, int64_t) const {
     const A y = bounded((z - anchor) * c - log2_sum);
     return gpu::exp2_approx(y) * (constant + slope * y);
   }
 };
+
+// Token i of logit z is kept.
+GPU_DEVICE bool is_kept(const KeptTokens& kept, double z, int64_t i) {
+  return z > kept.logit || (z == kept.logit && i <= static_cast<int64_t>(kept.last));
+}
+
+// The same with a gradient of kept_entropy. In K it is made of p' = p·2^shift, shift = log2(Σ p / Σ_K p), with another constant and
+// slope: in p' and not in p, so that no digits are lost to the difference.
+template <class A>
+struct KeptGradient : Gradient<A> {
+  A edge, kept_log2_sum, kept_constant, kept_slope;
+  int64_t last;
+
+  GPU_DEVICE KeptGradient(const TokenEntropyRowGradients& p, int64_t n, double temperature, bool valid)
+      : Gradient<A>(p, n, temperature, valid) {
+    const KeptTokens kept = p.kept[n];
+    // Where its gradient is 0 no token counts as kept: the row's gradient then has the bits of one without.
+    edge = value_or_zero<A>(p.dkept, n) == 0 ? static_cast<A>(INFINITY) : static_cast<A>(kept.logit);
+    last = static_cast<int64_t>(kept.last);
+    kept_log2_sum = static_cast<A>(kept.log_sum * 1.4426950408889634074);
+    const double log_sum = value_or_zero<A>(p.log_sum, n);
+    const A shift = static_cast<A>((log_sum - kept.log_sum) * 1.4426950408889634074), part = gpu::exp2_approx(-shift),
+            factor = -value_or_zero<A>(p.dkept, n) * static_cast<A>(1 / temperature);
+    kept_constant = part * (this->constant - this->slope * shift) + factor * static_cast<A>(kept.entropy);
+    kept_slope = part * this->slope + factor * A(0.69314718055994530942);
+  }
+
+  GPU_DEVICE A operator()(A z, int64_t i) const {
+    const bool kept = z > edge || (z == edge && i <= last);
+    const A y = bounded((z - this->anchor) * this->c - (kept ? kept_log2_sum : this->log2_sum));
+    return gpu::exp2_approx(y) * ((kept ? kept_constant : this->constant) + (kept ? kept_slope : this->slope) * y);
+  }
+};
+
+template <class A, bool kKept>
+using GradientOf = typename std::conditional<kKept, KeptGradient<A>, Gradient<A>>::type;
 
 }  // namespace token_entropy
 }  // namespace isentrope::kernels

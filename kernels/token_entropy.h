@@ -16,6 +16,20 @@
 //   all logits -inf           logprob = lse = -inf, entropy 0, moments 0, gradient 0
 //   any NaN or +inf           every output NaN (anchor: unspecified), gradient NaN
 //   all incoming gradients 0  gradient 0, the row is not read
+//
+// Truncated entropy, of the tokens that are kept (a set K of the vocabulary) and their probabilities renormalised:
+//
+//   K: top_p q            the fewest likeliest tokens whose probabilities reach q, the one that crosses included; 0 < q ≤ 1
+//      without_lowest s   all but the floor(s V) least likely; 0 ≤ s < 1 (the product in double)
+//      of equal logits those of lower ids are the likelier, so K is {v: z_v > t, or z_v = t and v ≤ last}
+//   p'_v = p_v / Σ_K p      kept_entropy H_K = -Σ_K p' log p'
+//   dz_v += (1/τ) · -dkept · p'_v (log p'_v + H_K) in K: K is held constant
+//
+// K is found by passes over digits of the logits, without a sort. What decides whether q is reached is the mass of a token,
+// floor(2^39 exp(s - anchor/τ)), the exponential in the type sums are kept in: sums of masses are integers, the same in whatever order,
+// and K depends on the row alone. It differs from that of exact arithmetic only where q lies within their rounding of the sum that
+// decides: relative to a mass 2^-23 (1 + log2(p_max / p)) in float, and V · 2^-39 in all. Vocabularies of up to 2^23 tokens fit 64 bits. q = 1 and
+// s V < 1 keep every token: kept_entropy has the bits of entropy.
 #pragma once
 #include <cstdint>
 
@@ -53,14 +67,43 @@ struct TokenEntropyForward : TokenEntropyRows {
   double temperature = 1.0;  // τ > 0
 };
 
+enum class Keep { kTopP, kWithoutLowest };
+
+// What is left of a row, as the gradient reads it; of a row that is ignored all 0, of one of NaN all NaN.
+struct KeptTokens {
+  double entropy;  // H_K
+  double log_sum;  // log Σ_K exp((z - anchor)/τ)
+  double logit;    // t
+  double last;     // an id
+};
+
+// After the forward pass, whose outputs it reads.
+struct TokenEntropyKeep {
+  DType dtype = DType::kFloat;
+  LogitRows layout;
+  const void* logits = nullptr;     // [N, V] dtype, as layout says
+  const int64_t* target = nullptr;  // [N]
+  int64_t ignore_index = -100;
+  double temperature = 1.0;
+  Keep keep = Keep::kTopP;
+  double share = 1.0;             // q or s
+  const void* entropy = nullptr;  // [N]
+  const void* anchor = nullptr;   // [N]
+  const void* log_sum = nullptr;  // [N]
+  void* kept_entropy = nullptr;   // [N] like entropy
+  KeptTokens* kept = nullptr;     // [N]
+};
+
 // What the gradient of the logits is made of.
 struct TokenEntropyRowGradients {
-  const void* entropy = nullptr;   // [N] as the forward pass gave it, like the next two
-  const void* anchor = nullptr;    // [N]
-  const void* log_sum = nullptr;   // [N]
-  const void* dlogprob = nullptr;  // [N], or null for 0
-  const void* dentropy = nullptr;  // [N], or null for 0
-  const void* dlse = nullptr;      // [N], or null for 0
+  const void* entropy = nullptr;     // [N] as the forward pass gave it, like the next two
+  const void* anchor = nullptr;      // [N]
+  const void* log_sum = nullptr;     // [N]
+  const void* dlogprob = nullptr;    // [N], or null for 0
+  const void* dentropy = nullptr;    // [N], or null for 0
+  const void* dlse = nullptr;        // [N], or null for 0
+  const void* dkept = nullptr;       // [N] of kept_entropy, or null for 0
+  const KeptTokens* kept = nullptr;  // [N], null where dkept is
 };
 
 struct TokenEntropyBackward : TokenEntropyRowGradients {
@@ -77,6 +120,8 @@ struct TokenEntropyBackward : TokenEntropyRowGradients {
 // One read of the logits. stream is a cudaStream_t; returns before the work is done. Throws std::invalid_argument for a
 // dtype out of the list.
 void token_entropy_forward_cuda(const TokenEntropyForward& p, void* stream);
+// A read of the logits for each digit of a logit, and for each of an id where equal logits are at the edge, and one for the sums.
+void token_entropy_keep_cuda(const TokenEntropyKeep& p, void* stream);
 // One read of the logits, one write of their gradient.
 void token_entropy_backward_cuda(const TokenEntropyBackward& p, void* stream);
 

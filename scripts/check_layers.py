@@ -5,7 +5,7 @@
 
     scripts/check_layers.py [ROOT]      prints one line a finding, file:line first; exit code 1 where there are any
 
-Beside that order: csrc/data is a leaf that rl and train use; kernels/ knows no torch, and nothing else knows .cuh or a
+Beside that order: csrc/data is a leaf that rl and train use; csrc/methods stands on csrc/ops, and rl and train apply it; kernels/ knows no torch, and nothing else knows .cuh or a
 launch; yaml-cpp, PCRE2, zlib and c10d have their users; project files are included by their path from the root.
 """
 
@@ -19,13 +19,15 @@ ROOMS = {
     "kernels/simt/": ["kernels/gpu/"],
     "kernels/": ["kernels/gpu/", "kernels/simt/"],
     "csrc/field.h": [],
+    "csrc/one_of.h": ["csrc/field.h"],
     "csrc/durable_file.": [],
     "csrc/message.": [],
     "csrc/data/": ["csrc/field.h", "csrc/durable_file.", "csrc/message.", "kernels/gpu/philox.h"],
     "csrc/ops/": ["kernels/"],
+    "csrc/methods/": ["csrc/ops/", "csrc/field.h", "csrc/one_of.h", "csrc/message."],
     "csrc/model/": ["csrc/ops/", "csrc/field.h", "csrc/data/random.h"],  # initial weights are drawn from its streams
-    "csrc/rl/": ["csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/message."],
-    "csrc/train/": ["csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/durable_file.", "csrc/message."],
+    "csrc/rl/": ["csrc/methods/", "csrc/one_of.h", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/message."],
+    "csrc/train/": ["csrc/methods/", "csrc/one_of.h", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/durable_file.", "csrc/message."],
     "csrc/python/": ["csrc/command_line.", "csrc/train/", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/message."],
     "csrc/command_line.": ["csrc/train/", "csrc/message."],
     "csrc/main.cpp": ["csrc/command_line.", "csrc/train/", "csrc/message."],

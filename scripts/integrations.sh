@@ -10,10 +10,10 @@ arguments "$@"
 cd "$ROOT"
 find_python
 TRL=(trl==1.16.0 datasets==5.2.0)
-# The least that verl's policy losses and its FSDP actor run with; all that verl asks for also brings wandb, Ray's dashboard and more.
+# The least that verl's policy losses, its driver's advantages and its FSDP actor run with; all that verl asks for also brings wandb, Ray's dashboard and more.
 # Its range of transformers ends below 5.11.
 VERL=(verl==0.9.1 ray==2.60.0 tensordict==0.10.0 transformers==5.9.0 hydra-core==1.3.8 codetiming==1.4.0 torchdata==0.11.0 pylatexenc==2.11
-  datasets==5.2.0 fastapi==0.165.0 uvicorn==0.54.0)
+  datasets==5.2.0 fastapi==0.165.0 uvicorn==0.54.0 cachetools==8.0.2)
 
 # client PACKAGE==VERSION OTHERS …: PACKAGE itself without what it asks for.
 client() {
@@ -26,7 +26,7 @@ client() {
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$1"
     touch "$folder/done"
   }
-  HF_HUB_OFFLINE=1 HF_HOME=$folder/cache "$folder/bin/python" -m pytest -rs "tests/python/test_integrations_$name.py"
+  HF_HUB_OFFLINE=1 HF_HOME=$folder/cache "$folder/bin/python" -m pytest -rs tests/python/test_integrations_"$name"*.py
 }
 
 case ${1:-both} in

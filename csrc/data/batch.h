@@ -19,8 +19,12 @@ struct Batch {
   torch::Tensor old_logprob;         // [B, T] float, 0 where target is −100; policy batches only
   torch::Tensor advantage;           // [B, T] float, 0 where target is −100; policy batches only
   torch::Tensor ref_kl_weight = {};  // [B, T] float, of the divergence from the reference; undefined: 1 everywhere
-  torch::Tensor difficulty = {};     // [B] int64, rl::Difficulty of the prompt; undefined where nobody asks
+  torch::Tensor difficulty = {};     // [B] int64, methods::Difficulty of the prompt; undefined where nobody asks
   torch::Tensor lengths = {};        // [B] int64, tokens of each row before its padding; undefined: T everywhere
+  torch::Tensor old_entropy =
+      {};  // [B, T] float, nats, of the policy that drew, 0 where target is −100; policy batches only
+  torch::Tensor rescored =
+      {};  // [B, T] float, log-probability under the policy at the step's beginning; where methods ask
   torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
 
   int64_t size() const { return tokens.size(0); }
@@ -40,8 +44,8 @@ struct Batch {
   template <class Function>
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
-    return {of(tokens),        of(target),     of(old_logprob), of(advantage),
-            of(ref_kl_weight), of(difficulty), of(lengths),     of(position)};
+    return {of(tokens),     of(target),  of(old_logprob), of(advantage), of(ref_kl_weight),
+            of(difficulty), of(lengths), of(old_entropy), of(rescored),  of(position)};
   }
 };
 

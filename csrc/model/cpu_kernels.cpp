@@ -38,6 +38,10 @@ void pack(int64_t K, int64_t N, const T* b, int64_t k_stride, int64_t n_stride, 
   constexpr int64_t P = kPanel<T>;
   for (int64_t first = 0; first < N; first += P, b += P * n_stride, out += K * P) {
     const int64_t columns = N - first < P ? N - first : P;
+    if (columns == P && k_stride == 1 && n_stride >= K && k_scale == nullptr && n_scale == nullptr) {
+      ops::CPU_CAPABILITY::pack_columns<T>(K, b, n_stride, out);
+      continue;
+    }
     T scale[P];
     for (int64_t n = 0; n < P; ++n) scale[n] = n_scale != nullptr && n < columns ? n_scale[first + n] : T(1);
     for (int64_t k = 0; k < K; ++k) {

@@ -17,16 +17,29 @@ namespace isentrope::model {
 template <class T>
 void multiply(int64_t rows, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t k_stride,
               int64_t n_stride, const T* k_scale, const T* n_scale, T* c, int64_t ldc, bool add) {
-  // Rows of a that one task multiplies with the whole of b: a multiple of the tiles of every instruction set
-  // (12, 6, 4), small enough that they stay in the first-level cache for widths of a few hundred.
-  constexpr int64_t kRows = 48;
+  // Rows of a task: a multiple of the tiles of every instruction set (12, 6, 4). And bytes of b that are packed at a time: they
+  // stay in the second-level cache, beside those rows at widths of a thousand, while all rows of a thread go by.
+  constexpr int64_t kRows = 48, kPacked = 256 << 10;
   const auto& kernels = cpu_kernels<T>();
-  const at::Tensor packed = at::empty({packed_size(K, N, kernels.panel)}, c10::CppTypeToScalarType<T>::value);
-  kernels.pack(K, N, b, k_stride, n_stride, k_scale, n_scale, packed.template data_ptr<T>());
-  at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin * kRows; row < std::min(end * kRows, rows); row += kRows)
-      kernels.packed_product(std::min(kRows, rows - row), N, K, a + row * lda, lda, false,
-                             packed.template data_ptr<T>(), c + row * ldc, ldc, add);
+  const int64_t P = kernels.panel,
+                width =
+                    std::max<int64_t>(kPacked / (std::max<int64_t>(K, 1) * static_cast<int64_t>(sizeof(T))) / P, 1) * P;
+  const int64_t blocks = (rows + kRows - 1) / kRows, tasks = (N + width - 1) / width * blocks;
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    const at::Tensor memory = at::empty({packed_size(K, std::min(width, N), P)}, c10::CppTypeToScalarType<T>::value);
+    T* const packed = memory.template data_ptr<T>();
+    int64_t first = -1, columns = 0;  // that are packed
+    for (int64_t task = begin; task < end; ++task) {
+      if (const int64_t of = task / blocks * width; of != first) {
+        first = of;
+        columns = std::min(width, N - first);
+        kernels.pack(K, columns, b + first * n_stride, k_stride, n_stride, k_scale,
+                     n_scale == nullptr ? nullptr : n_scale + first, packed);
+      }
+      const int64_t row = task % blocks * kRows;
+      kernels.packed_product(std::min(kRows, rows - row), columns, K, a + row * lda, lda, false, packed,
+                             c + row * ldc + first, ldc, add);
+    }
   });
 }
 

@@ -67,13 +67,13 @@ class AtenSession : public DecodeSession {
       return torch::cat({half[0] * cosine - half[1] * sine, half[1] * cosine + half[0] * sine}, -1);
     };
     const bool after = c.norm == "post";
-    Tensor x = torch::embedding(w_.embedding, columns[0]), delta, normed;
+    Tensor x = torch::embedding(w_.embedding, columns[0]), delta;
     for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
       const LayerWeights& layer = w_.layers[l];
       const int64_t window = c.attention.window_of(l);
       attention.window = window > 0 ? std::optional(window) : std::nullopt;
-      std::tie(x, normed) = residual(x, delta, layer.input_norm, c.rms_norm_eps, after);
-      auto qkv = product(normed, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
+      const Residual in = residual(x, delta, layer.input_norm, c.rms_norm_eps, after);
+      auto qkv = product(in.branch, layer.qkv).view({n, H + 2 * G, D}).split_with_sizes({H, G, G}, 1);
       const auto normed_heads = [&](const Tensor& heads, const Tensor& weight) {
         if (!weight.defined()) return heads;
         return std::get<1>(add_rms_norm(heads.reshape({-1, D}), {}, weight, c.rms_norm_eps)).view(heads.sizes());
@@ -90,11 +90,12 @@ class AtenSession : public DecodeSession {
                                                 values_[l].index({places}).transpose(1, 2), attention)
                              .out;
       delta = product(out.reshape({n, H * D}), layer.o);
-      std::tie(x, normed) = residual(x, delta, layer.post_norm, c.rms_norm_eps, after);
-      delta = product(swiglu(product(normed, layer.gate_up)), layer.down);
+      const Residual inner = residual(in.x, delta, layer.post_norm, c.rms_norm_eps, after);
+      x = inner.x;
+      delta = product(swiglu(product(inner.branch, layer.gate_up)), layer.down);
     }
-    normed = std::get<1>(residual(x, delta, w_.final_norm, c.rms_norm_eps, after)).slice(0, logits_from);
-    logits_ = torch::linear(normed, w_.head).to(torch::kCPU, torch::kFloat32).contiguous();
+    const Tensor last = residual(x, delta, w_.final_norm, c.rms_norm_eps, after).branch.slice(0, logits_from);
+    logits_ = torch::linear(last, w_.head).to(torch::kCPU, torch::kFloat32).contiguous();
     return {logits_.data_ptr<float>(), logits_.size(1)};
   }
 

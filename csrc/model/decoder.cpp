@@ -250,14 +250,15 @@ std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& d
   const double eps = config_.rms_norm_eps;
   const bool after = config_.norm == "post";
   const LayerWeights& layer = layers_[index];
-  auto [x, normed] = residual(x_in, delta, layer.input_norm, eps, after);
-  Tensor qkv = model::linear(normed, layer.qkv);
+  const Residual outer = residual(x_in, delta, layer.input_norm, eps, after);
+  Tensor qkv = model::linear(outer.branch, layer.qkv, outer.origin);
   if (layer.q_norm.defined()) qkv = normed_heads(qkv, layer);
   const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.num_attention_heads, config_.num_key_value_heads);
-  const Tensor attended =
-      attend(q, k, v, index, record, packing).transpose(1, 2).reshape({x.size(0), q.size(1) * q.size(3)});
-  std::tie(x, normed) = residual(x, model::linear(attended, layer.o), layer.post_norm, eps, after);
-  return {x, model::linear(swiglu(model::linear(normed, layer.gate_up)), layer.down)};
+  const Tensor heads = attend(q, k, v, index, record, packing);
+  const Tensor attended = model::linear(token_rows(heads), layer.o, token_rows_origin(heads));
+  const Residual inner = residual(outer.x, attended, layer.post_norm, eps, after);
+  const Tensor gate_up = model::linear(inner.branch, layer.gate_up, inner.origin);
+  return {inner.x, model::linear(swiglu(gate_up), layer.down, swiglu_origin(gate_up))};
 }
 
 std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const Tensor& delta, size_t index,
@@ -316,7 +317,7 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const 
     std::tie(x, delta) = config_.recompute == "blocks"
                              ? recomputed_block(x, delta, layer, cosine, sine, packing, record)
                              : block(x, delta, layer, cosine, sine, packing.get(), record);
-  return std::get<1>(residual(x, delta, final_norm_, config_.rms_norm_eps, config_.norm == "post")).view({B, T, C});
+  return residual(x, delta, final_norm_, config_.rms_norm_eps, config_.norm == "post").branch.view({B, T, C});
 }
 
 Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const Tensor& position) {
@@ -327,15 +328,18 @@ Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const
 }
 
 ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
-                                             AttentionRecord* record, const Tensor& position) {
-  if (!config_.fused_head) return ops::token_entropy(forward(tokens, record, position), target, temperature);
+                                             AttentionRecord* record, const Tensor& position,
+                                             const std::optional<ops::Keep>& keep) {
+  if (!config_.fused_head)
+    return ops::token_entropy(forward(tokens, record, position), target, temperature,
+                              /*ignore_index=*/-100, /*moments=*/false, /*inplace_backward=*/false, keep);
   Tensor x = hidden(tokens, record, position);
   // z = γ/σ · (W h) = W (γ/σ · h). One copy of the factor a row: its gradient is summed by rows, in an order that does not depend
   // on the number of threads, as that of all of x at once would.
   if (!head_.parts.empty()) x = x * norm_scale(head_).expand({x.size(0), x.size(1), 1});
   const Tensor head =
       config_.token_count() < config_.vocabulary ? head_.weight.slice(0, 0, config_.token_count()) : head_.weight;
-  return ops::linear_token_entropy(operand(x), operand(head), target, {.temperature = temperature});
+  return ops::linear_token_entropy(operand(x), operand(head), target, {.temperature = temperature, .keep = keep});
 }
 
 int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) {

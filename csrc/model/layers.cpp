@@ -52,17 +52,18 @@ struct AddRmsNorm : Function<AddRmsNorm> {
       });
     });
     ctx->save_for_backward({delta.defined() ? sum : x, weight, inverse_rms});
+    ctx->mark_non_differentiable({inverse_rms});
     ctx->set_materialize_grads(false);
-    if (delta.defined()) return {sum, y};
-    return {y};
+    if (delta.defined()) return {sum, y, inverse_rms};
+    return {y, inverse_rms};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &sum = saved[0], &weight = saved[1], &inverse_rms = saved[2];
     const int64_t N = sum.size(0), C = sum.size(1);
-    const Tensor& dy_in = grads.back();
-    const bool added = grads.size() == 2;
+    const bool added = grads.size() == 3;
+    const Tensor& dy_in = grads[added ? 1 : 0];
     const Tensor dsum = added && grads[0].defined() ? grads[0].contiguous() : Tensor();
     if (!dy_in.defined()) return {dsum, dsum, Tensor(), Tensor()};
     const Tensor dy = dy_in.contiguous();
@@ -81,17 +82,37 @@ struct AddRmsNorm : Function<AddRmsNorm> {
   }
 };
 
+// y of AddRmsNorm from what it keeps.
+Tensor normed_again(const Tensor& sum, const Tensor& weight, const Tensor& inverse_rms) {
+  const int64_t C = sum.size(1);
+  const Tensor y = at::empty_like(sum);
+  AT_DISPATCH_FLOATING_TYPES(sum.scalar_type(), "rms_norm_again", [&] {
+    const auto *s = sum.const_data_ptr<scalar_t>(), *w = weight.const_data_ptr<scalar_t>(),
+               *inverse = inverse_rms.const_data_ptr<scalar_t>();
+    auto* to = y.data_ptr<scalar_t>();
+    for_rows(sum.size(0), [&](int64_t first, int64_t count) {
+      for (int64_t row = first; row < first + count; ++row)
+        for (int64_t c = 0; c < C; ++c) to[row * C + c] = s[row * C + c] * inverse[row] * w[c];
+    });
+  });
+  return y;
+}
+
+Tensor swiglu_of(const Tensor& gate_up) {
+  const int64_t N = gate_up.size(0), M = gate_up.size(1) / 2;
+  Tensor y = at::empty({N, M}, gate_up.options().requires_grad(false));
+  AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "swiglu", [&] {
+    for_rows(N, [&](int64_t row, int64_t count) {
+      cpu_kernels<scalar_t>().swiglu(count, M, gate_up.data_ptr<scalar_t>() + row * 2 * M,
+                                     y.data_ptr<scalar_t>() + row * M);
+    });
+  });
+  return y;
+}
+
 struct SwiGlu : Function<SwiGlu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input) {
-    const Tensor gate_up = input.contiguous();
-    const int64_t N = gate_up.size(0), M = gate_up.size(1) / 2;
-    Tensor y = at::empty({N, M}, gate_up.options());
-    AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "swiglu", [&] {
-      for_rows(N, [&](int64_t row, int64_t count) {
-        cpu_kernels<scalar_t>().swiglu(count, M, gate_up.data_ptr<scalar_t>() + row * 2 * M,
-                                       y.data_ptr<scalar_t>() + row * M);
-      });
-    });
+    const Tensor gate_up = input.contiguous(), y = swiglu_of(gate_up);
     ctx->save_for_backward({gate_up});
     return y;
   }
@@ -179,31 +200,61 @@ bool has_cpu_kernels(const Tensor& x) {
   return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
 }
 
-std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps) {
+Tensor Origin::again() const {
+  const at::NoGradGuard no_grad;
+  switch (made) {
+    case kByNorm:
+      return normed_again(from[0], from[1], from[2]);
+    case kBySwiglu:
+      return swiglu_of(from[0]);
+    case kByHeads:
+      return token_rows(from[0]);
+    case kElsewhere:
+      break;
+  }
+  TORCH_INTERNAL_ASSERT(false, "made elsewhere");
+}
+
+std::tuple<Tensor, Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
+                                                double eps) {
   if (has_cpu_kernels(x)) {
     const std::optional<Tensor> given = delta.defined() ? std::optional(delta) : std::nullopt;
     variable_list out = AddRmsNorm::apply(x, given, weight, eps);
-    return {out.size() == 2 ? out[0] : x, out.back()};
+    return {out.size() == 3 ? out[0] : x, out[out.size() - 2], out.back()};
   }
   const Tensor sum = delta.defined() ? x + delta : x;
   const Tensor wide = sum.to(at::kFloat);
-  return {sum, weight * (wide * (wide.square().mean(-1, true) + eps).rsqrt()).to(sum.scalar_type())};
+  return {sum, weight * (wide * (wide.square().mean(-1, true) + eps).rsqrt()).to(sum.scalar_type()), Tensor()};
 }
 
-std::tuple<Tensor, Tensor> residual(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps,
-                                    bool norm_after) {
+Residual residual(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, bool norm_after) {
   if (!weight.defined()) {
     const Tensor sum = delta.defined() ? x + delta : x;
     return {sum, sum};
   }
-  const auto [sum, normed] = add_rms_norm(x, delta, weight, eps);
-  return {norm_after ? normed : sum, normed};
+  const auto [sum, normed, inverse_rms] = add_rms_norm(x, delta, weight, eps);
+  Residual found{norm_after ? normed : sum, normed};
+  if (inverse_rms.defined() && sum.is_contiguous())  // what the norm's own backward pass keeps
+    found.origin = {Origin::kByNorm, {sum.detach(), weight.detach(), inverse_rms.detach()}};
+  return found;
 }
 
 Tensor swiglu(const Tensor& gate_up) {
   if (has_cpu_kernels(gate_up)) return SwiGlu::apply(gate_up);
   const auto halves = gate_up.chunk(2, -1);
   return at::silu(halves[0]) * halves[1];
+}
+
+Origin swiglu_origin(const Tensor& gate_up) {
+  if (!has_cpu_kernels(gate_up) || !gate_up.is_contiguous()) return {};
+  return {Origin::kBySwiglu, {gate_up.detach()}};
+}
+
+Tensor token_rows(const Tensor& x) { return x.transpose(1, 2).reshape({x.size(0) * x.size(2), x.size(1) * x.size(3)}); }
+
+Origin token_rows_origin(const Tensor& x) {
+  if (!x.is_cpu()) return {};
+  return {Origin::kByHeads, {x.detach()}};
 }
 
 std::tuple<Tensor, Tensor, Tensor> rotary_split(const Tensor& qkv, const Tensor& cosine, const Tensor& sine,

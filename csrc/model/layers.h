@@ -7,21 +7,31 @@
 #include <cstdint>
 #include <tuple>
 
+#include "csrc/model/origin.h"
+
 namespace isentrope::model {
 
 using at::Tensor;
 
-// sum = x + delta, y = weight · sum / sqrt(mean(sum²) + eps); → (sum, y). x, delta [N, C], weight [C]; delta
-// may be undefined: sum is x then. (RMSNorm: Zhang and Sennrich, NeurIPS 2019, arXiv:1910.07467.)
-std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps);
+// sum = x + delta, y = weight · sum / sqrt(mean(sum²) + eps); → (sum, y, 1 / sqrt(…) [N], undefined where no kernel made it). x, delta
+// [N, C], weight [C]; delta may be undefined: sum is x then. (RMSNorm: Zhang and Sennrich, NeurIPS 2019, arXiv:1910.07467.)
+std::tuple<Tensor, Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps);
 
-// One place of the residual stream: the sum x + delta (x where delta is undefined), and how it goes on. → (x, what the next
-// branch reads). Norm before the branch: (sum, its norm); norm_after: the norm for both; weight undefined: the sum for both.
-std::tuple<Tensor, Tensor> residual(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps,
-                                    bool norm_after);
+// One place of the residual stream: x, the sum x + delta (x where delta is undefined) as it goes on, and what the next branch reads.
+// Norm before the branch: (sum, its norm); norm_after: the norm for both; weight undefined: the sum for both.
+struct Residual {
+  Tensor x, branch;
+  Origin origin = {};  // of branch
+};
+Residual residual(const Tensor& x, const Tensor& delta, const Tensor& weight, double eps, bool norm_after);
 
 // silu(gate) · up of gate_up [N, 2M] = gate | up → [N, M]. (SwiGLU: Shazeer 2020, arXiv:2002.05202.)
 Tensor swiglu(const Tensor& gate_up);
+Origin swiglu_origin(const Tensor& gate_up);
+
+// x [B, H, T, D] → [B·T, H·D]
+Tensor token_rows(const Tensor& x);
+Origin token_rows_origin(const Tensor& x);
 
 // qkv [B·T, (H + 2G)·D] → q [B, H, T, D], k, v [B, G, T, D], with q and k turned by the angles of their
 // positions: (x_i, x_{i + D/2}) → (x_i cos − x_{i + D/2} sin, x_{i + D/2} cos + x_i sin); cosine, sine [T,

@@ -148,6 +148,12 @@ Tensor rounded(const Tensor& weight, const Norms& norms) {
   return as_bfloat16(norms.scale.defined() ? weight * norms.scale.unsqueeze(1) : weight);
 }
 
+// x as the products take it.
+Tensor operand_of(const Tensor& x, bool bfloat16) {
+  if (!bfloat16) return x.contiguous();
+  return takes_bfloat16_weights() ? bfloat16_operand(x) : as_bfloat16(x).contiguous();
+}
+
 // What the node keeps of a projection beside tensors.
 struct Held : torch::CustomClassHolder {
   explicit Held(std::shared_ptr<Bfloat16Copy> given) : bfloat16(std::move(given)) {}
@@ -158,10 +164,9 @@ struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& weight_in,
                         const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma,
                         const std::optional<Tensor>& u, const std::vector<int64_t>& parts, bool through,
-                        const std::shared_ptr<Bfloat16Copy>& bfloat16) {
+                        const std::shared_ptr<Bfloat16Copy>& bfloat16, const Origin& origin) {
     const bool pairs = bfloat16 && takes_bfloat16_weights();
-    const Tensor weight = weight_in.contiguous();
-    const Tensor x = pairs ? bfloat16_operand(x_in) : bfloat16 ? as_bfloat16(x_in).contiguous() : x_in.contiguous();
+    const Tensor weight = weight_in.contiguous(), x = operand_of(x_in, bfloat16 != nullptr);
     const int64_t N = x.size(0), K = weight.size(1), M = weight.size(0);
     const Norms norms = parts.empty() ? Norms() : norms_of(weight, *gamma, *u, parts);
     Tensor y = pairs ? bfloat16_product_with(x, *bfloat16->for_output(weight, norms.scale))
@@ -180,8 +185,12 @@ struct Linear : torch::autograd::Function<Linear> {
     ctx->saved_data["bias"] = bias.has_value();
     ctx->saved_data["pairs"] = pairs;
     // A frozen weight has no gradient, for which alone x is wanted.
-    ctx->save_for_backward({weight_in.requires_grad() ? x : Tensor(), weight, u.value_or(Tensor()), norms.sigma,
-                            norms.v, norms.factors, norms.scale});
+    const bool kept = weight_in.requires_grad() && origin.made == Origin::kElsewhere;
+    variable_list saved{kept ? x : Tensor(), weight,     u.value_or(Tensor()), norms.sigma, norms.v,
+                        norms.factors,       norms.scale};
+    if (weight_in.requires_grad()) saved.insert(saved.end(), origin.from.begin(), origin.from.end());
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["made"] = static_cast<int64_t>(weight_in.requires_grad() ? origin.made : Origin::kElsewhere);
     ctx->saved_data["parts"] = parts;
     ctx->saved_data["through"] = through;
     ctx->saved_data["dtype"] = static_cast<int64_t>(x_in.scalar_type());
@@ -191,10 +200,12 @@ struct Linear : torch::autograd::Function<Linear> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1], &u = saved[2], dy = grads[0].contiguous();
+    const Tensor &weight = saved[1], &u = saved[2], dy = grads[0].contiguous();
     std::shared_ptr<Bfloat16Copy> bfloat16;
     if (const auto held = ctx->saved_data.find("held"); held != ctx->saved_data.end())
       bfloat16 = static_cast<const Held&>(*held->second.toCapsule()).bfloat16;
+    const Origin origin{static_cast<Origin::Made>(ctx->saved_data["made"].toInt()), {saved.begin() + 7, saved.end()}};
+    const Tensor x = origin.made == Origin::kElsewhere ? saved[0] : operand_of(origin.again(), bfloat16 != nullptr);
     const bool pairs = ctx->saved_data["pairs"].toBool();
     const Norms norms{saved[3], saved[4], saved[5], saved[6]};
     const int64_t N = dy.size(0), K = weight.size(1), M = weight.size(0);
@@ -225,7 +236,7 @@ struct Linear : torch::autograd::Function<Linear> {
                                           ctx->saved_data["through"].toBool(), dweight);
     });
     if (dx.defined()) dx = dx.to(static_cast<at::ScalarType>(ctx->saved_data["dtype"].toInt()));
-    return {dx, dweight, dbias, dgamma, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dx, dweight, dbias, dgamma, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -238,11 +249,12 @@ Tensor weight_of(const Projection& p, size_t i) {
 namespace {
 
 // linear() without its low-rank term.
-Tensor full_rank(const Tensor& x, const Projection& p) {
+Tensor full_rank(const Tensor& x, const Projection& p, const Origin& origin) {
   const auto bfloat16 = p.weight.scalar_type() == at::kFloat ? p.bfloat16 : nullptr;
   if (has_cpu_kernels(p.weight)) {
     const auto given = [](const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-    return Linear::apply(x, p.weight, given(p.bias), given(p.gamma), given(p.u), flat(p.parts), p.through, bfloat16);
+    return Linear::apply(x, p.weight, given(p.bias), given(p.gamma), given(p.u), flat(p.parts), p.through, bfloat16,
+                         origin);
   }
   std::vector<Tensor> columns;
   int64_t done = 0;  // rows of the weight
@@ -267,10 +279,12 @@ Tensor full_rank(const Tensor& x, const Projection& p) {
 
 }  // namespace
 
-Tensor linear(const Tensor& x, const Projection& p) {
-  const Tensor y = full_rank(x, p);
-  return p.lora.empty() ? y : add_lora(y, x.to(y.scalar_type()), p);
+Tensor linear(const Tensor& x, const Projection& p, const Origin& origin) {
+  const Tensor y = full_rank(x, p, origin);
+  return p.lora.empty() ? y : add_lora(y, x.to(y.scalar_type()), p, origin);
 }
+
+Tensor linear(const Tensor& x, const Projection& p) { return linear(x, p, Origin()); }
 
 Tensor spectral_norms(const Projection& p) {
   const at::NoGradGuard no_grad;

@@ -68,7 +68,7 @@ std::vector<int64_t> flat(const std::vector<SigmaPart>& parts) {
 
 struct AddLora : torch::autograd::Function<AddLora> {
   static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& x_in, const Tensor& a_in,
-                        const Tensor& b_in, const std::vector<int64_t>& parts, double scale) {
+                        const Tensor& b_in, const std::vector<int64_t>& parts, double scale, const Origin& origin) {
     TORCH_CHECK(y.is_contiguous(), "add_lora: y is not contiguous");
     const Tensor x = x_in.contiguous(), a = a_in.contiguous(), b = b_in.contiguous();
     const int64_t N = x.size(0), K = x.size(1), M = y.size(1), PR = a.size(0), R = b.size(1);
@@ -84,7 +84,10 @@ struct AddLora : torch::autograd::Function<AddLora> {
       });
     });
     ctx->mark_dirty({y});
-    ctx->save_for_backward({x, a, b, h});
+    variable_list saved{origin.made == Origin::kElsewhere ? x : Tensor(), a, b, h};
+    saved.insert(saved.end(), origin.from.begin(), origin.from.end());
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["made"] = static_cast<int64_t>(origin.made);
     ctx->saved_data["parts"] = parts;
     ctx->saved_data["scale"] = scale;
     return y;
@@ -92,7 +95,9 @@ struct AddLora : torch::autograd::Function<AddLora> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &a = saved[1], &b = saved[2], &h = saved[3], dy = grads[0].contiguous();
+    const Tensor &a = saved[1], &b = saved[2], &h = saved[3], dy = grads[0].contiguous();
+    const Origin origin{static_cast<Origin::Made>(ctx->saved_data["made"].toInt()), {saved.begin() + 4, saved.end()}};
+    const Tensor x = origin.made == Origin::kElsewhere ? saved[0] : origin.again().to(h.scalar_type()).contiguous();
     const std::vector<int64_t> parts = ctx->saved_data["parts"].toIntVector();
     const double scale = ctx->saved_data["scale"].toDouble();
     const int64_t N = x.size(0), K = x.size(1), M = dy.size(1), PR = a.size(0), R = b.size(1);
@@ -116,15 +121,15 @@ struct AddLora : torch::autograd::Function<AddLora> {
         multiply<scalar_t>(N, K, PR, dhidden, PR, a.const_data_ptr<scalar_t>(), K, 1, nullptr, nullptr,
                            dx.data_ptr<scalar_t>(), K, false);
     });
-    return {dy, dx, da, db, Tensor(), Tensor()};
+    return {dy, dx, da, db, Tensor(), Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-Tensor add_lora(const Tensor& y, const Tensor& x, const Projection& p) {
+Tensor add_lora(const Tensor& y, const Tensor& x, const Projection& p, const Origin& origin) {
   const int64_t R = p.lora_b.size(1);
-  if (has_cpu_kernels(x)) return AddLora::apply(y, x, p.lora_a, p.lora_b, flat(p.lora), p.lora_scale);
+  if (has_cpu_kernels(x)) return AddLora::apply(y, x, p.lora_a, p.lora_b, flat(p.lora), p.lora_scale, origin);
   const Tensor h = at::linear(x, p.lora_a);  // [N, P'·R]
   for_parts(flat(p.lora), [&](int64_t first, int64_t rows, int64_t part, int64_t row) {
     const Tensor term = at::linear(h.slice(1, part * R, (part + 1) * R), p.lora_b.slice(0, row, row + rows));
@@ -132,6 +137,8 @@ Tensor add_lora(const Tensor& y, const Tensor& x, const Projection& p) {
   });
   return y;
 }
+
+Tensor add_lora(const Tensor& y, const Tensor& x, const Projection& p) { return add_lora(y, x, p, Origin()); }
 
 Tensor merged(const Projection& p) {
   const at::NoGradGuard no_grad;

@@ -158,6 +158,8 @@ std::tuple<Tensor, Tensor> power_step_run(at::TensorList weights, at::TensorList
 // (logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp), each of target's shape; without moments the last
 // two are empty.
 using TokenEntropyOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// The same, then kept_entropy of target's shape, and kept [..., 4] in double, the KeptTokens of each row.
+using KeptTokenEntropyOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& target, double temperature,
                                            c10::SymInt ignore_index, bool moments, bool inplace_backward,
@@ -173,29 +175,50 @@ TokenEntropyOutputs token_entropy_run(const Tensor& logits, const Tensor& target
                                       int64_t ignore_index, bool moments,
                                       void (*launch)(const kernels::TokenEntropyForward&));
 
-// The gradient of the logits, [N, V] or [B, T, V]; entropy, anchor, log_sum as the forward op gave them.
+// With the truncated entropy; keep and share are those of Keep in ops.h.
+KeptTokenEntropyOutputs token_entropy_kept_autograd(const Tensor& logits, const Tensor& target, double temperature,
+                                                    c10::SymInt ignore_index, bool moments, bool inplace_backward,
+                                                    c10::string_view keep, double share, const Numbers& numbers);
+KeptTokenEntropyOutputs token_entropy_kept_meta(const Tensor& logits, const Tensor& target, double temperature,
+                                                c10::SymInt ignore_index, bool moments, bool inplace_backward,
+                                                c10::string_view keep, double share, const Numbers& numbers);
+KeptTokenEntropyOutputs token_entropy_kept_cpu(const Tensor& logits, const Tensor& target, double temperature,
+                                               int64_t ignore_index, bool moments, bool inplace_backward,
+                                               c10::string_view keep, double share, const Numbers& numbers);
+// Of the outputs of token_entropy_run.
+KeptTokenEntropyOutputs token_entropy_keep_run(const TokenEntropyOutputs& outputs, const Tensor& logits,
+                                               const Tensor& target, double temperature, int64_t ignore_index,
+                                               c10::string_view keep, double share,
+                                               void (*launch)(const kernels::TokenEntropyKeep&));
+
+// The gradient of the logits, [N, V] or [B, T, V]; entropy, anchor, log_sum and kept as the forward op gave them.
 Tensor token_entropy_backward_meta(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                    const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                    const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                   c10::SymInt ignore_index, const Numbers& numbers);
+                                   c10::SymInt ignore_index, const OptionalTensor& dkept_entropy,
+                                   const OptionalTensor& kept, const Numbers& numbers);
 Tensor token_entropy_backward_cpu(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                   const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                   const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                  int64_t ignore_index, const Numbers& numbers);
+                                  int64_t ignore_index, const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
+                                  const Numbers& numbers);
 // The same, written over the logits.
 void token_entropy_backward_inplace_meta(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                          const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                          const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                         int64_t ignore_index);
+                                         int64_t ignore_index, const OptionalTensor& dkept_entropy,
+                                         const OptionalTensor& kept);
 void token_entropy_backward_inplace_cpu(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                         const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                         const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                        int64_t ignore_index);
+                                        int64_t ignore_index, const OptionalTensor& dkept_entropy,
+                                        const OptionalTensor& kept);
 // Writes into dlogits, a new tensor or the logits themselves.
 void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits, const Tensor& target,
                                 const Tensor& entropy, const Tensor& anchor, const Tensor& log_sum,
                                 const OptionalTensor& dlogprob, const OptionalTensor& dentropy,
                                 const OptionalTensor& dlse, double temperature, int64_t ignore_index,
+                                const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
                                 void (*launch)(const kernels::TokenEntropyBackward&));
 
 // What linear_token_entropy shares: the type of statistics of rows of x; outputs like it; their pointers; arguments of a backward
@@ -207,6 +230,13 @@ void token_entropy_rows(kernels::TokenEntropyRows& p, const TokenEntropyOutputs&
 Tensor row_gradient(const char* op, const OptionalTensor& gradient, const char* name, const Tensor& target,
                     at::ScalarType type);
 Tensor row_statistic(const char* op, const Tensor& x, const char* name, const Tensor& target, at::ScalarType type);
+// keep and share of Keep in ops.h, checked.
+kernels::Keep keep_kind(const char* op, c10::string_view keep, double share);
+// What a row keeps, [N] as a backward pass takes it; null where dkept_entropy is undefined.
+const kernels::KeptTokens* kept_tokens(const char* op, const Tensor& dkept_entropy, const OptionalTensor& kept,
+                                       const Tensor& target);
+// New kept_entropy and kept beside outputs.
+KeptTokenEntropyOutputs with_kept(const TokenEntropyOutputs& outputs, const Tensor& target);
 void check_targets(const char* op, const Tensor& target, int64_t vocab, int64_t ignore_index);
 
 // ---- linear_token_entropy --------------------------------------------------------------------------------------------
@@ -227,10 +257,30 @@ TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor&
                                              double temperature, int64_t ignore_index, bool moments,
                                              const Numbers& numbers);
 
+KeptTokenEntropyOutputs linear_token_entropy_kept_autograd(const Tensor& hidden, const Tensor& weight,
+                                                           const Tensor& target, const OptionalTensor& bias,
+                                                           std::optional<double> softcap, double temperature,
+                                                           c10::SymInt ignore_index, bool moments,
+                                                           c10::string_view keep, double share, const Numbers& numbers);
+KeptTokenEntropyOutputs linear_token_entropy_kept_autocast(const Tensor& hidden, const Tensor& weight,
+                                                           const Tensor& target, const OptionalTensor& bias,
+                                                           std::optional<double> softcap, double temperature,
+                                                           c10::SymInt ignore_index, bool moments,
+                                                           c10::string_view keep, double share, const Numbers& numbers);
+KeptTokenEntropyOutputs linear_token_entropy_kept_meta(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                       const OptionalTensor& bias, std::optional<double> softcap,
+                                                       double temperature, c10::SymInt ignore_index, bool moments,
+                                                       c10::string_view keep, double share, const Numbers& numbers);
+KeptTokenEntropyOutputs linear_token_entropy_kept_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                      const OptionalTensor& bias, std::optional<double> softcap,
+                                                      double temperature, int64_t ignore_index, bool moments,
+                                                      c10::string_view keep, double share, const Numbers& numbers);
+
 // What a GPU does for linear_token_entropy: the launchers of kernels/linear_token_entropy.h and out = a b (+ out if add), where a
 // and b are of one type and have unit stride in one dimension, out is contiguous, of that type or of the one sums are kept in.
 struct LogitBackend {
   void (*forward)(const kernels::LinearTokenEntropyForward&);
+  void (*keep)(const kernels::TokenEntropyKeep&);
   void (*backward)(const kernels::LinearTokenEntropyBackward&);
   void (*product)(const Tensor& out, const Tensor& a, const Tensor& b, bool add);
 };
@@ -239,6 +289,27 @@ TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor&
                                              const OptionalTensor& bias, std::optional<double> softcap,
                                              double temperature, int64_t ignore_index, bool moments,
                                              const LogitBackend& backend);
+KeptTokenEntropyOutputs linear_token_entropy_kept_run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                      const OptionalTensor& bias, std::optional<double> softcap,
+                                                      double temperature, int64_t ignore_index, bool moments,
+                                                      c10::string_view keep, double share, const LogitBackend& backend);
+
+// What linear_token_entropy.cpp and linear_token_entropy_blocks.cpp share: the checks; x with unit stride in a row and rows that do not
+// share memory; the outputs of the forward pass and the incoming gradients of a backward pass, checked and contiguous.
+void check_linear_arguments(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                            const OptionalTensor& bias, std::optional<double> softcap, double temperature);
+Tensor with_rows(const Tensor& x);
+struct LinearStatistics {
+  Tensor entropy, anchor, log_sum, dlogprob, dentropy, dlse, dkept;
+  OptionalTensor kept;
+  const kernels::KeptTokens* tokens;  // of kept
+
+  LinearStatistics(const Tensor& hidden, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
+                   const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy,
+                   const OptionalTensor& dlse, const OptionalTensor& bias, std::array<bool, 3> wanted,
+                   const OptionalTensor& dkept_entropy, const OptionalTensor& kept);
+  void fill(kernels::TokenEntropyRowGradients& p) const;
+};
 
 // (dhidden, dweight, dbias), those that are not wanted empty; entropy, anchor, log_sum as the forward op gave them.
 using LinearTokenEntropyGradients = std::tuple<Tensor, Tensor, Tensor>;
@@ -247,17 +318,20 @@ LinearTokenEntropyGradients linear_token_entropy_backward_meta(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, c10::SymInt ignore_index,
-    std::array<bool, 3> wanted, const Numbers& numbers);
+    std::array<bool, 3> wanted, const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
+    const Numbers& numbers);
 LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted, const Numbers& numbers);
+    std::array<bool, 3> wanted, const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
+    const Numbers& numbers);
 LinearTokenEntropyGradients linear_token_entropy_backward_run(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted, const LogitBackend& backend);
+    std::array<bool, 3> wanted, const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
+    const LogitBackend& backend);
 
 // ---- grpo_select ----------------------------------------------------------------------------------------------------
 struct GrpoSelectArguments {
@@ -295,6 +369,9 @@ struct GrpoLossArguments {
   double kl_cov_coef;
   c10::string_view ref_kl;
   double ref_kl_coef, entropy_coef;
+  std::optional<double> delta;
+  double tau_pos, tau_neg, vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg, gppo_beta1, gppo_beta2,
+      dro_beta;
   bool statistics, keep_slope;
   Numbers numbers;
 };
@@ -314,10 +391,15 @@ GrpoLossOutputs grpo_loss_entry(const Tensor& logprob, const Tensor& old_logprob
                                 const OptionalTensor& normalizer, c10::string_view mode, c10::string_view aggregate,
                                 double clip_low, std::optional<double> clip_high, std::optional<double> dual_clip,
                                 double kl_cov_coef, c10::string_view ref_kl, double ref_kl_coef, double entropy_coef,
-                                bool statistics, bool keep_slope, const Numbers& numbers) {
-  return run({logprob,     old_logprob, advantage,   mask,         selected,   ref_logprob, ref_kl_weight,
-              entropy,     normalizer,  mode,        aggregate,    clip_low,   clip_high,   dual_clip,
-              kl_cov_coef, ref_kl,      ref_kl_coef, entropy_coef, statistics, keep_slope,  numbers});
+                                std::optional<double> delta, double tau_pos, double tau_neg, double vespo_k_pos,
+                                double vespo_lambda_pos, double vespo_k_neg, double vespo_lambda_neg, double gppo_beta1,
+                                double gppo_beta2, double dro_beta, bool statistics, bool keep_slope,
+                                const Numbers& numbers) {
+  return run(
+      {logprob,          old_logprob,  advantage,  mask,     selected,   ref_logprob, ref_kl_weight,    entropy,
+       normalizer,       mode,         aggregate,  clip_low, clip_high,  dual_clip,   kl_cov_coef,      ref_kl,
+       ref_kl_coef,      entropy_coef, delta,      tau_pos,  tau_neg,    vespo_k_pos, vespo_lambda_pos, vespo_k_neg,
+       vespo_lambda_neg, gppo_beta1,   gppo_beta2, dro_beta, statistics, keep_slope,  numbers});
 }
 using GrpoLossSchema = decltype(grpo_loss_entry<grpo_loss_cpu>);
 

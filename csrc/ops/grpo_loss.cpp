@@ -14,6 +14,7 @@
 #include "csrc/ops/entries.h"
 #include "csrc/ops/grpo_arguments.h"
 #include "csrc/ops/grpo_loss_cpu.h"
+#include "csrc/ops/grpo_rule.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::ops {
@@ -53,69 +54,7 @@ namespace {
 constexpr const char* kLoss = "grpo_loss";
 constexpr const char* kBackward = "grpo_loss_backward";
 
-// ---- checks and names -----------------------------------------------------------------------------------------------
-
-constexpr const char* kModes[] = {"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg"};
-constexpr const char* kAggregates[] = {"token-mean", "seq-mean-token-sum", "seq-mean-token-mean",
-                                       "seq-mean-token-sum-norm", "token-sum-norm"};
-constexpr const char* kRefKls[] = {"k1", "k2", "k3", "k1+", "k3+"};
-enum Mode { kClip, kClipHigher, kClipCov, kKlCov, kGspo, kCispo, kGpg };
-
-// DAPO's upper clip (arXiv 2503.14476), the default of clip_higher.
-constexpr double kClipHigherUpper = 0.28;
-
-// a, the numbers in the place of its floats.
-GrpoLossArguments with_numbers(GrpoLossArguments a) {
-  read_numbers(kLoss, a.numbers,
-               {&a.clip_low, optional_number(a.clip_high), optional_number(a.dual_clip), &a.kl_cov_coef, &a.ref_kl_coef,
-                &a.entropy_coef});
-  return a;
-}
-constexpr size_t kEntropyCoef = 5;  // its place among them
-
-GrpoLossRule rule_of(const GrpoLossArguments& a) {
-  GrpoLossRule rule;
-  const auto mode = static_cast<Mode>(index_of(kLoss, "mode", a.mode, kModes));
-  const bool selects = mode == kClipCov || mode == kKlCov;
-  OP_CHECK(kLoss, selects == a.selected.has_value(), "mode is ", std::string(a.mode), ", and selected is ",
-           selects ? "missing; wanted the tokens that grpo_select(logprob, old_logprob, advantage, mask, "
-                     "mode=..., seed=...) chooses"
-                   : "given, which only clip_cov and kl_cov use; wanted None");
-  rule.lower = 1.0 - checked(kLoss, "clip_low", a.clip_low, 0.0);
-  rule.upper =
-      1.0 + checked(kLoss, "clip_high", a.clip_high.value_or(mode == kClipHigher ? kClipHigherUpper : a.clip_low), 0.0);
-  rule.dual_clip = std::numeric_limits<double>::infinity();
-  if (a.dual_clip.has_value()) {
-    OP_CHECK(kLoss, mode == kClip || mode == kClipHigher, "dual_clip is given with mode ", std::string(a.mode),
-             "; it belongs to clip and clip_higher, wanted None");
-    OP_CHECK(kLoss, std::isfinite(*a.dual_clip) && *a.dual_clip > 1, "dual_clip is ", *a.dual_clip,
-             "; wanted above 1, or None");
-    rule.dual_clip = *a.dual_clip;
-  }
-  const double kl_cov_coef = checked(kLoss, "kl_cov_coef", a.kl_cov_coef, 0.0);
-  if (mode == kClipCov) rule.drop = 1;
-  if (mode == kKlCov) rule.penalty = kl_cov_coef;
-  if (mode == kKlCov || mode == kGpg) {
-    rule.lower = 0;
-    rule.upper = std::numeric_limits<double>::infinity();
-  }
-  rule.form = mode == kGspo    ? GrpoForm::kSequenceRatio
-              : mode == kCispo ? GrpoForm::kClippedWeight
-              : mode == kGpg   ? GrpoForm::kUnitWeight
-                               : GrpoForm::kTokenRatio;
-  rule.ref_kl = static_cast<GrpoKl>(index_of(kLoss, "ref_kl", a.ref_kl, kRefKls));
-  rule.ref_kl_coef = checked(kLoss, "ref_kl_coef", a.ref_kl_coef, 0.0);
-  rule.entropy_coef = checked(kLoss, "entropy_coef", a.entropy_coef, std::numeric_limits<double>::lowest());
-  rule.aggregate = static_cast<GrpoAggregate>(index_of(kLoss, "aggregate", a.aggregate, kAggregates));
-  OP_CHECK(kLoss, rule.ref_kl_coef == 0 || a.ref_logprob, "ref_kl_coef is ", rule.ref_kl_coef,
-           ", and ref_logprob is missing; wanted the log-probabilities of the reference policy");
-  OP_CHECK(kLoss, !a.ref_kl_weight || a.ref_logprob,
-           "ref_kl_weight is given, and ref_logprob is missing; wanted the "
-           "log-probabilities of the reference policy, from which the weighted divergence is");
-  OP_CHECK(kLoss, rule.entropy_coef == 0 || a.entropy, "entropy_coef is ", rule.entropy_coef,
-           ", and entropy is missing; wanted the entropy that token_entropy gives");
-  return rule;
-}
+// ---- checks ---------------------------------------------------------------------------------------------------------
 
 void check_arguments(const GrpoLossArguments& a) {
   check_logprob(kLoss, a.logprob);
@@ -150,14 +89,13 @@ void forward_as(const GrpoLossForward& p) {
   static const auto forward = ISENTROPE_PICK(grpo_loss_forward);
   std::vector<GrpoMoments<double>> sequences;
   const GrpoCentre centre = grpo_centre(p, p.stats != nullptr, sequences);
-  std::vector<double> log_ratio(p.batch);
+  std::vector<GrpoSequence<double>> known(p.batch);
   for (int64_t row = 0; row < p.batch; ++row)
-    log_ratio[row] = sequences[row].tokens > 0 ? sequences[row].log_ratio / sequences[row].tokens : 0.0;
+    known[row] = grpo_sequence(p.rule, sequences[row].log_ratio, sequences[row].tokens);
   const int64_t segments = grpo_segments(p.length);
   std::vector<GrpoTerms<double>> partial(p.batch * segments);
-  at::parallel_for(0, p.batch * segments, grpo_segment_grain(p.length), [&](int64_t begin, int64_t end) {
-    forward(p, centre, log_ratio.data(), begin, end, partial.data());
-  });
+  at::parallel_for(0, p.batch * segments, grpo_segment_grain(p.length),
+                   [&](int64_t begin, int64_t end) { forward(p, centre, known.data(), begin, end, partial.data()); });
   GrpoTerms<double> sums;
   for (int k = 0; k < kGrpoTerms; ++k) sums.term[k] = grpo_neutral(k);
   double loss = 0;
@@ -190,9 +128,9 @@ void backward_on_cpu(const GrpoLossBackward& p) {
 GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& given, void (*launch)(const GrpoLossForward&),
                               bool with_workspace) {
   check_arguments(given);
-  const GrpoLossArguments a = with_numbers(given);
+  const GrpoLossArguments a = with_grpo_numbers(given);
   GrpoLossForward p;
-  p.rule = rule_of(a);
+  p.rule = grpo_rule(a);
   const at::ScalarType type = compute_type(a.logprob);
   const Tensor logprob = as(a.logprob, type), old_logprob = as(a.old_logprob, type), advantage = as(a.advantage, type),
                mask = as(a.mask, at::kBool), selected = as(a.selected, at::kBool),
@@ -231,7 +169,7 @@ GrpoLossOutputs grpo_loss_cpu(const GrpoLossArguments& a) { return grpo_loss_run
 
 GrpoLossOutputs grpo_loss_meta(const GrpoLossArguments& a) {
   check_arguments(a);
-  if (!a.numbers) rule_of(a);  // else they are looked at when the op runs
+  if (!a.numbers) grpo_rule(a);  // else they are looked at when the op runs
   return empty_outputs(a.logprob, a.statistics, a.keep_slope);
 }
 
@@ -319,7 +257,9 @@ GrpoLossOutputs call_forward(const GrpoLossArguments& a, bool keep_slope) {
       c10::Dispatcher::singleton().findSchemaOrThrow("isentrope::grpo_loss", "").typed<GrpoLossSchema>();
   return op.call(a.logprob, a.old_logprob, a.advantage, a.mask, a.selected, a.ref_logprob, a.ref_kl_weight, a.entropy,
                  a.normalizer, a.mode, a.aggregate, a.clip_low, a.clip_high, a.dual_clip, a.kl_cov_coef, a.ref_kl,
-                 a.ref_kl_coef, a.entropy_coef, a.statistics, keep_slope, a.numbers);
+                 a.ref_kl_coef, a.entropy_coef, a.delta, a.tau_pos, a.tau_neg, a.vespo_k_pos, a.vespo_lambda_pos,
+                 a.vespo_k_neg, a.vespo_lambda_neg, a.gppo_beta1, a.gppo_beta2, a.dro_beta, a.statistics, keep_slope,
+                 a.numbers);
 }
 
 // Gradients of logprob and entropy; everything else is a constant.
@@ -329,7 +269,7 @@ struct GrpoLossFunction : torch::autograd::Function<GrpoLossFunction> {
     auto [loss, token_loss, stats, slope, weight] = call_forward(arguments, true);
     ctx->set_materialize_grads(false);
     variable_list kept{slope, weight, arguments.mask};
-    if (arguments.numbers) kept.push_back(arguments.numbers->get(kEntropyCoef));
+    if (arguments.numbers) kept.push_back(arguments.numbers->get(kGrpoEntropyCoef));
     ctx->save_for_backward(kept);
     // slope is no constant: through it grpo_loss_backward refuses second derivatives, which are slopes of the slopes.
     ctx->mark_non_differentiable({stats, weight});
@@ -386,11 +326,15 @@ GrpoLossOutputs grpo_loss_autograd(const GrpoLossArguments& arguments) {
 
 GrpoLoss grpo_loss(const Tensor& logprob, const Tensor& old_logprob, const Tensor& advantage, const Tensor& mask,
                    const GrpoLossOptions& o) {
-  auto [loss, token_loss, stats, slope, weight] = call_forward(
-      {logprob,       old_logprob,  advantage,     mask,           o.selected,   o.ref_logprob, o.ref_kl_weight,
-       o.entropy,     o.normalizer, o.mode,        o.aggregate,    o.clip_low,   o.clip_high,   o.dual_clip,
-       o.kl_cov_coef, o.ref_kl,     o.ref_kl_coef, o.entropy_coef, o.statistics, false,         std::nullopt},
-      false);
+  auto [loss, token_loss, stats, slope, weight] =
+      call_forward({logprob,       old_logprob,     advantage,          mask,          o.selected,
+                    o.ref_logprob, o.ref_kl_weight, o.entropy,          o.normalizer,  o.mode,
+                    o.aggregate,   o.clip_low,      o.clip_high,        o.dual_clip,   o.kl_cov_coef,
+                    o.ref_kl,      o.ref_kl_coef,   o.entropy_coef,     o.delta,       o.tau_pos,
+                    o.tau_neg,     o.vespo_k_pos,   o.vespo_lambda_pos, o.vespo_k_neg, o.vespo_lambda_neg,
+                    o.gppo_beta1,  o.gppo_beta2,    o.dro_beta,         o.statistics,  false,
+                    std::nullopt},
+                   false);
   return {loss, token_loss, stats};
 }
 

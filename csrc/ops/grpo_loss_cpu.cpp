@@ -20,20 +20,43 @@ inline void scale(const T* x, T factor, int count, T* __restrict out) {
 
 // ---- first pass ----------------------------------------------------------------------------------------------
 
+// Adds what the tokens give to the sum of their sequence to sum [kLanes]. l, old [padded]; advantage [padded], read by geo_mean
+// alone.
+template <class T>
+void add_sequence_terms(const GrpoLossRule& rule, const Block& block, const T* l, const T* old, const T* advantage,
+                        T (&sum)[kLanes]) {
+  const GrpoLossRule r = rule;
+  switch (r.form) {
+    case GrpoForm::kGeometricMean:
+      return add_lanes(block, sum, [&](int i) {
+        return grpo_sequence_term<GrpoForm::kGeometricMean>(r, l[i] - old[i], advantage[i]);
+      });
+    case GrpoForm::kGammaWeight:
+      return add_lanes(block, sum,
+                       [&](int i) { return grpo_sequence_term<GrpoForm::kGammaWeight>(r, l[i] - old[i], T(0)); });
+    default:
+      return add_lanes(block, sum, [&](int i) { return l[i] - old[i]; });
+  }
+}
+
 template <class T>
 GrpoMoments<double> segment_moments(const GrpoLossForward& p, bool means, int64_t segment) {
-  T advantage[kLanes] = {}, logprob[kLanes] = {}, entropy[kLanes] = {}, log_ratio[kLanes] = {};
+  T advantage[kLanes] = {}, logprob[kLanes] = {}, entropy[kLanes] = {};
+  double log_ratio = 0;
   int64_t tokens = 0;
   for_blocks(segment, p.length, [&](const Block& block) {
     tokens += count_flags(p.mask, block);
-    const bool of_sequence = p.rule.form == GrpoForm::kSequenceRatio;
+    const bool of_sequence = grpo_of_sequence(p.rule.form);
     if (!means && !of_sequence) return;
-    T counts[kBlock], l[kBlock], x[kBlock];
+    T counts[kBlock], l[kBlock], x[kBlock], a[kBlock];
     load_flags(p.mask, block, counts);
     load(p.logprob, block, counts, l);
     if (of_sequence) {
       load(p.old_logprob, block, counts, x);
-      add_lanes(block, log_ratio, [&](int i) { return l[i] - x[i]; });
+      if (p.rule.form == GrpoForm::kGeometricMean) load(p.advantage, block, counts, a);
+      T part[kLanes] = {};
+      add_sequence_terms(p.rule, block, l, x, a, part);
+      log_ratio += total(part);
     }
     if (!means) return;
     add_lanes(block, logprob, [&](int i) { return l[i]; });
@@ -43,14 +66,16 @@ GrpoMoments<double> segment_moments(const GrpoLossForward& p, bool means, int64_
     load(p.entropy, block, counts, x);
     add_lanes(block, entropy, [&](int i) { return x[i]; });
   });
-  return {static_cast<double>(tokens), total(advantage), total(logprob), total(entropy), total(log_ratio)};
+  return {static_cast<double>(tokens), total(advantage), total(logprob), total(entropy), log_ratio};
 }
 
 // ---- second pass ---------------------------------------------------------------------------------------------
 
-// Whether anything depends on the ratio of the token, and so on ℓ_old.
+// Whether anything depends on the ratio of the token, and on ℓ_old.
 template <GrpoForm form, bool statistics>
-constexpr bool kUsesRatio = statistics || form == GrpoForm::kTokenRatio || form == GrpoForm::kClippedWeight;
+constexpr bool kUsesRatio = statistics || grpo_has_ratio(form);
+template <GrpoForm form, bool statistics>
+constexpr bool kUsesOld = statistics || grpo_has_old(form);
 
 template <class T, int... k>
 inline __attribute__((always_inline)) void merge(const GrpoTerms<T>& x, int i, T (*sum)[kLanes],
@@ -58,11 +83,11 @@ inline __attribute__((always_inline)) void merge(const GrpoTerms<T>& x, int i, T
   ((sum[k][i] = grpo_merge(k, sum[k][i], x.term[k])), ...);
 }
 
-// What gspo knows of a sequence, once a lane: a condition that is the same for all tokens becomes a branch, and the loop
-// stays scalar.
+// What is known of a sequence, once a lane: a condition that is the same for all tokens becomes a branch, and the loop stays
+// scalar.
 template <class T>
 struct Sequence {
-  T log_ratio[kLanes], ratio[kLanes];
+  T log_ratio[kLanes], ratio[kLanes], weight_pos[kLanes], weight_neg[kLanes];
 };
 
 // Losses and slopes [padded] without the divergence from the reference, and their part of the sums [kGrpoWanted, kLanes].
@@ -77,13 +102,19 @@ __attribute__((noinline)) void add_policy(const GrpoLossRule& rule, const GrpoCe
     for (int i = 0; i < padded; ++i) exp_d[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
   const GrpoLossRule r = rule;
   const GrpoCentre c = centre;
+  T factor[grpo_has_factor(form) ? kBlock : 1];
+  if constexpr (grpo_has_factor(form))
+    for (int i = 0; i < padded; ++i)
+      factor[i] = grpo_factor<form, VectorMath>(r, x.logprob[i], x.old_logprob[i], x.advantage[i], exp_d[i]);
   for (int first = 0; first < padded; first += kLanes)
     for (int lane = 0; lane < kLanes; ++lane) {
       const int i = first + lane;
       const GrpoToken<T> token{x.logprob[i], x.old_logprob[i], x.advantage[i],
                                x.entropy[i], x.counts[i],      x.selected[i] * x.counts[i]};
+      const GrpoSequence<T> s{sequence.log_ratio[lane], sequence.ratio[lane], sequence.weight_pos[lane],
+                              sequence.weight_neg[lane]};
       const GrpoTerms<T> terms = grpo_terms<form, T>(r, c, token, kWithRatio ? exp_d[i] : T(0),
-                                                     sequence.log_ratio[lane], sequence.ratio[lane], &slope[i]);
+                                                     grpo_has_factor(form) ? factor[i] : T(0), s, &slope[i]);
       loss[i] = x.counts[i] > T(0) ? terms.term[kSumLoss] : T(0);
       merge(terms, lane, sum, std::make_integer_sequence<int, kGrpoWanted<statistics>>());
     }
@@ -130,12 +161,16 @@ auto divergence_of(GrpoKl kind) {
 }
 
 template <GrpoForm form, bool statistics, class T>
-GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre, const double* log_ratio,
-                               int64_t segment) {
-  Sequence<T> sequence;
-  const T mean = log_ratio == nullptr ? T(0) : T(log_ratio[segment / grpo_segments(p.length)]);
-  std::fill_n(sequence.log_ratio, kLanes, mean);
-  std::fill_n(sequence.ratio, kLanes, std::exp(grpo_sequence_log_ratio(mean)));
+GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre,
+                               const GrpoSequence<double>* sequences, int64_t segment) {
+  Sequence<T> sequence{};
+  if constexpr (grpo_of_sequence(form)) {
+    const GrpoSequence<T> s = grpo_cast<T>(sequences[segment / grpo_segments(p.length)]);
+    std::fill_n(sequence.log_ratio, kLanes, s.log_ratio);
+    std::fill_n(sequence.ratio, kLanes, s.ratio);
+    std::fill_n(sequence.weight_pos, kLanes, s.weight_pos);
+    std::fill_n(sequence.weight_neg, kLanes, s.weight_neg);
+  }
   const auto divergence = p.ref_kl_weight == nullptr ? divergence_of<statistics, false, T>(p.rule.ref_kl)
                                                      : divergence_of<statistics, true, T>(p.rule.ref_kl);
   const bool bonus = p.entropy != nullptr && (statistics || p.rule.entropy_coef != 0);
@@ -154,7 +189,7 @@ GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centr
     load_flags(p.mask, block, x.counts);
     load(p.logprob, block, x.counts, x.logprob);
     load(p.advantage, block, x.counts, x.advantage);
-    if (kUsesRatio<form, statistics>) load(p.old_logprob, block, x.counts, x.old_logprob);
+    if (kUsesOld<form, statistics>) load(p.old_logprob, block, x.counts, x.old_logprob);
     if (p.selected != nullptr) load_flags(p.selected, block, x.selected);
     if (bonus) load(p.entropy, block, x.counts, x.entropy);
     add_policy<form, statistics, T>(p.rule, centre, block.padded, sequence, x, loss, slope, sum);
@@ -177,24 +212,38 @@ GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centr
 }
 
 template <GrpoForm form, class T>
-GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre, const double* sequence,
-                               int64_t segment) {
-  return p.stats != nullptr ? segment_loss<form, true, T>(p, centre, sequence, segment)
-                            : segment_loss<form, false, T>(p, centre, sequence, segment);
+GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre,
+                               const GrpoSequence<double>* sequences, int64_t segment) {
+  return p.stats != nullptr ? segment_loss<form, true, T>(p, centre, sequences, segment)
+                            : segment_loss<form, false, T>(p, centre, sequences, segment);
 }
 
 template <class T>
-GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre, const double* sequence,
-                               int64_t segment) {
+GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centre,
+                               const GrpoSequence<double>* sequences, int64_t segment) {
   switch (p.rule.form) {
     case GrpoForm::kTokenRatio:
-      return segment_loss<GrpoForm::kTokenRatio, T>(p, centre, sequence, segment);
+      return segment_loss<GrpoForm::kTokenRatio, T>(p, centre, sequences, segment);
     case GrpoForm::kSequenceRatio:
-      return segment_loss<GrpoForm::kSequenceRatio, T>(p, centre, sequence, segment);
+      return segment_loss<GrpoForm::kSequenceRatio, T>(p, centre, sequences, segment);
     case GrpoForm::kClippedWeight:
-      return segment_loss<GrpoForm::kClippedWeight, T>(p, centre, sequence, segment);
+      return segment_loss<GrpoForm::kClippedWeight, T>(p, centre, sequences, segment);
+    case GrpoForm::kUnitWeight:
+      return segment_loss<GrpoForm::kUnitWeight, T>(p, centre, sequences, segment);
+    case GrpoForm::kTotalVariation:
+      return segment_loss<GrpoForm::kTotalVariation, T>(p, centre, sequences, segment);
+    case GrpoForm::kBinaryKl:
+      return segment_loss<GrpoForm::kBinaryKl, T>(p, centre, sequences, segment);
+    case GrpoForm::kSoftGate:
+      return segment_loss<GrpoForm::kSoftGate, T>(p, centre, sequences, segment);
+    case GrpoForm::kGeometricMean:
+      return segment_loss<GrpoForm::kGeometricMean, T>(p, centre, sequences, segment);
+    case GrpoForm::kGammaWeight:
+      return segment_loss<GrpoForm::kGammaWeight, T>(p, centre, sequences, segment);
+    case GrpoForm::kKeptGradient:
+      return segment_loss<GrpoForm::kKeptGradient, T>(p, centre, sequences, segment);
     default:
-      return segment_loss<GrpoForm::kUnitWeight, T>(p, centre, sequence, segment);
+      return segment_loss<GrpoForm::kQuadratic, T>(p, centre, sequences, segment);
   }
 }
 
@@ -234,10 +283,10 @@ void grpo_moments(const GrpoLossForward& p, bool means, int64_t begin, int64_t e
   });
 }
 
-void grpo_loss_forward(const GrpoLossForward& p, const GrpoCentre& centre, const double* sequence, int64_t begin,
-                       int64_t end, GrpoTerms<double>* partial) {
+void grpo_loss_forward(const GrpoLossForward& p, const GrpoCentre& centre, const GrpoSequence<double>* sequences,
+                       int64_t begin, int64_t end, GrpoTerms<double>* partial) {
   with_type(p.dtype, [&](auto zero) {
-    for (int64_t s = begin; s < end; ++s) partial[s] = segment_loss<decltype(zero)>(p, centre, sequence, s);
+    for (int64_t s = begin; s < end; ++s) partial[s] = segment_loss<decltype(zero)>(p, centre, sequences, s);
   });
 }
 

@@ -45,12 +45,18 @@ TORCH_LIBRARY(isentrope, m) {
       "anchor, Tensor log_sum, "
       "Tensor sum_p2, Tensor sum_p2_logp)");
   m.def(
+      "token_entropy_kept(Tensor logits, Tensor target, *, float temperature=1.0, SymInt ignore_index=-100, bool "
+      "moments=False, bool inplace_backward=False, str keep, float share, Tensor[]? numbers=None) -> (Tensor logprob, "
+      "Tensor entropy, Tensor lse, Tensor anchor, Tensor log_sum, Tensor sum_p2, Tensor sum_p2_logp, "
+      "Tensor kept_entropy, Tensor kept)");
+  m.def(
       "token_entropy_backward(Tensor logits, Tensor target, Tensor entropy, Tensor anchor, Tensor log_sum, "
       "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, SymInt ignore_index=-100, "
-      "Tensor[]? numbers=None) -> Tensor");
+      "Tensor? dkept_entropy=None, Tensor? kept=None, Tensor[]? numbers=None) -> Tensor");
   m.def(
       "token_entropy_backward_(Tensor(a!) logits, Tensor target, Tensor entropy, Tensor anchor, Tensor log_sum, "
-      "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, int ignore_index=-100) -> ()");
+      "Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, float temperature=1.0, int ignore_index=-100, "
+      "Tensor? dkept_entropy=None, Tensor? kept=None) -> ()");
 
   // ---- linear_token_entropy
   m.def(
@@ -60,9 +66,15 @@ TORCH_LIBRARY(isentrope, m) {
       "lse, "
       "Tensor anchor, Tensor log_sum, Tensor sum_p2, Tensor sum_p2_logp)");
   m.def(
+      "linear_token_entropy_kept(Tensor hidden, Tensor weight, Tensor target, *, Tensor? bias=None, float? "
+      "softcap=None, float temperature=1.0, SymInt ignore_index=-100, bool moments=False, str keep, float share, "
+      "Tensor[]? numbers=None) -> (Tensor logprob, Tensor entropy, Tensor lse, Tensor anchor, Tensor log_sum, "
+      "Tensor sum_p2, Tensor sum_p2_logp, Tensor kept_entropy, Tensor kept)");
+  m.def(
       "linear_token_entropy_backward(Tensor hidden, Tensor weight, Tensor target, Tensor entropy, Tensor anchor, "
       "Tensor log_sum, Tensor? dlogprob, Tensor? dentropy, Tensor? dlse, *, Tensor? bias=None, float? softcap=None, "
-      "float temperature=1.0, SymInt ignore_index=-100, bool[3] wanted, Tensor[]? numbers=None) -> (Tensor dhidden, "
+      "float temperature=1.0, SymInt ignore_index=-100, bool[3] wanted, Tensor? dkept_entropy=None, Tensor? kept=None, "
+      "Tensor[]? numbers=None) -> (Tensor dhidden, "
       "Tensor dweight, Tensor "
       "dbias)");
 
@@ -78,8 +90,11 @@ TORCH_LIBRARY(isentrope, m) {
       "Tensor? ref_logprob=None, Tensor? ref_kl_weight=None, Tensor? entropy=None, Tensor? normalizer=None, "
       "str mode=\"clip\", "
       "str aggregate=\"token-mean\", float clip_low=0.2, float? clip_high=None, float? dual_clip=None, "
-      "float kl_cov_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, bool statistics=True, "
-      "bool keep_slope=False, Tensor[]? numbers=None) "
+      "float kl_cov_coef=1.0, str ref_kl=\"k3\", float ref_kl_coef=0.0, float entropy_coef=0.0, float? delta=None, "
+      "float tau_pos=1.0, float tau_neg=1.05, float vespo_k_pos=2.0, float vespo_lambda_pos=3.0, float "
+      "vespo_k_neg=3.0, "
+      "float vespo_lambda_neg=2.0, float gppo_beta1=0.75, float gppo_beta2=1.0, float dro_beta=0.05, "
+      "bool statistics=True, bool keep_slope=False, Tensor[]? numbers=None) "
       "-> (Tensor loss, Tensor token_loss, Tensor stats, Tensor slope, Tensor weight)");
   m.def(
       "grpo_loss_backward(Tensor? dloss, Tensor? dtoken_loss, Tensor slope, Tensor weight, Tensor mask, "
@@ -107,9 +122,11 @@ TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
   m.impl("sigma_linear_backward", sigma_linear_backward_cpu);
   m.impl("power_step", power_step_cpu);
   m.impl("token_entropy", token_entropy_cpu);
+  m.impl("token_entropy_kept", token_entropy_kept_cpu);
   m.impl("token_entropy_backward", token_entropy_backward_cpu);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_cpu);
   m.impl("linear_token_entropy", linear_token_entropy_cpu);
+  m.impl("linear_token_entropy_kept", linear_token_entropy_kept_cpu);
   m.impl("linear_token_entropy_backward", linear_token_entropy_backward_cpu);
   m.impl("grpo_select", grpo_select_entry<grpo_select_cpu>);
   m.impl("grpo_loss", grpo_loss_entry<grpo_loss_cpu>);
@@ -127,9 +144,11 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
   m.impl("sigma_linear_backward", sigma_linear_backward_meta);
   m.impl("power_step", power_step_meta);
   m.impl("token_entropy", token_entropy_meta);
+  m.impl("token_entropy_kept", token_entropy_kept_meta);
   m.impl("token_entropy_backward", token_entropy_backward_meta);
   m.impl("token_entropy_backward_", token_entropy_backward_inplace_meta);
   m.impl("linear_token_entropy", linear_token_entropy_meta);
+  m.impl("linear_token_entropy_kept", linear_token_entropy_kept_meta);
   m.impl("linear_token_entropy_backward", linear_token_entropy_backward_meta);
   m.impl("grpo_select", grpo_select_entry<grpo_select_meta>);
   m.impl("grpo_loss", grpo_loss_entry<grpo_loss_meta>);
@@ -148,9 +167,11 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   m.impl("sigma_linear_backward", second_derivatives_refused());
   m.impl("power_step", power_step_autograd);
   m.impl("token_entropy", token_entropy_autograd);
+  m.impl("token_entropy_kept", token_entropy_kept_autograd);
   m.impl("token_entropy_backward", second_derivatives_refused());
   m.impl("token_entropy_backward_", torch::autograd::autogradNotImplementedFallback());
   m.impl("linear_token_entropy", linear_token_entropy_autograd);
+  m.impl("linear_token_entropy_kept", linear_token_entropy_kept_autograd);
   m.impl("linear_token_entropy_backward", second_derivatives_refused());
   m.impl("grpo_select", torch::CppFunction::makeFallthrough());  // a choice: no gradient
   m.impl("grpo_loss", grpo_loss_entry<grpo_loss_autograd>);
@@ -175,11 +196,12 @@ void autocast_rules(torch::Library& m) {
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_autocast>);
   m.impl("sigma_linear", sigma_linear_autocast);
   m.impl("linear_token_entropy", linear_token_entropy_autocast);
+  m.impl("linear_token_entropy_kept", linear_token_entropy_kept_autocast);
   // What is summed is taken in float.
   m.impl("window_entropy", window_entropy_autocast);
   // Left as they are. They take any dtype, or a mixture, and compute in float whatever it is:
-  for (const char* op :
-       {"token_entropy", "merge_attention_states", "grpo_select", "grpo_loss", "grpo_combine_stats", "grpo_stat_names"})
+  for (const char* op : {"token_entropy", "token_entropy_kept", "merge_attention_states", "grpo_select", "grpo_loss",
+                         "grpo_combine_stats", "grpo_stat_names"})
     m.impl(op, torch::CppFunction::makeFallthrough());
   // they read what another op gave, which chose its dtype:
   for (const char* op :

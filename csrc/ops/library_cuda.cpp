@@ -69,6 +69,17 @@ TokenEntropyOutputs token_entropy_cuda(const Tensor& logits, const Tensor& targe
                            [](const auto& p) { kernels::token_entropy_forward_cuda(p, current_stream()); });
 }
 
+KeptTokenEntropyOutputs token_entropy_kept_cuda(const Tensor& logits, const Tensor& target, double temperature,
+                                                int64_t ignore_index, bool moments, bool, c10::string_view keep,
+                                                double share, const Numbers& numbers) {
+  const c10::DeviceGuard guard(logits.device());
+  read_numbers("token_entropy_kept", numbers, {&temperature, &share});
+  keep_kind("token_entropy_kept", keep, share);
+  const auto outputs = token_entropy_cuda(logits, target, temperature, ignore_index, moments, false, std::nullopt);
+  return token_entropy_keep_run(outputs, logits, target, temperature, ignore_index, keep, share,
+                                [](const auto& p) { kernels::token_entropy_keep_cuda(p, current_stream()); });
+}
+
 void launch_token_entropy_backward(const kernels::TokenEntropyBackward& p) {
   kernels::token_entropy_backward_cuda(p, current_stream());
 }
@@ -76,27 +87,30 @@ void launch_token_entropy_backward(const kernels::TokenEntropyBackward& p) {
 Tensor token_entropy_backward_cuda(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                    const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                    const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                   int64_t ignore_index, const Numbers& numbers) {
+                                   int64_t ignore_index, const OptionalTensor& dkept_entropy,
+                                   const OptionalTensor& kept, const Numbers& numbers) {
   const c10::DeviceGuard guard(logits.device());
   read_numbers("token_entropy_backward", numbers, {&temperature});
   Tensor dlogits = at::empty(logits.sizes(), logits.options());
   token_entropy_backward_run(dlogits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
-                             ignore_index, launch_token_entropy_backward);
+                             ignore_index, dkept_entropy, kept, launch_token_entropy_backward);
   return dlogits;
 }
 
 void token_entropy_backward_inplace_cuda(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                          const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                          const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                         int64_t ignore_index) {
+                                         int64_t ignore_index, const OptionalTensor& dkept_entropy,
+                                         const OptionalTensor& kept) {
   const c10::DeviceGuard guard(logits.device());
   token_entropy_backward_run(logits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
-                             ignore_index, launch_token_entropy_backward);
+                             ignore_index, dkept_entropy, kept, launch_token_entropy_backward);
 }
 
 // ---- linear_token_entropy
 const LogitBackend kLogits = {
     [](const auto& p) { kernels::linear_token_entropy_forward_cuda(p, current_stream()); },
+    [](const auto& p) { kernels::token_entropy_keep_cuda(p, current_stream()); },
     [](const auto& p) { kernels::linear_token_entropy_backward_cuda(p, current_stream()); },
     logit_product_cuda,
 };
@@ -110,15 +124,27 @@ TokenEntropyOutputs linear_token_entropy_cuda(const Tensor& hidden, const Tensor
   return linear_token_entropy_run(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, kLogits);
 }
 
+KeptTokenEntropyOutputs linear_token_entropy_kept_cuda(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                       const OptionalTensor& bias, std::optional<double> softcap,
+                                                       double temperature, int64_t ignore_index, bool moments,
+                                                       c10::string_view keep, double share, const Numbers& numbers) {
+  const c10::DeviceGuard guard(hidden.device());
+  read_numbers("linear_token_entropy_kept", numbers, {optional_number(softcap), &temperature, &share});
+  return linear_token_entropy_kept_run(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, keep,
+                                       share, kLogits);
+}
+
 LinearTokenEntropyGradients linear_token_entropy_backward_cuda(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted, const Numbers& numbers) {
+    std::array<bool, 3> wanted, const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
+    const Numbers& numbers) {
   const c10::DeviceGuard guard(hidden.device());
   read_numbers("linear_token_entropy_backward", numbers, {optional_number(softcap), &temperature});
   return linear_token_entropy_backward_run(hidden, weight, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse,
-                                           bias, softcap, temperature, ignore_index, wanted, kLogits);
+                                           bias, softcap, temperature, ignore_index, wanted, dkept_entropy, kept,
+                                           kLogits);
 }
 
 // ---- window_entropy
@@ -171,7 +197,9 @@ TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
   m.impl("sigma_linear_backward", sigma_linear_backward_cuda);
   m.impl("power_step", power_step_cuda);
   m.impl("token_entropy", token_entropy_cuda);
+  m.impl("token_entropy_kept", token_entropy_kept_cuda);
   m.impl("linear_token_entropy", linear_token_entropy_cuda);
+  m.impl("linear_token_entropy_kept", linear_token_entropy_kept_cuda);
   m.impl("linear_token_entropy_backward", linear_token_entropy_backward_cuda);
   m.impl("window_entropy", window_entropy_cuda);
   m.impl("window_entropy_backward", window_entropy_backward_cuda);

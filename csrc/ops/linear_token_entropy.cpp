@@ -20,8 +20,10 @@ namespace {
 constexpr const char* kOp = "linear_token_entropy";
 constexpr const char* kBackward = "linear_token_entropy_backward";
 
-void check_arguments(const Tensor& hidden, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
-                     std::optional<double> softcap, double temperature) {
+}  // namespace
+
+void check_linear_arguments(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                            const OptionalTensor& bias, std::optional<double> softcap, double temperature) {
   check_dtype(kOp, "hidden", hidden, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble});
   check_dtype(kOp, "weight", weight, {hidden.scalar_type()});
   check_dtype(kOp, "target", target, {at::kLong});
@@ -46,10 +48,18 @@ void check_arguments(const Tensor& hidden, const Tensor& weight, const Tensor& t
   OP_CHECK(kOp, std::isfinite(temperature) && temperature > 0, "temperature is ", temperature, "; wanted above 0");
 }
 
-// Unit stride in a row, rows that do not share memory.
 Tensor with_rows(const Tensor& x) {
   const bool rows = (x.stride(1) == 1 || x.size(1) == 1) && (x.stride(0) >= x.size(1) || x.size(0) <= 1);
   return rows ? x : x.contiguous();
+}
+
+namespace {
+
+using torch::autograd::variable_list;
+
+template <class Outputs>
+variable_list list_of(const Outputs& outputs) {
+  return std::apply([](const auto&... x) { return variable_list{x...}; }, outputs);
 }
 
 // ---- the CPU's backend ----------------------------------------------------------------------------------------------
@@ -89,73 +99,127 @@ struct Arguments {
   }
 };
 
-}  // namespace
-
-TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target_in,
-                                             const OptionalTensor& bias, std::optional<double> softcap,
-                                             double temperature, int64_t ignore_index, bool moments,
-                                             const Numbers& numbers) {
-  read_numbers(kOp, numbers, {optional_number(softcap), &temperature});
-  check_arguments(hidden, weight, target_in, bias, softcap, temperature);
+// keep: null for none.
+variable_list forward_on_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target_in,
+                             const OptionalTensor& bias, std::optional<double> softcap, double temperature,
+                             int64_t ignore_index, bool moments, const Keep* keep) {
+  check_linear_arguments(hidden, weight, target_in, bias, softcap, temperature);
   const Tensor target = target_in.contiguous();
   check_targets(kOp, target, weight.size(0), ignore_index);
   const int64_t* y = target.const_data_ptr<int64_t>();
   const Arguments arguments(hidden, weight, target, bias, softcap, temperature,
                             [&](int64_t n) { return y[n] != ignore_index; });
   const int64_t rows = arguments.logits.rows;
-  auto outputs = token_entropy_empty(hidden, target, moments);
-  if (rows < target.numel()) std::apply([](const auto&... x) { (Tensor(x).zero_(), ...); }, outputs);
-  if (rows == 0) return outputs;
+  const auto outputs = token_entropy_empty(hidden, target, moments);
+  variable_list all = list_of(outputs);
+  if (keep != nullptr) all = list_of(with_kept(outputs, target));
+  if (rows < target.numel())
+    for (Tensor& x : all) x.zero_();
+  if (rows == 0) return all;
   static_assert(sizeof(TokenEntropySums) == 5 * sizeof(double));
-  const Tensor sums = at::empty({rows, vocab_shares(weight.size(0)), 5}, at::kDouble),
-               target_logit = at::empty({rows}, at::kDouble);
+  const int64_t V = weight.size(0);
   LinearTokenEntropyCpuForward p;
   token_entropy_rows(p, outputs);
   p.logits = arguments.logits;
+  p.rows_at_once = keep != nullptr ? kept_rows(V, hidden.scalar_type() == at::kDouble) : rows;
+  const int64_t at_once = std::min(rows, p.rows_at_once);
+  const Tensor sums = at::empty({at_once, vocab_shares(V), 5}, at::kDouble),
+               target_logit = at::empty({at_once}, at::kDouble);
   p.sums = static_cast<TokenEntropySums*>(sums.mutable_data_ptr());
   p.target_logit = target_logit.mutable_data_ptr<double>();
+  Tensor kept_logits;
+  kernels::TokenEntropyKeep k;
+  if (keep != nullptr) {
+    kept_logits = at::empty({at_once, V}, hidden.options().dtype(statistic_type(hidden)));
+    k.layout.vocab = V;
+    k.target = y;
+    k.ignore_index = ignore_index;
+    k.temperature = temperature;
+    k.keep = keep_kind(kOp, keep->kind, keep->share);
+    k.share = keep->share;
+    k.entropy = p.entropy;
+    k.anchor = p.anchor;
+    k.log_sum = p.log_sum;
+    k.kept_entropy = all[7].mutable_data_ptr();
+    k.kept = static_cast<kernels::KeptTokens*>(all[8].mutable_data_ptr());
+    p.keep = &k;
+    p.kept_logits = kept_logits.mutable_data_ptr();
+  }
   ISENTROPE_PICK(linear_token_entropy_forward)(p);
-  return outputs;
+  return all;
+}
+
+}  // namespace
+
+TokenEntropyOutputs linear_token_entropy_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                             const OptionalTensor& bias, std::optional<double> softcap,
+                                             double temperature, int64_t ignore_index, bool moments,
+                                             const Numbers& numbers) {
+  read_numbers(kOp, numbers, {optional_number(softcap), &temperature});
+  const auto out = forward_on_cpu(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, nullptr);
+  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
+}
+
+KeptTokenEntropyOutputs linear_token_entropy_kept_cpu(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                      const OptionalTensor& bias, std::optional<double> softcap,
+                                                      double temperature, int64_t ignore_index, bool moments,
+                                                      c10::string_view keep, double share, const Numbers& numbers) {
+  read_numbers(kOp, numbers, {optional_number(softcap), &temperature, &share});
+  keep_kind(kOp, keep, share);
+  const Keep kept{std::string(keep), share};
+  const auto out = forward_on_cpu(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, &kept);
+  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7], out[8]};
+}
+
+KeptTokenEntropyOutputs linear_token_entropy_kept_meta(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                       const OptionalTensor& bias, std::optional<double> softcap,
+                                                       double temperature, c10::SymInt, bool moments,
+                                                       c10::string_view keep, double share, const Numbers& numbers) {
+  check_linear_arguments(hidden, weight, target, bias, softcap, temperature);
+  if (!numbers) keep_kind(kOp, keep, share);
+  return with_kept(token_entropy_empty(hidden, target, moments), target);
 }
 
 TokenEntropyOutputs linear_token_entropy_meta(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                               const OptionalTensor& bias, std::optional<double> softcap,
                                               double temperature, c10::SymInt, bool moments, const Numbers&) {
-  check_arguments(hidden, weight, target, bias, softcap, temperature);
+  check_linear_arguments(hidden, weight, target, bias, softcap, temperature);
   return token_entropy_empty(hidden, target, moments);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
+LinearStatistics::LinearStatistics(const Tensor& hidden, const Tensor& target, const Tensor& entropy_in,
+                                   const Tensor& anchor_in, const Tensor& log_sum_in, const OptionalTensor& dlogprob_in,
+                                   const OptionalTensor& dentropy_in, const OptionalTensor& dlse_in,
+                                   const OptionalTensor& bias, std::array<bool, 3> wanted,
+                                   const OptionalTensor& dkept_entropy, const OptionalTensor& kept_in) {
+  OP_CHECK(kBackward, bias || !wanted[2], "wanted[2] asks for the gradient of a bias, and there is none");
+  const at::ScalarType type = statistic_type(hidden);
+  entropy = row_statistic(kBackward, entropy_in, "entropy", target, type);
+  anchor = row_statistic(kBackward, anchor_in, "anchor", target, type);
+  log_sum = row_statistic(kBackward, log_sum_in, "log_sum", target, type);
+  dlogprob = row_gradient(kBackward, dlogprob_in, "dlogprob", target, type);
+  dentropy = row_gradient(kBackward, dentropy_in, "dentropy", target, type);
+  dlse = row_gradient(kBackward, dlse_in, "dlse", target, type);
+  dkept = row_gradient(kBackward, dkept_entropy, "dkept_entropy", target, type);
+  if (kept_in) kept = kept_in->contiguous();
+  tokens = kept_tokens(kBackward, dkept, kept, target);
+}
+
+void LinearStatistics::fill(kernels::TokenEntropyRowGradients& p) const {
+  auto data_or_null = [](const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; };
+  p.entropy = entropy.const_data_ptr();
+  p.anchor = anchor.const_data_ptr();
+  p.log_sum = log_sum.const_data_ptr();
+  p.dlogprob = data_or_null(dlogprob);
+  p.dentropy = data_or_null(dentropy);
+  p.dlse = data_or_null(dlse);
+  p.dkept = data_or_null(dkept);
+  p.kept = tokens;
+}
+
 namespace {
-
-// The outputs of the forward pass and the incoming gradients, checked and contiguous.
-struct Statistics {
-  Tensor entropy, anchor, log_sum, dlogprob, dentropy, dlse;
-
-  Statistics(const Tensor& hidden, const Tensor& target, const Tensor& entropy_in, const Tensor& anchor_in,
-             const Tensor& log_sum_in, const OptionalTensor& dlogprob_in, const OptionalTensor& dentropy_in,
-             const OptionalTensor& dlse_in, const OptionalTensor& bias, std::array<bool, 3> wanted) {
-    OP_CHECK(kBackward, bias || !wanted[2], "wanted[2] asks for the gradient of a bias, and there is none");
-    const at::ScalarType type = statistic_type(hidden);
-    entropy = row_statistic(kBackward, entropy_in, "entropy", target, type);
-    anchor = row_statistic(kBackward, anchor_in, "anchor", target, type);
-    log_sum = row_statistic(kBackward, log_sum_in, "log_sum", target, type);
-    dlogprob = row_gradient(kBackward, dlogprob_in, "dlogprob", target, type);
-    dentropy = row_gradient(kBackward, dentropy_in, "dentropy", target, type);
-    dlse = row_gradient(kBackward, dlse_in, "dlse", target, type);
-  }
-
-  void fill(kernels::TokenEntropyRowGradients& p) const {
-    auto data_or_null = [](const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; };
-    p.entropy = entropy.const_data_ptr();
-    p.anchor = anchor.const_data_ptr();
-    p.log_sum = log_sum.const_data_ptr();
-    p.dlogprob = data_or_null(dlogprob);
-    p.dentropy = data_or_null(dentropy);
-    p.dlse = data_or_null(dlse);
-  }
-};
 
 // Of the M rows that `row` names; dhidden may be undefined or empty where it is not wanted.
 void backward_in_place(LinearTokenEntropyCpuBackward& p, const Tensor& dhidden) {
@@ -197,12 +261,14 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
     const Tensor& hidden, const Tensor& weight, const Tensor& target_in, const Tensor& entropy, const Tensor& anchor,
     const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
     const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted, const Numbers& numbers) {
+    std::array<bool, 3> wanted, const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
+    const Numbers& numbers) {
   read_numbers(kBackward, numbers, {optional_number(softcap), &temperature});
-  check_arguments(hidden, weight, target_in, bias, softcap, temperature);
+  check_linear_arguments(hidden, weight, target_in, bias, softcap, temperature);
   const Tensor target = target_in.contiguous();
   check_targets(kBackward, target, weight.size(0), ignore_index);
-  const Statistics statistics(hidden, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias, wanted);
+  const LinearStatistics statistics(hidden, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias, wanted,
+                                    dkept_entropy, kept);
   const at::ScalarType type = statistic_type(hidden);
   auto value = [type](const Tensor& x, int64_t n) {
     if (!x.defined()) return 0.0;
@@ -211,8 +277,8 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
   const int64_t* y = target.const_data_ptr<int64_t>();
   // Rows whose gradient is 0 whatever their logits: ignored, nothing flows in, every logit -inf.
   const Arguments arguments(hidden, weight, target, bias, softcap, temperature, [&](int64_t n) {
-    if (y[n] == ignore_index ||
-        (value(statistics.dlogprob, n) == 0 && value(statistics.dentropy, n) == 0 && value(statistics.dlse, n) == 0))
+    if (y[n] == ignore_index || (value(statistics.dlogprob, n) == 0 && value(statistics.dentropy, n) == 0 &&
+                                 value(statistics.dlse, n) == 0 && value(statistics.dkept, n) == 0))
       return false;
     return !(std::isinf(value(statistics.anchor, n)) && value(statistics.log_sum, n) == 0);
   });
@@ -240,8 +306,9 @@ LinearTokenEntropyGradients linear_token_entropy_backward_cpu(
 LinearTokenEntropyGradients linear_token_entropy_backward_meta(
     const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor&, const Tensor&, const Tensor&,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor& bias,
-    std::optional<double> softcap, double temperature, c10::SymInt, std::array<bool, 3> wanted, const Numbers&) {
-  check_arguments(hidden, weight, target, bias, softcap, temperature);
+    std::optional<double> softcap, double temperature, c10::SymInt, std::array<bool, 3> wanted, const OptionalTensor&,
+    const OptionalTensor&, const Numbers&) {
+  check_linear_arguments(hidden, weight, target, bias, softcap, temperature);
   auto like = [&](bool of, c10::SymIntArrayRef sizes) {
     return of ? at::empty_symint(sizes, hidden.options()) : at::empty({0}, hidden.options());
   };
@@ -249,123 +316,28 @@ LinearTokenEntropyGradients linear_token_entropy_backward_meta(
           like(wanted[2], {weight.sym_size(0)})};
 }
 
-// ---- a GPU's blocks: a product, then a kernel -----------------------------------------------------------------------
-
-namespace {
-
-// Wide enough to fill a GPU with a product of a few hundred rows; 1/64 of a large vocabulary.
-int64_t gpu_block(int64_t vocab) { return std::min(vocab, std::max<int64_t>(1024, vocab / 64)); }
-
-// The logits of one block after the other.
-struct Blocks {
-  Tensor hidden, weight, bias, target;  // [N, C], [V, C], [V], [N]
-  Tensor buffer;
-
-  Blocks(const Tensor& hidden_in, const Tensor& weight_in, const Tensor& target_in, const OptionalTensor& bias_in)
-      : hidden(with_rows(hidden_in.reshape({-1, hidden_in.size(-1)}))),
-        weight(with_rows(weight_in)),
-        target(target_in.contiguous()),
-        buffer(
-            at::empty({hidden.size(0) * gpu_block(weight.size(0))}, hidden.options().dtype(statistic_type(hidden)))) {
-    if (bias_in) bias = bias_in->contiguous();
-  }
-
-  Tensor weight_of(const kernels::LogitBlock& p) const { return weight.slice(0, p.first, p.first + p.columns); }
-
-  // body(p, logits [N, columns]) for every block, p with all but what is its own of the op.
-  template <class Parameters, class Body>
-  void each(Parameters p, std::optional<double> softcap, double temperature, int64_t ignore_index,
-            const LogitBackend& backend, const Body& body) const {
-    p.dtype = kernel_dtype(kOp, hidden);
-    p.rows = hidden.size(0);
-    p.vocab = weight.size(0);
-    p.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
-    p.target = target.const_data_ptr<int64_t>();
-    p.ignore_index = ignore_index;
-    p.softcap = softcap.value_or(0);
-    p.temperature = temperature;
-    for (p.first = 0; p.first < p.vocab; p.first += p.columns) {
-      p.columns = std::min(gpu_block(p.vocab), p.vocab - p.first);
-      const Tensor logits = buffer.narrow(0, 0, p.rows * p.columns).view({p.rows, p.columns});
-      backend.product(logits, hidden, weight_of(p).t(), false);
-      p.logits = logits.const_data_ptr();
-      body(p, logits);
-    }
-  }
-};
-
-}  // namespace
-
-TokenEntropyOutputs linear_token_entropy_run(const Tensor& hidden, const Tensor& weight, const Tensor& target,
-                                             const OptionalTensor& bias, std::optional<double> softcap,
-                                             double temperature, int64_t ignore_index, bool moments,
-                                             const LogitBackend& backend) {
-  check_arguments(hidden, weight, target, bias, softcap, temperature);
-  const auto outputs = token_entropy_empty(hidden, target, moments);
-  if (target.numel() == 0) return outputs;
-  const Blocks blocks(hidden, weight, target, bias);
-  const Tensor sums = at::empty({target.numel(), kernels::kLogitBlockSums}, blocks.buffer.options());
-  kernels::LinearTokenEntropyForward p;
-  token_entropy_rows(p, outputs);
-  p.sums = sums.mutable_data_ptr();
-  blocks.each(p, softcap, temperature, ignore_index, backend,
-              [&](const auto& block, const Tensor&) { backend.forward(block); });
-  return outputs;
-}
-
-LinearTokenEntropyGradients linear_token_entropy_backward_run(
-    const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& entropy, const Tensor& anchor,
-    const Tensor& log_sum, const OptionalTensor& dlogprob, const OptionalTensor& dentropy, const OptionalTensor& dlse,
-    const OptionalTensor& bias, std::optional<double> softcap, double temperature, int64_t ignore_index,
-    std::array<bool, 3> wanted, const LogitBackend& backend) {
-  check_arguments(hidden, weight, target, bias, softcap, temperature);
-  const Statistics statistics(hidden, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, bias, wanted);
-  const bool rows = target.numel() > 0;
-  auto new_gradient = [&](bool of, at::IntArrayRef sizes) {
-    if (!of) return at::empty({0}, hidden.options());
-    return rows ? at::empty(sizes, hidden.options()) : at::zeros(sizes, hidden.options());
-  };
-  Tensor dhidden = new_gradient(wanted[0], hidden.sizes()), dweight = new_gradient(wanted[1], weight.sizes()),
-         dbias = new_gradient(wanted[2], {weight.size(0)});
-  if (!rows) return {dhidden, dweight, dbias};
-  const Blocks blocks(hidden, weight, target, bias);
-  const bool wide = hidden.scalar_type() == blocks.buffer.scalar_type();
-  const Tensor narrow = wide ? blocks.buffer : at::empty(blocks.buffer.sizes(), hidden.options());
-  Tensor sums;  // of dhidden, [N, C]
-  if (wanted[0])
-    sums = wide ? dhidden.view({-1, weight.size(1)}) : at::empty(blocks.hidden.sizes(), blocks.buffer.options());
-  kernels::LinearTokenEntropyBackward p;
-  statistics.fill(p);
-  p.dlogits = narrow.mutable_data_ptr();
-  blocks.each(p, softcap, temperature, ignore_index, backend, [&](const auto& block, const Tensor& logits) {
-    backend.backward(block);
-    const Tensor dz = narrow.narrow(0, 0, logits.numel()).view(logits.sizes());
-    if (wanted[0]) backend.product(sums, dz, blocks.weight_of(block), block.first > 0);
-    if (wanted[1])
-      backend.product(dweight.slice(0, block.first, block.first + block.columns), dz.t(), blocks.hidden, false);
-    if (wanted[2]) {
-      Tensor part = dbias.slice(0, block.first, block.first + block.columns);
-      at::sum_out(part, dz, 0);
-    }
-  });
-  if (wanted[0] && !wide) dhidden.view(sums.sizes()).copy_(sums);
-  return {dhidden, dweight, dbias};
-}
-
 // ---- autograd, autocast ---------------------------------------------------------------------------------------------
 
 namespace {
 
 using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
-TokenEntropyOutputs call_forward(const Tensor& hidden, const Tensor& weight, const Tensor& target,
-                                 const OptionalTensor& bias, std::optional<double> softcap, double temperature,
-                                 c10::SymInt ignore_index, bool moments, const Numbers& numbers) {
+// Without keep the op's seven outputs, with it the nine of linear_token_entropy_kept.
+variable_list call_forward(const Tensor& hidden, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
+                           std::optional<double> softcap, double temperature, c10::SymInt ignore_index, bool moments,
+                           const std::optional<Keep>& keep, const Numbers& numbers) {
+  if (keep) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("isentrope::linear_token_entropy_kept", "")
+                               .typed<decltype(linear_token_entropy_kept_meta)>();
+    return list_of(op.call(hidden, weight, target, bias, softcap, temperature, std::move(ignore_index), moments,
+                           keep->kind, keep->share, numbers));
+  }
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("isentrope::linear_token_entropy", "")
                              .typed<decltype(linear_token_entropy_meta)>();
-  return op.call(hidden, weight, target, bias, softcap, temperature, std::move(ignore_index), moments, numbers);
+  return list_of(
+      op.call(hidden, weight, target, bias, softcap, temperature, std::move(ignore_index), moments, numbers));
 }
 
 OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
@@ -373,26 +345,32 @@ OptionalTensor optional(const Tensor& x) { return x.defined() ? OptionalTensor(x
 struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropyFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                const OptionalTensor& bias, std::optional<double> softcap, double temperature,
-                               const c10::SymInt& ignore_index, bool moments, const Numbers& numbers) {
-    auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
-        call_forward(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, numbers);
+                               const c10::SymInt& ignore_index, bool moments, const std::optional<Keep>& keep,
+                               const Numbers& numbers) {
+    const variable_list out =
+        call_forward(hidden, weight, target, bias, softcap, temperature, ignore_index, moments, keep, numbers);
     ctx->set_materialize_grads(false);
-    variable_list kept{hidden, weight, target, bias.value_or(Tensor()), entropy, anchor, log_sum};
-    if (numbers) kept.insert(kept.end(), numbers->begin(), numbers->end());
-    ctx->save_for_backward(kept);
-    ctx->mark_non_differentiable({anchor, log_sum, sum_p2, sum_p2_logp});
+    // entropy, anchor, log_sum, kept
+    variable_list saved{hidden, weight, target, bias.value_or(Tensor()),
+                        out[1], out[3], out[4], keep ? out[8] : Tensor()};
+    variable_list constant(out.begin() + 3, out.begin() + 7);
+    if (keep) constant.push_back(out[8]);
+    if (numbers) saved.insert(saved.end(), {numbers->get(0), numbers->get(1)});
+    ctx->save_for_backward(saved);
+    ctx->mark_non_differentiable(constant);
     ctx->saved_data["softcap"] = softcap;
     ctx->saved_data["temperature"] = temperature;
     ctx->saved_data["ignore_index"] = ignore_index;
-    return {logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp};
+    return out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list d) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("isentrope::linear_token_entropy_backward", "")
                                .typed<decltype(linear_token_entropy_backward_meta)>();
-    variable_list out(9);
-    if (!d[0].defined() && !d[1].defined() && !d[2].defined()) return out;
+    variable_list out(10);
+    const Tensor dkept = d.size() > 7 ? d[7] : Tensor();
+    if (!d[0].defined() && !d[1].defined() && !d[2].defined() && !dkept.defined()) return out;
     const auto saved = ctx->get_saved_variables();
     // Arguments of forward: hidden, weight, target, bias; needs_input_grad counts the tensors that were given.
     const std::array<bool, 3> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
@@ -401,7 +379,8 @@ struct LinearTokenEntropyFunction : torch::autograd::Function<LinearTokenEntropy
         op.call(saved[0], saved[1], saved[2], saved[4], saved[5], saved[6], optional(d[0]), optional(d[1]),
                 optional(d[2]), optional(saved[3]), ctx->saved_data["softcap"].toOptional<double>(),
                 ctx->saved_data["temperature"].toDouble(), ctx->saved_data["ignore_index"].toSymInt(), wanted,
-                saved.size() > 7 ? Numbers(c10::List<Tensor>({saved[7], saved[8]})) : std::nullopt);
+                optional(dkept), dkept.defined() ? optional(saved[7]) : std::nullopt,
+                saved.size() > 8 ? Numbers(c10::List<Tensor>({saved[8], saved[9]})) : std::nullopt);
     if (wanted[0]) out[0] = dhidden;
     if (wanted[1]) out[1] = dweight;
     if (wanted[2]) out[3] = dbias;
@@ -417,8 +396,21 @@ TokenEntropyOutputs linear_token_entropy_autograd(const Tensor& hidden, const Te
                                                   const Numbers& numbers) {
   check_differentiation(kOp, {{"hidden", hidden}, {"weight", weight}, {"target", target}, {"bias", bias}});
   const auto out = record<LinearTokenEntropyFunction>(hidden, weight, target, bias, softcap, temperature, ignore_index,
-                                                      moments, numbers);
+                                                      moments, std::optional<Keep>(), numbers);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
+}
+
+KeptTokenEntropyOutputs linear_token_entropy_kept_autograd(const Tensor& hidden, const Tensor& weight,
+                                                           const Tensor& target, const OptionalTensor& bias,
+                                                           std::optional<double> softcap, double temperature,
+                                                           c10::SymInt ignore_index, bool moments,
+                                                           c10::string_view keep, double share,
+                                                           const Numbers& numbers) {
+  check_differentiation(kOp, {{"hidden", hidden}, {"weight", weight}, {"target", target}, {"bias", bias}});
+  const auto out =
+      record<LinearTokenEntropyFunction>(hidden, weight, target, bias, softcap, temperature, ignore_index, moments,
+                                         std::optional<Keep>({std::string(keep), share}), numbers);
+  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7], out[8]};
 }
 
 TokenEntropyOutputs linear_token_entropy_autocast(const Tensor& hidden, const Tensor& weight, const Tensor& target,
@@ -426,17 +418,29 @@ TokenEntropyOutputs linear_token_entropy_autocast(const Tensor& hidden, const Te
                                                   double temperature, c10::SymInt ignore_index, bool moments,
                                                   const Numbers& numbers) {
   const Autocast cast(hidden);
-  return call_forward(cast.lower(hidden), cast.lower(weight), target, cast.lower(bias), softcap, temperature,
-                      std::move(ignore_index), moments, numbers);
+  const auto out = call_forward(cast.lower(hidden), cast.lower(weight), target, cast.lower(bias), softcap, temperature,
+                                std::move(ignore_index), moments, std::nullopt, numbers);
+  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
+}
+
+KeptTokenEntropyOutputs linear_token_entropy_kept_autocast(const Tensor& hidden, const Tensor& weight,
+                                                           const Tensor& target, const OptionalTensor& bias,
+                                                           std::optional<double> softcap, double temperature,
+                                                           c10::SymInt ignore_index, bool moments,
+                                                           c10::string_view keep, double share,
+                                                           const Numbers& numbers) {
+  const Autocast cast(hidden);
+  const auto out = call_forward(cast.lower(hidden), cast.lower(weight), target, cast.lower(bias), softcap, temperature,
+                                std::move(ignore_index), moments, Keep{std::string(keep), share}, numbers);
+  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7], out[8]};
 }
 
 TokenEntropy linear_token_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                   const LinearTokenEntropyOptions& options) {
-  auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
-      call_forward(hidden, weight, target, options.bias, options.softcap, options.temperature, options.ignore_index,
-                   options.moments, std::nullopt);
-  if (!options.moments) sum_p2 = sum_p2_logp = Tensor();
-  return {logprob, entropy, lse, sum_p2, sum_p2_logp};
+  const auto out = call_forward(hidden, weight, target, options.bias, options.softcap, options.temperature,
+                                options.ignore_index, options.moments, options.keep, std::nullopt);
+  const bool moments = options.moments, keep = options.keep.has_value();
+  return {out[0], out[1], out[2], moments ? out[5] : Tensor(), moments ? out[6] : Tensor(), keep ? out[7] : Tensor()};
 }
 
 }  // namespace isentrope::ops

@@ -106,7 +106,7 @@ void gradient_row(const LinearTokenEntropyCpuBackward& p, int64_t row, int64_t f
   const LinearLogits& logits = p.logits;
   finish_logits(logits, first, n, z, bias, logits.softcap != 0 ? slope : nullptr);
   const RowGradient<Real> gradient(p, row);
-  gradient.write(z, z, n, logits.target[row] - first, true, logits.temperature, false);
+  gradient.write(z, z, first, n, logits.target[row] - first, true, logits.temperature, false);
   if (logits.softcap != 0)
     for (int64_t i = 0; i < n; ++i) z[i] *= slope[i];
 }

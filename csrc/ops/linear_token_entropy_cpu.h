@@ -53,9 +53,21 @@ constexpr int64_t kPairChunk = 128;  // rows of a product of pairs
 
 struct LinearTokenEntropyCpuForward : kernels::TokenEntropyRows {  // [N]; rows that are not among the M are left alone
   LinearLogits logits;
-  TokenEntropySums* sums = nullptr;  // [M, vocab_shares(V)] scratch
-  double* target_logit = nullptr;    // [M] scratch
+  int64_t rows_at_once = 0;          // R: so many of the M go by together
+  TokenEntropySums* sums = nullptr;  // [R, vocab_shares(V)] scratch
+  double* target_logit = nullptr;    // [R] scratch
+  // The truncated entropy, or null. Its rows are the N, its layout says V alone, its logits are kept_logits.
+  const kernels::TokenEntropyKeep* keep = nullptr;
+  void* kept_logits = nullptr;  // [R, V] scratch in float, or double for double; null without keep
 };
+
+// Rows whose logits exist together for the kept tokens: at most 128 MiB of them. Each block of rows packs the weight anew, which at
+// 100 rows costs as much as a tenth of the products.
+inline int64_t kept_rows(int64_t vocab, bool wide) {
+  const int64_t rows = (int64_t{128} << 20) / (wide ? 8 : 4) / vocab,
+                chunk = 384;  // a multiple of the rows of every product
+  return rows >= chunk ? rows / chunk * chunk : rows >= 96 ? 96 : rows < 1 ? 1 : rows;
+}
 
 struct LinearTokenEntropyCpuBackward : kernels::TokenEntropyRowGradients {  // [N]
   LinearLogits logits;

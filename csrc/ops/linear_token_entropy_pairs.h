@@ -142,8 +142,8 @@ class PairBackward {
   void gradient_row(int64_t m, int64_t n, int64_t count, float* z, float* slope, float* bias) {
     finish_logits(logits, first_ + n, count, z, bias, logits.softcap != 0 ? slope : nullptr);
     const int64_t y = logits.target[logits.row[m]] - first_ - n;
-    if (y >= 0 && y < count) {
-      RowGradient<float>(p_, logits.row[m]).write(z, z, count, y, true, logits.temperature, false);
+    if ((y >= 0 && y < count) || p_.dkept != nullptr) {
+      RowGradient<float>(p_, logits.row[m]).write(z, z, first_ + n, count, y, true, logits.temperature, false);
     } else {
       const RowOf& g = row_[m];
       const Gradient<Float> gradient{g.anchor, static_cast<float>(kLog2e / logits.temperature), g.minus_log2_sum, g.A,

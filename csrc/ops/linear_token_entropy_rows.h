@@ -4,6 +4,7 @@
 #include "csrc/ops/cpu_parallel.h"
 #include "csrc/ops/cpu_rows.h"
 #include "csrc/ops/linear_token_entropy_cpu.h"
+#include "csrc/ops/token_entropy_keep.h"
 #include "csrc/ops/token_entropy_rows.h"
 
 namespace isentrope::ops::CPU_CAPABILITY {
@@ -42,7 +43,7 @@ inline int64_t group_rows(int64_t rows, int64_t shares, int64_t chunk) {
 //   logits_of(p, m, count, copy, panels, packed, z, ldz)   z [count, ldz] of rows m … of the M
 //   end_task()
 template <class Products, bool kMoments>
-void forward_of(const LinearTokenEntropyCpuForward& p) {
+void forward_of_rows(const LinearTokenEntropyCpuForward& p) {
   using Real = typename Products::Real;
   using Operand = typename Products::Operand;
   const LinearLogits& logits = p.logits;
@@ -51,6 +52,7 @@ void forward_of(const LinearTokenEntropyCpuForward& p) {
   const int64_t width = vocab_block(V), blocks = parts(V, width), shares = vocab_shares(V);
   const int64_t group = group_rows(M, shares, kChunk), panel = Products::packed_size(logits) / (width / P);
   const Real c = static_cast<Real>(kLog2e / logits.temperature);
+  Real* kept = static_cast<Real*>(p.kept_logits);
   for_tasks(parts(M, group) * shares, [&](int64_t task) {
     const int64_t share = task % shares, from = task / shares * group, to = smaller(M, from + group);
     const int64_t operands = Products::packed_size(logits) + Products::copy_size(logits);
@@ -69,6 +71,7 @@ void forward_of(const LinearTokenEntropyCpuForward& p) {
           finish_logits<Real>(logits, first, n, row, bias, nullptr);
           const int64_t y = logits.target[logits.row[m + i]] - first;
           if (y >= 0 && y < n) p.target_logit[m + i] = row[y];
+          if (p.keep != nullptr) std::memcpy(kept + (m + i) * V + first, row, n * sizeof(Real));
           add_logits<Real, kMoments>(p.sums[(m + i) * shares + share], row, n, c);
         }
       }
@@ -80,6 +83,21 @@ void forward_of(const LinearTokenEntropyCpuForward& p) {
       write_row<Real>(p, logits.row[m],
                       row_outputs(p.sums + m * shares, shares, p.target_logit[m], logits.temperature, c));
   });
+}
+
+template <class Products, bool kMoments>
+void forward_of(const LinearTokenEntropyCpuForward& p) {
+  using Real = typename Products::Real;
+  for (int64_t m = 0; m < p.logits.rows; m += p.rows_at_once) {
+    LinearTokenEntropyCpuForward part = p;
+    part.logits.row += m;
+    part.logits.rows = smaller(p.rows_at_once, p.logits.rows - m);
+    forward_of_rows<Products, kMoments>(part);
+    if (p.keep == nullptr) continue;
+    for_tasks(part.logits.rows, [&](int64_t i) {
+      keep_row(*p.keep, part.logits.row[i], static_cast<const Real*>(p.kept_logits) + i * p.logits.vocab);
+    });
+  }
 }
 
 }  // namespace isentrope::ops::CPU_CAPABILITY

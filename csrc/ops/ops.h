@@ -63,16 +63,24 @@ PowerStep power_step(at::TensorList weights, at::TensorList us, int64_t steps_ma
 
 // ---- token_entropy ---------------------------------------------------------------------------------------------
 struct TokenEntropy {
-  Tensor logprob;      // [N] or [B, T], like target; float, or double for double logits, like all that follow
-  Tensor entropy;      // same shape, nats
-  Tensor lse;          // same shape
-  Tensor sum_p2;       // same shape; undefined without moments; no gradient
-  Tensor sum_p2_logp;  // same shape; undefined without moments; no gradient
+  Tensor logprob;            // [N] or [B, T], like target; float, or double for double logits, like all that follow
+  Tensor entropy;            // same shape, nats
+  Tensor lse;                // same shape
+  Tensor sum_p2;             // same shape; undefined without moments; no gradient
+  Tensor sum_p2_logp;        // same shape; undefined without moments; no gradient
+  Tensor kept_entropy = {};  // same shape, nats: of the tokens that are kept, renormalised; undefined without keep
+};
+struct Keep {
+  std::string kind =
+      "top_p";  // the fewest likeliest tokens whose probabilities reach share; or without_lowest: all but the
+                // floor(share · V) least likely
+  double share = 0.8;
 };
 // logits [N, V] or [B, T, V], target [N] or [B, T] int64. Rows whose target is ignore_index give 0 everywhere and are
 // not read. inplace_backward: the backward pass writes the gradient over the logits, which must not be needed after.
 TokenEntropy token_entropy(const Tensor& logits, const Tensor& target, double temperature = 1.0,
-                           int64_t ignore_index = -100, bool moments = false, bool inplace_backward = false);
+                           int64_t ignore_index = -100, bool moments = false, bool inplace_backward = false,
+                           const std::optional<Keep>& keep = {});
 
 // ---- linear_token_entropy --------------------------------------------------------------------------------------
 struct LinearTokenEntropyOptions {
@@ -81,6 +89,8 @@ struct LinearTokenEntropyOptions {
   double temperature = 1.0;
   int64_t ignore_index = -100;
   bool moments = false;
+  // The logits of a block of rows then exist, at most 128 MiB of them on a CPU and 256 MiB on a GPU.
+  std::optional<Keep> keep = {};
 };
 // token_entropy of the logits hidden · weightᵀ, which never exist together, in neither direction: hidden [N, C] or [B, T, C],
 // weight [V, C], target [N] or [B, T]. Gradients of hidden, weight and bias.
@@ -124,14 +134,21 @@ Tensor grpo_select(const Tensor& logprob, const Tensor& old_logprob, const Tenso
 
 // ---- grpo_loss -------------------------------------------------------------------------------------------------
 struct GrpoLossOptions {
-  std::string mode = "clip";  // clip, clip_higher, clip_cov, kl_cov, gspo, cispo, gpg
-  // or seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm, token-sum-norm
+  // or clip_higher, clip_cov, kl_cov, gspo, luspo, geo_mean, cispo, reinforce, dppo_tv, dppo_kl, sapo, vespo, ce_gppo, dro, gpg
+  std::string mode = "clip";
+  // or seq-mean-token-sum, seq-mean-token-mean, seq-mean-token-sum-norm, token-sum-norm, token-sum
   std::string aggregate = "token-mean";
   double clip_low = 0.2;
-  std::optional<double> clip_high;  // default: clip_low; 0.28 for clip_higher
-  std::optional<double> dual_clip;  // clip and clip_higher; above 1
-  double kl_cov_coef = 1.0;         // kl_cov
-  std::string ref_kl = "k3";        // k1, k2, k3, k1+, k3+
+  std::optional<double> clip_high;       // default: clip_low; 0.28 for clip_higher
+  std::optional<double> dual_clip;       // clip, clip_higher and ce_gppo; above 1
+  std::optional<double> delta;           // most of the ratio itself; default: none, 20 for dppo, 2 for reinforce
+  double kl_cov_coef = 1.0;              // kl_cov
+  double tau_pos = 1.0, tau_neg = 1.05;  // sapo
+  double vespo_k_pos = 2.0, vespo_lambda_pos = 3.0;  // vespo, where A ≥ 0,
+  double vespo_k_neg = 3.0, vespo_lambda_neg = 2.0;  // and where A < 0
+  double gppo_beta1 = 0.75, gppo_beta2 = 1.0;        // ce_gppo, under the clip and over it
+  double dro_beta = 0.05;                            // dro
+  std::string ref_kl = "k3";                         // k1, k2, k3, k1+, k3+
   double ref_kl_coef = 0.0;
   double entropy_coef = 0.0;
   std::optional<Tensor> selected;       // [B, T] bool, of grpo_select; clip_cov and kl_cov
@@ -139,8 +156,8 @@ struct GrpoLossOptions {
   std::optional<Tensor> ref_kl_weight;  // [B, T] factor of ref_kl_coef at each token; 1 where it is not given
   std::optional<Tensor> entropy;        // [B, T]
   // One number of a whole step, so that the losses of its micro-batches add up to that of the whole: its tokens
-  // (token-mean), sequences with tokens S (seq-mean-token-sum, seq-mean-token-mean), S · L (seq-mean-token-sum-norm)
-  // or L (token-sum-norm) with a constant L in place of T.
+  // (token-mean), sequences with tokens S (seq-mean-token-sum, seq-mean-token-mean), S · L (seq-mean-token-sum-norm),
+  // L (token-sum-norm) with a constant L in place of T, or 1 (token-sum).
   std::optional<Tensor> normalizer;
   bool statistics = true;  // false: stats is empty, and nothing of it is computed
 };

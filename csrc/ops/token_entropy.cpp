@@ -1,11 +1,8 @@
 #include <ATen/ATen.h>
-#include <ATen/FunctionalTensorWrapper.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -14,7 +11,6 @@
 
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"
-#include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
 #include "csrc/ops/token_entropy_cpu.h"
@@ -25,6 +21,7 @@ namespace {
 using kernels::LogitRows;
 using kernels::TokenEntropyBackward;
 using kernels::TokenEntropyForward;
+using kernels::TokenEntropyKeep;
 
 constexpr const char* kOp = "token_entropy";
 constexpr const char* kBackward = "token_entropy_backward";
@@ -68,6 +65,12 @@ void forward_on_cpu(const TokenEntropyForward& p) {
   });
   at::parallel_for(0, rows, std::max<int64_t>(grain, 64), [&](int64_t begin, int64_t end) {
     ISENTROPE_PICK(token_entropy_finish)(p, begin, end, sums.data());
+  });
+}
+
+void keep_on_cpu(const TokenEntropyKeep& p) {
+  at::parallel_for(0, p.layout.rows, token_entropy_grain(p.layout.vocab), [&](int64_t begin, int64_t end) {
+    ISENTROPE_PICK(token_entropy_keep)(p, begin, end);
   });
 }
 
@@ -121,6 +124,40 @@ Tensor row_statistic(const char* op, const Tensor& x, const char* name, const Te
   return x.contiguous();
 }
 
+kernels::Keep keep_kind(const char* op, c10::string_view keep, double share) {
+  if (keep == "top_p") {
+    OP_CHECK(op, share > 0 && share <= 1, "share is ", share, " with keep=\"top_p\"; wanted above 0, at most 1");
+    return kernels::Keep::kTopP;
+  }
+  OP_CHECK(op, keep == "without_lowest", "keep is \"", keep, "\"; wanted \"top_p\" or \"without_lowest\"");
+  OP_CHECK(op, share >= 0 && share < 1, "share is ", share,
+           " with keep=\"without_lowest\"; wanted at least 0, below 1");
+  return kernels::Keep::kWithoutLowest;
+}
+
+constexpr int64_t kKeptNumbers = sizeof(kernels::KeptTokens) / sizeof(double);
+
+KeptTokenEntropyOutputs with_kept(const TokenEntropyOutputs& outputs, const Tensor& target) {
+  const Tensor& entropy = std::get<1>(outputs);
+  c10::SymDimVector sizes(target.sym_sizes().begin(), target.sym_sizes().end());
+  const Tensor kept_entropy = at::empty_symint(sizes, entropy.options());
+  sizes.push_back(kKeptNumbers);
+  return std::tuple_cat(outputs,
+                        std::tuple(kept_entropy, at::empty_symint(sizes, entropy.options().dtype(at::kDouble))));
+}
+
+const kernels::KeptTokens* kept_tokens(const char* op, const Tensor& dkept_entropy, const OptionalTensor& kept,
+                                       const Tensor& target) {
+  if (!dkept_entropy.defined()) return nullptr;
+  OP_CHECK(op, kept && kept->defined(), "dkept_entropy is given and kept is not; wanted what the forward op gave");
+  c10::SymDimVector sizes(target.sym_sizes().begin(), target.sym_sizes().end());
+  sizes.push_back(kKeptNumbers);
+  check_shape(op, "kept", *kept, sizes, "as the forward op gave it");
+  check_dtype(op, "kept", *kept, {at::kDouble});
+  check_device(op, "kept", *kept, "target", target);
+  return static_cast<const kernels::KeptTokens*>(kept->const_data_ptr());
+}
+
 void check_targets(const char* op, const Tensor& target, int64_t vocab, int64_t ignore_index) {
   const int64_t* y = target.const_data_ptr<int64_t>();
   for (int64_t n = 0; n < target.numel(); ++n)
@@ -155,6 +192,48 @@ TokenEntropyOutputs token_entropy_cpu(const Tensor& logits, const Tensor& target
   return token_entropy_run(logits, target, temperature, ignore_index, moments, forward_on_cpu);
 }
 
+KeptTokenEntropyOutputs token_entropy_keep_run(const TokenEntropyOutputs& outputs, const Tensor& logits_in,
+                                               const Tensor& target_in, double temperature, int64_t ignore_index,
+                                               c10::string_view keep, double share,
+                                               void (*launch)(const TokenEntropyKeep&)) {
+  const auto all = with_kept(outputs, target_in);
+  if (target_in.numel() == 0) return all;
+  const Tensor logits = with_contiguous_vocab(logits_in), target = target_in.contiguous();
+  TokenEntropyKeep p;
+  p.dtype = kernel_dtype(kOp, logits);
+  p.layout = layout_of(logits);
+  p.logits = logits.const_data_ptr();
+  p.target = target.const_data_ptr<int64_t>();
+  p.ignore_index = ignore_index;
+  p.temperature = temperature;
+  p.keep = keep_kind(kOp, keep, share);
+  p.share = share;
+  p.entropy = std::get<1>(all).const_data_ptr();
+  p.anchor = std::get<3>(all).const_data_ptr();
+  p.log_sum = std::get<4>(all).const_data_ptr();
+  p.kept_entropy = std::get<7>(all).mutable_data_ptr();
+  p.kept = static_cast<kernels::KeptTokens*>(std::get<8>(all).mutable_data_ptr());
+  launch(p);
+  return all;
+}
+
+KeptTokenEntropyOutputs token_entropy_kept_cpu(const Tensor& logits, const Tensor& target, double temperature,
+                                               int64_t ignore_index, bool moments, bool, c10::string_view keep,
+                                               double share, const Numbers& numbers) {
+  read_numbers(kOp, numbers, {&temperature, &share});
+  keep_kind(kOp, keep, share);
+  const auto outputs = token_entropy_cpu(logits, target, temperature, ignore_index, moments, false, std::nullopt);
+  return token_entropy_keep_run(outputs, logits, target, temperature, ignore_index, keep, share, keep_on_cpu);
+}
+
+KeptTokenEntropyOutputs token_entropy_kept_meta(const Tensor& logits, const Tensor& target, double temperature,
+                                                c10::SymInt, bool moments, bool, c10::string_view keep, double share,
+                                                const Numbers& numbers) {
+  check_arguments(logits, target, temperature);
+  if (!numbers) keep_kind(kOp, keep, share);
+  return with_kept(token_entropy_empty(logits, target, moments), target);
+}
+
 TokenEntropyOutputs token_entropy_meta(const Tensor& logits, const Tensor& target, double temperature, c10::SymInt,
                                        bool moments, bool, const Numbers&) {
   check_arguments(logits, target, temperature);
@@ -167,6 +246,7 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits_in, 
                                 const Tensor& entropy, const Tensor& anchor, const Tensor& log_sum,
                                 const OptionalTensor& dlogprob, const OptionalTensor& dentropy,
                                 const OptionalTensor& dlse, double temperature, int64_t ignore_index,
+                                const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
                                 void (*launch)(const TokenEntropyBackward&)) {
   check_arguments(logits_in, target_in, temperature);
   const Tensor target = target_in.contiguous();
@@ -181,7 +261,9 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits_in, 
     return row_gradient(kBackward, x, name, target, type);
   };
   const Tensor H = statistic(entropy, "entropy"), m = statistic(anchor, "anchor"), l = statistic(log_sum, "log_sum");
-  const Tensor dlp = gradient(dlogprob, "dlogprob"), dH = gradient(dentropy, "dentropy"), dz = gradient(dlse, "dlse");
+  const Tensor dlp = gradient(dlogprob, "dlogprob"), dH = gradient(dentropy, "dentropy"), dz = gradient(dlse, "dlse"),
+               dkept = gradient(dkept_entropy, "dkept_entropy");
+  const OptionalTensor kept_in = kept ? OptionalTensor(kept->contiguous()) : std::nullopt;
   TokenEntropyBackward p;
   p.dtype = kernel_dtype(kOp, logits);
   p.layout = layout_of(logits);
@@ -196,6 +278,8 @@ void token_entropy_backward_run(const Tensor& dlogits, const Tensor& logits_in, 
   p.dlogprob = data_or_null(dlp);
   p.dentropy = data_or_null(dH);
   p.dlse = data_or_null(dz);
+  p.dkept = data_or_null(dkept);
+  p.kept = kept_tokens(kBackward, dkept, kept_in, target);
   p.dlogits = written.mutable_data_ptr();
   launch(p);
   if (!written.is_same(dlogits)) dlogits.copy_(written);
@@ -219,142 +303,38 @@ void prefer_large_pages(const Tensor& x) {
 Tensor token_entropy_backward_cpu(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                   const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                   const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                  int64_t ignore_index, const Numbers& numbers) {
+                                  int64_t ignore_index, const OptionalTensor& dkept_entropy, const OptionalTensor& kept,
+                                  const Numbers& numbers) {
   read_numbers(kBackward, numbers, {&temperature});
   Tensor dlogits = at::empty(logits.sizes(), logits.options());
   prefer_large_pages(dlogits);
   token_entropy_backward_run(dlogits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
-                             ignore_index, backward_on_cpu);
+                             ignore_index, dkept_entropy, kept, backward_on_cpu);
   return dlogits;
 }
 
 void token_entropy_backward_inplace_cpu(const Tensor& logits, const Tensor& target, const Tensor& entropy,
                                         const Tensor& anchor, const Tensor& log_sum, const OptionalTensor& dlogprob,
                                         const OptionalTensor& dentropy, const OptionalTensor& dlse, double temperature,
-                                        int64_t ignore_index) {
+                                        int64_t ignore_index, const OptionalTensor& dkept_entropy,
+                                        const OptionalTensor& kept) {
   token_entropy_backward_run(logits, logits, target, entropy, anchor, log_sum, dlogprob, dentropy, dlse, temperature,
-                             ignore_index, backward_on_cpu);
+                             ignore_index, dkept_entropy, kept, backward_on_cpu);
 }
 
 Tensor token_entropy_backward_meta(const Tensor& logits, const Tensor& target, const Tensor&, const Tensor&,
                                    const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                                   double temperature, c10::SymInt, const Numbers&) {
+                                   double temperature, c10::SymInt, const OptionalTensor&, const OptionalTensor&,
+                                   const Numbers&) {
   check_arguments(logits, target, temperature);
   return at::empty_symint(logits.sym_sizes(), logits.options());
 }
 
 void token_entropy_backward_inplace_meta(const Tensor& logits, const Tensor& target, const Tensor&, const Tensor&,
                                          const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                         const OptionalTensor&, double temperature, int64_t) {
+                                         const OptionalTensor&, double temperature, int64_t, const OptionalTensor&,
+                                         const OptionalTensor&) {
   check_arguments(logits, target, temperature);
-}
-
-// ---- autograd -------------------------------------------------------------------------------------------------------
-
-namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-TokenEntropyOutputs call_forward(const Tensor& logits, const Tensor& target, double temperature,
-                                 c10::SymInt ignore_index, bool moments, bool inplace_backward,
-                                 const Numbers& numbers) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("isentrope::token_entropy", "")
-                             .typed<decltype(token_entropy_meta)>();
-  return op.call(logits, target, temperature, std::move(ignore_index), moments, inplace_backward, numbers);
-}
-
-// Whether two elements of x may be one in memory.
-bool rows_overlap(const Tensor& x) {
-  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size), innermost first
-  for (int64_t d = 0; d < x.dim(); ++d)
-    if (x.size(d) > 1) dims.emplace_back(x.stride(d), x.size(d));
-  std::sort(dims.begin(), dims.end());
-  int64_t extent = 1;
-  for (const auto& [stride, size] : dims) {
-    if (stride < extent) return true;
-    extent += stride * (size - 1);
-  }
-  return false;
-}
-
-// While a graph is being traced (torch.compile, fake tensors) the functional op is recorded.
-bool traced(const Tensor& x) {
-  return at::functionalization::impl::isFunctionalTensor(x) || x.key_set().has(c10::DispatchKey::Python);
-}
-
-struct TokenEntropyFunction : torch::autograd::Function<TokenEntropyFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target, double temperature,
-                               const c10::SymInt& ignore_index, bool moments, bool inplace_backward,
-                               const Numbers& numbers) {
-    auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
-        call_forward(logits, target, temperature, ignore_index, moments, inplace_backward, numbers);
-    ctx->set_materialize_grads(false);
-    variable_list kept{logits, target, entropy, anchor, log_sum};
-    if (numbers) kept.push_back(numbers->get(0));
-    ctx->save_for_backward(kept);
-    ctx->mark_non_differentiable({anchor, log_sum, sum_p2, sum_p2_logp});
-    ctx->saved_data["temperature"] = temperature;
-    ctx->saved_data["ignore_index"] = ignore_index;
-    ctx->saved_data["inplace"] = inplace_backward && !traced(logits) && !numbers;
-    return {logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp};
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list d) {
-    static const auto functional = c10::Dispatcher::singleton()
-                                       .findSchemaOrThrow("isentrope::token_entropy_backward", "")
-                                       .typed<decltype(token_entropy_backward_meta)>();
-    static const auto inplace = c10::Dispatcher::singleton()
-                                    .findSchemaOrThrow("isentrope::token_entropy_backward_", "")
-                                    .typed<decltype(token_entropy_backward_inplace_cpu)>();
-    variable_list dlogits(7);
-    if (!d[0].defined() && !d[1].defined() && !d[2].defined()) return dlogits;
-    const auto saved = ctx->get_saved_variables();
-    const double temperature = ctx->saved_data["temperature"].toDouble();
-    const c10::SymInt ignore_index = ctx->saved_data["ignore_index"].toSymInt();
-    auto optional = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
-    auto call = [&](const auto& op, const Tensor& logits, const auto&... more) {
-      return op.call(logits, saved[1], saved[2], saved[3], saved[4], optional(d[0]), optional(d[1]), optional(d[2]),
-                     temperature, more...);
-    };
-    if (!ctx->saved_data["inplace"].toBool() || at::GradMode::is_enabled()) {  // a graph keeps what it read
-      dlogits[0] = call(functional, saved[0], ignore_index,
-                        saved.size() > 5 ? Numbers(c10::List<Tensor>({saved[5]})) : std::nullopt);
-    } else {
-      // detach() shares memory and version counter: the write is counted, and a second use is refused.
-      dlogits[0] = saved[0].detach();
-      call(inplace, dlogits[0], ignore_index.guard_int(__FILE__, __LINE__));
-      dlogits[0].unsafeGetTensorImpl()->bump_version();
-    }
-    return dlogits;
-  }
-};
-
-}  // namespace
-
-TokenEntropyOutputs token_entropy_autograd(const Tensor& logits, const Tensor& target, double temperature,
-                                           c10::SymInt ignore_index, bool moments, bool inplace_backward,
-                                           const Numbers& numbers) {
-  check_differentiation(kOp, {{"logits", logits}, {"target", target}});
-  if (inplace_backward && !traced(logits) && logits.requires_grad() && at::GradMode::is_enabled()) {
-    OP_CHECK(kOp, !logits.is_leaf(),
-             "inplace_backward overwrites logits, which is a leaf; wanted the result of a computation, or "
-             "inplace_backward=false");
-    OP_CHECK(kOp, !rows_overlap(logits), "inplace_backward overwrites logits, whose rows share memory (strides ",
-             logits.strides(), "); wanted logits.contiguous(), or inplace_backward=false");
-  }
-  const auto out =
-      record<TokenEntropyFunction>(logits, target, temperature, ignore_index, moments, inplace_backward, numbers);
-  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
-}
-
-TokenEntropy token_entropy(const Tensor& logits, const Tensor& target, double temperature, int64_t ignore_index,
-                           bool moments, bool inplace_backward) {
-  auto [logprob, entropy, lse, anchor, log_sum, sum_p2, sum_p2_logp] =
-      call_forward(logits, target, temperature, ignore_index, moments, inplace_backward, std::nullopt);
-  if (!moments) sum_p2 = sum_p2_logp = Tensor();
-  return {logprob, entropy, lse, sum_p2, sum_p2_logp};
 }
 
 }  // namespace isentrope::ops

@@ -1,7 +1,8 @@
 // The CPU backend of token_entropy. Memory is the limit: the logits are read once forward, and once, with one write,
-// backward.
+// backward; for the kept tokens again, a row while it lies in cache.
 #include "csrc/ops/token_entropy_cpu.h"
 
+#include "csrc/ops/token_entropy_keep.h"
 #include "csrc/ops/token_entropy_rows.h"
 
 namespace isentrope::ops::CPU_CAPABILITY {
@@ -11,6 +12,7 @@ using kernels::DType;
 using kernels::LogitRows;
 using kernels::TokenEntropyBackward;
 using kernels::TokenEntropyForward;
+using kernels::TokenEntropyKeep;
 
 constexpr int64_t kPastCache = int64_t{8} << 20;  // a gradient above these bytes is not in cache when it is wanted next
 
@@ -71,9 +73,27 @@ void backward(const TokenEntropyBackward& p, int64_t begin, int64_t end) {
     if (p.target[row] == p.ignore_index || gradient.zero())
       std::memset(static_cast<void*>(dz), 0, n * sizeof(T));
     else
-      gradient.write(z, dz, n, y, p.target[row] >= 0 && p.target[row] < vocab, p.temperature, past_cache);
+      gradient.write(z, dz, first, n, y, p.target[row] >= 0 && p.target[row] < vocab, p.temperature, past_cache);
   }
   if (past_cache) stream_fence();
+}
+
+// ---- kept tokens ----------------------------------------------------------------------------------------------------
+
+template <class T>
+void keep(const TokenEntropyKeep& p, int64_t begin, int64_t end) {
+  using S = ScalarOf<T>;
+  const int64_t V = p.layout.vocab;
+  for (int64_t n = begin; n < end; ++n) {
+    const T* z = row_of<T>(p.logits, p.layout, n);
+    const S* row = reinterpret_cast<const S*>(z);
+    if constexpr (sizeof(T) != sizeof(S)) {
+      S* copy = keep_copy.get<S>(V);
+      if (p.target[n] != p.ignore_index) load_row(p.dtype, z, 0, V, copy);
+      row = copy;
+    }
+    keep_row(p, n, row);
+  }
 }
 
 template <class Function>
@@ -98,6 +118,10 @@ void token_entropy_forward_chunks(const TokenEntropyForward& p, int64_t begin, i
 
 void token_entropy_finish(const TokenEntropyForward& p, int64_t begin, int64_t end, const TokenEntropySums* sums) {
   for_dtype(p.dtype, [&]<class T>(T*) { finish<T>(p, begin, end, sums); });
+}
+
+void token_entropy_keep(const TokenEntropyKeep& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&]<class T>(T*) { keep<T>(p, begin, end); });
 }
 
 void token_entropy_backward_chunks(const TokenEntropyBackward& p, int64_t begin, int64_t end) {

@@ -29,6 +29,7 @@ struct TokenEntropySums {
 
 // forward_chunks: fills sums[begin, end); those of ignored rows are left alone.
 // finish: joins the chunks of rows [begin, end) in order and writes their outputs.
+// keep: the kept tokens of rows [begin, end).
 // backward_chunks: writes dlogits of chunks [begin, end).
 #define ISENTROPE_DECLARE(ISA)                                                                            \
   namespace ISA {                                                                                         \
@@ -36,6 +37,7 @@ struct TokenEntropySums {
                                     TokenEntropySums* sums);                                              \
   void token_entropy_finish(const kernels::TokenEntropyForward& p, int64_t begin, int64_t end,            \
                             const TokenEntropySums* sums);                                                \
+  void token_entropy_keep(const kernels::TokenEntropyKeep& p, int64_t begin, int64_t end);                \
   void token_entropy_backward_chunks(const kernels::TokenEntropyBackward& p, int64_t begin, int64_t end); \
   }
 ISENTROPE_DECLARE(DEFAULT)

@@ -225,6 +225,26 @@ void write_row(const kernels::TokenEntropyRows& p, int64_t n, const RowOutputs& 
   put(p.sum_p2_logp, out.sum_p2_logp);
 }
 
+// ---- what cpu_vector.h has no use for elsewhere: a where x ≥ bound, else b (of a NaN too) ------------------------------
+
+ISENTROPE_INLINE Double1 where_at_least(Double1 x, Double1 bound, Double1 a, Double1 b) {
+  return x.v >= bound.v ? a : b;
+}
+#if defined(__AVX512F__)
+ISENTROPE_INLINE Float where_at_least(Float x, Float bound, Float a, Float b) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, bound.v, _CMP_GE_OQ), b.v, a.v);
+}
+#elif defined(__AVX2__)
+ISENTROPE_INLINE Float where_at_least(Float x, Float bound, Float a, Float b) {
+  return _mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, bound.v, _CMP_GE_OQ));
+}
+#else
+ISENTROPE_INLINE Float where_at_least(Float x, Float bound, Float a, Float b) {
+  const Integers at_least = x.v >= bound.v;
+  return same_bits<FloatBits>((at_least & same_bits<Integers>(a.v)) | (~at_least & same_bits<Integers>(b.v)));
+}
+#endif
+
 // ---- gradient -------------------------------------------------------------------------------------------------------
 
 // dz = p·(A + B·log2 p), p = 2^((z - anchor)·c - log2_sum); the target's share is added by the caller. In a row with a
@@ -238,20 +258,32 @@ struct Gradient {
   }
 };
 
-template <class T>
-ISENTROPE_INLINE Pairs<T> gradient_of(const Pairs<T>& z, const Gradient<VectorOf<T>>& gradient) {
+// The same with a gradient of kept_entropy, of tokens that are kept if z ≥ edge. There p' = p·2^shift, shift = log2(Σ p / Σ_K p), and
+// dz = p'·(A' + B'·log2 p'): in p' and not in p, so that no digits are lost to the difference.
+template <class V>
+struct KeptGradient : Gradient<V> {
+  V edge, kept_minus_log2_sum, kept_A, kept_B;
+  ISENTROPE_INLINE V operator()(V z) const {
+    const auto here = [&](V kept, V other) { return where_at_least(z, edge, kept, other); };
+    const V y = clamp(fma(z - this->anchor, this->c, here(kept_minus_log2_sum, this->minus_log2_sum)));
+    return exp2(y) * fma(y, here(kept_B, this->B), here(kept_A, this->A));
+  }
+};
+
+template <class T, class G>
+ISENTROPE_INLINE Pairs<T> gradient_of(const Pairs<T>& z, const G& gradient) {
   return {gradient(z.first), gradient(z.second)};
 }
 
-template <class T>
-void few_gradients(const T* z, T* dz, int64_t n, const Gradient<VectorOf<T>>& gradient) {
+template <class T, class G>
+void few_gradients(const T* z, T* dz, int64_t n, const G& gradient) {
   Few<T> few(z, n, minus_infinity<T>());
-  gradient_of(few.load(), gradient).store(few.element);
+  gradient_of<T>(few.load(), gradient).store(few.element);
   std::memcpy(dz, few.element, n * sizeof(T));
 }
 
-template <class T>
-void span_gradients(const T* z, T* dz, int64_t n, const Gradient<VectorOf<T>>& gradient, bool past_cache) {
+template <class T, class G>
+void span_gradients(const T* z, T* dz, int64_t n, const G& gradient, bool past_cache) {
   int64_t i = 0;
   if (past_cache) {
     const int64_t head = static_cast<int64_t>((64 - (reinterpret_cast<uintptr_t>(dz) & 63)) & 63) / sizeof(T);
@@ -260,12 +292,12 @@ void span_gradients(const T* z, T* dz, int64_t n, const Gradient<VectorOf<T>>& g
       few_gradients(z + j, dz + j, i - j < kStep<T> ? i - j : kStep<T>, gradient);
     for (; i + kStep<T> <= n; i += kStep<T>) {
       prefetch(z + i);
-      gradient_of(Pairs<T>::load(z + i), gradient).stream(dz + i);
+      gradient_of<T>(Pairs<T>::load(z + i), gradient).stream(dz + i);
     }
   } else {
     for (; i + kStep<T> <= n; i += kStep<T>) {
       prefetch(z + i);
-      gradient_of(Pairs<T>::load(z + i), gradient).store(dz + i);
+      gradient_of<T>(Pairs<T>::load(z + i), gradient).store(dz + i);
     }
   }
   if (i < n) few_gradients(z + i, dz + i, n - i, gradient);
@@ -277,7 +309,8 @@ inline double plain_nan(double x) { return x != x ? kNaN : x; }
 // What the gradient of row n is made of.
 template <class S>
 struct RowGradient {
-  double entropy, anchor, log_sum, dlogprob, dentropy, dlse;
+  double entropy, anchor, log_sum, dlogprob, dentropy, dlse, dkept;
+  const kernels::KeptTokens* kept;  // null where dkept is 0: the row's gradient then has the bits of one without
 
   RowGradient(const kernels::TokenEntropyRowGradients& p, int64_t n)
       : entropy(get(p.entropy, n)),
@@ -285,10 +318,14 @@ struct RowGradient {
         log_sum(get(p.log_sum, n)),
         dlogprob(plain_nan(get(p.dlogprob, n))),
         dentropy(plain_nan(get(p.dentropy, n))),
-        dlse(plain_nan(get(p.dlse, n))) {}
+        dlse(plain_nan(get(p.dlse, n))),
+        dkept(plain_nan(get(p.dkept, n))),
+        kept(dkept != 0 ? p.kept + n : nullptr) {}
 
   // The gradient is 0 whatever the logits are: nothing flows in, or every logit is -inf (log_sum is NaN where all is NaN).
-  bool zero() const { return (dlogprob == 0 && dentropy == 0 && dlse == 0) || (anchor == -kInfinity && log_sum == 0); }
+  bool zero() const {
+    return (dlogprob == 0 && dentropy == 0 && dlse == 0 && dkept == 0) || (anchor == -kInfinity && log_sum == 0);
+  }
 
   // What span_gradients() takes of it. valid: the row has a target.
   template <class V>
@@ -299,20 +336,46 @@ struct RowGradient {
             V(static_cast<S>(valid && log2_sum == log2_sum ? plain_nan(A) : kNaN)), V(static_cast<S>(B))};
   }
 
-  // dz [n] of logits z [n], a part of the row; dz may be z. y: the target's place in the part, outside 0 … n - 1 if it is
-  // elsewhere in the row. valid: the row has a target.
+  // Of the tokens that are kept: KeptGradient's coefficients, in double.
+  struct InKept {
+    double log2_sum, A, B;
+  };
+  InKept in_kept(double temperature) const {
+    const double shift = (log_sum - kept->log_sum) * kLog2e, part = ::exp2(-shift), factor = -dkept / temperature;
+    const double A = (dlse - dlogprob - dentropy * entropy) / temperature, B = -dentropy * kLn2 / temperature;
+    return {kept->log_sum * kLog2e, part * (A - B * shift) + factor * kept->entropy, part * B + factor * kLn2};
+  }
+
+  // dz [n] of logits z [n], a part of the row from id first on; dz may be z. y: the target's place in the part, outside 0 … n - 1 if
+  // it is elsewhere in the row. valid: the row has a target.
   template <class T>
-  void write(const T* z, T* dz, int64_t n, int64_t y, bool valid, double temperature, bool past_cache) const {
+  void write(const T* z, T* dz, int64_t first, int64_t n, int64_t y, bool valid, double temperature,
+             bool past_cache) const {
     using V = VectorOf<T>;
     const double c = static_cast<S>(kLog2e / temperature), log2_sum = log_sum * kLog2e;
     const double A = (dlse - dlogprob - dentropy * entropy) / temperature, B = -dentropy * kLn2 / temperature;
     const bool has_target = valid && y >= 0 && y < n;
     double target_gradient = 0;
     if (has_target) {
-      const double raw = (widen(z + y) - anchor) * c - log2_sum, log2_p = raw < -1100 ? -1100 : raw;
-      target_gradient = ::exp2(log2_p) * (A + B * log2_p) + dlogprob / temperature;
+      const double z_y = widen(z + y);
+      const bool is_kept = kept != nullptr && (z_y > kept->logit || (z_y == kept->logit && first + y <= kept->last));
+      const InKept at = is_kept ? in_kept(temperature) : InKept{log2_sum, A, B};
+      const double raw = (z_y - anchor) * c - at.log2_sum, log2_p = raw < -1100 ? -1100 : raw;
+      target_gradient = ::exp2(log2_p) * (at.A + at.B * log2_p) + dlogprob / temperature;
     }
-    span_gradients(z, dz, n, coefficients<V>(valid, temperature), past_cache);
+    if (kept == nullptr) {
+      span_gradients(z, dz, n, coefficients<V>(valid, temperature), past_cache);
+    } else {  // up to the last id the edge is kept, from there on what is above it
+      const InKept in = in_kept(temperature);
+      const S edge = static_cast<S>(kept->logit), above = std::nextafter(edge, static_cast<S>(kInfinity));
+      const double to = kept->last + 1 - first;
+      const int64_t length = to < 0 ? 0 : to > n ? n : static_cast<int64_t>(to);
+      KeptGradient<V> gradient{coefficients<V>(valid, temperature), V(edge), V(static_cast<S>(-in.log2_sum)),
+                               V(static_cast<S>(plain_nan(in.A))), V(static_cast<S>(in.B))};
+      span_gradients(z, dz, length, gradient, past_cache);
+      gradient.edge = V(above);
+      span_gradients(z + length, dz + length, n - length, gradient, past_cache);
+    }
     if (has_target) {
       // A pair of equal values, so that the order within it does not matter; one of them is kept.
       alignas(64) T rounded[kStep<T>];

@@ -99,7 +99,7 @@ RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
 }  // namespace
 
 Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokenizer& tokenizer) {
-  if (finished) tokens.pop_back();
+  if (finished && tokenizer.ends(tokens.back())) tokens.pop_back();
   return {tokenizer.decode(tokens), finished};
 }
 

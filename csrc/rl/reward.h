@@ -17,9 +17,10 @@ namespace isentrope::rl {
 // What a reward judges of a completion.
 struct Answer {
   std::string text;  // without the end of sequence
-  bool finished;     // the model drew the end of sequence; false: it was cut at the length limit
+  bool
+      finished;  // the model drew the end of sequence or wrote a text of rollout.stop; false: it was cut at the length limit
 };
-// tokens: the end of sequence included where the model drew it.
+// tokens: the end of sequence included where the model drew it. A text of rollout.stop stays in the text.
 Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokenizer& tokenizer);
 
 // "Text" below is that of an Answer, "finished" likewise.
@@ -133,6 +134,11 @@ class RewardSum {
                      const std::vector<data::Example>& examples) const;
 
   double first_weight() const { return parts_.front().config.weight; }
+  std::vector<double> weights() const {
+    std::vector<double> all;
+    for (const Part& part : parts_) all.push_back(part.config.weight);
+    return all;
+  }
 
  private:
   struct Part {

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "csrc/model/decode.h"
 #include "csrc/rl/rollout_worker.h"
@@ -72,6 +73,17 @@ std::vector<Completion> completions(std::vector<std::vector<Leaf>>& trees) {
 
 }  // namespace
 
+std::vector<std::string> SamplingConfig::off_policy() const {
+  std::vector<std::string> keys;
+  for (const auto& [key, given] : {std::pair{"top_k", top_k > 0},
+                                   {"top_p", top_p < 1},
+                                   {"min_p", min_p > 0},
+                                   {"repetition_penalty", repetition_penalty != 1},
+                                   {"bad_words", !bad_words.empty()}})
+    if (given) keys.emplace_back(key);
+  return keys;
+}
+
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
@@ -79,6 +91,8 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                                 RolloutCounts* counts, const Peers& peers) {
   const model::DecoderConfig& config = decoder->config();
   check(config, prompts, samples, stop_tokens);
+  if (!sampling.rules && !(sampling.stop.empty() && sampling.bad_words.empty()))
+    throw std::invalid_argument("rollout: stop and bad_words are texts; give them their tokens by with_rules()");
   if (prompts.empty()) return {};
   const auto model = model::make_decode_model(decoder, cache.dtype == "bfloat16");
   const int64_t threads = model->parallel() ? at::get_num_threads() : 1;

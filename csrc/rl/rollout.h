@@ -3,6 +3,7 @@
 // computed again later. None of this shows in what is drawn. On request sequences branch where the policy hesitates.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,12 +14,22 @@
 
 namespace isentrope::rl {
 
+class TextRules;
+
 struct SamplingConfig {
   double temperature = 1.0;
   int64_t top_k = 0;
   double top_p = 1.0;
+  double min_p = 0;
+  double repetition_penalty = 1.0;
   int64_t max_new_tokens = 0;
   int64_t min_new_tokens = 0;
+  std::vector<std::string> stop = {}, bad_words = {};
+  bool sum_p2 = false;  // draw Completion::sum_p2 too; no key: an estimator of advantages asks for it
+  std::shared_ptr<const TextRules> rules = {};  // what these are in tokens: with_rules() of csrc/rl/text_rules.h
+
+  // The keys that keep the policy from drawing what it would, as they are set.
+  std::vector<std::string> off_policy() const;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -26,8 +37,24 @@ struct SamplingConfig {
       between(0, 100));
     v("top_k", top_k, "Sample among the k likeliest tokens; 0 for all.", at_least(0));
     v("top_p", top_p, "Sample among the fewest tokens whose probability reaches it; 1 for all.", between(0, 1));
+    v("min_p", min_p,
+      "Do not sample tokens with less than this share of the likeliest one's probability, after top_k and top_p; 0 for "
+      "all.",
+      between(0, 1));
+    v("repetition_penalty", repetition_penalty,
+      "Before sampling, logits of tokens that the prompt or the completion holds are divided by it, or multiplied "
+      "where "
+      "they "
+      "are below 0 (CTRL); 1 changes nothing.",
+      above_to(0, 100));
     v("max_new_tokens", max_new_tokens, "Longest completion in tokens; 0 for what the context leaves.", at_least(0));
-    v("min_new_tokens", min_new_tokens, "Tokens of a completion before which no stop token is drawn.", at_least(0));
+    v("min_new_tokens", min_new_tokens,
+      "Tokens of a completion before which no stop token is drawn and no text of stop ends it.", at_least(0));
+    v("stop", stop,
+      "Texts: a completion ends with the token that completes one of them, and counts as finished; the text stays in "
+      "it.");
+    v("bad_words", bad_words,
+      "Texts whose tokens are never drawn one behind the other, with a space in front and without.");
   }
 };
 
@@ -65,10 +92,12 @@ struct Completion {
   int64_t parent = -1;  // index into the result of the completion that it branched off; −1: the first of its tree
   int64_t begin = 0;    // first token of its own; those before are its parent's
   std::vector<int64_t> tokens;  // from the prompt on; the stop token included, where one was drawn
-  std::vector<float>
-      logprob;  // of each token under softmax(logits / temperature), before min_new_tokens, top-k and top-p cut it
-  std::vector<float> entropy;  // of that same distribution, in nats
-  bool stopped = false;        // false: cut at the length limit
+  // Of each token under softmax(logits / temperature), the policy's own distribution: before repetition_penalty changes it, and
+  // bad_words, min_new_tokens, top_k, top_p and min_p cut it.
+  std::vector<float> logprob;
+  std::vector<float> entropy;      // of that same distribution, in nats
+  std::vector<float> sum_p2 = {};  // Σ p² of it; of SamplingConfig::sum_p2 alone
+  bool stopped = false;  // it ends in a stop token, or in what completes a text of stop; false: cut at the length limit
 };
 
 // What fixes the draws of a call. Sequence (prompt i, sample j) draws from the stream (seed, purpose rollout or evaluation, step,
@@ -99,8 +128,8 @@ struct RolloutCounts {
 // samples[i] completions for prompt i with their branches, ordered by prompt, sample, and within a tree parents before children.
 // peers: who draw them together, and call this alike: each takes samples as it has room for them, and gets those alone that it drew, with
 // parents and counts of its own; gather() of csrc/rl/shared_rollout.h gives all to all.
-// Throws where a prompt is empty, holds a token outside the vocabulary, or leaves no room in the context, and where the cache
-// cannot hold one sequence.
+// Throws where a prompt is empty, holds a token outside the vocabulary, or leaves no room in the context, where the cache
+// cannot hold one sequence, where sampling has texts and no rules, and where min_new_tokens and bad_words leave no token to draw.
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,

@@ -1,20 +1,23 @@
 #include <algorithm>
-#include <span>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "csrc/rl/rollout_worker.h"
+#include "csrc/rl/text_rules.h"
 
 namespace isentrope::rl {
 
 void RolloutWorker::extend(Sequence& s, const float* logits) {
   Completion& c = s.leaf.completion;
   const bool early = static_cast<int64_t>(c.tokens.size()) < job_.sampling.min_new_tokens;
-  const Draw draw =
-      sampler_.draw(logits, s.stream.uniform(), early ? std::span(job_.stop_tokens) : std::span<const int64_t>());
+  const Draw draw = this->draw(s, logits, early);
   c.tokens.push_back(draw.token);
   c.logprob.push_back(draw.logprob);
   c.entropy.push_back(draw.entropy);
-  c.stopped = job_.stops[draw.token];
+  if (job_.sampling.sum_p2) c.sum_p2.push_back(draw.sum_p2);
+  const TextRules* rules = job_.sampling.rules.get();
+  c.stopped = job_.stops[draw.token] || (rules && !early && rules->stops(c.tokens));
   ++counts_.drawn;
   const auto n = static_cast<int64_t>(c.tokens.size());
   const bool ended = c.stopped || n >= s.limit;
@@ -27,6 +30,32 @@ void RolloutWorker::extend(Sequence& s, const float* logits) {
   counts_.branches += !s.leaf.path.empty();
   job_.trees[job_.first_tree[c.prompt] + c.sample].push_back(std::move(s.leaf));
   remove(s);
+}
+
+Draw RolloutWorker::draw(Sequence& s, const float* logits, bool early) {
+  const SamplingConfig& sampling = job_.sampling;
+  const double uniform = s.stream.uniform();
+  if (!sampling.rules && sampling.repetition_penalty == 1 && !early) return sampler_.draw(logits, uniform);
+  before_.clear();
+  forbidden_.clear();
+  if (sampling.rules || sampling.repetition_penalty != 1) {
+    before_ = prompt_of(s);
+    before_.insert(before_.end(), s.leaf.completion.tokens.begin(), s.leaf.completion.tokens.end());
+  }
+  if (sampling.rules) sampling.rules->forbid(before_, forbidden_);
+  const bool bad = !forbidden_.empty();
+  if (early) forbidden_.insert(forbidden_.end(), job_.stop_tokens.begin(), job_.stop_tokens.end());
+  try {
+    return sampler_.draw(logits, uniform, forbidden_, before_);
+  } catch (const NothingAllowed&) {
+    const Completion& c = s.leaf.completion;
+    throw std::runtime_error(
+        "rollout: token " + std::to_string(c.tokens.size() + 1) + " of a completion of prompt " +
+        std::to_string(job_.key.first_prompt + c.prompt) + ": " +
+        (early ? std::string("min_new_tokens") + (bad ? " and bad_words together forbid" : " forbids")
+               : "bad_words forbid") +
+        " every token that the logits allow");
+  }
 }
 
 bool RolloutWorker::hesitates(const Completion& c, int64_t t) const {
@@ -62,6 +91,7 @@ void RolloutWorker::try_branch(Sequence& s, bool ended) {
   mine.tokens.assign(c.tokens.begin(), c.tokens.begin() + t);
   mine.logprob.assign(c.logprob.begin(), c.logprob.begin() + t);
   mine.entropy.assign(c.entropy.begin(), c.entropy.begin() + t);
+  if (!c.sum_p2.empty()) mine.sum_p2.assign(c.sum_p2.begin(), c.sum_p2.begin() + t);
   branch->leaf.path = s.leaf.path;
   branch->leaf.path.push_back(t);
   branch->table = table_.fork(*s.table, position(*branch));

@@ -1,15 +1,16 @@
 #include "csrc/rl/rollout_source.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 
 #include "csrc/message.h"
-#include "csrc/model/page_table.h"
+#include "csrc/methods/windows.h"
 #include "csrc/rl/policy_batch.h"
 #include "csrc/rl/prompt.h"
 #include "csrc/rl/shared_rollout.h"
-#include "csrc/rl/windows.h"
 
 namespace isentrope::rl {
 namespace {
@@ -37,60 +38,25 @@ double deviation(const std::vector<double>& x) {
 
 }  // namespace
 
-std::string RolloutConfig::problem() const {
-  if (prompts % mini_batches != 0)
-    return "mini_batches: " + std::to_string(mini_batches) + " does not divide prompts (" + std::to_string(prompts) +
-           "); every update takes the same number of whole groups";
-  if (overlong_buffer && sampling.max_new_tokens == 0)
-    return "overlong_buffer: needs max_new_tokens, the length limit that the penalty counts back from";
-  if (sampling.max_new_tokens > 0 && sampling.min_new_tokens > sampling.max_new_tokens)
-    return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) + " is above max_new_tokens (" +
-           std::to_string(sampling.max_new_tokens) + ")";
-  if (overlong_buffer && overlong_buffer->len > sampling.max_new_tokens)
-    return "overlong_buffer: len is " + std::to_string(overlong_buffer->len) +
-           " tokens, and the length limit that it counts back from, max_new_tokens, " +
-           std::to_string(sampling.max_new_tokens) + "; give a buffer of at most that";
-  // Below 1e-3 two logits that differ by 0.01 have odds of 22000 : 1.
-  if (sampling.temperature < 1e-3)
-    return "temperature: at less than 0.001 the completions of a prompt are all the same, and a policy learns from how "
-           "they "
-           "differ";
-  if (sampling.top_k == 1)
-    return "top_k: 1 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
-           "learns from how they differ";
-  if (sampling.top_p == 0)
-    return "top_p: 0 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
-           "learns from how they differ";
-  if (filter_groups && num_generations == 1 && !allocation)
-    return "filter_groups: a group of one completion has nothing to differ from; give num_generations of 2 or more";
-  const int64_t cached = cache.cache_tokens / model::kPagePositions,
-                shortest = 1 + std::max<int64_t>(sampling.max_new_tokens, 1);
-  if (cache.cache_tokens > 0 && cached < model::pages_of(shortest) + 2)  // as rollout() counts
-    return "cache_tokens: " + std::to_string(cache.cache_tokens) + " cannot hold one sequence of " +
-           std::to_string(shortest) + " tokens; wanted at least " +
-           std::to_string((model::pages_of(shortest) + 2) * model::kPagePositions) + ", or 0";
-  if (branch && branch->sequences > 0 && branch->sequences < num_generations)
-    return "branch.sequences: " + std::to_string(branch->sequences) + " is below num_generations (" +
-           std::to_string(num_generations) + "), which it includes";
-  if (allocation && (allocation->least > num_generations || most_samples() < num_generations))
-    return "allocation: num_generations (" + std::to_string(num_generations) +
-           ") is the mean, and does not lie between least (" + std::to_string(allocation->least) + ") and most (" +
-           std::to_string(most_samples()) + ")";
-  return "";
-}
-
 RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
-                             std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed,
-                             SaveRollouts save, std::shared_ptr<const Peers> peers)
+                             std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, Methods methods,
+                             uint64_t seed, SaveRollouts save, std::shared_ptr<const Peers> peers)
     : config_(config),
       model_(model),
       tokenizer_(tokenizer),
       examples_(std::move(examples)),
       reward_(std::move(reward)),
+      methods_(std::move(methods)),
       seed_(seed),
       save_(std::move(save)),
       peers_(std::move(peers)) {
-  if (config_.ares) whole_.ares.emplace(*config_.ares, trigger_tokens(config_.ares->triggers, tokenizer_));
+  for (Shaping& one : methods_.reward) bind(one, tokenizer_);
+  config_.sampling.sum_p2 = methods::Chain(methods_.advantage).any([]<class M>(const M&) {
+    return requires { M::kNeedsSumP2; };
+  });
+  if (methods_.advantage.empty()) methods_.advantage.emplace_back(methods::Grpo());
+  whole_.shaping = methods::Chain(methods_.reward);
+  whole_.advantage = methods::Chain(methods_.advantage);
   pending_ = whole_;
 }
 
@@ -104,6 +70,7 @@ struct RolloutSource::Drawn {
   std::vector<Completion> completions;
   Groups groups{0};  // of completions, one a prompt
   RolloutCounts counts;
+  std::vector<double> greedy;  // of each prompt, the reward of its greedy completion; where an estimator asks
   Rewards rewards;
   std::vector<double> right;  // 1 or 0 of each completion
   std::vector<Answer> answers;
@@ -111,7 +78,8 @@ struct RolloutSource::Drawn {
 
 // Over everything that a step drew. rewards, thresholds and samples are of the first sequence of each tree, which no branch bends.
 struct RolloutSource::Tally {
-  std::vector<double> rewards, entropy, length, thresholds, samples;
+  std::vector<double> rewards, entropy, length, thresholds, samples, spread;  // spread: of rewards, of each group
+  std::vector<double> ended, cut;                                             // lengths
   std::map<std::string, std::pair<double, double>> scores;  // of each reward: sum, and completions that it applies to
   std::map<std::string, double> timeouts;
   RolloutCounts counts;
@@ -123,7 +91,7 @@ struct RolloutSource::Saved {
   std::vector<int64_t> place;  // of each in Kept; −1: nothing is learnt from its group
 
   void add(const Drawn& drawn, int64_t p, const RolloutSource& source);
-  void learnt(const Kept& kept, const AresStep& ares, double ares_weight, const std::vector<data::Batch>& updates);
+  void learnt(const methods::Completions& kept, const std::vector<data::Batch>& updates);
 };
 
 // The group of prompt p, before anything of it is moved.
@@ -136,15 +104,13 @@ void RolloutSource::Saved::add(const Drawn& drawn, int64_t p, const RolloutSourc
                      .reward = drawn.rewards.total[i]};
     if (one.completion.parent >= 0) one.completion.parent -= drawn.groups[p];
     for (const auto& [name, scores] : drawn.rewards.scores) one.scores.emplace_back(name, scores[i]);
-    if (source.config_.overlong_buffer) one.overlong = source.overlong(one.completion), one.reward += *one.overlong;
     rollouts.push_back(std::move(one));
     place.push_back(-1);
   }
 }
 
 // What the updates, whose rows are the completions kept, have of them.
-void RolloutSource::Saved::learnt(const Kept& kept, const AresStep& ares, double ares_weight,
-                                  const std::vector<data::Batch>& updates) {
+void RolloutSource::Saved::learnt(const methods::Completions& kept, const std::vector<data::Batch>& updates) {
   std::vector<std::optional<double>> advantage;
   for (const data::Batch& update : updates) {
     const auto targets = update.target.accessor<int64_t, 2>();
@@ -159,9 +125,9 @@ void RolloutSource::Saved::learnt(const Kept& kept, const AresStep& ares, double
   }
   for (size_t i = 0; i < rollouts.size() && !updates.empty(); ++i) {
     if (place[i] < 0) continue;
-    rollouts[i].reward = kept.rewards[place[i]];
+    rollouts[i].reward = kept.reward[place[i]].item<double>();
     rollouts[i].advantage = advantage[place[i]];
-    if (!ares.shaping.empty()) rollouts[i].ares = ares_weight * ares.shaping[place[i]];
+    for (const auto& [kind, amount] : kept.added) rollouts[i].added.emplace_back(kind, amount[place[i]].item<double>());
   }
 }
 
@@ -173,7 +139,9 @@ data::StepData RolloutSource::next(int64_t step) {
   Tally tally;
   Saved saved;
   const bool saves = save_ && config_.save_every > 0 && (step + 1) % config_.save_every == 0;
-  for (; kept.size() < config_.prompts && tally.draws < static_cast<double>(config_.max_draws); ++tally.draws) {
+  const methods::FilterGroups* filter = methods_.filter();
+  const double most_draws = filter ? static_cast<double>(filter->max_draws) : 1;
+  for (; kept.size() < config_.prompts && tally.draws < most_draws; ++tally.draws) {
     Drawn drawn = draw(step, branching);
     score(drawn);
     this->tally(drawn, tally);
@@ -185,10 +153,13 @@ data::StepData RolloutSource::next(int64_t step) {
   for (const auto& [name, scores] : tally.scores) data.stats[name] = scores.first / scores.second;
   data.stats.insert(tally.timeouts.begin(), tally.timeouts.end());
   if (pending_.empty == 0) {
-    const AresStep ares = pending_.ares ? shape(*pending_.ares, reward_.first_weight(), kept) : AresStep();
-    data.updates = policy_batches(kept, config_.mini_batches, config_.advantage, ares, config_.mask_truncated);
-    data.stats.insert(ares.stats.begin(), ares.stats.end());
-    if (saves) saved.learnt(kept, ares, reward_.first_weight(), data.updates);
+    methods::Completions seen =
+        completions_of(kept, reward_.first_weight(), config_.sampling.max_new_tokens, config_.mask_truncated);
+    pending_.shaping.apply(seen, data.stats);
+    estimate(seen, kept, pending_.advantage, data.stats);
+    data.updates = policy_batches(kept, seen, config_.mini_batches, config_.epochs);
+    tell_health(data.updates, data.stats);
+    if (saves) saved.learnt(seen, data.updates);
   }
   if (!tally.thresholds.empty()) {
     const double seen = mean(tally.thresholds), decay = config_.branch->decay;
@@ -255,6 +226,25 @@ void RolloutSource::score(Drawn& drawn) const {
     if (i + 1 == drawn.completions.size() || drawn.completions[i + 1].prompt != drawn.completions[i].prompt)
       drawn.groups.push_back(static_cast<int64_t>(i) + 1);
   drawn.right = right_or_wrong(drawn.rewards.first);
+  if (pending_.advantage.any([]<class M>(const M&) {
+        return requires { M::kNeedsGreedy; };
+      }))
+    drawn.greedy = greedy_rewards(drawn);
+}
+
+// Each process draws and scores all of them: so all have the same, whatever their number.
+std::vector<double> RolloutSource::greedy_rewards(const Drawn& drawn) const {
+  SamplingConfig greedy = config_.sampling;
+  greedy.temperature = 0;
+  const std::vector<Completion> completions =
+      rollout(model_, drawn.prompts, 1, greedy, tokenizer_.end_ids(), {.seed = seed_}, config_.cache);
+  std::vector<Answer> answers;
+  std::vector<std::string> prompts;
+  for (const Completion& one : completions) {
+    answers.push_back(answer_of(one.tokens, one.stopped, tokenizer_));
+    prompts.push_back(drawn.examples[one.prompt].prompt);
+  }
+  return reward_(prompts, answers, drawn.examples).total;
 }
 
 void RolloutSource::tally(const Drawn& drawn, Tally& tally) const {
@@ -263,10 +253,11 @@ void RolloutSource::tally(const Drawn& drawn, Tally& tally) const {
   for (const Completion& completion : drawn.completions) {
     tally.length.push_back(static_cast<double>(completion.tokens.size()));
     tally.truncated += !completion.stopped;
+    (completion.stopped ? tally.ended : tally.cut).push_back(tally.length.back());
     tally.entropy.insert(tally.entropy.end(), completion.entropy.begin() + completion.begin, completion.entropy.end());
     if (config_.branch && completion.parent < 0)
-      if (const auto windows = window_means(completion.entropy, config_.branch->window); !windows.empty())
-        tally.thresholds.push_back(quantile(windows, config_.branch->quantile));
+      if (const auto windows = methods::window_means(completion.entropy, config_.branch->window); !windows.empty())
+        tally.thresholds.push_back(methods::quantile(windows, config_.branch->quantile));
   }
   for (const auto& [name, scores] : drawn.rewards.scores)
     for (const auto& score : scores)
@@ -294,13 +285,12 @@ void RolloutSource::warn(const Drawn& drawn, std::vector<std::string>& warnings)
   pending_.told |= kUnscored;
 }
 
-double RolloutSource::overlong(const Completion& completion) const {
-  return overlong_penalty(static_cast<int64_t>(completion.tokens.size()), *config_.overlong_buffer,
-                          config_.sampling.max_new_tokens);
-}
-
 void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
-  const std::vector<bool> differs = keep_groups(pending_.ares ? drawn.right : drawn.rewards.total, drawn.groups);
+  const methods::FilterGroups* filter = methods_.filter();
+  const std::vector<bool> differs =
+      methods::keep_groups(filter && filter->by == "right" ? drawn.right : drawn.rewards.total, drawn.groups);
+  const std::vector<double> weights = reward_.weights();
+  kept.scores.resize(weights.size());
   for (int64_t p = 0; p < config_.prompts; ++p) {
     int64_t right = 0;
     for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i)
@@ -309,35 +299,40 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
         right += drawn.right[i] > 0;
       }
     tally.samples.push_back(static_cast<double>(drawn.samples[p]));
+    tally.spread.push_back(deviation({tally.rewards.end() - drawn.samples[p], tally.rewards.end()}));
     if (config_.allocation)
       pending_.record.add(drawn.examples[p].prompt, right, drawn.samples[p], config_.allocation->decay);
     tally.flat += !differs[p];
     if (saved) saved->add(drawn, p, *this);
-    if (kept.size() == config_.prompts || (config_.filter_groups && !differs[p])) continue;
+    if (kept.size() == config_.prompts || (filter && !differs[p])) continue;
     const auto moved = static_cast<int64_t>(kept.completions.size()) - drawn.groups[p];
     for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i) {
       Completion& completion = drawn.completions[i];
       if (completion.parent >= 0) completion.parent += moved;
-      double reward = drawn.rewards.total[i];
-      if (config_.overlong_buffer) reward += overlong(completion);
+      for (size_t r = 0; r < weights.size(); ++r) {
+        const std::optional<double>& score = drawn.rewards.scores[r].second[i];
+        kept.scores[r].push_back(score ? weights[r] * *score : std::numeric_limits<double>::quiet_NaN());
+      }
       if (saved) *(saved->place.end() - drawn.groups[p + 1] + i) = static_cast<int64_t>(kept.completions.size());
-      kept.rewards.push_back(reward);
+      kept.rewards.push_back(drawn.rewards.total[i]);
       kept.right.push_back(drawn.right[i] > 0);
       kept.completions.push_back(std::move(completion));
     }
     kept.prompts.push_back(std::move(drawn.prompts[p]));
+    if (!drawn.greedy.empty()) kept.greedy.push_back(drawn.greedy[p]);
     kept.groups.push_back(static_cast<int64_t>(kept.completions.size()));
   }
 }
 
 void RolloutSource::count_empty_step(int64_t groups) {
   pending_.empty = groups < config_.mini_batches ? pending_.empty + 1 : 0;
-  if (pending_.empty < config_.max_empty_steps) return;
+  const methods::FilterGroups* filter = methods_.filter();
+  if (pending_.empty == 0 || !filter || pending_.empty < filter->max_empty_steps) return;
   throw std::runtime_error(
-      "rollout.filter_groups: " + std::to_string(pending_.empty) + " steps in a row of " +
-      std::to_string(config_.max_draws) + " batches of " + std::to_string(config_.prompts) +
+      "reward, filter_groups: " + std::to_string(pending_.empty) + " steps in a row of " +
+      std::to_string(filter->max_draws) + " batches of " + std::to_string(config_.prompts) +
       " prompts each found too few groups whose rewards differ to make an update of; the task is too "
-      "easy or too hard for the model, or rollout.max_draws is too small");
+      "easy or too hard for the model, or max_draws is too small");
 }
 
 void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional<Branching>& branching,
@@ -347,9 +342,12 @@ void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional
   stats["entropy/mean"] = mean(tally.entropy);
   stats["entropy/std"] = deviation(tally.entropy);
   stats["length/mean"] = mean(tally.length);
+  if (!tally.ended.empty()) stats["length/ended"] = mean(tally.ended);
+  if (!tally.cut.empty()) stats["length/cut"] = mean(tally.cut);
+  stats["reward/group_std"] = mean(tally.spread);
   stats["length/truncated"] = tally.truncated / static_cast<double>(tally.length.size());
   stats["groups/flat"] = tally.flat / tally.prompts;
-  if (config_.filter_groups) {
+  if (methods_.filter()) {
     stats["groups/kept"] = static_cast<double>(groups);
     stats["groups/empty_steps"] = static_cast<double>(pending_.empty);
   }
@@ -367,7 +365,8 @@ void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional
 
 std::map<std::string, torch::Tensor> RolloutSource::state() const {
   std::map<std::string, Tensor> state{{"taken", torch::tensor({whole_.taken, whole_.empty}, torch::kInt64)}};
-  if (whole_.ares) state["ares"] = torch::tensor(whole_.ares->state(), torch::kFloat64);
+  whole_.shaping.save("reward", state);
+  whole_.advantage.save("advantage", state);
   if (whole_.told) state["told"] = torch::tensor({whole_.told}, torch::kInt64);
   if (whole_.threshold) state["branch"] = torch::tensor({*whole_.threshold}, torch::kFloat64);
   if (config_.allocation) {
@@ -397,21 +396,12 @@ void RolloutSource::restore(const std::map<std::string, torch::Tensor>& state) {
   if (config_.allocation && state.contains("record/prompt"))
     passed.record.restore(
         {values("record/prompt", int64_t{}), values("record/right", double{}), values("record/answers", double{})});
-  if (passed.ares) {
-    if (!state.contains("ares"))
-      throw std::runtime_error(
-          "rollout.ares: the checkpoint stands in a phase without it; take it out, or start the phase anew");
-    passed.ares->restore(values("ares", double{}));
-  }
+  passed.shaping.restore("reward", state);
+  passed.advantage.restore("advantage", state);
   whole_ = passed;
   pending_ = std::move(passed);
 }
 
-void RolloutSource::observe(const std::map<std::string, double>& seen) {
-  if (!pending_.ares) return;
-  for (int d = 0; d < kDifficulties; ++d)
-    if (const auto found = seen.find(std::string("ref_kl/") + kDifficultyNames[d]); found != seen.end())
-      pending_.ares->measured(static_cast<Difficulty>(d), found->second);
-}
+void RolloutSource::observe(const std::map<std::string, double>& seen) { pending_.shaping.observe(seen); }
 
 }  // namespace isentrope::rl

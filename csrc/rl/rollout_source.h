@@ -1,4 +1,5 @@
-// The batch source of a policy phase: prompts → rollouts → rewards → advantages → one batch an update.
+// The batch source of a policy phase: prompts → rollouts → rewards → advantages → one batch an update. It draws, asks and collects;
+// what is done to rewards and advantages stands in lists of methods (csrc/methods).
 #pragma once
 #include <functional>
 #include <map>
@@ -11,13 +12,13 @@
 #include "csrc/data/example.h"
 #include "csrc/data/tokenizer.h"
 #include "csrc/field.h"
+#include "csrc/methods/chain.h"
 #include "csrc/model/decoder.h"
-#include "csrc/rl/advantage.h"
 #include "csrc/rl/allocation.h"
-#include "csrc/rl/ares.h"
 #include "csrc/rl/peers.h"
 #include "csrc/rl/policy_batch.h"
 #include "csrc/rl/reward.h"
+#include "csrc/rl/reward_list.h"
 #include "csrc/rl/rollout.h"
 
 namespace isentrope::rl {
@@ -51,16 +52,11 @@ struct RolloutConfig {
   int64_t prompts = 32;
   int64_t num_generations = 8;
   int64_t mini_batches = 1;
+  int64_t epochs = 1;
   SamplingConfig sampling;
   CacheConfig cache;
   std::optional<BranchConfig> branch;
   std::optional<AllocationConfig> allocation;
-  AdvantageConfig advantage;
-  std::optional<OverlongConfig> overlong_buffer;
-  std::optional<AresConfig> ares;
-  bool filter_groups = false;
-  int64_t max_draws = 10;
-  int64_t max_empty_steps = 3;
   bool mask_truncated = false;
   int64_t save_every = 0;
 
@@ -76,6 +72,10 @@ struct RolloutConfig {
       between(1, 1 << 16));
     v("mini_batches", mini_batches, "Parts that the prompts of a step are cut into, an optimiser update each.",
       at_least(1));
+    v("epochs", epochs,
+      "Times that a step's updates go over its completions (TRL: num_iterations, verl: ppo_epochs); objective.max_kl "
+      "ends them early.",
+      between(1, 1024));
     sampling.visit(v);
     cache.visit(v);
     v("branch", branch, "Let sequences branch where the policy hesitates; absent: they do not.");
@@ -83,17 +83,6 @@ struct RolloutConfig {
       "Share a step's prompts · num_generations completions out by how often each prompt was answered right before; "
       "absent: "
       "evenly.");
-    v("advantage", advantage, "How rewards of a group become advantages.");
-    v("overlong_buffer", overlong_buffer, "Soft penalty of completions near the length limit (DAPO); absent: none.");
-    v("ares", ares, "Shape rewards by the entropy of completions and the difficulty of prompts (ARES); absent: none.");
-    v("filter_groups", filter_groups,
-      "Draw more prompts in place of groups whose rewards are all equal (DAPO); with ares: all right or all wrong.");
-    v("max_draws", max_draws,
-      "filter_groups: most batches of prompts drawn in one step, which then learns from the groups that it found.",
-      at_least(1));
-    v("max_empty_steps", max_empty_steps,
-      "filter_groups: so many steps in a row that find fewer groups than updates, and are skipped, stop the run.",
-      at_least(1));
     v("mask_truncated", mask_truncated, "Leave completions that reached the length limit out of the loss.");
     v("save_every", save_every,
       "Steps between those whose completions go to <run.dir>/rollouts/<phase>.jsonl, with rewards, advantages, and "
@@ -108,21 +97,32 @@ struct SavedRollout {
   std::string prompt;
   Completion completion = {};  // parent: by its place in the group
   bool branches = false;       // whether sequences branch
-  double reward = 0;           // what its advantage comes from: the weighted sum of scores, with overlong and ares
+  double reward = 0;           // what its advantage comes from: the weighted sum of scores, and what methods added
   std::vector<std::pair<std::string, std::optional<double>>> scores = {};  // reward/<name>, not weighted
-  std::optional<double> overlong = {}, ares = {};  // added by rollout.overlong_buffer and rollout.ares
+  std::vector<std::pair<std::string, double>> added =
+      {};  // by the methods of that kind; of the groups that are learnt from
   // Mean over its learnt tokens, which differ where sequences branch; none: the loss has no token of it.
   std::optional<double> advantage = {};
 };
 // Takes all completions of a step that draws any, in the order in which they were drawn.
 using SaveRollouts = std::function<void(int64_t step, const std::vector<SavedRollout>& rollouts)>;
 
+// What is done to the rewards of a step, and how they become advantages; no advantage at all: grpo.
+struct Methods {
+  std::vector<Shaping> reward = {};
+  std::vector<methods::Advantage> advantage = {};
+
+  const methods::FilterGroups* filter() const;  // null: every group is kept
+  // What is wrong with them for these rollouts; "" if nothing is.
+  std::string problem(const RolloutConfig& rollout) const;
+};
+
 class RolloutSource : public data::BatchSource {
  public:
   // save: called within next() at every config.save_every-th step. peers: draw and judge the completions of a step together, each its
   // part, and all learn from all of them.
   RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
-                std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, uint64_t seed,
+                std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, Methods methods, uint64_t seed,
                 SaveRollouts save = {}, std::shared_ptr<const Peers> peers = std::make_shared<Peers>());
 
   data::StepData next(int64_t step) override;
@@ -138,7 +138,8 @@ class RolloutSource : public data::BatchSource {
     int64_t empty = 0;                // steps in a row that found too few groups
     std::optional<double> threshold;  // of branches, nats
     PassRecord record;
-    std::optional<Ares> ares;
+    methods::Chain<Shaping> shaping;
+    methods::Chain<methods::Advantage> advantage;
     int64_t told = 0;  // bits of Told
   };
   enum Told : int64_t { kUnscored = 1, kTimedOut = 2 };
@@ -151,10 +152,10 @@ class RolloutSource : public data::BatchSource {
   std::vector<int64_t> samples_of(const std::vector<data::Example>& examples) const;
   Drawn draw(int64_t step, const std::optional<Branching>& branching);
   void score(Drawn& drawn) const;
+  std::vector<double> greedy_rewards(const Drawn& drawn) const;  // of each prompt
   void tally(const Drawn& drawn, Tally& tally) const;
   void warn(const Drawn& drawn, std::vector<std::string>& warnings);  // of its rewards, each kind once
   void keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved);    // the groups that the step learns from
-  double overlong(const Completion& completion) const;                // its penalty
   void count_empty_step(int64_t groups);                              // stops a run that finds none
   void tell(const Tally& tally, int64_t groups, const std::optional<Branching>& branching,
             std::map<std::string, double>& stats) const;
@@ -164,6 +165,7 @@ class RolloutSource : public data::BatchSource {
   const data::Tokenizer& tokenizer_;
   std::shared_ptr<const data::ExampleSource> examples_;
   RewardSum reward_;
+  Methods methods_;
   uint64_t seed_;
   SaveRollouts save_;
   std::shared_ptr<const Peers> peers_;

@@ -105,6 +105,8 @@ class RolloutWorker {
   // ---- tokens and branches: rollout_branch.cpp
   // Draws the next token of a running sequence, and what follows from it.
   void extend(Sequence& s, const float* logits);
+  // The draw alone. early: min_new_tokens holds the end back.
+  Draw draw(Sequence& s, const float* logits, bool early);
   // Whether the window that begins at token t is known and as high as to branch.
   bool hesitates(const Completion& c, int64_t t) const;
   // A running sequence whose last window says so gets a branch on trial, and stands still meanwhile, so that what may leave it
@@ -120,6 +122,7 @@ class RolloutWorker {
   std::unique_ptr<model::DecodeSession> session_;
   model::PageTable& table_;
   Sampler sampler_;
+  std::vector<int64_t> before_, forbidden_;  // of the draw in hand: prompt and completion, tokens that are not drawn
   RolloutCounts& counts_;
   std::vector<Owned> running_;  // in the order of their admission
   std::deque<Owned> waiting_;

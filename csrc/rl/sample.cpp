@@ -11,26 +11,25 @@
 namespace isentrope::rl {
 
 Sampler::Sampler(const SamplingConfig& config, int64_t vocabulary)
-    : config_(config), weight_(vocabulary), allowed_(vocabulary), ranking_(vocabulary) {
+    : config_(config), weight_(vocabulary), allowed_(vocabulary), ranking_(vocabulary), penalised_(vocabulary) {
   if (config_.top_k <= 0 || config_.top_k > vocabulary) config_.top_k = vocabulary;
 }
 
-Draw Sampler::draw(const float* logits, double uniform, std::span<const int64_t> forbidden) {
+Draw Sampler::draw(const float* logits, double uniform, std::span<const int64_t> forbidden,
+                   std::span<const int64_t> seen) {
   const int64_t V = weight_.size();
   const float scale = config_.temperature > 0 ? static_cast<float>(1 / config_.temperature) : 1.0f;
-  const auto softmax = model::cpu_kernels<float>().softmax;
   float maximum, total, entropy;
-  softmax(V, scale, logits, weight_.data(), &maximum, &total, &entropy);
+  model::cpu_kernels<float>().softmax(V, scale, logits, weight_.data(), &maximum, &total, &entropy);
   if (!std::isfinite(maximum) || !std::isfinite(total)) throw std::runtime_error(why_not_finite(logits));
-  float left = total;  // the mass to draw from
-  if (!forbidden.empty()) {
-    std::copy_n(logits, V, allowed_.begin());
-    for (const int64_t token : forbidden) allowed_[token] = -INFINITY;
-    float highest, unused;
-    softmax(V, scale, allowed_.data(), weight_.data(), &highest, &left, &unused);
-    if (!std::isfinite(highest))
-      throw std::runtime_error("rollout: min_new_tokens forbids every token that the logits allow");
+  float sum_p2 = 0;
+  if (config_.sum_p2) {
+    double squares = 0;
+    for (const float weight : weight_) squares += static_cast<double>(weight) * weight;
+    sum_p2 = static_cast<float>(squares / (static_cast<double>(total) * total));
   }
+  const bool penalises = config_.repetition_penalty != 1 && !seen.empty();
+  const float left = forbidden.empty() && !penalises ? total : change(logits, scale, forbidden, seen);
   int64_t token = V;
   if (config_.temperature == 0) {
     token = std::max_element(weight_.begin(), weight_.end()) - weight_.begin();
@@ -38,14 +37,51 @@ Draw Sampler::draw(const float* logits, double uniform, std::span<const int64_t>
     token = truncated(uniform, left);
   } else {
     double passed = 0;
-    const double goal = uniform * left;
+    const double goal = uniform * (config_.min_p > 0 ? cut_unlikely() : left);
     for (int64_t n = 0; n < V && passed <= goal; ++n)
       if (weight_[n] > 0) {
         passed += weight_[n];
         token = n;
       }
   }
-  return {token, logits[token] * scale - maximum - std::log(total), entropy};
+  return {token, logits[token] * scale - maximum - std::log(total), entropy, sum_p2};
+}
+
+float Sampler::change(const float* logits, float scale, std::span<const int64_t> forbidden,
+                      std::span<const int64_t> seen) {
+  const int64_t V = weight_.size();
+  std::copy_n(logits, V, allowed_.begin());
+  if (config_.repetition_penalty != 1) {
+    const auto c = static_cast<float>(config_.repetition_penalty);
+    for (const int64_t token : seen) {
+      if (penalised_[token]) continue;
+      penalised_[token] = true;
+      float& x = allowed_[token];
+      x = x < 0 ? x * c : x / c;
+    }
+    for (const int64_t token : seen) penalised_[token] = false;
+  }
+  for (const int64_t token : forbidden) allowed_[token] = -INFINITY;
+  float highest, left, unused;
+  model::cpu_kernels<float>().softmax(V, scale, allowed_.data(), weight_.data(), &highest, &left, &unused);
+  if (highest == -INFINITY) throw NothingAllowed();
+  if (!std::isfinite(highest) || !std::isfinite(left)) {
+    std::ostringstream text;
+    text << "rollout: the logits leave the range of float32 under repetition_penalty (" << config_.repetition_penalty
+         << ") and temperature (" << config_.temperature << ")";
+    throw std::runtime_error(text.str());
+  }
+  return left;
+}
+
+double Sampler::cut_unlikely() {
+  const double least = config_.min_p * *std::max_element(weight_.begin(), weight_.end());
+  double left = 0;
+  for (float& weight : weight_) {
+    if (weight < least) weight = 0;
+    left += weight;
+  }
+  return left;
 }
 
 std::string Sampler::why_not_finite(const float* logits) const {
@@ -76,6 +112,12 @@ int64_t Sampler::truncated(double uniform, float total) {
     enough = config_.top_p * mass;
     mass = weight_[rank(0)];
     for (kept = 1; mass < enough; ++kept) mass += weight_[rank(kept)];
+  }
+  if (config_.min_p > 0) {
+    const double least = config_.min_p * weight_[rank(0)];
+    const int64_t before = kept;
+    mass = weight_[rank(0)];
+    for (kept = 1; kept < before && weight_[rank(kept)] >= least; ++kept) mass += weight_[rank(kept)];
   }
   double passed = 0;
   int64_t i = 0;

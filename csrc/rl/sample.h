@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,12 @@ struct Draw {
   int64_t token;
   float logprob, entropy;  // of softmax(logits / temperature) over the whole vocabulary; at temperature 0, of
                            // softmax(logits)
+  float sum_p2 = 0;        // Σ p² of the same, where SamplingConfig::sum_p2 asks for it
+};
+
+// Every token that the logits allow is forbidden.
+struct NothingAllowed : std::runtime_error {
+  NothingAllowed() : std::runtime_error("rollout: every token that the logits allow is forbidden") {}
 };
 
 class Sampler {
@@ -21,20 +28,28 @@ class Sampler {
   Sampler(const SamplingConfig& config, int64_t vocabulary);
 
   // logits [V]; uniform in (0, 1) picks the token by the inverse of the cumulative distribution: in the order
-  // of tokens, or where top_k or top_p cut, in that of their probabilities. top_k cuts first; top_p counts
-  // what it left as 1. Equal probabilities rank by token. Temperature 0: the first of the likeliest. Tokens of
-  // `forbidden` are not drawn: it is as if their logits were −infinity, but for logprob and entropy. Throws
-  // std::runtime_error where no finite distribution comes out of the logits.
-  Draw draw(const float* logits, double uniform, std::span<const int64_t> forbidden = {});
+  // of tokens, or where top_k or top_p cut, in that of their probabilities. Equal probabilities rank by token.
+  // Temperature 0: the first of the likeliest. In this order, that of transformers' generate():
+  //   repetition_penalty c: logits x of the tokens of `seen` become x / c, or x · c where they are below 0, each once;
+  //   `forbidden`: as if their logits were −infinity; division by temperature;
+  //   top_k; top_p, which counts what top_k left as 1; min_p: tokens with p < min_p · max p are not drawn.
+  // (vLLM cuts by min_p before top_k and top_p.) logprob and entropy know of none of these but the temperature. Throws
+  // NothingAllowed, or std::runtime_error where no finite distribution comes out of the logits.
+  Draw draw(const float* logits, double uniform, std::span<const int64_t> forbidden = {},
+            std::span<const int64_t> seen = {});
 
  private:
+  // Those after repetition_penalty and without `forbidden` become the weights to draw by. Returns their sum.
+  float change(const float* logits, float scale, std::span<const int64_t> forbidden, std::span<const int64_t> seen);
   int64_t truncated(double uniform, float total);
+  double cut_unlikely();  // weights that min_p cuts become 0; the sum of the others
   std::string why_not_finite(const float* logits) const;
 
   SamplingConfig config_;
   std::vector<float> weight_;     // [V] e^(y − max y)
-  std::vector<float> allowed_;    // [V] logits with those of forbidden tokens at −infinity
+  std::vector<float> allowed_;    // [V] logits as they were changed
   std::vector<int32_t> ranking_;  // [V]
+  std::vector<bool> penalised_;   // [V], of the draw in hand
 };
 
 }  // namespace isentrope::rl

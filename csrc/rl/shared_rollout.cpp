@@ -75,6 +75,7 @@ void gather(const Peers& peers, std::vector<Completion>& completions, Rewards& r
     own.put(c.tokens);
     own.put(c.logprob);
     own.put(c.entropy);
+    own.put(c.sum_p2);
     own.put(rewards.total[i]);
     own.put(rewards.first[i]);
     for (const auto& [name, scores] : rewards.scores) own.put(scores[i]);
@@ -101,6 +102,7 @@ void gather(const Peers& peers, std::vector<Completion>& completions, Rewards& r
       from.take(c.tokens);
       from.take(c.logprob);
       from.take(c.entropy);
+      from.take(c.sum_p2);
       from.take(one.total);
       from.take(one.first);
       one.scores.resize(rewards.scores.size());

@@ -14,7 +14,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "csrc/train/tensorboard.h"
+#include "csrc/train/trackers.h"
 
 namespace isentrope::train {
 namespace {

@@ -37,7 +37,10 @@ struct SampleOptions {
   double temperature = 1.0;
   int64_t top_k = 0;
   double top_p = 1.0;
-  int64_t max_new_tokens = 0;
+  double min_p = 0;
+  double repetition_penalty = 1.0;
+  int64_t max_new_tokens = 0, min_new_tokens = 0;
+  std::vector<std::string> stop, bad_words;
   uint64_t seed = 1;
   GivenRewards rewards;  // each tells its score of every completion
 };

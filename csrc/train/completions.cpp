@@ -31,12 +31,10 @@ Json or_null(const std::optional<double>& value) { return value ? Json(*value) :
 
 Json to_json(int64_t group, const std::string& prompt, const rl::Completion& completion,
              const data::Tokenizer& tokenizer) {
-  std::vector<int64_t> clean = completion.tokens;
-  if (completion.stopped) clean.pop_back();
   return {{"group", group},
           {"sample", completion.sample},
           {"prompt", prompt},
-          {"completion", tokenizer.decode(clean)},
+          {"completion", rl::answer_of(completion.tokens, completion.stopped, tokenizer).text},
           {"tokens", data::texts_of(tokenizer, completion.tokens)},
           {"ids", completion.tokens},
           {"logprob", numbers(completion.logprob)},
@@ -52,8 +50,7 @@ Json to_json(const std::string& phase, int64_t step, const rl::SavedRollout& rol
   line["reward"] = rollout.reward;
   line["rewards"] = Json::object();
   for (const auto& [name, score] : rollout.scores) line["rewards"][name.substr(name.find('/') + 1)] = or_null(score);
-  if (rollout.overlong) line["overlong"] = *rollout.overlong;
-  if (rollout.ares) line["ares"] = *rollout.ares;
+  for (const auto& [kind, amount] : rollout.added) line[kind] = amount;
   line["advantage"] = or_null(rollout.advantage);
   if (rollout.branches) {
     const int64_t parent = rollout.completion.parent;

@@ -21,26 +21,14 @@ namespace isentrope::train {
 namespace {
 
 // The names that keys had once; their values mean what they meant.
-const std::multimap<std::string, std::string> kRenamed{{"layers", "num_hidden_layers"},
-                                                       {"width", "hidden_size"},
-                                                       {"heads", "num_attention_heads"},
-                                                       {"kv_heads", "num_key_value_heads"},
-                                                       {"mlp", "intermediate_size"},
-                                                       {"context", "max_position_embeddings"},
-                                                       {"rope_base", "rope_theta"},
-                                                       {"norm_eps", "rms_norm_eps"},
-                                                       {"tied_head", "tie_word_embeddings"},
-                                                       {"init_std", "initializer_range"},
-                                                       {"samples", "num_generations"},
-                                                       {"updates", "mini_batches"},
-                                                       {"warmup", "warmup_steps"},
-                                                       {"floor", "min_lr_ratio"},
-                                                       {"kl_coef", "kl_cov_coef"},
-                                                       {"select_fraction", "cov_ratio"},
-                                                       {"overlong", "truncation"},
-                                                       {"overlong", "overlong_buffer"},
-                                                       {"buffer", "len"},
-                                                       {"factor", "penalty_factor"}};
+const std::multimap<std::string, std::string> kRenamed{
+    {"layers", "num_hidden_layers"},     {"width", "hidden_size"},       {"heads", "num_attention_heads"},
+    {"kv_heads", "num_key_value_heads"}, {"mlp", "intermediate_size"},   {"context", "max_position_embeddings"},
+    {"rope_base", "rope_theta"},         {"norm_eps", "rms_norm_eps"},   {"tied_head", "tie_word_embeddings"},
+    {"init_std", "initializer_range"},   {"samples", "num_generations"}, {"updates", "mini_batches"},
+    {"warmup", "warmup_steps"},          {"floor", "min_lr_ratio"},      {"kl_coef", "kl_cov_coef"},
+    {"select_fraction", "cov_ratio"},    {"overlong", "truncation"},     {"buffer", "len"},
+    {"factor", "penalty_factor"}};
 
 // What other trainers and configurations of models call our keys.
 const std::multimap<std::string, std::string> kElsewhere{{"learning_rate", "lr"},
@@ -61,6 +49,10 @@ const std::multimap<std::string, std::string> kElsewhere{{"learning_rate", "lr"}
                                                          {"ppo_kl_coef", "kl_cov_coef"},
                                                          {"kl_cov_ratio", "cov_ratio"},
                                                          {"clip_cov_ratio", "cov_ratio"},
+                                                         {"sapo_temperature_pos", "tau_pos"},
+                                                         {"sapo_temperature_neg", "tau_neg"},
+                                                         {"gppo_loss_beta1", "gppo_beta1"},
+                                                         {"gppo_loss_beta2", "gppo_beta2"},
                                                          {"epsilon", "clip_low"},
                                                          {"epsilon_high", "clip_high"},
                                                          {"n_layer", "num_hidden_layers"},
@@ -105,6 +97,37 @@ std::string key_suggestion(const std::string& word, const std::vector<std::strin
   constexpr size_t kLongest = 40;  // no key is half as long
   if (word.size() > kLongest) return "; the keys here are " + join(names);
   return suggestion(word, names, "the keys here");
+}
+
+// What keys of before have become, which are entries of lists of methods now: the new form of what stands there, "" for other keys.
+std::string moved(const std::string& path, const std::string& name, const YAML::Node& node) {
+  const auto flow = [](const YAML::Node& value) {
+    YAML::Emitter out;
+    out.SetMapFormat(YAML::Flow);
+    out.SetSeqFormat(YAML::Flow);
+    out << value;
+    return std::string(out.c_str());
+  };
+  const auto entry = [&](const std::string& kind) {
+    const std::string keys = node.IsMap() ? flow(node) : "{}";
+    return "{kind: " + kind +
+           (keys == "{}" || keys == "{ }" ? "" : ", " + keys.substr(keys.find('{') + 1, keys.rfind('}') - 1)) + "}";
+  };
+  const std::string phase = path.substr(0, path.rfind('.'));
+  const auto say = [&](const std::string& list, const std::string& form) {
+    return "is an entry of the list " + phase + "." + list + " now; write " + list + ": " + form;
+  };
+  if (path.ends_with(".rollout")) {
+    if (name == "ares") return say("reward", "[..., " + entry("ares") + "]");
+    if (name == "overlong_buffer") return say("reward", "[..., " + entry("overlong") + "]");
+    if (name == "filter_groups") return say("reward", "[..., {kind: filter_groups}]");
+    if (name == "max_draws" || name == "max_empty_steps")
+      return say("reward", "[..., {kind: filter_groups, " + name + ": " + flow(node) + "}]");
+    if (name == "advantage") return say("advantage", "[" + flow(node) + "]");
+  }
+  if (path.ends_with(".objective") && name == "entropy_coef")
+    return "is objective.entropy now; write entropy: {kind: constant, coef: " + flow(node) + "}";
+  return "";
 }
 
 // ---- parse --------------------------------------------------------------------------------------------------------
@@ -170,10 +193,13 @@ class Reader {
     } else if constexpr (Section<T>) {
       if (node.IsNull()) return;  // a section whose keys are all left out
       if (!node.IsMap()) wrong_type();
+      if constexpr (Chosen<T>) choose(document, node, path, value);
       Keys keys;
       value.visit(keys);
       for (const auto& entry : node) {
         const std::string& name = entry.first.Scalar();
+        if (const std::string now = moved(path, name, entry.second); !now.empty())
+          document.fail(child_path(path, name), now);
         if (!keys.open && std::find(keys.names.begin(), keys.names.end(), name) == keys.names.end())
           document.fail(child_path(path, name), "unknown key" + key_suggestion(name, keys.names));
       }
@@ -208,6 +234,18 @@ class Reader {
   }
 
  private:
+  // An entry becomes one of the kind that is written.
+  template <class T>
+  static void choose(const Document& document, const YAML::Node& node, const std::string& path, T& entry) {
+    const YAML::Node kind = node["kind"];
+    const std::string key = child_path(path, "kind");
+    if (!kind.IsDefined() && !T::kOpen) document.fail(path, "no kind is written; wanted one of " + join(T::names()));
+    if (kind.IsDefined() && !kind.IsScalar()) document.fail(key, "wanted a text, got " + describe(kind));
+    const std::string text = kind.IsDefined() ? kind.Scalar() : "";
+    if (!entry.choose(text))
+      document.fail(key,
+                    "'" + excerpt(text) + "' is not one of " + join(T::names()) + suggestion(text, T::names(), ""));
+  }
   void read_others(data::Settings& settings) {
     settings.clear();
     for (const auto& entry : node_)
@@ -345,7 +383,9 @@ void find_functions(const Document& document, TrainConfig& config) {
   namespace fs = std::filesystem;
   for (size_t p = 0; p < config.phases.size(); ++p)
     for (size_t i = 0; i < config.phases[p].reward.size(); ++i) {
-      std::string& function = config.phases[p].reward[i].function;
+      auto* reward = std::get_if<rl::RewardConfig>(&config.phases[p].reward[i].value);
+      if (reward == nullptr) continue;
+      std::string& function = reward->function;
       const size_t colon = function.rfind(':');
       const fs::path file = function.substr(0, colon);
       if (colon == std::string::npos || (file.extension() != ".py" && !file.has_parent_path())) continue;

@@ -15,11 +15,13 @@
 #include "csrc/message.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/reward.h"
+#include "csrc/rl/reward_list.h"
 #include "csrc/rl/rollout_source.h"
 #include "csrc/train/evaluation.h"
 #include "csrc/train/objective.h"
 #include "csrc/train/optimizer.h"
 #include "csrc/train/schedule.h"
+#include "csrc/train/trackers.h"
 
 namespace isentrope::train {
 
@@ -29,6 +31,7 @@ struct RunConfig {
   int64_t threads = 0;
   std::string device = "auto";
   std::string start;
+  std::vector<std::string> libraries;
   int64_t checkpoint_every = 200;
   int64_t keep = 2;
   double time_limit_s = 0;
@@ -48,6 +51,8 @@ struct RunConfig {
       "Checkpoint, run or folder of transformers to start from: its weights are taken, and the phases up to its own "
       "are "
       "skipped (docs/resume.md).");
+    v("libraries", libraries,
+      "Shared libraries that are loaded before anything else: torch operators of one's own, for methods of kind op.");
     v("checkpoint_every", checkpoint_every, "Steps between checkpoints; 0 for the ends of phases alone.", at_least(0));
     v("keep", keep, "Checkpoints kept within a phase; those at the ends of phases always stay.", at_least(1));
     v("time_limit_s", time_limit_s,
@@ -92,15 +97,21 @@ struct PhaseConfig {
   ScheduleConfig schedule;
   int64_t steps = 100;
   std::optional<rl::RolloutConfig> rollout;
-  std::vector<rl::RewardConfig> reward;
+  std::vector<rl::RewardEntry> reward;
+  std::vector<methods::Advantage> advantage;
+  std::vector<methods::Weight> weight;
   EvaluationConfig evaluation;
   std::optional<StopConfig> stop;
 
   std::string problem() const;  // keys that do not go together: a grpo phase without rollout or reward, …
+  std::vector<rl::RewardConfig> scores() const { return rl::scores_of(reward); }  // the rewards that score completions
+  rl::Methods methods() const { return {rl::shaping_of(reward), advantage}; }
   bool evaluates() const { return evaluation.every > 0 && !evaluation.skip; }  // while it runs
   // As of its objective, or that its rewards are shaped by entropy.
   std::string holds_entropy() const {
-    if (rollout && rollout->ares) return "rollout.ares shapes rewards by entropy";
+    for (const rl::RewardEntry& entry : reward)
+      if (entry.get<methods::AresConfig>()) return "ares shapes rewards by entropy";
+    if (!weight.empty()) return weight.front().kind() + " chooses the tokens that learn";
     if (rollout && rollout->allocation) return "rollout.allocation chooses by their rewards whose completions count";
     return objective.holds_entropy();
   }
@@ -115,20 +126,16 @@ struct PhaseConfig {
     v("schedule", schedule, "The learning rate over the steps of the phase.");
     v("steps", steps, "Steps of the phase; a grpo step is one batch of rollouts with all its updates.", at_least(1));
     v("rollout", rollout, "How completions are drawn; grpo phases only.");
-    v("reward", reward, "Rewards, added up by their weights; grpo phases only.");
+    v("reward", reward,
+      "Rewards, added up by their weights, and what is done to their sum, in order; grpo phases only.");
+    v("advantage", advantage,
+      "How rewards become advantages, then what is done to these, in order; empty: [{kind: grpo}]. grpo phases only.");
+    v("weight", weight,
+      "Factors of the tokens' policy terms, in order: which tokens learn, and how much; empty: all alike. grpo phases "
+      "only.");
     v("evaluation", evaluation,
       "Validation on held-out data: of a pretrain phase its loss, of the others the accuracy of answers.");
     v("stop", stop, "End the phase when an evaluation reaches all these values.");
-  }
-};
-
-struct MetricsConfig {
-  bool tensorboard = false;
-
-  template <class Visitor>
-  void visit(Visitor& v) {
-    v("tensorboard", tensorboard,
-      "Write the metrics to <run.dir>/tensorboard too, for TensorBoard; takes the Python package tensorboard.");
   }
 };
 

@@ -17,7 +17,7 @@ namespace {
 
 // Ten times what a configuration with every key of ten phases has, and read within a few milliseconds.
 constexpr int64_t kMostNodes = 20000;
-// The deepest key, phases.N.rollout.ares.kl.target, has 7 levels.
+// The deepest key, phases.N.reward.N.kl.target, has 6 levels.
 constexpr int kMostLevels = 32;
 constexpr size_t kMostBytes = 1 << 20;
 

@@ -40,6 +40,11 @@ template <class T>
 concept Section = requires(T& section, Keys& keys) {
   section.visit(keys);
 };
+// A OneOf (csrc/one_of.h), whose key kind says which keys it has.
+template <class T>
+concept Chosen = Section<T> && requires(T& entry) {
+  { entry.choose("") } -> std::same_as<bool>;
+};
 template <class T>
 concept Checked = requires(const T& section) {
   { section.problem() } -> std::convertible_to<std::string>;

@@ -149,11 +149,9 @@ class Explainer {
     } else if constexpr (Section<T>) {
       section(path, help, member);
     } else if constexpr (is_optional_section<T>) {
-      typename T::value_type value;
-      section(path, std::string(help) + " (Absent unless written.)", value);
+      each_kind<typename T::value_type>(path, std::string(help) + " (Absent unless written.)");
     } else if constexpr (is_list_of_sections<T>) {
-      typename T::value_type value;
-      section(path + "[]", help, value);
+      each_kind<typename T::value_type>(path + "[]", help);
     } else {
       std::string facts = type_name<T>() + ", default ";
       if constexpr (is_optional<T>)
@@ -173,6 +171,23 @@ class Explainer {
     value.visit(*this);
     path_ = outer_path;
     block_ = outer_block;
+  }
+
+  // A section; of a OneOf a block for each kind, under a head of their own.
+  template <class T>
+  void each_kind(const std::string& path, const std::string& help) {
+    if constexpr (Chosen<T>) {
+      blocks_.push_back({path + ": " + help, {}});
+      T::each([&]<class One>(One value) {
+        if constexpr (Named<One>)
+          section(path + " {kind: " + One::kKind + "}", One::kHelp, value);
+        else
+          section(path, "Those that score completions.", value);
+      });
+    } else {
+      T value;
+      section(path, help, value);
+    }
   }
 
   const std::vector<Block>& blocks() const { return blocks_; }

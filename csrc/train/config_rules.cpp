@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "csrc/message.h"
+#include "csrc/rl/text_rules.h"
 #include "csrc/train/config.h"
 #include "csrc/train/family.h"
 
@@ -39,15 +40,23 @@ std::string PhaseConfig::problem() const {
 
   if (objective.kind == "grpo") {
     if (!rollout) return "a grpo phase needs a rollout section (rollout: {} takes the defaults)";
-    if (reward.empty()) return "a grpo phase needs a reward, such as reward: [{kind: answer}]";
+    if (scores().empty()) return "a grpo phase needs a reward, such as reward: [{kind: answer}]";
+    if (const std::string problem = methods().problem(*rollout); !problem.empty()) return problem;
   } else {
     if (rollout) return "rollout belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!reward.empty()) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
+    if (!advantage.empty()) return "advantage belongs to grpo phases, and objective.kind is " + objective.kind;
+    if (!weight.empty()) return "weight belongs to grpo phases, and objective.kind is " + objective.kind;
   }
-  if (!reward.empty() && std::all_of(reward.begin(), reward.end(), [](const auto& r) { return r.weight == 0; }))
+  const std::vector<rl::RewardConfig> scores = this->scores();
+  if (!scores.empty() && std::all_of(scores.begin(), scores.end(), [](const auto& r) { return r.weight == 0; }))
     return "reward: every weight is 0, so that all completions are equally good; give one of them a weight";
-  if (rollout && rollout->ares && rollout->ares->kl && objective.ref_kl_coef == 0)
-    return "rollout.ares.kl: it steers the weight of the divergence from the reference, and objective.ref_kl_coef is "
+  const auto steers = [](const auto& entry) {
+    const auto* ares = entry.template get<methods::AresConfig>();
+    return ares && ares->kl;
+  };
+  if (std::any_of(reward.begin(), reward.end(), steers) && objective.ref_kl_coef == 0)
+    return "reward: ares.kl steers the weight of the divergence from the reference, and objective.ref_kl_coef is "
            "0; give it a value above 0 (published: 1e-2)";
   const bool pretrain = objective.kind == "pretrain";
   if (pretrain && !data.corpus) return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
@@ -74,19 +83,38 @@ std::string PhaseConfig::problem() const {
 
 namespace {
 
+// What is wrong with texts that end completions, or that they may not hold.
+std::string texts_problem(const rl::SamplingConfig& sampling, const data::Tokenizer& tokenizer) {
+  try {
+    rl::with_rules(sampling, tokenizer);
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "";
+}
+
 // What of the rollouts depends on the model.
 std::string sampling_problem(const rl::SamplingConfig& sampling, const TrainConfig& config) {
   if (sampling.min_new_tokens >= config.model.max_position_embeddings)
     return "min_new_tokens: " + std::to_string(sampling.min_new_tokens) +
            " leaves no room for a prompt in model.max_position_embeddings (" +
            std::to_string(config.model.max_position_embeddings) + ")";
-  const int64_t vocabulary = data::Tokenizer(config.tokenizer).size();
+  const data::Tokenizer tokenizer(config.tokenizer);
+  const int64_t vocabulary = tokenizer.size();
+  if (sampling.min_p == 1)
+    return "min_p: 1 takes the likeliest token always, so that the completions of a prompt are all the same; a policy "
+           "learns from how they differ";
   if (sampling.top_p <= 1.0 / static_cast<double>(vocabulary))
     return "top_p: the likeliest of " + std::to_string(vocabulary) +
            " tokens always has so much, so that the completions of a prompt are all the same; a policy learns from how "
            "they "
            "differ";
-  return "";
+  return texts_problem(sampling, tokenizer);
+}
+
+std::string evaluation_problem(const EvaluationConfig& evaluation, const data::TokenizerConfig& tokenizer) {
+  if (evaluation.stop.empty() && evaluation.bad_words.empty()) return "";
+  return texts_problem({.stop = evaluation.stop, .bad_words = evaluation.bad_words}, data::Tokenizer(tokenizer));
 }
 
 }  // namespace
@@ -112,13 +140,12 @@ std::string TrainConfig::problem() const {
       return path +
              ": a grpo phase improves a model that was trained before; put an sft phase before it, or name a "
              "checkpoint in run.start or a model in model.pretrained";
-    if (phase.rollout && phase.rollout->ares) {
-      try {
-        rl::trigger_tokens(phase.rollout->ares->triggers, data::Tokenizer(tokenizer));
+    for (size_t j = 0; j < phase.reward.size(); ++j) try {
+        rl::RewardEntry entry = phase.reward[j];
+        rl::bind(entry, data::Tokenizer(tokenizer));
       } catch (const std::invalid_argument& error) {
-        return path + "." + error.what();
+        return path + ".reward." + std::to_string(j) + "." + error.what();
       }
-    }
     if (phase.rollout)
       if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
         return path + ".rollout." + wrong;
@@ -126,11 +153,14 @@ std::string TrainConfig::problem() const {
       return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
+    if (const std::string wrong = evaluation_problem(phase.evaluation, tokenizer); !wrong.empty())
+      return path + ".evaluation." + wrong;
     if (phase.evaluation.max_new_tokens >= model.max_position_embeddings)
       return path + ".evaluation.max_new_tokens: " + std::to_string(phase.evaluation.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
   }
+  if (const std::string wrong = evaluation_problem(test, tokenizer); !wrong.empty()) return "test." + wrong;
   if (test.max_new_tokens >= model.max_position_embeddings)
     return "test.max_new_tokens: " + std::to_string(test.max_new_tokens) +
            " leaves no room for a prompt in model.max_position_embeddings (" +

@@ -5,6 +5,7 @@
 
 #include "csrc/model/bfloat16_linear.h"
 #include "csrc/train/config.h"
+#include "csrc/train/config_fields.h"
 
 namespace isentrope::train {
 namespace {
@@ -47,9 +48,10 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
                Warnings& out) {
   const ObjectiveConfig& o = phase.objective;
   if (o.kind != "grpo") {
-    for (const auto& [name, given] : {std::pair{"entropy_coef", o.entropy_coef > 0},
+    for (const auto& [name, given] : {std::pair{"entropy", o.entropy.has_value()},
                                       {"ref_kl_coef", o.ref_kl_coef > 0},
                                       {"dual_clip", o.dual_clip > 0},
+                                      {"delta", o.delta.has_value()},
                                       {"clip_high", o.clip_high.has_value()}})
       if (given) out.push_back(path + ".objective." + name + ": belongs to grpo phases; it has no effect");
     return;
@@ -60,27 +62,38 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
   if (o.ref_kl != ObjectiveConfig().ref_kl && o.ref_kl_coef == 0)
     out.push_back(path + ".objective.ref_kl: ref_kl_coef is 0; it has no effect");
 
+  if (o.entropy_keep && !o.entropy)
+    out.push_back(path + ".objective.entropy_keep: without objective.entropy there is no bonus; it has no effect");
+
   const rl::RolloutConfig& r = *phase.rollout;
-  if (r.num_generations == 1 && !r.allocation && r.advantage.kind != "reinforce_plus_plus_baseline")
+  if (r.num_generations == 1 && !r.allocation &&
+      (phase.advantage.empty() || phase.advantage[0].kind() != "reinforce_plus_plus_baseline"))
     out.push_back(path +
                   ".rollout.num_generations: a group of one has nothing to compare with: every completion is pushed by "
                   "its reward "
-                  "alone; give 2 or more, or advantage: {kind: reinforce_plus_plus_baseline}");
+                  "alone; give 2 or more, or advantage: [{kind: reinforce_plus_plus_baseline}]");
+  if (const std::vector<std::string> keys = r.sampling.off_policy(); !keys.empty())
+    out.push_back(path + ".rollout." + keys.front() + ": with it" +
+                  (keys.size() > 1 ? ", " + join({keys.begin() + 1, keys.end()}) : "") +
+                  " completions are not drawn from softmax(logits / temperature), the policy, whose log-probabilities "
+                  "the update takes for those that they were drawn by");
   if (r.save_every > phase.steps)
     out.push_back(path + ".rollout.save_every: " + text(r.save_every) + ", and the phase has " + text(phase.steps) +
                   " steps; no rollout is saved");
   for (size_t i = 0; i < phase.reward.size(); ++i) {
-    const rl::RewardConfig& reward = phase.reward[i];
+    const rl::RewardConfig* scores = phase.reward[i].get<rl::RewardConfig>();
+    if (scores == nullptr) continue;
+    const rl::RewardConfig& reward = *scores;
     const std::string key = path + ".reward." + text(static_cast<int64_t>(i));
     if (reward.weight == 0)
       out.push_back(key + ".weight: 0; the reward " + reward.kind + " is measured and not learnt from");
     if (reward.weight < 0 && !reward.in_python() && reward.kind != "length")
       out.push_back(key + ".weight: below 0 it punishes what the reward " + reward.kind + " calls right");
     if (!built_in_reward(reward.kind) && !functions.contains(reward.kind))
-      out.push_back(
-          key + ".kind: \"" + reward.kind +
-          "\" is none of exact, answer, format, length, python: a function of that name is to be given, by --reward "
-          "FILE.py:FUNCTION or to isentrope.Trainer in Python");
+      out.push_back(key + ".kind: \"" + reward.kind +
+                    "\" is none of exact, answer, format, length, python, nor of the methods that stand in this list "
+                    "(isentrope config --explain): a function of that name is to be given, by --reward "
+                    "FILE.py:FUNCTION or to isentrope.Trainer in Python");
   }
 }
 

@@ -152,10 +152,10 @@ data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data
                 .context = config.model.max_position_embeddings,
                 .learnt = !phase.rollout.has_value(),
                 .truncation = phase.data.truncation,
-                .columns = rl::reads_columns(phase.reward),
+                .columns = rl::reads_columns(phase.scores()),
                 .chat = renderer_of(phase.data, tokenizer)};
   if (phase.rollout)
-    use.also = [rewards = phase.reward, stop = tokenizer.eos()](const data::Example& example) {
+    use.also = [rewards = phase.scores(), stop = tokenizer.eos()](const data::Example& example) {
       for (const rl::RewardConfig& reward : rewards)
         if (const std::string wrong = rl::example_problem(reward, example, stop); !wrong.empty()) return wrong;
       return std::string();
@@ -193,7 +193,7 @@ DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenize
     Lengths lengths;
     const size_t notes = found.notes.size();
     try {
-      if (phase.rollout) rl::RewardSum(phase.reward, tokenizer.eos(), rewards);
+      if (phase.rollout) rl::RewardSum(phase.scores(), tokenizer.eos(), rewards);
       splits.push_back(check_training(config, phase, tokenizer, found.notes, lengths));
       if (evaluates(config, phase, data::Split::validation))
         splits.push_back(check_held_out(config, phase, tokenizer, rewards, data::Split::validation, found));

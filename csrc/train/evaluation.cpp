@@ -9,6 +9,7 @@
 #include "csrc/rl/pass_at.h"
 #include "csrc/rl/prompt.h"
 #include "csrc/rl/shared_rollout.h"
+#include "csrc/rl/text_rules.h"
 #include "csrc/train/chat_template.h"
 
 namespace isentrope::train {
@@ -190,10 +191,10 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
 HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                                const std::map<std::string, rl::RewardFunction>& custom,
                                const data::Tokenizer& tokenizer, data::Split split, int64_t context,
-                               int64_t max_new_tokens, const rl::CacheConfig& cache, int64_t loss_rows)
+                               const rl::SamplingConfig& rollouts, const rl::CacheConfig& cache, int64_t loss_rows)
     : tokenizer_(tokenizer),
       score_(first_of(rewards), tokenizer.eos(), custom),
-      max_new_tokens_(max_new_tokens),
+      rollouts_(rollouts),
       cache_(cache),
       learnt_{.tokenizer = &tokenizer, .context = context, .learnt = true, .truncation = data.truncation},
       loss_rows_(loss_rows),
@@ -308,10 +309,16 @@ std::optional<double> HeldOutPrompts::loss(const model::Decoder& model, const st
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
                                     std::vector<Sample>* shown, std::vector<Answer>* answers, Intervals* intervals,
                                     const rl::Peers& peers) const {
-  rl::SamplingConfig sampling;
-  sampling.max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : max_new_tokens_;
-
-  sampling.temperature = 0;
+  rl::SamplingConfig sampling =
+      rl::with_rules({.temperature = 0,
+                      .top_k = config.top_k,
+                      .top_p = config.top_p,
+                      .min_p = config.min_p,
+                      .repetition_penalty = config.repetition_penalty,
+                      .max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : rollouts_.max_new_tokens,
+                      .stop = config.stop.empty() ? rollouts_.stop : config.stop,
+                      .bad_words = config.bad_words},
+                     tokenizer_);
   const std::vector<data::Example> prompts = take(config.prompts, nullptr);
   const Answers greedy = answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers, peers);
   sampling.temperature = config.temperature;

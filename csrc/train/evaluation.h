@@ -27,7 +27,12 @@ struct EvaluationConfig {
   int64_t sampled_prompts = 128;
   int64_t num_generations = 8;
   double temperature = 1.0;
+  int64_t top_k = 0;
+  double top_p = 1.0;
+  double min_p = 0;
+  double repetition_penalty = 1.0;
   int64_t max_new_tokens = 0;
+  std::vector<std::string> stop = {}, bad_words = {};
   int64_t windows = 64;
   int64_t show = 4;
 
@@ -42,8 +47,15 @@ struct EvaluationConfig {
     v("sampled_prompts", sampled_prompts, "Held-out prompts answered by samples.", between(1, 1 << 20));
     v("num_generations", num_generations, "Samples a prompt; pass@k is told for k up to it.", between(1, 1 << 16));
     v("temperature", temperature, "Temperature of the samples.", between(1e-3, 100));
+    v("top_k", top_k, "Of the samples, as rollout.top_k, which says nothing here.", at_least(0));
+    v("top_p", top_p, "Of the samples, as rollout.top_p, which says nothing here.", between(0, 1));
+    v("min_p", min_p, "Of the samples, as rollout.min_p, which says nothing here.", between(0, 1));
+    v("repetition_penalty", repetition_penalty,
+      "Of all answers, as rollout.repetition_penalty, which says nothing here.", above_to(0, 100));
     v("max_new_tokens", max_new_tokens,
       "Longest answer in tokens; 0 for that of the rollouts, or what the context leaves.", at_least(0));
+    v("stop", stop, "Texts that end an answer; none for those of the rollouts.");
+    v("bad_words", bad_words, "Of all answers, as rollout.bad_words, which says nothing here.");
     v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.", at_least(1));
     v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.",
       at_least(0));
@@ -116,12 +128,12 @@ class HeldOutPrompts : public HeldOut {
   // where an example does not fit, unless data.truncation leaves it out.
   // loss_rows: completions whose loss is computed together; 0: no loss. With it a completion is looked at as training looks at it:
   // what is wrong with it throws, one too long throws, does not count or is cut, as data.truncation says.
-  // max_new_tokens: for evaluations that do not set their own; cache: of the rollouts. tint: the largest of its sizes, the one
+  // rollouts: their max_new_tokens and stop are for evaluations that do not set their own; cache: of the rollouts. tint: the largest of its sizes, the one
   // training is for, or with mix: example as many prompts of each.
   HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                  const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
-                 data::Split split, int64_t context, int64_t max_new_tokens, const rl::CacheConfig& cache = {},
-                 int64_t loss_rows = 0);
+                 data::Split split, int64_t context, const rl::SamplingConfig& rollouts,
+                 const rl::CacheConfig& cache = {}, int64_t loss_rows = 0);
   HeldOutSize size() const override;  // of all parts
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,
@@ -140,7 +152,7 @@ class HeldOutPrompts : public HeldOut {
 
   std::vector<Part> parts_;
   rl::RewardSum score_;
-  int64_t max_new_tokens_;
+  rl::SamplingConfig rollouts_;
   rl::CacheConfig cache_;
   data::Use learnt_;  // what training would make of a completion
   int64_t loss_rows_;

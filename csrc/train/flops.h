@@ -16,6 +16,11 @@ struct StepWork {
   double pairs = 0;        // of query and key in sight, over their sequences and the layers
   double generated = 0;    // tokens drawn in rollouts
   bool reference = false;  // whether the tokens of the updates went forward through a reference model too
+
+  StepWork& operator+=(const StepWork& update) {
+    tokens += update.tokens, learnt += update.learnt, pairs += update.pairs, generated += update.generated;
+    return *this;
+  }
 };
 
 // Pairs of query and key of a causal sequence of `length` tokens; window: of the layer, 0 for none.

@@ -42,8 +42,9 @@ std::map<std::string, RewardWord> named_in(const TrainConfig& config) {
   std::map<std::string, RewardWord> words;
   for (const PhaseConfig& phase : config.phases)
     for (size_t i = 0; i < phase.reward.size(); ++i) {
-      const rl::RewardConfig& reward = phase.reward[i];
-      if (reward.kind != "python") continue;
+      const rl::RewardConfig* scores = phase.reward[i].get<rl::RewardConfig>();
+      if (scores == nullptr || scores->kind != "python") continue;
+      const rl::RewardConfig& reward = *scores;
       const std::string function = in_full(reward.function);
       const size_t colon = function.rfind(':');
       words.emplace(reward.given_as(), RewardWord{.name = reward.called(),
@@ -92,7 +93,7 @@ std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given
 void require_wanted(const std::string& name, const std::string& said, const TrainConfig& config) {
   std::set<std::string> kinds;
   for (const PhaseConfig& phase : config.phases)
-    for (const rl::RewardConfig& reward : phase.reward) kinds.insert(reward.kind);
+    for (const rl::RewardConfig& reward : phase.scores()) kinds.insert(reward.kind);
   if (kinds.contains(name)) return;
   std::string there;
   for (const std::string& kind : kinds) there += (there.empty() ? "" : ", ") + excerpt(kind);

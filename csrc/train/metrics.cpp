@@ -1,6 +1,7 @@
 #include "csrc/train/metrics.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -197,7 +198,7 @@ Metrics::Metrics(const std::string& file, LineDigest digest) : file_(file), dige
 
 Metrics::~Metrics() { ::close(fd_); }
 
-void Metrics::write(const std::string& line) {
+void Metrics::require_name() const {
   struct stat open {
   }, named{};
   if (::fstat(fd_, &open) != 0 || ::stat(file_.c_str(), &named) != 0 || open.st_ino != named.st_ino ||
@@ -205,6 +206,27 @@ void Metrics::write(const std::string& line) {
     throw std::runtime_error(file_ +
                              ": was removed or renamed while the run goes on, and what is written now would be lost; "
                              "put it back and add --resume, or begin a new run");
+}
+
+void Metrics::make_room(int64_t bytes) {
+  require_name();
+  const int64_t wanted = bytes + 1 + (headed_ ? 0 : static_cast<int64_t>(header_.size()) + 1);
+  const off_t end = ::lseek(fd_, 0, SEEK_END);
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+      static_cast<rlim_t>(end + wanted) > limit.rlim_cur) {
+    errno = EFBIG;
+    throw std::runtime_error(write_problem(file_, "cannot be written", wanted));
+  }
+  while (::fallocate(fd_, FALLOC_FL_KEEP_SIZE, end, wanted) != 0)
+    if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG || errno == EIO)
+      throw std::runtime_error(write_problem(file_, "cannot be written", wanted));
+    else if (errno != EINTR)
+      return;  // a file system that keeps no room
+}
+
+void Metrics::write(const std::string& line) {
+  require_name();
   if (!headed_) append(header_);
   headed_ = true;
   append(line);

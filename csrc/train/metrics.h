@@ -94,6 +94,9 @@ class Metrics {
   // cannot be written, or would go into a file that is no longer there under its name.
   void write(const std::string& line);  // without its end of line
   void write(const Record& record) { write(to_json(record)); }
+  // Asks for the room of a line of so many bytes: throws what write() would, now. Where the file system keeps the room, that line cannot
+  // fail for the lack of it; readers see nothing of it.
+  void make_room(int64_t bytes);
   // Stands before the next line that is written, and goes where that is gone back from: no line, no run.
   void write_before_next(const std::string& header) { header_ = header, headed_ = false; }
 
@@ -110,6 +113,7 @@ class Metrics {
   std::string file_;
   int fd_ = -1;
   void append(const std::string& line);
+  void require_name() const;  // that the file is still there under it
 
   LineDigest digest_;
   std::string header_;

@@ -5,79 +5,11 @@
 #include <numeric>
 #include <vector>
 
-#include "csrc/ops/ops.h"
-#include "csrc/rl/ares.h"
+#include "csrc/train/policy_objective.h"
+#include "csrc/train/update_pass.h"
 
 namespace isentrope::train {
 namespace {
-
-using data::Batch;
-using torch::Tensor;
-
-// Rows of an update that are computed together: as many as fit the token budget, at least one.
-std::vector<Batch> split(const Batch& update, int64_t micro_tokens) {
-  const int64_t B = update.tokens.size(0), T = update.tokens.size(1);
-  const int64_t rows = micro_tokens > 0 ? std::clamp<int64_t>(micro_tokens / std::max<int64_t>(T, 1), 1, B) : B;
-  std::vector<Batch> parts;
-  for (int64_t b = 0; b < B; b += rows) parts.push_back(update.rows(b, std::min(b + rows, B)));
-  return parts;
-}
-
-// One forward pass of a micro-batch, and what its attention has to say. over: the ranks whose rows the penalty speaks of together.
-class Pass {
- public:
-  Pass(const AttentionEntropy& attention, AttentionWatch* watch, const Ranks* over)
-      : attention_(attention), watch_(watch), over_(over) {
-    if (watch_) record_ = watch_->record();
-  }
-
-  ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature) {
-    rows_ = micro.real();
-    return model->token_entropy(micro.tokens, micro.target, temperature,
-                                watch_ || attention_.regularises() ? &record_ : nullptr, micro.position);
-  }
-
-  // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention. Returns their sum.
-  // gradients: where this is the last pass of the update.
-  double backward(const Tensor& loss, double share, Gradients* gradients) {
-    const Tensor whole = attention_.regularises() ? loss + share * attention_.penalty(record_, rows_, over_) : loss;
-    if (gradients) gradients->arm();
-    whole.backward();
-    if (watch_) watch_->add(record_, rows_);
-    return whole.item<double>();
-  }
-
- private:
-  const AttentionEntropy& attention_;
-  AttentionWatch* watch_;
-  const Ranks* over_;
-  model::AttentionRecord record_;
-  Tensor rows_;  // [B, T] bool: no padding
-};
-
-double share_of(const Batch& micro, const Batch& update) {
-  return static_cast<double>(micro.size()) / static_cast<double>(update.size());
-}
-
-// What has not gone on its way when the passes of an update end, by an error too, goes.
-struct Sent {
-  Gradients* gradients;
-  ~Sent() {
-    if (gradients) try {
-        gradients->finish();
-      } catch (const std::exception&) {  // a rank is gone: the next verb says so
-      }
-  }
-};
-
-// For each difficulty [kDifficulties, 2]: the sum of k3 (kernels/grpo_loss.h) over its tokens, and how many these are.
-Tensor divergence_by_difficulty(const Tensor& logprob, const Tensor& reference, const Batch& batch) {
-  const Tensor counts = (batch.target != data::kIgnore).to(torch::kFloat64);
-  const Tensor delta = (logprob.detach() - reference).to(torch::kFloat64).clamp(-20, 20);
-  const Tensor k3 = ((-delta).exp() + delta - 1).clamp_max(10);
-  const Tensor rows = torch::stack({(k3 * counts).sum(1), counts.sum(1)}, 1);  // [B, 2]
-  return torch::one_hot(batch.difficulty, rl::kDifficulties).to(torch::kFloat64).t().matmul(rows);
-}
 
 // Mean cross-entropy of the targets: every token of a text, or those of completions alone. The source decides.
 class CrossEntropy : public Objective {
@@ -122,189 +54,6 @@ class CrossEntropy : public Objective {
   BatchConfig batch_;
 };
 
-// A policy loss on rollouts.
-class Grpo : public Objective {
- public:
-  Grpo(AttentionEntropy attention, const ObjectiveConfig& config, const BatchConfig& batch, double temperature,
-       std::optional<model::Decoder> reference, std::shared_ptr<const Ranks> ranks)
-      : Objective(std::move(attention), std::move(ranks)),
-        config_(config),
-        batch_(batch),
-        temperature_(temperature),
-        reference_(std::move(reference)) {
-    selects_ = config.loss == "clip_cov" || config.loss == "kl_cov" || config.loss == "random";
-    mode_ = config.loss == "random" ? config.random_like : config.loss;
-    selection_ = config.loss == "random" ? "random_" + config.random_like : config.loss;
-  }
-
-  std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t seed,
-                                         AttentionWatch* watch, Gradients* gradients) override {
-    Found found;
-    passes(model, update, seed, watch, gradients, found);
-    if (watch) watch->over(*ranks_);
-    auto values = values_of(ranks_->sum(found.loss), ranks_->rows(torch::stack(found.stats)));
-    const Tensor logprob = of_update(torch::cat(found.logprobs), update);
-    if (values.at("tokens") > 0) values.merge(covariances(logprob, update));
-    if (found.divergence.defined()) {
-      Tensor sums = found.divergence.to(torch::kCPU).contiguous();
-      ranks_->sum(sums);
-      for (int64_t d = 0; d < rl::kDifficulties; ++d)
-        if (const double tokens = sums[d][1].item<double>(); tokens > 0)
-          values[std::string("ref_kl/") + rl::kDifficultyNames[d]] = sums[d][0].item<double>() / tokens;
-    }
-    return values;
-  }
-
- private:
-  // What the passes of this rank have found.
-  struct Found {
-    double loss = 0;
-    std::vector<Tensor> stats, logprobs;
-    Tensor divergence = {};  // [kDifficulties, 2], where the batch tells difficulties
-  };
-
-  void passes(model::Decoder& model, const Batch& update, uint64_t seed, AttentionWatch* watch, Gradients* gradients,
-              Found& found) const {
-    const Batch own = share_of_rank(update, ranks_->rank(), ranks_->size());
-    const std::vector<Batch> micros = split(own, batch_.micro_tokens);
-    const Tensor normalizer = normalizer_of(update.target != data::kIgnore);
-    const bool together = batch_.micro_tokens == 0, global = selects_ && config_.scope == "global";
-    const Sent sent{gradients};
-
-    Tensor selected;  // [B, T] of own rows; over the whole update, which takes a pass of its own where that is cut
-    if (global && (ranks_->alone() ? micros.size() > 1 : !together)) {
-      torch::NoGradGuard no_grad;
-      std::vector<Tensor> parts;
-      for (const Batch& micro : micros) parts.push_back(tokens_of(model, micro).logprob);
-      selected = select_own(torch::cat(parts), update, seed);
-    }
-
-    int64_t row = 0;
-    for (size_t m = 0; m < micros.size(); ++m) {
-      const Batch& micro = micros[m];
-      Pass pass(attention_, watch, together ? ranks_.get() : nullptr);
-      const auto policy = pass.tokens(model, micro, temperature_);
-      Tensor picked;
-      if (selected.defined())
-        picked = selected.slice(0, row, row + micro.size());
-      else if (global)
-        picked = select_own(policy.logprob.detach(), update, seed);
-      else if (selects_)
-        picked = select(policy.logprob.detach(), micro, seed + m);
-      const auto out = loss_of(policy, micro, picked, normalizer, found.divergence);
-      found.loss += pass.backward(out.loss, together ? 1.0 : share_of(micro, update),
-                                  m + 1 == micros.size() ? gradients : nullptr);
-      found.stats.push_back(out.stats);
-      found.logprobs.push_back(policy.logprob.detach());
-      row += micro.size();
-    }
-  }
-
-  // [own rows, T] of each rank → [B, T], without the rows of which nothing counts.
-  Tensor of_update(const Tensor& logprob, const Batch& update) const {
-    return ranks_->rows(logprob).slice(0, 0, update.size());
-  }
-
-  // The selection over the whole update; of it the rows of this rank.
-  Tensor select_own(const Tensor& logprob, const Batch& update, uint64_t seed) const {
-    const Tensor selected = select(of_update(logprob, update), update, seed);
-    if (ranks_->alone()) return selected;
-    Batch marked = update;  // its target tells what is selected
-    marked.target = selected.to(torch::kInt64);
-    const Batch own = share_of_rank(marked, ranks_->rank(), ranks_->size());
-    return own.target == 1;
-  }
-
-  std::map<std::string, double> values_of(double loss, const Tensor& micro_stats) const {
-    const Tensor stats = ops::grpo_combine_stats(micro_stats).to(torch::kCPU);
-    const auto names = ops::grpo_stat_names();
-    std::map<std::string, double> all, values = {{"loss", loss}};
-    for (size_t i = 0; i < names.size(); ++i) all[names[i]] = stats.const_data_ptr<float>()[i];
-    // The others are means and maxima over tokens, and there are none of no token.
-    for (const auto& [name, value] : all)
-      if (name == "tokens" || name == "sequences" ||
-          (all.at("tokens") > 0 && !name.starts_with("cov/") && (reference_ || !name.starts_with("ref_kl/"))))
-        values[name] = value;
-    return values;
-  }
-
-  // About the means of the whole update, however it was cut: what clip_cov and kl_cov with scope global choose by.
-  static std::map<std::string, double> covariances(const Tensor& logprob, const Batch& update) {
-    const Tensor mask = update.target != data::kIgnore;
-    const Tensor l = logprob.masked_select(mask).to(torch::kFloat64);
-    const Tensor a = update.advantage.masked_select(mask).to(torch::kFloat64);
-    const Tensor c = (a - a.mean()) * (l - l.mean());
-    return {{"cov/mean", c.mean().item<double>()}, {"cov/max", c.max().item<double>()}};
-  }
-
-  ops::TokenEntropy tokens_of(model::Decoder model, const Batch& batch) const {
-    return model->token_entropy(batch.tokens, batch.target, temperature_);
-  }
-
-  // What the sums of token losses are divided by, counted over the whole update.
-  Tensor normalizer_of(const Tensor& mask) const {
-    const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat64).clamp_min(1); };
-    const int64_t length = config_.norm_length > 0 ? config_.norm_length : mask.size(1);
-    if (config_.aggregate == "token-mean") return count(mask);
-    if (config_.aggregate == "token-sum-norm")
-      return torch::full({}, length, torch::TensorOptions().dtype(torch::kFloat64).device(mask.device()));
-    return config_.aggregate == "seq-mean-token-sum-norm" ? count(mask.any(1)) * length : count(mask.any(1));
-  }
-
-  Tensor select(const Tensor& logprob, const Batch& batch, uint64_t seed) const {
-    return ops::grpo_select(logprob, batch.old_logprob, batch.advantage, batch.target != data::kIgnore,
-                            {.mode = selection_,
-                             .seed = static_cast<int64_t>(seed),
-                             .cov_ratio = config_.cov_ratio,
-                             .cov_lower = config_.cov_lower,
-                             .cov_upper = config_.cov_upper,
-                             .clip_low = config_.clip_low,
-                             .clip_high = clip_high(),
-                             .minimum = 1});
-  }
-
-  ops::GrpoLoss loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Tensor& selected,
-                        const Tensor& normalizer, Tensor& divergence) const {
-    std::optional<Tensor> reference;
-    if (reference_) {
-      torch::NoGradGuard no_grad;
-      reference = tokens_of(*reference_, batch).logprob;
-    }
-    if (reference && batch.difficulty.defined()) {
-      const Tensor found = divergence_by_difficulty(policy.logprob, *reference, batch);
-      divergence = divergence.defined() ? divergence + found : found;
-    }
-    ops::GrpoLossOptions options;
-    options.mode = mode_;
-    options.aggregate = config_.aggregate;
-    options.clip_low = config_.clip_low;
-    options.clip_high = clip_high();
-    if (config_.dual_clip > 0) options.dual_clip = config_.dual_clip;
-    options.kl_cov_coef = config_.kl_cov_coef;
-    options.ref_kl = config_.ref_kl;
-    options.ref_kl_coef = config_.ref_kl_coef;
-    options.entropy_coef = config_.entropy_coef;
-    if (selected.defined()) options.selected = selected;
-    options.ref_logprob = reference;
-    if (batch.ref_kl_weight.defined()) options.ref_kl_weight = batch.ref_kl_weight;
-    // Entropy that only statistics want carries no gradient memory.
-    options.entropy = config_.entropy_coef > 0 ? policy.entropy : policy.entropy.detach();
-    options.normalizer = normalizer;
-    return ops::grpo_loss(policy.logprob, batch.old_logprob, batch.advantage, batch.target != data::kIgnore, options);
-  }
-
-  double clip_high() const {
-    return config_.clip_high.value_or(config_.loss == "clip_higher" ? 0.28 : config_.clip_low);
-  }
-
-  ObjectiveConfig config_;
-  BatchConfig batch_;
-  double temperature_;
-  std::optional<model::Decoder> reference_;
-  bool selects_;
-  std::string mode_, selection_;
-};
-
 }  // namespace
 
 Batch share_of_rank(const Batch& update, int64_t rank, int64_t ranks) {
@@ -332,34 +81,16 @@ Batch share_of_rank(const Batch& update, int64_t rank, int64_t ranks) {
   return update.rows(begin, end);
 }
 
-std::string ObjectiveConfig::problem() const {
-  if (dual_clip != 0 && dual_clip <= 1)
-    return "dual_clip: " + std::to_string(dual_clip) + "; wanted above 1, or 0 for none";
-  if (kind == "grpo" && dual_clip != 0 && loss != "clip" && loss != "clip_higher")
-    return "dual_clip: the losses clip and clip_higher have it, and loss is " + loss + "; leave it out";
-  if (cov_lower >= cov_upper) return "cov_lower: must lie below cov_upper";
-  if (cov_ratio == 0) return "cov_ratio: 0 picks nothing; wanted above 0";
-  return "";
-}
-
-std::string ObjectiveConfig::holds_entropy() const {
-  if (kind != "grpo") return "it is no phase of rollouts";
-  if (entropy_coef > 0) return "entropy_coef is above 0";
-  if (loss == "clip_cov" || loss == "kl_cov" || loss == "random") return "loss " + loss + " holds the entropy up";
-  if (loss == "clip_higher" || clip_high.value_or(clip_low) > clip_low) return "clip_high is above clip_low";
-  if (ref_kl_coef > 0) return "a reference holds the policy back";
-  return "";
-}
-
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
                                           const model::Decoder& model, double temperature,
-                                          std::optional<model::Decoder> reference, std::shared_ptr<const Ranks> ranks) {
+                                          std::optional<model::Decoder> reference, std::shared_ptr<const Ranks> ranks,
+                                          std::vector<methods::Weight> weight) {
   const model::DecoderConfig& c = model->config();
   AttentionEntropy attention(config.attention_entropy, c.num_hidden_layers, c.num_attention_heads,
                              model->embedding().device());
   if (config.kind == "grpo")
-    return std::make_unique<Grpo>(std::move(attention), config, batch, temperature, std::move(reference),
-                                  std::move(ranks));
+    return std::make_unique<PolicyObjective>(std::move(attention), config, batch, temperature, std::move(reference),
+                                             std::move(ranks), std::move(weight));
   return std::make_unique<CrossEntropy>(std::move(attention), batch, std::move(ranks));
 }
 

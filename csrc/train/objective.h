@@ -7,6 +7,9 @@
 
 #include "csrc/data/batch.h"
 #include "csrc/field.h"
+#include "csrc/methods/entropy_control.h"
+#include "csrc/methods/kl_control.h"
+#include "csrc/methods/registry.h"
 #include "csrc/model/decoder.h"
 #include "csrc/train/attention_entropy.h"
 #include "csrc/train/attention_watch.h"
@@ -29,6 +32,46 @@ struct BatchConfig {
   }
 };
 
+// The part of the vocabulary that the entropy bonus is about.
+struct KeepConfig {
+  std::string kind = "top_p";
+  double share = 0.8;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("kind", kind,
+      "top_p: the fewest likeliest tokens whose probabilities reach share (SIREN, arXiv 2509.25133); without_lowest: "
+      "all "
+      "but that share of the vocabulary that is least likely (AEnt, arXiv 2509.03493).",
+      one_of({"top_p", "without_lowest"}));
+    v("share", share, "top_p: of probability; without_lowest: of the tokens of the vocabulary.", between(0, 1));
+  }
+};
+
+// The model that ref_kl_coef measures the divergence from.
+struct ReferenceConfig {
+  std::string from;
+  int64_t sync_every = 0;
+  double mixup = 1.0;
+
+  std::string problem() const {
+    return sync_every == 0 && mixup != 1 ? "mixup: without sync_every the reference stays as it is; leave it out" : "";
+  }
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("from", from,
+      "Checkpoint, run or folder of transformers with the model's tokenizer; empty: the model at the start of the "
+      "phase.");
+    v("sync_every", sync_every,
+      "Steps after which the reference becomes mixup · model + (1 − mixup) · reference; 0: it stays (TRL: "
+      "sync_ref_model, "
+      "ref_model_sync_steps).",
+      at_least(0));
+    v("mixup", mixup, "The model's share in that; 1 takes the model (TRL: ref_model_mixup_alpha, 0.6).",
+      above_to(0, 1));
+  }
+};
+
 struct ObjectiveConfig {
   std::string kind = "sft";
   std::string loss = "clip";
@@ -36,6 +79,16 @@ struct ObjectiveConfig {
   double clip_low = 0.2;
   std::optional<double> clip_high;
   double dual_clip = 0.0;
+  std::optional<double> delta;
+  double tau_pos = 1.0;
+  double tau_neg = 1.05;
+  double vespo_k_pos = 2.0;
+  double vespo_lambda_pos = 3.0;
+  double vespo_k_neg = 3.0;
+  double vespo_lambda_neg = 2.0;
+  double gppo_beta1 = 0.75;
+  double gppo_beta2 = 1.0;
+  double dro_beta = 0.05;
   double cov_ratio = 2e-4;
   double cov_lower = 1.0;
   double cov_upper = 5.0;
@@ -45,7 +98,11 @@ struct ObjectiveConfig {
   std::string scope = "global";
   std::string ref_kl = "k3";
   double ref_kl_coef = 0.0;
-  double entropy_coef = 0.0;
+  std::optional<ReferenceConfig> reference;
+  std::optional<methods::KlControl> ref_kl_control;
+  std::optional<double> max_kl;
+  std::optional<methods::EntropyControl> entropy;
+  std::optional<KeepConfig> entropy_keep;
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
@@ -57,19 +114,59 @@ struct ObjectiveConfig {
     v("kind", kind,
       "pretrain: cross-entropy of text; sft: cross-entropy of completions; grpo: a policy loss on rollouts.",
       one_of({"pretrain", "sft", "grpo"}));
-    v("loss", loss, "Policy loss (kernels/grpo_loss.h).",
-      one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg", "random"}));
-    v("aggregate", aggregate, "How token losses become one number.",
-      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm"}));
+    v("loss", loss,
+      "Policy loss (formulas and papers: kernels/grpo_policy.h). verl and TRL aggregate sapo and geo_mean by "
+      "seq-mean-token-mean alone, verl gspo by default; luspo needs an aggregate that sums over the tokens of a "
+      "sequence.",
+      one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "luspo", "geo_mean", "cispo", "reinforce", "dppo_tv",
+              "dppo_kl", "sapo", "vespo", "ce_gppo", "dro", "gpg", "random"}));
+    v("aggregate", aggregate,
+      "How token losses become one number. token-sum divides by nothing: gradients grow with the update (verl has it).",
+      one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm",
+              "token-sum"}));
     v("norm_length", norm_length,
       "Length L of seq-mean-token-sum-norm, Σ/(S·L) of S sequences, and of token-sum-norm, Σ/L (Dr. GRPO: the length "
       "limit); 0 for the padded length of the update.",
       at_least(0));
-    v("clip_low", clip_low, "Ratios under 1 − clip_low are clipped; 1: none.", between(0, 1));
-    v("clip_high", clip_high, "Ratios over 1 + clip_high are clipped; default clip_low, 0.28 for clip_higher.",
+    v("clip_low", clip_low,
+      "Ratios under 1 − clip_low are clipped; 1: none. geo_mean: log-ratios under −clip_low (the paper's 0.4; verl and "
+      "TRL "
+      "read the same key, 0.2 by default). dppo_tv, dppo_kl: divergences under −clip_low (verl's scripts: 0.15 and "
+      "0.05).",
+      between(0, 1));
+    v("clip_high", clip_high,
+      "Ratios over 1 + clip_high are clipped, or log-ratios or divergences over clip_high; default clip_low, 0.28 for "
+      "clip_higher.",
       at_least(0));
     v("dual_clip", dual_clip,
-      "Bound c of the loss at negative advantage (clip, clip_higher); 0 for none, else above 1.", at_least(0));
+      "Bound c of the loss at negative advantage (clip, clip_higher, ce_gppo); 0 for none, else above 1.", at_least(0));
+    v("delta", delta,
+      "Most of the ratio itself, above 1 + clip_high: the two-sided clip of clip, clip_higher, gspo, luspo, ce_gppo "
+      "(TRL: "
+      "delta; INTELLECT-2, 2505.07291: 4), none by default. Of dppo_tv and dppo_kl, default 20 (verl: clip_ratio_c, "
+      "whose "
+      "3 its actor's configuration has for other losses), and of reinforce, default 2 (verl: rollout_is_threshold).",
+      at_least(0));
+    v("tau_pos", tau_pos,
+      "sapo: slope of the gate where the advantage is above 0 (2511.20347; verl: tau_pos, TRL: sapo_temperature_pos),",
+      at_least(0));
+    v("tau_neg", tau_neg, "and where it is not.", at_least(0));
+    v("vespo_k_pos", vespo_k_pos,
+      "vespo (2602.10693, as TRL has it): power of the sequence's ratio in its weight where the advantage is 0 or "
+      "more,",
+      at_least(0));
+    v("vespo_lambda_pos", vespo_lambda_pos, "rate at which the weight falls for large ratios there,", at_least(0));
+    v("vespo_k_neg", vespo_k_neg, "the power where the advantage is below 0,", at_least(0));
+    v("vespo_lambda_neg", vespo_lambda_neg, "and the rate there.", at_least(0));
+    v("gppo_beta1", gppo_beta1,
+      "ce_gppo (2509.20712): share of the gradient that is kept under the clip, 0 for none. The paper has 0.75 for a "
+      "model "
+      "of 7B and 0.5 for 1.5B; the authors' configuration 0.25,",
+      at_least(0));
+    v("gppo_beta2", gppo_beta2, "and over the clip.", at_least(0));
+    v("dro_beta", dro_beta,
+      "dro: weight of half the squared log-ratio (2405.19107). verl has no default, 0.05 stands in Tinker's example.",
+      at_least(0));
     v("cov_ratio", cov_ratio,
       "Share of tokens that clip_cov, kl_cov or random selects (verl: clip_cov_ratio, kl_cov_ratio).", between(0, 1));
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
@@ -87,7 +184,19 @@ struct ObjectiveConfig {
       one_of({"k1", "k2", "k3", "k1+", "k3+"}));
     v("ref_kl_coef", ref_kl_coef, "Weight of that divergence; the reference is the model at the start of the phase.",
       at_least(0));
-    v("entropy_coef", entropy_coef, "Weight of the entropy bonus.", at_least(0));
+    v("reference", reference,
+      "Which model the divergence is measured from, and how it follows; absent: the model at the start of the phase.");
+    v("ref_kl_control", ref_kl_control,
+      "Steers the weight of that divergence towards a target; absent: ref_kl_coef throughout.");
+    v("max_kl", max_kl,
+      "The updates of a step end behind one whose mean kl/k3, nats a token from the policy that drew, is above this; "
+      "absent: all are made.",
+      above(0));
+    v("entropy", entropy, "What keeps the policy's entropy up, or steers it.");
+    v("entropy_keep", entropy_keep,
+      "The bonus raises the entropy of these tokens of the vocabulary alone, renormalised; absent: of all. "
+      "entropy/mean "
+      "and the loss that is told stay those of the whole.");
     v("attention_entropy", attention_entropy,
       "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }
@@ -110,9 +219,16 @@ class Objective {
                                                  AttentionWatch* watch, Gradients* gradients = nullptr) = 0;
   const AttentionEntropy& attention() const { return attention_; }
 
+  // Before the updates of a step, whose number in the phase is step; may add to them what methods ask for.
+  virtual void begin(int64_t step, model::Decoder&, std::vector<data::Batch>&) { step_ = step; }
+  // What passes from step to step in methods, by name; restore() takes what state() gave, and throws std::runtime_error for other.
+  virtual std::map<std::string, torch::Tensor> state() const { return {}; }
+  virtual void restore(const std::map<std::string, torch::Tensor>&) {}
+
  protected:
   AttentionEntropy attention_;
   std::shared_ptr<const Ranks> ranks_;
+  int64_t step_ = 0;
 };
 
 // The rows of an update that a rank computes: one run of rows each, of about as many tokens without padding, at least one. Of fewer rows
@@ -122,9 +238,11 @@ data::Batch share_of_rank(const data::Batch& update, int64_t rank, int64_t ranks
 // model: whose layers, heads and device the thresholds of attention have.
 // temperature: of the rollouts, so that log-probabilities speak of the policy that drew them.
 // reference: the model that ref_kl_coef measures the divergence from; needed where that is above 0.
+// weight: methods that say which tokens learn, and how much, in order (csrc/methods).
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
                                           const model::Decoder& model, double temperature = 1.0,
                                           std::optional<model::Decoder> reference = std::nullopt,
-                                          std::shared_ptr<const Ranks> ranks = std::make_shared<Ranks>());
+                                          std::shared_ptr<const Ranks> ranks = std::make_shared<Ranks>(),
+                                          std::vector<methods::Weight> weight = {});
 
 }  // namespace isentrope::train

@@ -5,18 +5,37 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 
+#include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/cpu_parallel.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/sum_of_squares.h"
 
 namespace isentrope::train {
+
+namespace DEFAULT {
+void adamw(const AdamwRun& run);
+}
+namespace AVX2 {
+void adamw(const AdamwRun& run);
+}
+namespace AVX512 {
+void adamw(const AdamwRun& run);
+}
+
+void adamw(const AdamwRun& run) {
+  static auto* const widest = ISENTROPE_PICK(adamw);
+  widest(run);
+}
+
 namespace {
 
 using torch::Tensor;
 
-// What one fused update takes: tensors that share a decay.
+// What one update of torch's takes: tensors that share a decay.
 struct Group {
   std::vector<Tensor> parameters, grads, first, second, steps;
 
@@ -93,28 +112,21 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::s
 
 void Optimizer::zero_grad() { gradients_.drop(); }
 
-double Optimizer::step(double lr) {
+double Optimizer::ask(double lr, bool bounded) {
   torch::NoGradGuard no_grad;
+  asked_ = {};
+  asked_.lr = lr;
+  asked_.bound = bound_;
   gradients_.collect();
   std::vector<Tensor> grads;
-  Group groups[2];  // groups[0]: norms, biases and γ, without decay; groups[1]: matrices
-  std::vector<size_t> present, orthogonal;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Tensor& grad = parameters_[i].grad();
     if (!grad.defined()) continue;
-    present.push_back(i);
-    grads.push_back(grad);
-    if (!rows_[i].empty()) {
-      orthogonal.push_back(i);
-      continue;
-    }
-    Group& group = groups[parameters_[i].dim() >= 2];
-    group.parameters.push_back(parameters_[i]);
-    group.grads.push_back(grad);
-    group.first.push_back(first_[i]);
-    group.second.push_back(second_[i]);
-    group.steps.push_back(steps_[i]);
+    if (!grad.is_contiguous()) parameters_[i].mutable_grad() = grad.contiguous();
+    asked_.present.push_back(i);
+    grads.push_back(parameters_[i].grad());
   }
+  const std::vector<size_t>& present = asked_.present;
   const Ranks& ranks = gradients_.ranks();
   if (present.empty() && ranks.alone()) return 0.0;
 
@@ -127,21 +139,106 @@ double Optimizer::step(double lr) {
       if (!of_rank.empty()) throw NonFinite("the gradient of " + of_rank + " is not finite; no weight was changed");
     throw NonFinite("the norm of the gradients overflows though each is finite; no weight was changed");
   }
-  if (config_.max_grad_norm > 0 && norm > config_.max_grad_norm) at::_foreach_mul_(grads, config_.max_grad_norm / norm);
+  const bool clips = config_.max_grad_norm > 0 && norm > config_.max_grad_norm;
+  if (clips) asked_.gradient_scale = config_.max_grad_norm / norm;
 
+  const double largest = clips ? config_.max_grad_norm : norm;
+  asked_.bound = bound_.after(config_, lr, largest);
+  if (bounded && !asked_.bound.finite()) {
+    bound_.weights = largest_weight();
+    asked_.bound = bound_.after(config_, lr, largest);
+    if (!asked_.bound.finite()) {
+      std::ostringstream said;
+      said << "an update with learning rate " << lr << ", gradients up to " << largest << " and weights up to "
+           << bound_.weights << " could leave weights that are not finite; no weight was changed. Take a smaller "
+           << "optimizer.lr, or a larger optimizer.eps";
+      throw NonFinite(said.str());
+    }
+  }
+  prepare_runs();
+  return norm;
+}
+
+// Runs of AdamW for all that is float and on the CPU.
+void Optimizer::prepare_runs() {
+  constexpr int64_t kRun = 1 << 15;  // numbers of a task: half a megabyte of four tensors, 0.05 ms
+  for (const size_t i : asked_.present) {
+    if (!runs_alone(i)) continue;
+    const double t = steps_[i].item<double>() + 1, b1 = config_.betas[0], b2 = config_.betas[1];
+    const AdamwRule rule{
+        .gradient_scale = static_cast<float>(asked_.gradient_scale),
+        .decay = static_cast<float>(parameters_[i].dim() >= 2 ? 1 - asked_.lr * config_.weight_decay : 1.0),
+        .rate1 = static_cast<float>(1 - b1),
+        .beta2 = static_cast<float>(b2),
+        .rate2 = static_cast<float>(1 - b2),
+        .step_size = static_cast<float>(asked_.lr / (1 - std::pow(b1, t))),
+        .root_correction = static_cast<float>(std::sqrt(1 - std::pow(b2, t))),
+        .eps = static_cast<float>(config_.eps)};
+    for (int64_t at = 0; at < parameters_[i].numel(); at += kRun)
+      asked_.runs.push_back({.rule = rule,
+                             .count = std::min(kRun, parameters_[i].numel() - at),
+                             .gradient = parameters_[i].grad().const_data_ptr<float>() + at,
+                             .weight = parameters_[i].data_ptr<float>() + at,
+                             .first = first_[i].data_ptr<float>() + at,
+                             .second = second_[i].data_ptr<float>() + at});
+  }
+}
+
+bool Optimizer::runs_alone(size_t i) const {
+  return adamw_[i] && parameters_[i].is_cpu() && parameters_[i].scalar_type() == torch::kFloat32 &&
+         parameters_[i].is_contiguous();
+}
+
+double Optimizer::largest_weight() const {
+  double largest = 0;
+  for (const Tensor& parameter : parameters_) {
+    if (parameter.numel() == 0) continue;
+    const auto [least, most] = at::aminmax(parameter.detach());
+    const double a = -least.item<double>(), b = most.item<double>();
+    if (!std::isfinite(a) || !std::isfinite(b)) return std::numeric_limits<double>::infinity();
+    largest = std::max({largest, a, b});
+  }
+  return largest;
+}
+
+void Optimizer::apply() {
+  torch::NoGradGuard no_grad;
+  Group groups[2];  // of torch's updates. groups[0]: norms, biases and γ, without decay; groups[1]: matrices
+  std::vector<Tensor> unscaled;
+  for (const size_t i : asked_.present) {
+    if (runs_alone(i)) {
+      *steps_[i].data_ptr<float>() += 1;
+      continue;
+    }
+    unscaled.push_back(parameters_[i].grad());
+    if (!rows_[i].empty()) continue;
+    Group& group = groups[parameters_[i].dim() >= 2];
+    group.parameters.push_back(parameters_[i]);
+    group.grads.push_back(parameters_[i].grad());
+    group.first.push_back(first_[i]);
+    group.second.push_back(second_[i]);
+    group.steps.push_back(steps_[i]);
+  }
+  if (asked_.gradient_scale != 1 && !unscaled.empty()) at::_foreach_mul_(unscaled, asked_.gradient_scale);
+
+  ops::for_tasks(static_cast<int64_t>(asked_.runs.size()), [&](int64_t i) { adamw(asked_.runs[i]); });
   for (int decayed = 0; decayed < 2; ++decayed) {
     Group& group = groups[decayed];
     if (group.parameters.empty()) continue;
     const double decay = decayed ? config_.weight_decay : 0.0;
-    config_.kind == "sgd" ? group.sgd(config_, lr, decay) : group.adamw(config_, lr, decay);
-    // torch's fused updates do not count themselves as changes in place, by which copies of a weight know that it is another.
-    for (const Tensor& parameter : group.parameters) torch::autograd::impl::bump_version(parameter);
+    config_.kind == "sgd" ? group.sgd(config_, asked_.lr, decay) : group.adamw(config_, asked_.lr, decay);
   }
-  const double matrix_lr = lr * (muon_.lr.value_or(config_.lr) / config_.lr);
-  for (const size_t i : orthogonal)
-    muon_step(muon_, parameters_[i], parameters_[i].grad(), first_[i], rows_[i], matrix_lr, config_.weight_decay);
+  const double matrix_lr = asked_.lr * (muon_.lr.value_or(config_.lr) / config_.lr);
+  for (const size_t i : asked_.present) {
+    if (!rows_[i].empty())
+      muon_step(muon_, parameters_[i], parameters_[i].grad(), first_[i], rows_[i], matrix_lr, config_.weight_decay);
+    else  // no other update counts itself as a change in place, by which copies of a weight know that it is another
+      torch::autograd::impl::bump_version(parameters_[i]);
+  }
+  bound_ = asked_.bound;
+  asked_.present.clear();
+  asked_.runs.clear();
   gradients_.gather_weights();
-  return norm;
 }
 
 std::vector<Tensor> Optimizer::moments() const {
@@ -216,7 +313,23 @@ void Optimizer::restore(const std::map<std::string, Tensor>& state) {
   for (const auto& [name, tensor] : state)
     if (!whole.count(name))
       throw std::runtime_error("optimiser state holds '" + name + "', which this model does not have");
+  // What no update leaves (a number that is none, a negative square) is refused here, since update_bound.h goes on from moments.
+  UpdateBound bound;
+  for (size_t i = 0; i < names_.size(); ++i) {
+    if (!first_[i].defined() || first_[i].numel() == 0) continue;
+    const Tensor& first = state.at("first." + names_[i]);
+    double largest = first.abs().max().item<double>(), root = 0;
+    if (second_[i].defined()) {
+      const Tensor roots = (state.at("second." + names_[i]) + lost_to_underflow(config_)).sqrt_();
+      root = (first / roots).abs_().max().item<double>();
+    }
+    if (!std::isfinite(largest) || !std::isfinite(root))
+      throw std::runtime_error("the optimiser state of '" + names_[i] + "' is not finite; take another checkpoint");
+    bound.first = std::max(bound.first, largest);
+    bound.ratio = std::max(bound.ratio, root * root);
+  }
   for (const auto& [name, tensor] : own_state()) tensor.copy_(state.at(name));
+  bound_ = bound;
 }
 
 }  // namespace isentrope::train

@@ -15,8 +15,10 @@
 #include <vector>
 
 #include "csrc/field.h"
+#include "csrc/train/adamw.h"
 #include "csrc/train/gradients.h"
 #include "csrc/train/muon.h"
+#include "csrc/train/update_bound.h"
 
 namespace isentrope::train {
 
@@ -55,9 +57,17 @@ class Optimizer {
             std::shared_ptr<const Ranks> ranks = std::make_shared<Ranks>());
 
   void zero_grad();
-  // Clips, then updates with learning rate lr; returns the gradient norm before clipping. A norm that is not finite
-  // throws NonFinite naming the first bad gradient, before any weight has changed.
-  double step(double lr);
+  // The two halves of an update with learning rate lr: ask() refuses, apply() changes. ask() returns the gradient norm before
+  // clipping. One that is not finite throws NonFinite naming the first bad gradient; so does, with `bounded`, an update whose
+  // arithmetic could leave a weight that is not finite (csrc/train/update_bound.h; of adamw and sgd, on one rank). Nothing has changed
+  // then. apply() makes the update that was asked last.
+  double ask(double lr, bool bounded);
+  void apply();
+  double step(double lr) {
+    const double norm = ask(lr, false);
+    apply();
+    return norm;
+  }
 
   // Moments and step counts by name, for checkpoints; restore() takes what state() gave and names what differs. Called by all
   // ranks: the first gets the whole, which does not depend on their number, the others their own; restore() takes the whole.
@@ -70,8 +80,22 @@ class Optimizer {
   std::map<std::string, torch::Tensor> own_state() const;
   std::vector<std::pair<std::string, std::vector<int64_t>>> layout(int64_t rank) const;  // of its state: names, shapes
 
+  void prepare_runs();
+  bool runs_alone(size_t parameter) const;  // whether csrc/train/adamw.h moves it
+  double largest_weight() const;
+
+  // What ask() prepared for apply().
+  struct Update {
+    double lr = 0, gradient_scale = 1;
+    std::vector<size_t> present;  // parameters that have a gradient
+    std::vector<AdamwRun> runs;   // of those that csrc/train/adamw.h moves
+    UpdateBound bound = {};
+  };
+
   OptimizerConfig config_;
   MuonConfig muon_;
+  UpdateBound bound_;
+  Update asked_;
   Gradients gradients_;
   std::vector<std::string> names_;
   std::vector<std::vector<int64_t>> rows_;  // of the matrices joined in each that Muon moves; empty for the others

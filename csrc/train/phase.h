@@ -20,7 +20,11 @@ struct Trainer::Phase {
   Optimizer optimizer;
   std::unique_ptr<HeldOut> validation, test;  // null where nothing is evaluated
   std::optional<model::Decoder> reference;
-  Snapshot before;  // weights, power vectors, moments and thresholds at the start of the step
+  // It is not the model at the phase's start, whose frozen weights an adapter would share.
+  bool own_reference() const { return config.objective.reference && !config.objective.reference->from.empty(); }
+  Snapshot
+      before;  // weights, power vectors, moments and thresholds at the start of the step, where it can be gone back from
+  bool made = false;  // the update of the step, from which nothing goes back
   AttentionAlarm alarm = {};
   rl::EntropyLaw law = {};
   PolicyWatch watch = {};

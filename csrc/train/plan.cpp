@@ -12,6 +12,7 @@
 #include "csrc/model/page_table.h"
 #include "csrc/train/block_cache.h"
 #include "csrc/train/flops.h"
+#include "csrc/train/snapshot.h"
 
 namespace isentrope::train {
 namespace {
@@ -40,17 +41,17 @@ Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
           .lora = m.lora.has_value()};
 }
 
-// Numbers that the backward pass of one block keeps of a token.
+// Numbers that the backward pass of one block keeps of a token. The norms' outputs and the MLP's product are made again in it
+// (csrc/model/layers.h: Origin).
 double kept_of_block(const model::DecoderConfig& m) {
   const double C = number(m.hidden_size), H = number(m.num_attention_heads), G = number(m.num_key_value_heads),
                D = number(m.head_size()), M = number(m.intermediate_size);
-  const double sums = m.norm == "none" ? 2 * C : 4 * C;                // two sums, and their norms
   const double heads = m.attention.qk_norm ? (2 * H + 2 * G) * D : 0;  // before their norms
   const double attention = (H + 2 * G) * D + H * D;                    // q, k, v, its output
-  const double single = sums + heads + attention + 3 * H + 3 * M;
-  if (m.compute != "bfloat16") return single;
+  const double single = 2 * C + heads + attention + 3 * H + 2 * M;     // with the two sums
+  if (m.compute != "bfloat16" || !model::takes_bfloat16_weights()) return single;
   // What products and attention take is kept in half as many bytes, where the processor has such products.
-  return single - C - (model::takes_bfloat16_weights() ? (attention + M) / 2 : 0);
+  return single - attention / 2 - (m.norm == "none" ? C : 0);
 }
 
 // Those of the gradients that are there at once within the backward pass of one block.
@@ -117,7 +118,8 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double n = number(ranks), largest = sizes.lora ? 0 : number(vocabulary) * C,
                owned = ranks > 1 ? std::min(std::max(trained / n, largest), trained) : trained;
   plan.optimizer = kFloat * moments * owned / trained;
-  plan.snapshot = kFloat * trained + plan.optimizer;
+  const int64_t updates = phase.rollout ? phase.rollout->mini_batches * phase.rollout->epochs : 1;
+  plan.snapshot = keeps_copies(config, phase, updates, ranks) ? kFloat * trained + plan.optimizer : 0;
   // With learned spectral norms a checkpoint has the matrices twice, folded and as they are.
   if (config.run.checkpoint_every > 0)
     plan.checkpoint = kFloat * (trained + moments + (reference ? trained : 0) +
@@ -128,7 +130,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
   plan.gradients = kFloat * (ranks > 1 ? 2 * trained + n * owned : trained);
-  plan.at_once = (phase.rollout && phase.rollout->mini_batches > 1) || !keeps_tensor_memory();
+  plan.at_once = plan.snapshot > 0 && (updates > 1 || !keeps_tensor_memory());
   plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
   if (!phase.rollout) return plan;
   const double rollout = rollout_memory(config, phase, lengths, sizes.all(), n);
@@ -179,7 +181,8 @@ std::string to_text(const MemoryPlan& p) {
                         (p.of_rollouts ? "cache and weights of rollouts " : "activations ") + bytes_text(p.activations);
   return bytes_text(p.total()) + ": weights " + bytes_text(p.weights) + ", gradients " + bytes_text(p.gradients) +
          ", optimiser " + bytes_text(p.optimizer) + ", " +
-         (p.at_once                    ? snapshot + ", " + activations
+         (p.snapshot == 0              ? activations
+          : p.at_once                  ? snapshot + ", " + activations
           : p.snapshot > p.activations ? snapshot + " (" + activations + " are gone by then)"
                                        : activations + " (" + snapshot + " take their place)") +
          ", kept for the next tensors " + bytes_text(p.spare()) +

@@ -21,7 +21,8 @@ struct MemoryPlan {
   double gradients =
       0;  // of several ranks also in the buckets on their way, and what comes of the others (gradients.h)
   double optimizer = 0;  // its moments, of several ranks the share of one
-  double snapshot = 0;   // weights and moments as they were before the step's first update (csrc/train/snapshot.h)
+  double snapshot =
+      0;  // weights and moments as they were before the first update, of steps that keep them (snapshot.h: keeps_copies)
   double activations =
       0;  // of a micro-batch: what its backward pass needs, or the cache and packed weights of rollouts
   bool of_rollouts = false;

@@ -7,11 +7,25 @@
 namespace isentrope::train {
 namespace {
 
-enum Kind : int64_t { kFlat = 1, kAllZero = 2, kAllOne = 4, kAllEqual = 8 };
+enum Kind : int64_t { kFlat = 1, kAllZero = 2, kAllOne = 4, kAllEqual = 8, kMismatch = 16 };
 
 }  // namespace
 
 std::vector<std::string> PolicyWatch::look(const std::string& phase, const std::map<std::string, double>& values) {
+  std::vector<std::string> texts = of_rewards(phase, values);
+  const auto k3 = values.find("mismatch/k3");
+  if (k3 == values.end() || k3->second <= kMostMismatch || (told_ & kMismatch)) return texts;
+  told_ |= kMismatch;
+  char figure[32];
+  std::snprintf(figure, sizeof(figure), "%.2g", k3->second);
+  texts.push_back("the policy that draws is not the one that is trained: before anything was learnt they were " +
+                  std::string(figure) + " nats a token apart (mismatch/k3). phases." + phase +
+                  ".rollout.dtype: model, or phases." + phase + ".weight: [{kind: correction}]");
+  return texts;
+}
+
+std::vector<std::string> PolicyWatch::of_rewards(const std::string& phase,
+                                                 const std::map<std::string, double>& values) {
   const auto flat = values.find("groups/flat"), mean = values.find("reward/mean"),
              deviation = values.find("reward/std");
   if (flat == values.end() || mean == values.end() || deviation == values.end()) return {};

@@ -1,4 +1,5 @@
-// Warns once a phase where a policy cannot learn from its rewards: they tell no two completions of a prompt apart, step after step.
+// Warns once a phase where a policy cannot learn from its rewards, since they tell no two completions of a prompt apart, step after step;
+// and where the policy that draws is not the one that is trained.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -12,6 +13,8 @@ class PolicyWatch {
   // Steps in a row that are warned of. With four prompts a step that are flat nine times out of ten, all are flat ten steps in a
   // row in one of 68 such rows; with the 32 of the default it does not happen by chance.
   static constexpr int64_t kSteps = 10;
+  // Of mismatch/k3, nats a token: over a hundred tokens it makes a nat, so that the ratio of a completion is off by a factor of e.
+  static constexpr double kMostMismatch = 0.01;
 
   // phase: its name; values: of a step, by the names of docs/metrics.md. Returns what is new: texts that name the key to change,
   // each kind once.
@@ -22,6 +25,8 @@ class PolicyWatch {
   void restore(const std::vector<double>& state);  // throws std::runtime_error for what state() does not give
 
  private:
+  std::vector<std::string> of_rewards(const std::string& phase, const std::map<std::string, double>& values);
+
   int64_t flat_ = 0, equal_ = 0;  // steps in a row in which every group was flat; in which all rewards were reward_
   double reward_ = 0;
   int64_t told_ = 0;  // bits: one a kind

@@ -4,7 +4,8 @@
 //   <dir>/metrics.jsonl   csrc/train/metrics.h
 //   <dir>/samples.jsonl   csrc/train/samples.h
 //   <dir>/rollouts/       csrc/train/rollout_log.h, with rollout.save_every
-//   <dir>/tensorboard/    csrc/train/tensorboard.h, with metrics.tensorboard
+//   <dir>/tensorboard/    csrc/train/trackers.h, with metrics.tensorboard
+//   <dir>/trackers.json   the same, with metrics.trackers
 //   <dir>/checkpoints/    csrc/train/checkpoint.h
 //   <dir>/config.yaml     the resolved configuration
 //   <dir>/ranks/          <rank>.log: what the other processes of the run have to say

@@ -8,6 +8,7 @@
 #include "csrc/data/messages.h"
 #include "csrc/message.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/rl/text_rules.h"
 #include "csrc/train/chat_template.h"
 #include "csrc/train/checkpoint.h"
 #include "csrc/train/commands.h"
@@ -73,6 +74,26 @@ std::vector<int64_t> encoded(const data::Prompt& prompt, bool templated, const d
   return tokens;
 }
 
+// Throws what is wrong with a text, with the option that it came from.
+rl::SamplingConfig sampling_of(const SampleOptions& options, const data::Tokenizer& tokenizer) {
+  try {
+    return rl::with_rules({.temperature = options.temperature,
+                           .top_k = options.top_k,
+                           .top_p = options.top_p,
+                           .min_p = options.min_p,
+                           .repetition_penalty = options.repetition_penalty,
+                           .max_new_tokens = options.max_new_tokens,
+                           .min_new_tokens = options.min_new_tokens,
+                           .stop = options.stop,
+                           .bad_words = options.bad_words},
+                          tokenizer);
+  } catch (const std::invalid_argument& error) {
+    std::string text = error.what();
+    if (text.starts_with("stop")) throw std::runtime_error("--" + text);
+    throw std::runtime_error(text.replace(0, std::string("bad_words").size(), "--bad-word"));
+  }
+}
+
 std::string shown(const std::optional<double>& score) {
   if (!score) return "none";
   char text[32];
@@ -120,7 +141,7 @@ int sample_command(const std::string& path, const SampleOptions& options) {
     tokens.push_back(encoded(prompt, options.chat, tokenizer, decoder->config().max_position_embeddings));
 
   const auto rewards = load_rewards(options.rewards);
-  const rl::SamplingConfig sampling{options.temperature, options.top_k, options.top_p, options.max_new_tokens};
+  const rl::SamplingConfig sampling = sampling_of(options, tokenizer);
   const auto count = static_cast<int64_t>(prompts.size()), some = std::max<int64_t>(kTogether / options.samples, 1);
   for (int64_t first = 0; first < count; first += some) {
     const std::vector<std::vector<int64_t>> part(tokens.begin() + first,

@@ -1,6 +1,7 @@
 // Tensors as they were, to go back to: what lets a step that is broken off leave no trace. AdamW's update cannot be undone in
-// floating point, so weights and moments are copied once a step, before its first update: in the program where the
-// activations of its loss stood, whose memory is free then, and the copies' is free again for those of the next step.
+// floating point, so where something can refuse behind the first update of a step (keeps_copies), weights and moments are copied
+// before it: in the program where the activations of its loss stood, whose memory is free then, and the copies' is free again for
+// those of the next step.
 #pragma once
 #include <ATen/EmptyTensor.h>
 #include <torch/types.h>
@@ -9,8 +10,17 @@
 #include <vector>
 
 #include "csrc/train/block_cache.h"
+#include "csrc/train/config.h"
 
 namespace isentrope::train {
+
+// Whether something can refuse behind the first of a step's updates: the loss of the next one; what changes weights behind an update,
+// learned spectral norms and attention.qk_clip; Muon, whose iteration shows its end at the end; another rank. All other steps have one
+// update, and all that can refuse is asked before it.
+inline bool keeps_copies(const TrainConfig& config, const PhaseConfig& phase, int64_t updates, int64_t ranks) {
+  return updates > 1 || config.model.sigma_reparam.any() || config.model.attention.qk_clip > 0 ||
+         phase.optimizer.kind == "muon" || ranks > 1;
+}
 
 class Snapshot {
  public:

@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "csrc/train/tensorboard.h"
+#include "csrc/train/trackers.h"
 
 namespace isentrope::train {
 namespace {

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <dlfcn.h>
 #include <torch/cuda.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
 #include "csrc/durable_file.h"
+#include "csrc/rl/text_rules.h"
 #include "csrc/train/adapter.h"
 #include "csrc/train/completions.h"
 #include "csrc/train/data_check.h"
@@ -48,6 +50,42 @@ RunFolder open_folder(const std::string& dir, bool resume, const Ranks& ranks) {
   }
 }
 
+// Of objective.reference.from, which may be another model and must have the vocabulary of this one.
+model::DecoderConfig reference_config(const std::string& folder, const model::DecoderConfig& model) {
+  model::DecoderConfig found = read_model_config(folder);
+  if (found.vocabulary == 0) found.vocabulary = model.vocabulary;
+  if (found.token_count() != model.token_count())
+    throw std::runtime_error("objective.reference.from: " + folder + " has a vocabulary of " +
+                             std::to_string(found.token_count()) + " tokens, and the model one of " +
+                             std::to_string(model.token_count()) + "; a divergence wants the same tokens");
+  found.max_position_embeddings = model.max_position_embeddings;
+  return found;
+}
+
+// The operators of one's own that methods of the phases name. dlopen, as torch.ops.load_library: what a library registers is there
+// once it is loaded.
+void load_own_methods(const TrainConfig& config) {
+  for (const std::string& library : config.run.libraries)
+    if (dlopen(std::filesystem::absolute(library).c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr)
+      throw std::runtime_error("run.libraries: " + std::string(dlerror()));
+  for (const PhaseConfig& phase : config.phases) {
+    const auto look = [&](const std::string& list, const auto& entries) {
+      for (size_t i = 0; i < entries.size(); ++i)
+        std::visit(
+            [&](const auto& method) {
+              if constexpr (requires { method.missing(); })
+                if (const std::string missing = method.missing(); !missing.empty())
+                  throw std::runtime_error("phases." + phase.name + "." + list + "." + std::to_string(i) + ": " +
+                                           missing);
+            },
+            entries[i].value);
+    };
+    look("reward", phase.reward);
+    look("advantage", phase.advantage);
+    look("weight", phase.weight);
+  }
+}
+
 // A tensor that the phase cannot go on without.
 const torch::Tensor& kept(const CheckpointState& state, const std::string& name, const torch::Tensor& like) {
   const auto found = state.extra.find(name);
@@ -70,8 +108,8 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
   return std::make_unique<HeldOutPrompts>(
-      phase.data, answers.reward, rewards, tokenizer, split, config.model.max_position_embeddings,
-      answers.rollout ? answers.rollout->sampling.max_new_tokens : 0,
+      phase.data, answers.scores(), rewards, tokenizer, split, config.model.max_position_embeddings,
+      answers.rollout ? answers.rollout->sampling : rl::SamplingConfig(),
       answers.rollout ? answers.rollout->cache : rl::CacheConfig(), phase.rollout ? 0 : phase.batch.sequences);
 }
 
@@ -84,12 +122,13 @@ Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl
       rewards_(rewards),
       time_limit_(config_.run) {
   const Standing standing = ranks_->together([&] { return prepare(resume); });
-  ranks_->together([&] { begin(standing); });
+  ranks_->together([&] { begin(standing, resume); });
 }
 
 // All that can refuse; nothing is changed.
 Standing Trainer::prepare(bool resume) {
   check_ranks(config_, *ranks_);
+  load_own_methods(config_);
   const RankCounts ranks{ranks_->size(), ranks_on_this_machine(*ranks_)};
   check_machine(config_, ranks);
   if (config_.run.threads > 0) at::set_num_threads(static_cast<int>(config_.run.threads));
@@ -143,7 +182,7 @@ Standing Trainer::prepare(bool resume) {
 }
 
 // The first change of a file.
-void Trainer::begin(const Standing& standing) {
+void Trainer::begin(const Standing& standing, bool resume) {
   if (!ranks_->first()) {  // what it would write goes nowhere
     metrics_ = std::make_unique<Metrics>("/dev/null");
     samples_ = std::make_unique<Metrics>("/dev/null");
@@ -157,7 +196,8 @@ void Trainer::begin(const Standing& standing) {
     write_durably(folder_.config(), print_config(config_));
     metrics_of_step_ = metrics_->place();
     samples_of_step_ = samples_->place();
-    if (config_.metrics.tensorboard) tensorboard_ = std::make_unique<TensorBoard>(folder_.dir());
+    if (!config_.metrics.sinks().empty())
+      trackers_ = std::make_unique<Trackers>(config_.metrics, folder_.dir(), /*fresh=*/!resume);
     cut_rollouts();  // the last, since it cannot be taken back
   } else {
     write_summary();  // a run that was killed behind its last checkpoint has none
@@ -270,18 +310,31 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   std::shared_ptr<const data::ExampleSource> examples =
       data::make_source(phase.data, data_seed, data::Split::train, &use);
   digest = static_cast<int64_t>(data::stream_digest(*examples));
-  if (phase.rollout)
+  if (phase.rollout) {
+    rl::RolloutConfig rollout = *phase.rollout;
+    rollout.sampling = rl::with_rules(rollout.sampling, tokenizer_);
     return std::make_unique<rl::RolloutSource>(
-        *phase.rollout, model_, tokenizer_, examples, rl::RewardSum(phase.reward, tokenizer_.eos(), rewards_),
-        seed_of(phase.name, data::Purpose::rollout),
+        rollout, model_, tokenizer_, examples, rl::RewardSum(phase.scores(), tokenizer_.eos(), rewards_),
+        phase.methods(), seed_of(phase.name, data::Purpose::rollout),
         [this, &phase, &rollouts](int64_t step, const std::vector<rl::SavedRollout>& drawn) {
           for (const rl::SavedRollout& one : drawn)
             if (ranks_->first()) rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
         },
         ranks_);
+  }
   const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
                                            phase.data.packing ? row : 0);
+}
+
+// The reference becomes share · model + (1 − share) · reference.
+void Trainer::mix_into(model::Decoder& reference, double share) const {
+  const torch::NoGradGuard no_grad;
+  const bool lora = config_.model.lora.has_value();
+  const auto weights = lora ? model_->adapter() : model_->folded_weights();
+  const auto copies = lora ? reference->adapter() : reference->named_weights();
+  for (size_t i = 0; i < weights.size(); ++i)
+    share == 1 ? copies[i].second.copy_(weights[i].second) : copies[i].second.lerp_(weights[i].second, share);
 }
 
 void Trainer::open_phase(const CheckpointState* state) {
@@ -289,8 +342,14 @@ void Trainer::open_phase(const CheckpointState* state) {
   std::optional<model::Decoder> reference;
   if (phase.objective.ref_kl_coef > 0) {
     torch::NoGradGuard no_grad;
-    const bool lora = config_.model.lora.has_value();  // what does not change is there once
-    if (lora) {
+    const std::string from = phase.objective.reference ? phase.objective.reference->from : "";
+    const bool lora = config_.model.lora && from.empty();  // what does not change is there once
+    if (!from.empty()) {
+      const std::string folder = resolve_checkpoint(from);
+      reference = model::Decoder(reference_config(folder, config_.model), 0);
+      if (!state) load_weights(folder, *reference);
+      (*reference)->to(model_->embedding().device());
+    } else if (lora) {
       reference = model::Decoder(model_->with_kept_adapter());
     } else {
       model::DecoderConfig plain = config_.model;
@@ -298,14 +357,16 @@ void Trainer::open_phase(const CheckpointState* state) {
       reference = model::Decoder(plain, 0);
       (*reference)->to(model_->embedding().device());
     }
-    const auto weights = lora ? model_->adapter() : model_->folded_weights();
     const auto copies = lora ? (*reference)->adapter() : (*reference)->named_weights();
-    for (size_t i = 0; i < weights.size(); ++i)  // in the middle of a phase: as it was at the phase's start
-      copies[i].second.copy_(state ? kept(*state, kReference + weights[i].first, copies[i].second) : weights[i].second);
+    if (state)  // in the middle of a phase: as it was
+      for (const auto& [name, copy] : copies) torch::Tensor(copy).copy_(kept(*state, kReference + name, copy));
+    else if (from.empty())
+      mix_into(*reference, 1);
   }
 
-  auto objective = make_objective(phase.objective, phase.batch, model_,
-                                  phase.rollout ? phase.rollout->sampling.temperature : 1.0, reference, ranks_);
+  auto objective =
+      make_objective(phase.objective, phase.batch, model_, phase.rollout ? phase.rollout->sampling.temperature : 1.0,
+                     reference, ranks_, phase.weight);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters())
     if (parameter.value().requires_grad()) parameters.push_back({parameter.key(), parameter.value()});
@@ -355,6 +416,7 @@ void Trainer::open_phase(const CheckpointState* state) {
           "run.start=" +
           last_checkpoint_);
     open->optimizer.restore(state->optimizer);
+    open->objective->restore(state->extra);
     open->source->restore(state->source);
     open->alarm.restore(state->extra);
     if (const auto law = state->extra.find(kLaw); law != state->extra.end())

@@ -1,8 +1,11 @@
 // The loop. Phases differ only in their source and their objective; a training step is Trainer::step.
 //
-// A step is whole or has not been: it works on copies of what passes from step to step, and these are taken over when its line
-// stands in metrics.jsonl. Whatever ends a step before that (a loss that is not finite, a reward that raises, Ctrl-C within one)
-// leaves the trainer after the step before, and that state is saved.
+// A step is whole or has not been. Its update is the last thing that it does, and by then all that can refuse has been asked: the
+// rewards, the loss, the gradients, whether the weights stay finite (csrc/train/update_bound.h), room for its line in metrics.jsonl. A
+// step in which something can refuse behind an update works on copies (csrc/train/snapshot.h: keeps_copies), which are taken over when its
+// line stands. Whatever ends a step before that (a loss that is not finite, a reward that raises, Ctrl-C within one) leaves the trainer
+// after the step before, and that state is saved. Behind the update there is the write of the line alone: where it fails though there was
+// room, a disk that breaks, the step has been, is saved, and the error says that its line is lost.
 //
 // A checkpoint within a phase is written beside the steps that follow (csrc/train/checkpoint_writer.h) where the machine has room for
 // its copy; one at the end of a phase, at a stop or after an error is waited for.
@@ -32,8 +35,8 @@
 #include "csrc/train/rollout_log.h"
 #include "csrc/train/run_folder.h"
 #include "csrc/train/run_header.h"
-#include "csrc/train/tensorboard.h"
 #include "csrc/train/time_limit.h"
+#include "csrc/train/trackers.h"
 
 namespace isentrope::train {
 
@@ -96,12 +99,14 @@ class Trainer {
   struct Working;  // held by the one call at a time that works on the run
 
   Standing prepare(bool resume);
-  void begin(const Standing& standing);
+  void begin(const Standing& standing, bool resume);
   void take_weights(const Standing& standing);
   void take_adapter(const Standing& standing);
   RunHeader describe() const;
   std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);
   void open_phase(const CheckpointState* state);
+  void mix_into(model::Decoder& reference, double share) const;
+  void sync_reference();  // where it follows the model
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, RolloutLog& rollouts,
                                                std::optional<int64_t>& digest) const;
   void cut_rollouts();  // to what stood there at the checkpoint that is gone on from
@@ -109,6 +114,8 @@ class Trainer {
 
   void whole_step(std::vector<Record>& records);
   Record step();
+  Record record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,
+                   const std::vector<double>& sigmas, const std::vector<std::string>& of_source);
   std::vector<double> power_step();  // the model's; throws where a layer's norm is not finite
   void evaluate_due(std::vector<Record>& records);
   Record evaluate(const std::string& split,
@@ -131,7 +138,7 @@ class Trainer {
   data::Tokenizer tokenizer_;
   model::Decoder model_;
   std::map<std::string, rl::RewardFunction> rewards_;
-  std::unique_ptr<TensorBoard> tensorboard_;
+  std::unique_ptr<Trackers> trackers_;
   std::unique_ptr<Metrics> metrics_, samples_;
   Metrics::Place metrics_of_step_, samples_of_step_;  // before the evaluations after step_
   std::unique_ptr<Phase> open_;

@@ -36,14 +36,16 @@ CheckpointState Trainer::state(bool phase_finished) const {
     state.extra[kRollouts] = torch::tensor({saved.bytes, saved.digest.value()}, torch::kInt64);
   if (open_->data_digest) state.extra[kData] = torch::tensor(*open_->data_digest, torch::kInt64);
   if (open_->reference)
-    for (const auto& [name, weight] :
-         config_.model.lora ? (*open_->reference)->adapter() : (*open_->reference)->named_weights())
+    for (const auto& [name, weight] : config_.model.lora && !open_->own_reference()
+                                          ? (*open_->reference)->adapter()
+                                          : (*open_->reference)->named_weights())
       state.extra[kReference + name] = weight;
   if (config_.model.lora) {
     state.base = base_;
     state.extra[kBase] = torch::tensor(base_digest_, torch::kInt64);
   }
   state.extra.merge(open_->alarm.state());
+  state.extra.merge(open_->objective->state());
   if (open_->law.points() > 0) state.extra[kLaw] = torch::tensor(open_->law.state(), torch::kFloat64);
   if (const std::vector<double> watch = open_->watch.state(); !watch.empty())
     state.extra[kPolicyWatch] = torch::tensor(watch, torch::kFloat64);

@@ -71,9 +71,44 @@ class UpdateFigures {
   int64_t updates_ = 0;
 };
 
+// Room in metrics.jsonl for the figures of time, which the line has when the update is made: five keys, two dozen digits each.
+constexpr int64_t kTimes = 256;
+
+// What an update of so many learnt tokens has to be computed.
+StepWork of_update(const model::DecoderConfig& config, const data::Batch& update, double learnt) {
+  StepWork work{.learnt = learnt};
+  const torch::Tensor real = update.real();
+  if (update.position.defined()) {
+    work.tokens = real.sum().item<double>();
+    for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+      work.pairs += packed_pairs(update.position, real, config.attention.window_of(layer));
+    return work;
+  }
+  const torch::Tensor lengths = real.sum(1).to(torch::kCPU);  // [B]
+  for (int64_t row = 0; row < lengths.numel(); ++row) {
+    const int64_t length = lengths.const_data_ptr<int64_t>()[row];
+    work.tokens += static_cast<double>(length);
+    for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+      work.pairs += attention_pairs(length, config.attention.window_of(layer));
+  }
+  return work;
+}
+
+void fit_law(rl::EntropyLaw& law, std::map<std::string, double>& values) {
+  if (!values.contains("entropy/mean") || !values.contains("reward/mean")) return;
+  law.add(values.at("entropy/mean"), values.at("reward/mean"));
+  if (const auto fit = law.fit())
+    values.insert({{"law/a", fit->a},
+                   {"law/b", fit->b},
+                   {"law/ceiling", fit->ceiling()},
+                   {"law/r2", fit->r2},
+                   {"law/rmse", fit->rmse}});
+}
+
 }  // namespace
 
-// One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights.
+// One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights. The only update of a step
+// comes last, behind all that can refuse; where something can refuse behind one, the weights before it are kept.
 Record Trainer::step() {
   const Clock::time_point start = Clock::now();
   const int64_t sent_before = ranks_->bytes_sent();
@@ -81,6 +116,7 @@ Record Trainer::step() {
   const double lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps);
   data::StepData data = open_->source->next(step_);
   const double source_seconds = seconds_since(start);
+  open_->objective->begin(step_, model_, data.updates);
 
   std::map<std::string, double> values = std::move(data.stats);
   UpdateFigures figures;
@@ -90,6 +126,7 @@ Record Trainer::step() {
   StepWork work{.reference = open_->reference.has_value()};
   const int64_t look = phase.objective.attention_entropy.every;
   const bool clips = config_.model.attention.qk_clip > 0;
+  const bool goes_back = keeps_copies(config_, phase, static_cast<int64_t>(data.updates.size()), ranks_->size());
   for (size_t u = 0; u < data.updates.size(); ++u) {
     const data::Batch update = data.updates[u].to(model_->embedding().device());
     open_->optimizer.zero_grad();
@@ -100,59 +137,56 @@ Record Trainer::step() {
                                             &open_->optimizer.gradients());
     if (!std::isfinite(stats["loss"]))
       throw NonFinite("the loss is not finite; first bad tensor: " + first_non_finite(model_));
-    if (u == 0) open_->before.take();  // nothing has changed so far
-    stats["grad_norm"] = open_->optimizer.step(lr);
-    if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
+    if (goes_back && u == 0) open_->before.take();
+    stats["grad_norm"] = open_->optimizer.ask(lr, /*bounded=*/!goes_back);
     if (looks) attention = watch.statistics();
-    const Clock::time_point updated = Clock::now();
-    sigmas = power_step();
-    sigma_seconds += seconds_since(updated);
+    if (goes_back) {
+      open_->optimizer.apply();
+      if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
+      const Clock::time_point updated = Clock::now();
+      sigmas = power_step();
+      sigma_seconds += seconds_since(updated);
+    }
     open_->source->observe(stats);
+    const double divergence = stats.contains("kl/k3") ? stats.at("kl/k3") : 0;
     const auto learnt = stats.extract("tokens");  // for this mean alone, not a figure to be told
     const double counts = learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>();
     figures.add(std::move(stats), counts);
-    work.learnt += counts;
-    const torch::Tensor real = update.real();
-    if (update.position.defined()) {
-      work.tokens += real.sum().item<double>();
-      for (int64_t layer = 0; layer < config_.model.num_hidden_layers; ++layer)
-        work.pairs += packed_pairs(update.position, real, config_.model.attention.window_of(layer));
-      continue;
-    }
-    const torch::Tensor lengths = real.sum(1).to(torch::kCPU);  // [B]
-    for (int64_t row = 0; row < lengths.numel(); ++row) {
-      const int64_t length = lengths.const_data_ptr<int64_t>()[row];
-      work.tokens += static_cast<double>(length);
-      for (int64_t layer = 0; layer < config_.model.num_hidden_layers; ++layer)
-        work.pairs += attention_pairs(length, config_.model.attention.window_of(layer));
-    }
+    work += of_update(config_.model, update, counts);
+    if (phase.objective.max_kl && divergence > *phase.objective.max_kl) break;
   }
-  if (const std::string bad = first_non_finite_weight(model_); !data.updates.empty() && !bad.empty())
-    throw NonFinite("the weight " + bad + " is not finite after the update");
+  if (goes_back)
+    if (const std::string bad = first_non_finite_weight(model_); !bad.empty())
+      throw NonFinite("the weight " + bad + " is not finite after the update");
   figures.into(values);
   if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
-  if (phase.holds_entropy().empty() && values.contains("entropy/mean") && values.contains("reward/mean")) {
-    open_->law.add(values.at("entropy/mean"), values.at("reward/mean"));
-    if (const auto law = open_->law.fit())
-      values.insert({{"law/a", law->a},
-                     {"law/b", law->b},
-                     {"law/ceiling", law->ceiling()},
-                     {"law/r2", law->r2},
-                     {"law/rmse", law->rmse}});
-  }
-  std::vector<std::string> warnings = open_->watch.look(phase.name, values);
-  for (const std::string& text : data.warnings) warnings.push_back("phases." + phase.name + "." + text);
-  warnings.insert(warnings.end(), lost_.begin() + static_cast<std::ptrdiff_t>(lost_told_), lost_.end());
+  if (phase.holds_entropy().empty()) fit_law(open_->law, values);
   values["lr"] = lr;
   work.generated = values.contains("generated") ? values["generated"] : 0;
   if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;
-  const double seconds = seconds_since(start);
-  values["tokens_per_s"] = work.tokens / seconds;
-  values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
-  if (!sigmas.empty()) values["sigma/time_share"] = sigma_seconds / seconds_since(start);
-  values["time_s"] = seconds_since(begun_);
   if (!ranks_->alone()) values["ranks/bytes"] = ranks_->sum(static_cast<double>(ranks_->bytes_sent() - sent_before));
-  Record record{.phase = phase.name,
+  Record record = record_of(std::move(values), std::move(attention), sigmas, data.warnings);
+  if (!goes_back && !data.updates.empty()) {
+    metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
+    open_->optimizer.apply();
+    open_->made = true;
+  }
+  const double seconds = seconds_since(start);
+  record.values["tokens_per_s"] = work.tokens / seconds;
+  record.values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
+  if (!sigmas.empty()) record.values["sigma/time_share"] = sigma_seconds / seconds_since(start);
+  record.values["time_s"] = seconds_since(begun_);
+  return record;
+}
+
+// The line of the step in hand, but for times.
+Record Trainer::record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,
+                          const std::vector<double>& sigmas, const std::vector<std::string>& of_source) {
+  const std::string& phase = open_->config.name;
+  std::vector<std::string> warnings = open_->watch.look(phase, values);
+  for (const std::string& text : of_source) warnings.push_back("phases." + phase + "." + text);
+  warnings.insert(warnings.end(), lost_.begin() + static_cast<std::ptrdiff_t>(lost_told_), lost_.end());
+  Record record{.phase = phase,
                 .step = step_ + 1,
                 .values = std::move(values),
                 .attention = std::move(attention),
@@ -171,33 +205,52 @@ std::vector<double> Trainer::power_step() {
   return sigmas;
 }
 
-// A step and its line, or neither.
+void Trainer::sync_reference() {
+  const auto& config = open_->config.objective.reference;
+  if (open_->reference && config && config->sync_every > 0 && step_ % config->sync_every == 0)
+    mix_into(*open_->reference, config->mixup);
+}
+
+// A step and its line, or neither. Behind the update of a step that keeps nothing to go back to only the write can fail, for which
+// there was room: then the step stands.
 void Trainer::whole_step(std::vector<Record>& records) {
   const Metrics::Place metrics_before = metrics_->place();
   const AttentionAlarm alarm = open_->alarm;
   const rl::EntropyLaw law = open_->law;
   const PolicyWatch watch = open_->watch;
+  const auto methods = open_->objective->state();
+  open_->made = false;
+  const auto stand = [&] {
+    lost_told_ = lost_.size();
+    open_->before.drop();
+    open_->source->commit();
+    open_->rollouts->commit();
+    metrics_of_step_ = metrics_->place();
+    samples_of_step_ = samples_->place();
+    ++step_;
+    ++steps_of_run_;
+    evaluated_ = tested_ = false;
+    sync_reference();
+  };
   try {
     ranks_->together([&] { write(step(), records); });
   } catch (...) {
     metrics_->back_to(metrics_before);
+    const std::string place = "step " + std::to_string(step_ + 1);
+    if (open_->made) {
+      stand();
+      rethrow_with_place(place + ", which was made, and its line is lost");
+    }
     open_->rollouts->back();
     open_->before.restore();
     open_->optimizer.zero_grad();
     open_->alarm = alarm;
     open_->law = law;
     open_->watch = watch;
-    rethrow_with_place("step " + std::to_string(step_ + 1));
+    open_->objective->restore(methods);
+    rethrow_with_place(place);
   }
-  lost_told_ = lost_.size();
-  open_->before.drop();
-  open_->source->commit();
-  open_->rollouts->commit();
-  metrics_of_step_ = metrics_->place();
-  samples_of_step_ = samples_->place();
-  ++step_;
-  ++steps_of_run_;
-  evaluated_ = tested_ = false;
+  stand();
 }
 
 bool Trainer::at_end() const { return step_ >= open_->config.steps || stopped_; }
@@ -255,7 +308,7 @@ Record Trainer::evaluate(const std::string& split, std::vector<std::string>& sho
 void Trainer::write(Record line, std::vector<Record>& records) {
   const std::string text = to_json(line);
   metrics_->write(text);
-  if (tensorboard_) tensorboard_->write(text);
+  if (trackers_) trackers_->write(text);
   records.push_back(std::move(line));
 }
 
@@ -289,7 +342,7 @@ std::vector<Record> Trainer::advance() {
     ++phase_;
     step_ = 0;
     if (finished()) {
-      tensorboard_.reset();  // all is written when the run is
+      trackers_.reset();  // all is written when the run is
       if (ranks_->first()) write_summary();
     }
   } else if (config_.run.checkpoint_every > 0 && step_ % config_.run.checkpoint_every == 0) {

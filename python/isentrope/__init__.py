@@ -9,10 +9,10 @@ tokenizer.
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING
 
-from isentrope import nn, ops, reference
+from isentrope import methods, nn, ops, reference
 from isentrope.ops import *  # noqa: F403
 
-__all__ = ["Tokenizer", "Trainer", "cmake_prefix_path", "nn", "reference"]
+__all__ = ["Tokenizer", "Trainer", "cmake_prefix_path", "methods", "nn", "reference"]
 __all__ += ops.__all__
 
 cmake_prefix_path: str = str(_Path(__file__).parent)

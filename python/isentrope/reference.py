@@ -102,15 +102,35 @@ def power_step(
 # ---- token_entropy ---------------------------------------------------------------------------------------------------
 
 
-def token_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0, ignore_index: int = -100) -> tuple[Tensor, ...]:
-    """logits [..., V], target [...] → logprob, entropy, lse, Σp², Σp² log p, each [...]; ignored rows are 0."""
+def kept_tokens(logits: Tensor, temperature: float, keep: Any) -> Tensor:
+    """logits [..., V] → which tokens isentrope.TopP(share) or isentrope.WithoutLowest(share) keep; of equal logits the lower ids first.
+    keep may be that mask."""
+    if isinstance(keep, Tensor):
+        return keep
+    order = torch.sort(logits, dim=-1, descending=True, stable=True).indices
+    place = order.argsort(-1)  # of each token in that order
+    if type(keep).__name__ == "WithoutLowest":
+        return place < logits.shape[-1] - math.floor(keep.share * logits.shape[-1])
+    sums = torch.softmax(logits / temperature, -1).gather(-1, order).cumsum(-1)
+    before = torch.nn.functional.pad(sums[..., :-1], (1, 0))
+    return (before < keep.share if keep.share < 1 else torch.ones_like(before, dtype=torch.bool)).gather(-1, place)
+
+
+def token_entropy(
+    logits: Tensor, target: Tensor, *, temperature: float = 1.0, ignore_index: int = -100, keep: Any = None
+) -> tuple[Tensor, ...]:
+    """logits [..., V], target [...] → logprob, entropy, lse, Σp², Σp² log p, with keep kept_entropy, each [...]; ignored rows are 0."""
     s = logits / temperature
     logp = torch.log_softmax(s, dim=-1)
     p = logp.exp()
     plogp = p * logp.masked_fill(p == 0, 0)  # 0 log 0 = 0
     valid = target != ignore_index
     logprob = logp.gather(-1, target.where(valid, 0)[..., None])[..., 0]
-    rows = (logprob, -plogp.sum(-1), s.logsumexp(-1), (p * p).sum(-1), (p * plogp).sum(-1))
+    rows = [logprob, -plogp.sum(-1), s.logsumexp(-1), (p * p).sum(-1), (p * plogp).sum(-1)]
+    if keep is not None:
+        logq = torch.log_softmax(s.masked_fill(~kept_tokens(logits.detach(), temperature, keep), -torch.inf), dim=-1)
+        q = logq.exp()
+        rows.append(-(q * logq.masked_fill(q == 0, 0)).sum(-1))
     return tuple(row.where(valid, 0) for row in rows)
 
 
@@ -119,12 +139,12 @@ def token_entropy(logits: Tensor, target: Tensor, *, temperature: float = 1.0, i
 
 def linear_token_entropy(
     hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, softcap: float | None = None,
-    temperature: float = 1.0, ignore_index: int = -100,
+    temperature: float = 1.0, ignore_index: int = -100, keep: Any = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """hidden [..., C], weight [V, C], target [...] → as token_entropy."""
     z = torch.nn.functional.linear(hidden, weight, bias)
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
-    return token_entropy(z, target, temperature=temperature, ignore_index=ignore_index)
+    return token_entropy(z, target, temperature=temperature, ignore_index=ignore_index, keep=keep)
 
 
 # ---- window_entropy --------------------------------------------------------------------------------------------------
@@ -224,33 +244,81 @@ def grpo_select(
 # ---- grpo_loss -------------------------------------------------------------------------------------------------------
 
 
-def grpo_token_loss(
-    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, selected: Tensor | None = None,
-    ref_logprob: Tensor | None = None, ref_kl_weight: Tensor | None = None, entropy: Tensor | None = None, mode: str = "clip",
-    clip_low: float = 0.2, clip_high: float | None = None, dual_clip: float | None = None, kl_cov_coef: float = 1.0, ref_kl: str = "k3",
-    ref_kl_coef: float = 0.0, entropy_coef: float = 0.0,
+def grpo_policy_term(
+    mode: str, l: Tensor, old: Tensor, A: Tensor, mask: Tensor, selected: Tensor | None = None, *, clip_low: float = 0.2,
+    clip_high: float | None = None, dual_clip: float | None = None, delta: float | None = None, kl_cov_coef: float = 1.0,
+    tau_pos: float = 1.0, tau_neg: float = 1.05, vespo_k_pos: float = 2.0, vespo_lambda_pos: float = 3.0, vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0, gppo_beta1: float = 0.75, gppo_beta2: float = 1.0, dro_beta: float = 0.05,
 ) -> Tensor:  # fmt: skip
-    """All [B, T] → [B, T]; 0 where mask is False."""
-    l, old, A = (x.where(mask, 0) for x in (logprob, old_logprob, advantage))
+    """All [B, T] → [B, T]; the tensors are 0 where mask is False."""
     d = (l - old).clamp(-20, 20)
-    upper = 1 + (clip_high if clip_high is not None else 0.28 if mode == "clip_higher" else clip_low)
-    r = d.exp()
-    if mode == "gspo":
-        mean = ((l - old).sum(1) / mask.sum(1).clamp(min=1)).detach()[:, None]
-        r = (l - l.detach() + mean).clamp(-20, 10).exp()
-    clipped = r.clamp(1 - clip_low, upper)
+    high = clip_high if clip_high is not None else 0.28 if mode == "clip_higher" else clip_low
+    r, one = d.exp(), (l - l.detach()).exp()
+
+    def either(where: Tensor, yes: float, no: float) -> Tensor:
+        return torch.full_like(l, yes).where(where, no).detach()
+
+    if mode in ("gspo", "luspo"):
+        r = (l - l.detach() + grpo_sequence_log_ratio(mode, l, old, A, mask).detach()).clamp(-20, 10).exp()
+    if mode == "gpg":
+        return -A * l
+    if mode == "dro":
+        return -A * l + dro_beta / 2 * d**2
+    if mode == "cispo":
+        return -r.clamp(1 - clip_low, 1 + high).detach() * A * l
+    if mode == "reinforce":
+        return -r.clamp(max=2.0 if delta is None else delta).detach() * A * l
+    if mode.startswith("dppo"):
+        p, q = l.clamp(max=0).exp(), old.clamp(max=0).exp()
+        D = p - q
+        if mode == "dppo_kl":
+            D = D.sign() * (q * (old - l) + (1 - q) * ((1 - q + 1e-8) / (1 - p + 1e-8)).log())
+        outside = torch.where(A > 0, D > high, D < -clip_low)
+        return torch.where(outside, 0, -r.clamp(max=20.0 if delta is None else delta).detach() * A * l)
+    if mode == "sapo":
+        tau = either(A > 0, tau_pos, tau_neg)
+        return -A * 4 / tau * torch.sigmoid(tau * (r - 1))
+    if mode == "vespo":
+        log_w = grpo_sequence_log_ratio(mode, l, old, A, mask).detach().clamp(math.log(1e-8), 20)
+        k, lam = either(A < 0, vespo_k_neg, vespo_k_pos), either(A < 0, vespo_lambda_neg, vespo_lambda_pos)
+        return -(k * log_w + lam * (1 - log_w.exp())).exp() * A * l
+    if mode == "geo_mean":
+        free = ~torch.where(A > 0, l - old > high, (l - old < -clip_low) & (A < 0))
+        log_g = grpo_sequence_log_ratio(mode, l, old, A, mask, clip_low, high).detach()
+        return -A * torch.where(free, l - l.detach() + log_g, log_g).clamp(-20, 10).exp()
+    clipped = r.clamp(1 - clip_low, 1 + high)
     loss = torch.maximum(-A * r, -A * clipped)
-    if dual_clip is not None:
-        loss = torch.where(A < 0, torch.minimum(loss, -A * dual_clip), loss)
+    if mode == "ce_gppo":
+        beta = either(A < 0, gppo_beta1, gppo_beta2)
+        loss = torch.where(-A * clipped > -A * r, -beta * A * clipped.detach() * one, loss)
+    bound = dual_clip if delta is None else delta
+    if bound is not None:
+        loss = torch.where(A < 0, torch.minimum(loss, -A * bound), loss)
     if mode == "clip_cov":
         loss = loss.where(~selected, 0)
     elif mode == "kl_cov":
         rounding = 2.0**-20 * torch.minimum(-l, -old).clamp(min=1)
         loss = -A * r + kl_cov_coef * d.abs().where(selected & mask & (d.abs() > rounding), 0)
-    elif mode == "cispo":
-        loss = -clipped.detach() * A * l
-    elif mode == "gpg":
-        loss = -A * l
+    return loss
+
+
+def grpo_sequence_log_ratio(mode: str, l: Tensor, old: Tensor, A: Tensor, mask: Tensor, low: float = 0.2, high: float = 0.2) -> Tensor:
+    """[B, 1]: log s of gspo and luspo, log g of geo_mean, log w of vespo, before their clamps."""
+    d = l - old
+    if mode == "geo_mean":
+        d = torch.where(A > 0, d.clamp(max=high), d.clamp(min=-low))
+    total = (d.clamp(-20, 20) if mode == "vespo" else d).where(mask, 0).sum(1, keepdim=True)
+    return total if mode == "vespo" else total / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def grpo_token_loss(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, selected: Tensor | None = None,
+    ref_logprob: Tensor | None = None, ref_kl_weight: Tensor | None = None, entropy: Tensor | None = None, mode: str = "clip",
+    ref_kl: str = "k3", ref_kl_coef: float = 0.0, entropy_coef: float = 0.0, **options: Any,
+) -> Tensor:  # fmt: skip
+    """All [B, T] → [B, T]; 0 where mask is False. options of grpo_policy_term."""
+    l, old, A = (x.where(mask, 0) for x in (logprob, old_logprob, advantage))
+    loss = grpo_policy_term(mode, l, old, A, mask, selected, **options)
     if ref_kl_coef:
         delta = l - ref_logprob.where(mask, 0)
         near = delta.clamp(-20, 20)
@@ -275,7 +343,7 @@ def grpo_loss(
     if aggregate == "seq-mean-token-mean":
         sums = sums / tokens.clamp(min=1)
     sequences, length = (tokens > 0).sum(), torch.tensor(mask.shape[1])
-    counts = {"token-mean": tokens.sum(), "seq-mean-token-sum-norm": sequences * length, "token-sum-norm": length}
+    counts = {"token-mean": tokens.sum(), "seq-mean-token-sum-norm": sequences * length, "token-sum-norm": length, "token-sum": 1}
     divisor = counts.get(aggregate, sequences) if normalizer is None else normalizer
     return (sums.sum() / divisor if tokens.any() else sums.sum()), token_loss
 
@@ -283,28 +351,40 @@ def grpo_loss(
 def grpo_stats(
     logprob: Tensor, old_logprob: Tensor, advantage: Tensor, mask: Tensor, *, selected: Tensor | None = None,
     ref_logprob: Tensor | None = None, entropy: Tensor | None = None, mode: str = "clip", clip_low: float = 0.2,
-    clip_high: float | None = None, dual_clip: float | None = None, **_: Any,
+    clip_high: float | None = None, dual_clip: float | None = None, delta: float | None = None, **_: Any,
 ) -> dict[str, float]:  # fmt: skip
     """The statistics by name, of at least one token that counts."""
     none = torch.zeros_like(mask, dtype=torch.bool)
     l, A, old = logprob[mask], advantage[mask], old_logprob[mask]
     H = (l * 0 if entropy is None else entropy[mask]).double()
     d = (l - old).clamp(-20, 20)
-    mean = ((logprob - old_logprob).where(mask, 0).sum(1) / mask.sum(1).clamp(min=1)).clamp(-20, 10)
-    r = mean[:, None].expand_as(logprob)[mask].exp() if mode == "gspo" else d.exp()
-    delta = l * 0 if ref_logprob is None else l - ref_logprob[mask]
+    r, upper = d.exp(), clip_high if clip_high is not None else 0.28 if mode == "clip_higher" else clip_low
+    if mode in ("gspo", "luspo", "geo_mean", "vespo"):
+        zeroed = (x.where(mask, 0) for x in (logprob, old_logprob, advantage))
+        log_r = grpo_sequence_log_ratio(mode, *zeroed, mask, clip_low, upper).expand_as(logprob)[mask]
+        r = log_r.clamp(*((math.log(1e-8), 20) if mode == "vespo" else (-20, 10))).exp()
+    gap = l * 0 if ref_logprob is None else l - ref_logprob[mask]
     c = grpo_covariance(logprob, advantage, mask)[mask]
-    upper = 1 + (clip_high if clip_high is not None else 0.28 if mode == "clip_higher" else clip_low)
-    weighs = {"cispo": (True, True), "gpg": (False, False), "kl_cov": (False, False)}
-    may_low, may_high = weighs.get(mode, (A < 0, A > 0))
-    low, high = (r < 1 - clip_low) & may_low, (r > upper) & may_high
-    dual = (A < 0) & ~low & (r > (dual_clip or float("inf")))
-    near = delta.clamp(-20, 20)
+    x, low_bound, high_bound, bound = r, 1 - clip_low, 1 + upper, delta or dual_clip
+    if mode == "geo_mean":
+        x, low_bound, high_bound = l - old, -clip_low, upper
+    elif mode.startswith("dppo"):
+        p, q = l.clamp(max=0).exp(), old.clamp(max=0).exp()
+        kl = q * (old - l) + (1 - q) * ((1 - q + 1e-8) / (1 - p + 1e-8)).log()
+        x, low_bound, high_bound, bound = p - q if mode == "dppo_tv" else (p - q).sign() * kl, -clip_low, upper, delta or 20.0
+    elif mode == "reinforce":
+        low_bound, high_bound, bound = 0.0, delta or 2.0, None
+    everywhere, nowhere = (True, True), (False, False)
+    by_mode = {"cispo": everywhere, "reinforce": everywhere, "gpg": nowhere, "kl_cov": nowhere, "sapo": nowhere, "vespo": nowhere, "dro": nowhere}
+    may_low, may_high = by_mode.get(mode, (A <= 0 if mode.startswith("dppo") else A < 0, A > 0))
+    low, high = (x < low_bound) & may_low, (x > high_bound) & may_high
+    dual = ~low & ~high & (r > (bound or math.inf)) & (mode.startswith("dppo") | (A < 0))
+    near = gap.clamp(-20, 20)
     values = {
         "tokens": mask.sum(), "sequences": mask.any(1).sum(), "advantage/mean": A.mean(), "logprob/mean": l.mean(),
         "entropy/mean": H.mean(), "entropy/std": H.std(correction=0), "ratio/mean": r.mean(), "ratio/max": r.max(),
-        "kl/k1": -d.mean(), "kl/k2": (d**2 / 2).mean(), "kl/k3": (d.exp() - 1 - d).mean(), "ref_kl/k1": delta.mean(),
-        "ref_kl/k2": (delta**2 / 2).mean(), "ref_kl/k3": ((-near).exp() + near - 1).clamp(max=10).mean(),
+        "kl/k1": -d.mean(), "kl/k2": (d**2 / 2).mean(), "kl/k3": (d.exp() - 1 - d).mean(), "ref_kl/k1": gap.mean(),
+        "ref_kl/k2": (gap**2 / 2).mean(), "ref_kl/k3": ((-near).exp() + near - 1).clamp(max=10).mean(),
         "clip/frac": (low | high).double().mean(), "clip/low": low.double().mean(), "clip/high": high.double().mean(),
         "clip/dual": dual.double().mean(), "cov/mean": c.mean(), "cov/max": c.max(),
         "select/frac": (none if selected is None else selected)[mask].double().mean(),

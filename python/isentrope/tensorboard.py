@@ -1,17 +1,15 @@
-"""Metrics of a run as TensorBoard event files. The trainer starts it with ``metrics.tensorboard: true``.
+"""Metrics of a run as TensorBoard event files: the sink that ``metrics.tensorboard: true`` adds to isentrope.trackers.
 
 ``python -m isentrope.tensorboard RUN < /dev/null`` writes those of a run that was trained without it.
 """
 
 from __future__ import annotations
 
-import queue
 import sys
-import threading
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from isentrope import json_lines
+if TYPE_CHECKING:
+    from isentrope.trackers import Run
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
@@ -53,47 +51,42 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+class TensorBoard:
+    """RUN/tensorboard, anew from the first line of metrics.jsonl on (isentrope.trackers)."""
+
+    module = "torch.utils.tensorboard"
+
+    def __init__(self, run: Run) -> None:
+        self.folder = run.folder / "tensorboard"
+        self.config = run.config_text
+        for old in self.folder.glob("events.out.tfevents.*"):
+            old.unlink()
+
+    def start(self) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.summary: Any = Summary
+        self.writer: Any = SummaryWriter(str(self.folder), max_queue=1000, flush_secs=5)
+        if self.config:
+            self.writer.add_text("config", "    " + self.config.replace("\n", "\n    "))  # a block of code in Markdown
+
+    def write(self, line: dict[str, Any]) -> None:
+        values = [self.summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
+        self.writer.file_writer.add_summary(self.summary(value=values), line["step"])  # add_scalar is slow
+
+    def finish(self) -> None:
+        self.writer.close()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Writes RUN/tensorboard from config.yaml and metrics.jsonl as they are, then from standard input until its end.
 
     Says "ready" on standard output once the run's files are read, or what is missing."""
-    (run,) = (Path(word) for word in (sys.argv[1:] if argv is None else argv))
-    try:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        print(f"the Python package tensorboard is missing ({error}): pip install 'isentrope[tensorboard]'", flush=True)
-        return 1
+    from isentrope import trackers
 
-    folder = run / "tensorboard"
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    config, metrics = run / "config.yaml", run / "metrics.jsonl"
-    lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    try:
-        for line in json_lines.read(metrics):
-            lines.put(line)
-    except json_lines.LineError as error:
-        print(error, flush=True)
-        return 1
-    print("ready", flush=True)
-
-    def read() -> None:  # beside the writing, so that the trainer need not wait
-        try:
-            for _, line in json_lines.parse(sys.stdin.buffer, "standard input", {"phase": str, "step": int}):
-                lines.put(line)
-        finally:
-            lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    with SummaryWriter(str(folder), max_queue=1000, flush_secs=5) as writer:
-        if config.exists():
-            text = config.read_text("utf-8", errors="replace")
-            writer.add_text("config", "    " + text.replace("\n", "\n    "))  # a block of code in Markdown
-        while (line := lines.get()) is not None:
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
-            writer.file_writer.add_summary(Summary(value=values), line["step"])  # add_scalar is slow
-    return 0
+    (run,) = sys.argv[1:] if argv is None else argv
+    return trackers.main([run, "tensorboard"])
 
 
 if __name__ == "__main__":

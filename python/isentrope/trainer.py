@@ -65,7 +65,7 @@ class Trainer:
         from isentrope import _C  # in packages that were built with the trainer
 
         if sys.executable:
-            os.environ.setdefault("ISENTROPE_PYTHON", sys.executable)  # what the trainer starts with metrics.tensorboard
+            os.environ.setdefault("ISENTROPE_PYTHON", sys.executable)  # what the trainer starts with metrics.tensorboard and trackers
         self._trainer = _C.Trainer(*arguments)
         for text in self._trainer.warnings:
             warnings.warn(text, stacklevel=2)
@@ -195,7 +195,11 @@ def _end(trainer: Any) -> None:
 
 def _override_bytes(overrides: Any) -> list[bytes]:
     if isinstance(overrides, Mapping):
-        overrides = [f"{key}={value}" for key, value in overrides.items()]
+        # Of a list Python's own text would be read otherwise: '\\n' of YAML is two letters.
+        overrides = [
+            f"{key}={json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, tuple, dict)) else value}"
+            for key, value in overrides.items()
+        ]
     elif isinstance(overrides, (str, bytes)) or not isinstance(overrides, Sequence):
         raise TypeError(f'overrides is {shown(overrides)}; wanted {{"run.seed": 2}} or ["run.seed=2"]')
     for override in overrides:

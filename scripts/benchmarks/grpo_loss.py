@@ -104,6 +104,73 @@ def plain_gpg(l, old, A, mask):
     return mean(-A * l, mask), ()
 
 
+def plain_dppo(l, old, A, mask, kl=False):
+    d = torch.clamp(l - old, -20, 20)
+    ratio = torch.exp(d)
+    p, q = torch.exp(l), torch.exp(old)
+    if kl:
+        binary = q * (old - l) + (1 - q) * torch.log((1 - q + 1e-8) / (1 - p + 1e-8))
+        valid = torch.where(A > 0, (binary <= HIGH) | (p <= q), (binary <= LOW) | (p >= q))
+    else:
+        valid = torch.where(A > 0, p - q <= HIGH, p - q >= -LOW)
+    valid = valid.detach().float()
+    loss = -A * torch.clamp(ratio, max=20.0).detach() * l * valid
+    with torch.no_grad():
+        stats = (mean(-d, mask), mean(1 - valid, mask), mean((ratio > 20).float() * valid, mask))
+    return mean(loss, mask), stats
+
+
+def plain_dppo_kl(l, old, A, mask):
+    return plain_dppo(l, old, A, mask, kl=True)
+
+
+def plain_sapo(l, old, A, mask):
+    d = torch.clamp(l - old, -20, 20)
+    tau = torch.where(A > 0, torch.ones_like(A), torch.full_like(A, 1.05))
+    loss = -torch.sigmoid(tau * (torch.exp(d) - 1)) * (4 / tau) * A
+    with torch.no_grad():
+        stats = (mean(-d, mask),)
+    return mean(loss, mask), stats
+
+
+def plain_geo_mean(l, old, A, mask):
+    d = l - old
+    sign, near = torch.sign(A), torch.clamp(d, -LOW, HIGH)
+    least = sign * torch.min(sign * d, sign * near)
+    tokens = mask.sum(1).clamp(min=1)
+    ratio = torch.exp((least * mask).sum(1) / tokens)
+    with torch.no_grad():
+        held = d != near
+        stats = (mean(-d, mask), mean((held & (A > 0)).float(), mask), mean((held & (A < 0)).float(), mask))
+    return (-(A * mask).sum(1) / tokens * ratio).mean(), stats
+
+
+def plain_vespo(l, old, A, mask):
+    with torch.no_grad():
+        log_w = (torch.clamp(l - old, -20, 20) * mask).sum(1, keepdim=True).clamp(-18.42068, 20)
+        up = A >= 0
+        k, rate = torch.where(up, 2.0, 3.0), torch.where(up, 3.0, 2.0)
+        phi = torch.exp(rate + k * log_w - rate * torch.exp(log_w)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return mean(-phi * A * l, mask), (mean(phi, mask),)
+
+
+def plain_ce_gppo(l, old, A, mask):
+    ratio = torch.exp(l - old)
+    fixed = ratio.detach()
+    low, high = (ratio < 1 - LOW) & (A < 0), (ratio > 1 + HIGH) & (A > 0)
+    loss = torch.where(low, -0.75 * (1 - LOW) / fixed * ratio * A, torch.where(high, -(1 + HIGH) / fixed * ratio * A, -ratio * A))
+    with torch.no_grad():
+        stats = (mean(old - l, mask), mean((low | high).float(), mask))
+    return mean(loss, mask), stats
+
+
+def plain_dro(l, old, A, mask):
+    d = l - old
+    with torch.no_grad():
+        stats = (mean(-d, mask),)
+    return mean(-(l * A - 0.5 * 0.05 * d.square()), mask), stats
+
+
 def plain_with_reference(l, old, A, mask, ref, entropy):
     loss, stats = plain_clip(l, old, A, mask)
     near = torch.clamp(ref - l, -20, 20)
@@ -147,6 +214,13 @@ CASES = {
     "gspo": ("gspo", {"aggregate": "seq-mean-token-mean"}, plain_gspo),
     "cispo": ("cispo", {}, plain_cispo),
     "gpg": ("gpg", {}, plain_gpg),
+    "dppo_tv": ("dppo_tv", {}, plain_dppo),
+    "dppo_kl": ("dppo_kl", {}, plain_dppo_kl),
+    "sapo": ("sapo", {}, plain_sapo),
+    "geo_mean": ("geo_mean", {"aggregate": "seq-mean-token-mean"}, plain_geo_mean),
+    "vespo": ("vespo", {}, plain_vespo),
+    "ce_gppo": ("ce_gppo", {}, plain_ce_gppo),
+    "dro": ("dro", {}, plain_dro),
     "clip, reference, entropy": ("clip", {"dual_clip": DUAL, "ref_kl_coef": 0.001, "entropy_coef": 0.001}, plain_with_reference),
 }
 

@@ -1,6 +1,5 @@
 """One step of supervised learning of all weights of a model of SmolLM2-135M's shape, drawn at random: 2 sequences of 512 tokens, the loss of
-every next token, AdamW, gradients cut to norm 1. Ours with `model.compute` bfloat16 and float32, as the trainer takes the step, with the
-copies that a broken step goes back to; the rival is `LlamaForCausalLM` of transformers with torch's fused AdamW, under autocast to bfloat16
+every next token, AdamW, gradients cut to norm 1. Ours with `model.compute` bfloat16 and float32, as the trainer takes the step; the rival is `LlamaForCausalLM` of transformers with torch's fused AdamW, under autocast to bfloat16
 and in float32, with its attention by `scaled_dot_product_attention` and written out ("eager").
 
 All start from the same weights, and the first losses are compared: in float32 to rounding, in bfloat16 to the rounding of operands. Ratios are of times within a round. The limit is the

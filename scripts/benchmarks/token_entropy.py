@@ -1,4 +1,5 @@
-"""token_entropy against what a user would write in torch: log_softmax, gather, entropy; eager and compiled.
+"""token_entropy against what a user would write in torch: log_softmax, gather, entropy; eager and compiled. With keep, the truncated
+entropy of the top-p 0.8 beside it, against the sort, running sum, mask and renormalisation of the published code.
 
 The limit of a forward pass is one read of the logits, that of forward and backward two reads and one write, at the rates
 that a sum and a copy reach in the same rounds.
@@ -15,7 +16,10 @@ from timing import compare, interleaved, peak_bytes, read_and_copy
 
 # Targets of the ratio, by pass and rival.
 TARGETS = {("forward", "eager"): 10, ("forward", "torch.compile"): 3,
-           ("forward + backward", "eager"): 8, ("forward + backward", "torch.compile"): 2.5}
+           ("forward + backward", "eager"): 8, ("forward + backward", "torch.compile"): 2.5,
+           ("kept forward + backward", "sort"): 8}
+KEPT_SHAPE = (2048, 32000)
+KEEP = isentrope.TopP(0.8)
 SHAPES = [(256, 151936), (2048, 32000)]
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -38,6 +42,53 @@ def check_values(logits, target):
     for name, a, p, e in zip(("logprob", "entropy"), ours(logits, target), plain(logits, target), exact):
         error, allowed = (a - e).abs().max().item(), 2 * (p - e).abs().max().item()
         assert error <= allowed, f"{name} of {logits.dtype}: error {error}, allowed {allowed}"
+
+
+def sorted_plain(logits, target):
+    """Log-probability and the entropy of the top-p, by a sort; what a user would take instead of keep."""
+    logp = torch.log_softmax(logits, dim=-1)
+    ordered, order = torch.sort(logp.detach(), dim=-1, descending=True)
+    p = ordered.exp()
+    kept = torch.empty_like(p, dtype=torch.bool).scatter_(-1, order, p.cumsum(-1) - p < KEEP.share)
+    logq = torch.log_softmax(logp.masked_fill(~kept, -torch.inf), dim=-1)
+    q = logq.exp()
+    return logp.gather(-1, target[:, None])[:, 0], -(q * logq.masked_fill(~kept, 0)).sum(-1)
+
+
+def ours_kept(logits, target):
+    out = isentrope.token_entropy(logits, target, keep=KEEP)
+    return out.logprob, out.kept_entropy
+
+
+def check_kept_values(logits, target, weights):
+    """Values and gradients of some rows against double, the gradient by the rival's own formula."""
+    logits, target, weights = logits[:8], target[:8], weights[:, :8]
+    exact = reference.token_entropy(logits.double(), target, keep=KEEP)
+    for name, a, e in zip(("logprob", "kept_entropy"), ours_kept(logits, target), (exact[0], exact[-1])):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5, msg=name)
+    a, e = with_backward(ours_kept, logits, target, weights)(), with_backward(sorted_plain, logits.double(), target, weights)()
+    torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-7, msg="dlogits")
+
+
+def kept_rows(rounds, device):
+    """Forward and backward of log-probability and truncated entropy."""
+    logits = (torch.randn(KEPT_SHAPE) * 2).to(device)
+    target = torch.randint(0, KEPT_SHAPE[1], KEPT_SHAPE[:1]).to(device)
+    weights = torch.randn(2, KEPT_SHAPE[0]).to(device)
+    check_kept_values(logits, target, weights)
+    read, copy = read_and_copy(logits.nbytes, logits.device)
+    both = {name: with_backward(f, logits, target, weights) for name, f in (("ours", ours_kept), ("sort", sorted_plain), ("without keep", ours))}
+    memory = {name: peak_bytes(f) for name, f in both.items()}
+    seconds = interleaved({**both, "read": read, "copy": copy}, rounds)
+    shares = [(r + c) / mine for mine, r, c in zip(seconds["ours"], seconds["read"], seconds["copy"])]
+    table = []
+    for rival in ("sort", "without keep"):
+        table.append({
+            "op": "token_entropy kept forward + backward", "shape": list(KEPT_SHAPE), "dtype": "float32", "threads": torch.get_num_threads(),
+            **compare(seconds, "ours", rival), "target": TARGETS.get(("kept forward + backward", rival)),
+            "ours_bytes": memory["ours"], "peer_bytes": memory[rival], "share_of_limit": statistics.median(shares),
+        })  # fmt: skip
+    return table
 
 
 def with_backward(function, logits, target, weights):
@@ -73,7 +124,7 @@ def rows(rounds=7, threads=1, device="cpu", compiled=True):
             weights = torch.randn(2, shape[0]).to(device)
             check_values(logits, target)
             table += measure(logits, target, weights, rounds, compiled)
-    return table
+    return table + kept_rows(rounds, device)
 
 
 def measure(logits, target, weights, rounds, compiled):

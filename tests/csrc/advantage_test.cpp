@@ -1,13 +1,28 @@
-#include "csrc/rl/advantage.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-namespace isentrope::rl {
+#include "csrc/methods/group_advantage.h"
+#include "csrc/methods/overlong.h"
+#include "csrc/one_of.h"
+
+namespace isentrope::methods {
 namespace {
 
 using Values = std::vector<double>;
+using Kinds = OneOf<Grpo, DrGrpo, Rloo, Opo, ReinforcePlusPlusBaseline>;
+
+struct Config {
+  std::string kind;
+  double eps = 1e-6;
+};
+Advantages advantages(Values rewards, std::vector<int64_t> lengths, Groups groups, const Config& config) {
+  Kinds one;
+  EXPECT_TRUE(one.choose(config.kind));
+  if (auto* grpo = std::get_if<Grpo>(&one.value)) grpo->eps = config.eps;
+  const Rewarded r{std::move(rewards), std::move(lengths), std::move(groups)};
+  return std::visit([&](const auto& method) { return method.estimate(r); }, one.value);
+}
 
 // Groups of the same size.
 Groups groups_of(size_t values, int64_t groups) {
@@ -16,7 +31,7 @@ Groups groups_of(size_t values, int64_t groups) {
   return out;
 }
 Advantages both_of(const char* kind, const Values& rewards, int64_t groups, std::vector<int64_t> lengths = {}) {
-  AdvantageConfig config;
+  Config config;
   config.kind = kind;
   lengths.resize(rewards.size(), lengths.empty() ? 1 : 0);
   return advantages(rewards, lengths, groups_of(rewards.size(), groups), config);
@@ -43,7 +58,7 @@ TEST(Advantage, EqualRewardsGiveNothing) {
   for (const char* kind : kKinds)
     for (const double eps : {0.0, 1e-6})
       for (const Values& rewards : groups) {
-        AdvantageConfig config{.kind = kind, .eps = eps};
+        Config config{.kind = kind, .eps = eps};
         const std::vector<int64_t> lengths(rewards.size(), 3), group{0, static_cast<int64_t>(rewards.size())};
         const Advantages a = advantages(rewards, lengths, group, config);
         EXPECT_EQ(a.value, Values(rewards.size(), 0)) << kind << " " << eps << " " << rewards[0];
@@ -74,6 +89,19 @@ TEST(Advantage, RewardsThatWouldOverflowAreRefused) {
   for (const char* kind : kKinds)
     for (const double value : advantages_of(kind, {0, 1e18, -1e18, 1}, 1, {5, 5, 5, 5}))
       EXPECT_TRUE(std::isfinite(static_cast<float>(value))) << kind;
+}
+
+TEST(Advantage, StdOfTheBatch) {
+  // Mean of each group, one std: of 0, 1, 2, 5 it is √(14/3).
+  const Rewarded r{{0, 1, 2, 5}, {1, 1, 1, 1}, {0, 2, 4}};
+  const double scale = 1 / (std::sqrt(14.0 / 3) + 1e-4);
+  const Advantages a = Grpo{.eps = 1e-4, .std = "batch"}.estimate(r);
+  expect_values(a.value, {-0.5 * scale, 0.5 * scale, -1.5 * scale, 1.5 * scale}, 12);
+  expect_values(a.slope, Values(4, scale), 12);
+  // Equal rewards have std 1, and one group is its own batch.
+  EXPECT_EQ((Grpo{.eps = 0, .std = "batch"}.estimate({{3, 3}, {1, 1}, {0, 2}}).value), (Values{0, 0}));
+  EXPECT_EQ((Grpo{.std = "batch"}.estimate({{0, 1, 5}, {1, 1, 1}, {0, 3}}).value),
+            (Grpo().estimate({{0, 1, 5}, {1, 1, 1}, {0, 3}}).value));
 }
 
 TEST(Advantage, GrpoGolden) {
@@ -115,7 +143,7 @@ TEST(Advantage, GroupsMayDifferInSize) {
   const Values rewards{1, 0, 3, 5, 10, 7};
   const std::vector<int64_t> lengths{4, 1, 2, 6, 3, 5};
   for (const char* kind : {"grpo", "dr_grpo", "rloo", "opo"}) {
-    AdvantageConfig config;
+    Config config;
     config.kind = kind;
     const Values all = advantages(rewards, lengths, {0, 2, 5, 6}, config).value;
     Values parts;
@@ -153,7 +181,7 @@ TEST(Advantage, EqualRewardsAndEmptyBatchesGiveNoNaN) {
   for (const char* kind : kKinds) {
     EXPECT_EQ(advantages_of(kind, Values(12, 1), 3), Values(12, 0)) << kind;
     for (const double x : advantages_of(kind, Values(12, 1), 3, {0})) EXPECT_TRUE(std::isfinite(x)) << kind;
-    AdvantageConfig config;
+    Config config;
     config.kind = kind;
     EXPECT_TRUE(advantages({}, {}, {0}, config).value.empty()) << kind;
   }
@@ -162,7 +190,7 @@ TEST(Advantage, EqualRewardsAndEmptyBatchesGiveNoNaN) {
 TEST(Advantage, BadInputIsNamed) {
   const auto expect = [](const char* kind, const Values& rewards, const std::vector<int64_t>& lengths,
                          const Groups& groups, const std::string& text) {
-    AdvantageConfig config;
+    Config config;
     config.kind = kind;
     try {
       advantages(rewards, lengths, groups, config);
@@ -171,7 +199,6 @@ TEST(Advantage, BadInputIsNamed) {
       EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
     }
   };
-  expect("gae", {1, 0}, {1, 1}, {0, 2}, "advantage kind \"gae\" is unknown");
   expect("grpo", {1, NAN}, {1, 1}, {0, 2}, "reward 1 is not finite");
   expect("grpo", {1, 0, 1}, {1, 1}, {0, 3}, "2 lengths for 3 rewards");
   expect("grpo", {1, 0}, {1, -1}, {0, 2}, "length 1 is -1");
@@ -184,13 +211,12 @@ TEST(KeepGroups, KeepsGroupsWhoseRewardsDiffer) {
 }
 
 TEST(Overlong, GoldenValues) {
-  const OverlongConfig config;
-  EXPECT_EQ(overlong_penalty(100, config, 20480), 0);
-  EXPECT_EQ(overlong_penalty(16384, config, 20480), 0);
-  EXPECT_EQ(overlong_penalty(18432, config, 20480), -0.5);
-  EXPECT_EQ(overlong_penalty(20480, config, 20480), -1);
-  EXPECT_THROW(overlong_penalty(1, config, 100), std::invalid_argument);
+  EXPECT_EQ(overlong_penalty(100, 20480, 4096, 1.0), 0);
+  EXPECT_EQ(overlong_penalty(16384, 20480, 4096, 1.0), 0);
+  EXPECT_EQ(overlong_penalty(18432, 20480, 4096, 1.0), -0.5);
+  EXPECT_EQ(overlong_penalty(20480, 20480, 4096, 1.0), -1);
+  EXPECT_THROW(overlong_penalty(1, 100, 4096, 1.0), std::invalid_argument);
 }
 
 }  // namespace
-}  // namespace isentrope::rl
+}  // namespace isentrope::methods

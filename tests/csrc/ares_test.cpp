@@ -1,5 +1,5 @@
 // The shaped rewards against their published values, and what a step learns from the steps before it.
-#include "csrc/rl/ares.h"
+#include "csrc/methods/ares.h"
 
 #include <gtest/gtest.h>
 
@@ -7,8 +7,19 @@
 #include <cstdio>
 #include <limits>
 
-namespace isentrope::rl {
+#include "csrc/rl/reward_list.h"
+
+namespace isentrope::methods {
 namespace {
+
+// The tokens that bind() finds for these triggers.
+std::vector<bool> trigger_tokens(const std::vector<std::string>& triggers, const data::Tokenizer& tokenizer) {
+  AresConfig config;
+  config.triggers = triggers;
+  rl::Shaping entry = config;
+  rl::bind(entry, tokenizer);
+  return entry.get<AresConfig>()->trigger;
+}
 
 constexpr Difficulty kAll[] = {kEasy, kMedium, kHard};
 
@@ -137,7 +148,7 @@ TEST(AresWindows, TriggersAreTokens) {
     trigger_tokens({"=", "wait"}, characters);
     ADD_FAILURE() << "nothing was thrown";
   } catch (const std::invalid_argument& e) {
-    EXPECT_NE(std::string(e.what()).find("rollout.ares.triggers: \"wait\" is no token"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("triggers: \"wait\" is no token"), std::string::npos) << e.what();
   }
 }
 
@@ -180,7 +191,7 @@ AresConfig small(const std::string& form = "released") {
 TEST(Ares, ThresholdAndTargetsComeFromTheStepsBefore) {
   AresConfig config = small();
   config.quantile = 1;
-  Ares ares(config, {});
+  Ares ares(config);
   // One easy group; the largest windows are 3, 1 and 2, their median 2.
   const Texts first({{3, 3, 0, 0}, {1, 1, 1}, {2, 2, 2}}, {true, true, true});
   const AresStep a = ares.step(first.completions, {0, 3});
@@ -209,7 +220,8 @@ TEST(Ares, ThresholdAndTargetsComeFromTheStepsBefore) {
 TEST(Ares, EdgesOfAStep) {
   AresConfig config = small();
   config.triggers = {"b"};
-  Ares ares(config, {false, true});
+  config.trigger = {false, true};
+  Ares ares(config);
   // Every completion shorter than a window: nothing counts, and no threshold is learnt.
   const AresStep none = ares.step(Texts({{5}, {}}, {true, false}).completions, {0, 1, 2});
   EXPECT_EQ(none.stats.at("ares/high/easy"), 0);
@@ -235,7 +247,7 @@ TEST(Ares, EdgesOfAStep) {
 }
 
 TEST(Ares, LambdaOfThePaperNeedsATargetFromBefore) {
-  Ares ares(small("paper"), {});
+  Ares ares(small("paper"));
   const Texts wrong({{1, 1, 1, 1}, {0, 0, 0, 0}, {0, 0, 9, 9}}, {false, false, true});  // a group of difficulty medium
   const AresStep first = ares.step(wrong.completions, {0, 3});
   EXPECT_EQ(first.shaping, (std::vector<double>{0, 0, 0})) << "the target is the mean of this very step";
@@ -250,7 +262,7 @@ TEST(Ares, LambdaOfThePaperNeedsATargetFromBefore) {
 TEST(Ares, ControllerHoldsTheDivergence) {
   AresConfig config = small();
   config.kl = {.target = 0.01, .every = 2, .decay = 0.5, .error_decay = 0, .dead_zone = 0.02};
-  Ares ares(config, {});
+  Ares ares(config);
   const auto beta = [&](Difficulty d) { return ares.state()[2 + 4 * d]; };
   ares.measured(kHard, 0.05);
   EXPECT_EQ(beta(kHard), 1) << "one of two measurements";
@@ -282,7 +294,7 @@ TEST(Ares, ControllerIsThePublishedOne) {
       AresConfig config = small();
       config.kl = AresKlConfig{};
       if (plain) config.kl->error_decay = 0;
-      Ares ares(config, {});
+      Ares ares(config);
       const int ends[] = {100, 1000, 3000};
       int updates = 0;
       for (int k = 0; k < 3; ++k) {
@@ -297,21 +309,21 @@ TEST(Ares, ControllerIsThePublishedOne) {
 TEST(Ares, AStateWithoutErrorsIsTakenWhereTheyDoNotMatter) {
   AresConfig config = small();
   config.kl = AresKlConfig{.every = 1, .error_decay = 0};
-  Ares plain(config, {});
+  Ares plain(config);
   plain.measured(kHard, 0.05);
   std::vector<double> old = plain.state();
   old.resize(13);
-  Ares resumed(config, {});
+  Ares resumed(config);
   resumed.restore(old);
   plain.measured(kHard, 0.05), resumed.measured(kHard, 0.05);
   EXPECT_EQ(resumed.state()[2 + 4 * kHard], plain.state()[2 + 4 * kHard]);
-  Ares(small(), {}).restore(old);
+  Ares(small()).restore(old);
   config.kl->error_decay = 0.97;
   try {
-    Ares(config, {}).restore(old);
+    Ares(config).restore(old);
     ADD_FAILURE() << "no error";
   } catch (const std::runtime_error& error) {
-    EXPECT_NE(std::string(error.what()).find("rollout.ares.kl.error_decay=0"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("ares.kl.error_decay=0"), std::string::npos) << error.what();
   }
 }
 
@@ -319,9 +331,8 @@ TEST(Ares, WeightsOfTokens) {
   AresConfig config = small();
   config.kl = {.every = 1, .error_decay = 0, .inside = 0.25};
   config.quantile = 1;
-  Ares ares(config, {});
-  EXPECT_TRUE(Ares(small(), {}).step(Texts({{1}}, {true}).completions, {0, 1}).kl_weight.empty())
-      << "no kl, no weights";
+  Ares ares(config);
+  EXPECT_TRUE(Ares(small()).step(Texts({{1}}, {true}).completions, {0, 1}).kl_weight.empty()) << "no kl, no weights";
   const Texts text({{0, 5, 5, 0}, {1, 1, 1}}, {true, false});
   EXPECT_EQ(ares.step(text.completions, {0, 1, 2}).kl_weight,
             (std::vector<std::vector<float>>{{1, 0.25, 0.25, 1}, {1, 1, 1}}));
@@ -333,7 +344,7 @@ TEST(Ares, WeightsOfTokens) {
 TEST(Ares, GoesOnFromItsState) {
   AresConfig config = small();
   config.kl = {.every = 3};
-  Ares whole(config, {});
+  Ares whole(config);
   const auto step = [](Ares& ares, int s) {
     std::vector<std::vector<float>> entropy;
     std::vector<bool> right;
@@ -348,7 +359,7 @@ TEST(Ares, GoesOnFromItsState) {
     return out;
   };
   for (int s = 0; s < 4; ++s) step(whole, s);
-  Ares resumed(config, {});
+  Ares resumed(config);
   resumed.restore(whole.state());
   for (int s = 4; s < 9; ++s) {
     const AresStep a = step(whole, s), b = step(resumed, s);
@@ -360,4 +371,4 @@ TEST(Ares, GoesOnFromItsState) {
 }
 
 }  // namespace
-}  // namespace isentrope::rl
+}  // namespace isentrope::methods

@@ -114,25 +114,25 @@ TEST_F(ConfigTest, ALimitThatLeavesNoTime) {
 }
 
 TEST_F(ConfigTest, AresThatCannotBe) {
-  const std::string ares = "phases.grpo.rollout.ares=";
-  EXPECT_EQ(read(kGood).phases[1].rollout->ares.has_value(), false);
-  EXPECT_EQ(read(kGood, {ares + "{triggers: [\":\", a]}"}).phases[1].rollout->ares->triggers,
+  const auto with = [](const std::string& keys) {
+    return "phases.grpo.reward=[{kind: answer}, {kind: ares" + keys + "}]";
+  };
+  EXPECT_EQ(read(kGood, {with(", triggers: [\":\", a]")}).phases[1].reward[1].get<methods::AresConfig>()->triggers,
             (std::vector<std::string>{":", "a"}));
-  EXPECT_EQ(error(kGood, {ares + "{triggers: [\":\", so]}"}),
-            "command line: phases.grpo.rollout.ares.triggers: \"so\" is no token of this tokenizer, and would never be "
+  EXPECT_EQ(error(kGood, {with(", triggers: [\":\", so]")}),
+            "command line: phases.grpo.reward.1.triggers: \"so\" is no token of this tokenizer, and would never be "
             "found; take it out of the list");
   EXPECT_EQ(
-      error(kGood, {ares + "{easy: 0.3}"}),
-      "command line: phases.grpo.rollout.ares: medium: 0.333333 is above easy (0.300000); easy groups have more right "
+      error(kGood, {with(", easy: 0.3")}),
+      "command line: phases.grpo.reward.1: medium: 0.333333 is above easy (0.300000); easy groups have more right "
       "completions than medium ones");
-  EXPECT_NE(error(kGood, {ares + "{form: strict, alpha: 1}"}).find("alpha: 1.000000 takes all"), std::string::npos);
-  EXPECT_NE(error(kGood, {ares + "{window: 0}"}).find("phases.grpo.rollout.ares.window: 0 is out of range"),
+  EXPECT_NE(error(kGood, {with(", form: strict, alpha: 1")}).find("alpha: 1.000000 takes all"), std::string::npos);
+  EXPECT_NE(error(kGood, {with(", window: 0")}).find("phases.grpo.reward.1.window: 0 is out of range"),
             std::string::npos);
-  EXPECT_EQ(
-      error(kGood, {ares + "{kl: {}}"}),
-      "command line: phases.grpo: rollout.ares.kl: it steers the weight of the divergence from the reference, and "
-      "objective.ref_kl_coef is 0; give it a value above 0 (published: 1e-2)");
-  EXPECT_EQ(error(kGood, {ares + "{kl: {}}", "phases.grpo.objective.ref_kl_coef=0.01"}), "no error");
+  EXPECT_EQ(error(kGood, {with(", kl: {}")}),
+            "command line: phases.grpo: reward: ares.kl steers the weight of the divergence from the reference, and "
+            "objective.ref_kl_coef is 0; give it a value above 0 (published: 1e-2)");
+  EXPECT_EQ(error(kGood, {with(", kl: {}"), "phases.grpo.objective.ref_kl_coef=0.01"}), "no error");
 }
 
 TEST_F(ConfigTest, ReadsValuesAndLeavesDefaults) {
@@ -148,13 +148,14 @@ TEST_F(ConfigTest, ReadsValuesAndLeavesDefaults) {
   EXPECT_FALSE(config.phases[0].stop->greedy.has_value());
   EXPECT_FALSE(config.phases[0].rollout.has_value());
   EXPECT_EQ(config.phases[1].rollout->sampling.max_new_tokens, 34);
-  EXPECT_EQ(config.phases[1].reward.at(0).weight, 1.5);
+  EXPECT_EQ(config.phases[1].scores().at(0).weight, 1.5);
 }
 
 TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   TrainConfig config =
       read(kGood, {"run.dir=\"a \\\"b\\\": #c\\\\\\n\"", "run.start=\"true\"", "model.rms_norm_eps=1e-6",
                    "phases.grpo.objective.clip_high=0.1", "metrics.tensorboard=true", "test.show=0",
+                   "phases.grpo.rollout.stop=[\"1 \", \":\", \"0\"]", "phases.grpo.rollout.bad_words=\"1+\"",
                    "tokenizer.characters=\"0 1'+:\\u00e9.\"", "phases.1.optimizer.eps=3.0000000000000004e-9"});
   const std::string printed = print_config(config);
   write(printed);
@@ -168,6 +169,8 @@ TEST_F(ConfigTest, PrintedConfigReadsBackToTheSameValues) {
   EXPECT_EQ(again.phases[0].objective.clip_high, std::nullopt);
   EXPECT_TRUE(again.metrics.tensorboard);
   EXPECT_EQ(again.test.show, 0);
+  EXPECT_EQ(again.phases[1].rollout->sampling.stop, (std::vector<std::string>{"1 ", ":", "0"}));
+  EXPECT_EQ(again.phases[1].rollout->sampling.bad_words, (std::vector<std::string>{"1+"}));
 }
 
 TEST_F(ConfigTest, OriginsNameFileLineCommandLineAndDefault) {
@@ -199,7 +202,7 @@ TEST_F(ConfigTest, OverridesReachListElementsByIndexAndName) {
   EXPECT_EQ(config.phases[0].data.tint->terms, (std::vector<int64_t>{2, 2}));
   EXPECT_EQ(config.phases[1].schedule.kind, "linear");
   EXPECT_EQ(config.phases[1].schedule.warmup_steps, 3);
-  EXPECT_EQ(config.phases[1].reward[0].kind, "exact");
+  EXPECT_EQ(config.phases[1].reward[0].kind(), "exact");
   EXPECT_EQ(config.run.dir, "a=b");
 }
 
@@ -432,22 +435,53 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.sft.optimizer.lr=.inf", "phases.sft.optimizer.lr: wanted a finite number"},
            {"phases.sft.optimizer.eps=.inf", "phases.sft.optimizer.eps: wanted a finite number"},
            {objective + "clip_low=5", "clip_low: 5 is out of range; wanted 0 to 1"},
-           {objective + "dual_clip=3", "dual_clip: the losses clip and clip_higher have it, and loss is kl_cov"},
+           {objective + "dual_clip=3",
+            "dual_clip: the losses clip, clip_higher and ce_gppo have it, and loss is kl_cov"},
+           {"phases.grpo.objective={kind: grpo, loss: sapo, delta: 4}",
+            "delta: it bounds the ratio of clip, clip_higher, gspo, luspo and"},
+           {"phases.grpo.objective={kind: grpo, loss: clip, delta: 1.1}",
+            "delta: 1.1; wanted above 1 + clip_high, which is 1.2: "},
+           {"phases.grpo.objective={kind: grpo, loss: clip, delta: 4, dual_clip: 3}", "delta: dual_clip is given too"},
+           {"phases.grpo.objective={kind: grpo, loss: reinforce, delta: 0}", "delta: 0 leaves no weight"},
+           {"phases.grpo.objective={kind: grpo, loss: reinforce, delta: 1}", "no error"},
+           {"phases.grpo.objective={kind: grpo, loss: luspo}", "aggregate: under token-mean the loss luspo is gspo"},
+           {"phases.grpo.objective={kind: grpo, loss: luspo, aggregate: seq-mean-token-sum}", "no error"},
+           {"phases.grpo.objective={kind: grpo, loss: dro, dro_beta: 0}", "dro_beta: 0 makes the loss dro gpg"},
+           {"phases.grpo.objective={kind: grpo, loss: clip, tau_pos: 2}",
+            "tau_pos: the loss sapo has it, and loss is clip; leave it out"},
+           {"phases.grpo.objective={kind: grpo, loss: sapo, tau_neg: 0}", "tau_neg: 0 makes the gate flat"},
+           {"phases.grpo.objective={kind: grpo, loss: ce_gppo, gppo_beta1: 0, gppo_beta2: 0}",
+            "gppo_beta1: with gppo_beta2 0 too"},
+           {"phases.grpo.objective={kind: grpo, loss: clip, aggregate: token-sum, norm_length: 5}",
+            "norm_length: token-sum divides"},
+           {objective + "sapo_temperature_pos=1", "unknown key; did you mean 'tau_pos'?"},
            {objective + "kl_cov_coef=.inf", "kl_cov_coef: wanted a finite number"},
            {objective + "ref_kl_coef=.inf", "ref_kl_coef: wanted a finite number"},
-           {objective + "entropy_coef=.inf", "entropy_coef: wanted a finite number"},
-           {rollout + "overlong_buffer={}", "overlong_buffer: len is 4096 tokens"},
+           {objective + "entropy={kind: constant, coef: .inf}", "entropy.coef: wanted a finite number"},
+           {objective + "entropy={coef: 1}", "entropy: no kind is written; wanted one of constant"},
+           {objective + "entropy={kind: konstant}", "entropy.kind: 'konstant' is not one of"},
+           {objective + "entropy_coef=0.1",
+            "entropy_coef: is objective.entropy now; write entropy: {kind: constant, coef: 0.1}"},
+           {"phases.grpo.reward=[{kind: answer}, {kind: overlong}]", "reward: overlong.len is 4096 tokens"},
            {rollout + "temperature=.inf", "temperature: wanted a finite number"},
            {rollout + "temperature=1e-9", "temperature: at less than 0.001"},
            {rollout + "temperature=1e-320", "temperature: at less than 0.001"},
            {rollout + "top_k=1", "top_k: 1 takes the likeliest token"},
            {rollout + "top_p=0", "top_p: 0 takes the likeliest token"},
            {rollout + "top_p=0.04", "top_p: the likeliest of 25 tokens always has so much"},
+           {rollout + "min_p=1", "min_p: 1 takes the likeliest token"},
+           {rollout + "min_p=1.5", "min_p: 1.5 is out of range; wanted 0 to 1"},
+           {rollout + "repetition_penalty=0", "repetition_penalty: 0 is out of range; wanted above 0 to 100"},
+           {rollout + "stop=[a, \"\"]", "phases.grpo.rollout.stop.1: the text is empty"},
+           {rollout + "stop=[\"a\\n\"]", "phases.grpo.rollout.stop.0: no tokens of the tokenizer can write \"a\\n\""},
+           {rollout + "bad_words=xyz", "phases.grpo.rollout.bad_words.0: tokenizer: character 'x'"},
+           {rollout + "bad_words=[.]", "phases.grpo.rollout.bad_words.0: \".\" ends a sequence"},
+           {"phases.sft.evaluation={every: 50, stop: [\"\"]}", "phases.sft.evaluation.stop.0: the text is empty"},
+           {"test.bad_words=Z", "test.bad_words.0: tokenizer: character 'Z'"},
            {rollout + "cache_tokens=1", "cache_tokens: 1 cannot hold one sequence of 35 tokens; wanted at least 80"},
            {rollout + "cache_tokens=1000000000000", "cache_tokens: 1000000000000 is out of range"},
            {rollout + "max_new_tokens=0", "no error"},
            {"phases.grpo.rollout={min_new_tokens: 64}", "min_new_tokens: 64 leaves no room for a prompt"},
-           {"phases.grpo.rollout={num_generations: 1, filter_groups: true}", "filter_groups: a group of one"},
            {"phases.grpo.reward=[{kind: answer, weight: 0}]", "reward: every weight is 0"},
            {"phases.grpo.reward=[{kind: answer, weight: 1e300}]", "weight: 1e300 is out of range"},
            {"phases.sft.evaluation={every: 50, temperature: 1e-320}", "evaluation.temperature: "},
@@ -464,15 +498,36 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"model.head_dim=12", "model: head_dim: 12 is not a multiple of 8; take 16"},
            {"model.n_layer=2", "model.n_layer: unknown key; did you mean 'num_hidden_layers'?"},
            {"phases.sft.schedule.floor=0", "unknown key; it is called 'min_lr_ratio' now"},
-           {"phases.grpo.rollout.overlong={}", "unknown key; it is called 'overlong_buffer' now"},
+           {"phases.grpo.rollout.overlong_buffer={len: 3}",
+            "is an entry of the list phases.1.reward now; write reward: [..., {kind: overlong, len: 3}]"},
+           {"phases.grpo.rollout.ares={kl: {every: 2}}", "write reward: [..., {kind: ares, kl: {every: 2}}]"},
+           {"phases.grpo.rollout.ares={}", "write reward: [..., {kind: ares}]"},
+           {"phases.grpo.rollout.filter_groups=true", "write reward: [..., {kind: filter_groups}]"},
+           {"phases.grpo.rollout.max_draws=5", "write reward: [..., {kind: filter_groups, max_draws: 5}]"},
+           {"phases.grpo.rollout.advantage={kind: rloo}", "write advantage: [{kind: rloo}]"},
+           {"phases.grpo.advantage=[{kind: rloo}, {kind: grpo}]",
+            "grpo makes advantages of rewards and stands behind rloo"},
+           {"phases.grpo.advantage=[{kind: pass_at_k, k: 8}]",
+            "advantage: pass_at_k chooses k = 8 completions of a group"},
+           {"phases.grpo.advantage=[{kind: grpo}, {kind: op}]", "op: no operator is named"},
+           {"phases.grpo.advantage=[{kind: none}]", "advantage.0.kind: 'none' is not one of grpo"},
+           {"phases.grpo.weight=[{kind: top_entropy, fraction: 0}]", "weight.0.fraction: 0 is out of range"},
+           {"phases.grpo.weight=[{}]", "weight.0: no kind is written; wanted one of top_entropy"},
+           {"phases.sft.weight=[{kind: top_entropy}]", "weight belongs to grpo phases"},
            {"phases.grpo.data.overlong=drop", "unknown key; it is called 'truncation' now"},
-           {"phases.grpo.rollout.overlong_buffer={buffer: 4}", "unknown key; it is called 'len' now"},
+           {"phases.grpo.reward=[{kind: answer}, {kind: overlong, buffer: 4}]", "unknown key; it is called 'len' now"},
            {"test.samples=3", "test.samples: unknown key; it is called 'num_generations' now"},
        }) {
     const std::string said = error(kGood, {wrong.override});
     EXPECT_NE(said.find(wrong.said), std::string::npos) << wrong.override << "\n" << said;
     expect_readable(said);
   }
+}
+
+TEST_F(ConfigTest, AFilterNeedsGroups) {
+  const std::string said = error(
+      kGood, {"phases.grpo.rollout.num_generations=1", "phases.grpo.reward=[{kind: answer}, {kind: filter_groups}]"});
+  EXPECT_NE(said.find("reward: filter_groups: a group of one"), std::string::npos) << said;
 }
 
 TEST_F(ConfigTest, WhatIsAllowedAndNotMeantIsWarnedOf) {
@@ -493,10 +548,16 @@ TEST_F(ConfigTest, WhatIsAllowedAndNotMeantIsWarnedOf) {
             "phases.sft.evaluation.every: the first evaluation would be at step 2601"},
            {"phases.sft.evaluation={every: 50, from: 2601}",
             "phases.sft.evaluation.from: the first evaluation would be at step 2650"},
-           {"phases.sft.objective.entropy_coef=0.1", "phases.sft.objective.entropy_coef: "},
+           {"phases.sft.objective.entropy={kind: constant}", "phases.sft.objective.entropy: "},
            {"phases.grpo.objective={kind: grpo, loss: clip_higher, clip_high: 0.1}",
             "phases.grpo.objective.clip_high: "},
            {"phases.grpo.objective.clip_low=1", "phases.grpo.objective.clip_low: "},
+           {"phases.grpo.rollout.top_k=5", "phases.grpo.rollout.top_k: with it completions are not drawn from"},
+           {"phases.grpo.rollout.top_p=0.9", "phases.grpo.rollout.top_p: with it completions"},
+           {"phases.grpo.rollout.repetition_penalty=1.1",
+            "phases.grpo.rollout.repetition_penalty: with it completions"},
+           {"phases.grpo.rollout={min_p: 0.1, bad_words: a}",
+            "phases.grpo.rollout.min_p: with it, bad_words completions"},
            {"phases.grpo.objective.ref_kl=k1", "phases.grpo.objective.ref_kl: "},
            {"phases.grpo.rollout.num_generations=1", "phases.grpo.rollout.num_generations: "},
            {"phases.grpo.reward=[{kind: answer}, {kind: exact, weight: 0}]", "phases.grpo.reward.1.weight: 0"},

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -116,6 +117,34 @@ TEST_F(MetricsTest, AFullDiskIsAnError) {
                     .starts_with("/dev/full: cannot be written: No space left on device (28 bytes needed, "))
         << error.what();
   }
+}
+
+TEST_F(MetricsTest, RoomIsAskedForAndNotSeen) {
+  const std::string file = dir_ + "/m.jsonl", first = to_json({"sft", 1, {}, ""}) + "\n";
+  Metrics metrics(file);
+  metrics.write({"sft", 1, {}, ""});
+  metrics.make_room(10000);
+  EXPECT_EQ(read_whole(file), first);
+  metrics.write({"sft", 2, {}, ""});
+  EXPECT_EQ(read_whole(file), first + to_json({"sft", 2, {}, ""}) + "\n");
+
+  rlimit limit{}, low{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &limit), 0);
+  low = limit;
+  low.rlim_cur = fs::file_size(file) + 99;
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &low), 0);
+  std::string said;
+  metrics.make_room(98);  // and its end of line
+  try {
+    metrics.make_room(99);
+  } catch (const std::runtime_error& error) {
+    said = error.what();
+  }
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  EXPECT_TRUE(said.starts_with(file + ": cannot be written: File too large (100 bytes needed, ")) << said;
+  if (fs::exists("/dev/full")) EXPECT_NO_THROW(Metrics("/dev/full").make_room(10)) << "it keeps no room";
+  fs::remove(file);
+  EXPECT_THROW(metrics.make_room(1), std::runtime_error);
 }
 
 TEST_F(MetricsTest, ResumeDropsWhatComesAfterAndTornLines) {

@@ -6,8 +6,8 @@
 //   logits PATH         logits of the fixed token batch as raw float32
 //   forward | update    one pass over [batch, length] tokens; update adds the backward pass of the mean cross-entropy and,
 //                       with sigma=1 (learned spectral norms of all linear layers), the power step
-//   sft                 a step of supervised learning as csrc/train/training_loop.cpp takes it: the copies that it could go back to, loss of
-//                       every next token, gradients, their norm cut to 1, AdamW; prints the loss before the update
+//   sft                 a step of supervised learning as csrc/train/training_loop.cpp takes it: loss of every next token, gradients, their
+//                       norm cut to 1, whether AdamW's update stays finite, the update; prints the loss before it
 //   rollout             prompts · samples completions of min_tokens … new_tokens, stops of the vocabulary's last tokens end one;
 //                       prints tokens and seconds
 //   batches             the same completions, `rows` prompts at a time: the next begin when the last of these has ended
@@ -17,6 +17,8 @@
 //                       logits after the first prompt
 //   products            GFLOP/s of processor time of the three products of bfloat16 of a linear layer, [batch · length, width] by [mlp, width], with what is
 //                       rounded and packed for them, and of torch's three of the same sizes, whose operands are bfloat16 already
+//   draw PATH           no timing, for tests/python/test_sampling.py: PATH holds {"logits": […], "before": [tokens], "draws": n} and the
+//                       keys of a SamplingConfig, its texts for kind bytes; prints how often each token is drawn by n even uniforms
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <ATen/Parallel.h>
 #include <malloc.h>
@@ -28,17 +30,19 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "csrc/model/bfloat16_training.h"
 #include "csrc/model/decode.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/rl/sample.h"
+#include "csrc/rl/text_rules.h"
 #include "csrc/train/block_cache.h"
 #include "csrc/train/objective.h"
 #include "csrc/train/optimizer.h"
 #include "csrc/train/process.h"
-#include "csrc/train/snapshot.h"
 
 namespace {
 
@@ -75,7 +79,6 @@ struct Bench {
   std::map<std::string, std::unique_ptr<isentrope::model::DecodeModel>> decode_models;
   std::unique_ptr<isentrope::train::Objective> objective;
   std::unique_ptr<isentrope::train::Optimizer> optimizer;
-  std::unique_ptr<isentrope::train::Snapshot> snapshot;
   int64_t calls = 0;
   double unpadded = 0;  // seconds of what padded only looks at
 
@@ -162,19 +165,14 @@ struct Bench {
     namespace train = isentrope::train;
     if (!objective) {
       std::vector<std::pair<std::string, Tensor>> parameters;
-      std::vector<Tensor> changed;
-      for (const auto& parameter : model->named_parameters()) {
+      for (const auto& parameter : model->named_parameters())
         parameters.emplace_back(parameter.key(), parameter.value());
-        changed.push_back(parameter.value());
-      }
       train::ObjectiveConfig kind;
       kind.kind = "sft";
       objective = train::make_objective(kind, {}, model, 1.0, std::nullopt);
       train::OptimizerConfig adamw;
       adamw.max_grad_norm = 1;
       optimizer = std::make_unique<train::Optimizer>(adamw, parameters, std::map<std::string, std::vector<int64_t>>());
-      for (const auto& [name, moment] : optimizer->state()) changed.push_back(moment);
-      snapshot = std::make_unique<train::Snapshot>(changed);
     }
     isentrope::data::Batch batch;
     batch.tokens = tokens;
@@ -182,9 +180,8 @@ struct Bench {
         torch::cat({tokens.slice(1, 1), torch::full_like(tokens.slice(1, 0, 1), isentrope::data::kIgnore)}, 1);
     optimizer->zero_grad();
     const auto stats = objective->backward(model, batch, 1, nullptr);
-    snapshot->take();
-    optimizer->step(1e-5);
-    snapshot->drop();
+    optimizer->ask(1e-5, /*bounded=*/true);
+    optimizer->apply();
     return stats.at("loss");
   }
 
@@ -222,6 +219,29 @@ struct Bench {
       out << (out.tellp() > 1 ? ", \"" : "\"") << name << "\": " << flop / seconds;
     out << "}";
     return out.str();
+  }
+
+  static std::string draws(const std::string& path) {
+    namespace rl = isentrope::rl;
+    std::ifstream file(path);
+    const nlohmann::json json = nlohmann::json::parse(file);
+    const auto logits = json.at("logits").get<std::vector<float>>();
+    const auto before = json.value("before", std::vector<int64_t>());
+    rl::SamplingConfig sampling{.temperature = json.value("temperature", 1.0),
+                                .top_k = json.value("top_k", int64_t{0}),
+                                .top_p = json.value("top_p", 1.0),
+                                .min_p = json.value("min_p", 0.0),
+                                .repetition_penalty = json.value("repetition_penalty", 1.0),
+                                .bad_words = json.value("bad_words", std::vector<std::string>())};
+    sampling = rl::with_rules(sampling, isentrope::data::Tokenizer({.kind = "bytes"}));
+    std::vector<int64_t> forbidden, counts(logits.size());
+    if (sampling.rules) sampling.rules->forbid(before, forbidden);
+    rl::Sampler sampler(sampling, static_cast<int64_t>(logits.size()));
+    const auto n = json.at("draws").get<int64_t>();
+    for (int64_t i = 0; i < n; ++i)
+      ++counts[sampler.draw(logits.data(), (static_cast<double>(i) + 0.5) / static_cast<double>(n), forbidden, before)
+                   .token];
+    return nlohmann::json(counts).dump();
   }
 
   std::string run(const std::string& command, const std::string& path) {
@@ -268,6 +288,8 @@ struct Bench {
       return out.str();
     } else if (command == "decode") {
       return decode(path);
+    } else if (command == "draw") {
+      return draws(path);
     } else if (command == "products") {
       return products();
     } else if (command == "gemm") {

@@ -46,9 +46,11 @@ struct Outcome {
   std::vector<Tensor> gradient;
 };
 
-Outcome run(ObjectiveConfig config, int64_t micro_tokens, const data::Batch& update) {
+Outcome run(ObjectiveConfig config, int64_t micro_tokens, const data::Batch& update,
+            std::vector<methods::Weight> weight = {}) {
   model::Decoder model = small_model();
-  const auto objective = make_objective(config, {.micro_tokens = micro_tokens}, model);
+  const auto objective = make_objective(config, {.micro_tokens = micro_tokens}, model, 1.0, std::nullopt,
+                                        std::make_shared<Ranks>(), std::move(weight));
   Outcome out{objective->backward(model, update, 5, nullptr), {}};
   for (const Tensor& parameter : model->parameters()) out.gradient.push_back(parameter.grad().clone());
   return out;
@@ -61,7 +63,7 @@ ObjectiveConfig grpo(const std::string& loss, const std::string& aggregate = "to
   config.aggregate = aggregate;
   config.cov_ratio = 0.2;
   config.cov_lower = 0.01;
-  config.entropy_coef = 0.1;
+  config.entropy = methods::ConstantEntropy{.coef = 0.1};
   return config;
 }
 
@@ -76,11 +78,12 @@ void expect_same(const Outcome& whole, const Outcome& cut, const std::string& wh
 
 TEST(Objective, DoesNotDependOnHowAnUpdateIsCut) {
   const data::Batch update = update_of();
-  for (const char* loss : {"clip", "clip_cov", "kl_cov", "gspo"})
+  for (const char* loss : {"clip", "clip_cov", "kl_cov", "gspo", "geo_mean", "reinforce", "dppo_tv", "dppo_kl", "sapo",
+                           "vespo", "ce_gppo", "dro"})
     for (const int64_t micro_tokens : {11, 25})
       expect_same(run(grpo(loss), 0, update), run(grpo(loss), micro_tokens, update), loss);
   for (const char* aggregate :
-       {"seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm"})
+       {"seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm", "token-sum"})
     for (const int64_t norm_length : {0, 40}) {
       ObjectiveConfig config = grpo("clip", aggregate);
       config.norm_length = norm_length;
@@ -93,12 +96,84 @@ TEST(Objective, DoesNotDependOnHowAnUpdateIsCut) {
   }
 }
 
+// Rows of 11 tokens: 0, 11 and 25 tokens a pass make 1, 6 and 3 micro-batches.
+TEST(Objective, WeightsAreOfTheWholeUpdateHoweverItIsCut) {
+  const data::Batch update = update_of();
+  for (const char* loss : {"clip", "kl_cov"}) {
+    const std::vector<methods::Weight> weight{methods::TopEntropy{.fraction = 0.3}};
+    const Outcome whole = run(grpo(loss), 0, update, weight), plain = run(grpo(loss), 0, update);
+    for (const int64_t micro_tokens : {11, 25}) expect_same(whole, run(grpo(loss), micro_tokens, update, weight), loss);
+    EXPECT_NEAR(whole.stats.at("weight/zero"), 0.7, 0.03) << loss;
+    EXPECT_EQ(whole.stats.at("weight/removed"), 0) << loss;
+    EXPECT_FALSE(torch::allclose(whole.gradient[0], plain.gradient[0])) << loss << ": nothing was weighted";
+  }
+}
+
+// The bonus of the whole, of a part, and of what is the whole again, whose gradient is the same but for rounding.
+TEST(Objective, TheBonusIsOfTheVocabularyThatIsKept) {
+  const data::Batch update = update_of();
+  ObjectiveConfig plain = grpo("clip"), part = plain, whole = plain;
+  part.entropy_keep = KeepConfig{.share = 0.5};
+  whole.entropy_keep = KeepConfig{.share = 1};
+  const Outcome all = run(plain, 0, update), some = run(part, 0, update);
+  expect_same(all, run(whole, 0, update), "share 1");
+  EXPECT_FALSE(torch::allclose(all.gradient[0], some.gradient[0], 1e-3, 1e-6));
+  EXPECT_NEAR(all.stats.at("entropy/mean"), some.stats.at("entropy/mean"), 1e-5);
+  expect_same(some, run(part, 11, update), "cut");
+}
+
+TEST(Objective, AFactorOfOneIsTheIdentity) {
+  const data::Batch update = update_of();
+  const Outcome plain = run(grpo("clip"), 11, update),
+                all = run(grpo("clip"), 11, update, {methods::TopEntropy{.fraction = 1}});
+  for (size_t i = 0; i < plain.gradient.size(); ++i) EXPECT_TRUE(torch::equal(plain.gradient[i], all.gradient[i])) << i;
+  EXPECT_EQ(plain.stats.at("loss"), all.stats.at("loss"));
+  EXPECT_EQ(all.stats.at("weight/mean"), 1);
+}
+
 TEST(Objective, NormOfDrGrpoIsSequencesTimesLength) {
   const data::Batch update = update_of();
   ObjectiveConfig sum = grpo("clip", "token-sum-norm"), mean = grpo("clip", "seq-mean-token-sum-norm");
   sum.norm_length = mean.norm_length = 40;
   // Five of the six sequences have a token.
   EXPECT_NEAR(run(mean, 0, update).stats.at("loss") * 5, run(sum, 0, update).stats.at("loss"), 1e-6);
+}
+
+TEST(Objective, LuspoIsGspoSummedOverTheTokens) {
+  const data::Batch update = update_of();
+  for (const int64_t micro_tokens : {0, 11})
+    expect_same(run(grpo("gspo", "seq-mean-token-sum"), 0, update),
+                run(grpo("luspo", "seq-mean-token-sum"), micro_tokens, update), "luspo");
+}
+
+// Every coefficient of the configuration reaches the loss.
+TEST(Objective, CoefficientsReachTheLoss) {
+  data::Batch update = update_of();  // with ratios far above 1 and far below
+  const Tensor shift = torch::where(torch::arange(11) % 2 == 0, -4.0f, 2.0f);
+  update.old_logprob = torch::where(update.target != data::kIgnore, update.old_logprob + shift, 0.0f);
+  const std::vector<std::pair<const char*, std::function<void(ObjectiveConfig&)>>> changes{
+      {"clip", [](ObjectiveConfig& c) { c.delta = 1.25; }},
+      {"gspo", [](ObjectiveConfig& c) { c.delta = 1.25; }},
+      {"ce_gppo", [](ObjectiveConfig& c) { c.dual_clip = 1.05; }},
+      {"reinforce", [](ObjectiveConfig& c) { c.delta = 0.1; }},
+      {"dppo_tv", [](ObjectiveConfig& c) { c.delta = 0.1; }},
+      {"dppo_kl", [](ObjectiveConfig& c) { c.clip_low = c.clip_high.emplace(1e-4); }},
+      {"sapo", [](ObjectiveConfig& c) { c.tau_pos = 2; }},
+      {"sapo", [](ObjectiveConfig& c) { c.tau_neg = 2; }},
+      {"vespo", [](ObjectiveConfig& c) { c.vespo_k_pos = 0.1; }},
+      {"vespo", [](ObjectiveConfig& c) { c.vespo_lambda_pos = 2; }},
+      {"vespo", [](ObjectiveConfig& c) { c.vespo_k_neg = 0.1; }},
+      {"vespo", [](ObjectiveConfig& c) { c.vespo_lambda_neg = 1; }},
+      {"ce_gppo", [](ObjectiveConfig& c) { c.gppo_beta1 = 0.1; }},
+      {"ce_gppo", [](ObjectiveConfig& c) { c.gppo_beta2 = 0.1; }},
+      {"dro", [](ObjectiveConfig& c) { c.dro_beta = 1; }}};
+  for (size_t i = 0; i < changes.size(); ++i) {
+    const auto& [loss, change] = changes[i];
+    ObjectiveConfig changed = grpo(loss);
+    change(changed);
+    EXPECT_NE(run(grpo(loss), 0, update).stats.at("loss"), run(changed, 0, update).stats.at("loss"))
+        << loss << ", change " << i;
+  }
 }
 
 TEST(Objective, CovariancesAreAboutTheWholeUpdate) {

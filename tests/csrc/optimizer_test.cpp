@@ -450,6 +450,127 @@ TEST(Optimizer, EveryUpdateCountsAsAChangeInPlace) {
   }
 }
 
+// ---- what is asked before an update -------------------------------------------------------------------------------
+
+// Rules with moments that are long, short and none, a decay that overshoots, and gradients from those that underflow when squared
+// to those whose square is next to the largest float.
+TEST(UpdateBound, HoldsWhateverTheGradients) {
+  const std::vector<OptimizerConfig> configs{
+      {},
+      {.betas = {0.99, 0.9}, .weight_decay = 0},
+      {.betas = {0.9, 0.0}},
+      {.betas = {0.0, 0.0}, .eps = 1e-30},
+      {.betas = {0.95, 0.99999}, .eps = 1e-3, .weight_decay = 0.5},
+      {.kind = "sgd", .betas = {0.99}},
+      {.kind = "sgd", .betas = {0.0}, .weight_decay = 0.5},
+  };
+  auto generator = at::detail::createCPUGenerator(7);
+  for (size_t c = 0; c < configs.size(); ++c) {
+    OptimizerConfig config = configs[c];
+    config.max_grad_norm = 0;
+    for (const double scale : {1e-30, 1e-21, 1e-19, 1.0, 1e12, 1e17}) {
+      const Tensor weight = leaf({31, 33}, 11 + c);
+      Optimizer optimizer(config, {{"w", weight}});
+      UpdateBound bound{.weights = largest(weight.detach())};
+      int made = 0;
+      for (int step = 0; step < 60; ++step) {
+        const double lr = std::pow(10.0, step % 7 - 4);
+        Tensor grad = at::randn({31, 33}, generator, torch::kFloat32) * scale;
+        grad.masked_fill_(at::rand({31, 33}, generator) < 0.5, 0.0);
+        if (step % 11 == 5) grad *= 30;
+        weight.mutable_grad() = grad;
+        double norm = 0;
+        try {
+          norm = optimizer.ask(lr, /*bounded=*/true);
+        } catch (const NonFinite&) {
+          EXPECT_GT(scale, 1e11) << c;
+          break;
+        }
+        bound = bound.after(config, lr, norm);
+        optimizer.apply();
+        ++made;
+        ASSERT_TRUE(all_finite(weight.detach())) << "config " << c << ", gradients " << scale << ", step " << step;
+        ASSERT_LE(largest(weight.detach()), bound.weights) << "config " << c << ", gradients " << scale;
+        const auto state = optimizer.state();
+        const Tensor first = state.at("first.w").to(torch::kFloat64);
+        ASSERT_LE(largest(first), bound.first);
+        if (config.kind == "sgd") continue;
+        const Tensor second = state.at("second.w").to(torch::kFloat64);
+        ASSERT_LE(largest(first.square() / (second + lost_to_underflow(config))), 1.01 * bound.ratio)
+            << "config " << c << ", gradients " << scale;
+      }
+      EXPECT_GT(made, 0) << "config " << c << ", gradients " << scale;
+    }
+  }
+}
+
+TEST(Optimizer, AnUpdateThatCouldOverflowIsRefusedBeforeIt) {
+  struct Case {
+    OptimizerConfig config;
+    double lr, gradient, weight;
+  };
+  const std::vector<Case> cases{
+      {{}, 1e200, 1, 1},
+      {{}, 1e37, 1, 1},
+      {{.eps = 1e-60}, 1e-3, 0, 1},  // 0 / (0 + eps), and eps is 0 in float
+      {{.weight_decay = 1e30}, 1.0, 1, 1e10},
+      {{.max_grad_norm = 0}, 1e-3, 1e18, 1},  // times 33 · 31 in the norm, a square beyond the largest float
+      {{.kind = "sgd", .betas = {0.9}, .max_grad_norm = 0}, 1e30, 1e9, 1},
+      {{.kind = "sgd", .betas = {0.0}}, 1e-3, 1, 2e38},
+  };
+  for (size_t c = 0; c < cases.size(); ++c) {
+    const Named parameters = model();
+    std::vector<Tensor> before;
+    Optimizer optimizer(cases[c].config, parameters);
+    {
+      const torch::NoGradGuard no_grad;
+      for (const auto& [name, w] : parameters) Tensor(w).fill_(cases[c].weight);
+    }
+    for (const auto& [name, w] : parameters) {
+      before.push_back(w.detach().clone());
+      Tensor(w).mutable_grad() = torch::full_like(w, cases[c].gradient);
+    }
+    try {
+      optimizer.ask(cases[c].lr, /*bounded=*/true);
+      ADD_FAILURE() << "no error, case " << c;
+    } catch (const NonFinite& error) {
+      const std::string said = error.what();
+      EXPECT_NE(said.find("no weight was changed"), std::string::npos) << said;
+      EXPECT_NE(said.find("could leave weights that are not finite"), std::string::npos) << said;
+    }
+    for (size_t i = 0; i < parameters.size(); ++i) EXPECT_TRUE(torch::equal(parameters[i].second, before[i])) << c;
+    for (const auto& [name, tensor] : optimizer.state()) EXPECT_EQ(largest(tensor), 0.0) << name;
+  }
+}
+
+TEST(Optimizer, ManyOrdinaryUpdatesAreNotRefused) {
+  OptimizerConfig config;
+  config.betas = {0.9, 0.95};
+  const Named parameters = model();
+  Optimizer optimizer(config, parameters);
+  for (int step = 0; step < 2000; ++step) {
+    for (const auto& [name, w] : parameters) Tensor(w).mutable_grad() = torch::ones_like(w);
+    EXPECT_NO_THROW(optimizer.ask(0.1, /*bounded=*/true)) << step;
+    optimizer.apply();
+  }
+}
+
+TEST(Optimizer, MomentsThatNoUpdateLeavesAreRefused) {
+  Optimizer optimizer({}, model());
+  for (const auto& [key, value] : std::vector<std::pair<std::string, float>>{
+           {"first.up", NAN}, {"first.up", INFINITY}, {"second.up", NAN}, {"second.up", -1}}) {
+    auto state = optimizer.state();
+    for (auto& [name, tensor] : state) tensor = tensor.clone();
+    state.at(key)[5][7] = value;
+    try {
+      optimizer.restore(state);
+      ADD_FAILURE() << key << " " << value;
+    } catch (const std::runtime_error& error) {
+      EXPECT_EQ(std::string(error.what()), "the optimiser state of 'up' is not finite; take another checkpoint");
+    }
+  }
+}
+
 TEST(Finite, SeesOneNumberThatIsNoneAnywhere) {
   const float large = std::numeric_limits<float>::max(), infinite = std::numeric_limits<float>::infinity();
   for (const int64_t size : {0, 1, 15, 16, 17, 100003}) {

@@ -40,7 +40,16 @@ TEST(Plan, CountsMomentsAndCopies) {
   EXPECT_EQ(sgd.optimizer, sgd.weights);
   EXPECT_LT(muon.optimizer, adamw.optimizer);
   EXPECT_GT(muon.optimizer, sgd.optimizer);
-  EXPECT_EQ(adamw.snapshot, adamw.weights + adamw.optimizer);
+  EXPECT_EQ(adamw.snapshot, 0) << "of one update";
+  EXPECT_EQ(muon.snapshot, muon.weights + muon.optimizer);
+  TrainConfig several = some_config();
+  several.phases[0].rollout.emplace();
+  EXPECT_EQ(memory_plan(several, lengths(100)).snapshot, 0);
+  several.phases[0].rollout->mini_batches = 2;
+  EXPECT_EQ(memory_plan(several, lengths(100)).snapshot, adamw.weights + adamw.optimizer);
+  several = some_config();
+  several.model.attention.qk_clip = 100;
+  EXPECT_EQ(memory_plan(several, lengths(100)).snapshot, adamw.weights + adamw.optimizer);
   EXPECT_EQ(adamw.activations, sgd.activations);
   TrainConfig referred = some_config();
   referred.phases[0].objective.ref_kl_coef = 0.1;

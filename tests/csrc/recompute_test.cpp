@@ -9,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "csrc/model/bfloat16_training.h"
 #include "csrc/model/decoder.h"
+#include "csrc/model/layers.h"
 
 namespace isentrope::model {
 namespace {
@@ -107,6 +109,81 @@ TEST(Recompute, ABlockRunsAgainInBackwardAndOnlyThere) {
   const torch::NoGradGuard no_grad;
   EXPECT_FALSE(recomputed(block, {x, Tensor()}, {weight})[0].requires_grad());
   EXPECT_EQ(runs, 3) << "without gradients there is nothing to keep";
+}
+
+// ---- inputs of products, made again ----------------------------------------------------------------------------------
+
+struct Made {
+  Tensor x;
+  Origin origin;
+};
+
+// x of a product behind a norm (with and without a sum), behind the gate, and behind attention. N rows, K columns.
+std::vector<Made> made(int64_t N, int64_t K, torch::ScalarType type) {
+  auto generator = at::detail::createCPUGenerator(5);
+  const auto draw = [&](at::IntArrayRef sizes) {
+    return at::randn(sizes, generator, torch::TensorOptions().dtype(type)).requires_grad_();
+  };
+  const Tensor x = draw({N, K}), delta = draw({N, K}), weight = draw({K});
+  const Residual summed = residual(x, delta, weight, 1e-5, false), alone = residual(x, {}, weight, 1e-5, true);
+  const Tensor gate_up = draw({N, 2 * K}), heads = K % 2 == 0 ? draw({1, 2, N, K / 2}) : draw({1, K, N, 1});
+  return {{summed.branch, summed.origin},
+          {alone.branch, alone.origin},
+          {swiglu(gate_up), swiglu_origin(gate_up)},
+          {token_rows(heads), token_rows_origin(heads)}};
+}
+
+TEST(Origin, MakesTheSameBitsAgain) {
+  for (const torch::ScalarType type : {torch::kFloat32, torch::kFloat64})
+    for (const int64_t N : {0, 1, 33, 131})
+      for (const int64_t K : {8, 31, 97})
+        for (const Made& one : made(N, K, type)) {
+          ASSERT_NE(one.origin.made, Origin::kElsewhere);
+          const Tensor again = one.origin.again();
+          EXPECT_TRUE(torch::equal(again, one.x.detach())) << one.origin.made << ", " << N << " × " << K;
+          EXPECT_FALSE(again.requires_grad());
+        }
+}
+
+TEST(Origin, AProductKeepsItInThePlaceOfItsInput) {
+  constexpr int64_t kRows = 33, kColumns = 30;
+  for (const bool narrow : {false, true})
+    for (const bool lora : {false, true})
+      for (size_t i = 0; i < 4; ++i) {
+        std::vector<std::vector<Tensor>> gradients;
+        for (const bool again : {false, true}) {
+          Projection p{.name = "p",
+                       .weight = torch::ones({7, kColumns}).cumsum(1).div_(kColumns),
+                       .bias = {},
+                       .parts = {},
+                       .gamma = {},
+                       .u = {}};
+          p.weight.requires_grad_(!lora);
+          if (narrow) p.bfloat16 = std::make_shared<Bfloat16Copy>();
+          if (lora) {
+            p.lora = {{"p", 0, 7}};
+            p.lora_a = torch::linspace(-1, 1, 2 * kColumns).view({2, kColumns}).requires_grad_();
+            p.lora_b = torch::linspace(-1, 1, 14).view({7, 2}).requires_grad_();
+            p.lora_scale = 0.5;
+          }
+          Made one = made(kRows, kColumns, torch::kFloat32)[i];
+          one.x.retain_grad();
+          const Tensor y = again ? linear(one.x, p, one.origin) : linear(one.x, p);
+          const Tensor x = one.x;
+          one.origin = {};
+          one.x = Tensor();
+          // Held by x here, and by the product's node where it keeps it; a rounded operand is another tensor.
+          const auto kept = x.use_count();
+          y.backward(torch::linspace(-2, 2, y.numel()).view(y.sizes()));
+          const auto left = x.use_count();
+          if (again) EXPECT_EQ(kept, left) << i << ": the product's node keeps its input" << narrow << lora;
+          if (!again && !narrow) EXPECT_GT(kept, left) << "this test sees nothing" << narrow << lora;
+          gradients.push_back({x.grad(), lora ? p.lora_a.grad() : p.weight.grad()});
+          if (lora) gradients.back().push_back(p.lora_b.grad());
+        }
+        for (size_t g = 0; g < gradients[0].size(); ++g)
+          EXPECT_TRUE(torch::equal(gradients[0][g], gradients[1][g])) << i << ", gradient " << g << narrow << lora;
+      }
 }
 
 }  // namespace

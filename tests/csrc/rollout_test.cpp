@@ -490,6 +490,7 @@ struct SourceOfSums {
   bool flat = false;     // all rewards are equal
   int64_t failures = 0;  // the call of the reward, from now on, that fails
   RolloutConfig config;
+  Methods methods;
   Decoder decoder = nullptr;
 
   SourceOfSums() {
@@ -515,6 +516,7 @@ struct SourceOfSums {
             tokenizer,
             data::make_source(sums, 1, data::Split::train),
             RewardSum({{.kind = "even", .weight = 0.5}}, tokenizer.eos(), {{"even", even}}),
+            methods,
             7};
   }
 };
@@ -525,8 +527,7 @@ TEST(RolloutSource, AresGoesOnFromItsState) {
   const data::StepData unshaped = plain.next(0);
   EXPECT_FALSE(unshaped.updates[0].ref_kl_weight.defined() || unshaped.updates[0].difficulty.defined());
 
-  sums.config.ares.emplace().window = 2;
-  sums.config.ares->kl = {.every = 1, .inside = 0.5};
+  sums.methods.reward = {methods::AresConfig{.window = 2, .kl = methods::AresKlConfig{.every = 1, .inside = 0.5}}};
   RolloutSource whole = sums.make_source(), resumed = sums.make_source();
   const auto step = [](RolloutSource& source, int64_t s) {
     data::StepData data = source.next(s);
@@ -556,8 +557,8 @@ TEST(RolloutSource, AresGoesOnFromItsState) {
                   torch::equal(x.ref_kl_weight, y.ref_kl_weight) && torch::equal(x.difficulty, y.difficulty));
       EXPECT_EQ(x.difficulty.sizes(), (std::vector<int64_t>{12}));
       EXPECT_TRUE(x.ref_kl_weight.masked_select(x.target == data::kIgnore).eq(1).all().item<bool>());
-      const Tensor hard = x.ref_kl_weight.index({x.difficulty == kHard})
-                              .masked_select(x.target.index({x.difficulty == kHard}) != data::kIgnore);
+      const Tensor hard = x.ref_kl_weight.index({x.difficulty == methods::kHard})
+                              .masked_select(x.target.index({x.difficulty == methods::kHard}) != data::kIgnore);
       const float beta = static_cast<float>(a.stats.at("ares/beta/hard"));
       EXPECT_TRUE(
           hard.eq(beta).logical_or(hard.eq(static_cast<float>(a.stats.at("ares/beta/hard") * 0.5))).all().item<bool>());
@@ -587,10 +588,11 @@ void expect_same_state(const std::map<std::string, Tensor>& a, const std::map<st
 // A step that breaks off, wherever it does, is as if it had not begun: with all that passes from step to step.
 TEST(RolloutSource, AStepThatBreaksOffLeavesNothingBehind) {
   SourceOfSums sums;
-  sums.config.filter_groups = true;  // several draws a step, so that a failure can be in the middle of one
+  // several draws a step, so that a failure can be in the middle of one
+  sums.methods.reward = {methods::FilterGroups{.by = "right"},
+                         methods::AresConfig{.kl = methods::AresKlConfig{.every = 1}}};
   sums.config.branch.emplace().quantile = 0.5;
   sums.config.allocation.emplace().least = 1;
-  sums.config.ares.emplace().kl.emplace().every = 1;
   RolloutSource whole = sums.make_source(), broken = sums.make_source();
   const std::map<std::string, double> seen{{"ref_kl/hard", 0.02}, {"ref_kl/medium", 0.03}, {"ref_kl/easy", 0.04}};
   int64_t second_draws = 0;
@@ -615,7 +617,7 @@ TEST(RolloutSource, AStepThatBreaksOffLeavesNothingBehind) {
     for (RolloutSource* source : {&whole, &broken}) source->observe(seen), source->commit();
     expect_same_state(whole.state(), broken.state());
     EXPECT_FALSE(torch::equal(broken.state().at("taken"), before.at("taken")));
-    EXPECT_FALSE(torch::equal(broken.state().at("ares"), before.at("ares")));
+    EXPECT_FALSE(torch::equal(broken.state().at("reward/1/ares"), before.at("reward/1/ares")));
   }
   EXPECT_GT(second_draws, 0) << "no failure was in the middle of a step";
 }
@@ -623,22 +625,20 @@ TEST(RolloutSource, AStepThatBreaksOffLeavesNothingBehind) {
 // Empty steps in a row are counted over a resumed run, and however often the one that is too many is tried again.
 TEST(RolloutSource, EmptyStepsAreCountedToTheLimitAndBeyond) {
   SourceOfSums sums;
-  sums.config.filter_groups = true;
   sums.flat = true;
-  sums.config.max_draws = 1;
-  sums.config.max_empty_steps = 2;
+  sums.methods.reward = {methods::FilterGroups{.max_draws = 1, .max_empty_steps = 2}};
   RolloutSource source = sums.make_source();
   EXPECT_TRUE(source.next(0).updates.empty());
   source.commit();
   const auto stops = [&](RolloutSource& s) {
-    expect_all(message([&] { s.next(1); }), {"rollout.filter_groups", "steps in a row", "rollout.max_draws"});
+    expect_all(message([&] { s.next(1); }), {"reward, filter_groups", "steps in a row", "max_draws"});
   };
   stops(source);
   stops(source);
   RolloutSource resumed = sums.make_source();
   resumed.restore(source.state());
   stops(resumed);
-  sums.config.max_empty_steps = 1;  // below what was counted
+  sums.methods.reward = {methods::FilterGroups{.max_draws = 1, .max_empty_steps = 1}};  // below what was counted
   RolloutSource stricter = sums.make_source();
   stricter.restore(source.state());
   stops(stricter);
@@ -655,7 +655,8 @@ TEST(RolloutSource, APromptThatDoesNotFitIsShown) {
   const auto refused = [&](const std::string& prompt) {
     auto examples = std::make_shared<One>();
     examples->prompt = prompt;
-    RolloutSource source(sums.config, sums.decoder, sums.tokenizer, examples, RewardSum({{}}, sums.tokenizer.eos()), 7);
+    RolloutSource source(sums.config, sums.decoder, sums.tokenizer, examples, RewardSum({{}}, sums.tokenizer.eos()), {},
+                         7);
     return message([&] { source.next(0); });
   };
   expect_all(refused(std::string(70, '1')),
@@ -665,11 +666,54 @@ TEST(RolloutSource, APromptThatDoesNotFitIsShown) {
   expect_all(refused(""), {"the prompt \"\" is empty"});
 }
 
+// Each estimator and what it asks of the rollouts: greedy completions, Σ p². The advantages stand where targets are.
+TEST(RolloutSource, EveryEstimatorMakesAdvantages) {
+  SourceOfSums sums;
+  sums.config.num_generations = 6;
+  methods::Advantage::each([&]<class Method>(const Method& method) {
+    if constexpr (std::is_base_of_v<methods::OwnMethod, Method>) return;
+    SCOPED_TRACE(Method::kKind);
+    sums.methods.advantage = {method};
+    EXPECT_EQ(sums.methods.problem(sums.config), "");
+    const data::StepData data = sums.make_source().next(0);
+    double sum = 0;
+    for (const data::Batch& batch : data.updates) {
+      EXPECT_TRUE(batch.advantage.isfinite().all().item<bool>());
+      EXPECT_TRUE(batch.advantage.masked_select(batch.target == data::kIgnore).eq(0).all().item<bool>());
+      sum += batch.advantage.abs().sum().item<double>();
+    }
+    EXPECT_GT(sum, 0);
+  });
+}
+
+// The advantages of ReMax: what a completion has more than the greedy one of its prompt, by hand.
+TEST(RolloutSource, RemaxComparesWithTheGreedyCompletion) {
+  SourceOfSums sums;
+  sums.methods.advantage = {methods::Remax()};
+  RolloutSource source = sums.make_source();
+  const data::StepData data = source.next(0);
+  int64_t rows = 0;
+  for (const data::Batch& batch : data.updates)
+    for (int64_t row = 0; row < batch.size(); ++row, ++rows) {
+      const int64_t prompt =
+          batch.lengths[row].item<int64_t>() - (batch.target[row] != data::kIgnore).sum().item<int64_t>();
+      const Tensor tokens = batch.tokens[row].slice(0, 0, prompt).contiguous();
+      SamplingConfig greedy = sums.config.sampling;
+      greedy.temperature = 0;
+      const std::vector<int64_t> ids(tokens.const_data_ptr<int64_t>(), tokens.const_data_ptr<int64_t>() + prompt);
+      const auto drawn = rollout(sums.decoder, {ids}, 1, greedy, sums.tokenizer.end_ids(), {});
+      const auto right = [&](int64_t token) { return sums.tokenizer.decode({token})[0] % 2 == 0 ? 0.5f : 0.0f; };
+      const Tensor targets = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
+      const float wanted = right(targets[0].item<int64_t>()) - right(drawn[0].tokens[0]);
+      EXPECT_TRUE(batch.advantage[row].masked_select(batch.target[row] != data::kIgnore).eq(wanted).all().item<bool>());
+    }
+  EXPECT_EQ(rows, 24);
+}
+
 // Which groups a filter keeps, it decides by right and wrong: shaped rewards would differ in nearly all.
 TEST(RolloutSource, TheFilterOfGroupsLooksAtAccuracies) {
   SourceOfSums sums;
-  sums.config.ares.emplace().window = 2;
-  sums.config.filter_groups = true;
+  sums.methods.reward = {methods::AresConfig{.window = 2}, methods::FilterGroups{.by = "right"}};
   const data::StepData data = sums.make_source().next(0);
   EXPECT_GT(data.stats.at("groups/flat"), 0) << "no group was flat, so nothing was tested";
   EXPECT_EQ(data.stats.at("ares/groups/easy") + data.stats.at("ares/groups/medium") + data.stats.at("ares/groups/hard"),

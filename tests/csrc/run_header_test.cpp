@@ -251,6 +251,18 @@ TEST(PolicyWatch, TellsWhyNothingIsLearntOnce) {
   EXPECT_TRUE(after(watch, 5 * n, {{"loss", 1}}).empty());  // no policy
 }
 
+TEST(PolicyWatch, TellsOnceOfAPolicyThatIsNotTheOneTrained) {
+  PolicyWatch watch;
+  EXPECT_TRUE(after(watch, 3, {{"mismatch/k3", 0.009}}).empty());
+  const auto told = after(watch, 3, {{"mismatch/k3", 0.02}});
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_TRUE(told[0].starts_with("the policy that draws is not the one that is trained: ")) << told[0];
+  EXPECT_NE(told[0].find("0.02 nats"), std::string::npos) << told[0];
+  PolicyWatch resumed;
+  resumed.restore(watch.state());
+  EXPECT_TRUE(after(resumed, 3, {{"mismatch/k3", 0.02}}).empty());
+}
+
 TEST(PolicyWatch, GoesOnWhereItWas) {
   PolicyWatch watch, resumed;
   after(watch, 6, figures(1, 0, 0));

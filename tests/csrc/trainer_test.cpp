@@ -1,6 +1,7 @@
 // Whole runs of a tiny model in one process: steps that are broken off, resumption, and what it compares and refuses.
 #include "csrc/train/trainer.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -97,6 +98,16 @@ struct FullDisk {
     disk.full = full;
     disk.own = std::this_thread::get_id();
   }
+};
+
+// The disk of metrics.jsonl: full, which it says where room is asked for, or one that takes no line although there was room.
+struct MetricsDisk {
+  enum State { kWhole, kFull, kBroken };
+  static inline State state = kWhole;
+  explicit MetricsDisk(State given) { state = given; }
+  ~MetricsDisk() { state = kWhole; }
+  MetricsDisk(const MetricsDisk&) = delete;
+  MetricsDisk& operator=(const MetricsDisk&) = delete;
 };
 
 class TrainerTest : public testing::Test {
@@ -235,6 +246,66 @@ TEST_F(TrainerTest, AnUpdateThatOverflowsIsTakenBack) {
     const auto a = saved->named_weights(), b = trainer->model()->named_weights();
     for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(torch::equal(a[i].second, b[i].second)) << a[i].first;
   }
+}
+
+// A step of one update keeps nothing to go back to: what is behind its update is asked before.
+TEST_F(TrainerTest, AnUpdateThatCouldOverflowIsNotMade) {
+  for (const std::string kind : {"{lr: 1.0e200, max_grad_norm: 0}", "{kind: sgd, betas: [0.9], lr: 1.0e200}"}) {
+    const auto trainer = open("run", sft("sft", 3), false, {"phases.sft.optimizer=" + kind});
+    std::vector<torch::Tensor> before;
+    for (const auto& p : trainer->model()->parameters()) before.push_back(p.detach().clone());
+    EXPECT_NE(error([&] { trainer->advance(); }).find("could leave weights that are not finite"), std::string::npos);
+    size_t i = 0;
+    for (const auto& p : trainer->model()->parameters()) EXPECT_TRUE(torch::equal(p, before[i++]));
+    EXPECT_EQ(trainer->steps_done(), 0);
+    EXPECT_EQ(lines("run").size(), 0u);
+  }
+}
+
+TEST_F(TrainerTest, ALineThatHasNoRoomIsAskedForBeforeTheUpdate) {
+  const std::string phases = sft("sft", 7);
+  finish(*open("whole", phases));
+  const auto trainer = open("run", phases);
+  steps(*trainer, 5);
+  const std::vector<json> written = lines("run");
+  std::vector<torch::Tensor> before;
+  for (const auto& p : trainer->model()->parameters()) before.push_back(p.detach().clone());
+  for (int again = 0; again < 2; ++again) {
+    const MetricsDisk full(MetricsDisk::kFull);
+    const std::string message = error([&] { trainer->advance(); });
+    EXPECT_NE(message.find("/run/metrics.jsonl: cannot be written: No space left on device"), std::string::npos)
+        << message;
+    EXPECT_NE(message.find("phase sft, step 6: "), std::string::npos) << message;
+    size_t i = 0;
+    for (const auto& p : trainer->model()->parameters()) EXPECT_TRUE(torch::equal(p, before[i++]));
+    EXPECT_EQ(trainer->steps_done(), 5);
+    EXPECT_EQ(lines("run"), written);
+  }
+  EXPECT_EQ(fs::path(newest("run")).filename(), "sft-000005");
+  finish(*trainer);
+  expect_same("run", "whole");
+}
+
+TEST_F(TrainerTest, AStepWhoseLineTheDiskLosesHasBeen) {
+  const std::string phases = sft("sft", 7);
+  finish(*open("whole", phases));
+  const auto trainer = open("run", phases);
+  steps(*trainer, 4);
+  {
+    const MetricsDisk broken(MetricsDisk::kBroken);
+    const std::string message = error([&] { trainer->advance(); });
+    EXPECT_NE(message.find("step 5, which was made, and its line is lost: "), std::string::npos) << message;
+    EXPECT_NE(message.find("metrics.jsonl: cannot be written: Input/output error"), std::string::npos) << message;
+  }
+  EXPECT_EQ(trainer->steps_done(), 5);
+  EXPECT_EQ(fs::path(newest("run")).filename(), "sft-000005");
+  finish(*trainer);
+  for (const char* file : {"model.safetensors"})
+    EXPECT_TRUE(read_whole(newest("run") + "/" + file) == read_whole(newest("whole") + "/" + file)) << file;
+  std::vector<json> all = lines("whole");
+  all.erase(std::find_if(all.begin(), all.end(),
+                         [](const json& line) { return line["step"] == 5 && line.contains("loss"); }));
+  EXPECT_EQ(lines("run"), all);
 }
 
 TEST_F(TrainerTest, APowerStepThatFailsTakesTheUpdateBack) {
@@ -713,6 +784,25 @@ TEST_F(TrainerTest, StartTakesARunOrACheckpointAndSaysWhat) {
 }  // namespace isentrope::train
 
 // In place of the C library's.
+extern "C" int fallocate(int fd, int mode, off_t offset, off_t bytes) {
+  using isentrope::train::MetricsDisk;
+  if (MetricsDisk::state == MetricsDisk::kFull) {
+    errno = ENOSPC;
+    return -1;
+  }
+  return static_cast<int>(::syscall(SYS_fallocate, fd, mode, offset, bytes));
+}
+
+extern "C" ssize_t write(int fd, const void* data, size_t bytes) {
+  using isentrope::train::MetricsDisk;
+  if (MetricsDisk::state == MetricsDisk::kBroken &&
+      std::string_view(static_cast<const char*>(data), bytes).starts_with("{\"phase\": ")) {
+    errno = EIO;
+    return -1;
+  }
+  return ::syscall(SYS_write, fd, data, bytes);
+}
+
 extern "C" int fsync(int fd) {
   using isentrope::train::disk;
   std::unique_lock lock(disk.mutex);

@@ -41,16 +41,35 @@ GrpoLossRule rule_of(const std::string& mode) {
   if (mode == "clip_higher") rule.upper = 1.28;
   if (mode == "clip_cov") rule.drop = 1;
   if (mode == "kl_cov") rule.penalty = 0.7;
-  if (mode == "gspo") rule.form = GrpoForm::kSequenceRatio;
-  if (mode == "cispo") rule.form = GrpoForm::kClippedWeight;
+  if (mode == "gspo" || mode == "two-sided gspo") rule.form = GrpoForm::kSequenceRatio;
+  if (mode == "two-sided gspo") rule.dual_clip = 1.3;
+  if (mode == "cispo" || mode == "reinforce") rule.form = GrpoForm::kClippedWeight;
   if (mode == "gpg") rule.form = GrpoForm::kUnitWeight;
-  if (mode == "kl_cov" || mode == "gpg") {
+  if (mode == "dppo_tv") rule.form = GrpoForm::kTotalVariation;
+  if (mode == "dppo_kl") rule.form = GrpoForm::kBinaryKl;
+  if (mode == "sapo") rule.form = GrpoForm::kSoftGate;
+  if (mode == "geo_mean") rule.form = GrpoForm::kGeometricMean;
+  if (mode == "vespo") rule.form = GrpoForm::kGammaWeight;
+  if (mode == "ce_gppo") rule.form = GrpoForm::kKeptGradient;
+  if (mode == "dro") rule.form = GrpoForm::kQuadratic;
+  if (mode == "kl_cov" || mode == "gpg" || mode == "reinforce") {
     rule.lower = 0;
-    rule.upper = kInf;
+    rule.upper = mode == "reinforce" ? 2 : kInf;
   }
+  if (mode == "dppo_tv" || mode == "dppo_kl" || mode == "geo_mean") {
+    rule.lower = mode == "dppo_kl" ? -0.02 : -0.1;
+    rule.upper = mode == "dppo_kl" ? 0.03 : 0.15;
+    rule.dual_clip = 1.5;
+  }
+  if (mode == "ce_gppo") rule.dual_clip = 1.6, rule.kept_low = 0.75, rule.kept_high = 0.5;
+  rule.tau_neg = 1.5;
+  rule.k_pos = 2, rule.lambda_pos = 3, rule.k_neg = 3, rule.lambda_neg = 2;
+  rule.quadratic = 0.3;
   return rule;
 }
-const char* const kModes[] = {"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg"};
+const char* const kModes[] = {"clip",     "clip_higher", "clip_cov",  "kl_cov",  "gspo",    "two-sided gspo",
+                              "cispo",    "gpg",         "reinforce", "dppo_tv", "dppo_kl", "sapo",
+                              "geo_mean", "vespo",       "ce_gppo",   "dro"};
 
 // Log-ratios of a few tenths and, in some tokens, beyond the clamps; every third token masked, every row else.
 Case random_case(int64_t B, int64_t T, const std::string& mode = "clip", bool extras = false) {
@@ -61,10 +80,12 @@ Case random_case(int64_t B, int64_t T, const std::string& mode = "clip", bool ex
   const int64_t n = B * T;
   t.logprob = uniform(n, 1, -4, -0.01);
   t.advantage = normal(n, 3);
-  const std::vector<double> d = normal(n, 2, 0.3), delta = normal(n, 4, 0.5), chance = uniform(n, 5, 0, 1);
+  const bool gamma = t.rule.form == GrpoForm::kGammaWeight;  // of the sum over a sequence: it has to stay near 0
+  const std::vector<double> d = normal(n, 2, gamma ? 0.02 : 0.3), delta = normal(n, 4, 0.5),
+                            chance = uniform(n, 5, 0, 1);
   for (int64_t i = 0; i < n; ++i) {
     t.old_logprob.push_back(t.logprob[i] - d[i]);
-    if (i % 17 == 5) t.old_logprob[i] = t.logprob[i] + (i % 2 ? 25 : -1.5);
+    if (i % 17 == 5 && !gamma) t.old_logprob[i] = t.logprob[i] + (i % 2 ? 25 : -1.5);
     t.mask.push_back(chance[i] < 0.7);
   }
   if (t.rule.drop > 0 || t.rule.penalty > 0)
@@ -103,14 +124,14 @@ struct Expected {
       for (int64_t i = b * t.T; i < (b + 1) * t.T; ++i) {
         if (!t.mask[i]) continue;
         ++tokens[b];
-        ratio[b] += A(t.logprob[i]) - A(t.old_logprob[i]);
+        ratio[b] += of_sequence(t.rule, A(t.logprob[i]) - A(t.old_logprob[i]), A(t.advantage[i]));
         advantage += A(t.advantage[i]);
         logprob += A(t.logprob[i]);
         entropy += t.entropy.empty() ? A(0) : A(t.entropy[i]);
       }
       N += tokens[b];
       S += tokens[b] > 0;
-      if (tokens[b] > 0) ratio[b] /= A(tokens[b]);
+      if (tokens[b] > 0 && t.rule.form != GrpoForm::kGammaWeight) ratio[b] /= A(tokens[b]);
     }
     if (N == 0) return;
     advantage /= A(N), logprob /= A(N), entropy /= A(N);
@@ -120,6 +141,13 @@ struct Expected {
         if (t.mask[i]) token(t, b, i, ratio[b], advantage, logprob, entropy);
     }
     finish(A(N), A(S), advantage, logprob, entropy);
+  }
+
+  // What a token adds to the log-ratio of its sequence.
+  static A of_sequence(const GrpoLossRule& rule, A d, A advantage) {
+    if (rule.form == GrpoForm::kGammaWeight) return std::clamp(d, A(-20), A(20));
+    if (rule.form != GrpoForm::kGeometricMean) return d;
+    return advantage > 0 ? std::min(d, A(rule.upper)) : std::max(d, A(rule.lower));
   }
 
   static A weight_of(const Case& t, A N, A S, A tokens) {
@@ -133,6 +161,8 @@ struct Expected {
         return 1 / ((given > 0 ? given : S) * tokens);
       case GrpoAggregate::kSequenceMeanTokenSumNorm:
         return 1 / (given > 0 ? given : S * A(t.T));
+      case GrpoAggregate::kTokenSum:
+        return 1 / (given > 0 ? given : A(1));
       default:
         return 1 / (given > 0 ? given : A(t.T));
     }
@@ -142,22 +172,58 @@ struct Expected {
     const GrpoLossRule& rule = t.rule;
     const A l = A(t.logprob[i]), advantage = A(t.advantage[i]), raw = l - A(t.old_logprob[i]);
     const A d = std::clamp(raw, A(-20), A(20)), exp_d = std::exp(d);
-    const bool of_sequence = rule.form == GrpoForm::kSequenceRatio, selected = !t.selected.empty() && t.selected[i];
-    const A own = of_sequence ? mean_d : raw, most = of_sequence ? A(10) : A(20);
-    const A r = of_sequence ? std::exp(std::clamp(mean_d, A(-20), A(10))) : exp_d;
+    const GrpoForm form = rule.form;
+    const bool selected = !t.selected.empty() && t.selected[i], gamma = form == GrpoForm::kGammaWeight;
+    const bool whole = form == GrpoForm::kSequenceRatio || form == GrpoForm::kGeometricMean || gamma;
+    const A own = whole ? mean_d : raw, most = whole ? A(10) : A(20);
+    const A r = gamma   ? std::exp(std::clamp(mean_d, A(std::log(1e-8)), A(20)))
+                : whole ? std::exp(std::clamp(mean_d, A(-20), A(10)))
+                        : exp_d;
     const bool inside = own >= A(-20) && own <= most;
     const A clipped = std::clamp(r, A(rule.lower), A(rule.upper));
     bool low = r<A(rule.lower), high = r> A(rule.upper), dual = false;
     A L = 0, dL = 0;
-    if (rule.form == GrpoForm::kUnitWeight) {
+    if (form == GrpoForm::kUnitWeight || form == GrpoForm::kQuadratic) {
       L = -advantage * l, dL = -advantage;
-    } else if (rule.form == GrpoForm::kClippedWeight) {
+      low = high = false;
+      if (form == GrpoForm::kQuadratic) {
+        L += A(rule.quadratic) * d * d / 2;
+        if (inside) dL += A(rule.quadratic) * d;
+      }
+    } else if (form == GrpoForm::kClippedWeight) {
       L = -clipped * advantage * l, dL = -clipped * advantage;
+    } else if (gamma) {
+      const A k = A(advantage < 0 ? rule.k_neg : rule.k_pos),
+              lambda = A(advantage < 0 ? rule.lambda_neg : rule.lambda_pos);
+      const A log_w = std::clamp(mean_d, A(std::log(1e-8)), A(20));
+      const A phi = std::exp(lambda + k * log_w - lambda * r);
+      low = high = false;
+      L = -phi * advantage * l, dL = -phi * advantage;
+    } else if (form == GrpoForm::kSoftGate) {
+      const A tau = A(advantage > 0 ? rule.tau_pos : rule.tau_neg), e = std::exp(-tau * (r - 1));
+      low = high = false;
+      L = -advantage * 4 / tau / (1 + e);
+      if (inside) dL = -advantage * 4 * r * e / ((1 + e) * (1 + e));
+    } else if (form == GrpoForm::kTotalVariation || form == GrpoForm::kBinaryKl) {
+      const A p = std::exp(std::min(l, A(0))), q = std::exp(std::min(A(t.old_logprob[i]), A(0))), tiny = A(1e-8);
+      A D = p - q;
+      if (form == GrpoForm::kBinaryKl) {
+        D = q * (A(t.old_logprob[i]) - l) + (1 - q) * (std::log(1 - q + tiny) - std::log(1 - p + tiny));
+        if (p <= q) D = -D;
+      }
+      high = advantage > 0 && D > A(rule.upper), low = advantage <= 0 && D < A(rule.lower);
+      dual = !high && !low && r > A(rule.dual_clip);
+      if (!high && !low) dL = -advantage * std::min(r, A(rule.dual_clip)), L = dL * l;
+    } else if (form == GrpoForm::kGeometricMean) {
+      high = advantage > 0 && raw > A(rule.upper), low = advantage < 0 && raw < A(rule.lower);
+      L = -advantage * r;
+      if (inside && !high && !low) dL = L;
     } else {
       L = -advantage * r, dL = inside ? L : A(0);
       const bool held = -advantage * clipped > L;
       low = low && held, high = high && held;
       if (held) L = -advantage * clipped, dL = 0;
+      if (held && form == GrpoForm::kKeptGradient) L *= A(low ? rule.kept_low : rule.kept_high), dL = L;
       dual = advantage < 0 && L > -advantage * A(rule.dual_clip);
       if (dual) L = -advantage * A(rule.dual_clip), dL = 0;
       if (selected && rule.drop > 0) L = dL = 0;
@@ -409,7 +475,7 @@ TYPED_TEST(GrpoLoss, WeightOfTheDivergence) {
 TYPED_TEST(GrpoLoss, EveryAggregateWithAndWithoutNormalizer) {
   for (const GrpoAggregate aggregate :
        {GrpoAggregate::kTokenMean, GrpoAggregate::kSequenceMeanTokenSum, GrpoAggregate::kSequenceMeanTokenMean,
-        GrpoAggregate::kSequenceMeanTokenSumNorm, GrpoAggregate::kTokenSumNorm})
+        GrpoAggregate::kSequenceMeanTokenSumNorm, GrpoAggregate::kTokenSumNorm, GrpoAggregate::kTokenSum})
     for (const double normalizer : {0.0, 37.0}) {
       SCOPED_TRACE("aggregate " + std::to_string(static_cast<int>(aggregate)) + ", normalizer " +
                    std::to_string(normalizer));
@@ -430,6 +496,29 @@ TYPED_TEST(GrpoLoss, SequenceRatiosBeyondTheClamps) {
     t.old_logprob[65 + i] = t.logprob[65 + i] + 22;
   }
   run<TypeParam>(t);
+  for (const char* mode : {"geo_mean", "vespo"}) {
+    SCOPED_TRACE(mode);
+    Case of = random_case(4, 65, mode);
+    of.old_logprob = t.old_logprob;
+    for (int64_t i = 0; i < 65; ++i) of.advantage[i] = -1, of.advantage[65 + i] = 1;
+    run<TypeParam>(of);
+  }
+}
+
+// Gates and weights whose exponentials are beyond float's range, and probabilities next to 0 and 1.
+TYPED_TEST(GrpoLoss, ExtremesOfTheForms) {
+  for (const char* mode : {"sapo", "dppo_tv", "dppo_kl", "ce_gppo", "dro", "reinforce"}) {
+    SCOPED_TRACE(mode);
+    Case t = random_case(1, 40, mode);
+    t.rule.tau_pos = 16, t.rule.tau_neg = 1.0 / 64;
+    const double ends[] = {-1e-7, -1e-3, -0.5, -5, -30, -120};
+    for (int64_t i = 0; i < t.size(); ++i) {
+      t.mask[i] = 1;
+      t.logprob[i] = ends[i % 6];
+      t.old_logprob[i] = ends[i / 6 % 6];
+    }
+    run<TypeParam>(t);
+  }
 }
 
 TYPED_TEST(GrpoLoss, WithoutStatistics) {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
+#include <optional>
 
 #include "tests/kernels/testing.h"
 
@@ -12,18 +14,40 @@ namespace {
 constexpr double kInf = std::numeric_limits<double>::infinity();
 const double kNaN = std::nan("");
 
-enum Output { kLogprob, kEntropy, kLse, kSumP2, kSumP2Logp, kOutputs };
-const char* const kNames[kOutputs] = {"logprob", "entropy", "lse", "sum_p2", "sum_p2_logp"};
+enum Output { kLogprob, kEntropy, kLse, kSumP2, kSumP2Logp, kKept, kOutputs };
+const char* const kNames[kOutputs] = {"logprob", "entropy", "lse", "sum_p2", "sum_p2_logp", "kept_entropy"};
 
 struct Case {
   int64_t N = 1, V = 2, columns = 2;  // of a block
   double temperature = 1.0, softcap = 0.0;
   int64_t ignore_index = -100;
-  std::vector<double> product;      // [N, V] h·Wᵀ
-  std::vector<double> bias;         // [V], or empty
-  std::vector<int64_t> target;      // [N]
-  std::vector<double> gradient[3];  // [N] of logprob, entropy, lse; empty for none
+  std::vector<double> product;  // [N, V] h·Wᵀ
+  std::vector<double> bias;     // [V], or empty
+  std::vector<int64_t> target;  // [N]
+  std::optional<kernels::Keep> keep;
+  double share = 1.0;
+  std::vector<double> gradient[4];  // [N] of logprob, entropy, lse, kept_entropy; empty for none
 };
+
+// The tokens that are kept of s [V] / τ, by a sort.
+template <class A>
+std::vector<bool> kept_tokens(const Case& t, const std::vector<A>& s) {
+  std::vector<int64_t> order(t.V);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return s[a] > s[b]; });
+  std::vector<bool> kept(t.V);
+  double total = 0, sum = 0;
+  for (const int64_t v : order) total += std::exp(static_cast<double>(s[v] - s[order[0]]));
+  const double count = static_cast<double>(t.V) - std::floor(t.share * static_cast<double>(t.V));
+  for (int64_t i = 0; i < t.V; ++i) {
+    const bool reached =
+        *t.keep == kernels::Keep::kTopP ? t.share < 1 && sum >= t.share * total : static_cast<double>(i) >= count;
+    if (reached) break;
+    kept[order[i]] = true;
+    sum += std::exp(static_cast<double>(s[order[i]] - s[order[0]]));
+  }
+  return kept;
+}
 
 // What the contract says, computed in A: long double for the truth, the kernel's own type for the plain loop whose error sets
 // the tolerance.
@@ -54,7 +78,7 @@ struct Expected {
     auto incoming = [&](int i) { return t.gradient[i].empty() ? A(0) : static_cast<A>(t.gradient[i][n]); };
     if (bad || largest == A(-kInf)) {
       for (int i = 0; i < kOutputs; ++i) output[i][n] = bad ? A(kNaN) : i == kLogprob || i == kLse ? A(-kInf) : A(0);
-      if (bad && (incoming(0) != 0 || incoming(1) != 0 || incoming(2) != 0))
+      if (bad && (incoming(0) != 0 || incoming(1) != 0 || incoming(2) != 0 || incoming(3) != 0))
         std::fill_n(dlogits.begin() + n * t.V, t.V, A(kNaN));
       return;
     }
@@ -65,13 +89,30 @@ struct Expected {
       p[v] = std::exp(logp[v]);
       if (p[v] > 0) H -= p[v] * logp[v], p2 += p[v] * p[v], p2_logp += p[v] * p[v] * logp[v];
     }
-    const A values[kOutputs] = {logp[t.target[n]], H, largest + std::log(sum), p2, p2_logp};
-    for (int i = 0; i < kOutputs; ++i) output[i][n] = values[i];
+    const A values[kKept] = {logp[t.target[n]], H, largest + std::log(sum), p2, p2_logp};
+    for (int i = 0; i < kKept; ++i) output[i][n] = values[i];
     for (int64_t v = 0; v < t.V; ++v) {
       const A hit = v == t.target[n], entropy_part = p[v] > 0 ? p[v] * (logp[v] + H) : A(0);
       dlogits[n * t.V + v] = slope[v] * (incoming(0) * (hit - p[v]) - incoming(1) * entropy_part + incoming(2) * p[v]) /
                              static_cast<A>(t.temperature);
     }
+    if (t.keep) kept_row(t, n, s, slope, incoming(3));
+  }
+
+  void kept_row(const Case& t, int64_t n, const std::vector<A>& s, const std::vector<A>& slope, A incoming) {
+    const std::vector<bool> kept = kept_tokens(t, s);
+    A largest = -kInf, sum = 0, H = 0;
+    for (int64_t v = 0; v < t.V; ++v) largest = std::max(largest, s[v]);
+    for (int64_t v = 0; v < t.V; ++v) sum += kept[v] ? std::exp(s[v] - largest) : A(0);
+    std::vector<A> logp(t.V), p(t.V);
+    for (int64_t v = 0; v < t.V; ++v) {
+      logp[v] = s[v] - largest - std::log(sum);
+      p[v] = kept[v] ? std::exp(logp[v]) : A(0);
+      if (p[v] > 0) H -= p[v] * logp[v];
+    }
+    output[kKept][n] = H;
+    for (int64_t v = 0; v < t.V; ++v)
+      if (p[v] > 0) dlogits[n * t.V + v] -= slope[v] * incoming * p[v] * (logp[v] + H) / static_cast<A>(t.temperature);
   }
 };
 
@@ -83,10 +124,12 @@ void run(Case t, bool moments = true, bool in_place = false) {
   t.bias = to_doubles(convert<T>(t.bias));
   for (auto& g : t.gradient) g = to_doubles(convert<A>(g));
   DeviceBuffer<int64_t> target(t.target, "target");
-  DeviceBuffer<A> out[kOutputs] = {DeviceBuffer<A>(t.N, "logprob"), DeviceBuffer<A>(t.N, "entropy"),
-                                   DeviceBuffer<A>(t.N, "lse"), DeviceBuffer<A>(t.N, "sum_p2"),
-                                   DeviceBuffer<A>(t.N, "sum_p2_logp")};
-  DeviceBuffer<A> anchor(t.N, "anchor"), log_sum(t.N, "log_sum"), sums(t.N * kernels::kLogitBlockSums, "sums");
+  DeviceBuffer<A> out[kOutputs] = {DeviceBuffer<A>(t.N, "logprob"),     DeviceBuffer<A>(t.N, "entropy"),
+                                   DeviceBuffer<A>(t.N, "lse"),         DeviceBuffer<A>(t.N, "sum_p2"),
+                                   DeviceBuffer<A>(t.N, "sum_p2_logp"), DeviceBuffer<A>(t.N, "kept_entropy")};
+  DeviceBuffer<kernels::KeptTokens> kept(t.N, "kept");
+  DeviceBuffer<A> anchor(t.N, "anchor"), log_sum(t.N, "log_sum"), sums(t.N * kernels::kLogitBlockSums, "sums"),
+      capped(t.N * t.V, "capped");
   std::unique_ptr<DeviceBuffer<T>> bias;
   if (!t.bias.empty()) bias = std::make_unique<DeviceBuffer<T>>(convert<T>(t.bias), "bias");
 
@@ -118,11 +161,28 @@ void run(Case t, bool moments = true, bool in_place = false) {
     f.sum_p2 = moments ? out[kSumP2].data() : nullptr;
     f.sum_p2_logp = moments ? out[kSumP2Logp].data() : nullptr;
     f.sums = sums.data();
+    f.capped = t.keep ? capped.data() : nullptr;
     kernels::linear_token_entropy_forward_cuda(f, nullptr);
   }
 
-  std::unique_ptr<DeviceBuffer<A>> gradient[3];
-  for (int i = 0; i < 3; ++i)
+  kernels::TokenEntropyKeep k;
+  k.dtype = kDTypeOf<A>;
+  k.layout = {t.N, t.V, t.N, 0, t.V};
+  k.logits = capped.data();
+  k.target = target.data();
+  k.ignore_index = t.ignore_index;
+  k.temperature = t.temperature;
+  k.keep = t.keep.value_or(kernels::Keep::kTopP);
+  k.share = t.share;
+  k.entropy = out[kEntropy].data();
+  k.anchor = anchor.data();
+  k.log_sum = log_sum.data();
+  k.kept_entropy = out[kKept].data();
+  k.kept = kept.data();
+  if (t.keep) kernels::token_entropy_keep_cuda(k, nullptr);
+
+  std::unique_ptr<DeviceBuffer<A>> gradient[4];
+  for (int i = 0; i < 4; ++i)
     if (!t.gradient[i].empty()) gradient[i] = std::make_unique<DeviceBuffer<A>>(convert<A>(t.gradient[i]), "gradient");
   auto data = [&](int i) { return gradient[i] ? gradient[i]->data() : nullptr; };
   std::vector<T> dlogits(t.N * t.V);
@@ -137,6 +197,8 @@ void run(Case t, bool moments = true, bool in_place = false) {
     b.dlogprob = data(0);
     b.dentropy = data(1);
     b.dlse = data(2);
+    b.dkept = data(3);
+    b.kept = b.dkept ? kept.data() : nullptr;
     b.dlogits = in_place ? static_cast<void*>(logits.data()) : separate.data();
     kernels::linear_token_entropy_backward_cuda(b, nullptr);
     std::vector<T> block = separate.read();
@@ -148,8 +210,10 @@ void run(Case t, bool moments = true, bool in_place = false) {
   const Expected<long double> exact(t);
   const Expected<A> plain(t);
   auto doubles = [](const auto& x) { return std::vector<double>(x.begin(), x.end()); };
-  for (int i = 0; i < (moments ? kOutputs : kSumP2); ++i)
+  for (int i = 0; i < kOutputs; ++i) {
+    if (i == kKept ? !t.keep : i >= kSumP2 && !moments) continue;
     EXPECT_TRUE(within_twice(kNames[i], out[i].read(), plain.output[i], doubles(exact.output[i])));
+  }
   EXPECT_TRUE(within_twice("dlogits", dlogits, convert<T>(doubles(plain.dlogits)), doubles(exact.dlogits)));
 }
 
@@ -212,7 +276,8 @@ TYPED_TEST(LinearTokenEntropy, SpecialRows) {
   t.product[3 * V + V / 2] = kNaN;
   t.product[4 * V + 3] = kInf;
   t.product[5 * V + 7] = kNaN;  // but nothing flows back into it
-  for (auto& g : t.gradient) g[5] = 0;
+  for (auto& g : t.gradient)
+    if (!g.empty()) g[5] = 0;
   for (int64_t v = 0; v < V; ++v) {
     t.product[6 * V + v] = -kInf;                         // all
     if (v != V - 1) t.product[7 * V + v] = -kInf;         // all but the last
@@ -220,6 +285,21 @@ TYPED_TEST(LinearTokenEntropy, SpecialRows) {
   }
   t.target[7] = t.target[8] = V - 1;
   run<TypeParam>(t);
+}
+
+TYPED_TEST(LinearTokenEntropy, KeptTokens) {
+  for (const auto keep : {kernels::Keep::kTopP, kernels::Keep::kWithoutLowest})
+    for (const int64_t columns : {64, 301}) {
+      Case t = random_case(48, 301, columns);
+      t.bias = normal(t.V, 9);
+      t.softcap = columns == 64 ? 4.0 : 0.0;
+      t.target[0] = t.ignore_index;
+      t.target[1] = t.V;
+      t.keep = keep;
+      t.share = 0.7;
+      t.gradient[3] = normal(t.N, 7);
+      run<TypeParam>(t, false);
+    }
 }
 
 TEST(LinearTokenEntropyLaunch, NoRows) {

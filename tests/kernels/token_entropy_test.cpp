@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
+#include <optional>
 
 #include "tests/kernels/testing.h"
 
@@ -14,8 +16,8 @@ using kernels::LogitRows;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 const double kNaN = std::nan("");
 
-enum Output { kLogprob, kEntropy, kLse, kSumP2, kSumP2Logp, kOutputs };
-const char* const kNames[kOutputs] = {"logprob", "entropy", "lse", "sum_p2", "sum_p2_logp"};
+enum Output { kLogprob, kEntropy, kLse, kSumP2, kSumP2Logp, kKept, kOutputs };
+const char* const kNames[kOutputs] = {"logprob", "entropy", "lse", "sum_p2", "sum_p2_logp", "kept_entropy"};
 
 struct Case {
   int64_t N = 1, V = 2;
@@ -24,9 +26,11 @@ struct Case {
   int64_t group_rows = 0;  // 0: all rows in one group
   int64_t pad = 0;         // elements between rows
   int64_t ignore_index = -100;
-  std::vector<double> logits;       // [N, V]
-  std::vector<int64_t> target;      // [N]
-  std::vector<double> gradient[3];  // [N] of logprob, entropy, lse; empty for none
+  std::vector<double> logits;   // [N, V]
+  std::vector<int64_t> target;  // [N]
+  std::optional<kernels::Keep> keep;
+  double share = 1.0;
+  std::vector<double> gradient[4];  // [N] of logprob, entropy, lse, kept_entropy; empty for none
 
   LogitRows layout() const {
     const int64_t group = group_rows ? group_rows : N;
@@ -38,6 +42,26 @@ struct Case {
   }
   int64_t extent() const { return at(N - 1, V - 1) + 1; }
 };
+
+// The tokens that are kept of s [V] / τ, by a sort.
+template <class A>
+std::vector<bool> kept_tokens(const Case& t, const std::vector<A>& s) {
+  std::vector<int64_t> order(t.V);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return s[a] > s[b]; });
+  std::vector<bool> kept(t.V);
+  double total = 0, sum = 0;
+  for (const int64_t v : order) total += std::exp(static_cast<double>(s[v] - s[order[0]]));
+  const double count = static_cast<double>(t.V) - std::floor(t.share * static_cast<double>(t.V));
+  for (int64_t i = 0; i < t.V; ++i) {
+    const bool reached =
+        *t.keep == kernels::Keep::kTopP ? t.share < 1 && sum >= t.share * total : static_cast<double>(i) >= count;
+    if (reached) break;
+    kept[order[i]] = true;
+    sum += std::exp(static_cast<double>(s[order[i]] - s[order[0]]));
+  }
+  return kept;
+}
 
 // What the contract says, computed in A: long double for the truth, the kernel's own type for the plain loop whose error
 // sets the tolerance.
@@ -79,6 +103,23 @@ struct Expected {
       dlogits[n * t.V + v] = (incoming(0) * (hit - p[v]) - incoming(1) * entropy_part + incoming(2) * p[v]) /
                              static_cast<A>(t.temperature);
     }
+    if (t.keep) kept_row(t, n, s, std::vector<A>(t.V, A(1)), incoming(3));
+  }
+
+  void kept_row(const Case& t, int64_t n, const std::vector<A>& s, const std::vector<A>& slope, A incoming) {
+    const std::vector<bool> kept = kept_tokens(t, s);
+    A largest = -kInf, sum = 0, H = 0;
+    for (int64_t v = 0; v < t.V; ++v) largest = std::max(largest, s[v]);
+    for (int64_t v = 0; v < t.V; ++v) sum += kept[v] ? std::exp(s[v] - largest) : A(0);
+    std::vector<A> logp(t.V), p(t.V);
+    for (int64_t v = 0; v < t.V; ++v) {
+      logp[v] = s[v] - largest - std::log(sum);
+      p[v] = kept[v] ? std::exp(logp[v]) : A(0);
+      if (p[v] > 0) H -= p[v] * logp[v];
+    }
+    output[kKept][n] = H;
+    for (int64_t v = 0; v < t.V; ++v)
+      if (p[v] > 0) dlogits[n * t.V + v] -= slope[v] * incoming * p[v] * (logp[v] + H) / static_cast<A>(t.temperature);
   }
 
   void special(const Case& t, int64_t n, bool bad) {
@@ -99,9 +140,10 @@ void run(Case t, bool moments = true, bool in_place = false) {
     for (int64_t v = 0; v < t.V; ++v) stored[t.at(n, v)] = convert<T>({t.logits[n * t.V + v]})[0];
   DeviceBuffer<T> logits(stored, "logits", t.offset);
   DeviceBuffer<int64_t> target(t.target, "target");
-  DeviceBuffer<A> out[kOutputs] = {DeviceBuffer<A>(t.N, "logprob"), DeviceBuffer<A>(t.N, "entropy"),
-                                   DeviceBuffer<A>(t.N, "lse"), DeviceBuffer<A>(t.N, "sum_p2"),
-                                   DeviceBuffer<A>(t.N, "sum_p2_logp")};
+  DeviceBuffer<A> out[kOutputs] = {DeviceBuffer<A>(t.N, "logprob"),     DeviceBuffer<A>(t.N, "entropy"),
+                                   DeviceBuffer<A>(t.N, "lse"),         DeviceBuffer<A>(t.N, "sum_p2"),
+                                   DeviceBuffer<A>(t.N, "sum_p2_logp"), DeviceBuffer<A>(t.N, "kept_entropy")};
+  DeviceBuffer<kernels::KeptTokens> kept(t.N, "kept");
   DeviceBuffer<A> anchor(t.N, "anchor"), log_sum(t.N, "log_sum");
 
   kernels::TokenEntropyForward f;
@@ -119,6 +161,22 @@ void run(Case t, bool moments = true, bool in_place = false) {
   f.sum_p2 = moments ? out[kSumP2].data() : nullptr;
   f.sum_p2_logp = moments ? out[kSumP2Logp].data() : nullptr;
   kernels::token_entropy_forward_cuda(f, nullptr);
+
+  kernels::TokenEntropyKeep k;
+  k.dtype = f.dtype;
+  k.layout = f.layout;
+  k.logits = f.logits;
+  k.target = target.data();
+  k.ignore_index = t.ignore_index;
+  k.temperature = t.temperature;
+  k.keep = t.keep.value_or(kernels::Keep::kTopP);
+  k.share = t.share;
+  k.entropy = out[kEntropy].data();
+  k.anchor = anchor.data();
+  k.log_sum = log_sum.data();
+  k.kept_entropy = out[kKept].data();
+  k.kept = kept.data();
+  if (t.keep) kernels::token_entropy_keep_cuda(k, nullptr);
 
   // Rounded as the kernel is given them.
   for (auto& g : t.gradient) g = to_doubles(convert<A>(g));
@@ -141,14 +199,18 @@ void run(Case t, bool moments = true, bool in_place = false) {
   b.dlogprob = data(0);
   b.dentropy = data(1);
   b.dlse = data(2);
+  b.dkept = data(3);
+  b.kept = b.dkept ? kept.data() : nullptr;
   b.dlogits = in_place ? logits.data() : separate.data();
   kernels::token_entropy_backward_cuda(b, nullptr);
 
   const Expected<long double> exact(t);
   const Expected<A> plain(t);
   auto doubles = [](const auto& x) { return std::vector<double>(x.begin(), x.end()); };
-  for (int i = 0; i < (moments ? kOutputs : kSumP2); ++i)
+  for (int i = 0; i < kOutputs; ++i) {
+    if (i == kKept ? !t.keep : i >= kSumP2 && !moments) continue;
     EXPECT_TRUE(within_twice(kNames[i], out[i].read(), plain.output[i], doubles(exact.output[i])));
+  }
   std::vector<T> dlogits;
   if (in_place) {
     const std::vector<T> all = logits.read();
@@ -239,9 +301,74 @@ TYPED_TEST(TokenEntropy, RowsThatSayNothing) {
     t.logits[3 * V + V / 2] = kNaN;
     t.logits[4 * V + 3] = kInf;
     t.logits[5 * V + 7] = kNaN;  // but nothing flows back into it
-    for (auto& g : t.gradient) g[5] = 0;
+    for (auto& g : t.gradient)
+      if (!g.empty()) g[5] = 0;
     for (int64_t v = 0; v < V; ++v) t.logits[6 * V + v] = kNaN;
     run<TypeParam>(t);
+  }
+}
+
+// ---- kept tokens ----------------------------------------------------------------------------------------------------
+
+Case keeping(Case t, kernels::Keep keep, double share) {
+  t.keep = keep;
+  t.share = share;
+  t.gradient[3] = normal(t.N, 7);
+  return t;
+}
+
+template <class T>
+void run_keeping(const Case& t, bool in_place = false) {
+  for (const double share : {1e-9, 0.3, 0.8, 0.999, 1.0}) {
+    SCOPED_TRACE("top_p " + std::to_string(share));
+    run<T>(keeping(t, kernels::Keep::kTopP, share), false, in_place);
+  }
+  for (const double share : {0.0, 0.2, 0.9}) {
+    SCOPED_TRACE("without_lowest " + std::to_string(share));
+    run<T>(keeping(t, kernels::Keep::kWithoutLowest, share), false, in_place);
+  }
+}
+
+TYPED_TEST(TokenEntropy, KeptTokens) {
+  for (const int64_t V : {1, 2, 33, 97, 1025, 4099}) {
+    SCOPED_TRACE("V " + std::to_string(V));
+    Case t = random_case(V > 1000 ? 5 : 48, V);
+    t.offset = 1;
+    t.temperature = 0.7;
+    run_keeping<TypeParam>(t, V == 33);
+  }
+}
+
+TYPED_TEST(TokenEntropy, KeptTokensOfEqualLogits) {
+  for (const int64_t V : {40, 700}) {
+    Case t = random_case(24, V);
+    for (size_t i = 0; i < t.logits.size(); ++i) t.logits[i] = i % 5 == 0 ? 1.0 : i % 3 ? 0.0 : -0.0;
+    run_keeping<TypeParam>(t);
+  }
+}
+
+TYPED_TEST(TokenEntropy, KeptTokensFarFromZeroAndApart) {
+  run_keeping<TypeParam>(random_case(16, 300, 2.0, 3e4));
+  Case t = random_case(16, 300);  // both at once: all but a few p are 0
+  for (size_t i = 0; i < t.logits.size(); ++i) t.logits[i] += i % 7 ? -3e4 : 3e4;
+  run_keeping<TypeParam>(t);
+}
+
+TYPED_TEST(TokenEntropy, KeptTokensOfSpecialRows) {
+  for (const int64_t V : {40, 1100}) {
+    Case t = random_case(24, V);
+    t.target[0] = t.ignore_index;
+    t.target[1] = V;
+    t.logits[3 * V + V / 2] = kNaN;
+    t.logits[4 * V + 3] = kInf;
+    for (int64_t v = 0; v < V; ++v) {
+      t.logits[6 * V + v] = kNaN;
+      t.logits[7 * V + v] = -kInf;
+      if (v % 3) t.logits[8 * V + v] = -kInf;
+      if (v != V - 1) t.logits[9 * V + v] = -kInf;
+    }
+    t.target[7] = 0, t.target[8] = 0, t.target[9] = V - 1;
+    run_keeping<TypeParam>(t);
   }
 }
 
@@ -249,6 +376,9 @@ TEST(TokenEntropyLaunch, NoRows) {
   kernels::TokenEntropyForward f;
   f.layout.vocab = 5;
   EXPECT_NO_THROW(kernels::token_entropy_forward_cuda(f, nullptr));
+  kernels::TokenEntropyKeep k;
+  k.layout.vocab = 5;
+  EXPECT_NO_THROW(kernels::token_entropy_keep_cuda(k, nullptr));
   kernels::TokenEntropyBackward b;
   b.layout.vocab = b.dlogits_layout.vocab = 5;
   EXPECT_NO_THROW(kernels::token_entropy_backward_cuda(b, nullptr));

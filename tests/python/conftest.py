@@ -35,16 +35,16 @@ def worst(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return error.nan_to_num(nan=float("inf")).max().item() if error.numel() else 0.0
 
 
-def assert_within_twice(name: str, actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
-    """actual is at most twice as far from exact (float64) as plain is: the same mathematics by torch in actual's dtype.
+def assert_within_twice(name: str, actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, times: float = 2.0) -> None:
+    """actual is at most twice (times) as far from exact (float64) as plain is: the same mathematics by torch in actual's dtype.
     Below one rounding of the largest element both count as exact. For a float64 actual, plain is given in float32, of
     the same inputs, and its error is scaled to float64's rounding; exact has such an error too, hence twice as much."""
     scale = 2 * torch.finfo(actual.dtype).eps / torch.finfo(torch.float32).eps if actual.dtype == torch.float64 else 1.0
     rounded = plain.detach().to(torch.float32 if actual.dtype == torch.float64 else actual.dtype)
     finite = exact.detach()[exact.isfinite()].abs()
     rounding = torch.finfo(actual.dtype).eps / 2 * (finite.max().item() if finite.numel() else 0.0)
-    error, allowed = worst(actual, exact), 2 * max(scale * worst(rounded, exact), rounding)
-    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} (twice that of plain torch)"
+    error, allowed = worst(actual, exact), times * max(scale * worst(rounded, exact), rounding)
+    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g} ({times:g} times that of plain torch)"
 
 
 @pytest.fixture

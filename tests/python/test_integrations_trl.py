@@ -20,6 +20,7 @@ trl = pytest.importorskip("trl", reason="there is no trl; scripts/integrations.s
 import trl_runs  # noqa: E402
 from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 
+from isentrope import reference  # noqa: E402
 from isentrope.integrations import trl as integration  # noqa: E402
 from isentrope.integrations.trl.head import add_head  # noqa: E402
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*depre
 B, P, T = 4, 5, 9
 
 
-def inputs(trainer, old=True, tool_mask=False):
+def inputs(trainer, old=True, tool_mask=False, sampler=True):
     """What TRL hands to its loss: a micro-batch of four completions, one of them without a token."""
     draw = torch.Generator().manual_seed(2)
     prompts = torch.arange(P) >= P - torch.tensor([5, 3, 1, 4])[:, None]
@@ -46,7 +47,8 @@ def inputs(trainer, old=True, tool_mask=False):
     if old:
         made["old_per_token_logps"] = now + 0.3 * torch.randn(B, T, generator=draw)
     made["ref_per_token_logps"] = now + 0.2 * torch.randn(B, T, generator=draw)
-    made["importance_sampling_ratio"] = 2 * torch.rand(B, T, generator=draw)
+    if sampler:
+        made["importance_sampling_ratio"] = 2 * torch.rand(B, T, generator=draw)
     return made
 
 
@@ -77,6 +79,9 @@ CASES = {
     "cispo": ({"loss_type": "cispo", "epsilon_high": 1.1}, {}),
     "sequence": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02}, {}),
     "sequence, dapo": ({"loss_type": "dapo", "importance_sampling_level": "sequence", "epsilon": 0.02}, {}),
+    "sequence, two-sided": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02, "delta": 1.05}, {}),
+    "luspo": ({"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 0.02}, {}),
+    "luspo, kl": ({"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 0.02, "beta": 0.1, "use_bias_correction_kl": False}, {}),
     "sequence, kl": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1, "use_bias_correction_kl": False}, {}),
     "kl": ({"loss_type": "dapo", "beta": 0.1}, {}),
     "kl on the policy": ({"loss_type": "grpo", "beta": 0.1}, {"old": False}),
@@ -91,7 +96,6 @@ OF_TRL_ALONE = {
     "sapo": ({"loss_type": "sapo"}, {}),
     "vespo": ({"loss_type": "vespo"}, {}),
     "sequence, weighted kl": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1}, {}),
-    "sequence, two-sided": ({"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02, "delta": 1.05}, {}),
     "a bound inside the clip": ({"loss_type": "bnpo", "delta": 1.1}, {}),
 }
 
@@ -165,6 +169,41 @@ def test_ours_by_hand(tmp_path):
             torch.testing.assert_close(gradients[key], parameter.grad, rtol=0, atol=1e-5 * largest, msg=lambda text: f"{name} {key}: {text}")
         if selected is not None:
             assert metrics["isentrope/select/frac"] == [pytest.approx(selected.sum().item() / mask.sum().item(), abs=1e-6)] and selected.any(), name
+
+
+@pytest.mark.parametrize("loss, loss_type, options", [("sapo", "grpo", {"sapo_temperature_neg": 2.0}), ("vespo", "dapo", {"vespo_k_pos": 1.0})])
+def test_losses_of_trl_by_name(loss, loss_type, options, tmp_path):
+    # TRL's vespo takes vLLM's weights where they are handed over, which without vLLM they are not.
+    theirs, ours = (step(house, tmp_path, {"sampler": False}, **made, **options) for house, made in
+                    (("trl", {"loss_type": loss}), ("isentrope", {"loss": loss, "loss_type": loss_type, "fused_head": False})))  # fmt: skip
+    largest = max(gradient.abs().max() for gradient in theirs[1].values())
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5, abs=1e-5) and ours[3]._rule is not None
+    for key, gradient in theirs[1].items():
+        torch.testing.assert_close(ours[1][key], gradient, rtol=0, atol=1e-5 * largest, msg=lambda text: f"{key}: {text}")
+
+
+@pytest.mark.parametrize(
+    "loss, loss_type, fields, options",
+    [
+        ("geo_mean", "grpo", {"epsilon": 0.2, "epsilon_high": 0.4}, {"clip_low": 0.2, "clip_high": 0.4}), ("luspo", "luspo", {"epsilon": 0.02}, {"clip_low": 0.02}),
+        ("reinforce", "bnpo", {"delta": 1.2}, {"delta": 1.2}), ("dppo_tv", "bnpo", {"epsilon": 0.05}, {"clip_low": 0.05}),
+        ("dppo_kl", "bnpo", {"epsilon": 0.01, "delta": 1.2}, {"clip_low": 0.01, "delta": 1.2}), ("dro", "bnpo", {"dro_beta": 0.5}, {"dro_beta": 0.5}),
+        ("ce_gppo", "bnpo", {"gppo_beta1": 0.3, "delta": 1.3}, {"gppo_beta1": 0.3, "delta": 1.3}),
+    ],
+)  # fmt: skip
+def test_further_losses_have_their_coefficients(loss, loss_type, fields, options, tmp_path):
+    value, _, metrics, trainer = step("isentrope", tmp_path, loss=loss, loss_type=loss_type, **fields)
+    batch = inputs(trainer)
+    mask = batch["completion_mask"] > 0
+    with torch.no_grad():
+        now = trainer._get_per_token_logps_and_entropies(
+            trainer.model, torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1), torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1), T
+        )[0]
+        advantage = batch["advantages"][:, None].expand(B, T)
+        tokens = reference.grpo_token_loss(now, batch["old_per_token_logps"], advantage, mask, mode=loss, **options)
+    sums = {"grpo": (tokens.sum(1) / mask.sum(1).clamp(min=1)).mean(), "luspo": tokens.sum(1).mean()}.get(loss_type, tokens.sum() / mask.sum())
+    assert value == pytest.approx(sums.item() / 2, rel=1e-5)
+    assert ("clip_ratio/region_mean" in metrics) == (loss in ("geo_mean", "luspo", "ce_gppo"))
 
 
 def test_choices_differ_by_step_and_accumulation_step_and_come_again(tmp_path):
@@ -307,7 +346,7 @@ def test_a_run_is_that_of_trl(options, tmp_path):
 
 @pytest.mark.parametrize("loss", integration.LOSSES)
 def test_every_loss_trains(loss, tmp_path):
-    made = trained("isentrope", tmp_path, loss=loss, cov_ratio=0.2, cov_lower=0.01, num_iterations=2, entropy_coef=0.01, beta=0.01, eval_strategy="steps",
+    made = trained("isentrope", tmp_path, loss=loss, loss_type="luspo" if loss == "luspo" else "dapo", cov_ratio=0.2, cov_lower=0.01, num_iterations=2, entropy_coef=0.01, beta=0.01, eval_strategy="steps",
                    eval_steps=2, per_device_eval_batch_size=4)  # fmt: skip
     told = [line for line in made.state.log_history if "grad_norm" in line]
     assert len(told) == 3 and all(line["isentrope/ratio/mean"] > 0 for line in told)
@@ -376,7 +415,7 @@ def processes(folder, house, options):
     ({"cov_minimum": -1}, "cov_minimum is -1; wanted 0 or more"),
     ({"kl_cov_coef": float("nan")}, "kl_cov_coef is nan; wanted 0 or more"),
     ({"loss": "clip", "epsilon": -0.1}, "epsilon is -0.1; wanted 0 or more"),
-    ({"loss": "kl_cov", "delta": 4.0}, "delta is 4 and loss 'kl_cov'; wanted loss 'clip' or 'clip_higher', or delta to be None"),
+    ({"loss": "kl_cov", "delta": 4.0}, "delta is 4 and loss 'kl_cov'; wanted loss to be one of clip, clip_higher, .*, or delta to be None"),
     ({"loss": "clip", "delta": 1.1}, "delta is 1.1; wanted above 1 \\+ epsilon_high, which is 1.2"),
 ])  # fmt: skip
 def test_wrong_fields_are_named(fields, message, tmp_path):
@@ -398,7 +437,9 @@ def test_another_version_is_told(tmp_path, monkeypatch):
 
 
 def test_the_constructor_is_that_of_trl():
-    assert inspect.signature(integration.GRPOTrainer.__init__) == inspect.signature(trl.GRPOTrainer.__init__)
+    ours = inspect.signature(integration.GRPOTrainer.__init__)
+    theirs = [one for name, one in ours.parameters.items() if name != "methods"]
+    assert ours.replace(parameters=theirs) == inspect.signature(trl.GRPOTrainer.__init__) and ours.parameters["methods"].default == ()
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch):

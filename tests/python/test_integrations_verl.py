@@ -31,7 +31,7 @@ ACTOR = Path(__file__).with_name("verl_actor.py")
 AGGREGATES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 TWINS = {name: loss.twin for name, loss in integration.LOSSES.items() if loss.twin}
 # With all tokens of the band chosen verl's choice is not random, and has to be ours.
-ALL_OF_THE_BAND = {"clip_cov_ratio": 1.0, "clip_cov_lb": 0.1, "clip_cov_ub": 5.0, "kl_cov_ratio": 0.2}
+ALL_OF_THE_BAND = {"clip_cov_ratio": 1.0, "clip_cov_lb": 0.1, "clip_cov_ub": 5.0, "kl_cov_ratio": 0.2, "dro_beta": 0.3}
 B, T = 6, 31
 
 
@@ -73,6 +73,35 @@ def test_each_loss_is_that_of_verl(name, aggregate):
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(ours[1], theirs[1], rtol=1e-13, atol=1e-13)
         assert ours[1].abs().max() > 0
+
+
+def test_geo_mean_is_that_of_verl_where_a_sequence_has_one_advantage():
+    """verl takes the mean of the advantages, and counts sequences without a token; ours has each token's own."""
+    inputs = batch()
+    inputs["advantages"] = inputs["advantages"][:, :1].expand(B, T)
+    inputs = {name: x[[0, 1, 2, 3, 5]] for name, x in inputs.items()}
+    ours, theirs = (run(name, inputs, clip_ratio_low=0.2, clip_ratio_high=0.4) for name in ("isentrope_geo_mean", "geo_mean"))
+    for a, b in zip(ours[:2], theirs[:2], strict=True):  # verl adds 1e-8 to every length
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_the_losses_that_verl_lacks():
+    inputs = batch()
+    arguments = [inputs[name] for name in ("log_prob", "old_log_prob", "advantages", "response_mask")]
+    for name, aggregate, options in (
+        ("luspo", "seq-mean-token-sum", {"clip_low": 0.1, "clip_high": 0.28}), ("vespo", "token-mean", {}), ("reinforce", "token-mean", {}),
+        ("ce_gppo", "token-mean", {"clip_low": 0.1, "clip_high": 0.28, "dual_clip": 1.6}),
+    ):  # fmt: skip
+        ours = run(f"isentrope_{name}", inputs, clip_ratio_low=0.1, clip_ratio_high=0.28, clip_ratio_c=1.6)
+        leaf = arguments[0].clone().requires_grad_()
+        loss = isentrope.grpo_loss(leaf, *arguments[1:], mode=name, aggregate=aggregate, **options).loss
+        torch.testing.assert_close(ours[0], loss.detach(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(ours[1], torch.autograd.grad(loss, leaf)[0], rtol=1e-12, atol=1e-13)
+
+
+def test_dro_needs_a_beta():
+    with pytest.raises(ValueError, match="isentrope_dro: actor.policy_loss.dro_beta is nan; wanted above 0"):
+        run("isentrope_dro", batch())
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -167,7 +196,8 @@ def test_another_version_is_told_once(monkeypatch):
 def test_verl_finds_the_losses_by_itself():
     """By the entry point, in a process that says nothing of isentrope; and not where plugins are off."""
     script = "from verl.trainer.ppo import core_algos; print(*core_algos.POLICY_LOSS_REGISTRY)"
-    for policy, wanted in (("auto", set(integration.LOSSES)), ("none", set())):
+    both = {spelling for name in integration.LOSSES for spelling in (name, name.replace("_", ".", 1))}
+    for policy, wanted in (("auto", both), ("none", set())):
         done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "VERL_USE_EXTERNAL_PLUGINS": policy}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert {name for name in done.stdout.split() if name.startswith("isentrope")} == wanted
@@ -179,7 +209,7 @@ def test_the_lines_of_the_page_are_a_configuration_of_verl():
     from verl.utils.config import omega_conf_to_dataclass
 
     page = (Path(__file__).resolve().parents[2] / "docs" / "integrations.md").read_text()
-    lines = re.findall(r"^ +(actor_rollout_ref\.\S+)", page, re.MULTILINE)
+    lines = re.findall(r"^ +(actor_rollout_ref\.\S+)", page[: page.index("### Methods", page.index("## verl"))], re.MULTILINE)
     assert len(lines) == 2
     with initialize_config_module("verl.trainer.config", version_base=None):
         whole = compose("ppo_trainer", overrides=[*lines, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2"])

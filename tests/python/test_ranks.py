@@ -162,7 +162,7 @@ def policy(tmp_path_factory):
 def grpo(start, config, steps, *more):
     name = "run.start=" + str(checkpoint(start, "sft-000060"))
     return [name, f"phases.grpo.steps={steps}", "phases.grpo.rollout.save_every=1", "phases.grpo.batch.micro_tokens=0",
-            "phases.grpo.rollout.filter_groups=false", "phases.grpo.evaluation={every: 1, prompts: 8, sampled_prompts: 8, num_generations: 4}",
+            'phases.grpo.reward=[{kind: answer, weight: 0.5}, {kind: format, weight: 0.5, pattern: ".*A[0-9][0-9]"}]', "phases.grpo.evaluation={every: 1, prompts: 8, sampled_prompts: 8, num_generations: 4}",
             *more]  # fmt: skip
 
 

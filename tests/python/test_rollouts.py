@@ -17,6 +17,7 @@ GRPO = ROOT / "configs" / "tiny" / "grpo.yaml"
 KEYS = ["phase", "step", "group", "sample", "prompt", "completion", "tokens", "ids", "logprob", "entropy", "length", "finished", "reward",
         "rewards", "advantage"]  # fmt: skip
 ROLLOUT = "phases.grpo.rollout."
+REWARD = 'phases.grpo.reward=[{kind: answer, weight: 0.5}, {kind: format, weight: 0.5, pattern: ".*A[0-9][0-9]"}'  # those of the configuration, and what is done to them
 
 
 def binary():
@@ -178,7 +179,7 @@ def test_something_else_in_its_place_is_refused_before_the_run(tmp_path):
 
 
 def test_groups_that_are_left_out_have_no_advantage(tmp_path):
-    train(tmp_path, ROLLOUT + "save_every=1", ROLLOUT + "filter_groups=true", ROLLOUT + "max_draws=50", ROLLOUT + "num_generations=2",
+    train(tmp_path, ROLLOUT + "save_every=1", REWARD + ", {kind: filter_groups, max_draws: 50}]", ROLLOUT + "num_generations=2",
           "phases.grpo.steps=4")  # fmt: skip
     told, left_out = metrics(tmp_path), 0
     for step in range(1, 5):
@@ -193,7 +194,7 @@ def test_groups_that_are_left_out_have_no_advantage(tmp_path):
 
 
 def test_parts_of_a_reward_and_branches(tmp_path):
-    train(tmp_path, ROLLOUT + "save_every=1", ROLLOUT + "branch={window: 2, quantile: 0.5}", ROLLOUT + "overlong_buffer={len: 12, penalty_factor: 1.0}",
+    train(tmp_path, ROLLOUT + "save_every=1", ROLLOUT + "branch={window: 2, quantile: 0.5}", REWARD + ", {kind: overlong, len: 12}]",
           ROLLOUT + "mask_truncated=true", "phases.grpo.steps=4")  # fmt: skip
     lines = rollouts(tmp_path)
     for line in lines:

@@ -204,3 +204,15 @@ def test_plan_tells_and_refuses(wide):
     setting = re.search(r"It fits with (phases\S+batch.micro_tokens=\d+)", said.stderr)
     said = subprocess.run([binary(), "plan", "config.yaml", *large, setting[1]], cwd=wide, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
+
+
+LOSSES = [["dppo_tv"], ["dppo_kl"], ["sapo"], ["geo_mean"], ["dro"], ["vespo"], ["ce_gppo"], ["reinforce"], ["clip", "delta=1.5"],
+          ["clip", "aggregate=token-sum"], ["luspo", "aggregate=seq-mean-token-sum"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss, options", [(name, options) for name, *options in LOSSES])
+def test_a_step_of_every_further_loss(tmp_path, loss, options):
+    phases = ["phases.sft.steps=3", "phases.grpo.steps=1", "phases.grpo.reward=[{kind: length, target: 1, limit: 20}]", "phases.grpo.rollout.mini_batches=4", "phases.grpo.evaluation.every=0"]
+    train(ROOT / "configs" / "tiny" / "grpo.yaml", tmp_path, *phases, *[f"phases.grpo.objective.{key}" for key in (f"loss={loss}", *options)])
+    (line,) = (line for line in metrics(tmp_path) if line.get("phase") == "grpo" and "grad_norm" in line)
+    assert abs(line["loss"]) < 1e3 and 0 < line["grad_norm"] < 1e3 and 0 <= line["clip/frac"] <= 1

@@ -44,7 +44,7 @@ def reward(completion_ids, **_):
     return [(37 * sum(tokens) % 101) / 101 for tokens in completion_ids]
 
 
-def trainer(house, folder, policy=None, callbacks=None, peft_config=None, **options):
+def trainer(house, folder, policy=None, callbacks=None, peft_config=None, methods=None, **options):
     """house: trl or isentrope"""
     trainer_type, config_type = {
         "trl": (trl.GRPOTrainer, trl.GRPOConfig),
@@ -59,7 +59,8 @@ def trainer(house, folder, policy=None, callbacks=None, peft_config=None, **opti
     args = config_type(**{**given, **options})
     data = datasets.Dataset.from_dict({"prompt": PROMPTS})
     return trainer_type(policy if policy is not None else model(), reward_funcs=reward, args=args, train_dataset=data, eval_dataset=data,
-                        processing_class=tokenizer(), callbacks=callbacks, peft_config=peft_config)  # fmt: skip
+                        processing_class=tokenizer(), callbacks=callbacks, peft_config=peft_config,
+                        **({} if methods is None else {"methods": methods}))  # fmt: skip
 
 
 def main():

@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import assert_type
 
 import isentrope
-from isentrope import nn
-from isentrope.ops import EntropyAttentionOutput, TokenEntropyMomentsOutput, TokenEntropyOutput
+from isentrope import methods, nn
+from isentrope.ops import EntropyAttentionOutput, TokenEntropyKeptMomentsOutput, TokenEntropyMomentsOutput, TokenEntropyOutput
 
 
 def token_entropies(logits: Tensor, weight: Tensor, target: Tensor, moments: bool) -> None:
@@ -24,6 +24,13 @@ def token_entropies(logits: Tensor, weight: Tensor, target: Tensor, moments: boo
     either = isentrope.token_entropy(logits, target, moments=moments)
     assert_type(either, "TokenEntropyOutput | TokenEntropyMomentsOutput")
     assert_type(either.entropy, Tensor)
+    logprob, entropy, lse, kept_entropy = isentrope.token_entropy(logits, target, keep=isentrope.TopP(0.8))
+    assert_type(kept_entropy, Tensor)
+    kept = isentrope.linear_token_entropy(logits, weight, target, keep=isentrope.WithoutLowest(0.2), moments=True)
+    assert_type(kept, TokenEntropyKeptMomentsOutput)
+    isentrope.token_entropy(logits, target).kept_entropy  # wrong
+    isentrope.token_entropy(logits, target, keep="top_p")  # wrong
+    isentrope.token_entropy(logits, target, keep=0.8)  # wrong
     logprob, entropy, lse = isentrope.token_entropy(logits, target, moments=True)  # wrong
     logprob, entropy, lse, sum_p2, sum_p2_logp = isentrope.linear_token_entropy(logits, weight, target)  # wrong
     isentrope.token_entropy(logits, target).sum_p2  # wrong
@@ -103,6 +110,17 @@ def modules(x: Tensor, wanted: bool) -> torch.nn.Module:
     layer.forward(3)  # wrong
     nn.convert_to_sigma(layer, where="q_proj")  # wrong
     return nn.fold(nn.convert_to_sigma(layer, where=lambda name: name.endswith("q_proj")))
+
+
+def weights(x: Tensor, mask: Tensor) -> Tensor:
+    factor = methods.steer(x, x, x, x, mask, form="exponential", low=0.9) * methods.stare(x, x, x, mask, down=0.9)
+    corrected = methods.correction(x, x, mask, level="sequence", mode="reject", low=0.5, delta=None)
+    assert_type(corrected.factor, Tensor)
+    assert_type(corrected.removed, "Tensor | None")
+    assert_type(methods.mismatch(x, x, mask, high=2.0).k3, Tensor)
+    methods.soft_window(x, x, mask, window="wide")  # wrong
+    methods.entropy_ratio_band(x, x, mask, 0.9)  # wrong
+    return factor * methods.surprisal_band(x, x, mask) * methods.attention_entropy(x, mask, coef=0)
 
 
 def short(prompts: list[str], completions: list[str], meta: list[dict[str, str]]) -> list[float]:

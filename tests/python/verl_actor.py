@@ -2,8 +2,8 @@
 
     python verl_actor.py FOLDER CASES.json        under torchrun for several ranks
 
-FOLDER holds a model. Each case {"loss": …, "policy_loss": {…}, "entropy_coeff": …, "fused": …, "external_lib": …} is a new worker that
-makes two updates of the same batch; its metrics, gradients and weights are written to FOLDER/CASE.pt by rank 0.
+FOLDER holds a model. Each case {"loss": …, "policy_loss": {…}, "entropy_coeff": …, "fused": …, "external_lib": …, "advantage_factor": [[…]]} is a new
+worker that makes two updates of the same batch; its metrics, gradients and weights are written to FOLDER/CASE.pt by rank 0.
 
 verl knows no CPU as a platform and starts its FSDP engine on "cuda" and "npu" alone. Its registry of platforms takes another one, and
 VERL_ENGINE_DEVICE is its switch for the engine: nothing of verl is replaced.
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
+from verl_batch import PROMPTS, tensors
 
 for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
     os.environ.setdefault(name, value)
@@ -64,11 +65,8 @@ from verl.utils import tensordict_utils as tu  # noqa: E402
 from verl.workers.config import FSDPActorConfig, HFModelConfig, PolicyLossConfig, TrainingWorkerConfig  # noqa: E402
 from verl.workers.config.engine import FSDPEngineConfig  # noqa: E402
 from verl.workers.config.optimizer import FSDPOptimizerConfig  # noqa: E402
-from verl.workers.engine_workers import TrainingWorker  # noqa: E402
-from verl.workers.utils.losses import ppo_loss  # noqa: E402
+from verl.workers import engine_workers  # noqa: E402
 from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
-
-PROMPTS, RESPONSES = (5, 3, 4, 2), (7, 2, 5, 6)  # lengths
 
 
 def actor(folder, case):
@@ -79,32 +77,28 @@ def actor(folder, case):
     model = HFModelConfig(path=str(folder), load_tokenizer=False, use_remove_padding=False, enable_gradient_checkpointing=False,
                           override_config={"attn_implementation": "sdpa"}, external_lib=case.get("external_lib"),
                           use_fused_kernels=fused, fused_kernel_options={"impl_backend": "torch"} if fused else {})  # fmt: skip
+    policy_loss = PolicyLossConfig
+    if "isentrope_weight" in case.get("policy_loss", {}):
+        from isentrope.integrations.verl import PolicyLossConfig as policy_loss
     config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=2, fsdp_config=engine,
-                             policy_loss=PolicyLossConfig(loss_mode=case["loss"], **case.get("policy_loss", {})),
+                             policy_loss=policy_loss(loss_mode=case["loss"], **case.get("policy_loss", {})),
                              entropy_coeff=case.get("entropy_coeff", 0.0), loss_agg_mode=case.get("aggregate", "token-mean"))  # fmt: skip
-    worker = TrainingWorker(TrainingWorkerConfig(
+    worker = engine_workers.TrainingWorker(TrainingWorkerConfig(
         model_type="language_model", model_config=model, engine_config=engine, checkpoint_config=CheckpointConfig(),
         optimizer_config=FSDPOptimizerConfig(lr=1e-2, total_training_steps=10)))  # fmt: skip
     worker.reset()
-    worker.set_loss_fn(functools.partial(ppo_loss, config=config))
+    worker.set_loss_fn(functools.partial(engine_workers.ppo_loss, config=config))
     return worker
 
 
-def batch(vocabulary, rank, ranks):
-    """This rank's part of four sequences, padded on both sides as verl's rollouts are."""
-    draw = torch.Generator().manual_seed(3)
-    P, R = max(PROMPTS), max(RESPONSES)
-    prompts = torch.arange(P) >= P - torch.tensor(PROMPTS)[:, None]
-    responses = torch.arange(R) < torch.tensor(RESPONSES)[:, None]
-    seen = torch.cat([prompts, responses], 1).long()
-    tokens = torch.randint(3, vocabulary, seen.shape, generator=draw) * seen
-    tensors = dict(
-        input_ids=tokens, attention_mask=seen, position_ids=(seen.cumsum(1) - 1).clamp(min=0), prompts=tokens[:, :P], responses=tokens[:, P:],
-        response_mask=responses.long(), old_log_probs=-3 * torch.rand(responses.shape, generator=draw) - 1,
-        advantages=torch.randn(len(seen), 1, generator=draw) * responses,
-    )  # fmt: skip
-    data = left_right_2_no_padding(tu.get_tensordict({name: x[rank::ranks] for name, x in tensors.items()}, {}))
-    tu.assign_non_tensor(data, global_batch_size=len(seen), temperature=0.9, calculate_entropy=True, mini_batch_size=len(seen), epochs=1,
+def batch(vocabulary, rank, ranks, factor=None):
+    """This rank's part of them; factor [4, T] of the advantages."""
+    made = tensors(vocabulary)
+    if factor is not None:
+        made["advantages"] = made["advantages"] * torch.tensor(factor)
+    sequences = len(PROMPTS)
+    data = left_right_2_no_padding(tu.get_tensordict({name: x[rank::ranks] for name, x in made.items()}, {}))
+    tu.assign_non_tensor(data, global_batch_size=sequences, temperature=0.9, calculate_entropy=True, mini_batch_size=sequences, epochs=1,
                          seed=0, dataloader_kwargs={"shuffle": False})  # fmt: skip
     return data
 
@@ -130,7 +124,7 @@ def main():
             gradients.append({key: whole(p.grad) for key, p in worker.engine.module.named_parameters()}),
             step(),
         )[1]
-        metrics = [tu.get(worker.train_mini_batch(batch(vocabulary, rank, ranks)), "metrics") for _ in range(2)]
+        metrics = [tu.get(worker.train_mini_batch(batch(vocabulary, rank, ranks, case.get("advantage_factor"))), "metrics") for _ in range(2)]
         metrics = [{key: float(x.aggregate() if hasattr(x, "aggregate") else x[0]) for key, x in told.items()} for told in metrics]
         weights = {key: whole(p) for key, p in worker.engine.module.named_parameters()}
         if rank == 0:

@@ -1,1 +1,1 @@
-"""Isentrope inside other libraries. Each module needs the library it is named after, and none is imported by isentrope."""
+"""Isentrope inside other libraries. Each module but methods, which they share, needs the library it is named after; isentrope imports none."""

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 from isentrope.ops.attention import EntropyAttentionOutput, entropy_attention, merge_attention_states
 from isentrope.ops.policy import GRPO_STATS, GrpoLossOutput, grpo_combine_stats, grpo_loss, grpo_select
 from isentrope.ops.sigma import PowerStepOutput, SigmaLinearOutput, power_step, sigma_linear
-from isentrope.ops.token import TokenEntropyMomentsOutput, TokenEntropyOutput, linear_token_entropy, token_entropy
+from isentrope.ops.token import (
+    TokenEntropyKeptMomentsOutput,
+    TokenEntropyKeptOutput,
+    TokenEntropyMomentsOutput,
+    TokenEntropyOutput,
+    TopP,
+    WithoutLowest,
+    linear_token_entropy,
+    token_entropy,
+)
 from isentrope.ops.window import WindowEntropyOutput, window_entropy
 
 __all__ = [
@@ -14,9 +23,13 @@ __all__ = [
     "GrpoLossOutput",
     "PowerStepOutput",
     "SigmaLinearOutput",
+    "TokenEntropyKeptMomentsOutput",
+    "TokenEntropyKeptOutput",
     "TokenEntropyMomentsOutput",
     "TokenEntropyOutput",
+    "TopP",
     "WindowEntropyOutput",
+    "WithoutLowest",
     "entropy_attention",
     "grpo_combine_stats",
     "grpo_loss",

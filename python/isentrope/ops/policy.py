@@ -104,22 +104,46 @@ def grpo_loss(
     ref_kl: str = "k3",
     ref_kl_coef: float = 0.0,
     entropy_coef: float = 0.0,
+    delta: float | None = None,
+    tau_pos: float = 1.0,
+    tau_neg: float = 1.05,
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
+    gppo_beta1: float = 0.75,
+    gppo_beta2: float = 1.0,
+    dro_beta: float = 0.05,
     normalizer: Tensor | float | None = None,
     statistics: bool = True,
 ) -> GrpoLossOutput:
     """A policy loss of the GRPO family, to be minimised, with its statistics; nothing waits for the device.
 
-    With d = logprob - old_logprob (clamped to ±20, no gradient beyond), r = exp(d), A = advantage, the policy term is
+    With d = logprob - old_logprob (clamped to ±20, no gradient beyond), r = exp(d), A = advantage, p = exp(logprob), the policy term is
 
     ============ ===========================================================================================
     mode         policy term of a token (clip to [1 - clip_low, 1 + clip_high]; sg: no gradient through it)
     ============ ===========================================================================================
-    clip         max(-A r, -A clip(r)); with dual_clip c, at most -A c where A < 0
+    clip         max(-A r, -A clip(r)); with dual_clip c, or delta, at most -A c where A < 0
     clip_higher  the same; clip_high is 0.28 unless given
     clip_cov     max(-A r, -A clip(r)), and 0 on selected tokens
     kl_cov       -A r, plus kl_cov_coef abs(d) on selected tokens where abs(d) is more than rounding; no clip
     gspo         as clip with r = sg[s] exp(logprob - sg[logprob]), s = exp(mean of d over the sequence)
+    luspo        as gspo; its aggregate sums over the tokens of a sequence, whose length so weighs its loss
+    geo_mean     -A g exp(e - sg[e]), e = min(d, clip_high) where A > 0, else max(d, -clip_low), and
+                 g = exp(mean of e over the sequence): GMPO
     cispo        -sg[clip(r)] A logprob
+    reinforce    -sg[min(r, delta)] A logprob; delta is 2 unless given
+    dppo_tv      -sg[min(r, delta)] A logprob, delta 20 unless given; and 0 where A > 0 and D > clip_high, or A ≤ 0 and
+                 D < -clip_low, with D = p - p_old
+    dppo_kl      the same with D = sign(p - p_old) times the divergence of the token from all others together,
+                 p_old log(p_old / p) + (1 - p_old) log((1 - p_old + 1e-8) / (1 - p + 1e-8))
+    sapo         -A 4/τ sigmoid(τ (r - 1)), τ = tau_pos where A > 0, else tau_neg
+    vespo        -sg[φ(w)] A logprob, φ(w) = exp(λ (1 - w)) w^k, w = exp(sum of d over the sequence, within [log 1e-8, 20]);
+                 (k, λ) = (vespo_k_pos, vespo_lambda_pos) where A ≥ 0, else (vespo_k_neg, vespo_lambda_neg)
+    ce_gppo      as clip, but where clip has no gradient -β A clip(r) exp(logprob - sg[logprob]), β = gppo_beta1 below the
+                 clip, gppo_beta2 above it
+    dro          -A logprob + dro_beta/2 d²
     gpg          -A logprob
     ============ ===========================================================================================
 
@@ -134,19 +158,27 @@ def grpo_loss(
         ref_kl_weight: [B, T], a factor of ref_kl_coef at each token, 1 by default; statistics do not know of it.
         entropy: [B, T] nats.
         aggregate: "token-mean" Σ/tokens; "seq-mean-token-sum" mean over sequences of their sums; "seq-mean-token-mean" mean
-            over sequences of their means (what the authors of gspo use); "seq-mean-token-sum-norm" mean over sequences of
-            their sums over T, Σ/(sequences · T) (Dr. GRPO, as verl from 0.7.1 on and TRL's dr_grpo); "token-sum-norm" Σ/T (verl
-            up to 0.7.0). Sequences without a token do not count.
-        clip_low, clip_high: ≥ 0; clip_high defaults to clip_low.
-        dual_clip: above 1; None for none.
+            over sequences of their means (what the authors of gspo, geo_mean and sapo use); "seq-mean-token-sum-norm" mean over
+            sequences of their sums over T, Σ/(sequences · T) (Dr. GRPO, as verl from 0.7.1 on and TRL's dr_grpo);
+            "token-sum-norm" Σ/T (verl up to 0.7.0); "token-sum" Σ. Sequences without a token do not count. luspo is its authors' with
+            "seq-mean-token-sum", and refuses the two means over tokens, under which it is gspo.
+        clip_low, clip_high: ≥ 0; clip_high defaults to clip_low. Of r, but for geo_mean, whose bounds are of d (its paper: 0.4), and
+            dppo, whose bounds are of D (verl's scripts: 0.15 for dppo_tv, 0.05 for dppo_kl).
+        dual_clip: above 1; None for none. For clip, clip_higher and ce_gppo.
+        delta: most of the ratio itself. For clip, clip_higher, gspo, luspo and ce_gppo above 1 + clip_high, None for none: TRL's
+            two-sided clip, which is the dual clip for the ratio of a sequence too. For dppo and reinforce above 0.
+        tau_pos, tau_neg: above 0; slopes of sapo's gate (verl: tau_pos, tau_neg; TRL: sapo_temperature_pos, sapo_temperature_neg).
+        vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg: ≥ 0, as in TRL.
+        gppo_beta1, gppo_beta2: ≥ 0; 0 gives the gradient of clip. The authors take (0.75, 1) and (0.5, 1).
+        dro_beta: ≥ 0; 0 makes dro gpg.
         kl_cov_coef: weight of the penalty of kl_cov. It is nothing, and has no gradient, where abs(d) is at most 2⁻²⁰ (1e-6), or so
             much of the log-probability where that is beyond ±1: the difference of two roundings of one number. So the first update
             of a batch, whose policy is the one that sampled it, has no penalty; with one update a batch kl_cov is plain -A r.
         ref_kl: estimator of the divergence, with Δ = logprob - ref_logprob: "k1" Δ; "k2" Δ²/2; "k3" exp(-Δ) + Δ - 1 (Δ clamped
             to ±20, the value to 10); "k1+", "k3+" those values with the gradient of k2.
         normalizer: one number (a tensor on the device of logprob avoids a copy) instead of the counts of this call: tokens,
-            sequences (both seq-mean-token-sum and seq-mean-token-mean), sequences · T (seq-mean-token-sum-norm) or T
-            (token-sum-norm). With those of a whole optimiser step, and a constant L for T, the losses and gradients of its
+            sequences (both seq-mean-token-sum and seq-mean-token-mean), sequences · T (seq-mean-token-sum-norm), T
+            (token-sum-norm) or 1 (token-sum). With those of a whole optimiser step, and a constant L for T, the losses and gradients of its
             micro-batches add up to those of the whole.
         statistics: False: stats is empty, and nothing of it is computed; on the CPU a third to a half of the time.
 
@@ -157,7 +189,8 @@ def grpo_loss(
     Raises:
         ValueError, TypeError: a shape, device, dtype, name or range that is not as above; the message names the argument.
 
-    Source: kernels/grpo_loss.h, with the paper of each mode.
+    Source: kernels/grpo_loss.h, and kernels/grpo_policy.h with the paper of each mode. The gradient of gspo, luspo, geo_mean, cispo,
+    reinforce, dppo, vespo and ce_gppo is not that of their value: what sg holds is a constant.
     """
     if normalizer is not None and not isinstance(normalizer, Tensor):
         if not isinstance(normalizer, NUMBER):
@@ -185,6 +218,16 @@ def grpo_loss(
             kl_cov_coef=kl_cov_coef,
             ref_kl_coef=ref_kl_coef,
             entropy_coef=entropy_coef,
+            delta=delta,
+            tau_pos=tau_pos,
+            tau_neg=tau_neg,
+            vespo_k_pos=vespo_k_pos,
+            vespo_lambda_pos=vespo_lambda_pos,
+            vespo_k_neg=vespo_k_neg,
+            vespo_lambda_neg=vespo_lambda_neg,
+            gppo_beta1=gppo_beta1,
+            gppo_beta2=gppo_beta2,
+            dro_beta=dro_beta,
         ),
     )
     return GrpoLossOutput(loss, token_loss, stats)

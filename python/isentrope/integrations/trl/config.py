@@ -23,6 +23,15 @@ LOSSES: dict[str, Loss] = {
     "gspo": Loss("gspo"),
     "cispo": Loss("cispo"),
     "gpg": Loss("gpg"),
+    "luspo": Loss("luspo"),
+    "geo_mean": Loss("geo_mean"),
+    "reinforce": Loss("reinforce"),
+    "dppo_tv": Loss("dppo_tv"),
+    "dppo_kl": Loss("dppo_kl"),
+    "sapo": Loss("sapo"),
+    "vespo": Loss("vespo"),
+    "ce_gppo": Loss("ce_gppo"),
+    "dro": Loss("dro"),
 }
 
 # What TRL's loss_type says of the mean: the aggregate of grpo_loss, with a normalizer of TRL's (trainer.py).
@@ -31,7 +40,10 @@ AGGREGATES: dict[str, str] = {
     "bnpo": "token-mean",
     "dr_grpo": "seq-mean-token-sum-norm",
     "dapo": "token-mean",
+    "luspo": "seq-mean-token-sum",
 }
+# Those whose ratio is a sequence's.
+OF_SEQUENCES = ("gspo", "luspo", "geo_mean")
 
 
 @dataclass
@@ -42,8 +54,8 @@ class GRPOConfig(trl.GRPOConfig):
         default=None,
         metadata={
             "help": "Policy term of isentrope.grpo_loss: clip, clip_higher (epsilon_high 0.28 unless given), clip_cov, kl_cov, random_clip_cov, "
-            "random_kl_cov (their controls), gspo, cispo (weights in [1 - epsilon, 1 + epsilon_high]), gpg. With loss_type grpo, bnpo, dr_grpo "
-            "or dapo. None: that of loss_type, as TRL has it."
+            "random_kl_cov (their controls), gspo, cispo (weights in [1 - epsilon, 1 + epsilon_high]), gpg, luspo, geo_mean, reinforce, dppo_tv, "
+            "dppo_kl, sapo, vespo, ce_gppo, dro. With loss_type grpo, bnpo, dr_grpo, dapo or luspo. None: that of loss_type, as TRL has it."
         },
     )
     cov_ratio: float = field(default=2e-4, metadata={"help": "Share of tokens that clip_cov and kl_cov choose, in (0, 1]."})
@@ -53,6 +65,9 @@ class GRPOConfig(trl.GRPOConfig):
         default=1, metadata={"help": "Tokens of a micro-batch that are chosen even where cov_ratio makes fewer; 0 lets it choose none."}
     )
     kl_cov_coef: float = field(default=1.0, metadata={"help": "Weight of kl_cov's penalty on the tokens that it chooses (verl: 0.1)."})
+    gppo_beta1: float = field(default=0.75, metadata={"help": "Share of the gradient that ce_gppo keeps below the clip."})
+    gppo_beta2: float = field(default=1.0, metadata={"help": "Share of the gradient that ce_gppo keeps above the clip."})
+    dro_beta: float = field(default=0.05, metadata={"help": "Weight of dro's half squared log-ratio (Tinker's example; verl has no default)."})
     fused_head: bool = field(
         default=True,
         metadata={
@@ -74,9 +89,15 @@ class GRPOConfig(trl.GRPOConfig):
                     f"GRPOConfig: loss_type is {self.loss_type!r} and loss {self.loss!r}; wanted loss_type to be one of "
                     f"{', '.join(AGGREGATES)}, which say how token losses are averaged, or loss to be None"
                 )
-            if self.importance_sampling_level == "sequence" and self.loss != "gspo":
+            if self.importance_sampling_level == "sequence" and self.loss not in OF_SEQUENCES:
                 raise ValueError(
-                    f"GRPOConfig: importance_sampling_level is 'sequence' and loss {self.loss!r}; wanted loss 'gspo' or level 'token'"
+                    f"GRPOConfig: importance_sampling_level is 'sequence' and loss {self.loss!r}; wanted loss {', '.join(map(repr, OF_SEQUENCES))}, "
+                    "or level 'token'"
+                )
+            if self.loss == "luspo" and self.loss_type not in ("luspo", "dr_grpo"):
+                raise ValueError(
+                    f"GRPOConfig: loss is 'luspo' and loss_type {self.loss_type!r}, under which it is gspo; wanted loss_type 'luspo' or 'dr_grpo', "
+                    "which sum over the tokens of a sequence"
                 )
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         for name, value, right, wanted in (
@@ -84,6 +105,9 @@ class GRPOConfig(trl.GRPOConfig):
             ("cov_lower", self.cov_lower, self.cov_lower < self.cov_upper, f"less than cov_upper, which is {self.cov_upper:g}"),
             ("cov_minimum", self.cov_minimum, self.cov_minimum >= 0, "0 or more"),
             ("kl_cov_coef", self.kl_cov_coef, 0 <= self.kl_cov_coef < float("inf"), "0 or more"),
+            ("gppo_beta1", self.gppo_beta1, 0 <= self.gppo_beta1 < float("inf"), "0 or more"),
+            ("gppo_beta2", self.gppo_beta2, 0 <= self.gppo_beta2 < float("inf"), "0 or more"),
+            ("dro_beta", self.dro_beta, 0 <= self.dro_beta < float("inf"), "0 or more"),
             ("epsilon", self.epsilon, self.loss is None or self.epsilon >= 0, "0 or more"),
             ("epsilon_high", high, self.loss is None or high >= 0, "0 or more"),
         ):

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +17,21 @@ from trl.trainer.utils import nanmax, nanmin
 
 from isentrope.integrations.trl.config import AGGREGATES, LOSSES, GRPOConfig, Loss
 from isentrope.integrations.trl.head import add_head
+from isentrope.integrations.trl.method_trainer import MethodTrainer
+from isentrope.integrations.trl.methods import Methods
 from isentrope.ops import GRPO_STATS, grpo_combine_stats, grpo_loss, grpo_select
 
 TESTED = "1.16.0"
 _OPTIONS = {field.name: field.default for field in dataclasses.fields(GRPOConfig) if field.name not in trl.GRPOConfig.__dataclass_fields__}
+_TWO_SIDED = ("clip", "clip_higher", "gspo", "luspo", "ce_gppo")  # whose ratio delta bounds
+_TRUNCATED = ("reinforce", "dppo_tv", "dppo_kl")  # whose weight it bounds
+_COEFFICIENTS = {"kl_cov": ("kl_cov_coef",), "ce_gppo": ("gppo_beta1", "gppo_beta2"), "dro": ("dro_beta",)}
+_CLIPS = ("clip", "clip_higher", "clip_cov", "gspo", "luspo", "ce_gppo", "geo_mean")
 _TOLD = ("ratio/mean", "ratio/max", "entropy/std", "kl/k3", "clip/frac")
 _TOLD_OF_SELECTION = ("cov/mean", "cov/max", "select/frac")
-# What TRL hands on to its forward pass, of images mostly.
-_FORWARD = tuple(inspect.signature(trl.GRPOTrainer._get_per_token_logps_and_entropies).parameters)
-if "compute_aux_loss" not in _FORWARD:
-    raise ImportError("no compute_aux_loss in GRPOTrainer._get_per_token_logps_and_entropies")
-_FORWARD = _FORWARD[_FORWARD.index("compute_aux_loss") + 1 :]
+
+_SIGNATURE = inspect.signature(trl.GRPOTrainer.__init__)
+_SIGNATURE = _SIGNATURE.replace(parameters=[*_SIGNATURE.parameters.values(), inspect.Parameter("methods", inspect.Parameter.KEYWORD_ONLY, default=())])
 
 
 class Rule(NamedTuple):
@@ -36,10 +41,10 @@ class Rule(NamedTuple):
     aggregate: str
     clip_low: float
     clip_high: float
-    dual_clip: float | None
+    delta: float | None
 
 
-class GRPOTrainer(trl.GRPOTrainer):
+class GRPOTrainer(MethodTrainer):
     """trl.GRPOTrainer with Isentrope's ops; the same arguments, with isentrope.integrations.trl.GRPOConfig or trl.GRPOConfig as args.
 
     - Log-probabilities and entropies, of the policy and of the reference, are linear_token_entropy's: no logits of [N, V] exist, also on
@@ -53,15 +58,22 @@ class GRPOTrainer(trl.GRPOTrainer):
           bnpo        Σ / (tokens of the micro-batch · K)
           dr_grpo     Σ / (sequences · max_completion_length · K)
           dapo        Σ / (tokens of the generation batch over all processes / P · K / steps_per_generation)
+          luspo       Σ / (sequences · K)
           =========== =================================================================================
 
-      Loss and gradient are TRL's own where it has the loss: loss None, or "clip", and "gspo" for importance_sampling_level "sequence".
+      Loss and gradient are TRL's own where it has the loss: loss None, or "clip", and "gspo" for importance_sampling_level "sequence";
+      "sapo" with loss_type "grpo" and "vespo" with "dapo" (and args' sapo_temperature_… and vespo_…); "geo_mean" with "grpo" (its GMPOTrainer).
       Reference divergence (beta, use_bias_correction_kl), delta, epsilon, off_policy_mask_threshold, top_entropy_quantile, vLLM's
       importance weights, tool masks, entropy_coef and its adaptive control mean what they mean in TRL.
     - clip_cov and kl_cov choose among the tokens of a micro-batch on one process. Completions with one advantage for all of its tokens
       have covariance 0 throughout in a micro-batch of a single sequence: it has to have several. The random choice depends on args.seed,
       the step, the accumulation step and the process alone.
-    - What is TRL's alone (sapo, luspo, vespo, and the sequence level together with beta, top_entropy_quantile, delta or vLLM) is computed by TRL.
+    - methods: names, or dicts with a key kind, of isentrope.methods, for three places (docs/integrations.md has which).
+      An estimator of advantages stands in the place of TRL's: scale_rewards and multi_objective_aggregation have no say then. Weights of tokens
+      multiply the policy term of a token; their statistics are of the whole optimiser step over all processes, for which top_entropy, steer and
+      stare take a forward pass more where it accumulates gradients. A controller, adaptive or entropic, follows the entropy of the
+      optimiser steps, as objective.entropy of the trainer does: a bonus is part of the token losses that loss_type averages.
+    - What is TRL's alone (loss_type sapo and vespo, and the sequence level together with beta, top_entropy_quantile, delta or vLLM) is computed by TRL.
 
     It logs beside TRL's metrics isentrope/ratio/mean, ratio/max, entropy/std, kl/k3 (of the sampling policy), clip/frac and, for a loss
     that selects, cov/mean, cov/max and select/frac, each over all processes.
@@ -69,17 +81,19 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     _tag_names = [*trl.GRPOTrainer._tag_names, "isentrope"]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, methods: Sequence[str | Mapping[str, Any]] = (), **kwargs: Any) -> None:
+        self._methods = Methods(methods)
         if trl.__version__ != TESTED:
             warnings.warn(f"isentrope.integrations.trl: trl is {trl.__version__}, which it is not tested with; wanted {TESTED}", stacklevel=2)
         super().__init__(*args, **kwargs)
         self._options = {name: getattr(self.args, name, default) for name, default in _OPTIONS.items()}
         self._rule = self._choose_rule()
+        self._check_methods()
         self.head_refusal: str | None = "fused_head is False"
         if self._options["fused_head"]:
             self._add_heads()
 
-    __init__.__signature__ = inspect.signature(trl.GRPOTrainer.__init__)  # type: ignore[attr-defined]
+    __init__.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
 
     def _add_heads(self) -> None:
         for model in (self.model, self.ref_model):
@@ -94,7 +108,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         """None: the loss is computed by TRL."""
         args, name = self.args, self._options["loss"]
         sequence = args.importance_sampling_level == "sequence"
-        low, high, dual = self.epsilon_low, self.epsilon_high, None
+        low, high = self.epsilon_low, self.epsilon_high
         if name is None:
             if sequence and ((self.beta and args.use_bias_correction_kl) or self.top_entropy_quantile < 1 or self.use_vllm):
                 return None  # whose products of sequences' ratios with tokens' weights are no function of grpo_loss
@@ -113,14 +127,50 @@ class GRPOTrainer(trl.GRPOTrainer):
         if name == "clip_higher" and args.epsilon_high is None:
             high = 0.28
         if args.delta is not None:
-            if self._options["loss"] is None and (sequence or args.delta <= 1 + high):
-                return None  # a bound of the ratio of sequences, or inside the clip
-            if name not in ("clip", "clip_higher"):
-                raise ValueError(f"GRPOTrainer: delta is {args.delta:g} and loss {name!r}; wanted loss 'clip' or 'clip_higher', or delta to be None")
-            if args.delta <= 1 + high:
+            if self._options["loss"] is None and args.delta <= 1 + high:
+                return None  # inside the clip
+            if name not in _TWO_SIDED + _TRUNCATED:
+                having = ", ".join(_TWO_SIDED + _TRUNCATED)
+                raise ValueError(f"GRPOTrainer: delta is {args.delta:g} and loss {name!r}; wanted loss to be one of {having}, or delta to be None")
+            if name in _TWO_SIDED and args.delta <= 1 + high:
                 raise ValueError(f"GRPOTrainer: delta is {args.delta:g}; wanted above 1 + epsilon_high, which is {1 + high:g}")
-            dual = args.delta
-        return Rule(LOSSES[name], AGGREGATES[self.loss_type], low, high, dual)
+        self._check_weights(name)
+        return Rule(LOSSES[name], AGGREGATES[self.loss_type], low, high, args.delta)
+
+    def _check_weights(self, name: str) -> None:
+        """dro is not linear in the advantage, through which weights of tokens go; the weights of vLLM belong into the ratio of vespo."""
+        weights = {"top_entropy_quantile": self.top_entropy_quantile < 1, "off_policy_mask_threshold": self.off_policy_mask_threshold is not None}
+        correction = {"vllm_importance_sampling_correction": self.use_vllm and self.vllm_importance_sampling_correction}
+        for field, given in {"dro": {**weights, **correction}, "vespo": correction}.get(name, {}).items():
+            if given:
+                raise ValueError(f"GRPOTrainer: {field} is given with loss {name!r}, which is not a token's weight times its loss; leave it out")
+
+    def _check_methods(self) -> None:
+        args, inside = self.args, self._methods.in_the_loss
+        if self._methods.advantage is not None:  # what the sizes of groups and the number of rewards forbid
+            for size in {self.num_generations, self.num_generations if args.eval_strategy == "no" else self.num_generations_eval}:
+                rewards = torch.zeros(size, len(self.reward_weights))
+                self._methods.advantages(rewards, self.reward_weights, size, torch.ones(size, dtype=torch.int64))
+        if inside and self._rule is None:
+            raise ValueError(f"GRPOTrainer: methods has {inside[0]}, and TRL computes the loss of these arguments itself; wanted a loss of Isentrope, as loss='clip'")
+        if self._methods.controller and self._entropy_bonus_enabled:
+            raise ValueError(
+                f"GRPOTrainer: methods has {self._methods.controller.entry.kind}, and entropy_coef or use_adaptive_entropy is given too; wanted one of them"
+            )
+        if self._methods.over_the_update and args.steps_per_generation % args.gradient_accumulation_steps:
+            raise ValueError(
+                f"GRPOTrainer: steps_per_generation is {args.steps_per_generation} and gradient_accumulation_steps {args.gradient_accumulation_steps}; "
+                f"wanted a multiple of it with {inside[0]}, whose statistics are of a whole optimiser step"
+            )
+
+    def _coefficients(self, mode: str) -> dict[str, float]:
+        """What a mode has beside its clip; of TRL's own fields where it has them."""
+        args, options = self.args, self._options
+        if mode == "sapo":
+            return {"tau_pos": args.sapo_temperature_pos, "tau_neg": args.sapo_temperature_neg}
+        if mode == "vespo":
+            return {name: getattr(args, name) for name in ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")}
+        return {name: options[name] for name in _COEFFICIENTS.get(mode, ())}
 
     # ---- the loss ----------------------------------------------------------------------------------------------------
 
@@ -135,15 +185,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
 
-        logprob, entropy, aux_loss = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
-            mask.shape[1],
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs.get(name) for name in _FORWARD},
-        )
+        logprob, entropy, aux_loss = self._look(model, inputs, aux_loss=self.aux_loss_enabled)
         now, known = logprob.detach(), entropy.detach()
         old = inputs.get("old_per_token_logps")
         old = now if old is None else old.to(now.dtype)
@@ -159,22 +201,28 @@ class GRPOTrainer(trl.GRPOTrainer):
             weight = ratio if args.use_bias_correction_kl else None
         selected = self._select(now, old, advantage, mask, factor)
 
-        # Every policy term is linear in the advantage, for factors of 0 or more: TRL multiplies the token loss by them.
+        # Every policy term is linear in the advantage, for factors of 0 or more: TRL multiplies the token loss by them. The penalties of
+        # kl_cov and dro stay as they are under weights of methods, as in the trainer.
+        learnt = self._methods.controlled(advantage if factor is None else advantage * factor)
+        if self._methods.weights:
+            learnt = learnt * self._weigh(model, inputs, now, known, mode, steps).to(learnt.dtype)
+        bonus = 0.0 if self._methods.controller is None else self._methods.controller.coefficient
         output = grpo_loss(
             logprob,
             old,
-            advantage if factor is None else advantage * factor,
+            learnt,
             mask,
             selected=selected,
             ref_logprob=reference,
             ref_kl_weight=weight,
-            entropy=known,
+            entropy=entropy if bonus else known,
+            entropy_coef=bonus,
             mode=rule.loss.mode,
             aggregate=rule.aggregate,
             clip_low=rule.clip_low,
             clip_high=rule.clip_high,
-            dual_clip=rule.dual_clip,
-            kl_cov_coef=self._options["kl_cov_coef"],
+            delta=rule.delta,
+            **self._coefficients(rule.loss.mode),
             # r·k3, TRL's importance-weighted k3, has the gradient r·Δ: the weight r, a constant, on the value of k3 and the gradient of k2.
             ref_kl="k3" if weight is None else "k3+",
             ref_kl_coef=self.beta,
@@ -191,6 +239,8 @@ class GRPOTrainer(trl.GRPOTrainer):
             loss = loss + self.router_aux_loss_coef * aux_loss / steps
             self._metrics[mode]["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
         self._log_loss(mode, output.stats, advantage, ratio, reference, now, known, mask)
+        if self._methods.controller is not None and mode == "train":
+            self._observe(known, mask)
         return loss
 
     def _factor(self, inputs: dict[str, Any], advantage: Tensor, now: Tensor, old: Tensor, mask: Tensor, kept: Tensor | None) -> Tensor | None:
@@ -233,7 +283,7 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     def _normalizer(self, inputs: dict[str, Any], mask: Tensor, mode: str, steps: int) -> Tensor | float:
         """What TRL divides the sums of grpo_loss's aggregate by, in this micro-batch."""
-        if self.loss_type == "grpo":
+        if self.loss_type in ("grpo", "luspo"):
             return float(len(mask) * steps)  # sequences without a token count
         if self.loss_type == "bnpo":
             return mask.sum().clamp(min=1) * float(steps)
@@ -271,7 +321,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         metrics, rule = self._metrics[mode], self._rule
         assert rule is not None
         level, tokens = ratio, mask.to(now.dtype)
-        by_sequence = rule.loss.mode == "gspo"  # whose ratio, clip and share are a sequence's
+        by_sequence = rule.loss.mode in ("gspo", "luspo")  # whose ratio, clip and share are a sequence's
         if by_sequence:
             level = ((ratio.log() * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
             advantage = advantage[:, :1]
@@ -283,9 +333,10 @@ class GRPOTrainer(trl.GRPOTrainer):
             means["kl"] = (k3 * ratio if self.args.use_bias_correction_kl else k3, tokens)
         if rule.loss.mode == "cispo":
             means["cispo_clip_ratio"] = ((level > 1 + rule.clip_high) & (advantage > 0), tokens)
-        elif rule.loss.mode not in ("gpg", "kl_cov"):  # which have no clip
-            low = (level < 1 - rule.clip_low) & (advantage < 0)
-            high = (level > 1 + rule.clip_high) & (advantage > 0)
+        elif rule.loss.mode in _CLIPS:
+            around, level = (0, level.log()) if rule.loss.mode == "geo_mean" else (1, level)
+            low = (level < around - rule.clip_low) & (advantage < 0)
+            high = (level > around + rule.clip_high) & (advantage > 0)
             means |= {f"clip_ratio/{name}_mean": (x, counted) for name, x in (("low", low), ("high", high), ("region", low | high))}
             shares = torch.stack([(x * counted).sum(1) / counted.sum(1) for x in (low, high)], 1)  # [B, 2], NaN without a token
             lows, highs = self.accelerator.gather(shares).unbind(1)

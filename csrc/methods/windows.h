@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-namespace isentrope::rl {
+namespace isentrope::methods {
 
 // Means of the windows entropy[t … t + w − 1], t = 0 … n − w, in nats; none where n < w.
 std::vector<double> window_means(std::span<const float> entropy, int64_t w);
@@ -12,4 +12,4 @@ std::vector<double> window_means(std::span<const float> entropy, int64_t w);
 // Interpolated linearly between the two nearest, as torch.quantile; values must not be empty.
 double quantile(std::vector<double> values, double q);
 
-}  // namespace isentrope::rl
+}  // namespace isentrope::methods

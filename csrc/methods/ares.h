@@ -58,11 +58,11 @@
 #include <string>
 #include <vector>
 
-#include "csrc/data/tokenizer.h"
 #include "csrc/field.h"
-#include "csrc/rl/windows.h"
+#include "csrc/methods/method.h"
+#include "csrc/methods/windows.h"
 
-namespace isentrope::rl {
+namespace isentrope::methods {
 
 enum Difficulty { kEasy, kMedium, kHard, kDifficulties };
 constexpr const char* kDifficultyNames[kDifficulties] = {"easy", "medium", "hard"};
@@ -90,6 +90,10 @@ struct AresKlConfig {
 };
 
 struct AresConfig {
+  static constexpr const char* kKind = "ares";
+  static constexpr const char* kHelp =
+      "Shapes rewards by the entropy of completions and the difficulty of prompts (ARES, arXiv 2510.08457; "
+      "csrc/methods/ares.h): much exploration where prompts are hard, little where they are easy.";
   std::string form = "released";
   double alpha = 0.5;
   int64_t window = 4;
@@ -106,7 +110,8 @@ struct AresConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("form", form,
-      "Shape of the reward (csrc/rl/ares.h): that of the published code, one in which no wrong answer outranks a right "
+      "Shape of the reward (csrc/methods/ares.h): that of the published code, one in which no wrong answer outranks a "
+      "right "
       "one, or that of the paper.",
       one_of({"released", "strict", "paper"}));
     v("alpha", alpha,
@@ -124,6 +129,15 @@ struct AresConfig {
     v("medium", medium, "Least share of right completions of a medium group; the others are hard.", between(0, 1));
     v("kl", kl, "Steer the weight of the divergence from the reference for each difficulty; absent: it stays.");
   }
+
+  // The tokens that are triggers, found by bind(); not a key.
+  std::vector<bool> trigger = {};
+
+  // Throws std::invalid_argument that names a trigger which is no token.
+  void bind(const TokensCalled& tokens_called);
+  Tensor initial_state() const;
+  void apply(Completions& c, Context& context) const;
+  void observe(const std::map<std::string, double>& seen, Context& context) const;  // ref_kl/<difficulty>
 };
 
 // ---- pure functions -------------------------------------------------------------------------------------------------
@@ -137,10 +151,6 @@ Difficulty difficulty(double accuracy, const AresConfig& config);
 // lambda: of form paper alone.
 double ares_shaping(const AresConfig& config, Difficulty difficulty, bool right, double high, double target,
                     double lambda = 0);
-
-// For each token of the tokenizer whether it is one of the triggers, upper and lower case alike. Throws
-// std::invalid_argument that names a trigger which is no token.
-std::vector<bool> trigger_tokens(const std::vector<std::string>& triggers, const data::Tokenizer& tokenizer);
 
 // ---- from step to step ----------------------------------------------------------------------------------------------
 
@@ -159,8 +169,8 @@ struct AresStep {
 
 class Ares {
  public:
-  // trigger: for each token whether it is a trigger, trigger_tokens(); not looked at where config names none.
-  Ares(const AresConfig& config, std::vector<bool> trigger);
+  // config: bound, where it names triggers.
+  explicit Ares(const AresConfig& config);
 
   // The completions of a step, group after group: those of group g are number groups[g] … groups[g + 1] − 1, at least
   // one. No group at all: an empty result, and nothing is learnt. Throws std::invalid_argument for other offsets.
@@ -183,10 +193,9 @@ class Ares {
   };
 
   AresConfig config_;
-  std::vector<bool> trigger_;
   std::optional<double> threshold_;
   std::array<std::optional<double>, kDifficulties> target_;
   std::array<Controller, kDifficulties> controller_;
 };
 
-}  // namespace isentrope::rl
+}  // namespace isentrope::methods

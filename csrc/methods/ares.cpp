@@ -1,14 +1,13 @@
-#include "csrc/rl/ares.h"
+#include "csrc/methods/ares.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
 
-namespace isentrope::rl {
+namespace isentrope::methods {
 namespace {
 
 // The table of the header.
@@ -28,11 +27,6 @@ double huber(double x, double kappa) { return x <= kappa ? x * x / (2 * kappa) :
 // The running mean that starts with its first value.
 void follow(std::optional<double>& mean, double value, double decay) {
   mean = mean ? decay * *mean + (1 - decay) * value : value;
-}
-
-std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-  return text;
 }
 
 struct Moments {
@@ -93,21 +87,67 @@ double ares_shaping(const AresConfig& config, Difficulty difficulty, bool right,
   return delta >= -m ? cap * logistic((delta + m) / shape.temperature) : -penalty(-delta - m, 0.5);
 }
 
-std::vector<bool> trigger_tokens(const std::vector<std::string>& triggers, const data::Tokenizer& tokenizer) {
-  std::vector<bool> is_trigger(tokenizer.size(), false);
-  for (const std::string& trigger : triggers) {
-    bool found = false;
-    for (int64_t id = 0; id < tokenizer.size(); ++id)
-      if (lower(tokenizer.decode({id})) == lower(trigger)) is_trigger[id] = found = true;
-    if (!found)
+void AresConfig::bind(const TokensCalled& tokens_called) {
+  trigger.clear();
+  for (const std::string& text : triggers) {
+    const std::vector<bool> found = tokens_called(text);
+    if (std::find(found.begin(), found.end(), true) == found.end())
       throw std::invalid_argument(
-          "rollout.ares.triggers: \"" + trigger +
+          "triggers: \"" + text +
           "\" is no token of this tokenizer, and would never be found; take it out of the list");
+    trigger.resize(found.size());
+    for (size_t id = 0; id < found.size(); ++id) trigger[id] = trigger[id] || found[id];
   }
-  return is_trigger;
 }
 
-Ares::Ares(const AresConfig& config, std::vector<bool> trigger) : config_(config), trigger_(std::move(trigger)) {}
+Tensor AresConfig::initial_state() const { return torch::tensor(Ares(*this).state(), torch::kFloat64); }
+
+namespace {
+
+std::vector<double> numbers_of(const Tensor& state) {
+  const double* x = state.const_data_ptr<double>();
+  return {x, x + state.numel()};
+}
+
+}  // namespace
+
+void AresConfig::apply(Completions& c, Context& context) const {
+  Ares ares(*this);
+  ares.restore(numbers_of(context.state));
+  const Tensor token = c.token.contiguous(), entropy = c.entropy.to(torch::kFloat32).contiguous();
+  const int64_t B = token.size(0), T = token.size(1);
+  const auto right = c.right.accessor<bool, 1>();
+  const auto length = c.length.accessor<int64_t, 1>();
+  std::vector<AresCompletion> completions;
+  for (int64_t b = 0; b < B; ++b) {
+    const auto n = static_cast<size_t>(length[b]);
+    completions.push_back(
+        {{token.const_data_ptr<int64_t>() + b * T, n}, {entropy.const_data_ptr<float>() + b * T, n}, right[b]});
+  }
+  const AresStep step = ares.step(completions, groups_of(c.group));
+  context.stats.insert(step.stats.begin(), step.stats.end());
+  c.add(kKind, c.unit * torch::tensor(step.shaping, torch::kFloat64));
+  if (kl) {
+    c.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
+    c.difficulty = torch::empty({B}, torch::kInt64);
+    for (int64_t b = 0; b < B; ++b) {
+      c.difficulty.mutable_data_ptr<int64_t>()[b] = step.difficulty[b];
+      std::copy(step.kl_weight[b].begin(), step.kl_weight[b].end(), c.ref_kl_weight.mutable_data_ptr<float>() + b * T);
+    }
+  }
+  context.state = torch::tensor(ares.state(), torch::kFloat64);
+}
+
+void AresConfig::observe(const std::map<std::string, double>& seen, Context& context) const {
+  Ares ares(*this);
+  ares.restore(numbers_of(context.state));
+  for (int d = 0; d < kDifficulties; ++d)
+    if (const auto found = seen.find(std::string("ref_kl/") + kDifficultyNames[d]); found != seen.end())
+      ares.measured(static_cast<Difficulty>(d), found->second);
+  context.state = torch::tensor(ares.state(), torch::kFloat64);
+}
+
+Ares::Ares(const AresConfig& config) : config_(config) {}
 
 AresStep Ares::step(const std::vector<AresCompletion>& completions, const std::vector<int64_t>& groups) {
   const bool rising = std::adjacent_find(groups.begin(), groups.end(), std::greater_equal<>()) == groups.end();
@@ -133,12 +173,12 @@ AresStep Ares::step(const std::vector<AresCompletion>& completions, const std::v
   for (size_t g = 0; g + 1 < groups.size(); ++g) {
     double right = 0;
     for (int64_t i = groups[g]; i < groups[g + 1]; ++i) right += completions[i].right;
-    const Difficulty d = rl::difficulty(right / static_cast<double>(groups[g + 1] - groups[g]), config_);
+    const Difficulty d = methods::difficulty(right / static_cast<double>(groups[g + 1] - groups[g]), config_);
     ++moments[d].groups;
     for (int64_t i = groups[g]; i < groups[g + 1]; ++i) {
       std::vector<bool> trigger;
       if (!config_.triggers.empty())
-        for (const int64_t token : completions[i].tokens) trigger.push_back(trigger_.at(token));
+        for (const int64_t token : completions[i].tokens) trigger.push_back(config_.trigger.at(token));
       counted.push_back(counted_windows(means[i], threshold, trigger));
       const auto high = static_cast<double>(counted.back().size());
       out.difficulty.push_back(d);
@@ -208,9 +248,9 @@ void Ares::restore(const std::vector<double>& state) {
   constexpr size_t kErrors = 1 + 4 * kDifficulties, kSize = kErrors + kDifficulties;
   if (state.size() == kErrors && config_.kl && config_.kl->error_decay != 0)
     throw std::runtime_error(
-        "ares: the checkpoint is of a version that did not smooth the error of rollout.ares.kl, and holds no mean of "
+        "ares: the checkpoint is of a version that did not smooth the error of ares.kl, and holds no mean of "
         "it; "
-        "resume with rollout.ares.kl.error_decay=0, which goes on as that run did");
+        "resume with ares.kl.error_decay=0, which goes on as that run did");
   if (state.size() != kErrors && state.size() != kSize)
     throw std::runtime_error("ares: a state of " + std::to_string(state.size()) + " numbers; wanted " +
                              std::to_string(kSize));
@@ -226,4 +266,4 @@ void Ares::restore(const std::vector<double>& state) {
   }
 }
 
-}  // namespace isentrope::rl
+}  // namespace isentrope::methods

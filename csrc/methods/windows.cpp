@@ -1,9 +1,9 @@
-#include "csrc/rl/windows.h"
+#include "csrc/methods/windows.h"
 
 #include <algorithm>
 #include <cmath>
 
-namespace isentrope::rl {
+namespace isentrope::methods {
 
 std::vector<double> window_means(std::span<const float> entropy, int64_t w) {
   std::vector<double> means;
@@ -24,4 +24,4 @@ double quantile(std::vector<double> values, double q) {
   return low + (rank - std::floor(rank)) * (*std::min_element(below + 1, values.end()) - low);
 }
 
-}  // namespace isentrope::rl
+}  // namespace isentrope::methods

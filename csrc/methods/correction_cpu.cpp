@@ -1,0 +1,122 @@
+// The loops of correction and mismatch. Compiled once for every instruction set, in a namespace of its name.
+#include "csrc/methods/token_loops.h"
+
+namespace isentrope::methods {
+namespace CPU_CAPABILITY {
+namespace {
+
+// The logarithm of the ratio of a token; 0 where it is NaN, as of tokens that one side could not score.
+template <class T>
+inline __attribute__((always_inline)) T log_ratio(T logprob, T old_logprob) {
+  const T d = logprob - old_logprob;
+  return d != d ? T(0) : d;
+}
+template <class T>
+inline __attribute__((always_inline)) T held(T d) {
+  constexpr T kMost = T(20);  // keeps exp(d) finite in float, as in the packages
+  const T x = d > kMost ? kMost : d;
+  return x < -kMost ? -kMost : x;
+}
+
+template <class T>
+void ratio(const RatioLoop& p, int64_t begin, int64_t end) {
+  const T *logprob = of<T>(p.logprob), *old = of<T>(p.old_logprob), low = T(p.low), high = T(p.high);
+  const uint8_t* mask = flags(p.mask);
+  T* __restrict factor = static_cast<T*>(p.factor);
+  if (p.outside == Outside::kTruncate) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T w = exponential(held(log_ratio(logprob[i], old[i]))), f = w > high ? high : w < low ? low : w;
+      factor[i] = mask[i] != 0 ? f : T(0);
+    }
+    return;
+  }
+  for (int64_t i = begin; i < end; ++i) {
+    const T w = exponential(held(log_ratio(logprob[i], old[i])));
+    factor[i] = (w >= low) & (w <= high) & (mask[i] != 0) ? w : T(0);
+  }
+  if (p.outside == Outside::kMask) return;
+  auto* __restrict removed = reinterpret_cast<uint8_t*>(p.removed);
+  for (int64_t i = begin; i < end; ++i) removed[i] = (factor[i] == T(0)) & (mask[i] != 0) ? 1 : 0;
+  for (int64_t i = begin; i < end; ++i) factor[i] = factor[i] > T(0) ? T(1) : T(0);
+}
+
+template <class T>
+void fill(const FillLoop& p, int64_t row) {
+  const int64_t at = row * p.length;
+  const T value = T(p.value[row]);
+  const uint8_t* mask = flags(p.mask) + at;
+  T* __restrict factor = static_cast<T*>(p.factor) + at;
+  for (int64_t t = 0; t < p.length; ++t) factor[t] = mask[t] != 0 ? value : T(0);
+  if (p.gone == nullptr) return;
+  const uint8_t gone = p.gone[row] ? 1 : 0;
+  auto* __restrict removed = reinterpret_cast<uint8_t*>(p.removed) + at;
+  for (int64_t t = 0; t < p.length; ++t) removed[t] = mask[t] != 0 ? gone : 0;
+}
+
+// exp(d) − 1 − d, without the digits that the difference loses where d is small: d² (1/2 + d/6 + d²/24 + …).
+template <class T>
+inline __attribute__((always_inline)) T excess(T d, T w) {
+  T sum = T(1) / 5040;
+  sum = sum * d + T(1) / 720;
+  sum = sum * d + T(1) / 120;
+  sum = sum * d + T(1) / 24;
+  sum = sum * d + T(1) / 6;
+  sum = sum * d + T(1) / 2;
+  const T near = sum * d * d, far = w - T(1) - d;
+  return (d < T(0.25)) & (d > T(-0.25)) ? near : far;  // the next term of the series is below 1e-9 of it there
+}
+
+template <class T>
+void gap(const GapLoop& p, int64_t row) {
+  GapSums& to = p.gap[row];
+  to = {};
+  to.tokens = count_marked_on_cpu(p.mask + row * p.length, p.length);
+  double sum[kLanes] = {}, absolute[kLanes] = {}, k3[kLanes] = {}, square[kLanes] = {}, weight[kLanes] = {},
+         weight_square[kLanes] = {};
+  T greatest[kLanes] = {};
+  T d[kBlock], w[kBlock], x[kBlock];
+  const T most_weight = T(p.clamp);
+  for (int64_t begin = 0; begin < p.length; begin += kBlock) {
+    const int64_t count = std::min(kBlock, p.length - begin), at = row * p.length + begin;
+    const T *logprob = of<T>(p.logprob, at), *old = of<T>(p.old_logprob, at);
+    const uint8_t* mask = flags(p.mask) + at;
+    for (int64_t i = 0; i < count; ++i) {
+      const T own = log_ratio(logprob[i], old[i]);
+      d[i] = mask[i] != 0 ? own : T(0);
+    }
+    add(count, sum, [&](int64_t i) { return static_cast<double>(d[i]); });
+    if (!p.all) continue;
+    for (int64_t i = 0; i < count; ++i) x[i] = d[i] < T(0) ? -d[i] : d[i];
+    add(count, absolute, [&](int64_t i) { return static_cast<double>(x[i]); });
+    raise(count, greatest, [&](int64_t i) { return x[i]; });
+    for (int64_t i = 0; i < count; ++i) {
+      const T e = exponential(held(d[i]));
+      w[i] = mask[i] != 0 ? e : T(0);
+    }
+    for (int64_t i = 0; i < count; ++i) x[i] = mask[i] != 0 ? excess(held(d[i]), w[i]) : T(0);
+    add(count, k3, [&](int64_t i) { return static_cast<double>(x[i]); });
+    add(count, square, [&](int64_t i) { return static_cast<double>(w[i]) * static_cast<double>(w[i]); });
+    for (int64_t i = 0; i < count; ++i) w[i] = w[i] > most_weight ? most_weight : w[i];
+    add(count, weight, [&](int64_t i) { return static_cast<double>(w[i]); });
+    add(count, weight_square, [&](int64_t i) { return static_cast<double>(w[i]) * static_cast<double>(w[i]); });
+  }
+  to.sum = total(sum);
+  to.absolute = total(absolute), to.most = static_cast<double>(most(greatest));
+  to.k3 = total(k3), to.square = total(square);
+  to.weight = total(weight), to.weight_square = total(weight_square);
+}
+
+}  // namespace
+
+ISENTROPE_CHUNKS(ratio, RatioLoop)
+ISENTROPE_ROWS(fill, FillLoop)
+ISENTROPE_ROWS(gap, GapLoop)
+
+void drop_on_cpu(const DropLoop& p) {
+  const int64_t bytes = p.length * static_cast<int64_t>(p.wide ? sizeof(double) : sizeof(float));
+  for (int64_t row = 0; row < p.rows; ++row)
+    if (p.drop[row]) std::memset(static_cast<char*>(p.factor) + row * bytes, 0, bytes);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace isentrope::methods

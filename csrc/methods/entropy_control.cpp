@@ -1,0 +1,127 @@
+#include "csrc/methods/entropy_control.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+
+#include "csrc/methods/op.h"
+
+namespace isentrope::methods {
+namespace {
+
+constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+
+Tensor two(double a, double b) { return torch::tensor({a, b}, torch::kFloat64); }
+
+// The state of two numbers of an op.
+std::pair<double, double> both(const char* op, const Tensor& state) {
+  ops::check_dtype(op, "state", state, {torch::kDouble});
+  OP_CHECK(op, state.dim() == 1 && state.numel() == 2, "state has shape ", state.sizes(), "; wanted [2]");
+  const Tensor own = host(state);
+  return {own.const_data_ptr<double>()[0], own.const_data_ptr<double>()[1]};
+}
+
+// What an update saw, where it saw an entropy.
+const double* entropy_in(const std::map<std::string, double>& seen) {
+  const auto found = seen.find("entropy/mean");
+  return found == seen.end() ? nullptr : &found->second;
+}
+
+}  // namespace
+
+double entropy_schedule(int64_t step, const std::string& shape, double from, double to, int64_t steps) {
+  const double way = std::clamp(static_cast<double>(step) / static_cast<double>(steps), 0.0, 1.0);
+  return from + (to - from) * (shape == "cosine" ? (1 - std::cos(std::numbers::pi * way)) / 2 : way);
+}
+
+Tensor adaptive_entropy(const Tensor& state, double entropy, double target, double delta, double least, double most) {
+  constexpr const char* kOp = "method_adaptive_entropy";
+  check_number(kOp, "entropy", entropy, std::isfinite(entropy), "a finite number");
+  OP_CHECK(kOp, least <= most, "least is ", least, " and most ", most, "; wanted least at most as large");
+  const double coef = both(kOp, state).first;
+  return two(std::clamp(coef + (entropy <= target ? delta : -delta), least, most), entropy).to(state.device());
+}
+
+Tensor entropic(const Tensor& state, double entropy, double target, double proportional, double integral) {
+  constexpr const char* kOp = "method_entropic";
+  check_number(kOp, "entropy", entropy, std::isfinite(entropy), "a finite number");
+  const double error = entropy - target, sum = std::clamp(both(kOp, state).first + integral * error, -1.0, 1.0);
+  return two(sum, std::clamp(sum + proportional * error, -1.0, 1.0)).to(state.device());
+}
+
+TORCH_LIBRARY_FRAGMENT(isentrope, m) {
+  define(m,
+         "method_adaptive_entropy(Tensor state, float entropy, float target=0.2, float delta=0.005, float least=0.0, "
+         "float most=1.0) -> Tensor",
+         adaptive_entropy);
+  define(m,
+         "method_entropic(Tensor state, float entropy, float target=0.3, float proportional=1.0, float integral=0.01) "
+         "-> Tensor",
+         entropic);
+}
+
+std::string TableOfEntropy::problem() const {
+  if (steps.empty() || steps.size() != coefs.size())
+    return "steps: " + std::to_string(steps.size()) + " of them and " + std::to_string(coefs.size()) +
+           " coefs; wanted one coefficient for each stretch";
+  if (steps.front() != 0 || !std::is_sorted(steps.begin(), steps.end(), std::less_equal<>()))
+    return "steps: wanted numbers that rise from 0";
+  return "";
+}
+
+Control TableOfEntropy::at(int64_t step, const Tensor&) const {
+  const auto behind = std::upper_bound(steps.begin(), steps.end(), step);
+  return {.entropy_coef = coefs.at(behind - steps.begin() - 1)};
+}
+
+std::string AdaptiveEntropy::problem() const {
+  if (least > most) return "least: is above most; wanted at most as large";
+  if (coef < least || coef > most) return "coef: does not lie between least and most";
+  return "";
+}
+
+Tensor AdaptiveEntropy::initial_state() const { return two(coef, kUnknown); }
+
+Control AdaptiveEntropy::at(int64_t, const Tensor& state) const {
+  const auto [now, last] = both("adaptive", state);
+  return {.entropy_coef = last > target ? 0 : now};
+}
+
+void AdaptiveEntropy::observe(const std::map<std::string, double>& seen, Context& context) const {
+  if (const double* H = entropy_in(seen))
+    context.state = adaptive_entropy(context.state, *H, target, delta, least, most);
+}
+
+Tensor EntroPic::initial_state() const { return two(0, 0); }
+
+Control EntroPic::at(int64_t, const Tensor& state) const {
+  const double a = both("entropic", state).second;
+  return {.positive = 1 + a, .negative = 1 - a};
+}
+
+void EntroPic::observe(const std::map<std::string, double>& seen, Context& context) const {
+  if (const double* H = entropy_in(seen)) context.state = entropic(context.state, *H, target, proportional, integral);
+}
+
+std::string EntropyBand::problem() const {
+  for (const auto& [key, ends] : {std::pair{"from", &from}, {"to", &to}})
+    if (ends->size() != 2 || (*ends)[0] > (*ends)[1])
+      return std::string(key) + ": wanted two numbers, the lower end of the band and the upper one";
+  return "";
+}
+
+Tensor EntropyBand::initial_state() const { return torch::full({1}, kUnknown, torch::kFloat64); }
+
+Control EntropyBand::at(int64_t step, const Tensor& state) const {
+  const double H = *state.const_data_ptr<double>();  // unknown: within the band
+  const bool below = H<entropy_schedule(step, shape, from[0], to[0], steps), above = H> entropy_schedule(
+      step, shape, from[1], to[1], steps);
+  return {.positive = below ? 0.0 : 1.0, .negative = above ? 0.0 : 1.0};
+}
+
+void EntropyBand::observe(const std::map<std::string, double>& seen, Context& context) const {
+  if (const double* H = entropy_in(seen)) context.state = torch::full({1}, *H, torch::kFloat64);
+}
+
+}  // namespace isentrope::methods

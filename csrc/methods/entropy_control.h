@@ -1,0 +1,163 @@
+// Controllers of the policy's entropy: what an update adds for it, from the number of the step and the entropies of the updates
+// before. The key objective.entropy takes one of them. H: mean entropy of an update's learnt tokens, nats; H* the target.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "csrc/field.h"
+#include "csrc/methods/method.h"
+#include "csrc/one_of.h"
+
+namespace isentrope::methods {
+
+// What a controller sets for an update.
+struct Control {
+  double entropy_coef = 0;            // weight of the entropy bonus
+  double positive = 1, negative = 1;  // factors of advantages above 0 and below
+};
+
+// ---- pure functions -------------------------------------------------------------------------------------------------
+
+// From `from` at step 0 to `to` at step `steps` and after it, in a straight line or along half a cosine.
+double entropy_schedule(int64_t step, const std::string& shape, double from, double to, int64_t steps);
+
+// state [2]: the coefficient, and the last H (NaN: none). After an update of entropy H: coefficient + delta where H ≤ target, else
+// − delta, within [least, most].
+Tensor adaptive_entropy(const Tensor& state, double entropy, double target, double delta, double least, double most);
+
+// state [2]: the integral I and α. After an update of entropy H: I += k_i (H − H*), α = I + k_p (H − H*), within ±1.
+Tensor entropic(const Tensor& state, double entropy, double target, double proportional, double integral);
+
+// ---- what objective.entropy may be ----------------------------------------------------------------------------------
+
+struct ConstantEntropy {
+  static constexpr const char* kKind = "constant";
+  static constexpr const char* kHelp = "An entropy bonus of one coefficient.";
+  double coef = 0.01;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("coef", coef, "Weight of the entropy, nats, which is subtracted from each token's loss.", at_least(0));
+  }
+  Control at(int64_t, const Tensor&) const { return {.entropy_coef = coef}; }
+};
+
+struct ScheduledEntropy {
+  static constexpr const char* kKind = "schedule";
+  static constexpr const char* kHelp = "An entropy bonus whose coefficient goes from one value to another over steps.";
+  std::string shape = "linear";
+  double from = 0.01;
+  double to = 0.0;
+  int64_t steps = 100;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("shape", shape, "A straight line, or half a cosine.", one_of({"linear", "cosine"}));
+    v("from", from, "Coefficient of the first step.", at_least(0));
+    v("to", to, "Coefficient from step `steps` on.", at_least(0));
+    v("steps", steps, "Steps of the way.", at_least(1));
+  }
+  Control at(int64_t step, const Tensor&) const {
+    return {.entropy_coef = entropy_schedule(step, shape, from, to, steps)};
+  }
+};
+
+struct TableOfEntropy {
+  static constexpr const char* kKind = "table";
+  static constexpr const char* kHelp = "An entropy bonus whose coefficient is told for stretches of steps.";
+  std::vector<int64_t> steps = {0};
+  std::vector<double> coefs = {0.01};
+
+  std::string problem() const;
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("steps", steps, "First steps of the stretches, rising from 0.", at_least(0));
+    v("coefs", coefs, "Coefficient of each stretch.", at_least(0));
+  }
+  Control at(int64_t step, const Tensor&) const;
+};
+
+struct AdaptiveEntropy {
+  static constexpr const char* kKind = "adaptive";
+  static constexpr const char* kHelp =
+      "An entropy bonus whose coefficient rises by delta after an update whose entropy was at most the target, and "
+      "falls "
+      "by it after another; it is in force only where the entropy of the update before was at most the target "
+      "(Skywork-OR1, arXiv 2505.22312; as TRL 1.16's use_adaptive_entropy).";
+  double target = 0.2;
+  double coef = 0.0;
+  double delta = 0.005;
+  double least = 0.0;
+  double most = 1.0;
+
+  std::string problem() const;
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("target", target, "Mean entropy of a token, nats, that is steered to.", above(0));
+    v("coef", coef, "Coefficient of the first update.", at_least(0));
+    v("delta", delta, "What the coefficient changes by after an update.", above(0));
+    v("least", least, "Least coefficient.", at_least(0));
+    v("most", most, "Largest coefficient.", at_least(0));
+  }
+  Tensor initial_state() const;
+  Control at(int64_t step, const Tensor& state) const;
+  void observe(const std::map<std::string, double>& seen, Context& context) const;
+};
+
+struct EntroPic {
+  static constexpr const char* kKind = "entropic";
+  static constexpr const char* kHelp =
+      "Weighs advantages above 0 by 1 + a and those below by 1 - a, with a = I + proportional (H - target) and "
+      "I += integral (H - target) after each update, a within -1 and 1: a PI controller that lowers the entropy "
+      "through "
+      "right answers and raises it through wrong ones (EntroPIC, arXiv 2511.15248; gains as a port has them).";
+  double target = 0.3;
+  double proportional = 1.0;
+  double integral = 0.01;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("target", target, "Mean entropy of a token, nats, that is steered to.", above(0));
+    v("proportional", proportional, "Gain of the error.", at_least(0));
+    v("integral", integral, "Gain of the error's sum over updates.", at_least(0));
+  }
+  Tensor initial_state() const;
+  Control at(int64_t step, const Tensor& state) const;
+  void observe(const std::map<std::string, double>& seen, Context& context) const;
+};
+
+struct EntropyBand {
+  static constexpr const char* kKind = "band";
+  static constexpr const char* kHelp =
+      "Above the band the policy learns from advantages above 0 alone, below it from those below 0 alone, and within "
+      "it from both; the band moves over steps (Entrocraft, arXiv 2604.26326, whose text rejects samples where this, "
+      "as "
+      "its code, takes their gradient away).";
+  std::string shape = "linear";
+  std::vector<double> from = {0.6, 0.7};
+  std::vector<double> to = {0.4, 0.5};
+  int64_t steps = 100;
+
+  std::string problem() const;
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("shape", shape, "How the band moves: a straight line, or half a cosine.", one_of({"linear", "cosine"}));
+    v("from", from, "Lower and upper end at the first step, nats.", at_least(0));
+    v("to", to, "Lower and upper end from step `steps` on, nats.", at_least(0));
+    v("steps", steps, "Steps of the way.", at_least(1));
+  }
+  Tensor initial_state() const;  // the last H
+  Control at(int64_t step, const Tensor& state) const;
+  void observe(const std::map<std::string, double>& seen, Context& context) const;
+};
+
+using EntropyControl = OneOf<  //
+    ConstantEntropy,           //
+    ScheduledEntropy,          //
+    TableOfEntropy,            //
+    AdaptiveEntropy,           // arXiv 2505.22312
+    EntroPic,                  // arXiv 2511.15248
+    EntropyBand                // arXiv 2604.26326
+    >;
+
+}  // namespace isentrope::methods

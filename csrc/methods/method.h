@@ -1,0 +1,114 @@
+// Methods of policy learning: what a published method does to rewards, advantages, token weights or a coefficient of the objective,
+// as a pure function of tensors in one of these four places. A method is one file pair here, one line in csrc/methods/registry.h, one
+// torch op (method_<name>) and one function in python/isentrope/methods.py.
+//
+//   place       struct has                                              what it makes
+//   reward      void apply(Completions&, Context&) const                changed rewards of the completions of a step
+//   advantage   Advantages estimate(const Rewarded&) const              the first of the list: advantages of the rewards
+//               void apply(Completions&, Context&) const                the others: changed advantages [B, T]
+//   weight      Weighted apply(const Update&, Context&) const           a factor [B, T] of each token's policy term
+//   controller  Control at(step, …) const, see controller.h             coefficients of the step
+//
+// A reward method has observe(seen, context) where it follows what updates saw, and bind(tokens_called) where its keys name tokens.
+//
+// A method's struct is its configuration (csrc/one_of.h): kKind, kHelp, members with visit(), maybe problem(). What passes from step
+// to step is a tensor of doubles, in and out: Tensor initial_state() const says how it begins, and a method without it has none.
+//
+// Scope: a statistic over a batch is taken over the whole update, all ranks included, however it is cut into micro-batches.
+// A weight method with a key `scope` can be told to take micro-batches.
+#pragma once
+#include <torch/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace isentrope::methods {
+
+using torch::Tensor;
+
+// Completions of a step, B of them, their own tokens from the first on, padded on the right to T. Natural logarithms, nats.
+// Groups, the completions of one prompt, stand one behind the other.
+struct Completions {
+  Tensor mask;          // [B, T] bool: tokens that are learnt
+  Tensor token;         // [B, T] int64
+  Tensor logprob;       // [B, T] float, under the policy that drew them
+  Tensor entropy;       // [B, T] float, of that policy
+  Tensor sum_p2;        // [B, T] float, Σ p² of that policy; undefined where no method asks (kNeedsSumP2)
+  Tensor length;        // [B] int64, tokens drawn, the end of sequence included
+  Tensor stopped;       // [B] bool; false: cut at the length limit
+  Tensor group;         // [B] int64, rising from 0
+  Tensor right;         // [B] bool, by the first reward
+  Tensor scores;        // [B, R] double, each reward times its weight; NaN where it does not apply
+  double unit = 1;      // what a right answer is worth: the weight of the first reward
+  int64_t longest = 0;  // length limit of completions, 0: that of the context
+
+  Tensor reward;                                           // [B] double
+  std::vector<std::pair<std::string, Tensor>> added = {};  // by kind, what a method added to it: [B] double
+  Tensor advantage;  // [B, T] float, 0 where mask is false; undefined before the estimator
+
+  Tensor ref_kl_weight = {};  // [B, T] float factor of the divergence from the reference; undefined: 1
+  Tensor difficulty = {};  // [B] int64 of the prompt, by which that divergence is counted; undefined where nobody asks
+
+  // A reward method of that kind adds to the rewards.
+  void add(const std::string& kind, const Tensor& amount) {
+    reward = reward + amount;
+    added.emplace_back(kind, amount);
+  }
+};
+
+// Tokens of an update, B rows of T positions (csrc/data/batch.h); where mask is false nothing of them is used.
+struct Update {
+  Tensor mask;         // [B, T] bool
+  Tensor advantage;    // [B, T] float
+  Tensor logprob;      // [B, T] float, of the policy that learns, without gradient
+  Tensor old_logprob;  // [B, T] float, of the policy that drew them
+  Tensor entropy;      // [B, T] float, of the policy that learns
+  Tensor old_entropy;  // [B, T] float, of the policy that drew them
+  Tensor rescored =
+      {};  // [B, T] float, log-probs of the policy before the update; where a method asks (kNeedsRescored)
+  Tensor attention_entropy = {};  // [B, T] float, of a token's attention row, normalised to [0, 1]; where a method asks
+                                  // (kNeedsAttentionEntropy, of its layer)
+};
+
+struct Weighted {
+  Tensor factor;        // [B, T] float ≥ 0, of the policy term; 1 changes nothing
+  Tensor removed = {};  // [B, T] bool: tokens that no longer count, in denominators either; undefined: none
+};
+
+// Values in groups, one group behind the other: those of group g are number groups[g] … groups[g + 1] − 1.
+using Groups = std::vector<int64_t>;
+
+// What an estimator sees: one entry a tree of csrc/rl/tree.h, which without branches is a completion.
+struct Rewarded {
+  std::vector<double> reward;
+  std::vector<int64_t> length;  // tokens
+  Groups groups;
+  std::vector<std::vector<double>> scores = {};  // [reward][completion], weighted, NaN where it does not apply
+  std::vector<double> greedy = {};               // [group] reward of the greedy completion, where kNeedsGreedy
+};
+
+// Where each completion's advantage comes from.
+struct Advantages {
+  std::vector<double> value;  // of each completion, all of whose tokens have it
+  std::vector<double>
+      slope;  // by how much it grows with the completion's own reward where the others' stay, baseline and scale
+              // held: a token with a return of its own has value + slope · (return − reward)
+};
+
+// For each token of the vocabulary whether its text is that one, upper and lower case alike.
+using TokensCalled = std::function<std::vector<bool>(const std::string& text)>;
+
+// What a method is given beside its input.
+struct Context {
+  Tensor& state;                         // [n] double, of its initial_state(); assigned anew, never written into
+  std::map<std::string, double>& stats;  // of csrc/train/metrics.h
+};
+
+// Offsets of groups from the numbers of their groups, [B] rising from 0.
+Groups groups_of(const Tensor& group);
+
+}  // namespace isentrope::methods

@@ -1,0 +1,48 @@
+// The arguments [B, T] of a weight method, as the loops of csrc/methods/weight_cpu.h take them: constants on the CPU, row behind row.
+#pragma once
+#include <deque>
+
+#include "csrc/methods/op.h"
+#include "csrc/methods/weight_cpu.h"
+#include "csrc/ops/cpu_dispatch.h"
+
+namespace isentrope::methods {
+
+// The first argument says shape, dtype and device; the others have its shape and are taken in its dtype. Checks come first: nothing
+// is computed while arguments are taken.
+class TokenArguments {
+ public:
+  TokenArguments(const char* op, const char* name, const Tensor& first, const Tensor& mask)
+      : op_(op), name_(name), device_(first.device()) {
+    check_rows(op, name, first);
+    check_floating(op, name, first);
+    check_like(op, "mask", mask, name, first);
+    kept_.push_back(host(first));
+    mask_ = host_mask(mask);
+  }
+  const void* first() const { return kept_.front().const_data_ptr(); }
+  const void* take(const char* name, const Tensor& x) {
+    check_floating(op_, name, x);
+    check_like(op_, name, x, name_, kept_.front());
+    return kept_.emplace_back(host(x, kept_.front().scalar_type())).const_data_ptr();
+  }
+
+  TokenRows rows() const {
+    const Tensor& x = kept_.front();
+    return {x.size(0), x.size(1), mask_.const_data_ptr<bool>(), x.scalar_type() == torch::kDouble};
+  }
+  // [B, T] on the CPU, not initialised: of the first argument's dtype, or bool.
+  Tensor make() const { return torch::empty_like(kept_.front()); }
+  Tensor make_flags() const { return torch::empty_like(mask_); }
+  // A result, where the first argument was.
+  Tensor give(const Tensor& x) const { return x.to(device_); }
+
+ private:
+  const char* op_;
+  const char* name_;
+  torch::Device device_;
+  std::deque<Tensor> kept_;
+  Tensor mask_;
+};
+
+}  // namespace isentrope::methods

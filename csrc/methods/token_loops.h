@@ -1,0 +1,90 @@
+// What the loops over tokens of csrc/methods/*_cpu.cpp share. For files that are compiled once for every instruction set.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+#include "csrc/methods/kth.h"
+#include "csrc/methods/weight_cpu.h"
+#include "csrc/ops/cpu_parallel.h"
+#include "csrc/ops/grpo_blocks.h"  // exponential(), whose float form makes vectors, and kLanes
+
+namespace isentrope::methods {
+namespace CPU_CAPABILITY {
+namespace {
+
+using ops::for_tasks;
+using ops::CPU_CAPABILITY::exponential;
+using ops::CPU_CAPABILITY::kLanes;
+
+constexpr int64_t kBlock = 512;  // tokens at once: a handful of arrays of them stay in the first-level cache
+// exp of less is taken as exp of this: the float form makes 2^n of its bits, and nothing that small counts beside 1.
+constexpr double kLeastExponent = -80;
+
+// Calls function(T()) for the type of the arrays.
+template <class Function>
+void with_type(const TokenRows& p, Function&& function) {
+  if (p.wide)
+    function(double());
+  else
+    function(float());
+}
+
+// body(begin, end) over all tokens, in chunks, on torch's threads.
+template <class Body>
+void for_chunks(const TokenRows& p, const Body& body) {
+  constexpr int64_t kChunk = 32768;
+  const int64_t size = p.size();
+  for_tasks((size + kChunk - 1) / kChunk, [&](int64_t i) { body(i * kChunk, std::min((i + 1) * kChunk, size)); });
+}
+
+inline const uint8_t* flags(const bool* mask) { return reinterpret_cast<const uint8_t*>(mask); }
+template <class T>
+const T* of(const void* x, int64_t at = 0) {
+  return static_cast<const T*>(x) + at;
+}
+
+// Adds x(0), …, x(count − 1) to lanes, number i to lane i mod kLanes: the order of a sum is the same for every vector length.
+template <class A, class Function>
+inline __attribute__((always_inline)) void add(int64_t count, A* __restrict lanes, const Function& x) {
+  int64_t first = 0;
+  for (; first + kLanes <= count; first += kLanes)
+    for (int i = 0; i < kLanes; ++i) lanes[i] += x(first + i);
+  for (int i = 0; first + i < count; ++i) lanes[i] += x(first + i);
+}
+template <class T, class Function>
+inline __attribute__((always_inline)) void raise(int64_t count, T* __restrict lanes, const Function& x) {
+  int64_t first = 0;
+  for (; first + kLanes <= count; first += kLanes)
+    for (int i = 0; i < kLanes; ++i) lanes[i] = x(first + i) > lanes[i] ? x(first + i) : lanes[i];
+  for (int i = 0; first + i < count; ++i) lanes[i] = x(first + i) > lanes[i] ? x(first + i) : lanes[i];
+}
+template <class T>
+T most(const T* lanes) {
+  T value = lanes[0];
+  for (int i = 1; i < kLanes; ++i) value = lanes[i] > value ? lanes[i] : value;
+  return value;
+}
+inline double total(const double* lanes) {
+  double sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += lanes[i];
+  return sum;
+}
+
+// An entry of csrc/methods/weight_cpu.h from the loop over a chunk, or over a row, of one type.
+#define ISENTROPE_CHUNKS(name, Loop)                                         \
+  void name##_on_cpu(const Loop& p) {                                        \
+    for_chunks(p, [&](int64_t begin, int64_t end) {                          \
+      with_type(p, [&](auto type) { name<decltype(type)>(p, begin, end); }); \
+    });                                                                      \
+  }
+#define ISENTROPE_ROWS(name, Loop)                                                                           \
+  void name##_on_cpu(const Loop& p) {                                                                        \
+    for_tasks(p.rows, [&](int64_t row) { with_type(p, [&](auto type) { name<decltype(type)>(p, row); }); }); \
+  }
+
+}  // namespace
+}  // namespace CPU_CAPABILITY
+}  // namespace isentrope::methods

@@ -1,0 +1,346 @@
+#include "csrc/train/policy_objective.h"
+
+#include <cmath>
+#include <utility>
+
+#include "csrc/methods/registry.h"
+#include "csrc/train/update_pass.h"
+
+namespace isentrope::train {
+namespace {
+
+// For each difficulty [kDifficulties, 2]: the sum of k3 (kernels/grpo_loss.h) over its tokens, and how many these are.
+Tensor divergence_by_difficulty(const Tensor& logprob, const Tensor& reference, const Batch& batch) {
+  const Tensor counts = (batch.target != data::kIgnore).to(torch::kFloat64);
+  const Tensor delta = (logprob.detach() - reference).to(torch::kFloat64).clamp(-20, 20);
+  const Tensor k3 = ((-delta).exp() + delta - 1).clamp_max(10);
+  const Tensor rows = torch::stack({(k3 * counts).sum(1), counts.sum(1)}, 1);  // [B, 2]
+  return torch::one_hot(batch.difficulty, methods::kDifficulties).to(torch::kFloat64).t().matmul(rows);
+}
+
+// About the means of the whole update, however it was cut: what clip_cov and kl_cov with scope global choose by.
+std::map<std::string, double> covariances(const Tensor& logprob, const Batch& update) {
+  const Tensor mask = update.target != data::kIgnore;
+  const Tensor l = logprob.masked_select(mask).to(torch::kFloat64);
+  const Tensor a = update.advantage.masked_select(mask).to(torch::kFloat64);
+  const Tensor c = (a - a.mean()) * (l - l.mean());
+  return {{"cov/mean", c.mean().item<double>()}, {"cov/max", c.max().item<double>()}};
+}
+
+// The choices of tokens, their control included: "random" is that of the rule it is like.
+bool selects(const std::string& loss) { return loss == "clip_cov" || loss == "kl_cov" || loss == "random"; }
+
+std::vector<methods::EntropyControl> list_of(const std::optional<methods::EntropyControl>& one) {
+  return one ? std::vector{*one} : std::vector<methods::EntropyControl>();
+}
+
+// What the ratio is taken to: the policy at the step's beginning where completions were scored anew, else the one that drew them.
+const Tensor& old_of(const Batch& batch) { return batch.rescored.defined() ? batch.rescored : batch.old_logprob; }
+
+// How far the policy that learns is from the one that drew, before anything is learnt: rounding, or another precision, top-k, top-p.
+std::map<std::string, double> mismatch_of(const Tensor& logprob, const Batch& update) {
+  const Tensor found = methods::mismatch(logprob, update.old_logprob, update.target != data::kIgnore, std::nullopt);
+  const double* x = found.const_data_ptr<double>();
+  return {{"mismatch/max", x[0]},
+          {"mismatch/mean", x[1]},
+          {"mismatch/k3", x[3]},
+          {"mismatch/chi2", x[4]},
+          {"mismatch/ess", x[7]}};
+}
+
+}  // namespace
+
+PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConfig& config, const BatchConfig& batch,
+                                 double temperature, std::optional<model::Decoder> reference,
+                                 std::shared_ptr<const Ranks> ranks, std::vector<methods::Weight> weight)
+    : Objective(std::move(attention), std::move(ranks)),
+      config_(config),
+      batch_(batch),
+      temperature_(temperature),
+      reference_(std::move(reference)),
+      selects_(selects(config.loss)),
+      mode_(config.loss == "random" ? config.random_like : config.loss),
+      selection_(config.loss == "random" ? "random_" + config.random_like : config.loss),
+      weight_(std::move(weight)),
+      entropy_(list_of(config.entropy)),
+      ref_kl_coef_(config.ref_kl_coef) {
+  rescores_ = weight_.any([]<class M>(const M&) {
+    return requires { M::kNeedsRescored; };
+  });
+  for (const methods::Weight& one : weight_.entries())
+    if (const auto* attention = one.get<methods::AttentionEntropy>()) attention_layer_ = attention->layer;
+}
+
+void PolicyObjective::begin(int64_t step, model::Decoder& model, std::vector<Batch>& updates) {
+  Objective::begin(step, model, updates);
+  first_ = true;
+  if (!rescores_) return;
+  for (Batch& update : updates) {
+    const Batch here = update.to(model->embedding().device());
+    update.rescored =
+        of_update(look(model, split(share_of_rank(here, ranks_->rank(), ranks_->size()), batch_.micro_tokens)).logprob,
+                  here)
+            .to(update.tokens.device());
+  }
+}
+
+std::map<std::string, Tensor> PolicyObjective::state() const {
+  std::map<std::string, Tensor> state;
+  weight_.save("weight", state);
+  entropy_.save("objective.entropy", state);
+  if (config_.ref_kl_control) state["objective.ref_kl_control"] = torch::tensor({ref_kl_coef_}, torch::kFloat64);
+  return state;
+}
+
+void PolicyObjective::restore(const std::map<std::string, Tensor>& state) {
+  weight_.restore("weight", state);
+  entropy_.restore("objective.entropy", state);
+  if (const auto coef = state.find("objective.ref_kl_control"); config_.ref_kl_control && coef != state.end())
+    ref_kl_coef_ = coef->second.item<double>();
+}
+
+std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, const Batch& update, uint64_t seed,
+                                                        AttentionWatch* watch, Gradients* gradients) {
+  Found found;
+  std::map<std::string, double> decided;
+  entropy_.each(decided,
+                [&](const auto& method, methods::Context context) { control_ = method.at(step_, context.state); });
+  passes(model, update, seed, watch, gradients, found, decided);
+  if (watch) watch->over(*ranks_);
+  auto values = values_of(ranks_->sum(found.loss), ranks_->rows(torch::stack(found.stats)));
+  const Tensor logprob = of_update(torch::cat(found.logprobs), update);
+  if (values.at("tokens") > 0) values.merge(covariances(logprob, update));
+  if (found.divergence.defined()) {
+    Tensor sums = found.divergence.to(torch::kCPU).contiguous();
+    ranks_->sum(sums);
+    for (int64_t d = 0; d < methods::kDifficulties; ++d)
+      if (const double tokens = sums[d][1].item<double>(); tokens > 0)
+        values[std::string("ref_kl/") + methods::kDifficultyNames[d]] = sums[d][0].item<double>() / tokens;
+  }
+  if (values.at("tokens") > 0) {
+    values.merge(decided);
+    if (std::exchange(first_, false)) values.merge(mismatch_of(logprob, update));
+    if (!entropy_.empty()) {
+      values["entropy_coef"] = control_.entropy_coef;
+      if (control_.positive != 1 || control_.negative != 1)
+        values.insert({{"advantage/positive", control_.positive}, {"advantage/negative", control_.negative}});
+    }
+    entropy_.observe(values);
+    if (config_.ref_kl_control && values.contains("ref_kl/k3")) {
+      values["ref_kl_coef"] = ref_kl_coef_;
+      ref_kl_coef_ = methods::adaptive_kl(ref_kl_coef_, values.at("ref_kl/k3"), config_.ref_kl_control->target,
+                                          config_.ref_kl_control->horizon);
+    }
+  }
+  return values;
+}
+
+void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_t seed, AttentionWatch* watch,
+                             Gradients* gradients, Found& found, std::map<std::string, double>& values) {
+  const std::vector<Batch> micros = split(share_of_rank(update, ranks_->rank(), ranks_->size()), batch_.micro_tokens);
+  const bool together = batch_.micro_tokens == 0;
+  const bool one_pass = ranks_->alone() ? micros.size() == 1 : together;
+  const Sent sent{gradients};
+
+  // Of own rows. Where the update is cut, what its policy says of it takes passes of their own.
+  const bool by_policy = decides_by_policy();
+  Decided decided;
+  if (!by_policy || !one_pass)
+    decided = own(decide(update, by_policy ? look(model, micros) : Seen(), seed, values), update);
+
+  int64_t row = 0;
+  for (size_t m = 0; m < micros.size(); ++m) {
+    const Batch& micro = micros[m];
+    Pass pass(attention_, watch, together ? ranks_.get() : nullptr, attention_layer_.has_value());
+    const auto policy = pass.tokens(model, micro, temperature_, keep());
+    const Tensor logprob = policy.logprob.detach();
+    if (by_policy && one_pass)
+      decided =
+          own(decide(update, {logprob, policy.entropy.detach(), attention_in(pass.record())}, seed, values), update);
+    Decided here = decided.each([&](const Tensor& x) { return x.slice(0, row, row + micro.size()); });
+    if (selects_ && config_.scope == "micro") here.selected = select(logprob, micro, here.counts, seed + m);
+    const auto out = loss_of(policy, micro, here, found.divergence);
+    found.loss +=
+        pass.backward(out.loss, together ? 1.0 : share_of(micro, update), m + 1 == micros.size() ? gradients : nullptr);
+    found.stats.push_back(out.stats);
+    found.logprobs.push_back(logprob);
+    row += micro.size();
+  }
+}
+
+bool PolicyObjective::decides_by_policy() const { return (selects_ && config_.scope == "global") || !weight_.empty(); }
+
+PolicyObjective::Decided PolicyObjective::Decided::each(const std::function<Tensor(const Tensor&)>& function) const {
+  const auto of = [&](const Tensor& x) { return x.defined() ? function(x) : x; };
+  return {of(selected), of(factor), of(counts), normalizer};
+}
+
+PolicyObjective::Seen PolicyObjective::look(model::Decoder& model, const std::vector<Batch>& micros) const {
+  const torch::NoGradGuard no_grad;
+  std::vector<Tensor> logprobs, entropies, attentions;
+  for (const Batch& micro : micros) {
+    model::AttentionRecord record;
+    const auto out = model->token_entropy(micro.tokens, micro.target, temperature_,
+                                          attention_layer_ ? &record : nullptr, micro.position);
+    logprobs.push_back(out.logprob);
+    entropies.push_back(out.entropy);
+    if (attention_layer_) attentions.push_back(attention_in(record));
+  }
+  return {torch::cat(logprobs), torch::cat(entropies), attention_layer_ ? torch::cat(attentions) : Tensor()};
+}
+
+// [B, T]: of each row's entropy its share of the most that its n keys allow, log n, mean over heads; 0 where there is one key.
+Tensor PolicyObjective::attention_in(const model::AttentionRecord& record) const {
+  if (!attention_layer_) return {};
+  const auto layers = static_cast<int64_t>(record.entropy.size());
+  const size_t layer = *attention_layer_ < 0 ? layers - 1 : *attention_layer_;
+  const Tensor entropy = record.entropy.at(layer).detach().to(torch::kFloat32).mean(1);
+  Tensor keys = (record.position.defined() ? record.position : torch::arange(entropy.size(1), entropy.device())) + 1;
+  if (record.window.at(layer) > 0) keys = keys.clamp_max(record.window[layer]);
+  return torch::where(keys > 1, entropy / keys.clamp_min(2).to(torch::kFloat32).log(), 0.0).to(torch::kFloat32);
+}
+
+// What methods and the selection make of the whole update. own: of the rows of this rank; empty where nothing is decided by it.
+PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen& own, uint64_t seed,
+                                                 std::map<std::string, double>& values) {
+  Decided decided;
+  decided.counts = update.target != data::kIgnore;
+  const Tensor all = own.logprob.defined() ? of_update(own.logprob, update) : Tensor();
+  if (!weight_.empty()) {
+    methods::Update seen{.mask = decided.counts,
+                         .advantage = update.advantage,
+                         .logprob = all,
+                         .old_logprob = update.old_logprob,
+                         .entropy = of_update(own.entropy, update),
+                         .old_entropy = update.old_entropy,
+                         .rescored = update.rescored};
+    if (own.attention.defined()) seen.attention_entropy = of_update(own.attention, update);
+    const double tokens = std::max(decided.counts.sum().item<double>(), 1.0);
+    weight_.each(values, [&](const auto& method, methods::Context context) {
+      const methods::Weighted one = method.apply(seen, context);
+      decided.factor = decided.factor.defined() ? decided.factor * one.factor : one.factor;
+      if (one.removed.defined()) seen.mask = seen.mask & one.removed.logical_not();
+    });
+    const Tensor factor = decided.factor.masked_select(decided.counts);
+    values["weight/mean"] = factor.sum(torch::kFloat64).item<double>() / tokens;
+    values["weight/zero"] = (factor == 0).sum().item<double>() / tokens;
+    values["weight/removed"] = 1 - seen.mask.sum().item<double>() / tokens;
+    decided.counts = seen.mask;
+  }
+  decided.normalizer = normalizer_of(decided.counts);
+  if (selects_ && config_.scope == "global") decided.selected = select(all, update, decided.counts, seed);
+  return decided;
+}
+
+PolicyObjective::Decided PolicyObjective::own(const Decided& decided, const Batch& update) const {
+  if (ranks_->alone()) return decided;
+  return decided.each([&](const Tensor& x) {
+    Batch marked = update;  // cut as its advantages are
+    marked.advantage = x.to(torch::kFloat32);
+    return share_of_rank(marked, ranks_->rank(), ranks_->size()).advantage.to(x.scalar_type());
+  });
+}
+
+// [own rows, T] of each rank → [B, T], without the rows of which nothing counts.
+Tensor PolicyObjective::of_update(const Tensor& own, const Batch& update) const {
+  return ranks_->rows(own).slice(0, 0, update.size());
+}
+
+// What the sums of token losses are divided by, counted over the whole update.
+Tensor PolicyObjective::normalizer_of(const Tensor& mask) const {
+  const auto count = [](const Tensor& x) { return x.sum().to(torch::kFloat64).clamp_min(1); };
+  const int64_t length = config_.norm_length > 0 ? config_.norm_length : mask.size(1);
+  if (config_.aggregate == "token-mean") return count(mask);
+  if (config_.aggregate == "token-sum-norm" || config_.aggregate == "token-sum")
+    return torch::full({}, config_.aggregate == "token-sum" ? 1 : length,
+                       torch::TensorOptions().dtype(torch::kFloat64).device(mask.device()));
+  return config_.aggregate == "seq-mean-token-sum-norm" ? count(mask.any(1)) * length : count(mask.any(1));
+}
+
+Tensor PolicyObjective::select(const Tensor& logprob, const Batch& batch, const Tensor& counts, uint64_t seed) const {
+  return ops::grpo_select(logprob, old_of(batch), batch.advantage, counts,
+                          {.mode = selection_,
+                           .seed = static_cast<int64_t>(seed),
+                           .cov_ratio = config_.cov_ratio,
+                           .cov_lower = config_.cov_lower,
+                           .cov_upper = config_.cov_upper,
+                           .clip_low = config_.clip_low,
+                           .clip_high = clip_high(),
+                           .minimum = 1});
+}
+
+ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Decided& decided,
+                                       Tensor& divergence) const {
+  std::optional<Tensor> reference;
+  if (reference_) {
+    torch::NoGradGuard no_grad;
+    model::Decoder model = *reference_;
+    reference = model->token_entropy(batch.tokens, batch.target, temperature_).logprob;
+  }
+  if (reference && batch.difficulty.defined()) {
+    const Tensor found = divergence_by_difficulty(policy.logprob, *reference, batch);
+    divergence = divergence.defined() ? divergence + found : found;
+  }
+  ops::GrpoLossOptions options;
+  options.mode = mode_;
+  options.aggregate = config_.aggregate;
+  options.clip_low = config_.clip_low;
+  options.clip_high = clip_high();
+  if (config_.dual_clip > 0) options.dual_clip = config_.dual_clip;
+  options.delta = config_.delta;
+  options.tau_pos = config_.tau_pos;
+  options.tau_neg = config_.tau_neg;
+  options.vespo_k_pos = config_.vespo_k_pos;
+  options.vespo_lambda_pos = config_.vespo_lambda_pos;
+  options.vespo_k_neg = config_.vespo_k_neg;
+  options.vespo_lambda_neg = config_.vespo_lambda_neg;
+  options.gppo_beta1 = config_.gppo_beta1;
+  options.gppo_beta2 = config_.gppo_beta2;
+  options.dro_beta = config_.dro_beta;
+  options.kl_cov_coef = config_.kl_cov_coef;
+  options.ref_kl = config_.ref_kl;
+  options.ref_kl_coef = ref_kl_coef_;
+  options.entropy_coef = control_.entropy_coef;
+  if (decided.selected.defined()) options.selected = decided.selected;
+  options.ref_logprob = reference;
+  if (batch.ref_kl_weight.defined()) options.ref_kl_weight = batch.ref_kl_weight;
+  // Entropy that only statistics want carries no gradient memory.
+  options.entropy = control_.entropy_coef != 0 ? policy.entropy : policy.entropy.detach();
+  if (policy.kept_entropy.defined())  // the value of the whole, the gradient of what is kept
+    options.entropy = policy.kept_entropy + (policy.entropy - policy.kept_entropy).detach();
+  options.normalizer = decided.normalizer;
+  return ops::grpo_loss(policy.logprob, old_of(batch), advantage_of(batch, decided.factor), decided.counts, options);
+}
+
+// Every policy term is proportional to the advantage where its sign stays, so that a factor ≥ 0 of the term is one of the advantage.
+// The penalties of kl_cov and dro, which know no advantage, stay as they are.
+Tensor PolicyObjective::advantage_of(const Batch& batch, const Tensor& factor) const {
+  Tensor advantage = batch.advantage;
+  if (control_.positive != 1 || control_.negative != 1)
+    advantage = advantage * torch::where(advantage > 0, control_.positive, control_.negative).to(torch::kFloat32);
+  return factor.defined() ? advantage * factor : advantage;
+}
+
+std::map<std::string, double> PolicyObjective::values_of(double loss, const Tensor& micro_stats) const {
+  const Tensor stats = ops::grpo_combine_stats(micro_stats).to(torch::kCPU);
+  const auto names = ops::grpo_stat_names();
+  std::map<std::string, double> all, values = {{"loss", loss}};
+  for (size_t i = 0; i < names.size(); ++i) all[names[i]] = stats.const_data_ptr<float>()[i];
+  // The others are means and maxima over tokens, and there are none of no token.
+  for (const auto& [name, value] : all)
+    if (name == "tokens" || name == "sequences" ||
+        (all.at("tokens") > 0 && !name.starts_with("cov/") && (reference_ || !name.starts_with("ref_kl/"))))
+      values[name] = value;
+  return values;
+}
+
+std::optional<ops::Keep> PolicyObjective::keep() const {
+  if (!config_.entropy_keep || control_.entropy_coef == 0) return std::nullopt;
+  return ops::Keep{.kind = config_.entropy_keep->kind, .share = config_.entropy_keep->share};
+}
+
+double PolicyObjective::clip_high() const {
+  return config_.clip_high.value_or(config_.loss == "clip_higher" ? 0.28 : config_.clip_low);
+}
+
+}  // namespace isentrope::train

@@ -1,0 +1,130 @@
+"""What GRPOTrainer's methods=[…] does to a step: advantages of its rewards, weights of its tokens, a controller of its entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from isentrope.integrations import methods
+from isentrope.integrations.methods import Controller, Entry
+
+__all__ = ["Methods"]
+
+_REFUSED = {
+    "remax": "TRL draws no greedy completion of a prompt; wanted rloo or another estimator",
+    "optimal_token_baseline": "TRL's rollouts have no sum of squared probabilities; wanted rloo or another estimator",
+    "attention_entropy": "TRL's forward pass hands over no attention",
+    "correction": "TRL has it as vllm_importance_sampling_mode and off_policy_mask_threshold",
+    "overlong": "it changes rewards; wanted a reward function of its own (trl.rewards.get_soft_overlong_punishment)",
+    "filter_groups": "TRL draws a batch of prompts once",
+    "ares": "it changes rewards from step to step; wanted the trainer of Isentrope",
+    "constant": "TRL has it as entropy_coef",
+    "schedule": "wanted adaptive, or entropy_coef",
+    "table": "wanted adaptive, or entropy_coef",
+    "band": "wanted entropic",
+}
+_OF_TOKENS = ("top_entropy", "steer", "stare")  # whose factor of a token depends on all others of the update
+
+
+class Methods:
+    """The entries of methods=[…] by place.
+
+    Args:
+        given: names or dicts with a key kind.
+
+    Raises:
+        ValueError: a method that is not known or cannot be had in TRL, a key or value that is wrong, two estimators or two controllers.
+        TypeError: an entry of another type.
+    """
+
+    def __init__(self, given: Sequence[str | Mapping[str, Any]]) -> None:
+        where = "GRPOTrainer: methods"
+        known = [kind for kind in (*methods.ADVANTAGES, *methods.WEIGHTS, *methods.CONTROLLERS) if kind not in _REFUSED]
+        entries = methods.read(where, given, known, _REFUSED)
+        methods.check_places(where, entries, {"estimator of advantages": methods.ADVANTAGES, "controller of the entropy": methods.CONTROLLERS})
+        self.advantage: Entry | None = next((entry for entry in entries if entry.kind in methods.ADVANTAGES), None)
+        self.weights = [entry for entry in entries if entry.kind in methods.WEIGHTS]
+        self.controller: Controller | None = next((Controller(entry) for entry in entries if entry.kind in methods.CONTROLLERS), None)
+
+    @property
+    def in_the_loss(self) -> list[str]:
+        """The methods that change the loss and not the advantages of a step."""
+        return [entry.kind for entry in self.weights] + ([self.controller.entry.kind] if self.controller else [])
+
+    @property
+    def over_the_update(self) -> bool:
+        return any(entry.kind in _OF_TOKENS for entry in self.weights)
+
+    @property
+    def needs_old_entropy(self) -> bool:
+        return any("old_entropy" in methods.subject(entry.kind) for entry in self.weights)
+
+    # ---- a step ------------------------------------------------------------------------------------------------------
+
+    def advantages(self, rewards: Tensor, reward_weights: Tensor, num_generations: int, length: Tensor) -> Tensor:
+        """Advantages [B] of all completions of a step, 0 where no reward applies.
+
+        Args:
+            rewards: [B, R] of each reward function, NaN where it does not apply; completions of a prompt stand together.
+            reward_weights: [R], TRL's. gdpo has them as its weights, unless the entry has some.
+            num_generations: completions a prompt.
+            length: [B] tokens.
+        """
+        assert self.advantage is not None
+        entry, scores = self.advantage, rewards.double()
+        weights = reward_weights.to(scores)
+        index = [i // num_generations for i in range(len(scores))]
+        if entry.kind == "gdpo":
+            entry = entry._replace(options={"weights": weights.tolist(), **entry.options})
+        reward = (scores * weights).nansum(1).where(~scores.isnan().all(1), torch.nan)
+        return methods.advantage(entry, index, reward=reward, scores=scores.t(), length=length)
+
+    # ---- an update ---------------------------------------------------------------------------------------------------
+
+    def factor(self, accelerator: Accelerator, seen: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """The product of the weights of tokens that all processes see, of this one's rows [B, T], and its statistics over all of them.
+
+        Args:
+            accelerator: of the trainer; each process has as many rows.
+            seen: mask, logprob, old_logprob, entropy, advantage and, where needs_old_entropy, old_entropy: [B, T].
+        """
+        rows, tokens = seen["mask"].shape
+        names = sorted({"mask"} | {name for entry in self.weights for name in methods.subject(entry.kind)})
+        whole = {name: self._of_all(accelerator, seen[name]) for name in names}
+        product = methods.factor(self.weights, **whole)
+        stats = methods.factor_stats(product, whole["mask"])
+        begin = accelerator.process_index * rows
+        return product[begin : begin + rows, :tokens], stats
+
+    @staticmethod
+    def _of_all(accelerator: Accelerator, x: Tensor) -> Tensor:
+        """[B, T] of each process → of all, one behind the other, padded to one T with what the mask leaves out."""
+        x = x.contiguous() if x.is_floating_point() else x.long().contiguous()
+        gathered: Tensor = accelerator.gather(accelerator.pad_across_processes(x, dim=1))
+        return gathered
+
+    def controlled(self, advantage: Tensor) -> Tensor:
+        """[B, T], as the controller weighs right and wrong answers."""
+        control = self.controller
+        if control is None or control.positive == control.negative == 1:
+            return advantage
+        return advantage * torch.where(advantage > 0, control.positive, control.negative).to(advantage.dtype)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {} if self.controller is None else {"kind": self.controller.entry.kind, "state": self.controller.state.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: the state is another controller's.
+        """
+        kind = None if self.controller is None else self.controller.entry.kind
+        if state.get("kind") != kind:
+            raise ValueError(f"GRPOTrainer: the checkpoint has the state of {state.get('kind')}, and methods has {kind}; wanted the same controller")
+        if self.controller is not None:
+            self.controller.state = torch.tensor(state["state"], dtype=torch.float64)

@@ -1,0 +1,5 @@
+import sys
+
+from isentrope.trackers import main
+
+sys.exit(main())

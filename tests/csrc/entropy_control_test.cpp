@@ -1,0 +1,72 @@
+// What controllers of the entropy set for an update, and what they learn from one.
+#include "csrc/methods/entropy_control.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace isentrope::methods {
+namespace {
+
+// Coefficients or factors of the updates, whose entropies are told after each.
+template <class One, class Of>
+std::vector<double> over(const One& control, const std::vector<double>& entropies, Of of) {
+  Tensor state;
+  if constexpr (requires { control.initial_state(); }) state = control.initial_state();
+  std::map<std::string, double> stats;
+  std::vector<double> out;
+  for (size_t step = 0; step < entropies.size(); ++step) {
+    out.push_back(of(control.at(static_cast<int64_t>(step), state)));
+    Context context{state, stats};
+    if constexpr (requires { control.observe(stats, context); })
+      control.observe({{"entropy/mean", entropies[step]}}, context);
+  }
+  return out;
+}
+double coef(const Control& c) { return c.entropy_coef; }
+
+void expect_near(const std::vector<double>& got, const std::vector<double>& wanted) {
+  ASSERT_EQ(got.size(), wanted.size());
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], wanted[i], 1e-12) << i;
+}
+
+const std::vector<double> kFive(5, 0.1);
+
+TEST(EntropyControl, Schedules) {
+  expect_near(over(ConstantEntropy{.coef = 0.3}, kFive, coef), {0.3, 0.3, 0.3, 0.3, 0.3});
+  expect_near(over(ScheduledEntropy{.from = 0.4, .to = 0, .steps = 4}, kFive, coef), {0.4, 0.3, 0.2, 0.1, 0});
+  const double quarter = 0.4 * (1 + std::sqrt(0.5)) / 2;
+  expect_near(over(ScheduledEntropy{.shape = "cosine", .from = 0.4, .to = 0, .steps = 4}, kFive, coef),
+              {0.4, quarter, 0.2, 0.4 - quarter, 0});
+  expect_near(over(TableOfEntropy{.steps = {0, 2, 3}, .coefs = {0.1, 0.5, 0}}, kFive, coef), {0.1, 0.1, 0.5, 0, 0});
+  EXPECT_EQ(TableOfEntropy().problem(), "");
+  EXPECT_NE((TableOfEntropy{.steps = {1}}.problem()), "");
+  EXPECT_NE((TableOfEntropy{.steps = {0, 0}, .coefs = {1, 2}}.problem()), "");
+  EXPECT_NE((TableOfEntropy{.steps = {0, 1}}.problem()), "");
+}
+
+TEST(EntropyControl, AdaptiveIsInForceBelowTheTarget) {
+  // Rises behind 0.1 and 0.2, falls behind 0.5 and is out of force, and rises again.
+  expect_near(over(AdaptiveEntropy{.coef = 0.01}, {0.1, 0.2, 0.5, 0.1, 0.1}, coef), {0.01, 0.015, 0.02, 0, 0.02});
+  EXPECT_NE((AdaptiveEntropy{.coef = 2}.problem()), "");
+}
+
+TEST(EntropyControl, EntroPicWeighsTheSigns) {
+  const EntroPic control{.target = 0.3};
+  const auto positive = [](const Control& c) { return c.positive; };
+  const auto sum = [](const Control& c) { return c.positive + c.negative; };
+  expect_near(over(control, {0.5, 0.1, 9, 0.3, 0.3}, positive), {1, 1.202, 0.8, 2, 1.087});
+  expect_near(over(control, kFive, sum), {2, 2, 2, 2, 2});
+}
+
+TEST(EntropyControl, BandTakesOneSide) {
+  const EntropyBand control{.from = {0.6, 0.7}, .to = {0.2, 0.3}, .steps = 4};  // at step 2: 0.4 to 0.5
+  const auto sides = [](const Control& c) { return 2 * c.positive + c.negative; };
+  // Unknown, within; then above, below, below of a band that has come down, within.
+  expect_near(over(control, {0.9, 0.3, 0.25, 0.25, 0.25}, sides), {3, 2, 1, 1, 3});
+  EXPECT_NE((EntropyBand{.from = {0.7, 0.6}}.problem()), "");
+  EXPECT_NE((EntropyBand{.to = {0.7}}.problem()), "");
+}
+
+}  // namespace
+}  // namespace isentrope::methods

@@ -1,0 +1,130 @@
+"""Methods of policy learning as ops: values, independent loops, gradients through a loss, what is refused."""
+
+import pytest
+import torch
+
+import isentrope
+from isentrope import methods
+
+NAMES = sorted(name.removeprefix("isentrope::method_") for name in torch._C._dispatch_get_all_op_names() if name.startswith("isentrope::method_"))
+
+
+def batch(B=4, T=9, seed=0, dtype=torch.float64):
+    """entropy, mask, advantage, logprob, old_logprob of ragged completions; NaN where nothing counts."""
+    g = torch.Generator().manual_seed(seed)
+    length = torch.randint(1, T + 1, (B, 1), generator=g)
+    mask = torch.arange(T) < length
+    fill = lambda x: torch.where(mask, x, torch.nan).to(dtype)  # noqa: E731
+    logprob = -torch.rand(B, T, generator=g) * 3
+    return {
+        "mask": mask,
+        "entropy": fill(torch.rand(B, T, generator=g) * 2),
+        "old_entropy": fill(torch.rand(B, T, generator=g) * 2),
+        "advantage": fill(torch.randn(B, 1, generator=g).expand(B, T)),
+        "logprob": fill(logprob),
+        "old_logprob": fill(logprob + 0.2 * torch.randn(B, T, generator=g)),
+    }
+
+
+def test_every_op_has_a_function_with_a_docstring():
+    assert set(NAMES) == {name for name in methods.__all__ if not name.endswith("Output")} - {"register"}
+    for name in NAMES:
+        text = getattr(methods, name).__doc__
+        assert "Source:" in text and "Args:" in text and "Returns:" in text, name
+
+
+# ---- top_entropy -----------------------------------------------------------------------------------------------------
+
+
+def test_top_entropy_is_that_of_a_stable_sort():
+    x = batch(B=7, T=40)
+    entropy = (x["entropy"] * 8).round() / 8  # with ties
+    for fraction in (0.001, 0.2, 0.5, 1.0):
+        got = methods.top_entropy(entropy, x["mask"], fraction=fraction)
+        flat = entropy[x["mask"]]
+        k = max(1, round(fraction * flat.numel()))
+        wanted = torch.zeros_like(flat)
+        wanted[flat.sort(descending=True, stable=True).indices[:k]] = 1
+        assert torch.equal(got[x["mask"]], wanted)
+        assert not got[~x["mask"]].any()
+        assert torch.equal(methods.top_entropy(entropy.float(), x["mask"].int(), fraction=fraction).double(), got)
+
+
+def test_top_entropy_golden():
+    entropy = torch.tensor([[0.1, 0.9, 0.5], [0.9, 0.2, 0.3]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    assert methods.top_entropy(entropy, mask, fraction=0.2).tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert methods.top_entropy(entropy, mask, fraction=0.6).tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"fraction": 0.0}, "method_top_entropy: fraction is 0; wanted above 0 to 1"),
+        ({"mask": torch.ones(2, 2)}, r"method_top_entropy: mask has shape \[2, 2\]; wanted \[4, 9\], as entropy"),
+        ({"entropy": torch.zeros(4, 9, dtype=torch.int64)}, "method_top_entropy: entropy has dtype Long; wanted Float, Double"),
+    ],
+)
+def test_top_entropy_refuses(change, message):
+    x = batch()
+    given = {"entropy": x["entropy"], "mask": x["mask"], **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        methods.top_entropy(**given)
+
+
+# ---- of all ----------------------------------------------------------------------------------------------------------
+
+
+def test_compiles_whole():
+    x = batch()
+
+    def loss(logprob):
+        factor = methods.top_entropy(x["entropy"], x["mask"])
+        return isentrope.grpo_loss(logprob, x["old_logprob"], x["advantage"] * factor, x["mask"]).loss
+
+    assert torch.equal(torch.compile(loss, fullgraph=True, backend="aot_eager")(x["logprob"]), loss(x["logprob"]))
+
+
+# ---- overlong, and controllers of the entropy ------------------------------------------------------------------------
+
+
+def test_overlong_golden():
+    # DAPO: from 16384 tokens on, down to -1 at 20480.
+    length = torch.tensor([100, 16384, 18432, 20480])
+    assert methods.overlong(length, longest=20480, len=4096).tolist() == [0, 0, -0.5, -1]
+    assert methods.overlong(length, longest=20480, len=4096, penalty_factor=0.0).abs().sum() == 0
+    with pytest.raises(ValueError, match="method_overlong: len is 0; wanted 1 to longest, 9"):
+        methods.overlong(length, longest=9, len=0)
+
+
+def test_adaptive_entropy_is_that_of_trl():
+    """TRL 1.16.0, use_adaptive_entropy: coefficient ± 0.005 at an entropy at most, or above, the target, within its range."""
+    state = torch.tensor([0.0, torch.nan], dtype=torch.float64)
+    wanted, coef = [0.3, 0.2, 0.1, 0.1, 0.4], 0.0
+    for entropy in wanted:
+        coef = min(coef + 0.005, 0.012) if entropy <= 0.2 else max(coef - 0.005, 0.0)
+        state = methods.adaptive_entropy(state, entropy, most=0.012)
+        assert state.tolist() == pytest.approx([coef, entropy], abs=1e-15)
+    assert coef == pytest.approx(0.007)
+
+
+def test_entropic_golden():
+    # α = I + 1.0 (H - H*), I += 0.01 (H - H*), by hand: H* = 0.3.
+    state = methods.entropic(torch.zeros(2, dtype=torch.float64), 0.5)
+    assert state.tolist() == pytest.approx([0.002, 0.202])
+    state = methods.entropic(state, 0.1)
+    assert state.tolist() == pytest.approx([0.0, -0.2])
+    assert methods.entropic(state, 9.0).tolist() == pytest.approx([0.087, 1.0])
+    with pytest.raises(ValueError, match="method_entropic: entropy is inf; wanted a finite number"):
+        methods.entropic(state, float("inf"))
+    with pytest.raises(ValueError, match=r"method_entropic: state has shape \[3\]; wanted \[2\]"):
+        methods.entropic(torch.zeros(3, dtype=torch.float64), 0.5)
+
+
+def test_adaptive_kl_golden():
+    # Ziegler et al.: errors beyond 20 % count as 20 %.
+    assert methods.adaptive_kl(0.1, 0.02, target=0.01, horizon=2) == pytest.approx(0.11)
+    assert methods.adaptive_kl(0.1, 0.0, target=0.01, horizon=2) == pytest.approx(0.09)
+    assert methods.adaptive_kl(0.1, 0.011, target=0.01, horizon=1) == pytest.approx(0.11)
+    with pytest.raises(ValueError, match="method_adaptive_kl: target is 0; wanted above 0"):
+        methods.adaptive_kl(0.1, 0.0, target=0.0, horizon=2)
