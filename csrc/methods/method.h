@@ -7,7 +7,7 @@
 //   advantage   Advantages estimate(const Rewarded&) const              the first of the list: advantages of the rewards
 //               void apply(Completions&, Context&) const                the others: changed advantages [B, T]
 //   weight      Weighted apply(const Update&, Context&) const           a factor [B, T] of each token's policy term
-//   controller  Control at(step, …) const, see controller.h             coefficients of the step
+//   controller  Control at(step, state) const, see entropy_control.h    coefficients of the step
 //
 // A reward method has observe(seen, context) where it follows what updates saw, and bind(tokens_called) where its keys name tokens.
 //
@@ -15,7 +15,6 @@
 // to step is a tensor of doubles, in and out: Tensor initial_state() const says how it begins, and a method without it has none.
 //
 // Scope: a statistic over a batch is taken over the whole update, all ranks included, however it is cut into micro-batches.
-// A weight method with a key `scope` can be told to take micro-batches.
 #pragma once
 #include <torch/types.h>
 
