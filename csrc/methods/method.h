@@ -1,6 +1,6 @@
 // Methods of policy learning: what a published method does to rewards, advantages, token weights or a coefficient of the objective,
 // as a pure function of tensors in one of these four places. A method is one file pair here, one line in csrc/methods/registry.h, one
-// torch op (method_<name>) and one function in python/isentrope/methods.py.
+// torch op (method_<name>) and one function in python/isentrope/methods.
 //
 //   place       struct has                                              what it makes
 //   reward      void apply(Completions&, Context&) const                changed rewards of the completions of a step

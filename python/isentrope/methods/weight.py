@@ -1,0 +1,271 @@
+"""A factor [B, T] of each token's policy term, and how far the policy that drew is from the one that is trained."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from isentrope import _library  # noqa: F401  registers torch.ops.isentrope
+from isentrope.ops.call import call
+
+
+def top_entropy(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2) -> Tensor:
+    """1 on the max(1, round(fraction · tokens)) tokens of highest entropy, 0 elsewhere; exact, equal entropies in order of rows and
+    positions, NaN highest. Hand over a whole update.
+
+    Args:
+        entropy: [B, T] nats, of the policy that learns; float32 or float64.
+        mask: [B, T] bool or number.
+        fraction: in (0, 1].
+
+    Returns:
+        [B, T] of entropy's dtype, to multiply the advantage with; the tokens at 0 keep their place in denominators.
+
+    Source: arXiv 2506.01939 (the 20 % of tokens of highest entropy); csrc/methods/top_entropy.h.
+    """
+    factor: Tensor = call(torch.ops.isentrope.method_top_entropy, entropy, mask, fraction=fraction)
+    return factor
+
+
+def surprisal_band(logprob: Tensor, entropy: Tensor, mask: Tensor, *, low: float = 0.1, high: float = 3.0) -> Tensor:
+    """1 where low ≤ -logprob / entropy ≤ high, else 0. Where the entropy is 0 the quotient is 0 for a surprisal of 0 and infinite for any
+    other; a token whose log-prob or entropy is NaN has 0.
+
+    Args:
+        logprob: [B, T] of the tokens, of the policy that learns; float32 or float64.
+        entropy: [B, T] nats, of the same policy.
+        mask: [B, T] bool or number.
+        low: at least 0, which is no bound.
+        high: at least low; may be infinite.
+
+    Returns:
+        [B, T] of logprob's dtype, to multiply the advantage with; the tokens at 0 keep their place in denominators.
+
+    Source: arXiv 2606.31575 (Relative Surprisal Index); csrc/methods/surprisal_band.h.
+    """
+    factor: Tensor = call(torch.ops.isentrope.method_surprisal_band, logprob, entropy, mask, low=low, high=high)
+    return factor
+
+
+def entropy_ratio_band(entropy: Tensor, old_entropy: Tensor, mask: Tensor, *, low: float = 0.95, high: float = 1.05) -> Tensor:
+    """1 where low < (entropy + 1e-8) / (old_entropy + 1e-8) < high, else 0, where either is NaN too.
+
+    Args:
+        entropy: [B, T] nats, of the policy that learns; float32 or float64.
+        old_entropy: [B, T] nats, of the policy that drew the tokens.
+        mask: [B, T] bool or number.
+        low: at least 0, itself outside.
+        high: above low, itself outside; may be infinite.
+
+    Returns:
+        [B, T] of entropy's dtype, to multiply the advantage with; the tokens at 0 keep their place in denominators.
+
+    Source: arXiv 2512.05591 (entropy ratio clipping), Kwai-Klear/ERC, whose configuration has 0.8 and 1.2 and whose runs have 0.95 and
+    1.05; csrc/methods/entropy_ratio_band.h.
+    """
+    factor: Tensor = call(torch.ops.isentrope.method_entropy_ratio_band, entropy, old_entropy, mask, low=low, high=high)
+    return factor
+
+
+def steer(
+    logprob: Tensor,
+    old_logprob: Tensor,
+    entropy: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    form: str = "linear",
+    low: float = 0.8,
+    high: float = 1.2,
+    power: int = 2,
+) -> Tensor:
+    """By the change of entropy that a token's update predicts, Ω = A / π_old · π (1 - π)^power (log π + H): with m the least and M the
+    greatest abs Ω among the tokens that count,
+
+        linear:       high - (high - low) (abs Ω - m) / (M - m), and (low + high) / 2 where M = m
+        exponential:  max(low, exp(-k abs Ω)), k = -log(low) / max(M, 0.02)
+
+    Log-probs are held between log 1e-8 and 0, and a change that is not finite counts as 0. Hand over a whole update.
+
+    Args:
+        logprob: [B, T] of the tokens, of the policy that learns; float32 or float64.
+        old_logprob: [B, T] of the policy that drew them.
+        entropy: [B, T] nats, of the policy that learns.
+        advantage: [B, T].
+        mask: [B, T] bool or number.
+        form: "linear" or "exponential".
+        low: at least 0; exponential: 1e-6 to 1.
+        high: at least low; exponential: not used.
+        power: 2, or 1 as the newest released code has it.
+
+    Returns:
+        [B, T] of logprob's dtype, to multiply the advantage with; 0 where mask is.
+
+    Source: arXiv 2510.10150 (STEER), zz-haooo/STEER, where m and M are those of a micro-batch; csrc/methods/steer.h.
+    """
+    factor: Tensor = call(
+        torch.ops.isentrope.method_steer, logprob, old_logprob, entropy, advantage, mask, form=form, low=low, high=high, power=power
+    )
+    return factor
+
+
+def stare(
+    logprob: Tensor,
+    entropy: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    target: float = 0.3,
+    fraction: float = 0.1,
+    up: float = 1.1,
+    down: float = 1.0,
+) -> Tensor:
+    """While the mean entropy is below target: up on the most surprising ⌈fraction · n⌉ of the n tokens with a positive advantage, down on
+    those of the tokens with a negative one, 1 on the others; 1 on all while it is not. Exact, equal log-probs in order of rows and
+    positions. Hand over a whole update.
+
+    Args:
+        logprob: [B, T] of the tokens, of the policy that learns; float32 or float64.
+        entropy: [B, T] nats, of the same policy.
+        advantage: [B, T].
+        mask: [B, T] bool or number.
+        target: nats.
+        fraction: in (0, 1].
+        up: at least 0.
+        down: at least 0; 1 is the published one-sided form (O1), 0.9 the two-sided one (C2).
+
+    Returns:
+        [B, T] of logprob's dtype, to multiply the advantage with; 0 where mask is.
+
+    Source: arXiv 2606.19236 (STARE), hp-luo/STARE, where the tokens are chosen in a micro-batch; csrc/methods/stare.h.
+    """
+    factor: Tensor = call(
+        torch.ops.isentrope.method_stare, logprob, entropy, advantage, mask, target=target, fraction=fraction, up=up, down=down
+    )
+    return factor
+
+
+def soft_window(entropy: Tensor, advantage: Tensor, mask: Tensor, *, window: int = 101) -> Tensor:
+    """n e_t / Σ e on tokens with a positive advantage, 1 on the others: e_t = exp H_t / Σ of exp H_k over the tokens at most window / 2
+    positions away, n and Σ over the row's tokens that count. The mean factor of a row whose advantages are positive is 1.
+
+    Args:
+        entropy: [B, T] nats, of the policy that learns; float32 or float64.
+        advantage: [B, T], positive for right answers.
+        mask: [B, T] bool or number.
+        window: at least 1, which has no effect.
+
+    Returns:
+        [B, T] of entropy's dtype, to multiply the advantage with; 0 where mask is.
+
+    Source: arXiv 2609.39402 (PEPO); csrc/methods/soft_window.h.
+    """
+    factor: Tensor = call(torch.ops.isentrope.method_soft_window, entropy, advantage, mask, window=window)
+    return factor
+
+
+def attention_entropy(attention: Tensor, mask: Tensor, *, coef: float = -0.5) -> Tensor:
+    """max(0, 1 + coef (e - mean e)) of the entropy e of a token's attention row, the mean over all tokens that count. Hand over a whole
+    update.
+
+    Args:
+        attention: [B, T] entropy of the token's attention at one layer over the logarithm of its number of keys, mean over heads
+            (isentrope.entropy_attention returns the entropy of each head); float32 or float64.
+        mask: [B, T] bool or number.
+        coef: below 0 it favours concentrated attention, above 0 wide attention; 0 has no effect.
+
+    Returns:
+        [B, T] of attention's dtype, to multiply the advantage with; 0 where mask is.
+
+    Source: arXiv 2605.07660 weights softly by this entropy, by a schedule of its own; the linear form here is ours.
+    csrc/methods/attention_entropy.h.
+    """
+    factor: Tensor = call(torch.ops.isentrope.method_attention_entropy, attention, mask, coef=coef)
+    return factor
+
+
+class CorrectionOutput(NamedTuple):
+    """What correction returns."""
+
+    factor: Tensor  # [B, T] of rescored's dtype, to multiply the policy term with
+    removed: Tensor | None  # [B, T] bool, tokens that leave the mask and so the denominators; None but with mode="reject"
+
+
+def correction(
+    rescored: Tensor,
+    old_logprob: Tensor,
+    mask: Tensor,
+    *,
+    advantage: Tensor | None = None,
+    logprob: Tensor | None = None,
+    level: str = "token",
+    mode: str = "truncate",
+    low: float = 0.0,
+    high: float = 2.0,
+    delta: float | None = None,
+) -> CorrectionOutput:
+    """Importance weights for rollouts whose policy is not the one that is trained. With d = rescored - old_logprob (0 where that is NaN),
+    w = exp d of a token, exp Σ d of a sequence or exp mean d of it (geometric), the exponent held within ±20:
+
+        truncate:  min(max(w, low), high)
+        mask:      w where low ≤ w ≤ high, else 0 (IcePop)
+        reject:    1 where low ≤ w ≤ high, else 0 and removed
+
+    With delta, rows whose mean advantage is below 0 and whose mean of old_logprob - logprob is above delta have factor 0. What is masked
+    keeps its place in denominators, as in TRL and verl; what is rejected does not, as in verl.
+
+    Args:
+        rescored: [B, T] log-probs of the policy that is trained, before the update; float32 or float64.
+        old_logprob: [B, T] of the policy that drew.
+        mask: [B, T] bool or number.
+        advantage: [B, T], for delta.
+        logprob: [B, T] of the policy that learns, for delta; rescored where there is none.
+        level: "token", "sequence" or "geometric".
+        mode: "truncate", "mask" or "reject".
+        low: at least 0, which is no bound.
+        high: at least low, and above 0; may be infinite.
+        delta: at least 0, nats; None: rows are not looked at.
+
+    Returns:
+        factor [B, T], and removed [B, T], or None where nothing is.
+
+    Source: verl 0.9.1 rollout_correction (rollout_is, rollout_rs with k1), TRL 1.16.0 vllm_importance_sampling_mode and
+    off_policy_mask_threshold, IcePop (arXiv 2510.18855), DeepSeek-V3.2 (arXiv 2512.02556); csrc/methods/correction.h.
+    """
+    options = {"advantage": advantage, "logprob": logprob, "level": level, "mode": mode, "low": low, "high": high, "delta": delta}
+    factor, removed = call(torch.ops.isentrope.method_correction, rescored, old_logprob, mask, **options)
+    return CorrectionOutput(factor, removed if mode == "reject" else None)
+
+
+class MismatchOutput(NamedTuple):
+    """What mismatch returns: numbers, each [] of float64."""
+
+    max: Tensor  # of abs d
+    mean: Tensor  # of abs d
+    kl: Tensor  # mean of -d
+    k3: Tensor  # mean of exp d - 1 - d
+    chi2: Tensor  # mean of w² - 1, w = exp d
+    chi2_sequence: Tensor  # mean over rows of (Π w)² - 1
+    weight: Tensor  # mean of v = min(w, high)
+    effective: Tensor  # (Σ v)² / (n Σ v²), the effective share of the sample
+
+
+def mismatch(logprob: Tensor, old_logprob: Tensor, mask: Tensor, *, high: float | None = None) -> MismatchOutput:
+    """How far the policy that is trained is from the one that drew, over the tokens that count, d = logprob - old_logprob (0 where that is
+    NaN), exponents held within ±20. All 0 where no token counts, but effective, which is 1 then.
+
+    Args:
+        logprob: [B, T] of the policy that is trained; float32 or float64.
+        old_logprob: [B, T] of the policy that drew.
+        mask: [B, T] bool or number.
+        high: the most a weight counts in weight and effective; None: no bound.
+
+    Returns:
+        max, mean, kl, k3, chi2, chi2_sequence, weight, effective.
+
+    Source: verl 0.9.1 verl/trainer/ppo/rollout_corr_helper.py (kl, k3_kl, chi2_token, chi2_seq, rollout_is_mean,
+    rollout_is_eff_sample_size), TRL 1.16.0 sampling/sampling_logp_difference; csrc/methods/correction.h.
+    """
+    return MismatchOutput(*call(torch.ops.isentrope.method_mismatch, logprob, old_logprob, mask, high=high).unbind())
