@@ -58,14 +58,14 @@ enum class GrpoForm {
 ISENTROPE_HOST_DEVICE constexpr bool grpo_of_sequence(GrpoForm form) {
   return form == GrpoForm::kSequenceRatio || form == GrpoForm::kGeometricMean || form == GrpoForm::kGammaWeight;
 }
-constexpr bool grpo_has_factor(GrpoForm form) {
+ISENTROPE_HOST_DEVICE constexpr bool grpo_has_factor(GrpoForm form) {
   return form == GrpoForm::kTotalVariation || form == GrpoForm::kBinaryKl || form == GrpoForm::kSoftGate;
 }
-constexpr bool grpo_has_ratio(GrpoForm form) {
+ISENTROPE_HOST_DEVICE constexpr bool grpo_has_ratio(GrpoForm form) {
   return form == GrpoForm::kTokenRatio || form == GrpoForm::kClippedWeight || form == GrpoForm::kKeptGradient ||
          grpo_has_factor(form);
 }
-constexpr bool grpo_has_old(GrpoForm form) {
+ISENTROPE_HOST_DEVICE constexpr bool grpo_has_old(GrpoForm form) {
   return grpo_has_ratio(form) || form == GrpoForm::kGeometricMean || form == GrpoForm::kQuadratic;
 }
 
