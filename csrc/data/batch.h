@@ -26,6 +26,7 @@ struct Batch {
   torch::Tensor rescored =
       {};  // [B, T] float, log-probability under the policy at the step's beginning; where methods ask
   torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
+  int64_t together = 1;         // rows, one behind the other, that no cut parts: 2 of a pair
 
   int64_t size() const { return tokens.size(0); }
   // [B, T] bool: true where no padding is.
@@ -44,8 +45,8 @@ struct Batch {
   template <class Function>
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
-    return {of(tokens),     of(target),  of(old_logprob), of(advantage), of(ref_kl_weight),
-            of(difficulty), of(lengths), of(old_entropy), of(rescored),  of(position)};
+    return {of(tokens),  of(target),      of(old_logprob), of(advantage), of(ref_kl_weight), of(difficulty),
+            of(lengths), of(old_entropy), of(rescored),    of(position),  together};
   }
 };
 

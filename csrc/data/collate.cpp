@@ -106,4 +106,13 @@ Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, 
   return batch;
 }
 
+std::vector<Example> with_rejected(const std::vector<Example>& examples) {
+  std::vector<Example> all;
+  for (const Example& example : examples) {
+    all.push_back(example);
+    all.push_back(*example.rejected);
+  }
+  return all;
+}
+
 }  // namespace isentrope::data

@@ -21,4 +21,7 @@ namespace isentrope::data {
 Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, int64_t context,
               const std::string& truncation = "error", int64_t packed = 0);
 
+// Of pairs: each example, and behind it its rejected one, which must be there.
+std::vector<Example> with_rejected(const std::vector<Example>& examples);
+
 }  // namespace isentrope::data

@@ -1,6 +1,7 @@
 // What every data set is made of, and how it is read: examples, in an order fixed by (seed, epoch).
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,8 @@ struct Example {
   // Of a chat template, which writes every special token itself: none is put before the prompt or behind a turn.
   bool templated = false;
   std::string end = {};  // what the template writes behind the completion to end it; empty: the end of sequence
+  std::shared_ptr<Example> rejected =
+      {};  // of a pair: the same prompt with the completion that is worse; null: no pair
 };
 
 class ExampleSource {

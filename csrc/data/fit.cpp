@@ -22,6 +22,18 @@ void end_is_last(const std::string& completion, const Tokenizer& tokenizer) {
 }  // namespace
 
 bool fits(const Example& example, const Use& use, bool* cut) {
+  if (use.pairs) {
+    if (!example.rejected)
+      throw std::invalid_argument(
+          "there is no pair; a dpo phase learns from the two completions of a prompt under the keys that "
+          "data.jsonl.chosen_key and rejected_key name (chosen, rejected)");
+    Use each = use;
+    each.pairs = false;
+    bool cut_one = false;
+    const bool all = fits(*example.rejected, each, &cut_one) && fits(example, each, &cut_one);
+    if (cut) *cut = cut_one;
+    return all;
+  }
   const Tokenizer& tokenizer = *use.tokenizer;
   const std::string truncation = ", the context holds " + std::to_string(use.context) +
                                  "; raise model.max_position_embeddings, shorten it, or set data.truncation to drop";

@@ -21,6 +21,7 @@ struct Use {
   std::function<std::string(const Example&)> also = {};  // further rules, of rewards: what is wrong, or ""
   bool columns = false;                                  // Example::columns is read, by rewards
   Renderer chat = {};                                    // of conversations; none: plainly (csrc/data/messages.h)
+  bool pairs = false;                                    // Example::rejected is learnt from, and must be there
 };
 
 struct TooLong : std::invalid_argument {

@@ -25,7 +25,7 @@ struct Line {
   size_t file;     // of the list
   int64_t number;  // in the file, from 1
   Example example;
-  Conversation conversation = {};  // that is still to be rendered
+  Conversations conversations = {};  // that are still to be rendered
 };
 
 struct Lines {
@@ -44,9 +44,9 @@ Lines read(const JsonlConfig& config, const Use* use, bool skip, const std::vect
     for (std::string line; file.next(line);) {
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
       try {
-        Conversation conversation;
-        Example example = example_of(config, line, columns, use && use->chat ? &conversation : nullptr, file.where());
-        read.lines.push_back({i, file.number(), std::move(example), std::move(conversation)});
+        Conversations conversations;
+        Example example = example_of(config, line, columns, use && use->chat ? &conversations : nullptr, file.where());
+        read.lines.push_back({i, file.number(), std::move(example), std::move(conversations)});
       } catch (const std::runtime_error& error) {
         if (!skip) throw;
         if (++read.skipped == 1) read.first_skipped = error.what();
@@ -66,19 +66,24 @@ Lines read(const JsonlConfig& config, const Use* use, bool skip, const std::vect
 void render(Lines& read, const Renderer& chat, bool skip, const std::vector<JsonlFile>& files) {
   std::vector<Conversation> conversations;
   for (Line& line : read.lines)
-    if (!line.conversation.empty()) conversations.push_back(line.conversation);
+    for (const Conversation& one : {line.conversations.own, line.conversations.rejected})
+      if (!one.empty()) conversations.push_back(one);
   if (conversations.empty()) return;
   std::vector<Rendering> renderings = chat(conversations);
   size_t next = 0;
   std::erase_if(read.lines, [&](Line& line) {
-    if (line.conversation.empty()) return false;
-    Rendering& rendering = renderings.at(next++);
-    line.conversation = {};
-    if (rendering.problem.empty()) {
-      apply(std::move(rendering), line.example);
-      return false;
-    }
-    const std::string what = files[line.file].path + ":" + std::to_string(line.number) + ": " + rendering.problem;
+    std::string problem;
+    const auto render_one = [&](const Conversation& conversation, Example& example) {
+      if (conversation.empty()) return;
+      Rendering& rendering = renderings.at(next++);
+      if (problem.empty()) problem = rendering.problem;
+      if (rendering.problem.empty()) apply(std::move(rendering), example);
+    };
+    render_one(line.conversations.own, line.example);
+    if (line.example.rejected) render_one(line.conversations.rejected, *line.example.rejected);
+    line.conversations = {};
+    if (problem.empty()) return false;
+    const std::string what = files[line.file].path + ":" + std::to_string(line.number) + ": " + problem;
     if (!skip) throw std::runtime_error("jsonl: " + what);
     if (++read.skipped == 1) read.first_skipped = what;
     return true;
@@ -152,11 +157,15 @@ std::string JsonlConfig::problem() const {
     if (const std::string wrong = keys.problem(); !wrong.empty()) return wrong;
   if (validation().share() + test().share() >= 1)
     return "validation_fraction + test_fraction leave nothing of path for training";
-  const std::set<std::string> keys{messages_key, prompt_key, completion_key, answer_key};
-  if (keys.contains("")) return "messages_key, prompt_key, completion_key and answer_key may not be empty";
+  const std::set<std::string> keys{messages_key, prompt_key, completion_key, answer_key, chosen_key, rejected_key};
+  if (keys.contains(""))
+    return "messages_key, prompt_key, completion_key, answer_key, chosen_key and rejected_key may not be empty";
   if (chat_template.empty())
     return "chat_template is empty; write default, none, a file, or the name of one of the tokenizer's templates";
-  if (keys.size() < 4) return "messages_key, prompt_key, completion_key and answer_key must differ";
+  // chosen_key may name the completion's: data with one column for both kinds of phase.
+  if (keys.size() < (chosen_key == completion_key ? 5u : 6u))
+    return "messages_key, prompt_key, completion_key, answer_key and rejected_key must differ, and chosen_key from all "
+           "but completion_key";
   return "";
 }
 

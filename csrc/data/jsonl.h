@@ -1,4 +1,5 @@
-// Examples from files with one JSON object a line: {"prompt": "2+2=", "completion": "4.", "answer": "4"}.
+// Examples from files with one JSON object a line: {"prompt": "2+2=", "completion": "4.", "answer": "4"}; or pairs, the better completion
+// beside the worse: {"prompt": "2+2=", "chosen": "4.", "rejected": "5."}.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -21,6 +22,8 @@ struct JsonlConfig {
   std::string messages_key = "messages";
   std::string prompt_key = "prompt";
   std::string completion_key = "completion";
+  std::string chosen_key = "chosen";
+  std::string rejected_key = "rejected";
   std::string answer_key = "answer";
   std::string chat_template = "default";
 
@@ -45,6 +48,10 @@ struct JsonlConfig {
       "and completion.");
     v("prompt_key", prompt_key, "Key of the prompt, a string; required in each object without a conversation.");
     v("completion_key", completion_key, "Key of the completion, a string; may be missing where there is an answer.");
+    v("chosen_key", chosen_key,
+      "Key of the better completion of a pair, in the place of a completion: a string, or the messages of a "
+      "conversation. Phases but dpo learn it as any other completion.");
+    v("rejected_key", rejected_key, "Key of the worse completion, of the same kind; dpo phases.");
     v("answer_key", answer_key, "Key of the answer that rewards compare with, a string or an integer; may be missing.");
     v("chat_template", chat_template,
       "What conversations are rendered by. default: the template in the folder of tokenizer.pretrained, or plain lines "

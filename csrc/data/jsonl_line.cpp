@@ -178,12 +178,64 @@ Example text_of(const JsonlConfig& config, const Json& object, Conversation* con
   return render(messages_of(*list, config.messages_key, where));
 }
 
+bool has(const Json& object, const std::string& key) { return object.contains(key) && !object[key].is_null(); }
+
+// Whether the line is a pair: it has a rejected completion beside a chosen one, in the place of a completion.
+bool is_pair(const JsonlConfig& config, const Json& object, const std::string& where) {
+  if (!has(object, config.chosen_key) || !has(object, config.rejected_key)) return false;
+  if (config.chosen_key != config.completion_key && has(object, config.completion_key)) return false;
+  const Json &chosen = object[config.chosen_key], &rejected = object[config.rejected_key];
+  if (chosen.is_array() != rejected.is_array())
+    throw std::runtime_error(where + ": \"" + excerpt(config.chosen_key) + "\" is a JSON " + chosen.type_name() +
+                             " and \"" + excerpt(config.rejected_key) + "\" a JSON " + rejected.type_name() +
+                             "; both must be strings, or lists of messages");
+  if (chosen == rejected)
+    throw std::runtime_error(where + ": \"" + excerpt(config.chosen_key) + "\" and \"" + excerpt(config.rejected_key) +
+                             "\" are the same, so that there is nothing to prefer (data.on_error: skip leaves such "
+                             "lines out)");
+  return true;
+}
+
+// The object with the completion that key names as its completion. Conversations that begin alike and have no prompt of their own part
+// where they differ, as TRL's extract_prompt has it.
+Json with_completion(const JsonlConfig& config, Json object, const std::string& key, const std::string& where) {
+  Json one = object[key];
+  if (one.is_array() && !has(object, config.prompt_key)) {
+    const Json& other = object[key == config.chosen_key ? config.rejected_key : config.chosen_key];
+    size_t same = 0;
+    while (same < one.size() && same < other.size() && one[same] == other[same]) ++same;
+    if (same == 0 || same == one.size() || same == other.size())
+      throw std::runtime_error(
+          where + ": \"" + excerpt(config.chosen_key) + "\" and \"" + excerpt(config.rejected_key) + "\" " +
+          (same == 0 ? "begin with different messages" : "are one the beginning of the other") +
+          "; they must share a prompt and then differ, or the line must have a \"" + excerpt(config.prompt_key) + "\"");
+    Json prompt = Json::array();
+    for (size_t i = 0; i < same; ++i) prompt.push_back(one[i]);
+    one.erase(one.begin(), one.begin() + static_cast<std::ptrdiff_t>(same));
+    object[config.prompt_key] = std::move(prompt);
+  }
+  object.erase(config.chosen_key);
+  object.erase(config.rejected_key);
+  object[config.completion_key] = std::move(one);
+  return object;
+}
+
 }  // namespace
 
-Example example_of(const JsonlConfig& config, const std::string& line, bool columns, Conversation* conversation,
+Example example_of(const JsonlConfig& config, const std::string& line, bool columns, Conversations* conversations,
                    const std::string& where) {
-  const Json object = object_of(line, where);
-  Example example = text_of(config, object, conversation, where);
+  Json object = object_of(line, where);
+  std::shared_ptr<Example> rejected;
+  if (is_pair(config, object, where)) {
+    rejected = std::make_shared<Example>(text_of(config, with_completion(config, object, config.rejected_key, where),
+                                                 conversations ? &conversations->rejected : nullptr, where));
+    object = with_completion(config, object, config.chosen_key, where);
+  } else if (!has(object, config.completion_key) && !has(object, config.messages_key) &&
+             has(object, config.chosen_key) && object[config.chosen_key].is_string()) {
+    object[config.completion_key] = object[config.chosen_key];
+  }
+  Example example = text_of(config, object, conversations ? &conversations->own : nullptr, where);
+  example.rejected = std::move(rejected);
   const auto answer = text_at(object, config.answer_key, true, where);
   const bool completion = object.contains(config.completion_key) && !object[config.completion_key].is_null();
   if (example.completion.empty() && !completion && !answer && object.contains(config.messages_key))

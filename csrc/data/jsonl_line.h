@@ -6,10 +6,15 @@
 
 namespace isentrope::data {
 
-// where: FILE:LINE, which every error begins with; all are std::runtime_error. columns: Example::columns is kept. conversation: where
-// a chat template is to render messages; it is left empty where the line has none, and until it is rendered the example holds the
+// Of a line; rejected: of the worse completion of a pair. "" where the line has none.
+struct Conversations {
+  Conversation own, rejected;
+};
+
+// where: FILE:LINE, which every error begins with; all are std::runtime_error. columns: Example::columns is kept. conversations: where
+// a chat template is to render messages; they are left empty where the line has none, and until they are rendered the example holds the
 // messages of its prompt, by which it is split, as JSON. null: messages are rendered plainly.
-Example example_of(const JsonlConfig& config, const std::string& line, bool columns, Conversation* conversation,
+Example example_of(const JsonlConfig& config, const std::string& line, bool columns, Conversations* conversations,
                    const std::string& where);
 
 // messages: the line may have a conversation in place of its prompt.

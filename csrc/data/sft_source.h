@@ -1,4 +1,4 @@
-// The batch source of supervised learning: the next examples of a data set, one update a step.
+// The batch source of examples that are given, for sft and dpo: the next ones of a data set, one update a step.
 #pragma once
 #include <map>
 #include <memory>
@@ -12,9 +12,9 @@ namespace isentrope::data {
 
 class SftSource : public BatchSource {
  public:
-  // truncation, packed: as csrc/data/collate.h.
+  // truncation, packed: as csrc/data/collate.h. pairs: of the update two rows an example, the better completion and the worse.
   SftSource(std::shared_ptr<const ExampleSource> examples, const Tokenizer& tokenizer, int64_t sequences,
-            int64_t context, const std::string& truncation, int64_t packed = 0);
+            int64_t context, const std::string& truncation, int64_t packed = 0, bool pairs = false);
 
   // The examples that follow those taken so far, whatever sequences was when they were taken.
   StepData next(int64_t step) override;
@@ -29,6 +29,7 @@ class SftSource : public BatchSource {
   int64_t sequences_, context_;
   std::string truncation_;
   int64_t packed_;
+  bool pairs_;
   int64_t taken_ = 0, next_taken_ = 0;  // examples; the second with those of the step that is not whole yet
 };
 

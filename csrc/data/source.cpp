@@ -39,9 +39,11 @@ uint64_t stream_digest(const ExampleSource& source) {
   const int64_t count = source.size() > 0 ? source.size() : kEndless;
   Hash hash;
   for (int64_t first = 0; first < count; first += kPiece)
-    for (const Example& example : source.take(first, std::min(kPiece, count - first)))
+    for (const Example& example : source.take(first, std::min(kPiece, count - first))) {
       for (const std::string* text : {&example.prompt, &example.completion, &example.answer, &example.columns})
         if (text != &example.columns || !text->empty()) hash.add(*text);
+      if (example.rejected) hash.add(example.rejected->completion);
+    }
   return hash.value;
 }
 

@@ -294,7 +294,8 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
   return {outputs[0], outputs[1]};
 }
 
-Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const Tensor& position) {
+Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const Tensor& position,
+                           std::optional<int64_t> inner) {
   TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0, "decoder: tokens are ",
               tokens.sizes(), " ", tokens.scalar_type(), ", wanted [B, T] int64 with T ≥ 1");
   const int64_t B = tokens.size(0), T = tokens.size(1), C = config_.hidden_size;
@@ -313,15 +314,30 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const 
   };
   const Tensor cosine = of_rows(cosine_), sine = of_rows(sine_);
   Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta;
-  for (size_t layer = 0; layer < layers_.size(); ++layer)
-    std::tie(x, delta) = config_.recompute == "blocks"
-                             ? recomputed_block(x, delta, layer, cosine, sine, packing, record)
-                             : block(x, delta, layer, cosine, sine, packing.get(), record);
+  const auto pass = [&](size_t first, size_t last) {
+    for (size_t layer = first; layer < last; ++layer)
+      std::tie(x, delta) = config_.recompute == "blocks"
+                               ? recomputed_block(x, delta, layer, cosine, sine, packing, record)
+                               : block(x, delta, layer, cosine, sine, packing.get(), record);
+  };
+  if (inner && *inner + 1 < config_.num_hidden_layers) {
+    pass(0, *inner + 1);
+    const Tensor stream = (x + delta).view({B, T, C});
+    if (record != nullptr) {
+      const torch::NoGradGuard no_grad;
+      pass(*inner + 1, layers_.size());
+    }
+    return stream;
+  }
+  pass(0, layers_.size());
   return residual(x, delta, final_norm_, config_.rms_norm_eps, config_.norm == "post").branch.view({B, T, C});
 }
 
 Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const Tensor& position) {
-  const Tensor x = hidden(tokens, record, position);
+  return logits_of(hidden(tokens, record, position));
+}
+
+Tensor DecoderImpl::logits_of(const Tensor& x) {
   const Tensor logits =
       model::linear(x.view({-1, config_.hidden_size}), head_).view({x.size(0), x.size(1), config_.vocabulary});
   return config_.token_count() < config_.vocabulary ? logits.slice(2, 0, config_.token_count()) : logits;
@@ -329,11 +345,11 @@ Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const
 
 ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
                                              AttentionRecord* record, const Tensor& position,
-                                             const std::optional<ops::Keep>& keep) {
+                                             const std::optional<ops::Keep>& keep, std::optional<int64_t> inner) {
+  Tensor x = hidden(tokens, record, position, inner);
   if (!config_.fused_head)
-    return ops::token_entropy(forward(tokens, record, position), target, temperature,
-                              /*ignore_index=*/-100, /*moments=*/false, /*inplace_backward=*/false, keep);
-  Tensor x = hidden(tokens, record, position);
+    return ops::token_entropy(logits_of(x), target, temperature, /*ignore_index=*/-100, /*moments=*/false,
+                              /*inplace_backward=*/false, keep);
   // z = γ/σ · (W h) = W (γ/σ · h). One copy of the factor a row: its gradient is summed by rows, in an order that does not depend
   // on the number of threads, as that of all of x at once would.
   if (!head_.parts.empty()) x = x * norm_scale(head_).expand({x.size(0), x.size(1), 1});

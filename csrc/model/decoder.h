@@ -229,16 +229,17 @@ class DecoderImpl : public torch::nn::Module {
   // several sequences (csrc/model/packing.h), and each is computed as it would be alone.
   torch::Tensor forward(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
                         const torch::Tensor& position = {});
-  // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ.
+  // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ. inner: the residual stream behind that block, from
+  // 0, without a norm; of the last block as without it. No gradient reaches the blocks behind it, which are computed only for a record.
   torch::Tensor hidden(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
-                       const torch::Tensor& position = {});
+                       const torch::Tensor& position = {}, std::optional<int64_t> inner = {});
 
   // Log-probability of target [B, T] and entropy of every position, [B, T], with the gradients of a loss; logits are divided by
   // temperature. Positions whose target is -100 give 0 and are left out of the product with the head. The one place
-  // that minds model.fused_head.
+  // that minds model.fused_head. inner: of the policy softmax(head · h) of an inner layer, as hidden() has it.
   ops::TokenEntropy token_entropy(const torch::Tensor& tokens, const torch::Tensor& target, double temperature = 1.0,
                                   AttentionRecord* record = nullptr, const torch::Tensor& position = {},
-                                  const std::optional<ops::Keep>& keep = {});
+                                  const std::optional<ops::Keep>& keep = {}, std::optional<int64_t> inner = {});
 
   // QK-clip (Kimi K2, arXiv 2507.20534): for max_logit [L][H] of an update, scales the query and key rows of every head above
   // model.attention.qk_clip such that the same inputs would have given that much; a key head shared by several takes the square
@@ -283,6 +284,7 @@ class DecoderImpl : public torch::nn::Module {
   const torch::Tensor& sine() const { return sine_; }
 
  private:
+  torch::Tensor logits_of(const torch::Tensor& hidden);
   // x as an operand of products: in bfloat16 where model.compute is that and x is float32.
   torch::Tensor operand(const torch::Tensor& x) const;
   torch::Tensor normed_heads(const torch::Tensor& qkv, const LayerWeights& layer) const;

@@ -62,6 +62,9 @@ std::string PhaseConfig::problem() const {
   if (pretrain && !data.corpus) return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
   if (!pretrain && data.corpus)
     return "data: corpus belongs to pretrain phases, and objective.kind is " + objective.kind;
+  if (objective.kind == "dpo" && !data.jsonl)
+    return "data: a dpo phase learns from pairs of completions; write data: {jsonl: {path: ...}}, whose lines have a "
+           "prompt, chosen and rejected";
   if (data.packing && objective.kind != "sft")
     return "data: packing belongs to sft phases, and objective.kind is " + objective.kind +
            (pretrain ? ", whose windows have no padding" : "") + "; leave it out";
@@ -136,10 +139,14 @@ std::string TrainConfig::problem() const {
       if (phases[j].name == phase.name)
         return path + ".name: '" + phase.name + "' is the name of phases." + std::to_string(j) +
                " too; checkpoints and metrics need one name a phase";
-    if (i == 0 && phase.objective.kind == "grpo" && run.start.empty() && model.pretrained.empty())
-      return path +
-             ": a grpo phase improves a model that was trained before; put an sft phase before it, or name a "
+    if (const std::string& kind = phase.objective.kind;
+        i == 0 && (kind == "grpo" || kind == "dpo") && run.start.empty() && model.pretrained.empty())
+      return path + ": a " + kind +
+             " phase improves a model that was trained before; put an sft phase before it, or name a "
              "checkpoint in run.start or a model in model.pretrained";
+    if (const auto& inner = phase.objective.inner_policy; inner && inner->layer >= model.num_hidden_layers)
+      return path + ".objective.inner_policy.layer: " + std::to_string(inner->layer) + "; the model has blocks 0 to " +
+             std::to_string(model.num_hidden_layers - 1);
     for (size_t j = 0; j < phase.reward.size(); ++j) try {
         rl::RewardEntry entry = phase.reward[j];
         rl::bind(entry, data::Tokenizer(tokenizer));

@@ -47,9 +47,17 @@ void of_evaluation(const std::string& path, const PhaseConfig& phase, Warnings& 
 void of_policy(const std::string& path, const PhaseConfig& phase, const std::set<std::string>& functions,
                Warnings& out) {
   const ObjectiveConfig& o = phase.objective;
+  const ObjectiveConfig standard;
+  for (const auto& [name, given] : {std::pair{"dpo_loss", o.dpo_loss != standard.dpo_loss},
+                                    {"dpo_beta", o.dpo_beta != standard.dpo_beta},
+                                    {"dpo_label_smoothing", o.dpo_label_smoothing > 0},
+                                    {"dpo_sft_coef", o.dpo_sft_coef > 0}})
+    if (given && o.kind != "dpo")
+      out.push_back(path + ".objective." + name + ": belongs to dpo phases; it has no effect");
   if (o.kind != "grpo") {
     for (const auto& [name, given] : {std::pair{"entropy", o.entropy.has_value()},
                                       {"ref_kl_coef", o.ref_kl_coef > 0},
+                                      {"inner_policy", o.inner_policy.has_value()},
                                       {"dual_clip", o.dual_clip > 0},
                                       {"delta", o.delta.has_value()},
                                       {"clip_high", o.clip_high.has_value()}})

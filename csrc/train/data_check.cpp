@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "csrc/data/collate.h"
 #include "csrc/data/corpus.h"
 #include "csrc/data/packed_source.h"
 #include "csrc/data/sequence.h"
@@ -83,7 +84,8 @@ SplitSize check_text(const TrainConfig& config, const PhaseConfig& phase, const 
 Lengths lengths_of(const data::ExampleSource& source, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
                    int64_t context) {
   constexpr int64_t kLooked = 4096, kEndless = 1024;
-  const auto examples = source.take(0, source.size() > 0 ? std::min(source.size(), kLooked) : kEndless);
+  auto examples = source.take(0, source.size() > 0 ? std::min(source.size(), kLooked) : kEndless);
+  if (phase.objective.kind == "dpo") examples = data::with_rejected(examples);
   Lengths lengths;
   for (const data::Example& example : examples) {
     const auto prompt = static_cast<int64_t>(data::prompt_ids(example, tokenizer).size());
@@ -153,7 +155,8 @@ data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data
                 .learnt = !phase.rollout.has_value(),
                 .truncation = phase.data.truncation,
                 .columns = rl::reads_columns(phase.scores()),
-                .chat = renderer_of(phase.data, tokenizer)};
+                .chat = renderer_of(phase.data, tokenizer),
+                .pairs = phase.objective.kind == "dpo"};
   if (phase.rollout)
     use.also = [rewards = phase.scores(), stop = tokenizer.eos()](const data::Example& example) {
       for (const rl::RewardConfig& reward : rewards)

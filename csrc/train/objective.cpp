@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "csrc/train/policy_objective.h"
+#include "csrc/train/preference_objective.h"
 #include "csrc/train/update_pass.h"
 
 namespace isentrope::train {
@@ -58,17 +59,19 @@ class CrossEntropy : public Objective {
 
 Batch share_of_rank(const Batch& update, int64_t rank, int64_t ranks) {
   if (ranks == 1) return update;
-  const int64_t B = update.size(), T = update.tokens.size(1);
+  const int64_t together = update.together, B = update.size() / together, T = update.tokens.size(1);
+  const auto rows = [&](int64_t begin, int64_t end) { return update.rows(begin * together, end * together); };
   if (rank >= B) {
-    Batch none = update.rows(B - 1, B);
+    Batch none = rows(B - 1, B);
     none.target = torch::full_like(none.target, data::kIgnore);
     for (Tensor* of : {&none.old_logprob, &none.advantage})
       if (of->defined()) *of = torch::zeros_like(*of);
-    none.lengths = torch::zeros({1}, none.tokens.options());
+    none.lengths = torch::zeros({together}, none.tokens.options());
     return none;
   }
-  if (B <= ranks) return update.rows(rank, rank + 1);
-  const Tensor tokens = update.lengths.defined() ? update.lengths.to(torch::kCPU) : torch::full({B}, T, torch::kInt64);
+  if (B <= ranks) return rows(rank, rank + 1);
+  const Tensor tokens = update.lengths.defined() ? update.lengths.to(torch::kCPU).view({B, together}).sum(1)
+                                                 : torch::full({B}, T * together, torch::kInt64);
   const int64_t *length = tokens.const_data_ptr<int64_t>(), all = std::accumulate(length, length + B, int64_t{0});
   // Rank r ends where r + 1 shares of the tokens are reached, and leaves a row to each rank behind it.
   int64_t begin = 0, end = 0, sum = 0;
@@ -78,7 +81,7 @@ Batch share_of_rank(const Batch& update, int64_t rank, int64_t ranks) {
     while (end < B - (ranks - 1 - r) && (2 * sum + length[end]) * ranks <= 2 * all * (r + 1));
     if (r == ranks - 1) end = B;
   }
-  return update.rows(begin, end);
+  return rows(begin, end);
 }
 
 std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const BatchConfig& batch,
@@ -91,6 +94,9 @@ std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const B
   if (config.kind == "grpo")
     return std::make_unique<PolicyObjective>(std::move(attention), config, batch, temperature, std::move(reference),
                                              std::move(ranks), std::move(weight));
+  if (config.kind == "dpo")
+    return std::make_unique<PreferenceObjective>(std::move(attention), config, batch, std::move(reference),
+                                                 std::move(ranks));
   return std::make_unique<CrossEntropy>(std::move(attention), batch, std::move(ranks));
 }
 

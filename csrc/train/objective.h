@@ -72,6 +72,23 @@ struct ReferenceConfig {
   }
 };
 
+// For the first steps the policy of an inner layer learns in the place of the whole (BuPO, arXiv 2512.19673).
+struct InnerPolicyConfig {
+  int64_t layer = 0;
+  int64_t steps = 30;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("layer", layer,
+      "Block, from 0, behind which the head reads the residual stream, without the last norm (the authors: 5 of Qwen3, "
+      "26 "
+      "of Llama); no gradient reaches the blocks behind it, and the last block is the whole.",
+      at_least(0));
+    v("steps", steps, "Steps of the phase that it takes, of which too many harm (the authors: 30 of 300).",
+      at_least(1));
+  }
+};
+
 struct ObjectiveConfig {
   std::string kind = "sft";
   std::string loss = "clip";
@@ -89,6 +106,10 @@ struct ObjectiveConfig {
   double gppo_beta1 = 0.75;
   double gppo_beta2 = 1.0;
   double dro_beta = 0.05;
+  std::string dpo_loss = "sigmoid";
+  double dpo_beta = 0.1;
+  double dpo_label_smoothing = 0.0;
+  double dpo_sft_coef = 0.0;
   double cov_ratio = 2e-4;
   double cov_lower = 1.0;
   double cov_upper = 5.0;
@@ -103,17 +124,21 @@ struct ObjectiveConfig {
   std::optional<double> max_kl;
   std::optional<methods::EntropyControl> entropy;
   std::optional<KeepConfig> entropy_keep;
+  std::optional<InnerPolicyConfig> inner_policy;
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
+  // Whether the phase keeps a model that stays behind.
+  bool has_reference() const { return kind == "dpo" || ref_kl_coef > 0; }
   // Why the law of csrc/rl/entropy_law.h cannot hold here: something keeps the entropy up. "" where it may be fitted.
   std::string holds_entropy() const;
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("kind", kind,
-      "pretrain: cross-entropy of text; sft: cross-entropy of completions; grpo: a policy loss on rollouts.",
-      one_of({"pretrain", "sft", "grpo"}));
+      "pretrain: cross-entropy of text; sft: cross-entropy of completions; dpo: a loss on pairs of completions, the "
+      "better beside the worse; grpo: a policy loss on rollouts.",
+      one_of({"pretrain", "sft", "dpo", "grpo"}));
     v("loss", loss,
       "Policy loss (formulas and papers: kernels/grpo_policy.h). verl and TRL aggregate sapo and geo_mean by "
       "seq-mean-token-mean alone, verl gspo by default; luspo needs an aggregate that sums over the tokens of a "
@@ -167,6 +192,22 @@ struct ObjectiveConfig {
     v("dro_beta", dro_beta,
       "dro: weight of half the squared log-ratio (2405.19107). verl has no default, 0.05 stands in Tinker's example.",
       at_least(0));
+    v("dpo_loss", dpo_loss,
+      "dpo: loss of h, the log-ratio to the reference of the better completion less that of the worse. sigmoid: "
+      "−log σ(β h) (2305.18290); sigmoid_norm: the same of log-ratios a token; hinge: max(0, 1 − β h) (2305.10425); "
+      "ipo: "
+      "(h − 1/(2β))² of log-ratios a token (2310.12036); robust: sigmoid without the bias of flipped pairs "
+      "(2403.00409). As "
+      "TRL has them.",
+      one_of({"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust"}));
+    v("dpo_beta", dpo_beta, "β: how dear it is to leave the reference.", above(0));
+    v("dpo_label_smoothing", dpo_label_smoothing,
+      "Share of pairs taken to be the wrong way round: sigmoid, sigmoid_norm (conservative DPO), robust.",
+      between(0, 0.5));
+    v("dpo_sft_coef", dpo_sft_coef,
+      "Weight of the mean cross-entropy of the better completions' tokens beside the loss (RPO, 2404.19733); it keeps "
+      "them likely.",
+      at_least(0));
     v("cov_ratio", cov_ratio,
       "Share of tokens that clip_cov, kl_cov or random selects (verl: clip_cov_ratio, kl_cov_ratio).", between(0, 1));
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
@@ -197,6 +238,10 @@ struct ObjectiveConfig {
       "The bonus raises the entropy of these tokens of the vocabulary alone, renormalised; absent: of all. "
       "entropy/mean "
       "and the loss that is told stay those of the whole.");
+    v("inner_policy", inner_policy,
+      "The ratio is that of an inner layer's policy to itself at the step's beginning, for the first steps of the "
+      "phase: "
+      "completions are scored by it anew.");
     v("attention_entropy", attention_entropy,
       "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }
@@ -231,8 +276,8 @@ class Objective {
   int64_t step_ = 0;
 };
 
-// The rows of an update that a rank computes: one run of rows each, of about as many tokens without padding, at least one. Of fewer rows
-// than ranks, the last ranks get a row of which nothing counts.
+// The rows of an update that a rank computes: one run of rows each, of about as many tokens without padding, at least one, and never a part of
+// those that stand together (Batch::together). Of fewer rows than ranks, the last ranks get a row of which nothing counts.
 data::Batch share_of_rank(const data::Batch& update, int64_t rank, int64_t ranks);
 
 // model: whose layers, heads and device the thresholds of attention have.

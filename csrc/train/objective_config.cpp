@@ -77,6 +77,14 @@ std::string ObjectiveConfig::problem() const {
   if (cov_ratio == 0) return "cov_ratio: 0 picks nothing; wanted above 0";
   for (const auto& [name, tau] : {std::pair{"tau_pos", tau_pos}, {"tau_neg", tau_neg}})
     if (tau == 0) return std::string(name) + ": 0 makes the gate flat; wanted above 0";
+  if (kind == "dpo") {
+    if (ref_kl_control) return "ref_kl_control: it belongs to grpo phases, and kind is dpo; leave it out";
+    if (dpo_loss == "robust" && dpo_label_smoothing == 0.5)
+      return "dpo_label_smoothing: 0.5 leaves the loss robust nothing to learn; wanted below";
+    if (dpo_label_smoothing > 0 && !among(dpo_loss, {"sigmoid", "sigmoid_norm", "robust"}))
+      return "dpo_label_smoothing: the losses sigmoid, sigmoid_norm and robust have it, and dpo_loss is " + dpo_loss +
+             "; leave it out";
+  }
   if (kind != "grpo") return "";
   if (std::string bounds = problem_of_bounds(*this); !bounds.empty()) return bounds;
   if (loss == "luspo" && (aggregate == "token-mean" || aggregate == "seq-mean-token-mean"))
@@ -89,6 +97,9 @@ std::string ObjectiveConfig::problem() const {
     return "gppo_beta1: with gppo_beta2 0 too the loss ce_gppo has the gradient of clip; wanted one of them above 0, "
            "or "
            "loss: clip";
+  if (inner_policy && attention_entropy.coef > 0)
+    return "inner_policy: attention_entropy.coef is above 0, and the layers behind an inner policy have no gradient; "
+           "leave one of them out";
   if (norm_length != 0 && aggregate == "token-sum") return "norm_length: token-sum divides by no length; leave it out";
   return unread(*this);
 }

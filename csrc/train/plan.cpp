@@ -63,7 +63,7 @@ double passing_of_block(const model::DecoderConfig& m) {
 double tokens_of_micro(const PhaseConfig& phase, const Lengths& lengths, int64_t context, double ranks) {
   const double update = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations) /
                                             number(phase.rollout->mini_batches)
-                                      : number(phase.batch.sequences);
+                                      : number(phase.batch.sequences * (phase.objective.kind == "dpo" ? 2 : 1));
   const double rows = std::ceil(update / ranks);
   double width = std::max(lengths.longest, 1.0), all = rows * width;
   const double micro = number(phase.batch.micro_tokens);
@@ -106,7 +106,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   // Copies of the blocks' weights in bfloat16, for the products of both passes (csrc/model/bfloat16_training.h); a reference has
   // them for the forward pass alone, and with model.lora it shares them, as it shares the weights.
   const bool narrow = m.compute == "bfloat16" && model::takes_bfloat16_weights(),
-             reference = phase.objective.ref_kl_coef > 0;
+             reference = phase.objective.has_reference();
   const double copies = narrow ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
   const double trained = sizes.trained();
   const double moments = phase.optimizer.kind == "adamw"  ? 2 * trained

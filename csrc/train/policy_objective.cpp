@@ -74,7 +74,7 @@ PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConf
 void PolicyObjective::begin(int64_t step, model::Decoder& model, std::vector<Batch>& updates) {
   Objective::begin(step, model, updates);
   first_ = true;
-  if (!rescores_) return;
+  if (!rescores_ && !inner()) return;
   for (Batch& update : updates) {
     const Batch here = update.to(model->embedding().device());
     update.rescored =
@@ -119,7 +119,13 @@ std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, c
   }
   if (values.at("tokens") > 0) {
     values.merge(decided);
-    if (std::exchange(first_, false)) values.merge(mismatch_of(logprob, update));
+    if (std::exchange(first_, false) && !inner()) values.merge(mismatch_of(logprob, update));
+    if (inner()) {  // the policy's own entropy is that of the completions, as they were drawn
+      values["inner/entropy"] = values.at("entropy/mean");
+      values["entropy/mean"] =
+          update.old_entropy.masked_select(update.target != data::kIgnore).mean(torch::kFloat64).item<double>();
+      values.erase("entropy/std");
+    }
     if (!entropy_.empty()) {
       values["entropy_coef"] = control_.entropy_coef;
       if (control_.positive != 1 || control_.negative != 1)
@@ -152,7 +158,7 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
   for (size_t m = 0; m < micros.size(); ++m) {
     const Batch& micro = micros[m];
     Pass pass(attention_, watch, together ? ranks_.get() : nullptr, attention_layer_.has_value());
-    const auto policy = pass.tokens(model, micro, temperature_, keep());
+    const auto policy = pass.tokens(model, micro, temperature_, keep(), inner());
     const Tensor logprob = policy.logprob.detach();
     if (by_policy && one_pass)
       decided =
@@ -181,7 +187,7 @@ PolicyObjective::Seen PolicyObjective::look(model::Decoder& model, const std::ve
   for (const Batch& micro : micros) {
     model::AttentionRecord record;
     const auto out = model->token_entropy(micro.tokens, micro.target, temperature_,
-                                          attention_layer_ ? &record : nullptr, micro.position);
+                                          attention_layer_ ? &record : nullptr, micro.position, {}, inner());
     logprobs.push_back(out.logprob);
     entropies.push_back(out.entropy);
     if (attention_layer_) attentions.push_back(attention_in(record));
@@ -275,7 +281,7 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   if (reference_) {
     torch::NoGradGuard no_grad;
     model::Decoder model = *reference_;
-    reference = model->token_entropy(batch.tokens, batch.target, temperature_).logprob;
+    reference = model->token_entropy(batch.tokens, batch.target, temperature_, nullptr, {}, {}, inner()).logprob;
   }
   if (reference && batch.difficulty.defined()) {
     const Tensor found = divergence_by_difficulty(policy.logprob, *reference, batch);
@@ -337,6 +343,11 @@ std::map<std::string, double> PolicyObjective::values_of(double loss, const Tens
 std::optional<ops::Keep> PolicyObjective::keep() const {
   if (!config_.entropy_keep || control_.entropy_coef == 0) return std::nullopt;
   return ops::Keep{.kind = config_.entropy_keep->kind, .share = config_.entropy_keep->share};
+}
+
+std::optional<int64_t> PolicyObjective::inner() const {
+  if (!config_.inner_policy || step_ >= config_.inner_policy->steps) return std::nullopt;
+  return config_.inner_policy->layer;
 }
 
 double PolicyObjective::clip_high() const {

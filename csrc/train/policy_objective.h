@@ -64,6 +64,7 @@ class PolicyObjective : public Objective {
   torch::Tensor advantage_of(const data::Batch& batch, const torch::Tensor& factor) const;
   std::map<std::string, double> values_of(double loss, const torch::Tensor& micro_stats) const;
   std::optional<ops::Keep> keep() const;  // of this update's bonus
+  std::optional<int64_t> inner() const;   // the layer whose policy learns in this step; nothing: the whole
   double clip_high() const;
 
   ObjectiveConfig config_;

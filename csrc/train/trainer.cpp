@@ -324,7 +324,7 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   }
   const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
-                                           phase.data.packing ? row : 0);
+                                           phase.data.packing ? row : 0, phase.objective.kind == "dpo");
 }
 
 // The reference becomes share · model + (1 − share) · reference.
@@ -340,7 +340,7 @@ void Trainer::mix_into(model::Decoder& reference, double share) const {
 void Trainer::open_phase(const CheckpointState* state) {
   const PhaseConfig& phase = config_.phases[phase_];
   std::optional<model::Decoder> reference;
-  if (phase.objective.ref_kl_coef > 0) {
+  if (phase.objective.has_reference()) {
     torch::NoGradGuard no_grad;
     const std::string from = phase.objective.reference ? phase.objective.reference->from : "";
     const bool lora = config_.model.lora && from.empty();  // what does not change is there once

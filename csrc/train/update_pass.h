@@ -13,10 +13,11 @@ namespace isentrope::train {
 using data::Batch;
 using torch::Tensor;
 
-// Rows of an update that are computed together: as many as fit the token budget, at least one.
+// Rows of an update that are computed together: as many as fit the token budget, at least one, or those that stand together.
 inline std::vector<Batch> split(const Batch& update, int64_t micro_tokens) {
   const int64_t B = update.tokens.size(0), T = update.tokens.size(1);
-  const int64_t rows = micro_tokens > 0 ? std::clamp<int64_t>(micro_tokens / std::max<int64_t>(T, 1), 1, B) : B;
+  const int64_t fit = micro_tokens / std::max<int64_t>(T, 1) / update.together * update.together;
+  const int64_t rows = micro_tokens > 0 ? std::clamp<int64_t>(fit, update.together, B) : B;
   std::vector<Batch> parts;
   for (int64_t b = 0; b < B; b += rows) parts.push_back(update.rows(b, std::min(b + rows, B)));
   return parts;
@@ -31,10 +32,10 @@ class Pass {
   }
 
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature,
-                           const std::optional<ops::Keep>& keep = {}) {
+                           const std::optional<ops::Keep>& keep = {}, std::optional<int64_t> inner = {}) {
     rows_ = micro.real();
     return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr, micro.position,
-                                keep);
+                                keep, inner);
   }
 
   const model::AttentionRecord& record() const { return record_; }

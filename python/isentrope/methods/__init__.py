@@ -24,6 +24,7 @@ from isentrope.methods.control import (
     overlong,
 )
 from isentrope.methods.own import register
+from isentrope.methods.preference import differential_information, preference
 from isentrope.methods.weight import (
     CorrectionOutput,
     MismatchOutput,
@@ -45,6 +46,7 @@ __all__ = [
     "adaptive_kl",
     "attention_entropy",
     "correction",
+    "differential_information",
     "dr_grpo",
     "entropic",
     "entropy_ratio_band",
@@ -56,6 +58,7 @@ __all__ = [
     "optimal_token_baseline",
     "overlong",
     "pass_at_k",
+    "preference",
     "quantile",
     "register",
     "reinforce_plus_plus",

@@ -29,6 +29,11 @@ SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
         ("Covariance", "of log-probability and advantage, over tokens", {"mean": "cov/mean", "largest": "cov/max"}),
         ("Largest ratio", "policy / behaviour policy", {"": "ratio/max"}),
     ]),
+    ("Pairs", [
+        ("Margin", "of the better completion over the worse", {"margin": "pair/margin", "better": "pair/chosen", "worse": "pair/rejected"}),
+        ("Pairs in order", "share whose margin is above 0", {"": "pair/accuracy"}),
+        ("Log-probability of a completion", "nats", {"better": "logprob/chosen", "worse": "logprob/rejected"}),
+    ]),
     ("Optimisation and speed", [
         ("Gradient norm", "before clipping", {"": "grad_norm"}),
         ("Learning rate", "", {"": "lr"}),
@@ -97,6 +102,13 @@ TERMS: dict[str, str] = {
     "Covariance": "Product of a token's log-probability and advantage, each less its mean: tokens where it is large lower the entropy most.",
     "largest": "Of all tokens of the step.",
     "Largest ratio": "The ratio is the probability of a token by the policy over that by the behaviour policy; 1 before the first update on a batch.",
+    # pairs
+    "Margin": "What a phase of pairs raises: the reward of the better completion less that of the worse, each dpo_beta times the log of policy over reference.",
+    "margin": "Mean over the pairs of the step; see Margin.",
+    "better": "Of the better completions of the pairs.",
+    "worse": "Of the worse completions of the pairs.",
+    "Pairs in order": "The better completion's probability has grown more, or fallen less, than the worse one's since the reference.",
+    "Log-probability of a completion": "Sum over its tokens, mean over the step. Where both fall, the policy leaves both for what neither says.",
     # optimisation
     "Gradient norm": "Of all weights, before it is clipped to max_grad_norm.",
     "Learning rate": "As the schedule gave it.",
@@ -127,6 +139,7 @@ TERMS: dict[str, str] = {
     "advantage/zero": "Share of learnt tokens whose advantage is 0.",
     "entropy/positive": "Mean entropy, when they were drawn, of the tokens whose advantage is above 0, nats.",
     "entropy/negative": "Mean entropy, when they were drawn, of the tokens whose advantage is below 0, nats.",
+    "inner/entropy": "Mean entropy of the inner layer's policy, while that learns in the place of the whole (objective.inner_policy), nats.",
     "weight/mean": "Mean factor of a token's policy term, where methods weigh tokens.",
     "weight/zero": "Share of tokens whose policy term the methods under weight take away.",
     "weight/removed": "Share of tokens that the methods under weight leave out of all counts.",
