@@ -314,7 +314,8 @@ def test_yaml_is_a_configuration_or_a_part_of_one(where, text, desk):
     part = yaml.safe_load(text)
     whole = part
     if "phases" not in part:
-        tiny = "pretrain" if "corpus" in part.get("data", {}) else "grpo"
+        dpo = part.get("objective", {}).get("kind") == "dpo"
+        tiny = "pretrain" if "corpus" in part.get("data", {}) else "dpo" if dpo else "grpo"
         whole = yaml.safe_load((ROOT / "configs" / "tiny" / f"{tiny}.yaml").read_text())
         for key, value in part.items():
             (whole if key in ("run", "metrics", "model", "tokenizer", "test") else whole["phases"][-1])[key] = value
@@ -338,9 +339,9 @@ def workplace(tmp_path_factory):
 
 
 @needs_program
-# test_parquet.py runs rollouts, of a run that saved some.
+# test_parquet.py runs rollouts and test_preference.py runs pairs, of a run that saved some.
 # models/smollm2 is what import-gguf makes of a file that a test here does not have; test_chat_template.py samples with --chat.
-@pytest.mark.parametrize("words", [w for w in TOOL if w[0] not in ("train", "import-gguf", "rollouts") and not {"--watch", "models/smollm2"} & {*w}], ids=" ".join)
+@pytest.mark.parametrize("words", [w for w in TOOL if w[0] not in ("train", "import-gguf", "rollouts", "pairs") and not {"--watch", "models/smollm2"} & {*w}], ids=" ".join)
 def test_the_tool_runs_as_shown(words, workplace):
     folder, tiny = workplace
     if words[0] == "tasks":
