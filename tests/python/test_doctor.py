@@ -54,7 +54,7 @@ def learner():
 
 CONFIG = {
     "run": {"dir": "runs/made", "seed": 1},
-    "model": {"norm": "pre", "sigma_reparam": {"layers": "all", "steps_max": 20, "tolerance": 1e-4, "svd": True}},
+    "model": {"norm": "pre", "sigma_reparam": {"layers": ["all"], "steps_max": 20, "tolerance": 1e-4, "svd": True}},
 }
 PHASE = {
     "optimizer": {"lr": 1e-3, "max_grad_norm": 0.0}, "steps": STEPS,
@@ -64,7 +64,7 @@ PHASE = {
 
 
 def made(folder, kind="grpo", columns=None, steps=STEPS, judged=line(0.3, 0.8), heads=constant(0.6), layers=4, sigma=constant(0.001), loss="clip",
-         settings=None, noise=0.02, config=True):  # fmt: skip
+         settings=None, noise=0.02, config=True, layers_of="all"):  # fmt: skip
     """A run of one phase. judged: validation accuracy every 20 steps; heads: entropy / log n, of which a function of the share of the steps, or of it
     and of the head; sigma: error of σ. Values have noise, by a share, from a seed."""
     generator = random.Random(7)
@@ -78,7 +78,7 @@ def made(folder, kind="grpo", columns=None, steps=STEPS, judged=line(0.3, 0.8), 
             for word in place:
                 part = part.setdefault(word, {})
             part[name] = value
-        (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "phases": [phase]}))
+        (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "model": {"norm": "pre", "sigma_reparam": {**CONFIG["model"]["sigma_reparam"], "layers": [layers_of]}}, "phases": [phase]}))
     lines = []
     for step in range(1, steps + 1):
         x = (step - 1) / max(steps - 1, 1)
@@ -133,6 +133,7 @@ CASES = {
     ],
     "attention collapse": [
         ("pretrain", {"heads": lambda x: max(0.6 - x, 0.01)}, "optimizer.lr", {"heads": line(0.6, 0.1)}),
+        ("grpo", {"heads": constant(0.01), "sigma": None, "layers_of": "none"}, "model.sigma_reparam.layers", {"heads": constant(0.06)}),
     ],
     "σ out of tolerance": [
         ("pretrain", {"sigma": line(0.2, 0.0)}, "model.sigma_reparam.tolerance", {"sigma": line(0.04, 0.0)}),
@@ -277,7 +278,7 @@ def test_a_run_of_nothing_but_null(tmp_path, capsys):
     folder = made(tmp_path / "run", columns={key: constant(float("nan")) for key in policy()}, judged=None, heads=constant(float("nan")), sigma=constant(float("nan")))
     assert main([str(folder)]) == 0
     told_of = capsys.readouterr().out
-    assert "NOT FINITE" in told_of and "not finite in 100 steps" in told_of and "xxxx" in told_of
+    assert "  not finite: grpo, steps 1 to 100\n" in told_of and "not finite in 100 steps" in told_of and "xxxx" in told_of
     assert main([str(folder), "--json"]) == 0 and "NaN" not in capsys.readouterr().out
 
 
@@ -289,7 +290,7 @@ def test_text_and_exit_code(tmp_path, capsys):
     assert main([str(ill), str(well)]) == 0
     told_of = capsys.readouterr().out
     assert f"{ill}: grpo 100 of 100: 1 finding\n" in told_of and f"{well}: sft 100 of 100: no findings\n" in told_of
-    assert "  TRUNCATION  grpo, steps 76 to 100\n    0.27 of the completions are cut at the length limit" in told_of
+    assert "  truncation: grpo, steps 76 to 100\n    27 % of the completions are cut at the length limit" in told_of
     assert re.search(r"^    ▁[▁▂▃▄▅▆▇█]{38}█  length/truncated, 0.02 to 0.3, steps 1 to 100$", told_of, re.MULTILINE)
     assert "    change: phases.grpo.rollout.max_new_tokens: 64, or rollout.mask_truncated: true (now 32)\n" in told_of
     assert "  clear in grpo: not finite, " in told_of and "not judged in sft: entropy collapse, " in told_of
@@ -356,7 +357,7 @@ def test_the_page_of_a_report_has_the_findings(tmp_path):
     page = (tmp_path / "ill.html").read_text()
     section = re.search(r'<section id="findings">.*?</section>', page, re.DOTALL)[0]
     assert section.count("<figure>") == 1 and "<svg viewBox" in section and ">truncation</a>" in section
-    assert "phases.grpo.rollout.max_new_tokens" in section and "0.27 of the completions are cut" in section and "clear in grpo" in section
+    assert "phases.grpo.rollout.max_new_tokens" in section and "27 % of the completions are cut" in section and "clear in grpo" in section
     assert '<div id="term-truncation"><dt>truncation</dt>' in page and 'href="#findings"' in page
     write_page([well, ill], tmp_path / "both.html")
     both = re.search(r'<section id="findings">.*?</section>', (tmp_path / "both.html").read_text(), re.DOTALL)[0]

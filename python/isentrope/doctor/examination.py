@@ -108,7 +108,7 @@ def text(examination: Examination, bars: str = BARS) -> str:
         seen = finding.evidence
         lines += [
             "",
-            f"  {finding.rule.name.upper()}  {finding.phase}, step{'' if seen.first == seen.last else 's'} "
+            f"  {finding.rule.name}: {finding.phase}, step{'' if seen.first == seen.last else 's'} "
             + " to ".join(dict.fromkeys((str(seen.first), str(seen.last)))),
             f"    {seen.figure}",
             f"    {sparkline(seen.picture, bars)}  {seen.shown}, {extent(seen.picture)}, steps {seen.picture.steps[0]:.0f} to {seen.picture.steps[-1]:.0f}",

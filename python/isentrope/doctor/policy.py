@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from isentrope.doctor.columns import LEAST, Column, NotJudged, Phase
-from isentrope.doctor.rule import Evidence, times, told
+from isentrope.doctor.rule import Evidence, percent, times, told
 
 LOST, FLOOR, RIGHT = 0.1, 0.01, 0.95
 GROWN, GROWN_BY = 2.0, 0.5
@@ -31,10 +31,10 @@ def entropy_collapse(phase: Phase) -> Evidence | None:
         return None
     figure = f"entropy/mean fell from {told(before)} to {told(after)} nats"
     if right is not None:
-        figure += f", with {told(right)} of the task done"
+        figure += f", with {percent(right)} of the task done"
     r2, ceiling, reward = (phase.some(key) for key in ("law/r2", "law/ceiling", "reward/mean"))
     if r2 is not None and ceiling is not None and reward is not None and r2.values[-1] > 0.5:
-        left = max(float(ceiling.values[-1]) - reward.part(0.9, 1.0).mean(), 0.0)
+        left = max(float(ceiling.values[-1]) - reward.tail().mean(), 0.0)
         figure += f"; by the law R = b - a exp(H) (R² {told(float(r2.values[-1]))}) the rest of it buys {told(left)} of reward"
     key, value = phase.path("objective.entropy"), f"{{kind: adaptive, target: {told(before / 3)}}}"
     if phase.setting(phase.path("objective.entropy.kind")):
@@ -76,7 +76,7 @@ def dead_groups(phase: Phase) -> Evidence | None:
         figure = f"in {longest} steps in a row all completions of every prompt had one reward (groups/flat 1)"
     elif late.mean() >= FLAT:
         first, last = span(late)
-        figure = f"{told(late.mean())} of the prompts had completions of one reward (groups/flat, mean of the last quarter)"
+        figure = f"{percent(late.mean())} of the prompts had completions of one reward (groups/flat, mean of the last quarter)"
     else:
         return None
     right = phase.right()
@@ -101,7 +101,7 @@ def ratio_drift(phase: Phase) -> Evidence | None:
     figure = f"kl/k3 {told(late.median())} nats a token (median of the last quarter)"
     largest = phase.some("ratio/max")
     if largest is not None:
-        figure += f", ratio/max up to {told(float(largest.part(0.75, 1.0).values.max()))}"
+        figure += f", ratio/max up to {told(float(largest.quarter().values.max()))}"
     key = phase.path("optimizer.lr")
     cause = "the updates of a step leave the policy that drew its completions; objective.max_kl ends them earlier"
     return Evidence(*span(late), figure, cause, key, times(phase.setting(key), 0.3, "smaller"), "kl/k3", drift, DRIFT)
@@ -117,9 +117,9 @@ def clip_saturation(phase: Phase) -> Evidence | None:
     if late.mean() <= limit:
         return None
     low, high = phase.some("clip/low"), phase.some("clip/high")
-    figure = f"{told(late.mean())} of the tokens are clipped (clip/frac, mean of the last quarter)"
+    figure = f"{percent(late.mean())} of the tokens are clipped (clip/frac, mean of the last quarter)"
     if low is not None and high is not None:
-        figure += f": {told(low.part(0.75, 1.0).mean())} below, {told(high.part(0.75, 1.0).mean())} above"
+        figure += f": {percent(low.quarter().mean())} below, {percent(high.quarter().mean())} above"
     updates = phase.number("rollout.mini_batches", 1) * phase.number("rollout.epochs", 1)
     key = phase.path("optimizer.lr")
     cause = f"{updates:g} updates a step at this rate carry most tokens past the clip, where they teach nothing"
@@ -147,10 +147,10 @@ def truncation(phase: Phase) -> Evidence | None:
     late = cut.quarter()
     if late.mean() <= TRUNCATED:
         return None
-    figure = f"{told(late.mean())} of the completions are cut at the length limit (length/truncated, mean of the last quarter)"
+    figure = f"{percent(late.mean())} of the completions are cut at the length limit (length/truncated, mean of the last quarter)"
     ended = phase.some("length/ended")
     if ended is not None:
-        figure += f"; those that end have {told(ended.part(0.75, 1.0).mean())} tokens"
+        figure += f"; those that end have {told(ended.quarter().mean())} tokens"
     key = phase.path("rollout.max_new_tokens")
     most = phase.number("rollout.max_new_tokens", 0)
     value = f"{2 * most:.0f}, or rollout.mask_truncated: true" if most else "more, or rollout.mask_truncated: true"

@@ -43,6 +43,10 @@ def told(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{float(f'{value:.2g}'):g}"
 
 
+def percent(share: float) -> str:
+    return f"{told(100 * share)} %"
+
+
 def times(value: str, factor: float, otherwise: str) -> str:
     """A number of the configuration times a factor; what to say where it is no number."""
     try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from isentrope.doctor.columns import LEAST, Column, NotJudged, Phase
 from isentrope.doctor.policy import CONFIDENCE, FLAT, binomial, span
-from isentrope.doctor.rule import Evidence, times, told
+from isentrope.doctor.rule import Evidence, percent, times, told
 
 SPIKE, SPIKE_STEPS = 10.0, 20
 COLLAPSED, COLLAPSED_HEADS = 0.05, 0.25
@@ -35,13 +35,15 @@ def not_finite(phase: Phase) -> Evidence | None:
 
 def gradient_spikes(phase: Phase) -> Evidence | None:
     norm = phase.column("grad_norm", SPIKE_STEPS + LEAST)
-    windows = np.lib.stride_tricks.sliding_window_view(norm.values, SPIKE_STEPS)[:-1]
-    usual = np.maximum(np.median(windows, axis=1), np.median(norm.values) / SPIKE)  # a few steps without gradient are no measure
+    norm = Column(norm.steps[norm.values > 0], norm.values[norm.values > 0])  # steps without gradient (flat groups) are no measure
+    if len(norm) < SPIKE_STEPS + LEAST:
+        raise NotJudged(f"needs grad_norm above 0 in {SPIKE_STEPS + LEAST} steps, {len(norm)} have it")
+    usual = np.median(np.lib.stride_tricks.sliding_window_view(norm.values, SPIKE_STEPS)[:-1], axis=1)
     late = Column(norm.steps[SPIKE_STEPS:], norm.values[SPIKE_STEPS:])
-    high = (late.values > SPIKE * usual) & (usual > 0)
+    high = late.values > SPIKE * usual
     if not high.any():
         return None
-    worst = int(np.argmax(np.where(high, late.values / np.where(usual > 0, usual, 1), 0)))
+    worst = int(np.argmax(late.values / usual))
     steps = late.steps[high]
     figure = (f"grad_norm {told(float(late.values[worst]))} at step {late.steps[worst]:.0f}, {told(float(late.values[worst] / usual[worst]))} times "
               f"the median of the {SPIKE_STEPS} steps before; {high.sum()} such step{'s' if high.sum() > 1 else ''}")  # fmt: skip
@@ -59,7 +61,7 @@ def attention_collapse(phase: Phase) -> Evidence | None:
     seen = phase.attention
     if seen is None:
         raise NotJudged(f"needs attention_entropy: {phase.path('objective.attention_entropy')}: {{every: 10}}")
-    late = seen.part(0.75, 1.0)
+    late = seen.quarter()
     known = np.isfinite(late.values)
     count = known.sum(0)
     means = np.where(known, late.values, 0).sum(0) / np.maximum(count, 1)  # [L, H]
@@ -75,7 +77,7 @@ def attention_collapse(phase: Phase) -> Evidence | None:
               f"{heads}, the least mean of a layer {told(float(lowest[-1]))}")  # fmt: skip
     key, value = "model.sigma_reparam.layers", "all"
     cause = "logits of attention have grown without bound: each query sees one key, and its gradient is gone"
-    if phase.setting(key) not in ("", "none", "[]"):
+    if phase.setting(key) not in ("", "[]", '["none"]'):
         key = phase.path("optimizer.lr")
         value = times(phase.setting(key), 0.3, "smaller")
     picture = Column(seen.steps, np.where(np.isfinite(lowest), lowest, np.nan))
@@ -99,8 +101,8 @@ def sigma_error(phase: Phase) -> Evidence | None:
     if not off.any():
         return None
     steps = column.steps[off]
-    figure = (f"σ of {worst} is off by {told(100 * float(column.values.max()))} % of the true norm, in {off.sum()} of {len(column)} measurements by "
-              f"more than {told(100 * SIGMA)} %; {sum((e.values > SIGMA).any() for e in errors.values())} of {len(errors)} layers")  # fmt: skip
+    figure = (f"σ of {worst} is off by {percent(float(column.values.max()))} of the true norm, in {off.sum()} of {len(column)} measurements by "
+              f"more than {percent(SIGMA)}; {sum((e.values > SIGMA).any() for e in errors.values())} of {len(errors)} layers")  # fmt: skip
     key = "model.sigma_reparam.steps_max"
     value = times(phase.setting(key), 5, "100")
     if phase.setting(key).isdecimal() and int(phase.setting(key)) >= 20:
@@ -123,7 +125,7 @@ def rate_too_high(phase: Phase) -> Evidence | None:
             figure = f"reward/mean fell from {told(top)} to {told(now)} (means of a tenth of the steps)"
             return Evidence(int(trail.steps[best]), int(trail.steps[-1]), figure, cause, key, value, "reward/mean", reward)
     else:
-        loss = phase.column("loss", 2 * LEAST)
+        loss = phase.column("loss")
         trail = loss.trailing()
         best = int(trail.values.argmin())
         least, now = float(trail.values[best]), float(trail.values[-1])
@@ -131,7 +133,7 @@ def rate_too_high(phase: Phase) -> Evidence | None:
         if now - least > max(WORSE * abs(least), noise):
             figure = f"loss rose from {told(least)} to {told(now)} nats (means of a tenth of the steps)"
             return Evidence(int(trail.steps[best]), int(trail.steps[-1]), figure, cause, key, value, "loss", loss, least + WORSE * abs(least))
-    norm = phase.some("grad_norm", 2 * LEAST)
+    norm = phase.some("grad_norm", LEAST)
     if norm is not None:
         before, after = norm.part(0.1, 0.25).median(), norm.tail().median()
         if before > 0 and after > STEEPER * before:
