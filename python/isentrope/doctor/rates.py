@@ -44,7 +44,7 @@ def rates(phase: str, *values: float) -> dict[str, tuple[str, ...]]:
 
 
 SIGMA = ("model.sigma_reparam.layers=all", "model.sigma_reparam.svd=true")
-SHORT = ("phases.grpo.steps=60", "phases.grpo.evaluation.every=10", "run.threads=1")
+SHORT = ("phases.grpo.steps=60", "run.threads=1")
 
 
 def stability(norm: str, *learning_rates: float) -> Group:

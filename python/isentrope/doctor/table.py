@@ -19,7 +19,7 @@ RULES: tuple[Rule, ...] = (
         "pretrain, sft: the mean loss of the end is 10 % and 3 standard errors above its least mean of a tenth; grpo: reward/mean is 20 % and 3 standard "
         "errors below its best; or the median of grad_norm at the end is 10 times that of the steps from 10 to 25 %",
         "lower `optimizer.lr` to 0.3 of it",
-        "a choice: 10 % is beyond what runs that ended well go back by (below); rates are half a decade apart in docs/stability.md",
+        "a choice; rates are half a decade apart in docs/stability.md",
         training.rate_too_high,
     ),
     Rule(
@@ -34,7 +34,7 @@ RULES: tuple[Rule, ...] = (
         "gradient spikes", EVERY, ("grad_norm",),
         "grad_norm above 10 times the median of the 20 steps before it",
         "`optimizer.max_grad_norm` at the median; where it clips already, lower `optimizer.lr`",
-        "SPAM (arXiv 2501.06842) takes an element for a spike whose square is 50 times its mean square, 7 times in size; whole norms are steadier",
+        "SPAM (arXiv 2501.06842) counts single elements that are 50 times their mean; norms of all are steadier, and 10 is a choice",
         training.gradient_spikes,
     ),
     Rule(
@@ -55,8 +55,8 @@ RULES: tuple[Rule, ...] = (
         "entropy collapse", POLICY, ("entropy/mean",),
         "entropy/mean at the end below a tenth of the beginning, or below 0.01 nats, while less than 0.95 of the task is done",
         "`objective.loss: clip_cov`, or `objective.entropy` of kind adaptive",
-        "of the runs of arXiv 2505.22617 a third of the steps spends 93 % of the entropy and brings 94 % of the gain: what is left buys little. At 0.01 nats "
-        "two of three answers of 34 tokens are the likeliest one (exp −0.34)",
+        "of the runs of arXiv 2505.22617 a third of the steps spends 93 % of the entropy and brings 94 % of the gain: what is left buys little. An answer of 34 "
+        "tokens has 0.34 nats in all at 0.01 a token, as if there were 1.4 answers (exp 0.34)",
         policy.entropy_collapse,
     ),
     Rule(
@@ -119,7 +119,7 @@ RULES: tuple[Rule, ...] = (
         "evaluation too noisy", EVERY, ("eval/sampled", "eval/greedy"),
         "the last validation accuracy differs from the phase's first by less than 1.96 standard errors of the difference",
         "`evaluation.sampled_prompts` or `evaluation.prompts`, the number that the difference takes",
-        "binomial error of independent prompts; evaluations share prompts, so the true error is at most this (docs/evaluation.md)",
+        "binomial error of independent prompts; evaluations share prompts and draws, so the true error is as a rule smaller (docs/evaluation.md)",
         training.evaluation_noise,
     ),
 )  # fmt: skip
