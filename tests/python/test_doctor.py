@@ -63,7 +63,7 @@ PHASE = {
 }  # fmt: skip
 
 
-def made(folder, kind="grpo", columns=None, steps=STEPS, judged=line(0.3, 0.8), heads=constant(0.6), layers=4, sigma=constant(0.001), loss="clip",
+def made(folder, kind="grpo", columns=None, steps=STEPS, judged=line(0.3, 0.8), heads=constant(0.6), layers=4, wide=4, sigma=constant(0.001), loss="clip",
          settings=None, noise=0.02, config=True, layers_of="all"):  # fmt: skip
     """A run of one phase. judged: validation accuracy every 20 steps; heads: entropy / log n, of which a function of the share of the steps, or of it
     and of the head; sigma: error of σ. Values have noise, by a share, from a seed."""
@@ -88,7 +88,7 @@ def made(folder, kind="grpo", columns=None, steps=STEPS, judged=line(0.3, 0.8), 
                 exact = key.startswith(("groups", "kl", "mismatch", "clip", "length/truncated"))
                 record[key] = value if exact or value != value else value * (1 + noise * generator.uniform(-1, 1))
         if heads and step % 10 == 0:
-            table = [[heads(x)] * 4 for _ in range(layers)]
+            table = [[heads(x, head) if heads.__code__.co_argcount == 2 else heads(x) for head in range(wide)] for _ in range(layers)]
             record["attention_entropy"] = {"normalized": table}
         if sigma and step % 10 == 0:
             record["sigma"] = {"layers.0.q": [2.0, 1.0, 2.0 * (1 + sigma(x))], "head": [3.0, 1.0, 3.0]}
@@ -116,34 +116,39 @@ CASES = {
         ("sft", {"columns": {"strange/key": at(7, float("nan"), 0.1)}}, "optimizer.lr", {"columns": {"strange/key": constant(0.1)}}),
     ],
     "learning rate too high": [
-        ("sft", {"columns": {"loss": lambda x: 4 - 4 * x if x < 0.5 else 2 * x + 1}}, "optimizer.lr", {"columns": {"loss": lambda x: 4 - 4 * x if x < 0.5 else 2 + 0.1 * x}}),
+        ("sft", {"columns": {"loss": lambda x: 4 - 4 * x if x < 0.5 else 2 * x + 1}}, "optimizer.lr", {"columns": {"loss": lambda x: 4 - 4 * x if x < 0.5 else 2 + 0.3 * (x - 0.5)}, "noise": 0.0}),
         ("pretrain", {"columns": {"grad_norm": lambda x: 1 + 20 * max(0, x - 0.3)}, "noise": 0.0}, "optimizer.lr", {"columns": {"grad_norm": lambda x: 1 + 7 * max(0, x - 0.3)}, "noise": 0.0}),
         ("grpo", {"columns": {"reward/mean": lambda x: 0.3 + x if x < 0.5 else 1.3 - x}, "judged": None}, "optimizer.lr",
-         {"columns": {"reward/mean": lambda x: 0.3 + x if x < 0.5 else 0.85 - x / 10}, "judged": None}),
+         {"columns": {"reward/mean": lambda x: 0.3 + x if x < 0.5 else 0.87 - x / 5}, "judged": None, "noise": 0.0}),
     ],
     "idle": [
-        ("sft", {"columns": {"loss": line(4.0, 3.99)}}, "optimizer.lr", {"columns": {"loss": line(4.0, 3.0)}}),
-        ("pretrain", {"columns": {"loss": lambda x: 3.2 + 2 * 2.718 ** (-30 * x)}}, "optimizer.lr", {"columns": {"loss": lambda x: 3.0 + 2 * 2.718 ** (-6 * x)}}),
-        ("grpo", {"columns": {"reward/mean": constant(0.3), "entropy/mean": constant(0.5), "kl/k3": constant(1e-7)}, "judged": None}, "optimizer.lr",
-         {"columns": {"reward/mean": constant(0.3), "entropy/mean": constant(0.5), "kl/k3": constant(1e-3)}, "judged": None}),
+        ("sft", {"columns": {"loss": line(4.0, 3.95)}, "noise": 0.0}, "optimizer.lr", {"columns": {"loss": line(4.0, 3.9)}, "noise": 0.0}),
+        ("pretrain", {"columns": {"loss": lambda x: 3.2 + 2 * 2.718 ** (-30 * x)}}, "optimizer.lr", {"columns": {"loss": lambda x: 0.05 + 4 * 2.718 ** (-60 * x)}}),
+        ("grpo", {"columns": {"reward/mean": constant(0.3), "entropy/mean": line(0.5, 0.49), "kl/k3": constant(5e-6)}, "judged": None}, "optimizer.lr",
+         {"columns": {"reward/mean": constant(0.3), "entropy/mean": constant(0.5), "kl/k3": constant(2e-5)}, "judged": None}),
+        ("grpo", {"columns": {"reward/mean": constant(0.3), "entropy/mean": constant(0.5), "kl/k3": None}, "judged": None}, "optimizer.lr",
+         {"columns": {"reward/mean": constant(0.3), "entropy/mean": line(0.5, 0.46), "kl/k3": None}, "judged": None, "noise": 0.0}),
     ],
     "gradient spikes": [
         ("sft", {"columns": {"grad_norm": at(70, 12.0, 1.0)}}, "optimizer.max_grad_norm", {"columns": {"grad_norm": at(70, 8.0, 1.0)}}),
-        ("grpo", {"columns": {"grad_norm": at(70, 12.0, 1.0)}, "settings": {"optimizer.max_grad_norm": 1.0}}, "optimizer.lr", {"columns": {"grad_norm": at(5, 12.0, 1.0)}}),
+        ("grpo", {"columns": {"grad_norm": at(70, 12.0, 1.0)}, "settings": {"optimizer.max_grad_norm": 1.0}}, "optimizer.lr", {"columns": {"grad_norm": at(19, 12.0, 1.0)}}),
+        ("sft", {"columns": {"grad_norm": at(22, 12.0, 1.0)}}, "optimizer.max_grad_norm", {"columns": {"grad_norm": lambda x: 12.0 if 0.6 < x < 0.8 else at(55, 9, 1)(x)}, "steps": 29}),
     ],
     "attention collapse": [
         ("pretrain", {"heads": lambda x: max(0.6 - x, 0.01)}, "optimizer.lr", {"heads": line(0.6, 0.1)}),
-        ("grpo", {"heads": constant(0.01), "sigma": None, "layers_of": "none"}, "model.sigma_reparam.layers", {"heads": constant(0.06)}),
+        ("grpo", {"heads": lambda x, head: 0.04 if head == 0 else 0.6, "sigma": None, "layers_of": "none"}, "model.sigma_reparam.layers", {"heads": lambda x, head: 0.06 if head == 0 else 0.6}),
+        ("sft", {"heads": lambda x, head: 0.04 if head < 2 else 0.6, "wide": 7}, "optimizer.lr", {"heads": lambda x, head: 0.01 if head == 0 else 0.6, "wide": 7}),
     ],
     "σ out of tolerance": [
-        ("pretrain", {"sigma": line(0.2, 0.0)}, "model.sigma_reparam.tolerance", {"sigma": line(0.04, 0.0)}),
+        ("pretrain", {"sigma": line(0.1, 0.0)}, "model.sigma_reparam.tolerance", {"sigma": line(0.04, 0.0)}),
     ],
     "entropy collapse": [
-        ("grpo", {"columns": {"entropy/mean": lambda x: 0.5 * 2.718 ** (-4 * x)}}, "objective.loss", {"columns": {"entropy/mean": lambda x: 0.5 * 2.718 ** (-2 * x)}}),
+        ("grpo", {"columns": {"entropy/mean": lambda x: 2.718 ** (-3 * x)}}, "objective.loss", {"columns": {"entropy/mean": lambda x: 0.5 * 2.718 ** (-2 * x)}}),
         ("grpo", {"columns": {"entropy/mean": line(0.05, 0.005)}, "loss": "kl_cov"}, "objective.entropy", {"columns": {"entropy/mean": line(0.05, 0.02)}, "loss": "kl_cov"}),
     ],
     "entropy explosion": [
-        ("grpo", {"columns": {"entropy/mean": line(0.5, 1.5)}}, "optimizer.lr", {"columns": {"entropy/mean": line(0.5, 1.0)}}),
+        ("grpo", {"columns": {"entropy/mean": line(0.5, 1.5)}}, "optimizer.lr", {"columns": {"entropy/mean": line(0.1, 0.55)}}),
+        ("grpo", {"columns": {"entropy/mean": line(1.5, 4.0)}}, "optimizer.lr", {"columns": {"entropy/mean": line(1.5, 2.9)}}),
         ("grpo", {"columns": {"entropy/mean": line(0.5, 1.5)}, "settings": {"objective.entropy": {"kind": "constant", "coef": 0.1}}}, "objective.entropy.coef",
          {"columns": {"entropy/mean": line(0.5, 1.5)}, "settings": {"objective.entropy": {"kind": "adaptive", "coef": 0.1, "target": 1.2}}}),
     ],
@@ -153,7 +158,7 @@ CASES = {
         ("grpo", {"columns": {"groups/flat": line(0.2, 0.99), "reward/mean": line(0.3, 0.99)}, "judged": line(0.3, 0.97)}, "steps", {}),
         ("grpo", {"columns": {"groups/flat": constant(0.95), "reward/mean": line(0.01, 0.03)}, "judged": None}, "data", {}),
     ],
-    "ratio or KL drift": [("grpo", {"columns": {"kl/k3": line(0.01, 0.2)}}, "optimizer.lr", {"columns": {"kl/k3": line(0.01, 0.04)}})],
+    "ratio or KL drift": [("grpo", {"columns": {"kl/k3": line(0.01, 0.12)}}, "optimizer.lr", {"columns": {"kl/k3": line(0.01, 0.04)}})],
     "clip saturation": [
         ("grpo", {"columns": {"clip/frac": line(0.02, 0.4)}}, "optimizer.lr", {"columns": {"clip/frac": line(0.02, 0.15)}}),
         ("grpo", {"columns": {"clip/frac": line(0.3, 0.9)}, "loss": "gspo"}, "optimizer.lr", {"columns": {"clip/frac": line(0.3, 0.4)}, "loss": "gspo"}),
@@ -166,8 +171,8 @@ CASES = {
         ("grpo", {"judged": lambda x: 0.5 + x if x < 0.4 else 1.2 - x}, "reward", {"judged": lambda x: 0.5 + x if x < 0.4 else 0.9 - x / 20}),
     ],
     "rollout mismatch": [
-        ("grpo", {"columns": {"mismatch/k3": constant(0.03), "mismatch/ess": constant(0.8)}}, "weight", {"columns": {"mismatch/k3": constant(0.003)}}),
-        ("grpo", {"columns": {"mismatch/ess": constant(0.7)}, "settings": {"rollout.dtype": "bfloat16"}}, "rollout.dtype", {}),
+        ("grpo", {"columns": {"mismatch/k3": constant(0.02)}}, "weight", {"columns": {"mismatch/k3": constant(0.005)}}),
+        ("grpo", {"columns": {"mismatch/ess": constant(0.8)}, "settings": {"rollout.dtype": "bfloat16"}}, "rollout.dtype", {"columns": {"mismatch/ess": constant(0.95)}}),
     ],
     "evaluation too noisy": [
         ("grpo", {"judged": line(0.5, 0.52)}, "evaluation.sampled_prompts", {"judged": line(0.5, 0.7)}),
