@@ -104,9 +104,9 @@ def found(folder):
     return {finding.rule.name: finding.evidence for finding in examine(read_run(folder)).findings}
 
 
-def at(step, value, otherwise):
+def at(step, value, otherwise, steps=STEPS):
     """One step has another value."""
-    return lambda x: value if round(x * (STEPS - 1)) == step - 1 else otherwise
+    return lambda x: value if round(x * (steps - 1)) == step - 1 else otherwise
 
 
 # Of each rule: what a run has that is ill, the key that is to be changed, and a run that is nearly ill.
@@ -117,6 +117,7 @@ CASES = {
     ],
     "learning rate too high": [
         ("sft", {"columns": {"loss": lambda x: 4 - 4 * x if x < 0.5 else 2 * x + 1}}, "optimizer.lr", {"columns": {"loss": lambda x: 4 - 4 * x if x < 0.5 else 2 + 0.3 * (x - 0.5)}, "noise": 0.0}),
+        ("pretrain", {"columns": {"loss": at(3, 45.0, 4.0, 5)}, "steps": 5}, "optimizer.lr", {"columns": {"loss": at(3, 35.0, 4.0, 5)}, "steps": 5}),
         ("pretrain", {"columns": {"grad_norm": lambda x: 1 + 20 * max(0, x - 0.3)}, "noise": 0.0}, "optimizer.lr", {"columns": {"grad_norm": lambda x: 1 + 7 * max(0, x - 0.3)}, "noise": 0.0}),
         ("grpo", {"columns": {"reward/mean": lambda x: 0.3 + x if x < 0.5 else 1.3 - x}, "judged": None}, "optimizer.lr",
          {"columns": {"reward/mean": lambda x: 0.3 + x if x < 0.5 else 0.87 - x / 5}, "judged": None, "noise": 0.0}),
@@ -157,6 +158,7 @@ CASES = {
         ("grpo", {"columns": {"groups/flat": line(0.2, 0.95)}}, "rollout.num_generations", {"columns": {"groups/flat": line(0.2, 0.7)}}),
         ("grpo", {"columns": {"groups/flat": line(0.2, 0.99), "reward/mean": line(0.3, 0.99)}, "judged": line(0.3, 0.97)}, "steps", {}),
         ("grpo", {"columns": {"groups/flat": constant(0.95), "reward/mean": line(0.01, 0.03)}, "judged": None}, "data", {}),
+        ("grpo", {"columns": {"groups/flat": line(0.2, 1.0), "reward/mean": line(0.5, 0.0)}, "judged": None}, "optimizer.lr", {}),
     ],
     "ratio or KL drift": [("grpo", {"columns": {"kl/k3": line(0.01, 0.12)}}, "optimizer.lr", {"columns": {"kl/k3": line(0.01, 0.04)}})],
     "clip saturation": [
@@ -179,7 +181,7 @@ CASES = {
         ("sft", {"judged": line(0.0, 0.0)}, "evaluation.sampled_prompts", {"judged": line(0.0, 0.2)}),
     ],
 }  # fmt: skip
-ALSO = {"not finite": {"learning rate too high"}, "reward hacking": {"evaluation too noisy"}}  # may speak beside it
+ALSO = {"not finite": {"learning rate too high"}, "dead groups": {"learning rate too high"}, "reward hacking": {"evaluation too noisy"}}  # may speak beside it
 
 
 @pytest.mark.parametrize("rule, case", [(rule, i) for rule, cases in CASES.items() for i in range(len(cases))])
@@ -224,6 +226,8 @@ def test_what_is_not_logged_is_not_judged(tmp_path):
     assert all("needs" in why for _, rule, why in examine(read_run(first)).not_judged) and examine(read_run(first)).findings == []
     one_update = examine(read_run(made(tmp_path / "one", columns={"kl/k3": constant(0.0)})))
     assert "mini_batches" in dict((rule, why) for _, rule, why in one_update.not_judged)["ratio or KL drift"]
+    young = examine(read_run(made(tmp_path / "young", "sft", steps=39, columns={"loss": constant(4.0)})))
+    assert "needs loss of 40 steps, 39 have it" in dict((rule, why) for _, rule, why in young.not_judged)["idle"]
     free = examine(read_run(made(tmp_path / "free", loss="kl_cov")))
     assert "no clip" in dict((rule, why) for _, rule, why in free.not_judged)["clip saturation"]
 

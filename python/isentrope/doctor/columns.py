@@ -154,6 +154,6 @@ def phases_of(run: Run) -> list[Phase]:
         columns = of(run.series, name)
         kind = run.config.get(f"phases.{name}.objective.kind", "grpo" if "reward/mean" in columns else "")
         attention = of(run.attention, name).get("normalized")
-        last = max((int(column.steps[-1]) for column in columns.values()), default=0)
+        last = max((int(column.steps[-1]) for column in columns.values()), default=run.lengths[name])
         phases.append(Phase(name, kind, last, columns, attention, of(run.sigma, name), run.config))
     return phases

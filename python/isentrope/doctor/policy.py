@@ -64,6 +64,12 @@ def entropy_explosion(phase: Phase) -> Evidence | None:
     return Evidence(*span(entropy), figure, cause, key, value, "entropy/mean", entropy, limit)
 
 
+def lost(phase: Phase) -> bool:
+    """Whether reward/mean was once twice what it is at the end."""
+    reward = phase.some("reward/mean", LEAST)
+    return reward is not None and reward.trailing().values.max() > 2 * max(reward.tail().mean(), 1e-9)
+
+
 def dead_groups(phase: Phase) -> Evidence | None:
     flat = phase.column("groups/flat")
     late = flat.quarter()
@@ -85,6 +91,9 @@ def dead_groups(phase: Phase) -> Evidence | None:
     if right is not None and right >= RIGHT:
         key, value = phase.path("steps"), str(first)
         cause = "the prompts are learnt: give harder ones, or end here"
+    elif right is not None and right <= 1 - RIGHT and lost(phase):
+        key, value = phase.path("optimizer.lr"), times(phase.setting(phase.path("optimizer.lr")), 0.3, "smaller")
+        cause = "the policy has lost the answers that it had: see learning rate too high"
     elif right is not None and right <= 1 - RIGHT:
         key, value = phase.path("data"), "easier prompts, or an sft phase before"
         cause = "hardly an answer is right"

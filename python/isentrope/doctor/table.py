@@ -16,10 +16,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "learning rate too high", EVERY, ("loss", "reward/mean", "grad_norm"),
-        "pretrain, sft: the mean loss of the end is 10 % and 3 standard errors above its least mean of a tenth; grpo: reward/mean is 20 % and 3 standard "
+        "pretrain, sft: the mean loss of the end is 10 % and 3 standard errors above its least mean of a tenth, or at some step 10 times that of the first; grpo: reward/mean is 20 % and 3 standard "
         "errors below its best; or the median of grad_norm at the end is 10 times that of the steps from 10 to 25 %",
         "lower `optimizer.lr` to 0.3 of it",
-        "a choice; rates are half a decade apart in docs/stability.md",
+        "choices; rates are half a decade apart in docs/stability.md",
         training.rate_too_high,
     ),
     Rule(
@@ -48,7 +48,7 @@ RULES: tuple[Rule, ...] = (
         "σ out of tolerance", EVERY, ("sigma",),
         "σ of a layer is 5 % off the true norm in any measurement (model.sigma_reparam.svd)",
         "raise `model.sigma_reparam.steps_max`, then lower `model.sigma_reparam.tolerance`",
-        "a choice: the layer's weights are then 5 % off what γ says. With the default 20 steps and tolerance 1e-4 the runs below are within 1 %",
+        "a choice: the layer's weights are then 5 % off what γ says",
         training.sigma_error,
     ),
     Rule(

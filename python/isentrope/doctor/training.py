@@ -13,7 +13,7 @@ from isentrope.doctor.rule import Evidence, percent, times, told
 SPIKE, SPIKE_STEPS = 10.0, 20
 COLLAPSED, COLLAPSED_HEADS = 0.05, 0.25
 SIGMA = 0.05
-WORSE, STEEPER, FELL = 0.1, 10.0, 0.2
+WORSE, STEEPER, FELL, BURST = 0.1, 10.0, 0.2, 10.0
 STILL, STILL_STEPS = 0.01, 40
 KEPT = 0.05
 MOVED = 1e-5
@@ -64,11 +64,11 @@ def attention_collapse(phase: Phase) -> Evidence | None:
     late = seen.quarter()
     known = np.isfinite(late.values)
     count = known.sum(0)
+    if not count.any():
+        raise NotJudged("needs attention_entropy that is finite")
     means = np.where(known, late.values, 0).sum(0) / np.maximum(count, 1)  # [L, H]
     low = (means < COLLAPSED) & (count > 0)
     layers = np.flatnonzero(low.mean(1) >= COLLAPSED_HEADS)
-    if not count.any():
-        raise NotJudged("needs attention_entropy that is finite")
     if not len(layers):
         return None
     lowest = np.where(np.isfinite(seen.values), seen.values, np.inf).mean(2).min(1)  # of the layers, by measurement
@@ -125,6 +125,11 @@ def rate_too_high(phase: Phase) -> Evidence | None:
             figure = f"reward/mean fell from {told(top)} to {told(now)} (means of a tenth of the steps)"
             return Evidence(int(trail.steps[best]), int(trail.steps[-1]), figure, cause, key, value, "reward/mean", reward)
     else:
+        burst = phase.some("loss", 2)
+        if burst is not None and (high := burst.values > BURST * abs(burst.values[0])).any():
+            steps = burst.steps[high]
+            figure = f"loss {told(float(burst.values.max()))} nats, {told(float(burst.values[0]))} at the first step"
+            return Evidence(int(steps[0]), int(steps[-1]), figure, cause, key, value, "loss", burst, BURST * abs(float(burst.values[0])))
         loss = phase.column("loss")
         trail = loss.trailing()
         best = int(trail.values.argmin())
