@@ -198,20 +198,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         tables = {"rules": rules_table()}
+        failures: list[str] = []
         if not options.rules:
             os.environ["OMP_NUM_THREADS"] = "1"
             plan = [Job(options.dir / "start", (), {}), *(job_of(group, name, options.dir) for group in GROUPS for name in group.runs)]
             runs = Runs(plan, 1)
             with sole(options.dir):
                 runs.run([in_turn(options.dir)])
-            for failure in runs.failures:
+            failures = runs.failures
+            for failure in failures:
                 print(f"isentrope.doctor.rates: {failure}", file=sys.stderr)
             found = outcomes(options.dir)
             tables |= {"rates": rates_table(found), "runs": runs_table(found)}
         if options.write:
             write_page(options.write, tables)
         print("\n\n".join("\n".join(lines) for lines in tables.values()))
-        return 1 if not options.rules and runs.failures else 0
+        return 1 if failures else 0
     except Stopped as stopped:
         print(f"Stopped. Go on:  {shlex.join([sys.executable, '-m', 'isentrope.doctor.rates', *(sys.argv[1:] if argv is None else argv)])}", file=sys.stderr)
         return stopped.code
