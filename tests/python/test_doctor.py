@@ -158,9 +158,10 @@ CASES = {
         ("grpo", {"columns": {"groups/flat": line(0.2, 0.95)}}, "rollout.num_generations", {"columns": {"groups/flat": line(0.2, 0.7)}}),
         ("grpo", {"columns": {"groups/flat": line(0.2, 0.99), "reward/mean": line(0.3, 0.99)}, "judged": line(0.3, 0.97)}, "steps", {}),
         ("grpo", {"columns": {"groups/flat": constant(0.95), "reward/mean": line(0.01, 0.03)}, "judged": None}, "data", {}),
+        ("grpo", {"columns": {"groups/flat": constant(0.95), "reward/mean": line(0.01, 0.03), "length/truncated": constant(0.9)}, "judged": None}, "rollout.max_new_tokens", {}),
         ("grpo", {"columns": {"groups/flat": line(0.2, 1.0), "reward/mean": line(0.5, 0.0)}, "judged": None}, "optimizer.lr", {}),
     ],
-    "ratio or KL drift": [("grpo", {"columns": {"kl/k3": line(0.01, 0.12)}}, "optimizer.lr", {"columns": {"kl/k3": line(0.01, 0.04)}})],
+    "ratio or KL drift": [("grpo", {"columns": {"kl/k3": line(0.01, 0.12)}}, "optimizer.lr", {"columns": {"kl/k3": lambda x: 0.2 if 0.5 < x < 0.52 else 0.01}})],
     "clip saturation": [
         ("grpo", {"columns": {"clip/frac": line(0.02, 0.4)}}, "optimizer.lr", {"columns": {"clip/frac": line(0.02, 0.15)}}),
         ("grpo", {"columns": {"clip/frac": line(0.3, 0.9)}, "loss": "gspo"}, "optimizer.lr", {"columns": {"clip/frac": line(0.3, 0.4)}, "loss": "gspo"}),
@@ -181,7 +182,7 @@ CASES = {
         ("sft", {"judged": line(0.0, 0.0)}, "evaluation.sampled_prompts", {"judged": line(0.0, 0.2)}),
     ],
 }  # fmt: skip
-ALSO = {"not finite": {"learning rate too high"}, "dead groups": {"learning rate too high"}, "reward hacking": {"evaluation too noisy"}}  # may speak beside it
+ALSO = {"not finite": {"learning rate too high"}, "dead groups": {"learning rate too high", "truncation"}, "reward hacking": {"evaluation too noisy"}}  # may speak beside it
 
 
 @pytest.mark.parametrize("rule, case", [(rule, i) for rule, cases in CASES.items() for i in range(len(cases))])

@@ -77,7 +77,7 @@ def sparkline(column: Column, bars: str = BARS) -> str:
 
 def extent(column: Column) -> str:
     known = column.values[np.isfinite(column.values)]
-    return f"{told(float(known.min()))} to {told(float(known.max()))}" if len(known) else "not finite"
+    return " to ".join(dict.fromkeys((told(float(known.min())), told(float(known.max()))))) if len(known) else "not finite"
 
 
 def listed(examination: Examination) -> list[str]:

@@ -70,6 +70,12 @@ def lost(phase: Phase) -> bool:
     return reward is not None and reward.trailing().values.max() > 2 * max(reward.tail().mean(), 1e-9)
 
 
+def cut(phase: Phase) -> bool:
+    """Whether most completions are cut at the length limit, late."""
+    truncated = phase.some("length/truncated", LEAST)
+    return truncated is not None and truncated.quarter().mean() > 0.5
+
+
 def dead_groups(phase: Phase) -> Evidence | None:
     flat = phase.column("groups/flat")
     late = flat.quarter()
@@ -94,6 +100,9 @@ def dead_groups(phase: Phase) -> Evidence | None:
     elif right is not None and right <= 1 - RIGHT and lost(phase):
         key, value = phase.path("optimizer.lr"), times(phase.setting(phase.path("optimizer.lr")), 0.3, "smaller")
         cause = "the policy has lost the answers that it had: see learning rate too high"
+    elif right is not None and right <= 1 - RIGHT and cut(phase):
+        key, value = phase.path("rollout.max_new_tokens"), times(phase.setting(phase.path("rollout.max_new_tokens")), 2, "more")
+        cause = "most answers are cut before they end: see truncation"
     elif right is not None and right <= 1 - RIGHT:
         key, value = phase.path("data"), "easier prompts, or an sft phase before"
         cause = "hardly an answer is right"
@@ -104,16 +113,19 @@ def ratio_drift(phase: Phase) -> Evidence | None:
     drift = phase.column("kl/k3")
     if not (drift.values > 1e-9).any():
         raise NotJudged("needs kl/k3 behind a first update: rollout.mini_batches of 2 or more")
-    late = drift.quarter()
-    if late.median() <= DRIFT:
+    trail = drift.trailing()
+    worst = int(trail.values.argmax())
+    if trail.values[worst] <= DRIFT:
         return None
-    figure = f"kl/k3 {told(late.median())} nats a token (median of the last quarter)"
+    last = int(trail.steps[worst])
+    first = int(drift.steps[max(int((drift.steps <= last).sum()) - drift.width(), 0)])
+    figure = f"kl/k3 {told(float(trail.values[worst]))} nats a token (mean of a tenth of the steps)"
     largest = phase.some("ratio/max")
-    if largest is not None:
-        figure += f", ratio/max up to {told(float(largest.quarter().values.max()))}"
+    if largest is not None and (there := (largest.steps >= first) & (largest.steps <= last)).any():
+        figure += f", ratio/max up to {told(float(largest.values[there].max()))}"
     key = phase.path("optimizer.lr")
     cause = "the updates of a step leave the policy that drew its completions; objective.max_kl ends them earlier"
-    return Evidence(*span(late), figure, cause, key, times(phase.setting(key), 0.3, "smaller"), "kl/k3", drift, DRIFT)
+    return Evidence(first, last, figure, cause, key, times(phase.setting(key), 0.3, "smaller"), "kl/k3", drift, DRIFT)
 
 
 def clip_saturation(phase: Phase) -> Evidence | None:
@@ -186,7 +198,7 @@ def reward_hacking(phase: Phase) -> Evidence | None:
     then = trail.values[trail.steps <= accuracy.steps[best]]
     start = float(then[-1]) if len(then) else float(trail.values[0])
     gain = float(trail.values[-1]) - start
-    if top - now <= noise or gain <= 0:
+    if top - now <= noise or gain <= CONFIDENCE * reward.jitter():
         return None
     first, last = int(accuracy.steps[best]), int(accuracy.steps[-1])
     figure = (f"reward/mean rose by {told(gain)} while eval/sampled fell from {told(top)} to {told(now)}, "

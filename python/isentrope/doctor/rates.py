@@ -37,6 +37,7 @@ class Group:
     runs: dict[str, tuple[str, ...]]  # by name: overrides
     common: tuple[str, ...] = ()
     start: bool = False  # from the sft phase of the run "start", which is no part of the group
+    again: bool = False  # made after conditions had been changed in the light of the groups before: a test of these
 
 
 def rates(phase: str, *values: float) -> dict[str, tuple[str, ...]]:
@@ -47,11 +48,12 @@ SIGMA = ("model.sigma_reparam.layers=all", "model.sigma_reparam.svd=true")
 SHORT = ("phases.grpo.steps=60", "run.threads=1")
 
 
-def stability(norm: str, *learning_rates: float) -> Group:
+def stability(norm: str, *learning_rates: float, seed: int = 0, again: bool = False) -> Group:
     start = ("model.initializer_range=0.1",) if norm == "none" else ()  # as isentrope.stability has it
     runs = {f"plain, {name}": words for name, words in rates("pretrain", *learning_rates).items()}
     runs |= {f"sigmaReparam, {name}": (*words, *SIGMA, *start) for name, words in rates("pretrain", *learning_rates).items()}
-    return Group(norm, f"configs/stability/{norm}.yaml", "eval/loss", 0.15, False, runs)
+    name = f"{norm}, seed {seed}" if seed else norm
+    return Group(name, f"configs/stability/{norm}.yaml", "eval/loss", 0.15, False, runs, (f"run.seed={seed}",) if seed else (), again=again)
 
 
 POLICY = {
@@ -65,6 +67,7 @@ POLICY = {
     "clip, 16 updates": ("phases.grpo.objective.loss=clip", "phases.grpo.rollout.mini_batches=16"),
     "kl_cov, seed 2": ("run.seed=2",),
 }
+AGAIN = ("kl_cov, lr 0.0004", "kl_cov, lr 0.004", "clip, lr 0.0004", "clip, lr 0.004", "clip, entropy bonus 0.3", "clip, 16 updates")
 GROUPS = (
     stability("pre", 1e-4, 1e-3, 1e-2, 3e-2),
     stability("post", 1e-3, 1e-2),
@@ -72,6 +75,8 @@ GROUPS = (
     Group("sft", "configs/tiny/sft.yaml", "eval/loss", 0.1, False, rates("sft", 4e-6, 4e-4, 4e-3, 4e-2, 4e-1),
           ("phases.sft.steps=600", "phases.sft.evaluation.every=100")),
     Group("grpo", "configs/quickstart.yaml", "eval/sampled", 0.05, True, POLICY, SHORT, start=True),
+    stability("none", 1e-3, 1e-2, seed=1, again=True),
+    Group("grpo, seed 3", "configs/quickstart.yaml", "eval/sampled", 0.05, True, {name: POLICY[name] for name in AGAIN}, (*SHORT, "run.seed=3"), start=True, again=True),
 )  # fmt: skip
 START = ("configs/quickstart.yaml", "run.seed=1", "run.threads=1", "phases.grpo.steps=1", "phases.grpo.schedule.warmup_steps=0")
 
@@ -88,7 +93,7 @@ def end(folder: Path, figure: str, code: int, said: str) -> str:
 
 
 def job_of(group: Group, name: str, out: Path) -> Job:
-    folder = out / group.name / re.sub(r"[^\w.-]+", "_", name)
+    folder = out.joinpath(*(re.sub(r"[^\w.-]+", "_", word) for word in (group.name, name)))
     words = (group.config, *group.common, *group.runs[name], "run.checkpoint_every=0", "--quiet")
     return Job(folder, words, {}, "result.json", partial(end, folder, group.figure))
 
@@ -209,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for failure in failures:
                 print(f"isentrope.doctor.rates: {failure}", file=sys.stderr)
             found = outcomes(options.dir)
-            tables |= {"rates": rates_table(found), "runs": runs_table(found)}
+            first, again = ([one for one in found if one.group.again == again] for again in (False, True))
+            tables |= {"rates": rates_table(first), "rates again": rates_table(again), "runs": runs_table(found)}
         if options.write:
             write_page(options.write, tables)
         print("\n\n".join("\n".join(lines) for lines in tables.values()))
