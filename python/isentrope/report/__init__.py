@@ -66,15 +66,16 @@ def watch(folders: Sequence[str], output: Path, interval: float) -> None:
         write_page(folders, output)
 
 
-def say(text: str) -> None:
-    """A line on standard output. A reader that has gone wants no more; any other failure is a ReportError."""
+def say(text: str, done: str = "the page is written; ") -> None:
+    """A line on standard output. A reader that has gone wants no more; any other failure is a ReportError. done: what has been done
+    all the same, and is told then."""
     try:
         print(text, flush=True)
     except OSError as error:
         with open(os.devnull, "w") as null:
             os.dup2(null.fileno(), sys.stdout.fileno())  # what is left over would fail once more when Python ends
         if not isinstance(error, BrokenPipeError):
-            raise ReportError(f"the page is written; standard output is not: {error.strerror}") from None
+            raise ReportError(f"{done}standard output cannot be written: {error.strerror}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

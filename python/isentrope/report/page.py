@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from isentrope.report import plots, samples, summary
 from isentrope.report.configurations import Configuration, configurations, heading, short_names, sweep
+from isentrope.report.findings import Findings, findings
 from isentrope.report.plots import COLOURS, Curve, Line
 from isentrope.report.runs import Run, Series
 from isentrope.report.terms import SECTIONS, TERMS, UNSEEN, anchor, term
@@ -238,6 +239,18 @@ class Pages:
                 row["text"] = f"{counted[1]}{many}{max(row['counts'])}{counted[3]}" if counted else text
         return list(found.values())
 
+    def findings(self, run: Run, figures: bool) -> tuple[Findings, list[Panel]]:
+        """What ails the run, and where asked for a figure of each finding."""
+        made = findings(run, figures)
+        panels = []
+        for found in made.found:
+            panel = Panel(found.rule, f"{found.phase}, step{'s' if ' to ' in found.steps else ''} {found.steps}")
+            if found.drawn:
+                figure, notes = found.drawn
+                panel = panel.drawn(figure, [found.shown, *notes])
+            panels.append(panel)
+        return made, panels
+
     def bounds(self, run: Run) -> list[Panel]:
         """Means over the heads of a layer of what is proved about the entropy, where it was asked for."""
         panels = []
@@ -292,6 +305,7 @@ def page(runs: list[Run], refresh: float = 0) -> str:
     details = []
     for configuration in parts.configurations:
         for run in configuration.runs:
+            ails, panels = parts.findings(run, run.label in shown)
             rows, tokens = samples.ROWS // len(texts), samples.TOKENS // len(texts)
             details.append(
                 {
@@ -300,6 +314,8 @@ def page(runs: list[Run], refresh: float = 0) -> str:
                     "colour": configuration.colour,
                     "heat": parts.heat(run),
                     "alarms": parts.alarms(run),
+                    "ails": ails,
+                    "found": list(zip(ails.found, panels)),
                     "bounds": parts.bounds(run) if run.label in shown else [],
                     "sigma": parts.sigma(run) if run.label in shown else [],
                     "samples": samples.sample_tables(run, tokens) if run.label in texts else [],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from isentrope.doctor.table import RULES
+
 # Section → figures: title, what is measured, {name in the legend: key of metrics.jsonl}. Keys of evaluations are drawn
 # as points, of the validation and of the test data. All keys that no figure has come under "Other figures".
 # fmt: off
@@ -177,6 +179,7 @@ TERMS: dict[str, str] = {
     "eval/length/*": "Completion length of prompts of one size, in evaluations.",
 }
 # fmt: on
+TERMS |= {rule.name: f"A finding (isentrope doctor): {rule.condition}. {rule.source}." for rule in RULES}
 
 
 def term(name: str) -> str | None:

@@ -1,0 +1,5 @@
+import sys
+
+from isentrope.doctor import main
+
+sys.exit(main())
