@@ -28,7 +28,7 @@ def test_it_is_told_every_so_many_steps_and_changes_nothing(tmp_path):
 
 def test_a_smaller_batch_has_about_the_same_scale(tmp_path):
     """Of the first step, whose weights are the same: rates of 0 keep them, so that 40 measurements are of one distribution."""
-    words = ["phases.sft.optimizer={kind: sgd, lr: 1e-30, weight_decay: 0}", "phases.sft.steps=40", "metrics.gradient_noise_scale=1"]
+    words = ["phases.sft.optimizer={kind: sgd, lr: 1e-30, weight_decay: 0, betas: [0]}", "phases.sft.steps=40", "metrics.gradient_noise_scale=1"]
     trace = {}
     for batch, micro in ((16, 100), (16, 200), (32, 200)):
         lines = steps(tmp_path / f"{batch} {micro}", *words, f"phases.sft.batch={{sequences: {batch}, micro_tokens: {micro}}}")
@@ -40,7 +40,8 @@ def test_a_smaller_batch_has_about_the_same_scale(tmp_path):
 
 
 def test_it_goes_on(tmp_path):
-    words = ["phases.sft.batch.micro_tokens=100", "metrics.gradient_noise_scale=2", "run.checkpoint_every=5"]
+    words = ["phases.sft.batch.micro_tokens=100", "metrics.gradient_noise_scale=2", "run.checkpoint_every=5", "phases.sft.schedule.kind=constant",
+             "phases.sft.schedule.min_lr_ratio=0"]  # fmt: skip
     whole = steps(tmp_path / "whole", *words)
     steps(tmp_path / "cut", *words, "phases.sft.steps=6")
     assert steps(tmp_path / "cut", *words, resume=True) == whole

@@ -85,7 +85,7 @@ def test_the_model_at_the_start_is_the_reference_and_its_weight_is_steered(start
 def test_what_is_refused(start, tmp_path):  # noqa: F811
     for given, message in (
         (reward("{kind: kl, coef: 0, control: {}}"), "coef: 0 stays 0 whatever control does"),
-        (reward("{kind: kl, estimator: full}"), "wanted one of k1, k2, k3, abs"),
+        (reward("{kind: kl, estimator: full}"), "is not one of k1, k2, k3, abs"),
         (reward("{kind: kl}, {kind: kl}"), "kl stands there twice"),
         (reward("{kind: kl, coef: -1}"), "coef"),
         ("phases.grpo.objective.reference={sync_every: 2}", "no reward measures one"),
