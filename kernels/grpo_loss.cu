@@ -160,20 +160,22 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- second pass -----------------------------------------------------------------------------------------------------
 
-// The kind is the same for every token: a uniform branch costs less than five times as many kernels.
+// The kind is the same for every token: a uniform branch costs less than six times as many kernels.
 template <class T>
-GPU_DEVICE GrpoDivergence<T> divergence_of(GrpoKl kind, T delta, T exp_minus) {
+GPU_DEVICE GrpoDivergence<T> divergence_of(GrpoKl kind, T delta, T exp_minus, T ratio) {
   switch (kind) {
     case GrpoKl::kK1:
-      return grpo_divergence<GrpoKl::kK1>(delta, exp_minus);
+      return grpo_divergence<GrpoKl::kK1>(delta, exp_minus, ratio);
     case GrpoKl::kK2:
-      return grpo_divergence<GrpoKl::kK2>(delta, exp_minus);
+      return grpo_divergence<GrpoKl::kK2>(delta, exp_minus, ratio);
     case GrpoKl::kK1Plus:
-      return grpo_divergence<GrpoKl::kK1Plus>(delta, exp_minus);
+      return grpo_divergence<GrpoKl::kK1Plus>(delta, exp_minus, ratio);
     case GrpoKl::kK3Plus:
-      return grpo_divergence<GrpoKl::kK3Plus>(delta, exp_minus);
+      return grpo_divergence<GrpoKl::kK3Plus>(delta, exp_minus, ratio);
+    case GrpoKl::kK3Is:
+      return grpo_divergence<GrpoKl::kK3Is>(delta, exp_minus, ratio);
     default:
-      return grpo_divergence<GrpoKl::kK3>(delta, exp_minus);
+      return grpo_divergence<GrpoKl::kK3>(delta, exp_minus, ratio);
   }
 }
 
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const T ref = at<T>(p.ref_logprob, i, true);
         const T coef = T(p.rule.ref_kl_coef) * (p.ref_kl_weight == nullptr ? T(1) : at<T>(p.ref_kl_weight, i, true));
         const GrpoDivergence<T> divergence =
-            divergence_of(p.rule.ref_kl, l - ref, Math::exponential(-grpo_log_ratio(l, ref)));
+            divergence_of(p.rule.ref_kl, l - ref, Math::exponential(-grpo_log_ratio(l, ref)), exp_d);
         x.term[kSumLoss] += coef * divergence.loss;
         slope += coef * divergence.slope;
         x.term[kSumRefK1] = divergence.k1;

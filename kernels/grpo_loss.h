@@ -10,6 +10,9 @@
 // (ARES, 2510.08457, weighs by difficulty and within windows of high entropy); K (Schulman, "Approximating KL divergence"):
 //   k1 = Δ      k2 = Δ²/2      k3 = exp(-Δ) + Δ - 1, Δ clamped to ±20 and k3 to 10, no gradient beyond
 //   k1+, k3+    the value of k1, k3 with the gradient of k2, which is the unbiased one
+//   k3_is       r k3 with the gradient r Δ: k3 weighted by the ratio, differentiated through it, so that value and gradient
+//               stay unbiased when the policy has moved from the one that sampled (DeepSeek-V3.2, 2512.02556; TRL's
+//               use_bias_correction_kl); r is of the token, whatever ratio the mode has
 // z = 2^-20 max(1, -ℓ or -ℓ_old, the smaller one) is what rounding alone makes of d: |d| has slope ±1 however small d is,
 // so without it the first update of a batch, whose d is the difference of two roundings of one number, would follow their
 // signs at full strength. ℓ is the float32 difference of two numbers of about its size; z is 8 to 16 of its last places. The
@@ -236,19 +239,23 @@ ISENTROPE_HOST_DEVICE inline GrpoTerms<T> grpo_terms(const GrpoLossRule& rule, c
            x.counts > T(0) ? cov : T(-3.0e38)}};
 }
 
-// K(Δ), its derivative by ℓ, and the plain estimators. exp_minus = exp(-Δ), Δ clamped.
+// Whether K looks at the ratio of the token, too.
+ISENTROPE_HOST_DEVICE constexpr bool grpo_has_ratio(GrpoKl kind) { return kind == GrpoKl::kK3Is; }
+
+// K(Δ), its derivative by ℓ, and the plain estimators. exp_minus = exp(-Δ), Δ clamped; ratio = r, read by k3_is alone.
 template <class T>
 struct GrpoDivergence {
   T loss, slope, k1, k2, k3;
 };
 template <GrpoKl kind, class T>
-ISENTROPE_HOST_DEVICE inline GrpoDivergence<T> grpo_divergence(T delta, T exp_minus) {
+ISENTROPE_HOST_DEVICE inline GrpoDivergence<T> grpo_divergence(T delta, T exp_minus, T ratio) {
   const T k2 = T(0.5) * delta * delta;
   const T free = exp_minus + grpo_clamp(delta, -T(kMaxLogRatio), T(kMaxLogRatio)) - T(1);
   const T k3 = free > T(kMaxK3) ? T(kMaxK3) : free, pull = T(1) - exp_minus;
   const T k3_slope = free > T(kMaxK3) ? T(0) : pull;  // |Δ| > 20 makes k3 larger than 10
   const T loss = kind == GrpoKl::kK1 || kind == GrpoKl::kK1Plus ? delta : kind == GrpoKl::kK2 ? k2 : k3;
   const T slope = kind == GrpoKl::kK1 ? T(1) : kind == GrpoKl::kK3 ? k3_slope : delta;
+  if constexpr (grpo_has_ratio(kind)) return {ratio * k3, ratio * delta, delta, k2, k3};
   return {loss, slope, delta, k2, k3};
 }
 

@@ -69,7 +69,7 @@ ISENTROPE_HOST_DEVICE constexpr bool grpo_has_old(GrpoForm form) {
   return grpo_has_ratio(form) || form == GrpoForm::kGeometricMean || form == GrpoForm::kQuadratic;
 }
 
-enum class GrpoKl { kK1, kK2, kK3, kK1Plus, kK3Plus };
+enum class GrpoKl { kK1, kK2, kK3, kK1Plus, kK3Plus, kK3Is };
 enum class GrpoAggregate {
   kTokenMean,
   kSequenceMeanTokenSum,

@@ -91,6 +91,7 @@ struct AresKlConfig {
 
 struct AresConfig {
   static constexpr const char* kKind = "ares";
+  static constexpr const char* kScope = "step";
   static constexpr const char* kHelp =
       "Shapes rewards by the entropy of completions and the difficulty of prompts (ARES, arXiv 2510.08457; "
       "csrc/methods/ares.h): much exploration where prompts are hard, little where they are easy.";

@@ -1,5 +1,7 @@
 // Weight: tokens learn by how widely their attention is spread (arXiv 2605.07660, "anchors and explorers").
 #pragma once
+#include <string>
+
 #include "csrc/field.h"
 #include "csrc/methods/method.h"
 
@@ -12,6 +14,7 @@ Tensor attention_entropy(const Tensor& attention, const Tensor& mask, double coe
 
 struct AttentionEntropy {
   static constexpr const char* kKind = "attention_entropy";
+  static constexpr const char* kScope = "update";
   static constexpr const char* kHelp =
       "Tokens learn by the entropy e of their attention row at one layer, normalised to [0, 1]: factor 1 + coef (e − "
       "mean e), not below 0. Below 0, coef favours tokens with concentrated attention, whose gradients are the "
@@ -20,12 +23,14 @@ struct AttentionEntropy {
   static constexpr bool kNeedsAttentionEntropy = true;  // Update::attention_entropy, of this layer
   int64_t layer = -1;
   double coef = -0.5;
+  std::string scope = "update";
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("layer", layer, "Layer whose attention is looked at, the first is 0; −1: the last.", at_least(-1));
     v("coef", coef, "How much the factor changes from concentrated (0) to uniform attention (1); 0: no effect.",
       between(-10, 10));
+    visit_scope(v, scope);
   }
   Weighted apply(const Update& u, Context&) const { return {attention_entropy(u.attention_entropy, u.mask, coef)}; }
 };

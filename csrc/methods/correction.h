@@ -47,6 +47,7 @@ Tensor mismatch(const Tensor& logprob, const Tensor& old_logprob, const Tensor& 
 
 struct Correction {
   static constexpr const char* kKind = "correction";
+  static constexpr const char* kScope = "completion";
   static constexpr const char* kHelp =
       "Weights tokens by the probability that the trained policy had for them before the update, over that of the "
       "policy that drew them, within bounds (truncated importance sampling; masked, as IcePop, arXiv 2510.18855; "

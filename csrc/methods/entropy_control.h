@@ -79,6 +79,7 @@ struct TableOfEntropy {
 
 struct AdaptiveEntropy {
   static constexpr const char* kKind = "adaptive";
+  static constexpr const char* kScope = "update";
   static constexpr const char* kHelp =
       "An entropy bonus whose coefficient rises by delta after an update whose entropy was at most the target, and "
       "falls "
@@ -106,6 +107,7 @@ struct AdaptiveEntropy {
 
 struct EntroPic {
   static constexpr const char* kKind = "entropic";
+  static constexpr const char* kScope = "update";
   static constexpr const char* kHelp =
       "Weighs advantages above 0 by 1 + a and those below by 1 - a, with a = I + proportional (H - target) and "
       "I += integral (H - target) after each update, a within -1 and 1: a PI controller that lowers the entropy "
@@ -128,6 +130,7 @@ struct EntroPic {
 
 struct EntropyBand {
   static constexpr const char* kKind = "band";
+  static constexpr const char* kScope = "update";
   static constexpr const char* kHelp =
       "Above the band the policy learns from advantages above 0 alone, below it from those below 0 alone, and within "
       "it from both; the band moves over steps (Entrocraft, arXiv 2604.26326, whose text rejects samples where this, "

@@ -15,6 +15,7 @@ Tensor entropy_ratio_band(const Tensor& entropy, const Tensor& old_entropy, cons
 
 struct EntropyRatioBand {
   static constexpr const char* kKind = "entropy_ratio_band";
+  static constexpr const char* kScope = "token";
   static constexpr const char* kHelp =
       "A token learns only while its entropy is between low and high times that of the policy that drew it; the "
       "others keep their place in denominators (arXiv 2512.05591, entropy ratio clipping; Kwai-Klear/ERC).";

@@ -7,6 +7,7 @@ namespace isentrope::methods {
 
 struct FilterGroups {
   static constexpr const char* kKind = "filter_groups";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp =
       "Draws more prompts in place of groups whose rewards are all equal (DAPO, arXiv 2503.14476). It looks at the "
       "weighted sum of the scores, wherever it stands in the list.";

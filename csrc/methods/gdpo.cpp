@@ -30,8 +30,9 @@ std::vector<double> rest(const Rewarded& r) {
   bool any = false;
   for (size_t i = 0; i < rest.size(); ++i) {
     double size = std::abs(rest[i]);
-    for (const auto& score : r.scores)
-      if (!std::isnan(score[i])) rest[i] -= score[i], size += std::abs(score[i]);
+    for (size_t k = 0; k < r.scores.size(); ++k)
+      if (const double part = (r.weights.empty() ? 1 : r.weights[k]) * r.scores[k][i]; !std::isnan(part))
+        rest[i] -= part, size += std::abs(part);
     if (std::abs(rest[i]) <= kRounding * size) rest[i] = 0;
     any |= rest[i] != 0;
   }
@@ -85,7 +86,8 @@ Advantages Gdpo::estimate(const Rewarded& r) const {
     for (size_t g = 0; g + 1 < r.groups.size(); ++g)
       add_normalised(s.subspan(r.groups[g], r.groups[g + 1] - r.groups[g]), weight, eps, a.value.data() + r.groups[g]);
   };
-  for (size_t k = 0; k < r.scores.size(); ++k) add(r.scores[k], weights.empty() ? 1 : weights[k]);
+  const std::vector<double>& of_each = weights.empty() ? r.weights : weights;
+  for (size_t k = 0; k < r.scores.size(); ++k) add(r.scores[k], of_each.empty() ? 1 : of_each[k]);
   if (const auto others = rest(r); !others.empty()) add(others, 1);
   if (over == "tokens")
     normalise_tokens(counts, r.length, a);

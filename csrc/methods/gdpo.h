@@ -24,6 +24,7 @@ namespace isentrope::methods {
 
 struct Gdpo {
   static constexpr const char* kKind = "gdpo";
+  static constexpr const char* kScope = "step";
   static constexpr const char* kHelp =
       "Each reward normalised in its group, then their weighted sum normalised in the batch (GDPO, arXiv 2601.05242).";
   std::vector<double> weights = {};
@@ -33,15 +34,14 @@ struct Gdpo {
   template <class Visitor>
   void visit(Visitor& v) {
     v("weights", weights,
-      "Weight of each normalised reward, in the order of the rewards; empty: 1 each. (A reward's own weight is lost "
-      "where it is "
-      "normalised.)",
+      "Weight of each normalised reward, in the order of the rewards; empty: the rewards' own weights (TRL: "
+      "reward_weights, verl: gdpo_reward_weights).",
       between(-1e6, 1e6));
     v("eps", eps, "Added to each standard deviation.", between(0, 1));
     v("over", over, "What the sum is normalised over: the batch's completions, or its tokens as in verl.",
       one_of({"completions", "tokens"}));
   }
-  // From Rewarded::scores. What other methods have added to the rewards (reward − Σ scores), where it is more than rounding, is one
+  // From Rewarded::scores. What other methods have added to the rewards (reward − Σ weight · score), where it is more than rounding, is one
   // more reward of weight 1. Slopes are 0: a change of the reward is a change of no one reward, so a token's own return says nothing.
   // Throws std::invalid_argument as check() of csrc/methods/estimator.h does, of scores too, and where weights and scores differ in
   // number.

@@ -31,6 +31,7 @@ Advantages group_advantages(const Rewarded& r, Baseline baseline, Scale scale = 
 
 struct Grpo {
   static constexpr const char* kKind = "grpo";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp = "(reward − mean of the group) / (its std + eps) (arXiv 2402.03300).";
   double eps = 1e-6;
   std::string std = "group";
@@ -53,6 +54,7 @@ struct Grpo {
 
 struct DrGrpo {
   static constexpr const char* kKind = "dr_grpo";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp = "reward − mean of the group: nothing is divided by a std (arXiv 2503.20783).";
 
   template <class Visitor>
@@ -62,6 +64,7 @@ struct DrGrpo {
 
 struct Rloo {
   static constexpr const char* kKind = "rloo";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp = "reward − mean of the others of the group (arXiv 2402.14740).";
 
   template <class Visitor>
@@ -71,6 +74,7 @@ struct Rloo {
 
 struct Opo {
   static constexpr const char* kKind = "opo";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp = "reward − mean of the group, weighted by length in tokens (arXiv 2505.23585).";
 
   template <class Visitor>
@@ -80,6 +84,7 @@ struct Opo {
 
 struct ReinforcePlusPlusBaseline {
   static constexpr const char* kKind = "reinforce_plus_plus_baseline";
+  static constexpr const char* kScope = "step";
   static constexpr const char* kHelp =
       "reward − mean of the group, then of mean 0 and variance 1 over all tokens of the batch (arXiv 2501.03262).";
 

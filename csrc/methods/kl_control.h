@@ -1,4 +1,5 @@
-// The weight of the divergence from the reference, steered towards a target (Ziegler et al., arXiv 1909.08593; verl's kl_ctrl adaptive).
+// The weight of the divergence from the reference, in the loss or in the reward, steered towards a target (Ziegler et al., arXiv 1909.08593;
+// verl's kl_ctrl adaptive).
 #pragma once
 #include "csrc/field.h"
 #include "csrc/methods/method.h"
@@ -14,9 +15,11 @@ struct KlControl {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("target", target, "Divergence from the reference, ref_kl/k3, nats a token.", above(0));
+    v("target", target, "Divergence from the reference, nats a token: ref_kl/k3 or, of the reward kl, kl_reward/mean.",
+      above(0));
     v("horizon", horizon,
-      "Updates over which an error of 20 % or more changes the weight by a fifth (verl and TRL's PPO count samples).",
+      "Updates, of the reward kl steps, over which an error of 20 % or more changes the weight by a fifth (verl and "
+      "TRL's PPO count samples).",
       at_least(1));
   }
 };

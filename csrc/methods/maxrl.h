@@ -15,6 +15,7 @@ namespace isentrope::methods {
 
 struct MaxRl {
   static constexpr const char* kKind = "maxrl";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp =
       "(reward − mean of the group) / mean of the group, for rewards of 0 and 1: hard prompts weigh as 1 / share of "
       "right answers "

@@ -14,7 +14,14 @@
 // A method's struct is its configuration (csrc/one_of.h): kKind, kHelp, members with visit(), maybe problem(). What passes from step
 // to step is a tensor of doubles, in and out: Tensor initial_state() const says how it begins, and a method without it has none.
 //
-// Scope: a statistic over a batch is taken over the whole update, all ranks included, however it is cut into micro-batches.
+// Scope: a method declares over what the statistics go that a token's, or a completion's, result depends on beside itself, kScope:
+//
+//   token, completion     of that alone
+//   group                 the completions of one prompt
+//   step                  all completions of the step, on all ranks
+//   update                all tokens of an update that count, on all ranks, however it is cut into micro-batches
+//
+// A weight whose published code takes them over a micro-batch has the key scope, update by default (visit_scope).
 #pragma once
 #include <torch/types.h>
 
@@ -24,6 +31,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "csrc/field.h"
 
 namespace isentrope::methods {
 
@@ -37,11 +46,12 @@ struct Completions {
   Tensor logprob;       // [B, T] float, under the policy that drew them
   Tensor entropy;       // [B, T] float, of that policy
   Tensor sum_p2;        // [B, T] float, Σ p² of that policy; undefined where no method asks (kNeedsSumP2)
+  Tensor ref_logprob;   // [B, T] float, under the reference; undefined where no method asks (kNeedsReference)
   Tensor length;        // [B] int64, tokens drawn, the end of sequence included
   Tensor stopped;       // [B] bool; false: cut at the length limit
   Tensor group;         // [B] int64, rising from 0
   Tensor right;         // [B] bool, by the first reward
-  Tensor scores;        // [B, R] double, each reward times its weight; NaN where it does not apply
+  Tensor scores;        // [B, R] double, of each reward, not weighted; NaN where it does not apply
   double unit = 1;      // what a right answer is worth: the weight of the first reward
   int64_t longest = 0;  // length limit of completions, 0: that of the context
 
@@ -71,7 +81,23 @@ struct Update {
       {};  // [B, T] float, log-probs of the policy before the update; where a method asks (kNeedsRescored)
   Tensor attention_entropy = {};  // [B, T] float, of a token's attention row, normalised to [0, 1]; where a method asks
                                   // (kNeedsAttentionEntropy, of its layer)
+
+  Update rows(int64_t begin, int64_t end) const {
+    const auto of = [&](const Tensor& x) { return x.defined() ? x.slice(0, begin, end) : x; };
+    return {of(mask),    of(advantage),   of(logprob),  of(old_logprob),
+            of(entropy), of(old_entropy), of(rescored), of(attention_entropy)};
+  }
 };
+
+// The key of a weight whose statistics are over an update: update, or micro for each micro-batch by itself.
+template <class Visitor>
+void visit_scope(Visitor& v, std::string& scope) {
+  v("scope", scope,
+    "What the statistics are over: update, all of its tokens on all ranks, however it is cut; micro, each micro-batch "
+    "by "
+    "itself (batch.micro_tokens), as code that is released has it: then the cut changes what is learnt.",
+    one_of({"update", "micro"}));
+}
 
 struct Weighted {
   Tensor factor;        // [B, T] float ≥ 0, of the policy term; 1 changes nothing
@@ -86,7 +112,8 @@ struct Rewarded {
   std::vector<double> reward;
   std::vector<int64_t> length;  // tokens
   Groups groups;
-  std::vector<std::vector<double>> scores = {};  // [reward][completion], weighted, NaN where it does not apply
+  std::vector<std::vector<double>> scores = {};  // [reward][completion], not weighted, NaN where it does not apply
+  std::vector<double> weights = {};              // [reward] of the scores in reward; empty: 1 each
   std::vector<double> greedy = {};               // [group] reward of the greedy completion, where kNeedsGreedy
 };
 
@@ -106,6 +133,20 @@ struct Context {
   Tensor& state;                         // [n] double, of its initial_state(); assigned anew, never written into
   std::map<std::string, double>& stats;  // of csrc/train/metrics.h
 };
+
+// What a weight makes of an update: of all of it or, with scope micro, of one micro-batch after the other. micros: rows, one micro-batch
+// behind the other; one rank's, which has all.
+template <class Weight>
+Weighted weigh(const Weight& method, const Update& update, Context& context, const Groups& micros) {
+  if constexpr (requires { method.scope; })
+    if (method.scope == "micro") {
+      std::vector<Tensor> factors;
+      for (size_t i = 0; i + 1 < micros.size(); ++i)
+        factors.push_back(method.apply(update.rows(micros[i], micros[i + 1]), context).factor);
+      return {torch::cat(factors)};
+    }
+  return method.apply(update, context);
+}
 
 // Offsets of groups from the numbers of their groups, [B] rising from 0.
 Groups groups_of(const Tensor& group);

@@ -22,6 +22,7 @@ Tensor optimal_token_baseline(const Tensor& reward, const Tensor& logprob, const
 
 struct OptimalTokenBaseline {
   static constexpr const char* kKind = "optimal_token_baseline";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp =
       "reward − the baseline of least variance of each position: rewards of the group weighted by Σ (1 − 2 π + Σ p²) "
       "of the tokens up to "

@@ -14,6 +14,7 @@ Tensor overlong(const Tensor& length, int64_t longest, int64_t len, double penal
 
 struct Overlong {
   static constexpr const char* kKind = "overlong";
+  static constexpr const char* kScope = "completion";
   static constexpr const char* kHelp =
       "Adds min(0, -penalty_factor (n - (max_new_tokens - len)) / len) to the reward of a completion of n tokens (soft "
       "overlong punishment of DAPO, arXiv 2503.14476).";

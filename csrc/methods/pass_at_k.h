@@ -23,6 +23,7 @@ namespace isentrope::methods {
 
 struct PassAtK {
   static constexpr const char* kKind = "pass_at_k";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp =
       "What a completion does for the best of k of its prompt: by all choices of k of the group (arXiv 2508.10751), or "
       "by the best of "

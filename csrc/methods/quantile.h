@@ -18,6 +18,7 @@ namespace isentrope::methods {
 
 struct Quantile {
   static constexpr const char* kKind = "quantile";
+  static constexpr const char* kScope = "group";
   static constexpr const char* kHelp =
       "(reward − a quantile of the group's) / (its std + eps): of a hard prompt the right answers learn, of an easy "
       "one the wrong ones "

@@ -7,6 +7,7 @@
 #include "csrc/methods/filter_groups.h"
 #include "csrc/methods/gdpo.h"
 #include "csrc/methods/group_advantage.h"
+#include "csrc/methods/kl.h"
 #include "csrc/methods/maxrl.h"
 #include "csrc/methods/optimal_token_baseline.h"
 #include "csrc/methods/overlong.h"
@@ -31,6 +32,7 @@ using RewardOf = OneOf<  //
     Overlong,      // arXiv 2503.14476
     FilterGroups,  // arXiv 2503.14476
     AresConfig,    // arXiv 2510.08457
+    KlReward,      // arXiv 1909.08593
     OwnReward      // one's own
     >;
 

@@ -13,6 +13,7 @@ namespace isentrope::methods {
 
 struct ReinforcePlusPlus {
   static constexpr const char* kKind = "reinforce_plus_plus";
+  static constexpr const char* kScope = "step";
   static constexpr const char* kHelp =
       "The reward, of mean 0 and variance 1 over all tokens of the batch; no baseline of the prompt (arXiv "
       "2501.03262).";

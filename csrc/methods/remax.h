@@ -11,6 +11,7 @@ namespace isentrope::methods {
 
 struct Remax {
   static constexpr const char* kKind = "remax";
+  static constexpr const char* kScope = "completion";
   static constexpr const char* kHelp =
       "reward − reward of the greedy completion of the prompt, which is drawn besides (arXiv 2310.10505).";
   static constexpr bool kNeedsGreedy = true;

@@ -17,6 +17,7 @@ Tensor soft_window(const Tensor& entropy, const Tensor& advantage, const Tensor&
 
 struct SoftWindow {
   static constexpr const char* kKind = "soft_window";
+  static constexpr const char* kScope = "completion";
   static constexpr const char* kHelp =
       "Tokens of positive advantage learn by exp of their entropy over its sum in a centred window, scaled so that a "
       "completion's mean factor is 1 (arXiv 2609.39402, PEPO).";

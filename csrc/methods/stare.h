@@ -17,14 +17,16 @@ Tensor stare(const Tensor& logprob, const Tensor& entropy, const Tensor& advanta
 
 struct Stare {
   static constexpr const char* kKind = "stare";
+  static constexpr const char* kScope = "update";
   static constexpr const char* kHelp =
       "While the mean entropy of the update is below the target, the most surprising tokens of positive advantage "
-      "learn more, and those of negative advantage less if so wished (arXiv 2606.19236, STARE; hp-luo/STARE, where "
-      "the tokens are chosen in a micro-batch).";
+      "learn more, and those of negative advantage less if so wished (arXiv 2606.19236, STARE; hp-luo/STARE, which has "
+      "scope micro).";
   double target = 0.3;
   double fraction = 0.1;
   double up = 1.1;
   double down = 1;
+  std::string scope = "update";
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -36,6 +38,7 @@ struct Stare {
       "Factor of those with negative advantage: 1 is the published one-sided form (O1), 0.9 the two-sided one (C2; "
       "0.95 for 14B and 32B).",
       at_least(0));
+    visit_scope(v, scope);
   }
   Weighted apply(const Update& u, Context&) const {
     return {stare(u.logprob, u.entropy, u.advantage, u.mask, target, fraction, up, down)};

@@ -24,14 +24,16 @@ Tensor steer(const Tensor& logprob, const Tensor& old_logprob, const Tensor& ent
 
 struct Steer {
   static constexpr const char* kKind = "steer";
+  static constexpr const char* kScope = "update";
   static constexpr const char* kHelp =
       "Tokens learn the less the more their update is predicted to change the entropy: a factor between high and low "
-      "by |A / π_old · π (1 − π)² (ℓ + H)|, from its least to its greatest in the update (arXiv 2510.10150, STEER; "
-      "zz-haooo/STEER, where least and greatest are those of a micro-batch).";
+      "by |A / π_old · π (1 − π)² (ℓ + H)|, from its least to its greatest (arXiv 2510.10150, STEER; zz-haooo/STEER, "
+      "which has scope micro).";
   std::string form = "linear";
   double low = 0.8;
   double high = 1.2;
   int64_t power = 2;
+  std::string scope = "update";
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -45,6 +47,7 @@ struct Steer {
     v("power", power,
       "Of 1 − π in the change: 2 is the paper's, 1 that of the newest released code (its history has 2 too).",
       between(1, 2));
+    visit_scope(v, scope);
   }
   std::string problem() const {
     if (form == "exponential" && (low < 1e-6 || low > 1))

@@ -127,10 +127,14 @@ __attribute__((noinline)) void add_divergence(T coef, int padded, const T* ref, 
                                               T* __restrict loss, T* __restrict slope, T (*__restrict sum)[kLanes]) {
   T exp_minus[kBlock];
   for (int i = 0; i < padded; ++i) exp_minus[i] = exponential(-grpo_log_ratio(x.logprob[i], ref[i]));
+  T ratio[grpo_has_ratio(kind) ? kBlock : 1];
+  if constexpr (grpo_has_ratio(kind))
+    for (int i = 0; i < padded; ++i) ratio[i] = exponential(grpo_log_ratio(x.logprob[i], x.old_logprob[i]));
   for (int first = 0; first < padded; first += kLanes)
     for (int lane = 0; lane < kLanes; ++lane) {
       const int i = first + lane;
-      const GrpoDivergence<T> kl = grpo_divergence<kind>(x.logprob[i] - ref[i], exp_minus[i]);
+      const GrpoDivergence<T> kl =
+          grpo_divergence<kind>(x.logprob[i] - ref[i], exp_minus[i], grpo_has_ratio(kind) ? ratio[i] : T(1));
       const T c = weighted ? coef * weight[i] : coef;
       const T added = c * kl.loss;
       loss[i] += added;
@@ -155,8 +159,10 @@ auto divergence_of(GrpoKl kind) {
       return add_divergence<GrpoKl::kK3, statistics, weighted, T>;
     case GrpoKl::kK1Plus:
       return add_divergence<GrpoKl::kK1Plus, statistics, weighted, T>;
-    default:
+    case GrpoKl::kK3Plus:
       return add_divergence<GrpoKl::kK3Plus, statistics, weighted, T>;
+    default:
+      return add_divergence<GrpoKl::kK3Is, statistics, weighted, T>;
   }
 }
 
@@ -189,7 +195,8 @@ GrpoTerms<double> segment_loss(const GrpoLossForward& p, const GrpoCentre& centr
     load_flags(p.mask, block, x.counts);
     load(p.logprob, block, x.counts, x.logprob);
     load(p.advantage, block, x.counts, x.advantage);
-    if (kUsesOld<form, statistics>) load(p.old_logprob, block, x.counts, x.old_logprob);
+    if (kUsesOld<form, statistics> || grpo_has_ratio(p.rule.ref_kl))
+      load(p.old_logprob, block, x.counts, x.old_logprob);
     if (p.selected != nullptr) load_flags(p.selected, block, x.selected);
     if (bonus) load(p.entropy, block, x.counts, x.entropy);
     add_policy<form, statistics, T>(p.rule, centre, block.padded, sequence, x, loss, slope, sum);

@@ -47,7 +47,7 @@ static_assert(std::size(kModes) == kGpg + 1 && std::size(kForms) == kGpg + 1);
 constexpr const char* kAggregates[] = {"token-mean",          "seq-mean-token-sum",
                                        "seq-mean-token-mean", "seq-mean-token-sum-norm",
                                        "token-sum-norm",      "token-sum"};
-constexpr const char* kRefKls[] = {"k1", "k2", "k3", "k1+", "k3+"};
+constexpr const char* kRefKls[] = {"k1", "k2", "k3", "k1+", "k3+", "k3_is"};
 
 constexpr double kClipHigherUpper = 0.28;  // DAPO's upper clip (arXiv 2503.14476), the default of clip_higher
 constexpr double kReinforceDelta = 2.0;    // verl's rollout_is_threshold

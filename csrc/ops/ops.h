@@ -148,7 +148,7 @@ struct GrpoLossOptions {
   double vespo_k_neg = 3.0, vespo_lambda_neg = 2.0;  // and where A < 0
   double gppo_beta1 = 0.75, gppo_beta2 = 1.0;        // ce_gppo, under the clip and over it
   double dro_beta = 0.05;                            // dro
-  std::string ref_kl = "k3";                         // k1, k2, k3, k1+, k3+
+  std::string ref_kl = "k3";                         // k1, k2, k3, k1+, k3+, k3_is
   double ref_kl_coef = 0.0;
   double entropy_coef = 0.0;
   std::optional<Tensor> selected;       // [B, T] bool, of grpo_select; clip_cov and kl_cov

@@ -20,6 +20,7 @@ struct Trees {
   Trees(const Kept& kept, const std::vector<double>& rewards) : segments(rl::segments(kept.completions, rewards)) {
     rewarded.groups = {0};
     rewarded.greedy = kept.greedy;
+    rewarded.weights = kept.weights;
     for (int64_t g = 0; g < kept.size(); ++g) {
       for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i) {
         const Completion& c = kept.completions[i];

@@ -21,7 +21,8 @@ struct Kept {
   std::vector<Completion> completions;      // parents by their place here
   std::vector<double> rewards;              // of each completion
   std::vector<bool> right;                  // of each completion
-  std::vector<std::vector<double>> scores;  // [reward][completion], weighted; NaN where it does not apply
+  std::vector<std::vector<double>> scores;  // [reward][completion], not weighted; NaN where it does not apply
+  std::vector<double> weights;              // of each reward
   std::vector<double> greedy;               // [group] reward of the greedy completion, where a method asks for it
 
   int64_t size() const { return static_cast<int64_t>(prompts.size()); }

@@ -58,6 +58,12 @@ const methods::FilterGroups* Methods::filter() const {
   return nullptr;
 }
 
+bool Methods::needs_reference() const {
+  return methods::Chain(reward).any([]<class M>(const M&) {
+    return requires { M::kNeedsReference; };
+  });
+}
+
 std::string Methods::problem(const RolloutConfig& rollout) const {
   std::vector<std::string> seen;
   for (const Shaping& one : reward) {

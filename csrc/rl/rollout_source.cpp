@@ -40,7 +40,8 @@ double deviation(const std::vector<double>& x) {
 
 RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
                              std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, Methods methods,
-                             uint64_t seed, SaveRollouts save, std::shared_ptr<const Peers> peers)
+                             uint64_t seed, SaveRollouts save, std::shared_ptr<const Peers> peers,
+                             std::optional<Reference> reference)
     : config_(config),
       model_(model),
       tokenizer_(tokenizer),
@@ -50,6 +51,12 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
       seed_(seed),
       save_(std::move(save)),
       peers_(std::move(peers)) {
+  if (methods_.needs_reference()) {
+    if (!reference)
+      throw std::invalid_argument(
+          "reward, kl: it measures completions against a reference, and there is none; wanted a reference model");
+    reference_ = std::move(reference);
+  }
   for (Shaping& one : methods_.reward) bind(one, tokenizer_);
   config_.sampling.sum_p2 = methods::Chain(methods_.advantage).any([]<class M>(const M&) {
     return requires { M::kNeedsSumP2; };
@@ -155,6 +162,9 @@ data::StepData RolloutSource::next(int64_t step) {
   if (pending_.empty == 0) {
     methods::Completions seen =
         completions_of(kept, reward_.first_weight(), config_.sampling.max_new_tokens, config_.mask_truncated);
+    if (reference_)
+      seen.ref_logprob =
+          reference_logprob(kept, *reference_, config_.sampling.temperature, config_.mini_batches, *peers_);
     pending_.shaping.apply(seen, data.stats);
     estimate(seen, kept, pending_.advantage, data.stats);
     data.updates = policy_batches(kept, seen, config_.mini_batches, config_.epochs);
@@ -291,6 +301,7 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
       methods::keep_groups(filter && filter->by == "right" ? drawn.right : drawn.rewards.total, drawn.groups);
   const std::vector<double> weights = reward_.weights();
   kept.scores.resize(weights.size());
+  kept.weights = weights;
   for (int64_t p = 0; p < config_.prompts; ++p) {
     int64_t right = 0;
     for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i)
@@ -311,7 +322,7 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
       if (completion.parent >= 0) completion.parent += moved;
       for (size_t r = 0; r < weights.size(); ++r) {
         const std::optional<double>& score = drawn.rewards.scores[r].second[i];
-        kept.scores[r].push_back(score ? weights[r] * *score : std::numeric_limits<double>::quiet_NaN());
+        kept.scores[r].push_back(score.value_or(std::numeric_limits<double>::quiet_NaN()));
       }
       if (saved) *(saved->place.end() - drawn.groups[p + 1] + i) = static_cast<int64_t>(kept.completions.size());
       kept.rewards.push_back(drawn.rewards.total[i]);

@@ -17,6 +17,7 @@
 #include "csrc/rl/allocation.h"
 #include "csrc/rl/peers.h"
 #include "csrc/rl/policy_batch.h"
+#include "csrc/rl/reference_logprob.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/reward_list.h"
 #include "csrc/rl/rollout.h"
@@ -113,6 +114,7 @@ struct Methods {
   std::vector<methods::Advantage> advantage = {};
 
   const methods::FilterGroups* filter() const;  // null: every group is kept
+  bool needs_reference() const;                 // whether a reward is measured against one
   // What is wrong with them for these rollouts; "" if nothing is.
   std::string problem(const RolloutConfig& rollout) const;
 };
@@ -120,10 +122,12 @@ struct Methods {
 class RolloutSource : public data::BatchSource {
  public:
   // save: called within next() at every config.save_every-th step. peers: draw and judge the completions of a step together, each its
-  // part, and all learn from all of them.
+  // part, and all learn from all of them. reference: what rewards are measured against; throws std::invalid_argument where one is and
+  // there is none.
   RolloutSource(const RolloutConfig& config, const model::Decoder& model, const data::Tokenizer& tokenizer,
                 std::shared_ptr<const data::ExampleSource> examples, RewardSum reward, Methods methods, uint64_t seed,
-                SaveRollouts save = {}, std::shared_ptr<const Peers> peers = std::make_shared<Peers>());
+                SaveRollouts save = {}, std::shared_ptr<const Peers> peers = std::make_shared<Peers>(),
+                std::optional<Reference> reference = std::nullopt);
 
   data::StepData next(int64_t step) override;
   void observe(const std::map<std::string, double>& seen) override;
@@ -169,8 +173,9 @@ class RolloutSource : public data::BatchSource {
   uint64_t seed_;
   SaveRollouts save_;
   std::shared_ptr<const Peers> peers_;
-  Passed whole_;    // after the last step that is whole: what state() tells
-  Passed pending_;  // of the step in hand; next() begins it anew, commit() takes it over
+  std::optional<Reference> reference_;  // where a reward asks for it
+  Passed whole_;                        // after the last step that is whole: what state() tells
+  Passed pending_;                      // of the step in hand; next() begins it anew, commit() takes it over
 };
 
 }  // namespace isentrope::rl

@@ -106,11 +106,16 @@ struct PhaseConfig {
   std::string problem() const;  // keys that do not go together: a grpo phase without rollout or reward, …
   std::vector<rl::RewardConfig> scores() const { return rl::scores_of(reward); }  // the rewards that score completions
   rl::Methods methods() const { return {rl::shaping_of(reward), advantage}; }
+  // Whether the phase measures a divergence from a reference, in its loss or in its rewards.
+  bool needs_reference() const { return objective.has_reference() || methods().needs_reference(); }
   bool evaluates() const { return evaluation.every > 0 && !evaluation.skip; }  // while it runs
   // As of its objective, or that its rewards are shaped by entropy.
   std::string holds_entropy() const {
     for (const rl::RewardEntry& entry : reward)
-      if (entry.get<methods::AresConfig>()) return "ares shapes rewards by entropy";
+      if (entry.get<methods::AresConfig>())
+        return "ares shapes rewards by entropy";
+      else if (entry.get<methods::KlReward>())
+        return "kl in the reward holds the policy back";
     if (!weight.empty()) return weight.front().kind() + " chooses the tokens that learn";
     if (rollout && rollout->allocation) return "rollout.allocation chooses by their rewards whose completions count";
     return objective.holds_entropy();
@@ -152,7 +157,7 @@ struct TrainConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("run", run, "The run itself.");
-    v("metrics", metrics, "Where metrics go beside metrics.jsonl.");
+    v("metrics", metrics, "Where metrics go beside metrics.jsonl, and what is measured besides.");
     v("model", model, "The decoder.");
     v("tokenizer", tokenizer, "Text to tokens.");
     v("phases", phases, "Phases, in the order in which they run.");

@@ -180,7 +180,7 @@ class Explainer {
       blocks_.push_back({path + ": " + help, {}});
       T::each([&]<class One>(One value) {
         if constexpr (Named<One>)
-          section(path + " {kind: " + One::kKind + "}", One::kHelp, value);
+          section(path + " {kind: " + One::kKind + "}", help_of<One>(), value);
         else
           section(path, "Those that score completions.", value);
       });
@@ -188,6 +188,14 @@ class Explainer {
       T value;
       section(path, help, value);
     }
+  }
+
+  // With the scope that it declares (csrc/methods/method.h).
+  template <class One>
+  static std::string help_of() {
+    std::string help = One::kHelp;
+    if constexpr (requires { One::kScope; }) help += std::string(" (scope: ") + One::kScope + ")";
+    return help;
   }
 
   const std::vector<Block>& blocks() const { return blocks_; }

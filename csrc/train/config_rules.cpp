@@ -58,6 +58,10 @@ std::string PhaseConfig::problem() const {
   if (std::any_of(reward.begin(), reward.end(), steers) && objective.ref_kl_coef == 0)
     return "reward: ares.kl steers the weight of the divergence from the reference, and objective.ref_kl_coef is "
            "0; give it a value above 0 (published: 1e-2)";
+  if (objective.kind == "grpo" && objective.reference && !needs_reference())
+    return "objective.reference: ref_kl_coef is 0, so that there is no divergence, and no reward measures one; give it "
+           "a "
+           "value above 0, or reward a {kind: kl}";
   const bool pretrain = objective.kind == "pretrain";
   if (pretrain && !data.corpus) return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
   if (!pretrain && data.corpus)

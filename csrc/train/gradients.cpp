@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "csrc/data/batch.h"
+#include "csrc/train/sum_of_squares.h"
+
 namespace isentrope::train {
 namespace {
 
@@ -34,6 +37,8 @@ struct Bucket {
 };
 
 }  // namespace
+
+double sequences_of(const Tensor& target) { return (target != data::kIgnore).any(1).sum().item<double>(); }
 
 std::vector<int64_t> owners_of(const std::vector<int64_t>& sizes, int64_t ranks) {
   std::vector<size_t> order(sizes.size());
@@ -117,6 +122,20 @@ Gradients::~Gradients() {
   for (const Tensor& parameter : parameters_) torch::autograd::impl::set_post_acc_grad_hooks(parameter, nullptr);
 }
 
+void Gradients::measure() {
+  measures_ = true;
+  part_.reset();
+}
+
+void Gradients::passed(const Tensor& target) {
+  if (!std::exchange(measures_, false)) return;
+  const torch::NoGradGuard no_grad;
+  GradientNoise::Part part{.sequences = sequences_of(target)};
+  for (const Tensor& parameter : parameters_)
+    if (const Tensor& grad = parameter.grad(); grad.defined()) part.squares += sum_of_squares(grad);
+  part_ = part;
+}
+
 void Gradients::arm() {
   if (!state_) return;
   ranks_->settle();
@@ -160,6 +179,8 @@ void Gradients::collect() {
 
 void Gradients::drop() {
   for (const Tensor& parameter : parameters_) parameter.mutable_grad() = Tensor();
+  measures_ = false;
+  part_.reset();
   if (!state_) return;
   state_->armed = false;
   for (Bucket& bucket : state_->buckets) {

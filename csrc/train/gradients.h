@@ -14,11 +14,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "csrc/train/distributed.h"
+#include "csrc/train/gradient_noise.h"
 
 namespace isentrope::train {
 
@@ -33,6 +35,11 @@ class Gradients {
   const std::vector<int64_t>& owners() const { return owner_; }
   const Ranks& ranks() const { return *ranks_; }
 
+  void measure();  // the next backward pass is the first of an update whose gradient noise is wanted
+  void passed(const torch::Tensor& target);  // after each backward pass, with the targets of its rows [b, T]
+  // What measure() asked for of this rank's first pass, once; none where nobody did, or there was no pass.
+  std::optional<GradientNoise::Part> measured() { return std::exchange(part_, std::nullopt); }
+
   void arm();             // before the last backward pass of an update; a verb of Ranks
   void finish();          // after it, also where it has failed: what has not gone yet goes
   void collect();         // the gradients of own parameters are sums over the ranks; those of others are gone
@@ -45,7 +52,12 @@ class Gradients {
   std::vector<torch::Tensor> parameters_;
   std::vector<int64_t> owner_;
   std::unique_ptr<State> state_;  // null on one rank
+  bool measures_ = false;
+  std::optional<GradientNoise::Part> part_;
 };
+
+// The rows of targets [B, T] that have one.
+double sequences_of(const torch::Tensor& target);
 
 // The rank of each of sizes, so that what ranks have of them differs little: the largest first, to the one that has least.
 std::vector<int64_t> owners_of(const std::vector<int64_t>& sizes, int64_t ranks);

@@ -48,7 +48,7 @@ struct KeepConfig {
   }
 };
 
-// The model that ref_kl_coef measures the divergence from.
+// The model that ref_kl_coef and the reward kl measure the divergence from.
 struct ReferenceConfig {
   std::string from;
   int64_t sync_every = 0;
@@ -221,12 +221,18 @@ struct ObjectiveConfig {
     v("random_like", random_like, "random: which rule it is the control of.", one_of({"clip_cov", "kl_cov"}));
     v("scope", scope, "Over what covariances are centred and ranked: all of an update, or each micro-batch.",
       one_of({"global", "micro"}));
-    v("ref_kl", ref_kl, "Estimator of the divergence from the reference model.",
-      one_of({"k1", "k2", "k3", "k1+", "k3+"}));
-    v("ref_kl_coef", ref_kl_coef, "Weight of that divergence; the reference is the model at the start of the phase.",
+    v("ref_kl", ref_kl,
+      "Estimator of the divergence from the reference model (kernels/grpo_loss.h). k3_is: k3 times the token's ratio "
+      "to "
+      "the policy that drew, unbiased in value and gradient (DeepSeek-V3.2; TRL: use_bias_correction_kl).",
+      one_of({"k1", "k2", "k3", "k1+", "k3+", "k3_is"}));
+    v("ref_kl_coef", ref_kl_coef,
+      "Weight of that divergence in the loss; the reference is the model at the start of the phase. (In the reward: "
+      "reward: [..., {kind: kl}].)",
       at_least(0));
     v("reference", reference,
-      "Which model the divergence is measured from, and how it follows; absent: the model at the start of the phase.");
+      "Which model the divergence is measured from, in the loss and in the reward kl, and how it follows; absent: the "
+      "model at the start of the phase.");
     v("ref_kl_control", ref_kl_control,
       "Steers the weight of that divergence towards a target; absent: ref_kl_coef throughout.");
     v("max_kl", max_kl,
@@ -257,7 +263,7 @@ class Objective {
   // documents; where there is no target, no mean and no maximum. Gradient and statistics are those of the whole update,
   // however it is cut. seed fixes the draws of this update; watch, where given, is told of the attention.
   // Several ranks are given the same update, each computes its own rows of it (share_of_rank), and all return the same statistics, of
-  // the whole update; gradients, which they then need, is told of the last pass. Log-probabilities that a
+  // the whole update; gradients, which they then need, is told of each pass. Log-probabilities that a
   // selection or covariance is about go to all ranks, 4 bytes a token beside 4 bytes a weight of gradients: so every rank runs
   // the same selection on the same numbers, with the same ties and the same seed as one rank does.
   virtual std::map<std::string, double> backward(model::Decoder& model, const data::Batch& update, uint64_t seed,

@@ -70,9 +70,8 @@ std::string problem_of_bounds(const ObjectiveConfig& c) {
 std::string ObjectiveConfig::problem() const {
   if (dual_clip != 0 && dual_clip <= 1)
     return "dual_clip: " + std::to_string(dual_clip) + "; wanted above 1, or 0 for none";
-  if (kind == "grpo" && ref_kl_coef == 0 && (reference || ref_kl_control))
-    return std::string(reference ? "reference" : "ref_kl_control") +
-           ": ref_kl_coef is 0, so that there is no divergence; give it a value above 0";
+  if (kind == "grpo" && ref_kl_coef == 0 && ref_kl_control)
+    return "ref_kl_control: ref_kl_coef is 0, so that there is no divergence; give it a value above 0";
   if (cov_lower >= cov_upper) return "cov_lower: must lie below cov_upper";
   if (cov_ratio == 0) return "cov_ratio: 0 picks nothing; wanted above 0";
   for (const auto& [name, tau] : {std::pair{"tau_pos", tau_pos}, {"tau_neg", tau_neg}})

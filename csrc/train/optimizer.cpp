@@ -65,8 +65,7 @@ double global_norm(const std::vector<Tensor>& grads, const Ranks& ranks) {
   if (ranks.alone() && !grads[0].is_cpu())
     return torch::stack(at::_foreach_norm(grads)).to(torch::kFloat64).norm().item<double>();
   double squares = 0;
-  for (const Tensor& grad : grads)
-    squares += grad.is_cpu() ? sum_of_squares(grad) : grad.to(torch::kFloat64).square().sum().item<double>();
+  for (const Tensor& grad : grads) squares += sum_of_squares(grad);
   return std::sqrt(ranks.sum(squares));
 }
 

@@ -1,15 +1,30 @@
 // What lives as long as a phase of a run. Of trainer*.cpp and training_loop.cpp alone.
 #pragma once
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "csrc/rl/entropy_law.h"
+#include "csrc/train/gradient_noise.h"
 #include "csrc/train/policy_watch.h"
 #include "csrc/train/rollout_log.h"
 #include "csrc/train/snapshot.h"
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
+
+// What follows the figures of a phase from step to step. A step that is broken off leaves it as it was.
+struct Trainer::Follows {
+  AttentionAlarm alarm = {};
+  rl::EntropyLaw law = {};
+  PolicyWatch watch = {};
+  GradientNoise noise = {};
+
+  // For checkpoints, by name; restore() takes what state() gave, among other tensors.
+  std::map<std::string, torch::Tensor> state() const;
+  void restore(const std::map<std::string, torch::Tensor>& state);
+};
 
 struct Trainer::Phase {
   const PhaseConfig& config;
@@ -25,9 +40,7 @@ struct Trainer::Phase {
   Snapshot
       before;  // weights, power vectors, moments and thresholds at the start of the step, where it can be gone back from
   bool made = false;  // the update of the step, from which nothing goes back
-  AttentionAlarm alarm = {};
-  rl::EntropyLaw law = {};
-  PolicyWatch watch = {};
+  Follows follows = {};
 };
 
 // Refuses a second call while one works on the run: from another thread, or from a reward that the first one called.

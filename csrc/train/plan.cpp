@@ -105,8 +105,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double weights = kFloat * sizes.all(), layers = number(m.num_hidden_layers), C = number(m.hidden_size);
   // Copies of the blocks' weights in bfloat16, for the products of both passes (csrc/model/bfloat16_training.h); a reference has
   // them for the forward pass alone, and with model.lora it shares them, as it shares the weights.
-  const bool narrow = m.compute == "bfloat16" && model::takes_bfloat16_weights(),
-             reference = phase.objective.has_reference();
+  const bool narrow = m.compute == "bfloat16" && model::takes_bfloat16_weights(), reference = phase.needs_reference();
   const double copies = narrow ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
   const double trained = sizes.trained();
   const double moments = phase.optimizer.kind == "adamw"  ? 2 * trained
@@ -151,7 +150,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const std::vector<PhaseData>& 
 }
 
 double least_seconds(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, double product_rate) {
-  StepWork work{.reference = phase.objective.ref_kl_coef > 0};
+  StepWork work{.reference = phase.needs_reference()};
   const double rows = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations)
                                     : number(phase.batch.sequences);
   work.tokens = rows * lengths.mean;

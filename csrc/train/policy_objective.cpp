@@ -166,8 +166,7 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
     Decided here = decided.each([&](const Tensor& x) { return x.slice(0, row, row + micro.size()); });
     if (selects_ && config_.scope == "micro") here.selected = select(logprob, micro, here.counts, seed + m);
     const auto out = loss_of(policy, micro, here, found.divergence);
-    found.loss +=
-        pass.backward(out.loss, together ? 1.0 : share_of(micro, update), m + 1 == micros.size() ? gradients : nullptr);
+    found.loss += pass.backward(out.loss, together ? 1.0 : share_of(micro, update), gradients, m + 1 == micros.size());
     found.stats.push_back(out.stats);
     found.logprobs.push_back(logprob);
     row += micro.size();
@@ -222,8 +221,10 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
                          .rescored = update.rescored};
     if (own.attention.defined()) seen.attention_entropy = of_update(own.attention, update);
     const double tokens = std::max(decided.counts.sum().item<double>(), 1.0);
+    methods::Groups micros{0};  // of scope micro, which is one rank's (csrc/train/rank_check.cpp)
+    for (const Batch& micro : split(update, batch_.micro_tokens)) micros.push_back(micros.back() + micro.size());
     weight_.each(values, [&](const auto& method, methods::Context context) {
-      const methods::Weighted one = method.apply(seen, context);
+      const methods::Weighted one = methods::weigh(method, seen, context, micros);
       decided.factor = decided.factor.defined() ? decided.factor * one.factor : one.factor;
       if (one.removed.defined()) seen.mask = seen.mask & one.removed.logical_not();
     });

@@ -124,6 +124,16 @@ void check_ranks(const TrainConfig& config, const Ranks& ranks) {
         (phase.objective.loss == "clip_cov" || phase.objective.loss == "kl_cov" || phase.objective.loss == "random"))
       throw std::runtime_error(at + "objective.scope: micro selects within micro-batches, and those of " +
                                std::to_string(ranks.size()) + " ranks are not those of one; write scope: global");
+    for (size_t i = 0; i < phase.weight.size(); ++i)
+      std::visit(
+          [&](const auto& method) {
+            if constexpr (requires { method.scope; })
+              if (method.scope == "micro")
+                throw std::runtime_error(at + "weight." + std::to_string(i) + ".scope: micro takes statistics of " +
+                                         "micro-batches, and those of " + std::to_string(ranks.size()) +
+                                         " ranks are not those of one; write scope: update");
+          },
+          phase.weight[i].value);
   }
 }
 

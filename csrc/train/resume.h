@@ -30,9 +30,9 @@ struct Standing {
 
 // Names under which a checkpoint keeps what the trainer needs beside model, optimiser and source.
 inline const std::string kResult = "result/", kReference = "reference/", kThreshold = "attention_threshold",
-                         kLaw = "entropy_law", kPolicyWatch = "policy_watch", kData = "data_digest",
-                         kMetrics = "metrics_digest", kSamples = "samples_digest", kRollouts = "rollouts_place",
-                         kBase = "base_digest";
+                         kLaw = "entropy_law", kPolicyWatch = "policy_watch", kNoise = "gradient_noise",
+                         kData = "data_digest", kMetrics = "metrics_digest", kSamples = "samples_digest",
+                         kRollouts = "rollouts_place", kBase = "base_digest";
 
 // Throws std::runtime_error that lists what differs and how to mend it.
 Standing find_standing(const TrainConfig& config, const data::Tokenizer& tokenizer, const std::string& run_dir,

@@ -9,6 +9,7 @@
 namespace isentrope::train {
 
 double sum_of_squares(const torch::Tensor& tensor) {
+  if (!tensor.is_cpu()) return tensor.to(torch::kFloat64).square().sum().item<double>();
   const torch::Tensor x = tensor.to(torch::kFloat32).contiguous();
   const float* data = x.const_data_ptr<float>();
   constexpr int64_t kPiece = 4096,

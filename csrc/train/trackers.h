@@ -15,6 +15,7 @@ struct MetricsConfig {
   std::vector<std::string> trackers = {};
   std::string project = "";
   double timeout_s = 60;
+  int64_t gradient_noise_scale = 0;
 
   std::string problem() const;
   // tensorboard and the trackers, by the names that the writer knows.
@@ -31,6 +32,10 @@ struct MetricsConfig {
       "MLFLOW_EXPERIMENT_NAME, "
       "or where they say nothing isentrope.");
     v("timeout_s", timeout_s, "Seconds that trackers may take at the end to send what they have.", above_to(0, 1e6));
+    v("gradient_noise_scale", gradient_noise_scale,
+      "Steps between those that measure the gradient noise scale (docs/metrics.md), in updates that batch.micro_tokens "
+      "or several ranks cut; it reads the gradients once more. 0: none does.",
+      at_least(0));
   }
 };
 

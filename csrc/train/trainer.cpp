@@ -300,7 +300,8 @@ uint64_t Trainer::seed_of(const std::string& phase, data::Purpose purpose, uint6
 }
 
 std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, RolloutLog& rollouts,
-                                                      std::optional<int64_t>& digest) const {
+                                                      std::optional<int64_t>& digest,
+                                                      const std::optional<model::Decoder>& reference) const {
   const uint64_t data_seed = seed_of(phase.name, data::Purpose::example);
   const int64_t context = config_.model.max_position_embeddings;
   if (phase.data.corpus)
@@ -320,7 +321,7 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
           for (const rl::SavedRollout& one : drawn)
             if (ranks_->first()) rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
         },
-        ranks_);
+        ranks_, reference ? std::optional(rl::Reference{*reference, phase.batch.micro_tokens}) : std::nullopt);
   }
   const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
@@ -340,7 +341,7 @@ void Trainer::mix_into(model::Decoder& reference, double share) const {
 void Trainer::open_phase(const CheckpointState* state) {
   const PhaseConfig& phase = config_.phases[phase_];
   std::optional<model::Decoder> reference;
-  if (phase.objective.has_reference()) {
+  if (phase.needs_reference()) {
     torch::NoGradGuard no_grad;
     const std::string from = phase.objective.reference ? phase.objective.reference->from : "";
     const bool lora = config_.model.lora && from.empty();  // what does not change is there once
@@ -366,7 +367,7 @@ void Trainer::open_phase(const CheckpointState* state) {
 
   auto objective =
       make_objective(phase.objective, phase.batch, model_, phase.rollout ? phase.rollout->sampling.temperature : 1.0,
-                     reference, ranks_, phase.weight);
+                     phase.objective.ref_kl_coef > 0 ? reference : std::nullopt, ranks_, phase.weight);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters())
     if (parameter.value().requires_grad()) parameters.push_back({parameter.key(), parameter.value()});
@@ -390,7 +391,7 @@ void Trainer::open_phase(const CheckpointState* state) {
   auto rollouts = std::make_unique<RolloutLog>(folder_.rollouts(phase.name), saved);
   if (rollouts->lost()) notes_.push_back(rollouts->file() + " is not there: the rollouts that it held are lost");
   std::optional<int64_t> digest;
-  auto source = source_of(phase, *rollouts, digest);
+  auto source = source_of(phase, *rollouts, digest, reference);
   if (digest)
     check_same(*ranks_, "phases." + phase.name + ".data, the training examples", "digest " + std::to_string(*digest));
   for (const auto& [name, value] : source->state())
@@ -418,13 +419,7 @@ void Trainer::open_phase(const CheckpointState* state) {
     open->optimizer.restore(state->optimizer);
     open->objective->restore(state->extra);
     open->source->restore(state->source);
-    open->alarm.restore(state->extra);
-    if (const auto law = state->extra.find(kLaw); law != state->extra.end())
-      open->law.restore(
-          {law->second.const_data_ptr<double>(), law->second.const_data_ptr<double>() + law->second.numel()});
-    if (const auto watch = state->extra.find(kPolicyWatch); watch != state->extra.end())
-      open->watch.restore(
-          {watch->second.const_data_ptr<double>(), watch->second.const_data_ptr<double>() + watch->second.numel()});
+    open->follows.restore(state->extra);
     if (const torch::Tensor& threshold = open->objective->attention().threshold(); threshold.defined()) {
       torch::NoGradGuard no_grad;
       torch::Tensor(threshold).copy_(kept(*state, kThreshold, threshold));

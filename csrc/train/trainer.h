@@ -96,6 +96,8 @@ class Trainer {
 
  private:
   struct Phase;    // what lives as long as a phase: source, objective, optimiser
+  struct Follows;  // of it, what follows its figures from step to step
+  struct Learnt;   // what the updates of a step have made
   struct Working;  // held by the one call at a time that works on the run
 
   Standing prepare(bool resume);
@@ -108,12 +110,16 @@ class Trainer {
   void mix_into(model::Decoder& reference, double share) const;
   void sync_reference();  // where it follows the model
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, RolloutLog& rollouts,
-                                               std::optional<int64_t>& digest) const;
+                                               std::optional<int64_t>& digest,
+                                               const std::optional<model::Decoder>& reference) const;
   void cut_rollouts();  // to what stood there at the checkpoint that is gone on from
   uint64_t seed_of(const std::string& phase, data::Purpose purpose, uint64_t b = 0, uint64_t c = 0) const;
 
   void whole_step(std::vector<Record>& records);
   Record step();
+  double learn(const data::Batch& given, size_t u, Learnt& learnt);
+  void tell_noise(const data::Batch& update, double norm, Learnt& learnt);
+  bool due(int64_t every) const { return every > 0 && (step_ + 1) % every == 0; }  // in the step in hand
   Record record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,
                    const std::vector<double>& sigmas, const std::vector<std::string>& of_source);
   std::vector<double> power_step();  // the model's; throws where a layer's norm is not finite

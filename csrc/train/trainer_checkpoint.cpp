@@ -44,14 +44,32 @@ CheckpointState Trainer::state(bool phase_finished) const {
     state.base = base_;
     state.extra[kBase] = torch::tensor(base_digest_, torch::kInt64);
   }
-  state.extra.merge(open_->alarm.state());
+  state.extra.merge(open_->follows.state());
   state.extra.merge(open_->objective->state());
-  if (open_->law.points() > 0) state.extra[kLaw] = torch::tensor(open_->law.state(), torch::kFloat64);
-  if (const std::vector<double> watch = open_->watch.state(); !watch.empty())
-    state.extra[kPolicyWatch] = torch::tensor(watch, torch::kFloat64);
   if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined())
     state.extra[kThreshold] = threshold.detach();
   return state;
+}
+
+std::map<std::string, torch::Tensor> Trainer::Follows::state() const {
+  std::map<std::string, torch::Tensor> state = alarm.state();
+  if (law.points() > 0) state[kLaw] = torch::tensor(law.state(), torch::kFloat64);
+  for (const auto& [name, numbers] : {std::pair(kPolicyWatch, watch.state()), {kNoise, noise.state()}})
+    if (!numbers.empty()) state[name] = torch::tensor(numbers, torch::kFloat64);
+  return state;
+}
+
+void Trainer::Follows::restore(const std::map<std::string, torch::Tensor>& state) {
+  alarm.restore(state);
+  const auto numbers = [&](const std::string& name, auto& of) {
+    if (const auto found = state.find(name); found != state.end()) {
+      const double* x = found->second.const_data_ptr<double>();
+      of.restore({x, x + found->second.numel()});
+    }
+  };
+  numbers(kLaw, law);
+  numbers(kPolicyWatch, watch);
+  numbers(kNoise, noise);
 }
 
 void Trainer::checkpoint(bool phase_finished, bool beside) {

@@ -107,66 +107,52 @@ void fit_law(rl::EntropyLaw& law, std::map<std::string, double>& values) {
 
 }  // namespace
 
+// What the updates of a step have made.
+struct Trainer::Learnt {
+  double lr = 0;
+  bool goes_back =
+      false;  // something can refuse behind an update: each is applied, and the weights before the first are kept
+  UpdateFigures figures = {};
+  StepWork work = {};
+  std::optional<AttentionStatistics> attention = {};
+  std::vector<double> sigmas = {};
+  double sigma_seconds = 0;
+  std::map<std::string, double> noise = {};
+};
+
 // One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights. The only update of a step
 // comes last, behind all that can refuse; where something can refuse behind one, the weights before it are kept.
 Record Trainer::step() {
   const Clock::time_point start = Clock::now();
   const int64_t sent_before = ranks_->bytes_sent();
   const PhaseConfig& phase = open_->config;
-  const double lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps);
   data::StepData data = open_->source->next(step_);
   const double source_seconds = seconds_since(start);
   open_->objective->begin(step_, model_, data.updates);
 
-  std::map<std::string, double> values = std::move(data.stats);
-  UpdateFigures figures;
-  std::optional<AttentionStatistics> attention;
-  std::vector<double> sigmas;
-  double sigma_seconds = 0;
-  StepWork work{.reference = open_->reference.has_value()};
-  const int64_t look = phase.objective.attention_entropy.every;
-  const bool clips = config_.model.attention.qk_clip > 0;
-  const bool goes_back = keeps_copies(config_, phase, static_cast<int64_t>(data.updates.size()), ranks_->size());
-  for (size_t u = 0; u < data.updates.size(); ++u) {
-    const data::Batch update = data.updates[u].to(model_->embedding().device());
-    open_->optimizer.zero_grad();
-    const uint64_t seed = seed_of(phase.name, data::Purpose::selection, step_, u);
-    const bool looks = u == 0 && look > 0 && (step_ + 1) % look == 0;
-    AttentionWatch watch(looks && phase.objective.attention_entropy.bound);
-    auto stats = open_->objective->backward(model_, update, seed, looks || clips ? &watch : nullptr,
-                                            &open_->optimizer.gradients());
-    if (!std::isfinite(stats["loss"]))
-      throw NonFinite("the loss is not finite; first bad tensor: " + first_non_finite(model_));
-    if (goes_back && u == 0) open_->before.take();
-    stats["grad_norm"] = open_->optimizer.ask(lr, /*bounded=*/!goes_back);
-    if (looks) attention = watch.statistics();
-    if (goes_back) {
-      open_->optimizer.apply();
-      if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
-      const Clock::time_point updated = Clock::now();
-      sigmas = power_step();
-      sigma_seconds += seconds_since(updated);
-    }
-    open_->source->observe(stats);
-    const double divergence = stats.contains("kl/k3") ? stats.at("kl/k3") : 0;
-    const auto learnt = stats.extract("tokens");  // for this mean alone, not a figure to be told
-    const double counts = learnt ? learnt.mapped() : (update.target != data::kIgnore).sum().item<double>();
-    figures.add(std::move(stats), counts);
-    work += of_update(config_.model, update, counts);
-    if (phase.objective.max_kl && divergence > *phase.objective.max_kl) break;
-  }
-  if (goes_back)
+  Learnt learnt{.lr = phase.optimizer.lr * learning_rate_share(phase.schedule, step_, phase.steps),
+                .goes_back = keeps_copies(config_, phase, static_cast<int64_t>(data.updates.size()), ranks_->size()),
+                .work = {.reference = open_->reference.has_value()}};
+  for (size_t u = 0; u < data.updates.size(); ++u)
+    if (const double divergence = learn(data.updates[u], u, learnt);
+        phase.objective.max_kl && divergence > *phase.objective.max_kl)
+      break;
+  if (learnt.goes_back)
     if (const std::string bad = first_non_finite_weight(model_); !bad.empty())
       throw NonFinite("the weight " + bad + " is not finite after the update");
-  figures.into(values);
-  if (attention) attention->alarms = open_->alarm.look(step_ + 1, *attention);
-  if (phase.holds_entropy().empty()) fit_law(open_->law, values);
-  values["lr"] = lr;
+
+  std::map<std::string, double> values = std::move(data.stats);
+  learnt.figures.into(values);
+  values.merge(learnt.noise);
+  if (learnt.attention) learnt.attention->alarms = open_->follows.alarm.look(step_ + 1, *learnt.attention);
+  if (phase.holds_entropy().empty()) fit_law(open_->follows.law, values);
+  values["lr"] = learnt.lr;
+  StepWork& work = learnt.work;
   work.generated = values.contains("generated") ? values["generated"] : 0;
   if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;
   if (!ranks_->alone()) values["ranks/bytes"] = ranks_->sum(static_cast<double>(ranks_->bytes_sent() - sent_before));
-  Record record = record_of(std::move(values), std::move(attention), sigmas, data.warnings);
-  if (!goes_back && !data.updates.empty()) {
+  Record record = record_of(std::move(values), std::move(learnt.attention), learnt.sigmas, data.warnings);
+  if (!learnt.goes_back && !data.updates.empty()) {
     metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
     open_->optimizer.apply();
     open_->made = true;
@@ -174,16 +160,66 @@ Record Trainer::step() {
   const double seconds = seconds_since(start);
   record.values["tokens_per_s"] = work.tokens / seconds;
   record.values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
-  if (!sigmas.empty()) record.values["sigma/time_share"] = sigma_seconds / seconds_since(start);
+  if (!learnt.sigmas.empty()) record.values["sigma/time_share"] = learnt.sigma_seconds / seconds_since(start);
   record.values["time_s"] = seconds_since(begun_);
   return record;
+}
+
+// Update number u of the step: its loss and gradients, what the optimiser asks of them and, where the step can be gone back from, new
+// weights. Returns how far its policy was from the one that drew, kl/k3; 0 where there is no policy.
+double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
+  const PhaseConfig& phase = open_->config;
+  const data::Batch update = given.to(model_->embedding().device());
+  open_->optimizer.zero_grad();
+  const bool clips = config_.model.attention.qk_clip > 0,
+             looks = u == 0 && due(phase.objective.attention_entropy.every);
+  const bool measures = u == 0 && due(config_.metrics.gradient_noise_scale);
+  if (measures) open_->optimizer.gradients().measure();
+  AttentionWatch watch(looks && phase.objective.attention_entropy.bound);
+  auto stats = open_->objective->backward(model_, update, seed_of(phase.name, data::Purpose::selection, step_, u),
+                                          looks || clips ? &watch : nullptr, &open_->optimizer.gradients());
+  if (!std::isfinite(stats["loss"]))
+    throw NonFinite("the loss is not finite; first bad tensor: " + first_non_finite(model_));
+  if (learnt.goes_back && u == 0) open_->before.take();
+  stats["grad_norm"] = open_->optimizer.ask(learnt.lr, /*bounded=*/!learnt.goes_back);
+  if (measures) tell_noise(update, stats["grad_norm"], learnt);
+  if (looks) learnt.attention = watch.statistics();
+  if (learnt.goes_back) {
+    open_->optimizer.apply();
+    if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
+    const Clock::time_point updated = Clock::now();
+    learnt.sigmas = power_step();
+    learnt.sigma_seconds += seconds_since(updated);
+  }
+  open_->source->observe(stats);
+  const double divergence = stats.contains("kl/k3") ? stats.at("kl/k3") : 0;
+  const auto tokens = stats.extract("tokens");  // for the means alone, not a figure to be told
+  const double counts = tokens ? tokens.mapped() : (update.target != data::kIgnore).sum().item<double>();
+  learnt.figures.add(std::move(stats), counts);
+  learnt.work += of_update(config_.model, update, counts);
+  return divergence;
+}
+
+// From the first pass of each rank over the update, whose gradient has that norm; a verb of Ranks.
+void Trainer::tell_noise(const data::Batch& update, double norm, Learnt& learnt) {
+  const auto own = open_->optimizer.gradients().measured().value_or(GradientNoise::Part{});
+  std::vector<double> numbers(2 * static_cast<size_t>(ranks_->size()));
+  numbers[2 * ranks_->rank()] = own.squares, numbers[2 * ranks_->rank() + 1] = own.sequences;
+  ranks_->sum(numbers);
+  std::vector<GradientNoise::Part> parts;
+  for (size_t i = 0; i < numbers.size(); i += 2) parts.push_back({.squares = numbers[i], .sequences = numbers[i + 1]});
+  const auto found = GradientNoise::find(parts, sequences_of(update.target), norm);
+  if (!found) return;
+  open_->follows.noise.add(*found);
+  learnt.noise = {{"gradient_noise/trace", found->trace}, {"gradient_noise/square", found->square}};
+  if (const auto scale = open_->follows.noise.scale()) learnt.noise["gradient_noise_scale"] = *scale;
 }
 
 // The line of the step in hand, but for times.
 Record Trainer::record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,
                           const std::vector<double>& sigmas, const std::vector<std::string>& of_source) {
   const std::string& phase = open_->config.name;
-  std::vector<std::string> warnings = open_->watch.look(phase, values);
+  std::vector<std::string> warnings = open_->follows.watch.look(phase, values);
   for (const std::string& text : of_source) warnings.push_back("phases." + phase + "." + text);
   warnings.insert(warnings.end(), lost_.begin() + static_cast<std::ptrdiff_t>(lost_told_), lost_.end());
   Record record{.phase = phase,
@@ -191,8 +227,7 @@ Record Trainer::record_of(std::map<std::string, double> values, std::optional<At
                 .values = std::move(values),
                 .attention = std::move(attention),
                 .global_step = steps_of_run_ + 1};
-  if (const int64_t every = config_.model.sigma_reparam.every; every > 0 && (step_ + 1) % every == 0)
-    record.sigma = sigma_figures(model_, sigmas);
+  if (due(config_.model.sigma_reparam.every)) record.sigma = sigma_figures(model_, sigmas);
   record.warnings = std::move(warnings);
   return record;
 }
@@ -215,9 +250,7 @@ void Trainer::sync_reference() {
 // there was room: then the step stands.
 void Trainer::whole_step(std::vector<Record>& records) {
   const Metrics::Place metrics_before = metrics_->place();
-  const AttentionAlarm alarm = open_->alarm;
-  const rl::EntropyLaw law = open_->law;
-  const PolicyWatch watch = open_->watch;
+  const Follows follows = open_->follows;
   const auto methods = open_->objective->state();
   open_->made = false;
   const auto stand = [&] {
@@ -244,9 +277,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
     open_->rollouts->back();
     open_->before.restore();
     open_->optimizer.zero_grad();
-    open_->alarm = alarm;
-    open_->law = law;
-    open_->watch = watch;
+    open_->follows = follows;
     open_->objective->restore(methods);
     rethrow_with_place(place);
   }

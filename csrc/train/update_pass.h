@@ -34,6 +34,7 @@ class Pass {
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature,
                            const std::optional<ops::Keep>& keep = {}, std::optional<int64_t> inner = {}) {
     rows_ = micro.real();
+    target_ = micro.target;
     return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr, micro.position,
                                 keep, inner);
   }
@@ -41,11 +42,12 @@ class Pass {
   const model::AttentionRecord& record() const { return record_; }
 
   // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention. Returns their sum.
-  // gradients: where this is the last pass of the update.
-  double backward(const Tensor& loss, double share, Gradients* gradients) {
+  // last: this is the last pass of the update. gradients may be null.
+  double backward(const Tensor& loss, double share, Gradients* gradients, bool last) {
     const Tensor whole = attention_.regularises() ? loss + share * attention_.penalty(record_, rows_, over_) : loss;
-    if (gradients) gradients->arm();
+    if (gradients && last) gradients->arm();
     whole.backward();
+    if (gradients) gradients->passed(target_);
     if (watch_) watch_->add(record_, rows_);
     return whole.item<double>();
   }
@@ -56,7 +58,8 @@ class Pass {
   const Ranks* over_;
   bool records_;  // whether record() is filled
   model::AttentionRecord record_;
-  Tensor rows_;  // [B, T] bool: no padding
+  Tensor rows_;    // [B, T] bool: no padding
+  Tensor target_;  // [B, T]
 };
 
 inline double share_of(const Batch& micro, const Batch& update) {

@@ -324,8 +324,10 @@ def grpo_token_loss(
         near = delta.clamp(-20, 20)
         value = {"k1": delta, "k2": delta**2 / 2, "k3": ((-near).exp() + near - 1).clamp(max=10)}
         kl = value[ref_kl[:2]]
-        if ref_kl.endswith("+"):
+        if ref_kl != ref_kl[:2]:  # the gradient of k2
             kl = kl.detach() + value["k2"] - value["k2"].detach()
+        if ref_kl == "k3_is":
+            kl = (l - old).clamp(-20, 20).exp().detach() * kl
         weight = 1 if ref_kl_weight is None else ref_kl_weight.where(mask, 0)
         loss = loss + ref_kl_coef * weight * kl
     if entropy_coef:

@@ -122,6 +122,29 @@ TEST(Gdpo, WhatOtherMethodsAddedIsOneMoreReward) {
   EXPECT_EQ(Gdpo().estimate(rounded).value, Gdpo().estimate(exact).value);
 }
 
+// a = Σ w (s − mean) / (std + eps): the rewards' own weights, which weights of its own replace.
+TEST(Gdpo, TheRewardsOwnWeightsCount) {
+  Rewarded r = rewarded({2, 0.5, 2, 0}, {0, 4});  // 2 · the first + 0.5 · the second
+  r.scores = {{1, 0, 1, 0}, {0, 1, 0, 0}};
+  Rewarded plain = rewarded({1, 1, 1, 0}, {0, 4});
+  plain.scores = r.scores;
+  r.weights = {2, 0.5};
+  Gdpo given, ones;
+  given.weights = {2, 0.5}, ones.weights = {1, 1};
+  const Values own = Gdpo().estimate(r).value;
+  expect_near(own, given.estimate(plain).value);
+  expect_near(ones.estimate(r).value, Gdpo().estimate(plain).value);
+  EXPECT_GT(std::abs(own[1] - Gdpo().estimate(plain).value[1]), 0.1);
+  // TRL 1.16.0 normalises the score and then multiplies: a weight below 0 turns it round, and 0 takes it away.
+  r.weights = {2, -0.5}, r.reward = {2, -0.5, 2, 0};
+  EXPECT_LT(Gdpo().estimate(r).value[1], Gdpo().estimate(r).value[3]);
+  r.weights = {2, 0}, r.reward = {2, 0, 2, 0};
+  Rewarded first = rewarded({1, 0, 1, 0}, {0, 4});
+  first.scores = {r.scores[0]};
+  first.weights = {2}, first.reward = r.reward;
+  expect_near(Gdpo().estimate(r).value, Gdpo().estimate(first).value);
+}
+
 TEST(Gdpo, ScoresAreChecked) {
   const auto expect = [](const Gdpo& method, const Rewarded& r, const std::string& text) {
     try {

@@ -7,81 +7,24 @@
 #include <functional>
 
 #include "csrc/data/collate.h"
+#include "tests/csrc/small_update.h"
 
 namespace isentrope::train {
 namespace {
 
 using torch::Tensor;
 
-model::Decoder small_model() {
-  model::DecoderConfig config;
-  config.num_hidden_layers = 1;
-  config.hidden_size = 16;
-  config.num_attention_heads = 2;
-  config.num_key_value_heads = 1;
-  config.intermediate_size = 24;
-  config.max_position_embeddings = 32;
-  config.vocabulary = 23;
-  model::Decoder model(config, 3);
-  torch::NoGradGuard no_grad;
-  torch::manual_seed(3);
-  for (Tensor& parameter : model->parameters()) parameter.normal_(0.0, 0.5);
-  return model;
-}
-
-// Six rows of different lengths, one without a token that counts.
-data::Batch update_of(bool counts = true) {
-  const int64_t B = 6, T = 11;
-  torch::manual_seed(7);
-  const Tensor tokens = torch::randint(1, 23, {B, T}, torch::kInt64);
-  const Tensor ends = torch::tensor({11, 3, 7, 0, 9, 5}, torch::kInt64).unsqueeze(1), t = torch::arange(T);
-  const Tensor mask = (t >= 2).logical_and(t < ends).logical_and(torch::tensor(counts));
-  const Tensor target = torch::where(mask, torch::randint(1, 23, {B, T}, torch::kInt64), data::kIgnore);
-  return {tokens, target, torch::where(mask, -3 + torch::rand({B, T}), 0.0f),
-          torch::where(mask, torch::randn({B, 1}).expand({B, T}), 0.0f)};
-}
-
-struct Outcome {
-  std::map<std::string, double> stats;
-  std::vector<Tensor> gradient;
-};
-
-Outcome run(ObjectiveConfig config, int64_t micro_tokens, const data::Batch& update,
-            std::vector<methods::Weight> weight = {}) {
-  model::Decoder model = small_model();
-  const auto objective = make_objective(config, {.micro_tokens = micro_tokens}, model, 1.0, std::nullopt,
-                                        std::make_shared<Ranks>(), std::move(weight));
-  Outcome out{objective->backward(model, update, 5, nullptr), {}};
-  for (const Tensor& parameter : model->parameters()) out.gradient.push_back(parameter.grad().clone());
-  return out;
-}
-
-ObjectiveConfig grpo(const std::string& loss, const std::string& aggregate = "token-mean") {
-  ObjectiveConfig config;
-  config.kind = "grpo";
-  config.loss = loss;
-  config.aggregate = aggregate;
-  config.cov_ratio = 0.2;
-  config.cov_lower = 0.01;
-  config.entropy = methods::ConstantEntropy{.coef = 0.1};
-  return config;
-}
-
-void expect_same(const Outcome& whole, const Outcome& cut, const std::string& what) {
-  ASSERT_EQ(whole.stats.size(), cut.stats.size()) << what;
-  // Sums of some hundred float32 terms in another order: 1e-6 of what they add up.
-  for (const auto& [name, value] : whole.stats)
-    EXPECT_NEAR(cut.stats.at(name), value, 1e-5 * std::max(1.0, std::abs(value))) << what << " " << name;
-  for (size_t i = 0; i < whole.gradient.size(); ++i)
-    EXPECT_TRUE(torch::allclose(cut.gradient[i], whole.gradient[i], 1e-4, 1e-6)) << what << " parameter " << i;
-}
+// Rows of an update, and tokens a pass: rows of 11 tokens, so that the six make 2, 3 and 6 micro-batches, and five of them 5.
+constexpr std::pair<int64_t, int64_t> kCuts[] = {{6, 33}, {6, 25}, {6, 11}, {5, 11}};
 
 TEST(Objective, DoesNotDependOnHowAnUpdateIsCut) {
   const data::Batch update = update_of();
   for (const char* loss : {"clip", "clip_cov", "kl_cov", "gspo", "geo_mean", "reinforce", "dppo_tv", "dppo_kl", "sapo",
                            "vespo", "ce_gppo", "dro"})
-    for (const int64_t micro_tokens : {11, 25})
-      expect_same(run(grpo(loss), 0, update), run(grpo(loss), micro_tokens, update), loss);
+    for (const auto& [rows, micro_tokens] : kCuts) {
+      const data::Batch part = update.rows(0, rows);
+      expect_same(run(grpo(loss), 0, part), run(grpo(loss), micro_tokens, part), loss);
+    }
   for (const char* aggregate :
        {"seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm", "token-sum"})
     for (const int64_t norm_length : {0, 40}) {
@@ -96,16 +39,45 @@ TEST(Objective, DoesNotDependOnHowAnUpdateIsCut) {
   }
 }
 
-// Rows of 11 tokens: 0, 11 and 25 tokens a pass make 1, 6 and 3 micro-batches.
 TEST(Objective, WeightsAreOfTheWholeUpdateHoweverItIsCut) {
   const data::Batch update = update_of();
   for (const char* loss : {"clip", "kl_cov"}) {
     const std::vector<methods::Weight> weight{methods::TopEntropy{.fraction = 0.3}};
     const Outcome whole = run(grpo(loss), 0, update, weight), plain = run(grpo(loss), 0, update);
-    for (const int64_t micro_tokens : {11, 25}) expect_same(whole, run(grpo(loss), micro_tokens, update, weight), loss);
+    for (const auto& [rows, micro_tokens] : kCuts) {
+      const data::Batch part = update.rows(0, rows);
+      expect_same(run(grpo(loss), 0, part, weight), run(grpo(loss), micro_tokens, part, weight), loss);
+    }
     EXPECT_NEAR(whole.stats.at("weight/zero"), 0.7, 0.03) << loss;
     EXPECT_EQ(whole.stats.at("weight/removed"), 0) << loss;
     EXPECT_FALSE(torch::allclose(whole.gradient[0], plain.gradient[0])) << loss << ": nothing was weighted";
+  }
+}
+
+// With scope micro a weight of an update that is cut is that of each part by itself, and of one that is not, that of scope update.
+TEST(Objective, ScopeMicroTakesStatisticsOfEachMicroBatch) {
+  const data::Batch update = update_of();
+  const auto of = [](const std::string& scope) {
+    return std::vector<std::vector<methods::Weight>>{
+        {methods::TopEntropy{.fraction = 0.3, .scope = scope}},
+        {methods::Steer{.low = 0.5, .scope = scope}},
+        {methods::Stare{.target = 5, .fraction = 0.3, .up = 2, .down = 0.5, .scope = scope}},
+        {methods::AttentionEntropy{.coef = -3, .scope = scope}}};
+  };
+  for (size_t i = 0; i < of("micro").size(); ++i) {
+    const std::vector<methods::Weight> whole = of("update")[i], micro = of("micro")[i];
+    const std::string kind = micro[0].kind();
+    expect_same(run(grpo("clip"), 0, update, whole), run(grpo("clip"), 0, update, micro), kind);
+    const Outcome cut = run(grpo("clip"), 33, update, micro);
+    EXPECT_FALSE(torch::allclose(run(grpo("clip"), 33, update, whole).gradient[0], cut.gradient[0], 1e-4, 1e-6))
+        << kind << ": the same of two halves as of the whole";
+    // token-sum divides by nothing: the gradient of the whole is the sum of those of its parts.
+    const ObjectiveConfig sum = grpo("clip", "token-sum");
+    const Outcome both = run(sum, 33, update, micro), first = run(sum, 0, update.rows(0, 3), micro),
+                  second = run(sum, 0, update.rows(3, 6), micro);
+    for (size_t p = 0; p < both.gradient.size(); ++p)
+      EXPECT_TRUE(torch::allclose(both.gradient[p], first.gradient[p] + second.gradient[p], 1e-4, 1e-5))
+          << kind << " parameter " << p;
   }
 }
 

@@ -234,7 +234,7 @@ struct Expected {
       }
     }
     if (!t.ref_logprob.empty())
-      reference(rule, l - A(t.ref_logprob[i]), t.ref_kl_weight.empty() ? A(1) : A(t.ref_kl_weight[i]), L, dL);
+      reference(rule, l - A(t.ref_logprob[i]), exp_d, t.ref_kl_weight.empty() ? A(1) : A(t.ref_kl_weight[i]), L, dL);
     if (!t.entropy.empty()) {
       const A H = A(t.entropy[i]);
       L -= A(rule.entropy_coef) * H;
@@ -262,14 +262,15 @@ struct Expected {
     largest(kernels::kCovMax, c, size);
   }
 
-  void reference(const GrpoLossRule& rule, A delta, A weight, A& L, A& dL) {
+  void reference(const GrpoLossRule& rule, A delta, A ratio, A weight, A& L, A& dL) {
     const A near = std::clamp(delta, A(-20), A(20)), k2 = delta * delta / 2;
     A k3 = std::exp(-near) + near - 1, dk3 = 1 - std::exp(-near);
     const A size = std::min(std::exp(-near) + std::fabs(near) + 1, A(20));
     if (k3 > 10) k3 = 10, dk3 = 0;
     const GrpoKl kind = rule.ref_kl;
-    const A k = kind == GrpoKl::kK1 || kind == GrpoKl::kK1Plus ? delta : kind == GrpoKl::kK2 ? k2 : k3;
-    const A dk = kind == GrpoKl::kK1 ? A(1) : kind == GrpoKl::kK3 ? dk3 : delta;
+    A k = kind == GrpoKl::kK1 || kind == GrpoKl::kK1Plus ? delta : kind == GrpoKl::kK2 ? k2 : k3;
+    A dk = kind == GrpoKl::kK1 ? A(1) : kind == GrpoKl::kK3 ? dk3 : delta;
+    if (kind == GrpoKl::kK3Is) k = ratio * k3, dk = ratio * delta;
     L += A(rule.ref_kl_coef) * weight * k, dL += A(rule.ref_kl_coef) * weight * dk;
     stats[kernels::kRefK1].add(delta);
     stats[kernels::kRefK2].add(k2);
@@ -453,7 +454,7 @@ TYPED_TEST(GrpoLoss, RoundingIsNotPenalised) {
 }
 
 TYPED_TEST(GrpoLoss, EveryDivergence) {
-  for (const GrpoKl kind : {GrpoKl::kK1, GrpoKl::kK2, GrpoKl::kK3, GrpoKl::kK1Plus, GrpoKl::kK3Plus}) {
+  for (const GrpoKl kind : {GrpoKl::kK1, GrpoKl::kK2, GrpoKl::kK3, GrpoKl::kK1Plus, GrpoKl::kK3Plus, GrpoKl::kK3Is}) {
     SCOPED_TRACE("kind " + std::to_string(static_cast<int>(kind)));
     Case t = random_case(3, 257, "clip_higher", true);
     t.rule.ref_kl = kind;

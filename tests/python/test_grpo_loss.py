@@ -209,6 +209,7 @@ def test_golden_gspo():
 @pytest.mark.parametrize("delta, k1, k2, k3", [(0.3, 0.3, 0.045, 0.040818), (-0.3, -0.3, 0.045, 0.049859)])
 def test_golden_divergences(delta, k1, k2, k3):
     values = {"k1": (k1, 1), "k2": (k2, delta), "k3": (k3, 1 - math.exp(-delta)), "k1+": (k1, delta), "k3+": (k3, delta)}
+    values["k3_is"] = (k3, delta)  # at ratio 1
     for kind, (value, slope) in values.items():
         logprob = torch.full((1, 1), -1.0, dtype=torch.float64, requires_grad=True)
         arguments = logprob, logprob.detach(), torch.zeros(1, 1), torch.ones(1, 1)
@@ -216,6 +217,38 @@ def test_golden_divergences(delta, k1, k2, k3):
         out.loss.backward()
         assert out.loss.item() == rounded(value), kind
         assert logprob.grad.item() == pytest.approx(slope, abs=1e-12), kind
+
+
+def test_golden_importance_weighted_k3():
+    """TRL 1.16.0, GRPOTrainer._compute_loss with loss_type bnpo, beta 0.4 and use_bias_correction_kl."""
+
+    def rows(*values):
+        return torch.tensor(values, dtype=torch.float64)
+
+    logprob = rows([-0.3, -1.4, -2.0, -0.1], [-0.2, -2.0, -0.9, -1.1], [-0.7, -0.05, -3.0, -0.4]).requires_grad_()
+    old = rows([-0.8, -1.0, -2.0, -0.15], [-0.2, -3.0, -0.6, -1.5], [-0.7, -0.5, -2.2, -0.4])
+    ref = rows([-0.5, -1.5, -1.2, -0.3], [-0.6, -2.4, -0.9, -0.2], [-1.0, -0.35, -1.9, -0.4])
+    advantage, mask = rows([1.0] * 4, [-1.0] * 4, [0.5] * 4), torch.tensor([[1] * 4, [1] * 4, [1, 1, 1, 0]])
+    out = isentrope.grpo_loss(logprob, old, advantage, mask, ref_logprob=ref, ref_kl="k3_is", ref_kl_coef=0.4)
+    out.loss.backward()
+    slopes = [0.011991, -0.058501, -0.12, -0.087924, 0.105455, 0.286655, 0.0, 0.086797, -0.034545, 0.017109, -0.038397, 0.0]
+    assert out.loss.item() == pytest.approx(0.145323, abs=0.51e-6)
+    assert logprob.grad.flatten().tolist() == pytest.approx(slopes, abs=0.51e-6)
+
+
+def test_importance_weighted_k3_of_losses_without_a_ratio():
+    """The ratio is of the token whatever the mode looks at: gpg and gspo have the divergence that clip has."""
+    x = draw(5, 97)
+    for op in (isentrope.grpo_loss, WITHOUT_STATISTICS):
+        added = []
+        for mode in ("clip", "gpg", "gspo", "cispo"):
+            arguments, _ = inputs(x, mode)
+            options = {"ref_logprob": x["ref_logprob"], "mode": mode}
+            plain = op(*arguments, **options).token_loss
+            added.append(op(*arguments, **options, ref_kl="k3_is", ref_kl_coef=0.5).token_loss - plain)
+        assert added[0].abs().max() > 1e-3
+        for one in added[1:]:
+            torch.testing.assert_close(one, added[0], rtol=0, atol=1e-5)
 
 
 # ---- values and gradients --------------------------------------------------------------------------------------------
@@ -253,7 +286,7 @@ def test_16_bit_inputs(within_twice, device, mode, dtype):
     check(within_twice, draw(5, 33, dtype, device), mode, **FULL)
 
 
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k1+", "k3+"])
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k1+", "k3+", "k3_is"])
 def test_divergences_from_the_reference(within_twice, device, kind):
     x = draw(5, 97, device=device, spread=3.0)
     x["old_logprob"] = x["logprob"].clone()  # ratio 1: the divergence alone is judged
@@ -264,7 +297,7 @@ def test_divergences_from_the_reference(within_twice, device, kind):
     check(within_twice, x, "clip", ref_kl=kind, ref_kl_coef=0.5)
 
 
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k1+", "k3+"])
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k1+", "k3+", "k3_is"])
 def test_weight_of_the_divergence(within_twice, device, kind):
     options = {"ref_kl": kind, "ref_kl_coef": 0.5, "weighted": True}
 

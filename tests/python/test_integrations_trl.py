@@ -127,8 +127,8 @@ def test_loss_gradient_and_metrics_are_those_of_trl(name, house, tmp_path):
         assert ours[2][key] == pytest.approx(values, rel=relative, abs=relative, nan_ok=True), key
 
 
-def test_the_importance_weighted_divergence_has_the_gradient_of_k2(tmp_path):
-    """That r·k3 has the gradient r·Δ is why k3+ with the weight r is TRL's default: a reference that is far away shows it, and k3 without r differs."""
+def test_the_importance_weighted_divergence_is_not_k3(tmp_path):
+    """TRL's default weighs k3 by the ratio, and its gradient goes through both: a reference that is far away shows that k3 alone differs."""
     weighted, plain = (step("isentrope", tmp_path, loss_type="grpo", beta=1.0, use_bias_correction_kl=corrected) for corrected in (True, False))
     assert abs(weighted[0] - plain[0]) > 1e-3
     assert max((weighted[1][key] - plain[1][key]).abs().max() for key in plain[1]) > 1e-3

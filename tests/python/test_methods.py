@@ -1,5 +1,7 @@
 """Methods of policy learning as ops: values, independent loops, gradients through a loss, what is refused."""
 
+import math
+
 import pytest
 import torch
 
@@ -95,6 +97,52 @@ def test_overlong_golden():
     assert methods.overlong(length, longest=20480, len=4096, penalty_factor=0.0).abs().sum() == 0
     with pytest.raises(ValueError, match="method_overlong: len is 0; wanted 1 to longest, 9"):
         methods.overlong(length, longest=9, len=0)
+
+
+GOLDEN_KL = {
+    # verl 0.9.1, apply_kl_penalty with coefficient 0.1: what it takes from the rewards of three completions, and its AdaptiveKLController's
+    # current_kl, the mean of the completions' means.
+    "k1": ([0.03, -0.08, 0.05], 0.052778), "abs": ([-0.13, -0.08, -0.17], 0.430556),
+    "k2": ([-0.0365, -0.016, -0.0695], 0.134306), "k3": ([-0.046784, -0.014064, -0.09858], 0.171960),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("estimator", GOLDEN_KL)
+def test_kl_golden(estimator):
+    logprob = torch.tensor([[-0.3, -1.4, -2.0, -0.1], [-0.2, -2.0, -0.9, -1.1], [-0.7, -0.05, -3.0, -0.4]])
+    ref = torch.tensor([[-0.5, -1.5, -1.2, -0.3], [-0.6, -2.4, -0.9, -0.2], [-1.0, -0.35, -1.9, -0.4]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+    wanted, mean = GOLDEN_KL[estimator]
+    got = methods.kl(logprob, ref.where(mask > 0, torch.nan), mask, coef=0.1, estimator=estimator)
+    assert got.dtype == torch.float64 and got.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert (-got / 0.1 / mask.sum(1)).mean().item() == pytest.approx(mean, abs=1e-6)
+
+
+def test_kl_is_that_of_a_loop():
+    x = batch(B=5, T=31, seed=3)
+    near = {"k1": lambda d: d, "abs": abs, "k2": lambda d: d * d / 2, "k3": lambda d: min(math.exp(-max(-20.0, min(d, 20.0))) + max(-20.0, min(d, 20.0)) - 1, 10.0)}
+    logprob, ref, mask = x["logprob"].clone(), x["old_logprob"].clone(), x["mask"]
+    ref[0, 0], logprob[1, 0] = 30.0, -5.0  # beyond the clamps of k3
+    for estimator, of in near.items():
+        wanted = [-0.7 * sum(of(a - b) for a, b, m in zip(*rows) if m) for rows in zip(logprob.tolist(), ref.tolist(), mask.tolist())]
+        assert methods.kl(logprob, ref, mask, coef=0.7, estimator=estimator).tolist() == pytest.approx(wanted, rel=1e-12, abs=1e-12), estimator
+        assert not methods.kl(logprob, ref, mask, coef=0.0, estimator=estimator).any()
+        half = methods.kl(logprob.float(), ref.float(), mask.int(), coef=0.7, estimator=estimator)
+        assert half.tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    assert methods.kl(logprob[:0], ref[:0], mask[:0]).shape == (0,) and methods.kl(logprob[:, :0], ref[:, :0], mask[:, :0]).tolist() == [0] * 5
+
+
+def test_kl_refuses():
+    x = batch()
+    for change, message in (
+        ({"estimator": "full"}, 'method_kl: estimator is "full"; wanted k1, k2, k3 or abs'),
+        ({"coef": -1.0}, "method_kl: coef is -1; wanted at least 0, and finite"),
+        ({"ref_logprob": torch.zeros(2, 2)}, r"method_kl: ref_logprob has shape \[2, 2\]; wanted \[4, 9\], as logprob"),
+        ({"logprob": torch.zeros(4, 9, dtype=torch.int64)}, "method_kl: logprob has dtype Long; wanted Float, Double"),
+    ):
+        given = {"logprob": x["logprob"], "ref_logprob": x["old_logprob"], "mask": x["mask"], **change}
+        with pytest.raises((ValueError, TypeError), match=message):
+            methods.kl(**given)
 
 
 def test_adaptive_entropy_is_that_of_trl():

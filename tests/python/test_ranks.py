@@ -182,6 +182,27 @@ def test_rollouts_selection_and_evaluation_are_those_of_one_rank(tmp_path, polic
     assert_within_rounding(metrics(many), metrics(one))
 
 
+def test_the_reward_kl_is_that_of_one_rank(tmp_path, policy):
+    """Each rank scores its share of the completions by the reference."""
+    words = grpo(policy, "grpo", 2, "phases.grpo.optimizer.lr=1e-9", f"phases.grpo.objective.reference={{from: {checkpoint(policy, 'grpo-000001')}}}",
+                 "phases.grpo.reward=[{kind: answer}, {kind: kl, coef: 0.5, estimator: abs}]")  # fmt: skip
+    one, three = (train(n, tmp_path / str(n), TINY / "grpo.yaml", *words) for n in (1, 3))
+    first = [[json.loads(line)["kl"] for line in (f / "rollouts" / "grpo.jsonl").read_text().splitlines()[:32]] for f in (one, three)]
+    assert first[1] == pytest.approx(first[0], rel=1e-4) and max(first[0]) < 0
+    assert_within_rounding(metrics(three), metrics(one))
+
+
+def test_gradient_noise_of_ranks(tmp_path):
+    """Their first micro-batches are its parts; what is told goes with the norm of the whole."""
+    words = ["phases.sft.steps=6", "phases.sft.evaluation.every=0", "test.skip=true", "metrics.gradient_noise_scale=2"]
+    for overrides in ([], ["phases.sft.batch.micro_tokens=50"]):
+        folder = train(3, tmp_path / str(len(overrides)), TINY / "sft.yaml", *words, *overrides)
+        for line in metrics(folder):
+            assert ("gradient_noise/trace" in line) == (line["step"] % 2 == 0)
+            if line["step"] % 2 == 0:
+                assert math.isclose(line["gradient_noise/square"] + line["gradient_noise/trace"] / 8, line["grad_norm"] ** 2, rel_tol=1e-6)
+
+
 def test_evaluation_is_that_of_one_rank_bit_for_bit(tmp_path, policy):
     """After no step but the first of rate nearly 0: weights of one rank stand in the run that two ranks go on with."""
     for ranks in (1, 3):
@@ -311,6 +332,8 @@ def test_python_leaves_on_all_ranks_where_one_has_no_time_left(tmp_path):
 def test_scope_micro_is_refused(tmp_path, policy):
     results = end(start(2, tmp_path / "run", TINY / "grpo_clip_cov.yaml", "phases.grpo.objective.scope=micro"))
     assert all(code == 1 and "objective.scope: micro" in text for code, text in results), results
+    results = end(start(2, tmp_path / "run", TINY / "grpo.yaml", "phases.grpo.weight=[{kind: top_entropy, scope: micro}]"))
+    assert all(code == 1 and "phases.grpo.weight.0.scope: micro takes statistics of micro-batches" in text for code, text in results), results
 
 
 def test_a_folder_with_a_run_is_refused_on_all(alone):

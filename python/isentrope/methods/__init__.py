@@ -21,6 +21,7 @@ from isentrope.methods.control import (
     adaptive_entropy,
     adaptive_kl,
     entropic,
+    kl,
     overlong,
 )
 from isentrope.methods.own import register
@@ -52,6 +53,7 @@ __all__ = [
     "entropy_ratio_band",
     "gdpo",
     "grpo",
+    "kl",
     "maxrl",
     "mismatch",
     "opo",

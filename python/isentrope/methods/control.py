@@ -27,6 +27,28 @@ def overlong(length: Tensor, *, longest: int, len: int, penalty_factor: float = 
     return penalty
 
 
+def kl(logprob: Tensor, ref_logprob: Tensor, mask: Tensor, *, coef: float = 0.001, estimator: str = "k1") -> Tensor:
+    """-coef Σ_t k_t of each completion: what it strays from a reference is taken from its reward.
+
+    With Δ = logprob - ref_logprob, k is by estimator: "k1" Δ; "k2" Δ²/2; "k3" exp(-Δ) + Δ - 1 (Δ clamped to ±20, the value to 10);
+    "abs" the absolute Δ.
+
+    Args:
+        logprob: [B, T] nats, of the policy that drew the tokens; float32 or float64.
+        ref_logprob: [B, T], of the reference.
+        mask: [B, T] bool or number.
+        coef: at least 0.
+        estimator: k1, k2, k3 or abs; verl's kl_penalty calls them kl, mse, low_var_kl and abs.
+
+    Returns:
+        [B] float64, to be added to rewards.
+
+    Source: Ziegler et al., arXiv 1909.08593; verl 0.9.1, algorithm.use_kl_in_reward; csrc/methods/kl.h.
+    """
+    penalty: Tensor = call(torch.ops.isentrope.method_kl, logprob, ref_logprob, mask, coef=coef, estimator=estimator)
+    return penalty
+
+
 def adaptive_entropy(state: Tensor, entropy: float, *, target: float = 0.2, delta: float = 0.005, least: float = 0.0, most: float = 1.0) -> Tensor:
     """The coefficient of an entropy bonus after an update: + delta where its entropy was at most the target, - delta elsewhere.
 

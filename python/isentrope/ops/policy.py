@@ -175,7 +175,9 @@ def grpo_loss(
             much of the log-probability where that is beyond ±1: the difference of two roundings of one number. So the first update
             of a batch, whose policy is the one that sampled it, has no penalty; with one update a batch kl_cov is plain -A r.
         ref_kl: estimator of the divergence, with Δ = logprob - ref_logprob: "k1" Δ; "k2" Δ²/2; "k3" exp(-Δ) + Δ - 1 (Δ clamped
-            to ±20, the value to 10); "k1+", "k3+" those values with the gradient of k2.
+            to ±20, the value to 10); "k1+", "k3+" those values with the gradient of k2; "k3_is" r times k3, differentiated through r
+            too, which makes the gradient r Δ: unbiased where the policy has moved from the one that sampled (DeepSeek-V3.2; TRL's
+            use_bias_correction_kl).
         normalizer: one number (a tensor on the device of logprob avoids a copy) instead of the counts of this call: tokens,
             sequences (both seq-mean-token-sum and seq-mean-token-mean), sequences · T (seq-mean-token-sum-norm), T
             (token-sum-norm) or 1 (token-sum). With those of a whole optimiser step, and a constant L for T, the losses and gradients of its

@@ -128,6 +128,12 @@ TERMS: dict[str, str] = {
     "log-probability": "Of the completion's tokens when they were sampled; their sum, nats.",
     # other keys of metrics.jsonl (docs/metrics.md)
     "ref_kl/*": "KL to the reference model (k3) over the tokens of prompts of a difficulty.",
+    "kl_reward/mean": "Mean divergence of a drawn token from the reference, as the reward kl measures it, nats.",
+    "kl_reward/coef": "Weight of that divergence in the reward.",
+    "kl_reward/penalty": "Mean of what the reward kl took from the rewards.",
+    "gradient_noise_scale": "Trace of the covariance of the sequences' gradients over the square of their mean, by running means: larger batches save few steps beyond about so many sequences.",
+    "gradient_noise/trace": "Estimate of the trace of the covariance of the sequences' gradients, of one update; noisy, can be below 0.",
+    "gradient_noise/square": "Estimate of the square of the mean gradient, of one update; noisy, can be below 0.",
     "ares/threshold": "Entropy from which on a window of tokens is high, nats.",
     "ares/groups/*": "Groups of the step of a difficulty.",
     "ares/high/*": "Mean number of high-entropy windows of the completions of a difficulty.",

@@ -21,6 +21,7 @@ _REFUSED = {
     "correction": "TRL has it as vllm_importance_sampling_mode and off_policy_mask_threshold",
     "overlong": "it changes rewards; wanted a reward function of its own (trl.rewards.get_soft_overlong_punishment)",
     "filter_groups": "TRL draws a batch of prompts once",
+    "kl": "TRL has the divergence in the loss, as beta",
     "ares": "it changes rewards from step to step; wanted the trainer of Isentrope",
     "constant": "TRL has it as entropy_coef",
     "schedule": "wanted adaptive, or entropy_coef",

@@ -195,10 +195,7 @@ class GRPOTrainer(MethodTrainer):
         kept = self.get_high_entropy_mask(known, mask, 1 - self.top_entropy_quantile) if self.top_entropy_quantile < 1 else None
         factor = self._factor(inputs, advantage, now, old, mask, kept)
         ratio = (now - old).exp()
-        reference, weight = None, None
-        if self.beta != 0.0:
-            reference = inputs["ref_per_token_logps"].to(now.dtype)
-            weight = ratio if args.use_bias_correction_kl else None
+        reference = inputs["ref_per_token_logps"].to(now.dtype) if self.beta != 0.0 else None
         selected = self._select(now, old, advantage, mask, factor)
 
         # Every policy term is linear in the advantage, for factors of 0 or more: TRL multiplies the token loss by them. The penalties of
@@ -214,7 +211,6 @@ class GRPOTrainer(MethodTrainer):
             mask,
             selected=selected,
             ref_logprob=reference,
-            ref_kl_weight=weight,
             entropy=entropy if bonus else known,
             entropy_coef=bonus,
             mode=rule.loss.mode,
@@ -223,8 +219,7 @@ class GRPOTrainer(MethodTrainer):
             clip_high=rule.clip_high,
             delta=rule.delta,
             **self._coefficients(rule.loss.mode),
-            # r·k3, TRL's importance-weighted k3, has the gradient r·Δ: the weight r, a constant, on the value of k3 and the gradient of k2.
-            ref_kl="k3" if weight is None else "k3+",
+            ref_kl="k3_is" if args.use_bias_correction_kl else "k3",
             ref_kl_coef=self.beta,
             normalizer=self._normalizer(inputs, mask, mode, steps),
         )
