@@ -24,6 +24,7 @@ constexpr std::pair<const char*, const char*> kPythonCommands[]{
     {"doctor", "Say what ails a run by its metrics, with the evidence and the key to change."},
     {"rollouts", "Write the completions that a run saved as a Parquet file."},
     {"pairs", "Make pairs of a better and a worse completion of the completions that a run saved."},
+    {"grams", "Write the phrases that right answers plan with, for the method hicra."},
     {"tasks", "Write problems of reasoning-gym as a data set."},
     {"stability", "Train small models at rising learning rates, and tell which lose their attention."},
     {"import-gguf", "Turn a GGUF file into a folder that transformers opens and a run starts from."},

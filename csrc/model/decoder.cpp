@@ -345,17 +345,19 @@ Tensor DecoderImpl::logits_of(const Tensor& x) {
 
 ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
                                              AttentionRecord* record, const Tensor& position,
-                                             const std::optional<ops::Keep>& keep, std::optional<int64_t> inner) {
+                                             const std::optional<ops::Keep>& keep, bool moments,
+                                             std::optional<int64_t> inner) {
   Tensor x = hidden(tokens, record, position, inner);
   if (!config_.fused_head)
-    return ops::token_entropy(logits_of(x), target, temperature, /*ignore_index=*/-100, /*moments=*/false,
+    return ops::token_entropy(logits_of(x), target, temperature, /*ignore_index=*/-100, moments,
                               /*inplace_backward=*/false, keep);
   // z = γ/σ · (W h) = W (γ/σ · h). One copy of the factor a row: its gradient is summed by rows, in an order that does not depend
   // on the number of threads, as that of all of x at once would.
   if (!head_.parts.empty()) x = x * norm_scale(head_).expand({x.size(0), x.size(1), 1});
   const Tensor head =
       config_.token_count() < config_.vocabulary ? head_.weight.slice(0, 0, config_.token_count()) : head_.weight;
-  return ops::linear_token_entropy(operand(x), operand(head), target, {.temperature = temperature, .keep = keep});
+  return ops::linear_token_entropy(operand(x), operand(head), target,
+                                   {.temperature = temperature, .moments = moments, .keep = keep});
 }
 
 int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) {

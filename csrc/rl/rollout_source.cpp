@@ -58,7 +58,8 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
     reference_ = std::move(reference);
   }
   for (Shaping& one : methods_.reward) bind(one, tokenizer_);
-  config_.sampling.sum_p2 = methods::Chain(methods_.advantage).any([]<class M>(const M&) {
+  for (methods::Advantage& one : methods_.advantage) bind(one, tokenizer_);
+  config_.sampling.sum_p2 = config_.sampling.sum_p2 || methods::Chain(methods_.advantage).any([]<class M>(const M&) {
     return requires { M::kNeedsSumP2; };
   });
   if (methods_.advantage.empty()) methods_.advantage.emplace_back(methods::Grpo());
@@ -162,6 +163,7 @@ data::StepData RolloutSource::next(int64_t step) {
   if (pending_.empty == 0) {
     methods::Completions seen =
         completions_of(kept, reward_.first_weight(), config_.sampling.max_new_tokens, config_.mask_truncated);
+    seen.step = step;
     if (reference_)
       seen.ref_logprob =
           reference_logprob(kept, *reference_, config_.sampling.temperature, config_.mini_batches, *peers_);

@@ -32,11 +32,12 @@ class Pass {
   }
 
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature,
-                           const std::optional<ops::Keep>& keep = {}, std::optional<int64_t> inner = {}) {
+                           const std::optional<ops::Keep>& keep = {}, bool moments = false,
+                           std::optional<int64_t> inner = {}) {
     rows_ = micro.real();
     target_ = micro.target;
     return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr, micro.position,
-                                keep, inner);
+                                keep, moments, inner);
   }
 
   const model::AttentionRecord& record() const { return record_; }

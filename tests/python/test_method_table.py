@@ -13,16 +13,17 @@ from isentrope.integrations import methods as integration
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(os.environ.get("ISENTROPE_BUILD", ROOT / "build" / "release")) / "bin" / "isentrope"
 PLACES = {"reward": "reward[]", "advantage": "advantage[]", "weight": "weight[]", "`objective.entropy`": "objective.entropy"}
+PLACES_OF = {key: place for place, key in PLACES.items()}
 
 
 def table():
-    """kind → (place, scope, hosts)."""
+    """(kind, place) → (scope, hosts)."""
     rows = {}
     for line in (ROOT / "docs" / "methods.md").read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `") and cells[1] in PLACES:
             assert len(cells) == 6, line
-            rows |= {kind: (cells[1], cells[3], cells[4]) for kind in re.findall(r"`(\w+)`", cells[0])}
+            rows |= {(kind, cells[1]): (cells[3], cells[4]) for kind in re.findall(r"`(\w+)`", cells[0])}
     return rows
 
 
@@ -50,15 +51,16 @@ def hosts(kind):
 def test_hosts_are_those_of_the_integrations():
     rows = table()
     assert len(rows) > 25
-    assert {kind: row[2] for kind, row in rows.items()} == {kind: hosts(kind) for kind in rows}
-    assert not set(integration.ADVANTAGES | integration.WEIGHTS | integration.CONTROLLERS) - set(rows)
+    kinds = {kind for kind, _ in rows}
+    assert {key: row[1] for key, row in rows.items()} == {key: hosts(key[0]) for key in rows}
+    assert not set(integration.ADVANTAGES | integration.WEIGHTS | integration.CONTROLLERS) - kinds
     for kind in constant("trl/methods.py", "_REFUSED"):
-        assert kind in rows, f"TRL refuses {kind!r}, which no method is called"
+        assert kind in kinds, f"TRL refuses {kind!r}, which no method is called"
 
 
 def test_what_is_of_an_update_is_that_in_trl_too():
     """TRL's host looks at the whole optimiser step where one of these weights stands."""
-    of_update = {kind for kind, (place, scope, _) in table().items() if place == "weight" and scope == "update"}
+    of_update = {kind for (kind, place), (scope, _) in table().items() if place == "weight" and scope == "update"}
     assert set(constant("trl/methods.py", "_OF_TOKENS")) == of_update - set(constant("trl/methods.py", "_REFUSED"))
 
 
@@ -70,7 +72,7 @@ def test_kinds_and_scopes_are_those_of_the_registry():
         head = re.match(r"phases\[\]\.(\S+) \{kind: (\w+)\}: (.*)", block)
         if head and head[2] != "op":
             scope = re.search(r" \(scope: (\w+)\)$", head[3])
-            declared[head[2]] = (head[1], scope[1] if scope else "")
-            keys[head[2]] = re.findall(r"^  (\w+) ", block, re.MULTILINE)
-    assert {kind: (PLACES[place], scope) for kind, (place, scope, _) in table().items()} == declared
-    assert {kind for kind, names in keys.items() if "scope" in names} == {kind for kind, (place, scope) in declared.items() if (place, scope) == ("weight[]", "update")}
+            declared[head[2], PLACES_OF[head[1]]] = scope[1] if scope else ""
+            keys[head[2], PLACES_OF[head[1]]] = re.findall(r"^  (\w+) ", block, re.MULTILINE)
+    assert {key: scope for key, (scope, _) in table().items()} == declared
+    assert {key for key, names in keys.items() if "scope" in names} == {key for key, scope in declared.items() if (key[1], scope) == ("weight", "update")}
