@@ -316,7 +316,7 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   if (reference_) {
     torch::NoGradGuard no_grad;
     model::Decoder model = *reference_;
-    reference = model->token_entropy(batch.tokens, batch.target, temperature_, nullptr, {}, {}, inner()).logprob;
+    reference = model->token_entropy(batch.tokens, batch.target, temperature_, nullptr, {}, {}, false, inner()).logprob;
   }
   if (reference && batch.difficulty.defined()) {
     const Tensor own = divergence_by_difficulty(policy.logprob, *reference, batch);

@@ -46,7 +46,7 @@ std::map<std::string, double> PreferenceObjective::backward(model::Decoder& mode
     const auto out = pass.tokens(model, micro, /*temperature=*/1.0);
     sums[kLoss] +=
         pass.backward(loss_of(out.logprob, micro, pairs, better, sums), together ? 1.0 : share_of(micro, update),
-                      &micro == &micros.back() ? gradients : nullptr);
+                      gradients, &micro == &micros.back());
     const Tensor entropy = out.entropy.detach().to(torch::kFloat64);
     sums[kEntropy] += entropy.sum().item<double>();
     sums[kEntropySquare] += entropy.square().sum().item<double>();

@@ -70,15 +70,15 @@ TEST(InnerPolicy, IsTheSoftmaxOfTheHeadOverTheStreamBehindABlock) {
       const Tensor head = weights.back().first == "lm_head.weight" ? weights.back().second : Tensor();
       ASSERT_TRUE(head.defined());
       const auto wanted = ops::token_entropy(stream.matmul(head.t()), update.target, 0.7);
-      const auto got = model->token_entropy(update.tokens, update.target, 0.7, nullptr, {}, {}, 1);
+      const auto got = model->token_entropy(update.tokens, update.target, 0.7, nullptr, {}, {}, false, 1);
       EXPECT_TRUE(torch::allclose(got.logprob, wanted.logprob, 1e-5, 1e-5)) << norm;
       EXPECT_TRUE(torch::allclose(got.entropy, wanted.entropy, 1e-5, 1e-5)) << norm;
       const auto whole = model->token_entropy(update.tokens, update.target, 0.7);
-      const auto last = model->token_entropy(update.tokens, update.target, 0.7, nullptr, {}, {}, 2);
+      const auto last = model->token_entropy(update.tokens, update.target, 0.7, nullptr, {}, {}, false, 2);
       EXPECT_TRUE(torch::equal(last.logprob, whole.logprob)) << "the last block is the whole";
       EXPECT_FALSE(torch::allclose(got.logprob, whole.logprob, 1e-2, 1e-2));
       model::AttentionRecord record, plain;
-      model->token_entropy(update.tokens, update.target, 0.7, &record, {}, {}, 1);
+      model->token_entropy(update.tokens, update.target, 0.7, &record, {}, {}, false, 1);
       model->token_entropy(update.tokens, update.target, 0.7, &plain);
       ASSERT_EQ(record.entropy.size(), plain.entropy.size());
       for (size_t l = 0; l < plain.entropy.size(); ++l) EXPECT_TRUE(torch::equal(record.entropy[l], plain.entropy[l]));
