@@ -370,7 +370,7 @@ void Trainer::open_phase(const CheckpointState* state) {
 
   auto objective =
       make_objective(phase.objective, phase.batch, model_, phase.rollout ? phase.rollout->sampling.temperature : 1.0,
-                     phase.objective.ref_kl_coef > 0 ? reference : std::nullopt, ranks_, phase.weight);
+                     phase.objective.has_reference() ? reference : std::nullopt, ranks_, phase.weight);
   std::vector<std::pair<std::string, torch::Tensor>> parameters;
   for (const auto& parameter : model_->named_parameters())
     if (parameter.value().requires_grad()) parameters.push_back({parameter.key(), parameter.value()});

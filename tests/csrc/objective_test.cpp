@@ -59,7 +59,7 @@ TEST(Objective, ScopeMicroTakesStatisticsOfEachMicroBatch) {
   const data::Batch update = update_of();
   const auto of = [](const std::string& scope) {
     return std::vector<std::vector<methods::Weight>>{
-        {methods::TopEntropy{.fraction = 0.3, .scope = scope}},
+        {methods::TopEntropy{.fraction = 0.5, .scope = scope}},
         {methods::Steer{.low = 0.5, .scope = scope}},
         {methods::Stare{.target = 5, .fraction = 0.3, .up = 2, .down = 0.5, .scope = scope}},
         {methods::AttentionEntropy{.coef = -3, .scope = scope}}};

@@ -33,7 +33,10 @@ METHODS = {
 
 
 def program() -> str:
-    return os.environ.get("ISENTROPE_PROGRAM") or shutil.which("isentrope") or "isentrope"
+    build = os.environ.get("ISENTROPE_BUILD")
+    path = os.path.join(build, "bin", "isentrope") if build else shutil.which("isentrope")
+    assert path, "no isentrope on the PATH; install the package, or name a build folder: ISENTROPE_BUILD=build/release"
+    return os.path.abspath(path)
 
 
 def run(config, folder, *words, steps=4):
