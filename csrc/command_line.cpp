@@ -22,6 +22,7 @@ constexpr std::pair<const char*, const char*> kPythonCommands[]{
     {"report", "Write a page that shows one run or several: loss, entropies, samples."},
     {"compare", "Train configurations with several seeds or values of a key, and print one table."},
     {"rollouts", "Write the completions that a run saved as a Parquet file."},
+    {"grams", "Write the phrases that right answers plan with, for the method hicra."},
     {"tasks", "Write problems of reasoning-gym as a data set."},
     {"stability", "Train small models at rising learning rates, and tell which lose their attention."},
     {"import-gguf", "Turn a GGUF file into a folder that transformers opens and a run starts from."},

@@ -75,7 +75,12 @@ class Chain {
         throw std::runtime_error(place + ": the checkpoint stands in a phase without " + entries_[i].kind() +
                                  " at place " + std::to_string(i) +
                                  " of the list; put the list back as it was, or start the phase anew");
-      if (one->second.numel() != states_[i].numel() || one->second.scalar_type() != torch::kFloat64)
+      const bool grows = std::visit(
+          []<class M>(const M&) {
+            return requires { M::kGrowingState; };
+          },
+          entries_[i].value);
+      if ((one->second.numel() != states_[i].numel() && !grows) || one->second.scalar_type() != torch::kFloat64)
         throw std::runtime_error(place + ": the checkpoint has " + std::to_string(one->second.numel()) +
                                  " numbers of " + entries_[i].kind() + ", wanted " +
                                  std::to_string(states_[i].numel()) + "; it is of another version, or damaged");

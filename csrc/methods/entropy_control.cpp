@@ -50,11 +50,29 @@ Tensor entropic(const Tensor& state, double entropy, double target, double propo
   return two(sum, std::clamp(sum + proportional * error, -1.0, 1.0)).to(state.device());
 }
 
+Tensor entropy_band_coef(const Tensor& state, double entropy, double low, double high, double rate, double least,
+                         double most, int64_t warmup) {
+  constexpr const char* kOp = "method_aent";
+  check_number(kOp, "entropy", entropy, std::isfinite(entropy), "a finite number");
+  OP_CHECK(kOp, low <= high, "low is ", low, " and high ", high, "; wanted low at most as large");
+  OP_CHECK(kOp, least <= most, "least is ", least, " and most ", most, "; wanted least at most as large");
+  check_number(kOp, "rate", rate, rate >= 0 && std::isfinite(rate), "at least 0, and finite");
+  const auto [coef, updates] = both(kOp, state);
+  const double outside = std::min(0.0, entropy - low) + std::max(0.0, entropy - high);
+  return two(updates < static_cast<double>(warmup) ? coef : std::clamp(coef - rate * outside, least, most), updates + 1)
+      .to(state.device());
+}
+
 TORCH_LIBRARY_FRAGMENT(isentrope, m) {
   define(m,
          "method_adaptive_entropy(Tensor state, float entropy, float target=0.2, float delta=0.005, float least=0.0, "
          "float most=1.0) -> Tensor",
          adaptive_entropy);
+  define(
+      m,
+      "method_aent(Tensor state, float entropy, float low=0.05, float high=0.23, float rate=0.001, float least=1e-05, "
+      "float most=0.003, int warmup=0) -> Tensor",
+      entropy_band_coef);
   define(m,
          "method_entropic(Tensor state, float entropy, float target=0.3, float proportional=1.0, float integral=0.01) "
          "-> Tensor",
@@ -91,6 +109,35 @@ Control AdaptiveEntropy::at(int64_t, const Tensor& state) const {
 void AdaptiveEntropy::observe(const std::map<std::string, double>& seen, Context& context) const {
   if (const double* H = entropy_in(seen))
     context.state = adaptive_entropy(context.state, *H, target, delta, least, most);
+}
+
+std::string AEnt::problem() const {
+  if (low > high) return "low: is above high; wanted the lower end of the band";
+  if (least > most) return "least: is above most; wanted at most as large";
+  if (coef < least || coef > most) return "coef: does not lie between least and most";
+  return "";
+}
+
+Tensor AEnt::initial_state() const { return two(coef, 0); }
+
+Control AEnt::at(int64_t, const Tensor& state) const { return {.entropy_coef = both("aent", state).first}; }
+
+void AEnt::observe(const std::map<std::string, double>& seen, Context& context) const {
+  const auto kept = seen.find("entropy/kept");
+  if (const double* H = kept != seen.end() ? &kept->second : entropy_in(seen))
+    context.state = entropy_band_coef(context.state, *H, low, high, rate, least, most, warmup);
+}
+
+Tensor Siren::initial_state() const { return torch::full({1}, anchor.value_or(kUnknown), torch::kFloat64); }
+
+Control Siren::at(int64_t, const Tensor& state) const {
+  return {.squared = coef, .anchor = *state.const_data_ptr<double>(), .share = share};
+}
+
+void Siren::observe(const std::map<std::string, double>& seen, Context& context) const {
+  const auto peak = seen.find("entropy/peak");
+  if (peak != seen.end() && std::isnan(*context.state.const_data_ptr<double>()))
+    context.state = torch::full({1}, peak->second, torch::kFloat64);
 }
 
 Tensor EntroPic::initial_state() const { return two(0, 0); }

@@ -1,6 +1,7 @@
 // Controllers of the policy's entropy: what an update adds for it, from the number of the step and the entropies of the updates
 // before. The key objective.entropy takes one of them. H: mean entropy of an update's learnt tokens, nats; H* the target.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,8 @@ namespace isentrope::methods {
 struct Control {
   double entropy_coef = 0;            // weight of the entropy bonus
   double positive = 1, negative = 1;  // factors of advantages above 0 and below
+  // squared (m − anchor)² is added to the loss, m the mean kept entropy of the share of tokens of highest entropy; a NaN anchor is m.
+  double squared = 0, anchor = 0, share = 1;
 };
 
 // ---- pure functions -------------------------------------------------------------------------------------------------
@@ -27,6 +30,11 @@ Tensor adaptive_entropy(const Tensor& state, double entropy, double target, doub
 
 // state [2]: the integral I and α. After an update of entropy H: I += k_i (H − H*), α = I + k_p (H − H*), within ±1.
 Tensor entropic(const Tensor& state, double entropy, double target, double proportional, double integral);
+
+// state [2]: the coefficient, and how many updates have been. After an update of entropy H, behind the first `warmup` of them:
+// coefficient −= rate (min(0, H − low) + max(0, H − high)), within [least, most].
+Tensor entropy_band_coef(const Tensor& state, double entropy, double low, double high, double rate, double least,
+                         double most, int64_t warmup);
 
 // ---- what objective.entropy may be ----------------------------------------------------------------------------------
 
@@ -151,11 +159,71 @@ struct EntropyBand {
   void observe(const std::map<std::string, double>& seen, Context& context) const;
 };
 
+struct AEnt {
+  static constexpr const char* kKind = "aent";
+  static constexpr const char* kHelp =
+      "An entropy bonus whose coefficient rises by rate (low - H) after an update whose entropy was below the band, "
+      "and "
+      "falls by rate (H - high) after one above it. H is the entropy of what objective.entropy_keep keeps, as the "
+      "bonus "
+      "is; AEnt's keeps all but the lowest share of the vocabulary (arXiv 2509.03493; AReaL's recipe, which steers "
+      "once "
+      "a step by the mean of its updates).";
+  double low = 0.05;
+  double high = 0.23;
+  double coef = 2e-4;
+  double rate = 1e-3;
+  double least = 1e-5;
+  double most = 3e-3;
+  int64_t warmup = 0;
+
+  std::string problem() const;
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("low", low, "Lower end of the band, nats.", at_least(0));
+    v("high", high, "Its upper end, nats.", at_least(0));
+    v("coef", coef, "Coefficient of the first update.", above(0));
+    v("rate", rate, "What it changes by for a nat outside the band.", at_least(0));
+    v("least", least, "Least coefficient, above 0: without a bonus no kept entropy is measured.", above(0));
+    v("most", most, "Largest coefficient.", above(0));
+    v("warmup", warmup, "Updates before the coefficient changes; 29 steps in the recipe.", at_least(0));
+  }
+  Tensor initial_state() const;
+  Control at(int64_t step, const Tensor& state) const;
+  void observe(const std::map<std::string, double>& seen, Context& context) const;
+};
+
+struct Siren {
+  static constexpr const char* kKind = "siren";
+  static constexpr const char* kHelp =
+      "Adds coef (m - m at the start)² to the loss, with m the mean, over the tokens of highest entropy, of the "
+      "entropy "
+      "of what objective.entropy_keep keeps: SIREN's keeps the fewest likeliest tokens that reach 0.8 (arXiv "
+      "2509.25133, "
+      "aggregate token-mean). It holds the entropy of the forks where it was, and that of the others is free.";
+  double coef = 0.005;
+  double share = 0.2;
+  std::optional<double> anchor = {};
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("coef", coef, "Weight of the squared distance; 0: no effect.", at_least(0));
+    v("share", share, "Share of the update's tokens whose entropy is held, those of highest entropy.", above_to(0, 1));
+    v("anchor", anchor, "Mean entropy, nats, that they are held at; absent: that of the phase's first update.",
+      at_least(0));
+  }
+  Tensor initial_state() const;
+  Control at(int64_t step, const Tensor& state) const;
+  void observe(const std::map<std::string, double>& seen, Context& context) const;
+};
+
 using EntropyControl = OneOf<  //
     ConstantEntropy,           //
     ScheduledEntropy,          //
     TableOfEntropy,            //
     AdaptiveEntropy,           // arXiv 2505.22312
+    AEnt,                      // arXiv 2509.03493
+    Siren,                     // arXiv 2509.25133
     EntroPic,                  // arXiv 2511.15248
     EntropyBand                // arXiv 2604.26326
     >;

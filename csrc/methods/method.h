@@ -9,10 +9,12 @@
 //   weight      Weighted apply(const Update&, Context&) const           a factor [B, T] of each token's policy term
 //   controller  Control at(step, state) const, see entropy_control.h    coefficients of the step
 //
-// A reward method has observe(seen, context) where it follows what updates saw, and bind(tokens_called) where its keys name tokens.
+// A reward method has observe(seen, context) where it follows what updates saw. A method of rewards or advantages has bind(tokens_called)
+// where its keys name tokens, bind(token_text) where they name texts.
 //
 // A method's struct is its configuration (csrc/one_of.h): kKind, kHelp, members with visit(), maybe problem(). What passes from step
-// to step is a tensor of doubles, in and out: Tensor initial_state() const says how it begins, and a method without it has none.
+// to step is a tensor of doubles, in and out: Tensor initial_state() const says how it begins, and a method without it has none; its size
+// stays, but for a method that has kGrowingState.
 //
 // Scope: a statistic over a batch is taken over the whole update, all ranks included, however it is cut into micro-batches.
 #pragma once
@@ -44,6 +46,8 @@ struct Completions {
   Tensor scores;        // [B, R] double, each reward times its weight; NaN where it does not apply
   double unit = 1;      // what a right answer is worth: the weight of the first reward
   int64_t longest = 0;  // length limit of completions, 0: that of the context
+  int64_t step = 0;     // of the phase, from 0
+  Tensor prompt = {};   // [B] int64 of the prompt, the same whenever it comes again; below 2^53
 
   Tensor reward;                                           // [B] double
   std::vector<std::pair<std::string, Tensor>> added = {};  // by kind, what a method added to it: [B] double
@@ -71,6 +75,9 @@ struct Update {
       {};  // [B, T] float, log-probs of the policy before the update; where a method asks (kNeedsRescored)
   Tensor attention_entropy = {};  // [B, T] float, of a token's attention row, normalised to [0, 1]; where a method asks
                                   // (kNeedsAttentionEntropy, of its layer)
+  Tensor sum_p2 = {}, sum_p2_logp = {};  // [B, T] float, Σ p² and Σ p² log p of the policy that learns; where a method
+                                         // asks (kNeedsMoments)
+  Tensor old_sum_p2 = {};                // [B, T] float, Σ p² of the one that drew; likewise (kNeedsOldSumP2)
 };
 
 struct Weighted {
@@ -100,6 +107,22 @@ struct Advantages {
 
 // For each token of the vocabulary whether its text is that one, upper and lower case alike.
 using TokensCalled = std::function<std::vector<bool>(const std::string& text)>;
+
+// The text that a token stands for, as the first of a text or behind another.
+using TextOf = std::function<const std::string&(int64_t token, bool first)>;
+
+// A text that a method looks for, and where it belongs together with others of one meaning.
+struct Gram {
+  std::string text;
+  int64_t cluster = 0;
+};
+
+// What methods that look into texts are given of the tokenizer.
+struct TokenText {
+  TextOf of;
+  std::function<bool(const std::string& text)> writes;                   // whether it can be written in tokens
+  std::function<std::vector<Gram>(const std::string& path)> read_grams;  // of a file of `isentrope grams`
+};
 
 // What a method is given beside its input.
 struct Context {

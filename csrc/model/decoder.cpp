@@ -329,17 +329,18 @@ Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const
 
 ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
                                              AttentionRecord* record, const Tensor& position,
-                                             const std::optional<ops::Keep>& keep) {
+                                             const std::optional<ops::Keep>& keep, bool moments) {
   if (!config_.fused_head)
     return ops::token_entropy(forward(tokens, record, position), target, temperature,
-                              /*ignore_index=*/-100, /*moments=*/false, /*inplace_backward=*/false, keep);
+                              /*ignore_index=*/-100, moments, /*inplace_backward=*/false, keep);
   Tensor x = hidden(tokens, record, position);
   // z = γ/σ · (W h) = W (γ/σ · h). One copy of the factor a row: its gradient is summed by rows, in an order that does not depend
   // on the number of threads, as that of all of x at once would.
   if (!head_.parts.empty()) x = x * norm_scale(head_).expand({x.size(0), x.size(1), 1});
   const Tensor head =
       config_.token_count() < config_.vocabulary ? head_.weight.slice(0, 0, config_.token_count()) : head_.weight;
-  return ops::linear_token_entropy(operand(x), operand(head), target, {.temperature = temperature, .keep = keep});
+  return ops::linear_token_entropy(operand(x), operand(head), target,
+                                   {.temperature = temperature, .moments = moments, .keep = keep});
 }
 
 int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) {

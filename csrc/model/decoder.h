@@ -234,11 +234,11 @@ class DecoderImpl : public torch::nn::Module {
                        const torch::Tensor& position = {});
 
   // Log-probability of target [B, T] and entropy of every position, [B, T], with the gradients of a loss; logits are divided by
-  // temperature. Positions whose target is -100 give 0 and are left out of the product with the head. The one place
+  // temperature. moments: Σ p² and Σ p² log p too. Positions whose target is -100 give 0 and are left out of the product with the head. The one place
   // that minds model.fused_head.
   ops::TokenEntropy token_entropy(const torch::Tensor& tokens, const torch::Tensor& target, double temperature = 1.0,
                                   AttentionRecord* record = nullptr, const torch::Tensor& position = {},
-                                  const std::optional<ops::Keep>& keep = {});
+                                  const std::optional<ops::Keep>& keep = {}, bool moments = false);
 
   // QK-clip (Kimi K2, arXiv 2507.20534): for max_logit [L][H] of an update, scales the query and key rows of every head above
   // model.attention.qk_clip such that the same inputs would have given that much; a key head shared by several takes the square

@@ -53,6 +53,15 @@ struct Trees {
   }
 };
 
+// FNV-1a of a prompt's tokens, of 53 bits, which a double holds.
+int64_t number_of(const std::vector<int64_t>& tokens) {
+  uint64_t hash = 14695981039346656037ull;
+  for (const int64_t token : tokens)
+    for (int byte = 0; byte < 8; ++byte)
+      hash = (hash ^ ((static_cast<uint64_t>(token) >> (8 * byte)) & 255)) * 1099511628211ull;
+  return static_cast<int64_t>(hash >> 11);
+}
+
 // Rows of a policy update from groups first … last − 1: prompt and completion padded on the right; target and statistics where
 // the completion's own tokens are, at the positions whose logits predict them.
 Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& c) {
@@ -64,6 +73,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
   Batch batch{torch::zeros({B, T}, torch::kInt64), torch::full({B, T}, data::kIgnore, torch::kInt64),
               torch::zeros({B, T}, torch::kFloat32), torch::zeros({B, T}, torch::kFloat32)};
   batch.old_entropy = torch::zeros({B, T}, torch::kFloat32);
+  if (c.sum_p2.defined()) batch.old_sum_p2 = torch::zeros({B, T}, torch::kFloat32);
   batch.lengths = torch::empty({B}, torch::kInt64);
   if (c.ref_kl_weight.defined()) batch.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
   if (c.difficulty.defined()) batch.difficulty = c.difficulty.slice(0, begin, begin + B);
@@ -87,6 +97,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
       put(float{}, batch.old_logprob, c.logprob, row, i, start);
       put(float{}, batch.old_entropy, c.entropy, row, i, start);
       put(float{}, batch.advantage, c.advantage, row, i, start);
+      if (batch.old_sum_p2.defined()) put(float{}, batch.old_sum_p2, c.sum_p2, row, i, start);
       if (batch.ref_kl_weight.defined()) put(float{}, batch.ref_kl_weight, c.ref_kl_weight, row, i, start);
     }
   return batch;
@@ -104,7 +115,7 @@ Completions completions_of(const Kept& kept, double unit, int64_t longest, bool 
   c.logprob = torch::zeros({B, T}, torch::kFloat32);
   c.entropy = torch::zeros({B, T}, torch::kFloat32);
   if (B > 0 && !kept.completions.front().sum_p2.empty()) c.sum_p2 = torch::zeros({B, T}, torch::kFloat32);
-  for (Tensor* of : {&c.length, &c.group}) *of = torch::zeros({B}, torch::kInt64);
+  for (Tensor* of : {&c.length, &c.group, &c.prompt}) *of = torch::zeros({B}, torch::kInt64);
   for (Tensor* of : {&c.stopped, &c.right}) *of = torch::zeros({B}, torch::kBool);
   c.scores = torch::empty({B, std::ssize(kept.scores)}, torch::kFloat64);
   c.reward = torch::tensor(kept.rewards, torch::kFloat64);
@@ -123,6 +134,7 @@ Completions completions_of(const Kept& kept, double unit, int64_t longest, bool 
       if (!mask_truncated || one.stopped) std::fill(mask + one.begin, mask + n, true);
       c.length.mutable_data_ptr<int64_t>()[i] = n;
       c.group.mutable_data_ptr<int64_t>()[i] = g;
+      c.prompt.mutable_data_ptr<int64_t>()[i] = number_of(kept.prompts[g]);
       c.stopped.mutable_data_ptr<bool>()[i] = one.stopped;
       c.right.mutable_data_ptr<bool>()[i] = kept.right[i];
       for (size_t r = 0; r < kept.scores.size(); ++r)

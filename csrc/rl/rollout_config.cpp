@@ -83,7 +83,8 @@ std::string Methods::problem(const RolloutConfig& rollout) const {
       return "advantage: pass_at_k chooses k = " + std::to_string(pass->k) +
              " completions of a group without one of them, and a group has " + std::to_string(fewest) +
              "; give a smaller k, or more rollout.num_generations";
-    if (rollout.branch && (advantage[0].get<methods::Gdpo>() || advantage[0].get<methods::OptimalTokenBaseline>()))
+    if (rollout.branch && (advantage[0].get<methods::Gdpo>() || advantage[0].get<methods::OptimalTokenBaseline>() ||
+                           advantage[0].get<methods::Gtpo>()))
       return "advantage: " + advantage[0].kind() +
              " has no advantage for a token with a return of its own, as rollout.branch makes them; take one of them "
              "out";

@@ -51,7 +51,8 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
       save_(std::move(save)),
       peers_(std::move(peers)) {
   for (Shaping& one : methods_.reward) bind(one, tokenizer_);
-  config_.sampling.sum_p2 = methods::Chain(methods_.advantage).any([]<class M>(const M&) {
+  for (methods::Advantage& one : methods_.advantage) bind(one, tokenizer_);
+  config_.sampling.sum_p2 = config_.sampling.sum_p2 || methods::Chain(methods_.advantage).any([]<class M>(const M&) {
     return requires { M::kNeedsSumP2; };
   });
   if (methods_.advantage.empty()) methods_.advantage.emplace_back(methods::Grpo());
@@ -155,6 +156,7 @@ data::StepData RolloutSource::next(int64_t step) {
   if (pending_.empty == 0) {
     methods::Completions seen =
         completions_of(kept, reward_.first_weight(), config_.sampling.max_new_tokens, config_.mask_truncated);
+    seen.step = step;
     pending_.shaping.apply(seen, data.stats);
     estimate(seen, kept, pending_.advantage, data.stats);
     data.updates = policy_batches(kept, seen, config_.mini_batches, config_.epochs);

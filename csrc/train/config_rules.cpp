@@ -146,6 +146,14 @@ std::string TrainConfig::problem() const {
       } catch (const std::invalid_argument& error) {
         return path + ".reward." + std::to_string(j) + "." + error.what();
       }
+    for (size_t j = 0; j < phase.advantage.size(); ++j) try {
+        if (!rl::looks_into_texts(phase.advantage[j])) continue;
+        const data::Tokenizer own(tokenizer);
+        methods::Advantage entry = phase.advantage[j];
+        rl::bind(entry, own);
+      } catch (const std::invalid_argument& error) {
+        return path + ".advantage." + std::to_string(j) + "." + error.what();
+      }
     if (phase.rollout)
       if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
         return path + ".rollout." + wrong;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "csrc/methods/registry.h"
+#include "csrc/methods/siren.h"
 #include "csrc/train/update_pass.h"
 
 namespace isentrope::train {
@@ -32,6 +33,11 @@ bool selects(const std::string& loss) { return loss == "clip_cov" || loss == "kl
 
 std::vector<methods::EntropyControl> list_of(const std::optional<methods::EntropyControl>& one) {
   return one ? std::vector{*one} : std::vector<methods::EntropyControl>();
+}
+
+// The entropy that the bonus is about, as a constant.
+Tensor kept_of(const ops::TokenEntropy& policy) {
+  return (policy.kept_entropy.defined() ? policy.kept_entropy : policy.entropy).detach();
 }
 
 // What the ratio is taken to: the policy at the step's beginning where completions were scored anew, else the one that drew them.
@@ -66,6 +72,9 @@ PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConf
       ref_kl_coef_(config.ref_kl_coef) {
   rescores_ = weight_.any([]<class M>(const M&) {
     return requires { M::kNeedsRescored; };
+  });
+  moments_ = weight_.any([]<class M>(const M&) {
+    return requires { M::kNeedsMoments; };
   });
   for (const methods::Weight& one : weight_.entries())
     if (const auto* attention = one.get<methods::AttentionEntropy>()) attention_layer_ = attention->layer;
@@ -110,6 +119,12 @@ std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, c
   auto values = values_of(ranks_->sum(found.loss), ranks_->rows(torch::stack(found.stats)));
   const Tensor logprob = of_update(torch::cat(found.logprobs), update);
   if (values.at("tokens") > 0) values.merge(covariances(logprob, update));
+  if (found.kept.defined()) {
+    Tensor sums = found.kept.to(torch::kCPU).contiguous();
+    ranks_->sum(sums);
+    if (const double tokens = sums[1].item<double>(); tokens > 0)
+      values["entropy/kept"] = sums[0].item<double>() / tokens;
+  }
   if (found.divergence.defined()) {
     Tensor sums = found.divergence.to(torch::kCPU).contiguous();
     ranks_->sum(sums);
@@ -152,14 +167,17 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
   for (size_t m = 0; m < micros.size(); ++m) {
     const Batch& micro = micros[m];
     Pass pass(attention_, watch, together ? ranks_.get() : nullptr, attention_layer_.has_value());
-    const auto policy = pass.tokens(model, micro, temperature_, keep());
+    const auto policy = pass.tokens(model, micro, temperature_, keep(), moments_ && by_policy && one_pass);
     const Tensor logprob = policy.logprob.detach();
     if (by_policy && one_pass)
-      decided =
-          own(decide(update, {logprob, policy.entropy.detach(), attention_in(pass.record())}, seed, values), update);
+      decided = own(decide(update,
+                           {logprob, policy.entropy.detach(), attention_in(pass.record()), policy.sum_p2,
+                            policy.sum_p2_logp, kept_of(policy)},
+                           seed, values),
+                    update);
     Decided here = decided.each([&](const Tensor& x) { return x.slice(0, row, row + micro.size()); });
     if (selects_ && config_.scope == "micro") here.selected = select(logprob, micro, here.counts, seed + m);
-    const auto out = loss_of(policy, micro, here, found.divergence);
+    const auto out = loss_of(policy, micro, here, found);
     found.loss +=
         pass.backward(out.loss, together ? 1.0 : share_of(micro, update), m + 1 == micros.size() ? gradients : nullptr);
     found.stats.push_back(out.stats);
@@ -168,25 +186,31 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
   }
 }
 
-bool PolicyObjective::decides_by_policy() const { return (selects_ && config_.scope == "global") || !weight_.empty(); }
+bool PolicyObjective::decides_by_policy() const {
+  return (selects_ && config_.scope == "global") || !weight_.empty() || control_.squared > 0;
+}
 
 PolicyObjective::Decided PolicyObjective::Decided::each(const std::function<Tensor(const Tensor&)>& function) const {
   const auto of = [&](const Tensor& x) { return x.defined() ? function(x) : x; };
-  return {of(selected), of(factor), of(counts), normalizer};
+  return {of(selected), of(factor), of(counts), normalizer, of(bonus)};
 }
 
 PolicyObjective::Seen PolicyObjective::look(model::Decoder& model, const std::vector<Batch>& micros) const {
   const torch::NoGradGuard no_grad;
-  std::vector<Tensor> logprobs, entropies, attentions;
+  std::vector<Tensor> logprobs, entropies, attentions, squares, logs, kept;
   for (const Batch& micro : micros) {
     model::AttentionRecord record;
-    const auto out = model->token_entropy(micro.tokens, micro.target, temperature_,
-                                          attention_layer_ ? &record : nullptr, micro.position);
+    const auto out =
+        model->token_entropy(micro.tokens, micro.target, temperature_, attention_layer_ ? &record : nullptr,
+                             micro.position, control_.squared > 0 ? keep() : std::nullopt, moments_);
     logprobs.push_back(out.logprob);
     entropies.push_back(out.entropy);
     if (attention_layer_) attentions.push_back(attention_in(record));
+    if (moments_) squares.push_back(out.sum_p2), logs.push_back(out.sum_p2_logp);
+    if (control_.squared > 0) kept.push_back(kept_of(out));
   }
-  return {torch::cat(logprobs), torch::cat(entropies), attention_layer_ ? torch::cat(attentions) : Tensor()};
+  const auto joined = [](const std::vector<Tensor>& x) { return x.empty() ? Tensor() : torch::cat(x); };
+  return {torch::cat(logprobs), torch::cat(entropies), joined(attentions), joined(squares), joined(logs), joined(kept)};
 }
 
 // [B, T]: of each row's entropy its share of the most that its n keys allow, log n, mean over heads; 0 where there is one key.
@@ -213,8 +237,11 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
                          .old_logprob = update.old_logprob,
                          .entropy = of_update(own.entropy, update),
                          .old_entropy = update.old_entropy,
-                         .rescored = update.rescored};
+                         .rescored = update.rescored,
+                         .old_sum_p2 = update.old_sum_p2};
     if (own.attention.defined()) seen.attention_entropy = of_update(own.attention, update);
+    if (own.sum_p2.defined())
+      seen.sum_p2 = of_update(own.sum_p2, update), seen.sum_p2_logp = of_update(own.sum_p2_logp, update);
     const double tokens = std::max(decided.counts.sum().item<double>(), 1.0);
     weight_.each(values, [&](const auto& method, methods::Context context) {
       const methods::Weighted one = method.apply(seen, context);
@@ -226,6 +253,13 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
     values["weight/zero"] = (factor == 0).sum().item<double>() / tokens;
     values["weight/removed"] = 1 - seen.mask.sum().item<double>() / tokens;
     decided.counts = seen.mask;
+  }
+  if (control_.squared > 0) {
+    const auto [coef, weight, mean] = methods::siren(of_update(own.entropy, update), of_update(own.kept, update),
+                                                     decided.counts, control_.anchor, control_.squared, control_.share);
+    decided.bonus = weight;
+    control_.entropy_coef = coef.item<double>();
+    if (decided.counts.any().item<bool>()) values["entropy/peak"] = mean.item<double>();
   }
   decided.normalizer = normalizer_of(decided.counts);
   if (selects_ && config_.scope == "global") decided.selected = select(all, update, decided.counts, seed);
@@ -270,7 +304,7 @@ Tensor PolicyObjective::select(const Tensor& logprob, const Batch& batch, const 
 }
 
 ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Decided& decided,
-                                       Tensor& divergence) const {
+                                       Found& found) const {
   std::optional<Tensor> reference;
   if (reference_) {
     torch::NoGradGuard no_grad;
@@ -278,8 +312,8 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
     reference = model->token_entropy(batch.tokens, batch.target, temperature_).logprob;
   }
   if (reference && batch.difficulty.defined()) {
-    const Tensor found = divergence_by_difficulty(policy.logprob, *reference, batch);
-    divergence = divergence.defined() ? divergence + found : found;
+    const Tensor own = divergence_by_difficulty(policy.logprob, *reference, batch);
+    found.divergence = found.divergence.defined() ? found.divergence + own : own;
   }
   ops::GrpoLossOptions options;
   options.mode = mode_;
@@ -306,8 +340,15 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   if (batch.ref_kl_weight.defined()) options.ref_kl_weight = batch.ref_kl_weight;
   // Entropy that only statistics want carries no gradient memory.
   options.entropy = control_.entropy_coef != 0 ? policy.entropy : policy.entropy.detach();
-  if (policy.kept_entropy.defined())  // the value of the whole, the gradient of what is kept
-    options.entropy = policy.kept_entropy + (policy.entropy - policy.kept_entropy).detach();
+  const auto valued = [&](const Tensor& x) { return x + (policy.entropy - x).detach(); };
+  if (policy.kept_entropy.defined()) {  // the value of the whole, the gradient of what is kept
+    options.entropy = valued(policy.kept_entropy);
+    const Tensor own = torch::stack({policy.kept_entropy.detach().masked_select(decided.counts).sum(torch::kFloat64),
+                                     decided.counts.sum().to(torch::kFloat64)});
+    found.kept = found.kept.defined() ? found.kept + own : own;
+  }
+  if (decided.bonus.defined())
+    options.entropy = valued(decided.bonus * (policy.kept_entropy.defined() ? policy.kept_entropy : policy.entropy));
   options.normalizer = decided.normalizer;
   return ops::grpo_loss(policy.logprob, old_of(batch), advantage_of(batch, decided.factor), decided.counts, options);
 }
@@ -335,7 +376,7 @@ std::map<std::string, double> PolicyObjective::values_of(double loss, const Tens
 }
 
 std::optional<ops::Keep> PolicyObjective::keep() const {
-  if (!config_.entropy_keep || control_.entropy_coef == 0) return std::nullopt;
+  if (!config_.entropy_keep || (control_.entropy_coef == 0 && control_.squared == 0)) return std::nullopt;
   return ops::Keep{.kind = config_.entropy_keep->kind, .share = config_.entropy_keep->share};
 }
 

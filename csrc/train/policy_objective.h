@@ -34,18 +34,22 @@ class PolicyObjective : public Objective {
     torch::Tensor factor;      // float, of the policy term; undefined: 1
     torch::Tensor counts;      // bool: what the update learns from
     torch::Tensor normalizer;  // of the sum of token losses
+    torch::Tensor bonus = {};  // float, of a token's entropy in the bonus; undefined: 1
     Decided each(const std::function<torch::Tensor(const torch::Tensor&)>& function) const;  // of what is [B, T]
   };
   // What the policy that learns says of the tokens of rows, without gradient: [rows, T].
   struct Seen {
     torch::Tensor logprob, entropy;
-    torch::Tensor attention = {};  // of layer attention_layer_, where methods ask for it
+    torch::Tensor attention = {};                 // of layer attention_layer_, where methods ask for it
+    torch::Tensor sum_p2 = {}, sum_p2_logp = {};  // likewise
+    torch::Tensor kept = {};                      // entropy of what keep() keeps, where the controller asks for it
   };
   // What the passes of this rank have found.
   struct Found {
     double loss = 0;
     std::vector<torch::Tensor> stats, logprobs;
     torch::Tensor divergence = {};  // [kDifficulties, 2], where the batch tells difficulties
+    torch::Tensor kept = {};        // [2]: Σ kept entropy, tokens; where the bonus is about a part of the vocabulary
   };
 
   void passes(model::Decoder& model, const data::Batch& update, uint64_t seed, AttentionWatch* watch,
@@ -60,7 +64,7 @@ class PolicyObjective : public Objective {
   torch::Tensor select(const torch::Tensor& logprob, const data::Batch& batch, const torch::Tensor& counts,
                        uint64_t seed) const;
   ops::GrpoLoss loss_of(const ops::TokenEntropy& policy, const data::Batch& batch, const Decided& decided,
-                        torch::Tensor& divergence) const;
+                        Found& found) const;
   torch::Tensor advantage_of(const data::Batch& batch, const torch::Tensor& factor) const;
   std::map<std::string, double> values_of(double loss, const torch::Tensor& micro_stats) const;
   std::optional<ops::Keep> keep() const;  // of this update's bonus
@@ -76,6 +80,7 @@ class PolicyObjective : public Objective {
   methods::Chain<methods::EntropyControl> entropy_;  // of one, or none
   std::optional<int64_t> attention_layer_;           // whose attention the weights look at
   bool rescores_ = false, first_ = true;  // whether they ask for it; the next update is the first of its step
+  bool moments_ = false;                  // whether they ask for Σ p² and Σ p² log p
   double ref_kl_coef_;                    // as ref_kl_control has steered it
   methods::Control control_;              // of the update
 };

@@ -313,6 +313,9 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   if (phase.rollout) {
     rl::RolloutConfig rollout = *phase.rollout;
     rollout.sampling = rl::with_rules(rollout.sampling, tokenizer_);
+    rollout.sampling.sum_p2 = methods::Chain(phase.weight).any([]<class M>(const M&) {
+      return requires { M::kNeedsOldSumP2; };
+    });
     return std::make_unique<rl::RolloutSource>(
         rollout, model_, tokenizer_, examples, rl::RewardSum(phase.scores(), tokenizer_.eos(), rewards_),
         phase.methods(), seed_of(phase.name, data::Purpose::rollout),

@@ -31,10 +31,10 @@ class Pass {
   }
 
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature,
-                           const std::optional<ops::Keep>& keep = {}) {
+                           const std::optional<ops::Keep>& keep = {}, bool moments = false) {
     rows_ = micro.real();
     return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr, micro.position,
-                                keep);
+                                keep, moments);
   }
 
   const model::AttentionRecord& record() const { return record_; }

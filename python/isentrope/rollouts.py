@@ -21,7 +21,7 @@ order in which the run has them. It takes the Python package pyarrow. Columns:
     logprob, entropy             list<float>: nats, of each token
     finished                     bool
     reward, scores, advantage    double, map<string, double>, double: "rewards" of the JSON lines is scores
-    overlong, ares               double: null where these sections are off
+    overlong, ares, pear, ceeh   double: null where these methods are not there
     parent, begin                int64: null without rollout.branch
 """
 
@@ -55,7 +55,7 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
         row |= {"tokens": line["ids"], "token_texts": line.get("tokens")}
         row |= {name: line.get(name) for name in ("logprob", "entropy", "finished", "reward")}
         row |= {"scores": list(line["rewards"].items())}
-        row |= {name: line.get(name) for name in ("advantage", "overlong", "ares", "parent", "begin")}
+        row |= {name: line.get(name) for name in ("advantage", "overlong", "ares", "pear", "ceeh", "parent", "begin")}
         yield row
 
 
@@ -73,7 +73,7 @@ def write(files: Sequence[Path], out: Path) -> int:
     schema = pa.schema(
         {"phase": text, "step": whole, "group": whole, "sample": whole, "prompt": text, "completion": text,
          "tokens": pa.list_(whole), "token_texts": pa.list_(text), "logprob": pa.list_(number), "entropy": pa.list_(number),
-         "finished": pa.bool_(), "reward": real, "scores": pa.map_(text, real), "advantage": real, "overlong": real, "ares": real,
+         "finished": pa.bool_(), "reward": real, "scores": pa.map_(text, real), "advantage": real, "overlong": real, "ares": real, "pear": real, "ceeh": real,
          "parent": whole, "begin": whole}.items()
     )  # fmt: skip
     beside = out.with_name(out.name + ".part")

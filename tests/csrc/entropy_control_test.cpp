@@ -32,6 +32,37 @@ void expect_near(const std::vector<double>& got, const std::vector<double>& want
 
 const std::vector<double> kFive(5, 0.1);
 
+TEST(EntropyControl, AEntGoesByHowFarTheEntropyIsOutsideItsBand) {
+  const AEnt aent{.low = 0.2, .high = 0.4, .coef = 0.01, .rate = 0.1, .least = 0.001, .most = 0.02, .warmup = 1};
+  // The first update changes nothing; 0.1 is 0.1 below, 0.3 inside, 0.5 0.1 above, 9 far above.
+  expect_near(over(aent, {0.0, 0.1, 0.3, 0.5, 9, 9}, coef), {0.01, 0.01, 0.02, 0.02, 0.01, 0.001});
+  std::map<std::string, double> stats;
+  Tensor state = aent.initial_state();
+  Context context{state, stats};
+  aent.observe({}, context);
+  EXPECT_EQ(state[1].item<double>(), 0) << "an update without a token counts as none";
+  aent.observe({{"entropy/mean", 5.0}, {"entropy/kept", 0.3}}, context);
+  aent.observe({{"entropy/mean", 5.0}, {"entropy/kept", 0.3}}, context);
+  EXPECT_EQ(aent.at(0, state).entropy_coef, 0.01) << "not of what the bonus is about";
+}
+
+TEST(EntropyControl, SirenTakesTheFirstUpdateForItsAnchor) {
+  std::map<std::string, double> stats;
+  const Siren siren{.coef = 0.3, .share = 0.4};
+  Tensor state = siren.initial_state();
+  Context context{state, stats};
+  EXPECT_TRUE(std::isnan(siren.at(0, state).anchor));
+  siren.observe({{"entropy/mean", 1.0}}, context);
+  EXPECT_TRUE(std::isnan(siren.at(0, state).anchor));
+  siren.observe({{"entropy/peak", 2.0}}, context);
+  siren.observe({{"entropy/peak", 3.0}}, context);
+  const Control control = siren.at(5, state);
+  EXPECT_EQ(control.anchor, 2);
+  EXPECT_EQ(control.squared, 0.3);
+  EXPECT_EQ(control.share, 0.4);
+  EXPECT_EQ(Siren{.anchor = 0.7}.at(0, Siren{.anchor = 0.7}.initial_state()).anchor, 0.7);
+}
+
 TEST(EntropyControl, Schedules) {
   expect_near(over(ConstantEntropy{.coef = 0.3}, kFive, coef), {0.3, 0.3, 0.3, 0.3, 0.3});
   expect_near(over(ScheduledEntropy{.from = 0.4, .to = 0, .steps = 4}, kFive, coef), {0.4, 0.3, 0.2, 0.1, 0});

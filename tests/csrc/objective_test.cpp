@@ -109,6 +109,102 @@ TEST(Objective, WeightsAreOfTheWholeUpdateHoweverItIsCut) {
   }
 }
 
+// What is taken out leaves denominators: the gradient is that of an update whose targets are not there.
+TEST(Objective, WhatDiscriminatorsTakeOutIsNotThereHoweverTheUpdateIsCut) {
+  data::Batch update = update_of();
+  methods::ClipB batch;
+  methods::ClipV vocabulary;
+  batch.mu_low = vocabulary.mu_low = 0.5;
+  batch.signs = vocabulary.signs = "both";
+  vocabulary.max_frac = 1;
+  for (const methods::Weight& one : {methods::Weight(batch), methods::Weight(vocabulary)}) {
+    const Outcome whole = run(grpo("clip"), 0, update, {one}), plain = run(grpo("clip"), 0, update);
+    for (const int64_t micro_tokens : {11, 25})
+      expect_same(whole, run(grpo("clip"), micro_tokens, update, {one}), one.kind());
+    const double removed = whole.stats.at("weight/removed");
+    EXPECT_GT(removed, 0.1) << one.kind();
+    EXPECT_LT(removed, 0.9) << one.kind();
+    EXPECT_NEAR(removed, whole.stats.at(one.kind() + "/removed"), 1e-12);
+    EXPECT_NEAR(whole.stats.at("tokens"), (1 - removed) * plain.stats.at("tokens"), 1e-9);
+    EXPECT_FALSE(torch::allclose(whole.gradient[0], plain.gradient[0])) << one.kind();
+  }
+  model::Decoder model = small_model();
+  const auto seen = model->token_entropy(update.tokens, update.target, 1.0, nullptr, {}, {}, true);
+  const Tensor mask = update.target != data::kIgnore;
+  const Tensor gone = methods::clip_v(seen.logprob.detach(), seen.entropy.detach(), seen.sum_p2, seen.sum_p2_logp,
+                                      update.advantage, mask, 0.5, std::nullopt, "both", 1.0);
+  const Outcome taken = run(grpo("clip"), 0, update, {methods::Weight(vocabulary)});
+  update.target = update.target.masked_fill(gone, data::kIgnore);
+  const Outcome absent = run(grpo("clip"), 0, update);
+  for (size_t i = 0; i < taken.gradient.size(); ++i)
+    EXPECT_TRUE(torch::allclose(taken.gradient[i], absent.gradient[i], 1e-5, 1e-7)) << i;
+}
+
+TEST(Objective, TheDivergenceMaskSeesBothPoliciesHoweverTheUpdateIsCut) {
+  data::Batch update = update_of();
+  update.old_sum_p2 = torch::rand({6, 11});
+  methods::DivergenceMask mask;
+  mask.delta = 0.01;
+  const Outcome whole = run(grpo("clip"), 0, update, {mask});
+  expect_same(whole, run(grpo("clip"), 11, update, {mask}), "cut");
+  EXPECT_GT(whole.stats.at("weight/zero"), 0.1);
+  EXPECT_LT(whole.stats.at("weight/zero"), 0.9);
+  EXPECT_EQ(whole.stats.at("weight/removed"), 0);
+}
+
+// The controller follows the entropy that the bonus is about.
+TEST(Objective, AEntFollowsTheEntropyThatIsKept) {
+  const data::Batch update = update_of();
+  ObjectiveConfig config = grpo("clip");
+  methods::AEnt aent;
+  aent.low = aent.high = 0, aent.rate = 1, aent.coef = aent.most = 10, aent.least = 1e-5;
+  config.entropy = aent;
+  config.entropy_keep = KeepConfig{.kind = "without_lowest", .share = 0.5};
+  const Outcome whole = run(config, 0, update);
+  EXPECT_LT(whole.stats.at("entropy/kept"), whole.stats.at("entropy/mean"));
+  EXPECT_GT(whole.stats.at("entropy/kept"), 0);
+  expect_same(whole, run(config, 11, update), "cut");
+  model::Decoder model = small_model();
+  const auto objective = make_objective(config, {}, model, 1.0, std::nullopt, std::make_shared<Ranks>(), {});
+  objective->backward(model, update, 5, nullptr);
+  const Tensor state = objective->state().at("objective.entropy/0/aent");
+  EXPECT_NEAR(state[0].item<double>(), 10 - whole.stats.at("entropy/kept"), 1e-12);
+  EXPECT_EQ(state[1].item<double>(), 1);
+}
+
+// SIREN's term by autograd on the same model: (m − anchor)² of the tokens of highest entropy.
+TEST(Objective, SirenHoldsTheTokensOfHighestEntropyHoweverTheUpdateIsCut) {
+  const data::Batch update = update_of();
+  ObjectiveConfig plain = grpo("clip"), held = plain, off = plain;
+  plain.entropy = std::nullopt;
+  held.entropy = methods::Siren{.coef = 3, .share = 0.3, .anchor = 0.5};
+  held.entropy_keep = KeepConfig{.share = 0.9};
+  off.entropy = methods::Siren{.coef = 0};
+  const Outcome with = run(held, 0, update), without = run(plain, 0, update);
+  expect_same(with, run(held, 11, update), "cut");
+  expect_same(without, run(off, 0, update), "coef 0");
+
+  model::Decoder model = small_model();
+  const auto seen = model->token_entropy(update.tokens, update.target, 1.0, nullptr, {}, ops::Keep{"top_p", 0.9});
+  const Tensor mask = update.target != data::kIgnore;
+  const Tensor top = methods::top_entropy(seen.entropy.detach(), mask, 0.3) > 0;
+  const Tensor mean = seen.kept_entropy.masked_select(top).mean();
+  EXPECT_NEAR(with.stats.at("entropy/peak"), mean.item<double>(), 1e-6);
+  EXPECT_NEAR(with.stats.at("entropy_coef"), -6 * (mean.item<double>() - 0.5), 1e-5);
+  (3 * (mean - 0.5).square()).backward();
+  for (size_t i = 0; i < with.gradient.size(); ++i)
+    EXPECT_TRUE(torch::allclose(with.gradient[i] - without.gradient[i], model->parameters()[i].grad(), 1e-3, 1e-5))
+        << i;
+
+  // Without an anchor the first update sets it, and is not changed.
+  held.entropy = methods::Siren{.coef = 3, .share = 0.3};
+  const auto objective = make_objective(held, {}, small_model(), 1.0, std::nullopt, std::make_shared<Ranks>(), {});
+  model::Decoder first = small_model();
+  const auto stats = objective->backward(first, update, 5, nullptr);
+  EXPECT_EQ(stats.at("entropy_coef"), 0);
+  EXPECT_EQ(objective->state().at("objective.entropy/0/siren").item<double>(), stats.at("entropy/peak"));
+}
+
 // The bonus of the whole, of a part, and of what is the whole again, whose gradient is the same but for rounding.
 TEST(Objective, TheBonusIsOfTheVocabularyThatIsKept) {
   const data::Batch update = update_of();

@@ -19,6 +19,9 @@ Update update() {
   u.entropy = of({.8f, 1.5, .3f, 1.1f, 2, NAN});
   u.old_entropy = of({.8f, 1.6f, .2f, 1.15f, 2.2f, NAN});
   u.attention_entropy = of({.5, .25, .75, .5, 1, NAN});
+  u.sum_p2 = of({.5, .3f, .8f, .4f, .2f, NAN});
+  u.sum_p2_logp = of({-.4f, -.5, -.1f, -.5, -.4f, NAN});
+  u.old_sum_p2 = of({.4f, .3f, .7f, .5, .3f, NAN});
   return u;
 }
 
@@ -41,7 +44,10 @@ TEST(WeightMethods, EveryKindAppliesWithItsDefaults) {
       EXPECT_EQ(weighted.factor.scalar_type(), torch::kFloat);
       EXPECT_TRUE(weighted.factor.ge(0).all().template item<bool>());
       EXPECT_EQ(weighted.factor[1][2].template item<float>(), 0);
-      EXPECT_FALSE(weighted.removed.defined());
+      if constexpr (std::is_base_of_v<DiscriminatorKeys, Method>)  // what it takes out is what has factor 0
+        EXPECT_TRUE(weighted.removed.equal(u.mask & (weighted.factor == 0)));
+      else
+        EXPECT_FALSE(weighted.removed.defined());
     }
   });
   EXPECT_EQ(kinds, static_cast<int>(Weight::names().size()));
@@ -54,6 +60,30 @@ TEST(WeightMethods, AttentionEntropyThatIsNotThereIsAskedFor) {
   std::map<std::string, double> stats;
   Context context{state, stats};
   EXPECT_THROW(AttentionEntropy().apply(u, context), c10::ValueError);
+}
+
+TEST(WeightMethods, MomentsThatAreNotThereAreAskedFor) {
+  Update u = update();
+  u.sum_p2 = u.old_sum_p2 = Tensor();
+  Tensor state;
+  std::map<std::string, double> stats;
+  Context context{state, stats};
+  EXPECT_THROW(ClipV().apply(u, context), std::invalid_argument);
+  EXPECT_THROW(DivergenceMask().apply(u, context), std::invalid_argument);
+}
+
+TEST(WeightMethods, DiscriminatorsTellWhatTheyTakeOut) {
+  Update u = update();
+  ClipB clip;
+  clip.mu_low = 0.5;  // S = .182, −.068, .181; .037, −.050 of mean .056 and standard deviation .107
+  Tensor state;
+  std::map<std::string, double> stats;
+  Context context{state, stats};
+  const Weighted weighted = clip.apply(u, context);
+  EXPECT_EQ(weighted.removed.sum().item<int64_t>(), 1);  // of the two tokens of negative advantage the rarer one
+  EXPECT_TRUE(weighted.removed[1][1].item<bool>());
+  EXPECT_DOUBLE_EQ(stats.at("clip_b/removed"), 0.2);
+  EXPECT_GT(stats.at("clip_b/std"), 0);
 }
 
 struct Keys {

@@ -78,7 +78,7 @@ def start_key(config: dict[str, Any]) -> str:
         return ""
     later = {key: last.get(key) for key in ("name", "data", "reward")}
     if isinstance(later["reward"], list):  # what is done to rewards behind the scores is how the last phase learns
-        later["reward"] = [entry for entry in later["reward"] if entry.get("kind") not in ("overlong", "filter_groups", "ares", "op")]
+        later["reward"] = [entry for entry in later["reward"] if entry.get("kind") not in ("overlong", "filter_groups", "ares", "pear", "ceeh", "op")]
     later["max_new_tokens"] = (last.get("rollout") or {}).get("max_new_tokens")
     fixed = {key: value for key, value in config.items() if key not in ("run", "metrics")}
     fixed["phases"] = [*before, later]

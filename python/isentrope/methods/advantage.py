@@ -244,3 +244,38 @@ def optimal_token_baseline(
         torch.ops.isentrope.method_optimal_token_baseline, reward, logprob, sum_p2, mask, group, alone_zero=alone_zero
     )
     return advantage
+
+
+def gtpo(
+    entropy: Tensor,
+    right: Tensor,
+    mask: Tensor,
+    group: Tensor,
+    *,
+    outcome: float = 1.0,
+    share: float = 0.1,
+    over: str = "group",
+    eps: float = 1e-6,
+) -> Tensor:
+    """Of right completions every token has outcome + share · n H / Σ H, of wrong ones the negative of outcome + share · n (1/H) / Σ 1/H,
+    sums over the n completions of the group that are right (wrong) and whose token at that position counts; then
+    (r - mean r) / (std r + eps), population std, over the tokens of the group.
+
+    Args:
+        entropy: [B, T] nats, of the policy that drew the tokens; float32 or float64.
+        right: [B] bool or number.
+        mask: [B, T] bool or number.
+        group: [B] integer, rising: the prompt of each completion.
+        outcome, share: the paper's α1 and α2, at least 0 and not both 0.
+        over: "group", or "outcome": right and wrong tokens of a group are normalised each by themselves.
+        eps: 0 to 1.
+
+    Returns:
+        [B, T] of entropy's dtype: 0 where mask is, and where all r are equal up to rounding.
+
+    Source: GTPO, arXiv 2508.04349; csrc/methods/gtpo.h.
+    """
+    advantage: Tensor = call(
+        torch.ops.isentrope.method_gtpo, entropy, right, mask, group, outcome=outcome, share=share, over=over, eps=eps
+    )
+    return advantage

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,68 @@ def overlong(length: Tensor, *, longest: int, len: int, penalty_factor: float = 
     """
     penalty: Tensor = call(torch.ops.isentrope.method_overlong, length, longest, len, penalty_factor)
     return penalty
+
+
+def pear(
+    entropy: Tensor,
+    mask: Tensor,
+    tag: Tensor,
+    right: Tensor,
+    *,
+    alpha: float = 1.0,
+    coef: float = 1.0,
+    least: float | None = None,
+) -> Tensor:
+    """-coef · max(0, mean entropy before the closing tag - alpha · mean entropy behind it) of right completions, 0 of others.
+
+    Args:
+        entropy: [B, T] nats, of the policy that drew the tokens; float32 or float64.
+        mask: [B, T] bool or number, the tokens of each completion.
+        tag: [B, 2] integer: the first token of the closing tag, and one behind its last; -1: there is none, and all is thinking.
+        right: [B] bool or number.
+        alpha: weight of the answer's entropy.
+        coef: at least 0, which has no effect.
+        least: of a right completion's reward of 1 with what is added; at most 1. None: there is no least.
+
+    Returns:
+        [B] float64, to be added to rewards of which a right completion has 1.
+
+    Source: PEAR, arXiv 2510.08026; csrc/methods/pear.h.
+    """
+    penalty: Tensor = call(torch.ops.isentrope.method_pear, entropy, mask, tag, right, alpha=alpha, coef=coef, least=least)
+    return penalty
+
+
+class CeehOutput(NamedTuple):
+    """What ceeh returns."""
+
+    hard: Tensor  # [B] bool: completions of hard prompts
+    reward: Tensor  # [B] float64, to be added to rewards
+    accuracy: Tensor  # [G] float64, the records for the next step
+    shortest: Tensor  # [G] float64, likewise
+
+
+def ceeh(
+    right: Tensor, length: Tensor, group: Tensor, accuracy: Tensor, shortest: Tensor, mean: float, *, scale: float = 0.5
+) -> CeehOutput:
+    """Which prompts are hard, and a reward for short right answers: max(-0.9, scale · (L* - L) / L*) of L tokens where the group's share
+    of right answers is at least its record, L* being its shortest record. The records then follow the group.
+
+    Args:
+        right: [B] bool or number.
+        length: [B] integer, tokens.
+        group: [B] integer, rising: the prompt of each completion; G groups.
+        accuracy: [G] float64, the record of each group's prompt, -1 where there is none.
+        shortest: [G] float64, NaN where there is none.
+        mean: of the accuracies on record, over prompts; a group at most that is hard. NaN: none is.
+        scale: at least 0, which is a reward of 0.
+
+    Returns:
+        hard [B], reward [B], accuracy [G], shortest [G].
+
+    Source: CEEH, arXiv 2602.22642; QinwenLuo/CEEH; csrc/methods/ceeh.h.
+    """
+    return CeehOutput(*call(torch.ops.isentrope.method_ceeh, right, length, group, accuracy, shortest, mean, scale=scale))
 
 
 def adaptive_entropy(state: Tensor, entropy: float, *, target: float = 0.2, delta: float = 0.005, least: float = 0.0, most: float = 1.0) -> Tensor:
@@ -61,6 +125,65 @@ def adaptive_kl(coef: float, kl: float, *, target: float, horizon: float) -> flo
     """
     new: float = call(torch.ops.isentrope.method_adaptive_kl, coef, kl, target, horizon)
     return new
+
+
+def aent(
+    state: Tensor,
+    entropy: float,
+    *,
+    low: float = 0.05,
+    high: float = 0.23,
+    rate: float = 1e-3,
+    least: float = 1e-5,
+    most: float = 3e-3,
+    warmup: int = 0,
+) -> Tensor:
+    """The coefficient of an entropy bonus after an update: less rate · (min(0, H - low) + max(0, H - high)), within least and most.
+
+    Args:
+        state: [2] float64, the coefficient and how many updates there were; torch.tensor([coef, 0.0]) before the first.
+        entropy: mean of the update's tokens, nats, over the part of the vocabulary that the bonus is about.
+        low, high: the band, nats.
+        rate: what the coefficient changes by for a nat outside of it.
+        least, most: its range.
+        warmup: updates after which it does not change yet.
+
+    Returns:
+        [2] float64, the new state.
+
+    Source: AEnt, arXiv 2509.03493; AReaL's recipe, which steers once a step; csrc/methods/entropy_control.h.
+    """
+    options = {"low": low, "high": high, "rate": rate, "least": least, "most": most, "warmup": warmup}
+    made: Tensor = call(torch.ops.isentrope.method_aent, state, entropy, **options)
+    return made
+
+
+class SirenOutput(NamedTuple):
+    """What siren returns."""
+
+    coef: Tensor  # [] float64, of an entropy bonus
+    weight: Tensor  # [B, T] of entropy's dtype, of a token's kept entropy in it
+    mean: Tensor  # [] float64, nats: that of the tokens that are held
+
+
+def siren(entropy: Tensor, kept: Tensor, mask: Tensor, anchor: float, *, coef: float = 0.005, share: float = 0.2) -> SirenOutput:
+    """The entropy bonus that has the gradient of coef · (m - anchor)², m the mean of kept over the share of tokens of highest entropy: the
+    gradient of -result.coef · (result.weight · kept).sum() / tokens is that. Hand over a whole update.
+
+    Args:
+        entropy: [B, T] nats, of the policy that learns; float32 or float64.
+        kept: [B, T] nats: the entropy over the part of the vocabulary that is held (token_entropy with keep), or the same.
+        mask: [B, T] bool or number.
+        anchor: nats, m before training; NaN: there is none yet, and the coefficient is 0.
+        coef: at least 0, which has no effect.
+        share: in (0, 1].
+
+    Returns:
+        coef [], weight [B, T] and mean [].
+
+    Source: SIREN, arXiv 2509.25133 (coef 0.005, the 20 % highest, top-p 0.8); csrc/methods/siren.h.
+    """
+    return SirenOutput(*call(torch.ops.isentrope.method_siren, entropy, kept, mask, anchor, coef=coef, share=share))
 
 
 def entropic(state: Tensor, entropy: float, *, target: float = 0.3, proportional: float = 1.0, integral: float = 0.01) -> Tensor:

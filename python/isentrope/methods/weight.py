@@ -186,6 +186,136 @@ def attention_entropy(attention: Tensor, mask: Tensor, *, coef: float = -0.5) ->
     return factor
 
 
+def clip_b(
+    logprob: Tensor,
+    entropy: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    mu_low: float = 2.5,
+    mu_high: float | None = None,
+    signs: str = "neg",
+    max_frac: float = 1.0,
+) -> Tensor:
+    """The tokens whose p (H + log p) lies more than mu_low standard deviations below the mean of the tokens that count, or more than
+    mu_high above it. Hand over a whole update.
+
+    Args:
+        logprob: [B, T] of the tokens, of the policy that learns; float32 or float64.
+        entropy: [B, T] nats, of the same policy.
+        advantage: [B, T].
+        mask: [B, T] bool or number.
+        mu_low: at least 0; infinite: no bound.
+        mu_high: at least 0; None: no bound, as in the released code.
+        signs: whose advantage is looked at: "neg" (below 0), "pos", "both".
+        max_frac: above 0 to 1: where a larger share would go, only the max(1, ⌊max_frac · tokens⌋) farthest do.
+
+    Returns:
+        [B, T] bool, tokens that leave the mask and so the denominators.
+
+    Source: Clip_B, arXiv 2602.03392; csrc/methods/entropy_discriminator.h.
+    """
+    removed: Tensor = call(
+        torch.ops.isentrope.method_clip_b,
+        logprob,
+        entropy,
+        advantage,
+        mask,
+        mu_low=mu_low,
+        mu_high=mu_high,
+        signs=signs,
+        max_frac=max_frac,
+    )
+    return removed
+
+
+def clip_v(
+    logprob: Tensor,
+    entropy: Tensor,
+    sum_p2: Tensor,
+    sum_p2_logp: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    mu_low: float = 8.5,
+    mu_high: float | None = None,
+    signs: str = "neg",
+    max_frac: float = 1e-4,
+) -> Tensor:
+    """The same, of the distance of p (H + log p) from its mean under the policy at that position, H Σ p² + Σ p² log p, in standard
+    deviations of these distances.
+
+    Args:
+        logprob: [B, T] of the tokens, of the policy that learns; float32 or float64.
+        entropy: [B, T] nats, of the same policy.
+        sum_p2, sum_p2_logp: [B, T] Σ p² and Σ p² log p over the vocabulary of that policy (token_entropy with moments=True).
+        advantage: [B, T].
+        mask: [B, T] bool or number.
+        mu_low, mu_high, signs, max_frac: as in clip_b.
+
+    Returns:
+        [B, T] bool, tokens that leave the mask and so the denominators.
+
+    Source: Clip_V, arXiv 2602.03392 (the released class has mu 2, its configuration 8.5); csrc/methods/entropy_discriminator.h.
+    """
+    removed: Tensor = call(
+        torch.ops.isentrope.method_clip_v,
+        logprob,
+        entropy,
+        sum_p2,
+        sum_p2_logp,
+        advantage,
+        mask,
+        mu_low=mu_low,
+        mu_high=mu_high,
+        signs=signs,
+        max_frac=max_frac,
+    )
+    return removed
+
+
+def divergence_mask(
+    logprob: Tensor,
+    old_logprob: Tensor,
+    sum_p2: Tensor,
+    old_sum_p2: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    delta: float = 0.15,
+    divergence: str = "tv",
+) -> Tensor:
+    """0 where the divergence of the token's probability π from μ, that of the policy that drew, is above delta and a step of the policy
+    gradient would raise that of the whole distribution: A (π - μ - (Σ π² - Σ μ²) / 2) > 0. 1 elsewhere.
+
+    Args:
+        logprob: [B, T] of the tokens, of the policy that learns; float32 or float64.
+        old_logprob: [B, T] of the policy that drew them.
+        sum_p2, old_sum_p2: [B, T] Σ p² over the vocabulary of either policy (token_entropy with moments=True).
+        advantage: [B, T].
+        mask: [B, T] bool or number.
+        delta: at least 0.
+        divergence: "tv", abs(π - μ), or "kl", that of the token against all others.
+
+    Returns:
+        [B, T] of logprob's dtype, to multiply the advantage with; the tokens at 0 keep their place in denominators.
+
+    Source: after arXiv 2607.10848; what is ours in it stands in csrc/methods/divergence_mask.h.
+    """
+    factor: Tensor = call(
+        torch.ops.isentrope.method_divergence_mask,
+        logprob,
+        old_logprob,
+        sum_p2,
+        old_sum_p2,
+        advantage,
+        mask,
+        delta=delta,
+        divergence=divergence,
+    )
+    return factor
+
+
 class CorrectionOutput(NamedTuple):
     """What correction returns."""
 

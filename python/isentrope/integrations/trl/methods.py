@@ -17,6 +17,17 @@ __all__ = ["Methods"]
 _REFUSED = {
     "remax": "TRL draws no greedy completion of a prompt; wanted rloo or another estimator",
     "optimal_token_baseline": "TRL's rollouts have no sum of squared probabilities; wanted rloo or another estimator",
+    "gtpo": "TRL has no entropies where rewards are made; wanted grpo or another estimator",
+    "clip_b": "TRL counts its own tokens, and what it takes out would stay in them; isentrope.methods.clip_b says which",
+    "clip_v": "TRL counts its own tokens, and what it takes out would stay in them; isentrope.methods.clip_v says which",
+    "divergence_mask": "TRL's rollouts have no sum of squared probabilities",
+    **dict.fromkeys(
+        ("entropy_advantage", "perplexity", "position", "repo", "gepo", "empg", "hicra", "ceeh"),
+        "TRL's advantages are one number a completion; the function of that name in isentrope.methods takes them by token",
+    ),
+    "siren": "TRL's bonus is over the whole vocabulary; wanted adaptive",
+    "aent": "TRL's bonus is over the whole vocabulary; wanted adaptive",
+    "pear": "it changes rewards; wanted a reward function of its own with isentrope.methods.pear",
     "attention_entropy": "TRL's forward pass hands over no attention",
     "correction": "TRL has it as vllm_importance_sampling_mode and off_policy_mask_threshold",
     "overlong": "it changes rewards; wanted a reward function of its own (trl.rewards.get_soft_overlong_punishment)",
