@@ -47,7 +47,7 @@ struct Batch {
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
     return {of(tokens),  of(target),      of(old_logprob), of(advantage),  of(ref_kl_weight), of(difficulty),
-            of(lengths), of(old_entropy), of(rescored),    of(old_sum_p2), of(position), together};
+            of(lengths), of(old_entropy), of(rescored),    of(old_sum_p2), of(position),      together};
   }
 };
 

@@ -92,9 +92,8 @@ struct Update {
 
   Update rows(int64_t begin, int64_t end) const {
     const auto of = [&](const Tensor& x) { return x.defined() ? x.slice(0, begin, end) : x; };
-    return {of(mask),    of(advantage),   of(logprob),  of(old_logprob),
-            of(entropy), of(old_entropy), of(rescored), of(attention_entropy),
-            of(sum_p2),  of(sum_p2_logp), of(old_sum_p2)};
+    return {of(mask),     of(advantage),         of(logprob), of(old_logprob), of(entropy),   of(old_entropy),
+            of(rescored), of(attention_entropy), of(sum_p2),  of(sum_p2_logp), of(old_sum_p2)};
   }
 };
 

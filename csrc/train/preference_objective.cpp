@@ -44,9 +44,8 @@ std::map<std::string, double> PreferenceObjective::backward(model::Decoder& mode
   for (const Batch& micro : micros) {
     Pass pass(attention_, watch, together ? ranks_.get() : nullptr);
     const auto out = pass.tokens(model, micro, /*temperature=*/1.0);
-    sums[kLoss] +=
-        pass.backward(loss_of(out.logprob, micro, pairs, better, sums), together ? 1.0 : share_of(micro, update),
-                      gradients, &micro == &micros.back());
+    sums[kLoss] += pass.backward(loss_of(out.logprob, micro, pairs, better, sums),
+                                 together ? 1.0 : share_of(micro, update), gradients, &micro == &micros.back());
     const Tensor entropy = out.entropy.detach().to(torch::kFloat64);
     sums[kEntropy] += entropy.sum().item<double>();
     sums[kEntropySquare] += entropy.square().sum().item<double>();
