@@ -25,7 +25,7 @@ struct SamplingConfig {
   int64_t max_new_tokens = 0;
   int64_t min_new_tokens = 0;
   std::vector<std::string> stop = {}, bad_words = {};
-  bool sum_p2 = false;  // draw Completion::sum_p2 too; no key: methods ask for it
+  bool sum_p2 = false;                          // draw Completion::sum_p2 too; no key: methods ask for it
   std::shared_ptr<const TextRules> rules = {};  // what these are in tokens: with_rules() of csrc/rl/text_rules.h
 
   // The keys that keep the policy from drawing what it would, as they are set.
