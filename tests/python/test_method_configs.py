@@ -78,6 +78,8 @@ def test_trains_and_tells(name, tmp_path, plain):
     assert len(lines) >= 4
     for key in told:
         assert all(key in line for line in lines), key
+    if name == "empg":
+        assert all(line["empg/steps"] > 1 for line in lines), "no step ended"
     if name not in ("aent", "ceeh", "gtpo", "pear", "position", "siren"):
         assert losses(lines) != plain(name), "the method changed nothing"
     if off:
