@@ -15,6 +15,7 @@ SHORT = ["phases.sft.evaluation.every=0", "phases.grpo.evaluation.every=0", "tes
 GRPO = "phases.grpo."
 METHODS = {
     "aent": (None, ["entropy_coef", "entropy/kept"]),
+    "bupo": (None, ["inner/entropy"]),
     "ceeh": (None, ["ceeh/hard", "ceeh/length"]),
     "clip_b": (GRPO + "weight.0.mu_low=1e6", ["clip_b/removed", "clip_b/mean", "clip_b/std", "weight/removed"]),
     "clip_v": (GRPO + "weight.0.mu_low=1e6", ["clip_v/removed", "clip_v/mean", "clip_v/std", "weight/removed"]),
