@@ -229,7 +229,8 @@ def draw(device):
     """logprob, old_logprob, advantage, mask, ref_logprob, entropy, each [BATCH, LENGTH]; sequences of 1/2 to all of LENGTH."""
     generator = torch.Generator().manual_seed(1)
     logprob = -torch.empty(BATCH, LENGTH).exponential_(1.0, generator=generator)
-    old, ref = (logprob + s * torch.randn(BATCH, LENGTH, generator=generator) for s in (0.1, 0.3))
+    # No probability is above 1: dppo takes it, and ours bounds it there.
+    old, ref = ((logprob + s * torch.randn(BATCH, LENGTH, generator=generator)).clamp_max(0) for s in (0.1, 0.3))
     advantage = torch.randn(BATCH, 1, generator=generator).expand(BATCH, LENGTH).contiguous()
     entropy = torch.rand(BATCH, LENGTH, generator=generator)
     tokens = torch.randint(LENGTH // 2, LENGTH + 1, (BATCH, 1), generator=generator)
