@@ -6,7 +6,7 @@
     scripts/check_layers.py [ROOT]      prints one line a finding, file:line first; exit code 1 where there are any
 
 Beside that order: csrc/data is a leaf that rl and train use; csrc/methods stands on csrc/ops, and rl and train apply it; kernels/ knows no torch, and nothing else knows .cuh or a
-launch; yaml-cpp, PCRE2, zlib and c10d have their users; project files are included by their path from the root.
+launch; constexpr functions of kernels/*.h are for the device too; yaml-cpp, PCRE2, zlib and c10d have their users; project files are included by their path from the root.
 """
 
 import re
@@ -56,6 +56,11 @@ PROJECT = re.compile(r"(kernels|csrc|tests)/")
 NOT_CODE = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 
 
+# A constexpr function of a header that kernels include, which nvcc lets a kernel call only where it is for the device too; a machine
+# without nvcc would not see it.
+FOR_HOST = re.compile(r"^(?!.*ISENTROPE_HOST_DEVICE)[ \t]*(?:inline |static )*constexpr [\w:<>*& ]*?\b[a-z]\w*\(", re.MULTILINE)
+
+
 def room_of(path):
     return max((room for room in ROOMS if path.startswith(room)), key=len, default=None)
 
@@ -87,6 +92,9 @@ def check_file(root, path):
         if found:
             for finding in check_include(root, path, room, *found.groups()):
                 yield number, finding
+    if re.fullmatch(r"kernels/\w+\.h", path):
+        for found in FOR_HOST.finditer(text):
+            yield text.count("\n", 0, found.start()) + 1, "a constexpr function that kernels may call is ISENTROPE_HOST_DEVICE"
     if not path.startswith(KERNELS):
         if path.endswith((".cu", ".cuh")):
             yield 1, f"CUDA sources stay in {' and '.join(KERNELS)}"

@@ -44,6 +44,7 @@ def test_a_tree_in_order_has_no_findings(tmp_path):
     ("tests/kernels/op_test.cpp", "#include <ATen/ATen.h>\n", 1, "know no torch"),
     ("kernels/gpu/reduce.h", '#include "kernels/op.h"\n', 1, "kernels/gpu/ may not include kernels/op.h"),
     ("kernels/op.h", '#include "csrc/ops/ops.h"\n', 1, "kernels/ may not include"),
+    ("kernels/op.h", "constexpr int kRows = 1 << (2);\nISENTROPE_HOST_DEVICE constexpr int a(int x) { return x; }\nconstexpr bool has(Form form) {\n", 3, "ISENTROPE_HOST_DEVICE"),
     ("csrc/ops/op.cpp", '#include "csrc/model/decoder.h"\n', 1, "csrc/ops/ may not include"),
     ("csrc/model/decoder.h", '#include "csrc/rl/rollout.h"\n', 1, "csrc/model/ may not include"),
     ("csrc/model/decoder.h", '#include "csrc/data/batch.h"\n', 1, "csrc/model/ may not include"),
