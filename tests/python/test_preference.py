@@ -45,7 +45,7 @@ def test_losses_are_those_of_a_loop(loss):
 
 
 def test_losses_golden():
-    # TRL 1.16.0, DPOTrainer: beta 0.1, chosen scores 1.5 and -2, rejected 0.5 and 1.
+    # By the formulas of TRL 1.16.0's DPOTrainer, by hand: beta 0.1, h = 1 and -3.
     chosen, rejected = torch.tensor([1.5, -2.0]), torch.tensor([0.5, 1.0])
     close = lambda got, wanted: torch.testing.assert_close(got, torch.tensor(wanted), rtol=1e-6, atol=1e-6)  # noqa: E731
     close(methods.preference(chosen, rejected), [0.6443967, 0.8543552])
@@ -233,13 +233,14 @@ def test_other_losses_raise_the_margin(trained, words):
 
 
 def test_the_loss_is_that_of_torch(trained):
+    """Of the second step, whose update has every pair of the file: after one step policy and reference differ."""
     transformers = pytest.importorskip("transformers")
-    train(trained, f"run.dir={trained}/one", "phases.dpo.steps=2", "run.checkpoint_every=1")
-    models = [transformers.AutoModelForCausalLM.from_pretrained(next((trained / "one/checkpoints").glob(name))) for name in ("sft-*4", "dpo-*1")]
-    header = lines(trained, "one")[0]["run"]
-    assert header["phases"][-1]["objective"] == "dpo"
-    # Of the second step: its pairs are not told, so that of every pair of the file the loss is computed, and the step's lies in their range.
-    tokenizer = transformers.AutoTokenizer.from_pretrained(next((trained / "one/checkpoints").glob("dpo-*1")))
+    pairs_of_file = [json.loads(line) for line in open(trained / "pairs.jsonl")]
+    words = [f"phases.dpo.data.jsonl.{part}_fraction=0" for part in ("validation", "test")]
+    train(trained, f"run.dir={trained}/one", "phases.dpo.steps=2", "run.checkpoint_every=1", f"phases.dpo.batch.sequences={len(pairs_of_file)}", *words)
+    checkpoints = trained / "one" / "checkpoints"
+    policy, reference = (transformers.AutoModelForCausalLM.from_pretrained(next(checkpoints.glob(name))) for name in ("dpo-*1", "sft-*4"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(next(checkpoints.glob("dpo-*1")))
 
     def logprob(model, prompt, completion):
         ids = tokenizer(prompt + completion + ".", return_tensors="pt").input_ids
@@ -248,14 +249,15 @@ def test_the_loss_is_that_of_torch(trained):
             logits = model(ids).logits.double().log_softmax(-1)
         return logits[0, start - 1 : -1].gather(1, ids[0, start:, None]).sum().item()
 
-    data = [json.loads(line) for line in open(trained / "pairs.jsonl")]
-    ratio = lambda pair, key: logprob(models[1], pair["prompt"], pair[key]) - logprob(models[0], pair["prompt"], pair[key])  # noqa: E731
-    each = [-math.log(sigmoid(0.2 * (ratio(pair, "chosen") - ratio(pair, "rejected")))) for pair in data]
+    ratio = {key: [logprob(policy, one["prompt"], one[key]) - logprob(reference, one["prompt"], one[key]) for one in pairs_of_file]
+             for key in ("chosen", "rejected")}  # fmt: skip
+    margins = [0.2 * (w - l) for w, l in zip(ratio["chosen"], ratio["rejected"])]
     second = steps(trained, "one")[1]
-    assert second["loss"] != pytest.approx(math.log(2), abs=1e-5)
-    mean = sum(each) / len(each)
-    spread = (sum((x - mean) ** 2 for x in each) / len(each)) ** 0.5
-    assert abs(second["loss"] - mean) < 4 * spread / 16**0.5
+    # float32 sums of some ten log-probabilities of some nats: 1e-6 each.
+    assert second["loss"] == pytest.approx(sum(-math.log(sigmoid(margin)) for margin in margins) / len(margins), abs=2e-5)
+    assert second["pair/margin"] == pytest.approx(sum(margins) / len(margins), abs=2e-5)
+    assert second["pair/accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / len(margins), abs=0.011)  # but ties
+    assert abs(second["loss"] - math.log(2)) > 1e-3, "the step moved nothing"
 
 
 @pytest.mark.parametrize(
