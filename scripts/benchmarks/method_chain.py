@@ -10,7 +10,7 @@ import torch
 import isentrope
 from isentrope import methods
 
-from cycle import CHARACTERS, CONFIG, NEW, PROMPTS, SAMPLES, UPDATES, letters, our_cycle, random_prompts  # noqa: F401
+from cycle import CHARACTERS, CONFIG, NEW, PROMPTS, SAMPLES, UPDATES, letters, our_cycle
 from timing import compare, interleaved
 
 CHAIN = """

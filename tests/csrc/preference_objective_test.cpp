@@ -1,33 +1,11 @@
 // Loss, gradient and statistics of pairs, however the update is cut; and that no cut parts a pair.
-#include <gtest/gtest.h>
-
-#include <cmath>
-
-#include "csrc/train/objective.h"
+#include "tests/csrc/small_update.h"
 
 namespace isentrope::train {
 namespace {
 
-using torch::Tensor;
-
-model::Decoder model_of(uint64_t seed) {
-  model::DecoderConfig config;
-  config.num_hidden_layers = 1;
-  config.hidden_size = 16;
-  config.num_attention_heads = 2;
-  config.num_key_value_heads = 1;
-  config.intermediate_size = 24;
-  config.max_position_embeddings = 32;
-  config.vocabulary = 23;
-  model::Decoder model(config, 3);
-  torch::NoGradGuard no_grad;
-  torch::manual_seed(static_cast<int64_t>(seed));
-  for (Tensor& parameter : model->parameters()) parameter.normal_(0.0, 0.5);
-  return model;
-}
-
 // Five pairs of different lengths.
-data::Batch update_of() {
+data::Batch pairs_of() {
   const int64_t B = 10, T = 9;
   torch::manual_seed(7);
   data::Batch update;
@@ -39,23 +17,18 @@ data::Batch update_of() {
   return update;
 }
 
-struct Outcome {
-  std::map<std::string, double> stats;
-  std::vector<Tensor> gradient;
-};
-
-Outcome run(const ObjectiveConfig& config, int64_t micro_tokens) {
-  model::Decoder model = model_of(3);
-  const auto objective = make_objective(config, {.micro_tokens = micro_tokens}, model, 1.0, model_of(4));
-  Outcome out{objective->backward(model, update_of(), 5, nullptr), {}};
+Outcome run_pairs(const ObjectiveConfig& config, int64_t micro_tokens) {
+  model::Decoder model = small_model();
+  const auto objective = make_objective(config, {.micro_tokens = micro_tokens}, model, 1.0, small_model(4));
+  Outcome out{objective->backward(model, pairs_of(), 5, nullptr), {}};
   for (const Tensor& parameter : model->parameters()) out.gradient.push_back(parameter.grad().clone());
   return out;
 }
 
 // Of the same update in ATen, all rows at once.
 Outcome by_hand(const ObjectiveConfig& config) {
-  model::Decoder model = model_of(3), reference = model_of(4);
-  const data::Batch update = update_of();
+  model::Decoder model = small_model(), reference = small_model(4);
+  const data::Batch update = pairs_of();
   const auto ratio = [&](model::Decoder& of) {
     return of->token_entropy(update.tokens, update.target, 1.0).logprob.sum(1).view({-1, 2});
   };
@@ -84,9 +57,9 @@ TEST(Preference, LossAndGradientAreThoseByHandHoweverTheUpdateIsCut) {
   for (const auto& [loss, sft] : {std::pair{"sigmoid", 0.0}, {"ipo", 0.0}, {"sigmoid", 0.7}}) {
     ObjectiveConfig config;
     config.kind = "dpo", config.dpo_loss = loss, config.dpo_sft_coef = sft;
-    const Outcome wanted = by_hand(config), whole = run(config, 0);
+    const Outcome wanted = by_hand(config), whole = run_pairs(config, 0);
     for (const int64_t micro_tokens : {0, 1, 36, 60}) {
-      const Outcome got = run(config, micro_tokens);
+      const Outcome got = run_pairs(config, micro_tokens);
       for (const auto& [name, value] : wanted.stats)
         EXPECT_NEAR(got.stats.at(name), value, 1e-5) << loss << " " << name;
       for (const auto& [name, value] : whole.stats)
@@ -101,7 +74,7 @@ TEST(Preference, LossAndGradientAreThoseByHandHoweverTheUpdateIsCut) {
 }
 
 TEST(Preference, NoRankGetsHalfAPair) {
-  const data::Batch update = update_of();
+  const data::Batch update = pairs_of();
   for (const int64_t ranks : {1, 2, 3, 4, 5, 7}) {
     std::vector<Tensor> rows;
     for (int64_t rank = 0; rank < ranks; ++rank) {

@@ -1,4 +1,5 @@
-// A small model, an update for it, and what an objective makes of the two. Of objective_test.cpp and gradient_noise_test.cpp.
+// A small model, an update for it, and what an objective makes of the two. Of objective_test.cpp, gradient_noise_test.cpp and
+// preference_objective_test.cpp.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -16,7 +17,7 @@ namespace {
 
 using torch::Tensor;
 
-inline model::Decoder small_model() {
+inline model::Decoder small_model(int64_t seed = 3) {
   model::DecoderConfig config;
   config.num_hidden_layers = 1;
   config.hidden_size = 16;
@@ -27,7 +28,7 @@ inline model::Decoder small_model() {
   config.vocabulary = 23;
   model::Decoder model(config, 3);
   torch::NoGradGuard no_grad;
-  torch::manual_seed(3);
+  torch::manual_seed(seed);
   for (Tensor& parameter : model->parameters()) parameter.normal_(0.0, 0.5);
   return model;
 }
