@@ -3,7 +3,7 @@
 # find_package(Torch) of a CUDA torch refuses to configure without a CUDA toolkit and mixes a system toolkit's
 # libraries in where there is one, so include folders and libraries are asked of torch itself.
 # Defines: TORCH_CUBLAS (the cuBLAS that torch loads); torch::torch (C++ API), torch::python (for pybind11 modules); TORCH_VERSION, TORCH_CUDA (toolkit version
-# torch was built with, or empty), TORCH_LIB_DIR, Python_EXECUTABLE.
+# torch was built with, or empty), TORCH_CPU_CAPABILITY (the instruction set that torch uses here, as "AVX512"), TORCH_LIB_DIR, Python_EXECUTABLE.
 
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter OPTIONAL_COMPONENTS Development.Module)
 execute_process(
@@ -13,7 +13,8 @@ print(torch.__version__)
 print(torch.version.cuda or '')
 print(os.path.join(os.path.dirname(torch.__file__), 'lib'))
 print(';'.join(p for p in e.include_paths()))
-print(int(torch.compiled_with_cxx11_abi()))"
+print(int(torch.compiled_with_cxx11_abi()))
+print(torch.backends.cpu.get_cpu_capability().upper())"
   OUTPUT_VARIABLE torch_facts ERROR_VARIABLE torch_error RESULT_VARIABLE torch_missing OUTPUT_STRIP_TRAILING_WHITESPACE)
 if(torch_missing)
   message(FATAL_ERROR "isentrope: no torch in ${Python_EXECUTABLE}. Run scripts/setup.sh, or activate an environment "
@@ -26,6 +27,7 @@ list(GET torch_facts 1 TORCH_CUDA)
 list(GET torch_facts 2 TORCH_LIB_DIR)
 list(GET torch_facts 3 torch_includes)
 list(GET torch_facts 4 torch_cxx11_abi)
+list(GET torch_facts 5 TORCH_CPU_CAPABILITY)
 if(TORCH_VERSION VERSION_LESS 2.11)
   message(FATAL_ERROR "isentrope: torch ${TORCH_VERSION} is older than 2.11, the oldest that is tested.")
 endif()

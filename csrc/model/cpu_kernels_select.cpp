@@ -19,26 +19,26 @@ ISENTROPE_DECLARE(AVX512)
 
 template <>
 const CpuKernels<float>& cpu_kernels<float>() {
-  return ops::pick(DEFAULT::float_kernels, AVX2::float_kernels, AVX512::float_kernels)();
+  return ISENTROPE_PICK(float_kernels)();
 }
 
 template <>
 const CpuKernels<double>& cpu_kernels<double>() {
-  return ops::pick(DEFAULT::double_kernels, AVX2::double_kernels, AVX512::double_kernels)();
+  return ISENTROPE_PICK(double_kernels)();
 }
 
 template <>
 const DecodeKernels<float>& decode_kernels<float>() {
-  return ops::pick(DEFAULT::float_decode_kernels, AVX2::float_decode_kernels, AVX512::float_decode_kernels)();
+  return ISENTROPE_PICK(float_decode_kernels)();
 }
 
 template <>
 const DecodeKernels<uint16_t>& decode_kernels<uint16_t>() {
-  return ops::pick(DEFAULT::bfloat16_decode_kernels, AVX2::bfloat16_decode_kernels, AVX512::bfloat16_decode_kernels)();
+  return ISENTROPE_PICK(bfloat16_decode_kernels)();
 }
 
 const Bfloat16Kernels& bfloat16_kernels() {
-  return ops::pick(DEFAULT::bfloat16_kernels, AVX2::bfloat16_kernels, AVX512::bfloat16_kernels)();
+  return ISENTROPE_PICK(bfloat16_kernels)();
 }
 
 }  // namespace isentrope::model

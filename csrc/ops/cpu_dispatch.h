@@ -26,8 +26,10 @@ Function* pick(Function* plain, Function* avx2, Function* avx512) {
   return isa() == Isa::kAvx512 ? avx512 : isa() == Isa::kAvx2 ? avx2 : plain;
 }
 
-// The variant of a function that fits the processor.
-#if defined(__x86_64__)
+// The variant of a function that fits the processor; a sanitized build has one alone (csrc/CMakeLists.txt).
+#if defined(ISENTROPE_ISA)
+#define ISENTROPE_PICK(function) (&ISENTROPE_ISA::function)
+#elif defined(__x86_64__)
 #define ISENTROPE_PICK(function) ::isentrope::ops::pick(&DEFAULT::function, &AVX2::function, &AVX512::function)
 #else
 #define ISENTROPE_PICK(function) (&DEFAULT::function)
