@@ -14,7 +14,7 @@
 namespace isentrope::methods {
 namespace {
 
-constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+constexpr double kUnseen = std::numeric_limits<double>::quiet_NaN();
 constexpr double kQuick = 0.2, kSlow = 0.05;  // shares of a step: towards better, towards worse
 constexpr double kLeast = -0.9;               // of the reward
 
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ceeh(const Tensor& right, const Tenso
   return {back(hard), back(reward), back(next_a), back(next_l)};
 }
 
-Tensor CeehRecord::initial_state() const { return torch::tensor({-1.0, kUnknown, kUnknown}, torch::kFloat64); }
+Tensor CeehRecord::initial_state() const { return torch::tensor({-1.0, kUnseen, kUnseen}, torch::kFloat64); }
 
 std::pair<Tensor, Tensor> CeehRecord::step(const Completions& c, double scale, Context& context) const {
   std::vector<double> state = numbers(host(context.state, torch::kFloat64));
@@ -74,7 +74,7 @@ std::pair<Tensor, Tensor> CeehRecord::step(const Completions& c, double scale, C
     if (state[i] >= 0) sum += state[i + 1], ++seen;
   }
   const double all = std::max(seen, static_cast<double>(prompts));
-  const double mean = all > 0 ? (sum - (all - seen)) / all : kUnknown;  // those not seen count −1
+  const double mean = all > 0 ? (sum - (all - seen)) / all : kUnseen;  // those not seen count −1
   const Groups groups = groups_of(c.group);
   const Tensor prompt = host(c.prompt, torch::kInt64);
   std::vector<double> accuracy, shortest;
@@ -82,7 +82,7 @@ std::pair<Tensor, Tensor> CeehRecord::step(const Completions& c, double scale, C
   for (size_t g = 0; g + 1 < groups.size(); ++g) {
     const int64_t number = prompt.const_data_ptr<int64_t>()[groups[g]];
     const auto [found, is_new] = place.emplace(number, state.size());
-    if (is_new) state.insert(state.end(), {static_cast<double>(number), -1.0, kUnknown});
+    if (is_new) state.insert(state.end(), {static_cast<double>(number), -1.0, kUnseen});
     at.push_back(found->second);
     accuracy.push_back(state[found->second + 1]);
     shortest.push_back(state[found->second + 2]);

@@ -12,7 +12,7 @@ namespace isentrope::methods {
 namespace {
 
 constexpr double kFence = 1.5;      // of the distance of the quartiles: Tukey's, as the paper has it
-constexpr double kLeastStd = 1e-6;  // as released: below it the group counts as of one perplexity, and is not scaled
+constexpr double kLeastDeviation = 1e-6;  // as released: below it the group counts as of one perplexity, and is not scaled
 
 // Of each row −mean of logprob over its tokens that count; NaN where there is none.
 std::vector<double> log_perplexities(const TokenTable& given, const double* logprob) {
@@ -40,7 +40,7 @@ std::pair<double, double> centre_of(const std::vector<double>& u) {
   const double mean = sum / n;
   for (const double x : inside) squares += (x - mean) * (x - mean);
   const double deviation = std::sqrt(squares / n);
-  return {mean, deviation > kLeastStd ? deviation : 1.0};
+  return {mean, deviation > kLeastDeviation ? deviation : 1.0};
 }
 
 }  // namespace
