@@ -75,8 +75,16 @@ inline int64_t packed_size(int64_t K, int64_t N, int64_t panel) { return (N + pa
 
 template <class T>
 const CpuKernels<T>& cpu_kernels();
+template <>
+const CpuKernels<float>& cpu_kernels();
+template <>
+const CpuKernels<double>& cpu_kernels();
 // float, or uint16_t for bfloat16
 template <class Storage>
 const DecodeKernels<Storage>& decode_kernels();
+template <>
+const DecodeKernels<float>& decode_kernels();
+template <>
+const DecodeKernels<uint16_t>& decode_kernels();
 
 }  // namespace isentrope::model
