@@ -25,7 +25,8 @@ struct Batch {
       {};  // [B, T] float, nats, of the policy that drew, 0 where target is −100; policy batches only
   torch::Tensor rescored =
       {};  // [B, T] float, log-probability under the policy at the step's beginning; where methods ask
-  torch::Tensor old_sum_p2 = {};  // [B, T] float, Σ p² of the policy that drew; where methods ask
+  torch::Tensor old_sum_p2 = {};   // [B, T] float, Σ p² of the policy that drew; where methods ask
+  torch::Tensor ref_logprob = {};  // [B, T] float, under the reference, where a reward has asked for it
   torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
   int64_t together = 1;         // rows, one behind the other, that no cut parts: 2 of a pair
 
@@ -46,8 +47,9 @@ struct Batch {
   template <class Function>
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
-    return {of(tokens),  of(target),      of(old_logprob), of(advantage),  of(ref_kl_weight), of(difficulty),
-            of(lengths), of(old_entropy), of(rescored),    of(old_sum_p2), of(position),      together};
+    return {of(tokens),      of(target),   of(old_logprob), of(advantage), of(ref_kl_weight),
+            of(difficulty),  of(lengths),  of(old_entropy), of(rescored),  of(old_sum_p2),
+            of(ref_logprob), of(position), together};
   }
 };
 

@@ -20,24 +20,37 @@ inline __attribute__((always_inline)) T held(T d) {
 
 template <class T>
 void ratio(const RatioLoop& p, int64_t begin, int64_t end) {
-  const T *logprob = of<T>(p.logprob), *old = of<T>(p.old_logprob), low = T(p.low), high = T(p.high);
-  const uint8_t* mask = flags(p.mask);
-  T* __restrict factor = static_cast<T*>(p.factor);
-  if (p.outside == Outside::kTruncate) {
-    for (int64_t i = begin; i < end; ++i) {
-      const T w = exponential(held(log_ratio(logprob[i], old[i]))), f = w > high ? high : w < low ? low : w;
-      factor[i] = mask[i] != 0 ? f : T(0);
+  const T low = T(p.low), high = T(p.high);
+  T w[kBlock];
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t count = std::min(kBlock, end - at);
+    const T *logprob = of<T>(p.logprob, at), *old = of<T>(p.old_logprob, at);
+    const uint8_t* mask = flags(p.mask) + at;
+    T* __restrict factor = static_cast<T*>(p.factor) + at;
+    auto* __restrict removed = reinterpret_cast<uint8_t*>(p.removed) + at;
+    if (!any_flag(mask, count)) {
+      std::fill_n(factor, count, T(0));
+      if (p.outside == Outside::kReject) std::fill_n(removed, count, uint8_t{0});
+      continue;
     }
-    return;
+    if (p.outside == Outside::kTruncate) {
+      for (int64_t i = 0; i < count; ++i) {
+        const T e = exponential(held(log_ratio(logprob[i], old[i]))), f = e > high ? high : e;
+        w[i] = f < low ? low : f;
+      }
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        const T e = exponential(held(log_ratio(logprob[i], old[i])));
+        w[i] = (e >= low) & (e <= high) ? e : T(0);
+      }
+    }
+    if (p.outside != Outside::kReject) {
+      for (int64_t i = 0; i < count; ++i) factor[i] = mask[i] != 0 ? w[i] : T(0);
+      continue;
+    }
+    for (int64_t i = 0; i < count; ++i) factor[i] = (mask[i] != 0) & (w[i] > T(0)) ? T(1) : T(0);
+    for (int64_t i = 0; i < count; ++i) removed[i] = (mask[i] != 0) & (w[i] == T(0)) ? 1 : 0;
   }
-  for (int64_t i = begin; i < end; ++i) {
-    const T w = exponential(held(log_ratio(logprob[i], old[i])));
-    factor[i] = (w >= low) & (w <= high) & (mask[i] != 0) ? w : T(0);
-  }
-  if (p.outside == Outside::kMask) return;
-  auto* __restrict removed = reinterpret_cast<uint8_t*>(p.removed);
-  for (int64_t i = begin; i < end; ++i) removed[i] = (factor[i] == T(0)) & (mask[i] != 0) ? 1 : 0;
-  for (int64_t i = begin; i < end; ++i) factor[i] = factor[i] > T(0) ? T(1) : T(0);
 }
 
 template <class T>
@@ -80,9 +93,10 @@ void gap(const GapLoop& p, int64_t row) {
     const int64_t count = std::min(kBlock, p.length - begin), at = row * p.length + begin;
     const T *logprob = of<T>(p.logprob, at), *old = of<T>(p.old_logprob, at);
     const uint8_t* mask = flags(p.mask) + at;
+    if (!any_flag(mask, count)) continue;
     for (int64_t i = 0; i < count; ++i) {
-      const T own = log_ratio(logprob[i], old[i]);
-      d[i] = mask[i] != 0 ? own : T(0);
+      const T own = logprob[i] - old[i];
+      d[i] = (own == own) & (mask[i] != 0) ? own : T(0);
     }
     add(count, sum, [&](int64_t i) { return static_cast<double>(d[i]); });
     if (!p.all) continue;

@@ -7,6 +7,7 @@
 //   advantage   Advantages estimate(const Rewarded&) const              the first of the list: advantages of the rewards
 //               void apply(Completions&, Context&) const                the others: changed advantages [B, T]
 //   weight      Weighted apply(const Update&, Context&) const           a factor [B, T] of each token's policy term
+//               or Tensor choose(selected, mask, seed) const            [B, T] bool, in the place of what the loss selects
 //   controller  Control at(step, state) const, see entropy_control.h    coefficients of the step
 //
 // A reward method has observe(seen, context) where it follows what updates saw. A method of rewards or advantages has bind(tokens_called)

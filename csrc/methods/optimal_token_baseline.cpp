@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "csrc/methods/estimator.h"
+#include "csrc/ops/result_memory.h"
 
 namespace isentrope::methods {
 namespace {
@@ -81,8 +82,8 @@ struct Tile {
 // exp of each row [T] up to its end; what stands behind is any number.
 Tensor chances(const Tensor& logprob, const std::vector<int64_t>& end) {
   constexpr int64_t kLong = 8192;  // a call of torch costs as much as some 2000 exponentials
-  if (logprob.size(1) < kLong) return logprob.exp();
-  const Tensor out = torch::empty_like(logprob);
+  Tensor out = ops::result_like(logprob);
+  if (logprob.size(1) < kLong) return torch::exp_out(out, logprob);
   for (size_t b = 0; b < end.size(); ++b) {
     const auto row = static_cast<int64_t>(b);
     Tensor chance = out[row].narrow(0, 0, end[b]);

@@ -25,6 +25,7 @@
 #include "csrc/methods/perplexity.h"
 #include "csrc/methods/position.h"
 #include "csrc/methods/quantile.h"
+#include "csrc/methods/random.h"
 #include "csrc/methods/reinforce_plus_plus.h"
 #include "csrc/methods/remax.h"
 #include "csrc/methods/repo.h"
@@ -88,6 +89,7 @@ using Weight = OneOf<  //
     ClipV,             // arXiv 2602.03392
     DivergenceMask,    // after arXiv 2607.10848
     Correction,        // truncated importance sampling, IcePop, DeepSeek-V3.2
+    Random,            // the control of clip_cov and kl_cov
     OwnWeight          // one's own
     >;
 

@@ -5,6 +5,7 @@
 #include "csrc/methods/op.h"
 #include "csrc/methods/weight_cpu.h"
 #include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/result_memory.h"
 
 namespace isentrope::methods {
 
@@ -32,8 +33,8 @@ class TokenArguments {
     return {x.size(0), x.size(1), mask_.const_data_ptr<bool>(), x.scalar_type() == torch::kDouble};
   }
   // [B, T] on the CPU, not initialised: of the first argument's dtype, or bool.
-  Tensor make() const { return torch::empty_like(kept_.front()); }
-  Tensor make_flags() const { return torch::empty_like(mask_); }
+  Tensor make() const { return ops::result_like(kept_.front()); }
+  Tensor make_flags() const { return ops::result_like(mask_); }
   // A result, where the first argument was.
   Tensor give(const Tensor& x) const { return x.to(device_); }
 

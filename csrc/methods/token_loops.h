@@ -41,6 +41,13 @@ void for_chunks(const TokenRows& p, const Body& body) {
 }
 
 inline const uint8_t* flags(const bool* mask) { return reinterpret_cast<const uint8_t*>(mask); }
+
+// Whether one of the flags [count], each 0 or 1, is set. Completions are padded: a block of padding is passed over.
+inline bool any_flag(const uint8_t* flag, int64_t count) {
+  uint8_t any = 0;
+  for (int64_t i = 0; i < count; ++i) any |= flag[i];
+  return any != 0;
+}
 template <class T>
 const T* of(const void* x, int64_t at = 0) {
   return static_cast<const T*>(x) + at;
@@ -73,12 +80,36 @@ inline double total(const double* lanes) {
   return sum;
 }
 
-// An entry of csrc/methods/weight_cpu.h from the loop over a chunk, or over a row, of one type.
+// body(begin, end) over the runs of blocks of a chunk of which a token counts; p.factor ← 0 over the others.
+template <class T, class Loop, class Body>
+void for_marked(const Loop& p, int64_t begin, int64_t end, const Body& body) {
+  int64_t first = begin;  // of the run, which ends before at
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t count = std::min(kBlock, end - at);
+    if (any_flag(flags(p.mask) + at, count)) continue;
+    if (first < at) body(first, at);
+    std::fill_n(static_cast<T*>(p.factor) + at, count, T(0));
+    first = at + count;
+  }
+  if (first < end) body(first, end);
+}
+
+// An entry of csrc/methods/weight_cpu.h from the loop over a chunk, or over a row, of one type; a loop over marked tokens makes
+// p.factor [rows, length] alone.
 #define ISENTROPE_CHUNKS(name, Loop)                                         \
   void name##_on_cpu(const Loop& p) {                                        \
     for_chunks(p, [&](int64_t begin, int64_t end) {                          \
       with_type(p, [&](auto type) { name<decltype(type)>(p, begin, end); }); \
     });                                                                      \
+  }
+#define ISENTROPE_MARKED(name, Loop)                                                                 \
+  void name##_on_cpu(const Loop& p) {                                                                \
+    for_chunks(p, [&](int64_t begin, int64_t end) {                                                  \
+      with_type(p, [&](auto type) {                                                                  \
+        using T = decltype(type);                                                                    \
+        for_marked<T>(p, begin, end, [&](int64_t first, int64_t last) { name<T>(p, first, last); }); \
+      });                                                                                            \
+    });                                                                                              \
   }
 #define ISENTROPE_ROWS(name, Loop)                                                                           \
   void name##_on_cpu(const Loop& p) {                                                                        \

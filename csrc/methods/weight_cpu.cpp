@@ -121,13 +121,16 @@ void fall(const FallLoop& p, int64_t begin, int64_t end) {
 
 template <class T>
 void sum(const SumLoop& p, int64_t row) {
-  const T* x = of<T>(p.x, row * p.length);
-  const uint8_t* mask = flags(p.mask) + row * p.length;
   double lanes[kLanes] = {};
-  add(p.length, lanes, [&](int64_t i) {
-    const auto value = static_cast<double>(x[i]);
-    return mask[i] != 0 ? value : 0.0;
-  });
+  T x[kBlock];
+  for (int64_t begin = 0; begin < p.length; begin += kBlock) {
+    const int64_t count = std::min(kBlock, p.length - begin), at = row * p.length + begin;
+    const T* given = of<T>(p.x, at);
+    const uint8_t* mask = flags(p.mask) + at;
+    if (!any_flag(mask, count)) continue;
+    for (int64_t i = 0; i < count; ++i) x[i] = mask[i] != 0 ? given[i] : T(0);
+    add(count, lanes, [&](int64_t i) { return static_cast<double>(x[i]); });
+  }
   p.sum[row] = total(lanes);
   p.count[row] = count_marked_on_cpu(p.mask + row * p.length, p.length);
 }
@@ -257,12 +260,12 @@ void soft_window(const SoftWindowLoop& p, int64_t row) {
 void kept_on_cpu(const KeptLoop& p) { p.wide ? kept<double>(p) : kept<float>(p); }
 void signed_kept_on_cpu(const SignedKeptLoop& p) { p.wide ? signed_kept<double>(p) : signed_kept<float>(p); }
 
-ISENTROPE_CHUNKS(surprisal_band, SurprisalBandLoop)
-ISENTROPE_CHUNKS(ratio_band, RatioBandLoop)
+ISENTROPE_MARKED(surprisal_band, SurprisalBandLoop)
+ISENTROPE_MARKED(ratio_band, RatioBandLoop)
 ISENTROPE_ROWS(change, ChangeLoop)
-ISENTROPE_CHUNKS(fall, FallLoop)
+ISENTROPE_MARKED(fall, FallLoop)
 ISENTROPE_ROWS(sum, SumLoop)
-ISENTROPE_CHUNKS(affine, AffineLoop)
+ISENTROPE_MARKED(affine, AffineLoop)
 ISENTROPE_CHUNKS(sign, SignLoop)
 ISENTROPE_ROWS(soft_window, SoftWindowLoop)
 

@@ -16,6 +16,7 @@
 #include "csrc/ops/grpo_loss_cpu.h"
 #include "csrc/ops/grpo_rule.h"
 #include "csrc/ops/ops.h"
+#include "csrc/ops/result_memory.h"
 
 namespace isentrope::ops {
 
@@ -74,13 +75,21 @@ void check_arguments(const GrpoLossArguments& a) {
     check_device(kLoss, "normalizer", *a.normalizer, "logprob", a.logprob);
   }
 }
-GrpoLossOutputs empty_outputs(const Tensor& logprob, bool statistics, bool keep_slope) {
-  const auto options = logprob.options().dtype(compute_type(logprob)).memory_format(at::MemoryFormat::Contiguous);
-  const auto shape = logprob.sym_sizes();
-  return {at::empty({}, options), at::empty_symint(shape, options),
+// [B, T], not initialised: of what an op that runs returns, and of a Meta entry.
+Tensor made(const Tensor& like, at::ScalarType type) {
+  return like.is_cpu() ? result_like(like, type) : at::empty(like.sizes(), like.options().dtype(type));
+}
+Tensor made_up(const Tensor& like, at::ScalarType type) {
+  return at::empty_symint(like.sym_sizes(), like.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
+}
+
+GrpoLossOutputs empty_outputs(const Tensor& logprob, bool statistics, bool keep_slope,
+                              Tensor (*make)(const Tensor&, at::ScalarType)) {
+  const at::ScalarType type = compute_type(logprob);
+  const auto options = logprob.options().dtype(type);
+  return {at::empty({}, options), make(logprob, type),
           at::empty({statistics ? kGrpoStats : 0}, options.dtype(at::kFloat)),
-          keep_slope ? at::empty_symint(shape, options) : at::empty({0}, options),
-          at::empty_symint({shape[0]}, options)};
+          keep_slope ? make(logprob, type) : at::empty({0}, options), at::empty_symint({logprob.sym_size(0)}, options)};
 }
 // ---- the CPU's launchers: segments over torch's threads -------------------------------------------------------------
 
@@ -136,7 +145,7 @@ GrpoLossOutputs grpo_loss_run(const GrpoLossArguments& given, void (*launch)(con
                mask = as(a.mask, at::kBool), selected = as(a.selected, at::kBool),
                ref_logprob = as(a.ref_logprob, type), ref_kl_weight = as(a.ref_kl_weight, type),
                entropy = as(a.entropy, type), normalizer = as(a.normalizer, type);
-  const auto outputs = empty_outputs(a.logprob, a.statistics, a.keep_slope);
+  const auto outputs = empty_outputs(a.logprob, a.statistics, a.keep_slope, made);
   const auto& [loss, token_loss, stats, slope, weight] = outputs;
   p.dtype = dtype_of(type);
   p.batch = logprob.size(0);
@@ -170,7 +179,7 @@ GrpoLossOutputs grpo_loss_cpu(const GrpoLossArguments& a) { return grpo_loss_run
 GrpoLossOutputs grpo_loss_meta(const GrpoLossArguments& a) {
   check_arguments(a);
   if (!a.numbers) grpo_rule(a);  // else they are looked at when the op runs
-  return empty_outputs(a.logprob, a.statistics, a.keep_slope);
+  return empty_outputs(a.logprob, a.statistics, a.keep_slope, made_up);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
@@ -196,10 +205,10 @@ void check_backward(const OptionalTensor& dloss, const OptionalTensor& dtoken_lo
   }
 }
 
-std::tuple<Tensor, Tensor> empty_gradients(const Tensor& slope, bool of_entropy) {
-  const auto options = slope.options().memory_format(at::MemoryFormat::Contiguous);
-  return {at::empty_symint(slope.sym_sizes(), options),
-          of_entropy ? at::empty_symint(slope.sym_sizes(), options) : at::empty({0}, options)};
+std::tuple<Tensor, Tensor> empty_gradients(const Tensor& slope, bool of_entropy,
+                                           Tensor (*make)(const Tensor&, at::ScalarType)) {
+  const at::ScalarType type = slope.scalar_type();
+  return {make(slope, type), of_entropy ? make(slope, type) : at::empty({0}, slope.options())};
 }
 
 }  // namespace
@@ -213,7 +222,7 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_run(const OptionalTensor& dloss_in
   const at::ScalarType type = slope_in.scalar_type();
   const Tensor slope = slope_in.contiguous(), weight = weight_in.contiguous(), mask = as(mask_in, at::kBool),
                dloss = as(dloss_in, type), dtoken_loss = as(dtoken_loss_in, type);
-  const auto gradients = empty_gradients(slope, of_entropy);
+  const auto gradients = empty_gradients(slope, of_entropy, made);
   const auto& [dlogprob, dentropy] = gradients;
   GrpoLossBackward p;
   p.dtype = dtype_of(type);
@@ -242,7 +251,7 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_meta(const OptionalTensor& dloss, 
                                                    const Tensor& slope, const Tensor& weight, const Tensor& mask,
                                                    double, bool of_entropy, const Numbers&) {
   check_backward(dloss, dtoken_loss, slope, weight, mask);
-  return empty_gradients(slope, of_entropy);
+  return empty_gradients(slope, of_entropy, made_up);
 }
 
 // ---- autograd -------------------------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
               torch::zeros({B, T}, torch::kFloat32), torch::zeros({B, T}, torch::kFloat32)};
   batch.old_entropy = torch::zeros({B, T}, torch::kFloat32);
   if (c.sum_p2.defined()) batch.old_sum_p2 = torch::zeros({B, T}, torch::kFloat32);
+  if (c.ref_logprob.defined()) batch.ref_logprob = torch::zeros({B, T}, torch::kFloat32);
   batch.lengths = torch::empty({B}, torch::kInt64);
   if (c.ref_kl_weight.defined()) batch.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
   if (c.difficulty.defined()) batch.difficulty = c.difficulty.slice(0, begin, begin + B);
@@ -99,6 +100,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
       put(float{}, batch.old_entropy, c.entropy, row, i, start);
       put(float{}, batch.advantage, c.advantage, row, i, start);
       if (batch.old_sum_p2.defined()) put(float{}, batch.old_sum_p2, c.sum_p2, row, i, start);
+      if (batch.ref_logprob.defined()) put(float{}, batch.ref_logprob, c.ref_logprob, row, i, start);
       if (batch.ref_kl_weight.defined()) put(float{}, batch.ref_kl_weight, c.ref_kl_weight, row, i, start);
     }
   return batch;

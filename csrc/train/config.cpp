@@ -103,7 +103,8 @@ std::string key_suggestion(const std::string& word, const std::vector<std::strin
 }
 
 // What keys of before have become, which are entries of lists of methods now: the new form of what stands there, "" for other keys.
-std::string moved(const std::string& path, const std::string& name, const YAML::Node& node) {
+std::string moved(const std::string& path, const std::string& name, const YAML::Node& section) {
+  const YAML::Node node = section[name];
   const auto flow = [](const YAML::Node& value) {
     YAML::Emitter out;
     out.SetMapFormat(YAML::Flow);
@@ -130,6 +131,14 @@ std::string moved(const std::string& path, const std::string& name, const YAML::
   }
   if (path.ends_with(".objective") && name == "entropy_coef")
     return "is objective.entropy now; write entropy: {kind: constant, coef: " + flow(node) + "}";
+  if (path.ends_with(".objective") && name == "loss" && node.IsScalar() && node.Scalar() == "random") {
+    const YAML::Node like = section["random_like"];
+    return "is an entry of the list " + phase +
+           ".weight now; write loss: " + (like.IsDefined() ? flow(like) : "clip_cov") + " and weight: [{kind: random}]";
+  }
+  if (path.ends_with(".objective") && name == "random_like")
+    return "is the loss of which random, an entry of the list " + phase +
+           ".weight, is the control; leave it out, or write loss: " + flow(node) + " and weight: [{kind: random}]";
   return "";
 }
 
@@ -201,8 +210,7 @@ class Reader {
       value.visit(keys);
       for (const auto& entry : node) {
         const std::string& name = entry.first.Scalar();
-        if (const std::string now = moved(path, name, entry.second); !now.empty())
-          document.fail(child_path(path, name), now);
+        if (const std::string now = moved(path, name, node); !now.empty()) document.fail(child_path(path, name), now);
         if (!keys.open && std::find(keys.names.begin(), keys.names.end(), name) == keys.names.end())
           document.fail(child_path(path, name), "unknown key" + key_suggestion(name, keys.names));
       }

@@ -62,6 +62,11 @@ std::string PhaseConfig::problem() const {
     return "objective.reference: ref_kl_coef is 0, so that there is no divergence, and no reward measures one; give it "
            "a "
            "value above 0, or reward a {kind: kl}";
+  const auto chooses = [](const methods::Weight& entry) { return entry.get<methods::Random>() != nullptr; };
+  if (std::any_of(weight.begin(), weight.end(), chooses) && !objective.selects())
+    return "weight: random takes the place of the tokens that the losses clip_cov and kl_cov select, and "
+           "objective.loss is " +
+           objective.loss;
   const bool pretrain = objective.kind == "pretrain";
   if (pretrain && !data.corpus) return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
   if (!pretrain && data.corpus)

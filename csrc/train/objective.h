@@ -115,7 +115,6 @@ struct ObjectiveConfig {
   double cov_upper = 5.0;
   double kl_cov_coef = 1.0;
   int64_t norm_length = 0;
-  std::string random_like = "clip_cov";
   std::string scope = "global";
   std::string ref_kl = "k3";
   double ref_kl_coef = 0.0;
@@ -128,6 +127,8 @@ struct ObjectiveConfig {
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
+  // Whether the loss treats tokens apart that it selects.
+  bool selects() const { return loss == "clip_cov" || loss == "kl_cov"; }
   // Whether the phase keeps a model that stays behind.
   bool has_reference() const { return kind == "dpo" || ref_kl_coef > 0; }
   // Why the law of csrc/rl/entropy_law.h cannot hold here: something keeps the entropy up. "" where it may be fitted.
@@ -144,7 +145,7 @@ struct ObjectiveConfig {
       "seq-mean-token-mean alone, verl gspo by default; luspo needs an aggregate that sums over the tokens of a "
       "sequence.",
       one_of({"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "luspo", "geo_mean", "cispo", "reinforce", "dppo_tv",
-              "dppo_kl", "sapo", "vespo", "ce_gppo", "dro", "gpg", "random"}));
+              "dppo_kl", "sapo", "vespo", "ce_gppo", "dro", "gpg"}));
     v("aggregate", aggregate,
       "How token losses become one number. token-sum divides by nothing: gradients grow with the update (verl has it).",
       one_of({"token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", "token-sum-norm",
@@ -209,7 +210,9 @@ struct ObjectiveConfig {
       "them likely.",
       at_least(0));
     v("cov_ratio", cov_ratio,
-      "Share of tokens that clip_cov, kl_cov or random selects (verl: clip_cov_ratio, kl_cov_ratio).", between(0, 1));
+      "Share of tokens that clip_cov or kl_cov selects (verl: clip_cov_ratio, kl_cov_ratio); weight: [{kind: random}] "
+      "draws as many at random.",
+      between(0, 1));
     v("cov_lower", cov_lower, "clip_cov picks where the covariance lies above this,");
     v("cov_upper", cov_upper, "and below this.");
     v("kl_cov_coef", kl_cov_coef,
@@ -218,7 +221,6 @@ struct ObjectiveConfig {
       "take 2 "
       "updates or more.",
       at_least(0));
-    v("random_like", random_like, "random: which rule it is the control of.", one_of({"clip_cov", "kl_cov"}));
     v("scope", scope, "Over what covariances are centred and ranked: all of an update, or each micro-batch.",
       one_of({"global", "micro"}));
     v("ref_kl", ref_kl,

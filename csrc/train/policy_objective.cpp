@@ -28,9 +28,6 @@ std::map<std::string, double> covariances(const Tensor& logprob, const Batch& up
   return {{"cov/mean", c.mean().item<double>()}, {"cov/max", c.max().item<double>()}};
 }
 
-// The choices of tokens, their control included: "random" is that of the rule it is like.
-bool selects(const std::string& loss) { return loss == "clip_cov" || loss == "kl_cov" || loss == "random"; }
-
 std::vector<methods::EntropyControl> list_of(const std::optional<methods::EntropyControl>& one) {
   return one ? std::vector{*one} : std::vector<methods::EntropyControl>();
 }
@@ -64,12 +61,14 @@ PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConf
       batch_(batch),
       temperature_(temperature),
       reference_(std::move(reference)),
-      selects_(selects(config.loss)),
-      mode_(config.loss == "random" ? config.random_like : config.loss),
-      selection_(config.loss == "random" ? "random_" + config.random_like : config.loss),
       weight_(std::move(weight)),
       entropy_(list_of(config.entropy)),
       ref_kl_coef_(config.ref_kl_coef) {
+  weighs_ = weight_.any([]<class M>(const M&) {
+    return requires(const M& method, const methods::Update& seen, methods::Context& context) {
+      method.apply(seen, context);
+    };
+  });
   rescores_ = weight_.any([]<class M>(const M&) {
     return requires { M::kNeedsRescored; };
   });
@@ -182,7 +181,7 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
                            seed, values),
                     update);
     Decided here = decided.each([&](const Tensor& x) { return x.slice(0, row, row + micro.size()); });
-    if (selects_ && config_.scope == "micro") here.selected = select(logprob, micro, here.counts, seed + m);
+    if (config_.selects() && config_.scope == "micro") here.selected = select(logprob, micro, here.counts, seed + m);
     const auto out = loss_of(policy, micro, here, found);
     found.loss += pass.backward(out.loss, together ? 1.0 : share_of(micro, update), gradients, m + 1 == micros.size());
     found.stats.push_back(out.stats);
@@ -192,7 +191,7 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
 }
 
 bool PolicyObjective::decides_by_policy() const {
-  return (selects_ && config_.scope == "global") || !weight_.empty() || control_.squared > 0;
+  return (config_.selects() && config_.scope == "global") || weighs_ || control_.squared > 0;
 }
 
 PolicyObjective::Decided PolicyObjective::Decided::each(const std::function<Tensor(const Tensor&)>& function) const {
@@ -235,7 +234,7 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
   Decided decided;
   decided.counts = update.target != data::kIgnore;
   const Tensor all = own.logprob.defined() ? of_update(own.logprob, update) : Tensor();
-  if (!weight_.empty()) {
+  if (weighs_) {
     methods::Update seen{.mask = decided.counts,
                          .advantage = update.advantage,
                          .logprob = all,
@@ -251,9 +250,11 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
     methods::Groups micros{0};  // of scope micro, which is one rank's (csrc/train/rank_check.cpp)
     for (const Batch& micro : split(update, batch_.micro_tokens)) micros.push_back(micros.back() + micro.size());
     weight_.each(values, [&](const auto& method, methods::Context context) {
-      const methods::Weighted one = methods::weigh(method, seen, context, micros);
-      decided.factor = decided.factor.defined() ? decided.factor * one.factor : one.factor;
-      if (one.removed.defined()) seen.mask = seen.mask & one.removed.logical_not();
+      if constexpr (requires { method.apply(seen, context); }) {
+        const methods::Weighted one = methods::weigh(method, seen, context, micros);
+        decided.factor = decided.factor.defined() ? decided.factor * one.factor : one.factor;
+        if (one.removed.defined()) seen.mask = seen.mask & one.removed.logical_not();
+      }
     });
     const Tensor factor = decided.factor.masked_select(decided.counts);
     values["weight/mean"] = factor.sum(torch::kFloat64).item<double>() / tokens;
@@ -269,7 +270,7 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
     if (decided.counts.any().item<bool>()) values["entropy/peak"] = mean.item<double>();
   }
   decided.normalizer = normalizer_of(decided.counts);
-  if (selects_ && config_.scope == "global") decided.selected = select(all, update, decided.counts, seed);
+  if (config_.selects() && config_.scope == "global") decided.selected = select(all, update, decided.counts, seed);
   return decided;
 }
 
@@ -299,21 +300,31 @@ Tensor PolicyObjective::normalizer_of(const Tensor& mask) const {
 }
 
 Tensor PolicyObjective::select(const Tensor& logprob, const Batch& batch, const Tensor& counts, uint64_t seed) const {
-  return ops::grpo_select(logprob, old_of(batch), batch.advantage, counts,
-                          {.mode = selection_,
-                           .seed = static_cast<int64_t>(seed),
-                           .cov_ratio = config_.cov_ratio,
-                           .cov_lower = config_.cov_lower,
-                           .cov_upper = config_.cov_upper,
-                           .clip_low = config_.clip_low,
-                           .clip_high = clip_high(),
-                           .minimum = 1});
+  Tensor selected = ops::grpo_select(logprob, old_of(batch), batch.advantage, counts,
+                                     {.mode = config_.loss,
+                                      .seed = static_cast<int64_t>(seed),
+                                      .cov_ratio = config_.cov_ratio,
+                                      .cov_lower = config_.cov_lower,
+                                      .cov_upper = config_.cov_upper,
+                                      .clip_low = config_.clip_low,
+                                      .clip_high = clip_high(),
+                                      .minimum = 1});
+  for (const methods::Weight& one : weight_.entries())
+    std::visit(
+        [&](const auto& method) {
+          if constexpr (requires { method.choose(selected, counts, seed); })
+            selected = method.choose(selected, counts, seed);
+        },
+        one.value);
+  return selected;
 }
 
 ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Decided& decided,
                                        Found& found) const {
   std::optional<Tensor> reference;
-  if (reference_) {
+  if (reference_ && batch.ref_logprob.defined() && !inner()) {
+    reference = batch.ref_logprob;
+  } else if (reference_) {
     torch::NoGradGuard no_grad;
     model::Decoder model = *reference_;
     reference = model->token_entropy(batch.tokens, batch.target, temperature_, nullptr, {}, {}, false, inner()).logprob;
@@ -323,7 +334,7 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
     found.divergence = found.divergence.defined() ? found.divergence + own : own;
   }
   ops::GrpoLossOptions options;
-  options.mode = mode_;
+  options.mode = config_.loss;
   options.aggregate = config_.aggregate;
   options.clip_low = config_.clip_low;
   options.clip_high = clip_high();

@@ -75,11 +75,10 @@ class PolicyObjective : public Objective {
   BatchConfig batch_;
   double temperature_;
   std::optional<model::Decoder> reference_;
-  bool selects_;
-  std::string mode_, selection_;
   methods::Chain<methods::Weight> weight_;
   methods::Chain<methods::EntropyControl> entropy_;  // of one, or none
   std::optional<int64_t> attention_layer_;           // whose attention the weights look at
+  bool weighs_ = false;                              // whether one of them has a factor
   bool rescores_ = false, first_ = true;  // whether they ask for it; the next update is the first of its step
   bool moments_ = false;                  // whether they ask for Σ p² and Σ p² log p
   double ref_kl_coef_;                    // as ref_kl_control has steered it

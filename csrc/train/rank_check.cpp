@@ -120,8 +120,7 @@ void check_ranks(const TrainConfig& config, const Ranks& ranks) {
       throw std::runtime_error(at + (phase.rollout ? "rollout" : "batch.sequences") + ": an update has " +
                                std::to_string(sequences) + " sequences, and there are " + std::to_string(ranks.size()) +
                                " ranks, each of which takes at least one; start fewer, or make the update larger");
-    if (phase.objective.kind == "grpo" && phase.objective.scope == "micro" &&
-        (phase.objective.loss == "clip_cov" || phase.objective.loss == "kl_cov" || phase.objective.loss == "random"))
+    if (phase.objective.kind == "grpo" && phase.objective.scope == "micro" && phase.objective.selects())
       throw std::runtime_error(at + "objective.scope: micro selects within micro-batches, and those of " +
                                std::to_string(ranks.size()) + " ranks are not those of one; write scope: global");
     for (size_t i = 0; i < phase.weight.size(); ++i)

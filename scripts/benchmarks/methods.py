@@ -126,7 +126,7 @@ def optimal_token_baseline(x):
 
 def tokens(advantage, x):
     """[B, T] of an advantage a completion, where the released code makes it so."""
-    return advantage[:, None] * x["mask"]
+    return methods.by_token(advantage, x["mask"])
 
 
 # ---- name → (ours, rival, shapes): functions of inputs ---------------------------------------------------------------

@@ -54,6 +54,24 @@ TEST(Objective, WeightsAreOfTheWholeUpdateHoweverItIsCut) {
   }
 }
 
+// The control of a selection: as many tokens, others, and a weight/… is told of none.
+TEST(Objective, RandomTokensTakeThePlaceOfThoseThatTheLossSelects) {
+  const data::Batch update = update_of();
+  for (const char* loss : {"clip_cov", "kl_cov"}) {
+    const Outcome own = run(grpo(loss), 0, update), drawn = run(grpo(loss), 0, update, {methods::Random()});
+    expect_same(drawn, run(grpo(loss), 11, update, {methods::Random()}), loss);
+    EXPECT_GT(own.stats.at("select/frac"), 0) << loss;
+    EXPECT_EQ(own.stats.at("select/frac"), drawn.stats.at("select/frac")) << loss;
+    EXPECT_FALSE(torch::allclose(own.gradient[0], drawn.gradient[0])) << loss;
+    EXPECT_FALSE(drawn.stats.contains("weight/mean")) << loss;
+    ObjectiveConfig micro = grpo(loss);
+    micro.scope = "micro";
+    EXPECT_NEAR(run(micro, 11, update).stats.at("select/frac"),
+                run(micro, 11, update, {methods::Random()}).stats.at("select/frac"), 1e-6)
+        << loss;
+  }
+}
+
 // With scope micro a weight of an update that is cut is that of each part by itself, and of one that is not, that of scope update.
 TEST(Objective, ScopeMicroTakesStatisticsOfEachMicroBatch) {
   const data::Batch update = update_of();

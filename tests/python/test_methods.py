@@ -1,6 +1,7 @@
 """Methods of policy learning as ops: values, independent loops, gradients through a loss, what is refused."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -33,6 +34,43 @@ def test_every_op_has_a_function_with_a_docstring():
     for name in NAMES:
         text = getattr(methods, name).__doc__
         assert "Source:" in text and "Args:" in text and "Returns:" in text, name
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 7), (5, 300), (600, 601)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_by_token(shape, dtype):
+    g = torch.Generator().manual_seed(0)
+    value, mask = torch.randn(shape[0], generator=g, dtype=dtype), torch.rand(shape, generator=g) < 0.5
+    assert torch.equal(methods.by_token(value, mask), value[:, None] * mask)
+    assert torch.equal(methods.by_token(value, mask.double() * 3), value[:, None] * mask)
+    torch.library.opcheck(torch.ops.isentrope.method_by_token.default, (value, mask), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_by_token_refuses():
+    with pytest.raises(ValueError, match=r"isentrope::method_by_token: value has shape \[3\]; wanted \[2\], a number a row of mask"):
+        methods.by_token(torch.ones(3), torch.ones(2, 4))
+
+
+def test_the_memory_of_a_result_is_its_own():
+    """Large results take the memory of others that are gone, and never of one that is there, whoever makes and drops them."""
+    mask = torch.ones(512, 1024, dtype=torch.bool)  # 2 MB of float32
+    kept = [methods.by_token(torch.full((512,), float(i)), mask) for i in range(4)]
+    places = {x.data_ptr() for x in kept}
+    assert len(places) == 4 and all((x == i).all() for i, x in enumerate(kept))
+    again = kept.pop().data_ptr()
+    assert methods.by_token(torch.zeros(512), mask).data_ptr() == again
+    del kept
+
+    def work(i):
+        for _ in range(50):
+            x, wide = methods.by_token(torch.full((512,), float(i)), mask), methods.by_token(torch.full((512,), float(-i), dtype=torch.float64), mask)
+            assert (x == i).all() and (wide == -i).all()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 # ---- top_entropy -----------------------------------------------------------------------------------------------------

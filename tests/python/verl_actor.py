@@ -2,7 +2,8 @@
 
     python verl_actor.py FOLDER CASES.json        under torchrun for several ranks
 
-FOLDER holds a model. Each case {"loss": …, "policy_loss": {…}, "entropy_coeff": …, "fused": …, "external_lib": …, "advantage_factor": [[…]]} is a new
+FOLDER holds a model. Each case {"loss": …, "policy_loss": {…}, "entropy_coeff": …, "fused": …, "external_lib": …, "advantage_factor": [[…]],
+"clip_ratio_c": …, "batch": file of tensors, "temperature": …, "optimizer": {…}} is a new
 worker that makes two updates of the same batch; its metrics, gradients and weights are written to FOLDER/CASE.pt by rank 0.
 
 verl knows no CPU as a platform and starts its FSDP engine on "cuda" and "npu" alone. Its registry of platforms takes another one, and
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
-from verl_batch import PROMPTS, tensors
+from verl_batch import tensors
 
 for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
     os.environ.setdefault(name, value)
@@ -82,23 +83,23 @@ def actor(folder, case):
         from isentrope.integrations.verl import PolicyLossConfig as policy_loss
     config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=2, fsdp_config=engine,
                              policy_loss=policy_loss(loss_mode=case["loss"], **case.get("policy_loss", {})),
-                             entropy_coeff=case.get("entropy_coeff", 0.0), loss_agg_mode=case.get("aggregate", "token-mean"))  # fmt: skip
+                             clip_ratio_c=case.get("clip_ratio_c", 3.0), entropy_coeff=case.get("entropy_coeff", 0.0), loss_agg_mode=case.get("aggregate", "token-mean"))  # fmt: skip
     worker = engine_workers.TrainingWorker(TrainingWorkerConfig(
         model_type="language_model", model_config=model, engine_config=engine, checkpoint_config=CheckpointConfig(),
-        optimizer_config=FSDPOptimizerConfig(lr=1e-2, total_training_steps=10)))  # fmt: skip
+        optimizer_config=FSDPOptimizerConfig(total_training_steps=10, **{"lr": 1e-2, **case.get("optimizer", {})})))  # fmt: skip
     worker.reset()
     worker.set_loss_fn(functools.partial(engine_workers.ppo_loss, config=config))
     return worker
 
 
-def batch(vocabulary, rank, ranks, factor=None):
-    """This rank's part of them; factor [4, T] of the advantages."""
-    made = tensors(vocabulary)
-    if factor is not None:
-        made["advantages"] = made["advantages"] * torch.tensor(factor)
-    sequences = len(PROMPTS)
+def batch(vocabulary, rank, ranks, case):
+    """This rank's part of them."""
+    made = torch.load(case["batch"]) if "batch" in case else tensors(vocabulary)
+    if "advantage_factor" in case:  # [4, T]
+        made["advantages"] = made["advantages"] * torch.tensor(case["advantage_factor"])
+    sequences = len(made["prompts"])
     data = left_right_2_no_padding(tu.get_tensordict({name: x[rank::ranks] for name, x in made.items()}, {}))
-    tu.assign_non_tensor(data, global_batch_size=sequences, temperature=0.9, calculate_entropy=True, mini_batch_size=sequences, epochs=1,
+    tu.assign_non_tensor(data, global_batch_size=sequences, temperature=case.get("temperature", 0.9), calculate_entropy=True, mini_batch_size=sequences, epochs=1,
                          seed=0, dataloader_kwargs={"shuffle": False})  # fmt: skip
     return data
 
@@ -124,7 +125,7 @@ def main():
             gradients.append({key: whole(p.grad) for key, p in worker.engine.module.named_parameters()}),
             step(),
         )[1]
-        metrics = [tu.get(worker.train_mini_batch(batch(vocabulary, rank, ranks, case.get("advantage_factor"))), "metrics") for _ in range(2)]
+        metrics = [tu.get(worker.train_mini_batch(batch(vocabulary, rank, ranks, case)), "metrics") for _ in range(2)]
         metrics = [{key: float(x.aggregate() if hasattr(x, "aggregate") else x[0]) for key, x in told.items()} for told in metrics]
         weights = {key: whole(p) for key, p in worker.engine.module.named_parameters()}
         if rank == 0:

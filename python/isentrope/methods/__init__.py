@@ -4,6 +4,7 @@ isentrope.integrations. Results are constants to autograd. Natural logarithms, e
 counts, and what stands elsewhere is never used."""
 
 from isentrope.methods.advantage import (
+    by_token,
     dr_grpo,
     gdpo,
     grpo,
@@ -53,6 +54,7 @@ from isentrope.methods.weight import (
     divergence_mask,
     entropy_ratio_band,
     mismatch,
+    random,
     soft_window,
     stare,
     steer,
@@ -70,6 +72,7 @@ __all__ = [
     "adaptive_kl",
     "aent",
     "attention_entropy",
+    "by_token",
     "ceeh",
     "clip_b",
     "clip_v",
@@ -98,6 +101,7 @@ __all__ = [
     "position",
     "preference",
     "quantile",
+    "random",
     "register",
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",

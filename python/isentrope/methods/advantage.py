@@ -133,6 +133,22 @@ def remax(reward: Tensor, group: Tensor, greedy: Tensor) -> Tensor:
     return advantage
 
 
+def by_token(value: Tensor, mask: Tensor) -> Tensor:
+    """A number of each completion, as its advantage, on all of its tokens.
+
+    Args:
+        value: [B] float32 or float64.
+        mask: [B, T] bool or number.
+
+    Returns:
+        [B, T] of value's dtype: value where mask is not 0, else 0.
+
+    Source: csrc/methods/by_token.h.
+    """
+    spread: Tensor = call(torch.ops.isentrope.method_by_token, value, mask)
+    return spread
+
+
 def maxrl(reward: Tensor, group: Tensor) -> Tensor:
     """(reward − mean of the group) / mean of the group, for rewards of 0 and 1.
 

@@ -29,6 +29,23 @@ def top_entropy(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2) -> Tens
     return factor
 
 
+def random(selected: Tensor, mask: Tensor, *, seed: int) -> Tensor:
+    """As many tokens as are selected, drawn at random among those that count: the control of a selection. Hand over what was selected in.
+
+    Args:
+        selected: [B, T] bool or number, not 0 where isentrope.grpo_select has chosen.
+        mask: [B, T] bool or number.
+        seed: of the draws, which are a function of it and of the mask alone.
+
+    Returns:
+        [B, T] bool, to be given to isentrope.grpo_loss as selected.
+
+    Source: the control of arXiv 2505.22617; csrc/methods/random.h.
+    """
+    drawn: Tensor = call(torch.ops.isentrope.method_random, selected, mask, seed=seed)
+    return drawn
+
+
 def surprisal_band(logprob: Tensor, entropy: Tensor, mask: Tensor, *, low: float = 0.1, high: float = 3.0) -> Tensor:
     """1 where low ≤ -logprob / entropy ≤ high, else 0. Where the entropy is 0 the quotient is 0 for a surprisal of 0 and infinite for any
     other; a token whose log-prob or entropy is NaN has 0.

@@ -100,7 +100,7 @@ TERMS: dict[str, str] = {
     "k3": "Estimator of KL: ratio - 1 - log-ratio; unbiased, never below 0.",
     "Clipped and selected tokens": "Tokens that the loss treats unlike the others.",
     "clipped share": "Share of tokens without gradient, since their ratio left the clipping range.",
-    "selected share": "Share of tokens that the method selects for special treatment (clip_cov, kl_cov, random).",
+    "selected share": "Share of tokens that the method selects for special treatment (clip_cov, kl_cov).",
     "Covariance": "Product of a token's log-probability and advantage, each less its mean: tokens where it is large lower the entropy most.",
     "largest": "Of all tokens of the step.",
     "Largest ratio": "The ratio is the probability of a token by the policy over that by the behaviour policy; 1 before the first update on a batch.",
