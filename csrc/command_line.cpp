@@ -24,6 +24,8 @@ constexpr std::pair<const char*, const char*> kPythonCommands[]{
     {"doctor", "Say what ails a run by its metrics, with the evidence and the key to change."},
     {"rollouts", "Write the completions that a run saved as a Parquet file."},
     {"pairs", "Make pairs of a better and a worse completion of the completions that a run saved."},
+    {"cold-start",
+     "Write right answers, of the completions that a run saved, whose length goes with their prompt's difficulty."},
     {"grams", "Write the phrases that right answers plan with, for the method hicra."},
     {"tasks", "Write problems of reasoning-gym as a data set."},
     {"stability", "Train small models at rising learning rates, and tell which lose their attention."},
@@ -93,6 +95,7 @@ int run(int argc, char** argv, const Host& host) {
   training.program = host.program;
   SampleOptions sample;
   EvaluateOptions evaluation;
+  ProbeOptions probing;
 
   auto* train = app.add_subcommand("train", "Train from a configuration.");
   train->add_option("config", training.config, "YAML file.")->required();
@@ -124,9 +127,12 @@ int run(int argc, char** argv, const Host& host) {
   draw->add_option("--samples", sample.samples, "Completions a prompt.")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  draw->add_option("--temperature", sample.temperature, "0 for the likeliest tokens.")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+  auto* temperature = draw->add_option("--temperature", sample.temperature, "0 for the likeliest tokens.")
+                          ->capture_default_str()
+                          ->check(CLI::NonNegativeNumber);
+  draw->add_option("--probe", sample.probe,
+                   "File of isentrope probe: temperature and length as it foretells for each prompt.")
+      ->excludes(temperature);
   draw->add_option("--top-k", sample.top_k, "0 for all tokens.")->capture_default_str()->check(CLI::NonNegativeNumber);
   draw->add_option("--top-p", sample.top_p, "1 for all tokens.")->capture_default_str()->check(CLI::Range(0.0, 1.0));
   draw->add_option("--min-p", sample.min_p,
@@ -159,13 +165,47 @@ int run(int argc, char** argv, const Host& host) {
   judge->add_option("--completions", evaluation.completions, "File that gets every answer, a JSON object a line.");
   judge->add_flag("--json", evaluation.json, "Print one JSON object, every figure in full.");
 
+  auto* probe =
+      app.add_subcommand("probe", "Train a probe that tells hard prompts from easy ones before they are answered.");
+  probe->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
+  probe->add_option("config", probing.words, "YAML file, or none for the checkpoint's own; then key.path=value …");
+  probe->add_option("-o,--output", probing.output, "File to write, .safetensors.")->required();
+  probe->add_option("--prompts", probing.prompts, "Training prompts that are answered.")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  probe->add_option("--samples", probing.samples, "Answers to each.")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  probe->add_option("--accuracy", probing.accuracy, "Least share of right answers to a normal prompt.")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  probe
+      ->add_option("--entropy", probing.entropy,
+                   "Most entropy of them, nats a token; none for the median of the prompts.")
+      ->check(CLI::NonNegativeNumber);
+  probe->add_option("--hard", probing.hard, "Share of right answers below which a prompt is hard.")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  probe->add_option("--least", probing.least, "Probability of its class below which a prompt is drawn as normal.")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  probe->add_option("--width", probing.width, "Hidden width of the probe.")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
+  probe->add_option("--epochs", probing.epochs, "Times that it goes over the prompts.")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  probe->add_option("--seed", probing.seed, "Fixes its weights at the start, and the order.")->capture_default_str();
+
   auto* write = app.add_subcommand("export", "Write the model of a checkpoint, an adapter merged, for transformers.");
   write->add_option("checkpoint", checkpoint, "Folder of a checkpoint, of a run, or of an adapter of PEFT.")
       ->required();
   write->add_option("folder", folder, "Folder that is not there yet.")->required();
 
-  for (const auto& [command, rewards] :
-       {std::pair{train, &training.rewards}, {draw, &sample.rewards}, {judge, &evaluation.rewards}}) {
+  for (const auto& [command, rewards] : {std::pair{train, &training.rewards},
+                                         {draw, &sample.rewards},
+                                         {judge, &evaluation.rewards},
+                                         {probe, &probing.rewards}}) {
     command
         ->add_option(
             "--reward", rewards->words,
@@ -190,13 +230,14 @@ int run(int argc, char** argv, const Host& host) {
   if (*draw && sample.prompts.empty() && sample.file.empty())
     return wrong("there is no prompt; give --prompt TEXT or --prompts FILE", "sample");
 
-  for (const GivenRewards* rewards : {&training.rewards, &sample.rewards, &evaluation.rewards})
+  for (const GivenRewards* rewards : {&training.rewards, &sample.rewards, &evaluation.rewards, &probing.rewards})
     if (!rewards->words.empty() && !rewards->load) rewards->go_on();
   if (*train) return train_command(training);
   if (*show) return config_command(config, overrides, explain);
   if (*plan) return plan_command(config, overrides);
   if (*draw) return sample_command(checkpoint, sample);
   if (*judge) return evaluate_command(checkpoint, evaluation);
+  if (*probe) return probe_command(checkpoint, probing);
   if (*write) return export_command(checkpoint, folder);
   const CLI::App* given = app.get_subcommands().front();
   if (given->get_name() == "version") return version_command();

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -27,8 +28,11 @@ struct Batch {
       {};  // [B, T] float, log-probability under the policy at the step's beginning; where methods ask
   torch::Tensor old_sum_p2 = {};   // [B, T] float, Σ p² of the policy that drew; where methods ask
   torch::Tensor ref_logprob = {};  // [B, T] float, under the reference, where a reward has asked for it
+  torch::Tensor hard = {};  // [B] bool, of a prompt that a method's record calls hard; undefined where none says
   torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
   int64_t together = 1;         // rows, one behind the other, that no cut parts: 2 of a pair
+  // Of policy batches: completions of a second set, advantage [B, T] the weight of each token's log-probability; null: none.
+  std::shared_ptr<const Batch> tempered = {};
 
   int64_t size() const { return tokens.size(0); }
   // [B, T] bool: true where no padding is.
@@ -37,8 +41,11 @@ struct Batch {
     return torch::arange(tokens.size(1), tokens.options()) < lengths.unsqueeze(1);
   }
   Batch to(torch::Device device) const {
-    return each([&](const torch::Tensor& x) { return x.to(device); });
+    Batch moved = each([&](const torch::Tensor& x) { return x.to(device); });
+    if (tempered) moved.tempered = std::make_shared<const Batch>(tempered->to(device));
+    return moved;
   }
+  // Without what is tempered, which no cut of the rows cuts.
   Batch rows(int64_t begin, int64_t end) const {
     return each([&](const torch::Tensor& x) { return x.slice(0, begin, end); });
   }
@@ -49,7 +56,7 @@ struct Batch {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
     return {of(tokens),      of(target),   of(old_logprob), of(advantage), of(ref_kl_weight),
             of(difficulty),  of(lengths),  of(old_entropy), of(rescored),  of(old_sum_p2),
-            of(ref_logprob), of(position), together};
+            of(ref_logprob), of(hard),     of(position),    together};
   }
 };
 

@@ -45,6 +45,13 @@ std::string AresConfig::problem() const {
     return "alpha: " + std::to_string(alpha) +
            " takes all from a right answer to a hard prompt, and a wrong one cannot rank below it; form strict wants "
            "less than 1/1.2";
+  if (alpha_control) {
+    if (form == "paper") return "alpha_control: form paper has no alpha; leave it out";
+    if (alpha < alpha_control->least || alpha > alpha_control->most)
+      return "alpha: does not lie between alpha_control.least and alpha_control.most";
+    if (form == "strict" && alpha_control->most * kLargestScale >= 1)
+      return "alpha_control.most: " + std::to_string(alpha_control->most) + "; form strict wants less than 1/1.2";
+  }
   for (const std::string& trigger : triggers)
     if (trigger.empty()) return "triggers: one is empty; leave it out (no trigger at all: every high window counts)";
   return "";
@@ -147,7 +154,7 @@ void AresConfig::observe(const std::map<std::string, double>& seen, Context& con
   context.state = torch::tensor(ares.state(), torch::kFloat64);
 }
 
-Ares::Ares(const AresConfig& config) : config_(config) {}
+Ares::Ares(const AresConfig& config) : config_(config) { alpha_.fill(config.alpha); }
 
 AresStep Ares::step(const std::vector<AresCompletion>& completions, const std::vector<int64_t>& groups) {
   const bool rising = std::adjacent_find(groups.begin(), groups.end(), std::greater_equal<>()) == groups.end();
@@ -200,19 +207,28 @@ AresStep Ares::step(const std::vector<AresCompletion>& completions, const std::v
       out.stats["ares/target/" + name] = target[d];
       follow(target_[d], m.mean(), config_.target_decay);
     }
+    if (config_.alpha_control) out.stats["ares/alpha/" + name] = alpha_[d];
     if (config_.kl) out.stats["ares/beta/" + name] = controller_[d].beta;
   }
 
+  std::array<AresConfig, kDifficulties> shaped;  // each with its alpha
+  for (int d = 0; d < kDifficulties; ++d) shaped[d].form = config_.form, shaped[d].alpha = alpha_[d];
   for (size_t i = 0; i < completions.size(); ++i) {
     const Difficulty d = out.difficulty[i];
     out.shaping.push_back(
-        ares_shaping(config_, d, completions[i].right, static_cast<double>(counted[i].size()), target[d], lambda[d]));
+        ares_shaping(shaped[d], d, completions[i].right, static_cast<double>(counted[i].size()), target[d], lambda[d]));
     if (!config_.kl) continue;
     const double beta = controller_[d].beta;
     std::vector<float>& weight = out.kl_weight.emplace_back(completions[i].tokens.size(), static_cast<float>(beta));
     for (const int64_t begin : counted[i])
       std::fill_n(weight.begin() + begin, config_.window, static_cast<float>(beta * config_.kl->inside));
   }
+  if (const auto& control = config_.alpha_control)
+    for (int d = 0; d < kDifficulties; ++d)
+      if (moments[d].completions > 0) {
+        const double more = moments[d].mean() - target[d];
+        alpha_[d] = std::clamp(alpha_[d] + control->rate * (d == kHard ? -more : more), control->least, control->most);
+      }
   out.stats["ares/threshold"] = threshold;
   out.stats["ares/shaping"] =
       std::accumulate(out.shaping.begin(), out.shaping.end(), 0.0) / static_cast<double>(out.shaping.size());
@@ -232,7 +248,7 @@ void Ares::measured(Difficulty difficulty, double kl) {
 }
 
 // threshold, then for each difficulty target, β, mean of the divergence, measurements; NaN for what is not known. Behind
-// them the mean error of each.
+// them the mean error of each; with alpha_control the alpha of each.
 std::vector<double> Ares::state() const {
   const double unknown = std::numeric_limits<double>::quiet_NaN();
   std::vector<double> state{threshold_.value_or(unknown)};
@@ -241,19 +257,21 @@ std::vector<double> Ares::state() const {
                            static_cast<double>(controller_[d].measurements)})
       state.push_back(x);
   for (const Controller& c : controller_) state.push_back(c.error);
+  if (config_.alpha_control) state.insert(state.end(), alpha_.begin(), alpha_.end());
   return state;
 }
 
 void Ares::restore(const std::vector<double>& state) {
-  constexpr size_t kErrors = 1 + 4 * kDifficulties, kSize = kErrors + kDifficulties;
+  constexpr size_t kErrors = 1 + 4 * kDifficulties, kAlphas = kErrors + kDifficulties;
+  const size_t size = kAlphas + (config_.alpha_control ? kDifficulties : 0);
   if (state.size() == kErrors && config_.kl && config_.kl->error_decay != 0)
     throw std::runtime_error(
         "ares: the checkpoint is of a version that did not smooth the error of ares.kl, and holds no mean of "
         "it; "
         "resume with ares.kl.error_decay=0, which goes on as that run did");
-  if (state.size() != kErrors && state.size() != kSize)
+  if ((state.size() != kErrors || config_.alpha_control) && state.size() != size)
     throw std::runtime_error("ares: a state of " + std::to_string(state.size()) + " numbers; wanted " +
-                             std::to_string(kSize));
+                             std::to_string(size));
   const auto known = [](double x) { return std::isnan(x) ? std::nullopt : std::optional(x); };
   threshold_ = known(state[0]);
   for (int d = 0; d < kDifficulties; ++d) {
@@ -262,7 +280,8 @@ void Ares::restore(const std::vector<double>& state) {
     controller_[d] = {.beta = x[1],
                       .kl = known(x[2]),
                       .measurements = static_cast<int64_t>(x[3]),
-                      .error = state.size() == kSize ? state[kErrors + d] : 0};
+                      .error = state.size() >= kAlphas ? state[kErrors + d] : 0};
+    if (config_.alpha_control) alpha_[d] = state[kAlphas + d];
   }
 }
 

@@ -40,7 +40,11 @@
 // published code does otherwise: N* is the rounded mean of the step itself; a trigger is looked for in the likeliest
 // token, not in the one drawn; windows cut off at the end are filled with the mean of those before, and none begins with the
 // first token, which moves a threshold of a completion by up to 0.2 nats where it is short; alpha has a schedule, which
-// rounding alone moves and which is left out here.
+// rounding alone moves.
+//
+// alpha_control: the published schedule of alpha, of each difficulty by itself: after a step that had such groups, with E the mean N of
+// their completions, alpha ← alpha + rate (E − N*) where they are easy or medium, and alpha − rate (E − N*) where they are hard, within
+// [least, most]. Absent: alpha stays. It is the lagged N* that makes it move.
 //
 // kl: a controller for each difficulty of the weight β of the divergence from the reference. β starts at 1. K is the
 // running mean of the divergence (k3, nats a token) measured at each update that has such groups, e = K/target − 1 its
@@ -89,6 +93,20 @@ struct AresKlConfig {
   }
 };
 
+struct AresAlphaConfig {
+  double rate = 0.05;
+  double least = 0;
+  double most = 2;
+
+  std::string problem() const { return least > most ? "least: is above most; wanted at most as large" : ""; }
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("rate", rate, "What alpha changes by for a high window more than the target (fewer, of hard prompts).", above(0));
+    v("least", least, "Least alpha.", between(0, 2));
+    v("most", most, "Largest alpha.", between(0, 2));
+  }
+};
+
 struct AresConfig {
   static constexpr const char* kKind = "ares";
   static constexpr const char* kScope = "step";
@@ -104,6 +122,7 @@ struct AresConfig {
   double target_decay = 0.9;
   double easy = 2.0 / 3;
   double medium = 1.0 / 3;
+  std::optional<AresAlphaConfig> alpha_control;
   std::optional<AresKlConfig> kl;
 
   std::string problem() const;
@@ -128,6 +147,9 @@ struct AresConfig {
       between(0, 1));
     v("easy", easy, "Least share of right completions of an easy group.", between(0, 1));
     v("medium", medium, "Least share of right completions of a medium group; the others are hard.", between(0, 1));
+    v("alpha_control", alpha_control,
+      "Let alpha grow for a difficulty whose completions explore too much (too little, of hard prompts); absent: it "
+      "stays.");
     v("kl", kl, "Steer the weight of the divergence from the reference for each difficulty; absent: it stays.");
   }
 
@@ -197,6 +219,7 @@ class Ares {
   std::optional<double> threshold_;
   std::array<std::optional<double>, kDifficulties> target_;
   std::array<Controller, kDifficulties> controller_;
+  std::array<double, kDifficulties> alpha_;  // as alpha_control has steered it
 };
 
 }  // namespace isentrope::methods

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -17,6 +18,10 @@ namespace {
 constexpr double kUnseen = std::numeric_limits<double>::quiet_NaN();
 constexpr double kQuick = 0.2, kSlow = 0.05;  // shares of a step: towards better, towards worse
 constexpr double kLeast = -0.9;               // of the reward
+
+double scale_at(int64_t step, const std::string& shape, int64_t steps) {
+  return shape == "constant" ? 1 : entropy_schedule(step, shape, 1, 0, steps);
+}
 
 }  // namespace
 
@@ -65,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ceeh(const Tensor& right, const Tenso
 
 Tensor CeehRecord::initial_state() const { return torch::tensor({-1.0, kUnseen, kUnseen}, torch::kFloat64); }
 
-std::pair<Tensor, Tensor> CeehRecord::step(const Completions& c, double scale, Context& context) const {
+std::pair<Tensor, Tensor> CeehRecord::step(Completions& c, double scale, Context& context) const {
   std::vector<double> state = numbers(host(context.state, torch::kFloat64));
   std::unordered_map<int64_t, size_t> place;
   double sum = 0, seen = 0;
@@ -94,6 +99,7 @@ std::pair<Tensor, Tensor> CeehRecord::step(const Completions& c, double scale, C
     state[at[g] + 2] = next_l.const_data_ptr<double>()[g];
   }
   context.state = torch::tensor(state, torch::kFloat64);
+  c.hard = hard;
   if (hard.numel() > 0) context.stats["ceeh/hard"] = hard.to(torch::kFloat64).mean().item<double>();
   if (!std::isnan(mean)) context.stats["ceeh/accuracy"] = mean;
   return {hard, reward};
@@ -107,13 +113,37 @@ void CeehReward::apply(Completions& c, Context& context) const {
 
 void CeehAdvantage::apply(Completions& c, Context& context) const {
   const auto [hard, reward] = step(c, 0, context);
-  const double now = scale == "constant" ? 1 : entropy_schedule(c.step, scale, 1, 0, steps);
+  const double now = scale_at(c.step, scale, steps);
   const Tensor gain = entropy_advantage(c.advantage, c.entropy, c.mask, alpha, kappa) - c.advantage;
   c.advantage =
       torch::where(hard.unsqueeze(1) & c.mask, c.advantage + now * gain, c.advantage).to(c.advantage.scalar_type());
 }
 
+Tensor ceeh_entropy(const Tensor& hard, const Tensor& mask, double factor) {
+  constexpr const char* kOp = "method_ceeh_entropy";
+  check_rows(kOp, "mask", mask);
+  OP_CHECK(kOp, hard.dim() == 1 && hard.size(0) == mask.size(0), "hard has shape ", hard.sizes(), "; wanted [",
+           mask.size(0), "], one a row of mask");
+  check_number(kOp, "factor", factor, factor >= 0 && std::isfinite(factor), "at least 0, and finite");
+  const Tensor counts = host_mask(mask).to(torch::kFloat64);
+  const Tensor w = torch::where(host_mask(hard).unsqueeze(1), factor, 1.0).to(torch::kFloat64) * counts;
+  const double sum = w.sum().item<double>(), tokens = counts.sum().item<double>();
+  return (sum > 0 ? w * (tokens / sum) : w).to(torch::kFloat32).to(mask.device());
+}
+
+Bonus CeehEntropy::bonus(const Update& u, int64_t step, Context&) const {
+  if (!u.hard.defined())
+    throw std::invalid_argument(
+        "objective.entropy, ceeh: nothing says which prompts are hard; write a {kind: ceeh} under reward or advantage");
+  const double now = scale_at(step, scale, steps);
+  return {retain ? coef : coef * now, ceeh_entropy(u.hard, u.mask, retain ? 1 + (factor - 1) * now : factor)};
+}
+
 namespace {
+
+Tensor ceeh_entropy_meta(const Tensor&, const Tensor& mask, double) {
+  return torch::empty_symint(mask.sym_sizes(), mask.options().dtype(torch::kFloat32));
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ceeh_meta(const Tensor& right, const Tensor&, const Tensor&,
                                                      const Tensor& accuracy, const Tensor& shortest, double, double) {
@@ -132,6 +162,8 @@ TORCH_LIBRARY_FRAGMENT(isentrope, m) {
       "method_ceeh(Tensor right, Tensor length, Tensor group, Tensor accuracy, Tensor shortest, float mean, *, float "
       "scale=0.5) -> (Tensor, Tensor, Tensor, Tensor)",
       ceeh, ceeh_meta);
+  define(m, "method_ceeh_entropy(Tensor hard, Tensor mask, *, float factor=5.0) -> Tensor", ceeh_entropy,
+         ceeh_entropy_meta);
 }
 
 }  // namespace isentrope::methods

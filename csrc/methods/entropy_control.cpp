@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "csrc/methods/op.h"
+#include "csrc/methods/siren.h"
 
 namespace isentrope::methods {
 namespace {
@@ -130,8 +131,11 @@ void AEnt::observe(const std::map<std::string, double>& seen, Context& context) 
 
 Tensor Siren::initial_state() const { return torch::full({1}, anchor.value_or(kUnknown), torch::kFloat64); }
 
-Control Siren::at(int64_t, const Tensor& state) const {
-  return {.squared = coef, .anchor = *state.const_data_ptr<double>(), .share = share};
+Bonus Siren::bonus(const Update& u, int64_t, Context& context) const {
+  const double held = *context.state.const_data_ptr<double>();
+  const auto [coefficient, weight, mean] = siren(u.entropy, u.kept, u.mask, held, coef, share);
+  if (u.mask.any().item<bool>()) context.stats["entropy/peak"] = mean.item<double>();
+  return {coefficient.item<double>(), weight};
 }
 
 void Siren::observe(const std::map<std::string, double>& seen, Context& context) const {

@@ -6,18 +6,12 @@
 #include <vector>
 
 #include "csrc/field.h"
-#include "csrc/methods/method.h"
+#include "csrc/methods/ceeh.h"
+#include "csrc/methods/control.h"
+#include "csrc/methods/tea.h"
 #include "csrc/one_of.h"
 
 namespace isentrope::methods {
-
-// What a controller sets for an update.
-struct Control {
-  double entropy_coef = 0;            // weight of the entropy bonus
-  double positive = 1, negative = 1;  // factors of advantages above 0 and below
-  // squared (m − anchor)² is added to the loss, m the mean kept entropy of the share of tokens of highest entropy; a NaN anchor is m.
-  double squared = 0, anchor = 0, share = 1;
-};
 
 // ---- pure functions -------------------------------------------------------------------------------------------------
 
@@ -218,7 +212,8 @@ struct Siren {
       at_least(0));
   }
   Tensor initial_state() const;
-  Control at(int64_t step, const Tensor& state) const;
+  Control at(int64_t, const Tensor&) const { return {.weighs = coef > 0}; }
+  Bonus bonus(const Update& u, int64_t step, Context& context) const;  // of csrc/methods/siren.h
   void observe(const std::map<std::string, double>& seen, Context& context) const;
 };
 
@@ -230,7 +225,9 @@ using EntropyControl = OneOf<  //
     AEnt,                      // arXiv 2509.03493
     Siren,                     // arXiv 2509.25133
     EntroPic,                  // arXiv 2511.15248
-    EntropyBand                // arXiv 2604.26326
+    EntropyBand,               // arXiv 2604.26326
+    Tea,                       // arXiv 2508.03178
+    CeehEntropy                // arXiv 2602.22642
     >;
 
 }  // namespace isentrope::methods

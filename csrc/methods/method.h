@@ -8,7 +8,11 @@
 //               void apply(Completions&, Context&) const                the others: changed advantages [B, T]
 //   weight      Weighted apply(const Update&, Context&) const           a factor [B, T] of each token's policy term
 //               or Tensor choose(selected, mask, seed) const            [B, T] bool, in the place of what the loss selects
-//   controller  Control at(step, state) const, see entropy_control.h    coefficients of the step
+//   controller  Control at(step, state) const, see control.h            coefficients of the step
+//               Bonus bonus(const Update&, step, Context&) const        a weight of each token's entropy in the bonus, where it has one
+//
+// A weight has kOfTargets where mask, logprob and entropy of an update are all that it looks at: then an sft phase has it too, whose policy
+// is the model and whose tokens are the targets.
 //
 // A reward method has observe(seen, context) where it follows what updates saw. A method of rewards or advantages has bind(tokens_called)
 // where its keys name tokens, bind(token_text) where they name texts.
@@ -67,6 +71,7 @@ struct Completions {
 
   Tensor ref_kl_weight = {};  // [B, T] float factor of the divergence from the reference; undefined: 1
   Tensor difficulty = {};  // [B] int64 of the prompt, by which that divergence is counted; undefined where nobody asks
+  Tensor hard = {};        // [B] bool, of a prompt that a record calls hard; undefined where no method has one
 
   // A reward method of that kind adds to the rewards.
   void add(const std::string& kind, const Tensor& amount) {
@@ -90,11 +95,14 @@ struct Update {
   Tensor sum_p2 = {}, sum_p2_logp = {};  // [B, T] float, Σ p² and Σ p² log p of the policy that learns; where a method
                                          // asks (kNeedsMoments)
   Tensor old_sum_p2 = {};                // [B, T] float, Σ p² of the one that drew; likewise (kNeedsOldSumP2)
+  Tensor kept = {};  // [B, T] float, entropy of what objective.entropy_keep keeps, else entropy; for controllers
+  Tensor hard = {};  // [B] bool, of a prompt that a reward's or advantage's record calls hard; where one does
 
   Update rows(int64_t begin, int64_t end) const {
     const auto of = [&](const Tensor& x) { return x.defined() ? x.slice(0, begin, end) : x; };
-    return {of(mask),     of(advantage),         of(logprob), of(old_logprob), of(entropy),   of(old_entropy),
-            of(rescored), of(attention_entropy), of(sum_p2),  of(sum_p2_logp), of(old_sum_p2)};
+    return {of(mask),     of(advantage),         of(logprob), of(old_logprob), of(entropy),    of(old_entropy),
+            of(rescored), of(attention_entropy), of(sum_p2),  of(sum_p2_logp), of(old_sum_p2), of(kept),
+            of(hard)};
   }
 };
 

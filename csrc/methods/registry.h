@@ -88,6 +88,7 @@ using Weight = OneOf<  //
     ClipB,             // arXiv 2602.03392
     ClipV,             // arXiv 2602.03392
     DivergenceMask,    // after arXiv 2607.10848
+    EntropySft,        // arXiv 2508.03178
     Correction,        // truncated importance sampling, IcePop, DeepSeek-V3.2
     Random,            // the control of clip_cov and kl_cov
     OwnWeight          // one's own

@@ -15,6 +15,7 @@ Tensor surprisal_band(const Tensor& logprob, const Tensor& entropy, const Tensor
 struct SurprisalBand {
   static constexpr const char* kKind = "surprisal_band";
   static constexpr const char* kScope = "token";
+  static constexpr bool kOfTargets = true;
   static constexpr const char* kHelp =
       "Only tokens learn whose surprisal is between low and high times their entropy: neither the redundant nor the "
       "tail; the others keep their place in denominators (arXiv 2606.31575, the Relative Surprisal Index).";

@@ -79,6 +79,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
   batch.lengths = torch::empty({B}, torch::kInt64);
   if (c.ref_kl_weight.defined()) batch.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
   if (c.difficulty.defined()) batch.difficulty = c.difficulty.slice(0, begin, begin + B);
+  if (c.hard.defined()) batch.hard = c.hard.slice(0, begin, begin + B);
   const int64_t drawn = c.mask.size(1);
   const bool* mask = c.mask.const_data_ptr<bool>();
   // Of a completion's own tokens: from[i][t] to the position of the row that predicts token t.

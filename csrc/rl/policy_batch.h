@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "csrc/data/batch.h"
+#include "csrc/data/example.h"
 #include "csrc/methods/chain.h"
 #include "csrc/methods/registry.h"
 #include "csrc/rl/rollout.h"
@@ -24,6 +25,7 @@ struct Kept {
   std::vector<std::vector<double>> scores;  // [reward][completion], not weighted; NaN where it does not apply
   std::vector<double> weights;              // of each reward
   std::vector<double> greedy;               // [group] reward of the greedy completion, where a method asks for it
+  std::vector<data::Example> examples;      // [group], where a second set is drawn for them
 
   int64_t size() const { return static_cast<int64_t>(prompts.size()); }
 };

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "csrc/data/random.h"
 #include "csrc/message.h"
 #include "csrc/methods/windows.h"
 #include "csrc/rl/policy_batch.h"
@@ -94,64 +95,23 @@ struct RolloutSource::Tally {
   double truncated = 0, flat = 0, prompts = 0, draws = 0;
 };
 
-struct RolloutSource::Saved {
-  std::vector<SavedRollout> rollouts;
-  std::vector<int64_t> place;  // of each in Kept; −1: nothing is learnt from its group
-
-  void add(const Drawn& drawn, int64_t p, const RolloutSource& source);
-  void learnt(const methods::Completions& kept, const std::vector<data::Batch>& updates);
-};
-
-// The group of prompt p, before anything of it is moved.
-void RolloutSource::Saved::add(const Drawn& drawn, int64_t p, const RolloutSource& source) {
-  for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i) {
-    SavedRollout one{.group = drawn.first + p,
-                     .prompt = drawn.examples[p].prompt,
-                     .completion = drawn.completions[i],
-                     .branches = source.config_.branch.has_value(),
-                     .reward = drawn.rewards.total[i]};
-    if (one.completion.parent >= 0) one.completion.parent -= drawn.groups[p];
-    for (const auto& [name, scores] : drawn.rewards.scores) one.scores.emplace_back(name, scores[i]);
-    rollouts.push_back(std::move(one));
-    place.push_back(-1);
-  }
-}
-
-// What the updates, whose rows are the completions kept, have of them.
-void RolloutSource::Saved::learnt(const methods::Completions& kept, const std::vector<data::Batch>& updates) {
-  std::vector<std::optional<double>> advantage;
-  for (const data::Batch& update : updates) {
-    const auto targets = update.target.accessor<int64_t, 2>();
-    const auto values = update.advantage.accessor<float, 2>();
-    for (int64_t row = 0; row < update.size(); ++row) {
-      double sum = 0;
-      int64_t tokens = 0;
-      for (int64_t t = 0; t < targets.size(1); ++t)
-        if (targets[row][t] != data::kIgnore) sum += values[row][t], ++tokens;
-      advantage.push_back(tokens > 0 ? std::optional(sum / static_cast<double>(tokens)) : std::nullopt);
-    }
-  }
-  for (size_t i = 0; i < rollouts.size() && !updates.empty(); ++i) {
-    if (place[i] < 0) continue;
-    rollouts[i].reward = kept.reward[place[i]].item<double>();
-    rollouts[i].advantage = advantage[place[i]];
-    for (const auto& [kind, amount] : kept.added) rollouts[i].added.emplace_back(kind, amount[place[i]].item<double>());
-  }
-}
-
 data::StepData RolloutSource::next(int64_t step) {
   pending_ = whole_;
   const std::optional<Branching> branching = this->branching();
   data::StepData data;
   Kept kept;
   Tally tally;
-  Saved saved;
+  SavedStep saved;
   const bool saves = save_ && config_.save_every > 0 && (step + 1) % config_.save_every == 0;
   const methods::FilterGroups* filter = methods_.filter();
   const double most_draws = filter ? static_cast<double>(filter->max_draws) : 1;
+  const bool greedy = pending_.advantage.any([]<class M>(const M&) {
+    return requires { M::kNeedsGreedy; };
+  });
   for (; kept.size() < config_.prompts && tally.draws < most_draws; ++tally.draws) {
     Drawn drawn = draw(step, branching);
     score(drawn);
+    if (greedy) drawn.greedy = greedy_rewards(drawn);
     this->tally(drawn, tally);
     warn(drawn, data.warnings);
     keep(drawn, kept, tally, saves ? &saved : nullptr);
@@ -172,6 +132,7 @@ data::StepData RolloutSource::next(int64_t step) {
     data.updates = policy_batches(kept, seen, config_.mini_batches, config_.epochs);
     tell_health(data.updates, data.stats);
     if (saves) saved.learnt(seen, data.updates);
+    if (config_.tempered && config_.tempered->coef > 0) temper(step, kept, mean(tally.entropy), data, tally);
   }
   if (!tally.thresholds.empty()) {
     const double seen = mean(tally.thresholds), decay = config_.branch->decay;
@@ -238,10 +199,6 @@ void RolloutSource::score(Drawn& drawn) const {
     if (i + 1 == drawn.completions.size() || drawn.completions[i + 1].prompt != drawn.completions[i].prompt)
       drawn.groups.push_back(static_cast<int64_t>(i) + 1);
   drawn.right = right_or_wrong(drawn.rewards.first);
-  if (pending_.advantage.any([]<class M>(const M&) {
-        return requires { M::kNeedsGreedy; };
-      }))
-    drawn.greedy = greedy_rewards(drawn);
 }
 
 // Each process draws and scores all of them: so all have the same, whatever their number.
@@ -257,6 +214,31 @@ std::vector<double> RolloutSource::greedy_rewards(const Drawn& drawn) const {
     prompts.push_back(drawn.examples[one.prompt].prompt);
   }
   return reward_(prompts, answers, drawn.examples).total;
+}
+
+void RolloutSource::temper(int64_t step, const Kept& kept, double entropy, data::StepData& data, Tally& tally) const {
+  const TemperedConfig& tempered = *config_.tempered;
+  SamplingConfig sampling = config_.sampling;
+  sampling.temperature = entropy < tempered.target ? tempered.high : tempered.low;
+  Drawn drawn;
+  drawn.examples = kept.examples, drawn.prompts = kept.prompts;
+  drawn.samples.assign(kept.prompts.size(), tempered.num_generations);
+  const uint64_t seed = data::Stream(seed_, data::Purpose::rollout, /*a=*/1).bits();  // not that of the first set
+  drawn.completions = rollout(model_, drawn.prompts, drawn.samples, sampling, tokenizer_.end_ids(),
+                              {.seed = seed, .step = step}, config_.cache, {}, &drawn.counts, *peers_);
+  score(drawn);
+  tally.counts += drawn.counts;
+  data.stats["tempered/temperature"] = sampling.temperature;
+  data.stats["tempered/reward"] = mean(drawn.rewards.total);
+  Kept second;
+  second.prompts = std::move(drawn.prompts), second.groups = drawn.groups;
+  second.completions = std::move(drawn.completions), second.rewards = drawn.rewards.total;
+  second.right = {drawn.right.begin(), drawn.right.end()};
+  methods::Completions c = completions_of(second, 1, config_.sampling.max_new_tokens, config_.mask_truncated);
+  c.advantage = (tempered.coef * c.reward).unsqueeze(1).to(torch::kFloat32) * c.mask;
+  const std::vector<data::Batch> batches = policy_batches(second, c, config_.mini_batches);
+  for (size_t u = 0; u < data.updates.size(); ++u)
+    data.updates[u].tempered = std::make_shared<const data::Batch>(batches[u % batches.size()]);
 }
 
 void RolloutSource::tally(const Drawn& drawn, Tally& tally) const {
@@ -297,7 +279,7 @@ void RolloutSource::warn(const Drawn& drawn, std::vector<std::string>& warnings)
   pending_.told |= kUnscored;
 }
 
-void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
+void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, SavedStep* saved) {
   const methods::FilterGroups* filter = methods_.filter();
   const std::vector<bool> differs =
       methods::keep_groups(filter && filter->by == "right" ? drawn.right : drawn.rewards.total, drawn.groups);
@@ -316,7 +298,10 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
     if (config_.allocation)
       pending_.record.add(drawn.examples[p].prompt, right, drawn.samples[p], config_.allocation->decay);
     tally.flat += !differs[p];
-    if (saved) saved->add(drawn, p, *this);
+    const int64_t begin = drawn.groups[p], end = drawn.groups[p + 1];
+    if (saved)
+      saved->add(drawn.first + p, drawn.examples[p].prompt, drawn.completions, begin, end, drawn.rewards,
+                 config_.branch.has_value());
     if (kept.size() == config_.prompts || (filter && !differs[p])) continue;
     const auto moved = static_cast<int64_t>(kept.completions.size()) - drawn.groups[p];
     for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i) {
@@ -326,12 +311,13 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved) {
         const std::optional<double>& score = drawn.rewards.scores[r].second[i];
         kept.scores[r].push_back(score.value_or(std::numeric_limits<double>::quiet_NaN()));
       }
-      if (saved) *(saved->place.end() - drawn.groups[p + 1] + i) = static_cast<int64_t>(kept.completions.size());
+      if (saved) (saved->rollouts.end() - end + i)->row = static_cast<int64_t>(kept.completions.size());
       kept.rewards.push_back(drawn.rewards.total[i]);
       kept.right.push_back(drawn.right[i] > 0);
       kept.completions.push_back(std::move(completion));
     }
     kept.prompts.push_back(std::move(drawn.prompts[p]));
+    if (config_.tempered) kept.examples.push_back(drawn.examples[p]);
     if (!drawn.greedy.empty()) kept.greedy.push_back(drawn.greedy[p]);
     kept.groups.push_back(static_cast<int64_t>(kept.completions.size()));
   }

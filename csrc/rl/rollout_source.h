@@ -21,6 +21,7 @@
 #include "csrc/rl/reward.h"
 #include "csrc/rl/reward_list.h"
 #include "csrc/rl/rollout.h"
+#include "csrc/rl/saved_step.h"
 
 namespace isentrope::rl {
 
@@ -49,6 +50,31 @@ struct BranchConfig {
   }
 };
 
+// A second set of completions of a step's prompts, drawn at another temperature, whose rewards R the policy learns from besides (AEPO,
+// arXiv 2510.08141). The loss has − coef Σ R ℓ more, over the tokens of the second set and aggregated as the loss is, with ℓ their
+// log-probabilities under the policy itself, at rollout.temperature. What colder completions teach lowers the policy's entropy, what
+// hotter ones teach raises it: they are drawn at `high` where the mean entropy of the step's own completions is below the target, else at
+// `low`. The authors publish neither temperature nor coefficient; those here are ours.
+struct TemperedConfig {
+  double target = 0.5;
+  double low = 0.8;
+  double high = 1.2;
+  double coef = 0.1;
+  int64_t num_generations = 1;
+
+  std::string problem() const { return low > high ? "low: is above high; wanted at most as large" : ""; }
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("target", target, "Mean entropy of a token, nats, that is steered to (the authors' scripts: 0.5).", at_least(0));
+    v("low", low, "Temperature of the second set at or above the target.", between(1e-3, 100));
+    v("high", high, "Temperature of the second set below the target.", between(1e-3, 100));
+    v("coef", coef, "Weight of what it teaches; 0: none is drawn.", at_least(0));
+    v("num_generations", num_generations,
+      "Completions a prompt of it: as few as hold the entropy (the authors' scripts: 60 a step of 512 prompts).",
+      between(1, 1 << 16));
+  }
+};
+
 struct RolloutConfig {
   int64_t prompts = 32;
   int64_t num_generations = 8;
@@ -58,6 +84,7 @@ struct RolloutConfig {
   CacheConfig cache;
   std::optional<BranchConfig> branch;
   std::optional<AllocationConfig> allocation;
+  std::optional<TemperedConfig> tempered;
   bool mask_truncated = false;
   int64_t save_every = 0;
 
@@ -84,6 +111,8 @@ struct RolloutConfig {
       "Share a step's prompts · num_generations completions out by how often each prompt was answered right before; "
       "absent: "
       "evenly.");
+    v("tempered", tempered,
+      "Draw a second set of completions at another temperature, which steers the entropy (AEPO); absent: none.");
     v("mask_truncated", mask_truncated, "Leave completions that reached the length limit out of the loss.");
     v("save_every", save_every,
       "Steps between those whose completions go to <run.dir>/rollouts/<phase>.jsonl, with rewards, advantages, and "
@@ -92,19 +121,6 @@ struct RolloutConfig {
   }
 };
 
-// A completion of a step with what the step made of it.
-struct SavedRollout {
-  int64_t group = 0;  // number of its prompt in the phase's stream of examples, from 0
-  std::string prompt;
-  Completion completion = {};  // parent: by its place in the group
-  bool branches = false;       // whether sequences branch
-  double reward = 0;           // what its advantage comes from: the weighted sum of scores, and what methods added
-  std::vector<std::pair<std::string, std::optional<double>>> scores = {};  // reward/<name>, not weighted
-  std::vector<std::pair<std::string, double>> added =
-      {};  // by the methods of that kind; of the groups that are learnt from
-  // Mean over its learnt tokens, which differ where sequences branch; none: the loss has no token of it.
-  std::optional<double> advantage = {};
-};
 // Takes all completions of a step that draws any, in the order in which they were drawn.
 using SaveRollouts = std::function<void(int64_t step, const std::vector<SavedRollout>& rollouts)>;
 
@@ -149,7 +165,6 @@ class RolloutSource : public data::BatchSource {
   enum Told : int64_t { kUnscored = 1, kTimedOut = 2 };
   struct Drawn;  // a batch of prompts with what was drawn for them
   struct Tally;  // what is told of a step
-  struct Saved;  // what is saved of a step
 
   std::optional<Branching> branching() const;
   // How many completions each prompt gets, prompts · samples in all.
@@ -157,10 +172,12 @@ class RolloutSource : public data::BatchSource {
   Drawn draw(int64_t step, const std::optional<Branching>& branching);
   void score(Drawn& drawn) const;
   std::vector<double> greedy_rewards(const Drawn& drawn) const;  // of each prompt
+  // The second set for the prompts kept, and each update's share of it; entropy: mean of the step's own completions.
+  void temper(int64_t step, const Kept& kept, double entropy, data::StepData& data, Tally& tally) const;
   void tally(const Drawn& drawn, Tally& tally) const;
-  void warn(const Drawn& drawn, std::vector<std::string>& warnings);  // of its rewards, each kind once
-  void keep(Drawn& drawn, Kept& kept, Tally& tally, Saved* saved);    // the groups that the step learns from
-  void count_empty_step(int64_t groups);                              // stops a run that finds none
+  void warn(const Drawn& drawn, std::vector<std::string>& warnings);    // of its rewards, each kind once
+  void keep(Drawn& drawn, Kept& kept, Tally& tally, SavedStep* saved);  // the groups that the step learns from
+  void count_empty_step(int64_t groups);                                // stops a run that finds none
   void tell(const Tally& tally, int64_t groups, const std::optional<Branching>& branching,
             std::map<std::string, double>& stats) const;
 

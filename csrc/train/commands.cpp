@@ -188,21 +188,24 @@ int plan_command(const std::string& file, const std::vector<std::string>& overri
   return 0;
 }
 
-int evaluate_command(const std::string& path, const EvaluateOptions& options) {
-  const std::string checkpoint = resolve_checkpoint(path);
-  const std::vector<std::string>& words = options.words;
+TrainConfig config_of(const std::string& checkpoint, const std::vector<std::string>& words) {
   const bool named = !words.empty() && (words[0].find('=') == std::string::npos || std::filesystem::exists(words[0]));
   const std::string file = named ? words[0] : checkpoint + "/config.yaml";
   if (!named && !std::filesystem::exists(file))
     throw std::runtime_error(checkpoint + " holds no configuration; name one behind it");
-  const TrainConfig config = read_config(file, {words.begin() + named, words.end()});
+  return read_config(file, {words.begin() + named, words.end()});
+}
+
+int evaluate_command(const std::string& path, const EvaluateOptions& options) {
+  const std::string checkpoint = resolve_checkpoint(path);
+  const TrainConfig config = config_of(checkpoint, options.words);
   const PhaseConfig& phase = config.phases.back();
   const data::Tokenizer tokenizer =  // transformers saves a model without one
       std::filesystem::exists(checkpoint + "/tokenizer.json") ? load_tokenizer(checkpoint)
                                                               : data::Tokenizer(config.tokenizer);
   const auto split = options.split == "test" ? data::Split::test : data::Split::validation;
   if (!phase.data.has(split))
-    throw std::runtime_error(file + ": the data of phase " + phase.name + " have no part for " + options.split +
+    throw std::runtime_error(checkpoint + ": the data of phase " + phase.name + " have no part for " + options.split +
                              "; give it a fraction above 0 or a file of its own");
   const auto rewards = load_rewards(options.rewards, config);
   make_task_files(config);

@@ -2,12 +2,15 @@
 // and throws what went wrong.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "csrc/train/given_rewards.h"
 
 namespace isentrope::train {
+
+struct TrainConfig;
 
 struct TrainOptions {
   std::string program = "isentrope";  // as it was called, for the commands that a run prints
@@ -41,6 +44,7 @@ struct SampleOptions {
   double repetition_penalty = 1.0;
   int64_t max_new_tokens = 0, min_new_tokens = 0;
   std::vector<std::string> stop, bad_words;
+  std::string probe;  // file of csrc/train/probe.h, which says temperature and length by prompt; "" for none
   uint64_t seed = 1;
   GivenRewards rewards;  // each tells its score of every completion
 };
@@ -60,6 +64,23 @@ struct EvaluateOptions {
 };
 // Evaluates a checkpoint on held-out data of the configuration's last phase.
 int evaluate_command(const std::string& checkpoint, const EvaluateOptions& options);
+
+struct ProbeOptions {
+  std::vector<std::string> words;  // as those of EvaluateOptions
+  std::string output;
+  int64_t prompts = 300, samples = 10;
+  double accuracy = 0.5, hard = 0.25;
+  std::optional<double> entropy = {};
+  int64_t width = 256, epochs = 100;
+  double least = 0.5;
+  uint64_t seed = 1;
+  GivenRewards rewards;
+};
+// Trains a probe (csrc/train/probe.h) of answers that are sampled to training prompts of the configuration's last phase.
+int probe_command(const std::string& checkpoint, const ProbeOptions& options);
+
+// The configuration that words name, or a checkpoint's own, with the overrides behind it.
+TrainConfig config_of(const std::string& checkpoint, const std::vector<std::string>& words);
 
 // Writes the model of a checkpoint, an adapter merged, as a folder of its own (csrc/train/checkpoint.h, save_model).
 int export_command(const std::string& checkpoint, const std::string& folder);

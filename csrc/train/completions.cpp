@@ -52,6 +52,8 @@ Json to_json(const std::string& phase, int64_t step, const rl::SavedRollout& rol
   for (const auto& [name, score] : rollout.scores) line["rewards"][name.substr(name.find('/') + 1)] = or_null(score);
   for (const auto& [kind, amount] : rollout.added) line[kind] = amount;
   line["advantage"] = or_null(rollout.advantage);
+  if (!rollout.advantages.empty()) line["advantages"] = numbers(rollout.advantages);
+  if (!rollout.weight.empty()) line["weight"] = numbers(rollout.weight);
   if (rollout.branches) {
     const int64_t parent = rollout.completion.parent;
     line["parent"] = parent < 0 ? Json(nullptr) : Json(parent);

@@ -136,8 +136,9 @@ struct PhaseConfig {
     v("advantage", advantage,
       "How rewards become advantages, then what is done to these, in order; empty: [{kind: grpo}]. grpo phases only.");
     v("weight", weight,
-      "Factors of the tokens' policy terms, in order: which tokens learn, and how much; empty: all alike. grpo phases "
-      "only.");
+      "Factors of the tokens' policy terms, in order: which tokens learn, and how much; empty: all alike. grpo phases; "
+      "in "
+      "sft phases those that look at log-probability and entropy alone, entropy_sft above all.");
     v("evaluation", evaluation,
       "Validation on held-out data: of a pretrain phase its loss, of the others the accuracy of answers.");
     v("stop", stop, "End the phase when an evaluation reaches all these values.");

@@ -7,6 +7,7 @@
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/config.h"
 #include "csrc/train/family.h"
+#include "csrc/train/probe.h"
 
 namespace isentrope::train {
 
@@ -21,6 +22,27 @@ std::string RunConfig::problem() const {
                 save_before_s, time_limit_s);
   return text;
 }
+
+namespace {
+
+// Whether a weight looks at nothing but what an sft phase has (csrc/methods/method.h).
+bool of_targets(const methods::Weight& one) {
+  return std::visit(
+      []<class M>(const M&) {
+        return requires { M::kOfTargets; };
+      },
+      one.value);
+}
+
+std::string listed_of_targets() {
+  std::string list;
+  methods::Weight::each([&]<class M>(const M&) {
+    if constexpr (requires { M::kOfTargets; }) list += (list.empty() ? "" : " or ") + std::string(M::kKind);
+  });
+  return list;
+}
+
+}  // namespace
 
 bool built_in_reward(const std::string& kind) { return rl::is_built_in(kind); }
 
@@ -46,8 +68,19 @@ std::string PhaseConfig::problem() const {
     if (rollout) return "rollout belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!reward.empty()) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!advantage.empty()) return "advantage belongs to grpo phases, and objective.kind is " + objective.kind;
-    if (!weight.empty()) return "weight belongs to grpo phases, and objective.kind is " + objective.kind;
+    if (!weight.empty() && objective.kind != "sft")
+      return "weight belongs to grpo and sft phases, and objective.kind is " + objective.kind;
+    for (const methods::Weight& one : weight)
+      if (!of_targets(one))
+        return "weight: " + one.kind() +
+               " looks at advantages or at the policy that drew, and an sft phase has neither; wanted " +
+               listed_of_targets();
   }
+  if (objective.entropy && objective.entropy->get<methods::CeehEntropy>() &&
+      !std::any_of(reward.begin(), reward.end(), [](const auto& one) { return one.kind() == "ceeh"; }) &&
+      !std::any_of(advantage.begin(), advantage.end(), [](const auto& one) { return one.kind() == "ceeh"; }))
+    return "objective.entropy: ceeh weighs tokens of hard prompts, and nothing says which these are; write a "
+           "{kind: ceeh} under reward or advantage, whose record does";
   const std::vector<rl::RewardConfig> scores = this->scores();
   if (!scores.empty() && std::all_of(scores.begin(), scores.end(), [](const auto& r) { return r.weight == 0; }))
     return "reward: every weight is 0, so that all completions are equally good; give one of them a weight";
@@ -124,7 +157,13 @@ std::string sampling_problem(const rl::SamplingConfig& sampling, const TrainConf
   return texts_problem(sampling, tokenizer);
 }
 
-std::string evaluation_problem(const EvaluationConfig& evaluation, const data::TokenizerConfig& tokenizer) {
+std::string evaluation_problem(const EvaluationConfig& evaluation, const data::TokenizerConfig& tokenizer,
+                               int64_t width) {
+  if (!evaluation.probe.empty()) try {
+      load_probe(evaluation.probe, width);
+    } catch (const std::exception& error) {
+      return "probe: " + std::string(error.what());
+    }
   if (evaluation.stop.empty() && evaluation.bad_words.empty()) return "";
   return texts_problem({.stop = evaluation.stop, .bad_words = evaluation.bad_words}, data::Tokenizer(tokenizer));
 }
@@ -170,6 +209,9 @@ std::string TrainConfig::problem() const {
       } catch (const std::invalid_argument& error) {
         return path + ".advantage." + std::to_string(j) + "." + error.what();
       }
+    if (metrics.gradient_noise_scale > 0 && phase.rollout && phase.rollout->tempered)
+      return "metrics.gradient_noise_scale: the gradient of " + path +
+             " is that of rollout.tempered too, whose completions are none of the update's; leave one of them out";
     if (phase.rollout)
       if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
         return path + ".rollout." + wrong;
@@ -177,14 +219,15 @@ std::string TrainConfig::problem() const {
       return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
-    if (const std::string wrong = evaluation_problem(phase.evaluation, tokenizer); !wrong.empty())
+    if (const std::string wrong = evaluation_problem(phase.evaluation, tokenizer, model.hidden_size); !wrong.empty())
       return path + ".evaluation." + wrong;
     if (phase.evaluation.max_new_tokens >= model.max_position_embeddings)
       return path + ".evaluation.max_new_tokens: " + std::to_string(phase.evaluation.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
   }
-  if (const std::string wrong = evaluation_problem(test, tokenizer); !wrong.empty()) return "test." + wrong;
+  if (const std::string wrong = evaluation_problem(test, tokenizer, model.hidden_size); !wrong.empty())
+    return "test." + wrong;
   if (test.max_new_tokens >= model.max_position_embeddings)
     return "test.max_new_tokens: " + std::to_string(test.max_new_tokens) +
            " leaves no room for a prompt in model.max_position_embeddings (" +

@@ -6,11 +6,14 @@
 
 #include "csrc/data/collate.h"
 #include "csrc/data/text_stream.h"
+#include "csrc/methods/preference.h"
 #include "csrc/rl/pass_at.h"
 #include "csrc/rl/prompt.h"
+#include "csrc/rl/reference_logprob.h"
 #include "csrc/rl/shared_rollout.h"
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/chat_template.h"
+#include "csrc/train/probe.h"
 
 namespace isentrope::train {
 namespace {
@@ -24,18 +27,25 @@ struct Answers {
   double entropy = 0;             // mean over tokens
   double unscored = 0;            // answers
   std::vector<Sample> shown;      // the first to each of the first prompts
+  rl::Kept drawn;                 // prompts and completions
+  std::vector<int64_t> classes;   // of each prompt, where a probe told
 };
 
 Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                const std::vector<data::Example>& examples, const rl::RewardSum& score,
                const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show,
-               std::vector<Answer>* told, const rl::Peers& peers) {
+               std::vector<Answer>* told, const rl::Peers& peers, const Probe* probe = nullptr) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples)
     prompts.push_back(rl::encode_prompt(example, tokenizer, model->config().max_position_embeddings));
+  std::optional<std::vector<int64_t>> classes;
+  if (probe) classes = probe->classes(hidden_of(model, prompts));
   rl::RolloutCounts counts;
-  auto completions = rl::rollout(model, prompts, std::vector<int64_t>(prompts.size(), samples), sampling,
-                                 tokenizer.end_ids(), {.evaluation = true}, cache, {}, &counts, peers);
+  const rl::RolloutKey key{.evaluation = true};
+  auto completions = classes ? rollout_by_class(*probe, *classes, model, prompts, samples, sampling,
+                                                tokenizer.end_ids(), key, cache, &counts, peers)
+                             : rl::rollout(model, prompts, std::vector<int64_t>(prompts.size(), samples), sampling,
+                                           tokenizer.end_ids(), key, cache, {}, &counts, peers);
   rl::Rewards rewards;
   {
     std::vector<std::string> prompt_text;
@@ -62,7 +72,8 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
   const auto prompt_text = [&](size_t i) { return examples[completions[i].prompt].prompt; };
   for (const auto& one : scores) answers.right.push_back(rl::is_right(one)), answers.unscored += !one;
   for (size_t i = 0; told && i < completions.size(); ++i)
-    told->push_back({completions[i].prompt, prompt_text(i), completions[i], sampling.temperature == 0, scores[i]});
+    told->push_back({completions[i].prompt, prompt_text(i), completions[i], prompts[completions[i].prompt],
+                     sampling.temperature == 0, scores[i]});
   for (size_t i = 0; i < completions.size() && completions[i].prompt < show; i += static_cast<size_t>(samples)) {
     const rl::Completion& completion = completions[i];
     answers.shown.push_back({.prompt = prompt_text(i),
@@ -71,6 +82,11 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                              .right = answers.right[i] > 0});
   }
   answers.entropy /= std::max(tokens, 1.0);
+  if (classes) answers.classes = *classes;
+  answers.drawn.prompts = std::move(prompts);
+  for (size_t p = 1; p <= answers.drawn.prompts.size(); ++p)
+    answers.drawn.groups.push_back(static_cast<int64_t>(p) * samples);
+  answers.drawn.completions = std::move(completions);
   return answers;
 }
 
@@ -84,6 +100,18 @@ double sum_of_turns(const std::vector<double>& own, const rl::Peers& peers) {
     sum += value;
   }
   return sum;
+}
+
+// Mean over prompts of the entropy of the differential information of their n answers, each drawn at that temperature.
+double information(const rl::Kept& drawn, const rl::Reference& reference, double temperature, int64_t n,
+                   const rl::Peers& peers) {
+  const torch::Tensor by_reference =
+      rl::reference_logprob(drawn, reference, temperature, /*updates=*/drawn.size(), peers)
+          .sum(1, false, torch::kFloat64);
+  torch::Tensor own = torch::zeros_like(by_reference);
+  for (size_t i = 0; i < drawn.completions.size(); ++i)
+    for (const float l : drawn.completions[i].logprob) own.mutable_data_ptr<double>()[i] += l;
+  return methods::differential_information(own.view({-1, n}), by_reference.view({-1, n})).mean().item<double>();
 }
 
 double mean(const std::vector<double>& x) {
@@ -256,10 +284,11 @@ std::vector<std::string> HeldOutPrompts::shortages(const EvaluationConfig& confi
   return {text};
 }
 
-// As many of each part. A list that is shorter than asked for is used whole, once.
+// As many of each part. A list that is shorter than asked for is used whole, once; a stream of training examples may have no end.
 int64_t HeldOutPrompts::take_of(size_t part, int64_t count) const {
   const auto parts = static_cast<int64_t>(parts_.size()), i = static_cast<int64_t>(part);
-  return std::min((count + parts - 1 - i) / parts, parts_[part].source->size());
+  const int64_t own = (count + parts - 1 - i) / parts, size = parts_[part].source->size();
+  return size > 0 || split_ != data::Split::train ? std::min(own, size) : own;
 }
 
 std::vector<data::Example> HeldOutPrompts::take(int64_t count, std::vector<size_t>* part_of) const {
@@ -306,6 +335,38 @@ std::optional<double> HeldOutPrompts::loss(const model::Decoder& model, const st
   return sum / tokens;
 }
 
+void HeldOutPrompts::prefer(const model::Decoder& model, const std::vector<data::Example>& examples, Evaluation& found,
+                            const rl::Peers& peers) const {
+  const torch::NoGradGuard no_grad;
+  model::Decoder own = model, reference = *reference_;
+  std::vector<data::Example> pairs;
+  for (const data::Example& example : examples)
+    if (example.rejected && data::fits(example, learnt_) && data::fits(*example.rejected, learnt_))
+      pairs.push_back(example);
+  std::vector<double> margins, in_order;  // of a batch
+  for (auto first = pairs.begin(); first != pairs.end();) {
+    const auto last = first + std::min<int64_t>(loss_rows_, pairs.end() - first);
+    const auto number = static_cast<int64_t>(margins.size());
+    margins.push_back(0), in_order.push_back(0);
+    if (number % peers.size() == peers.rank()) {
+      const data::Batch batch =
+          data::collate(data::with_rejected({first, last}), tokenizer_, learnt_.context, learnt_.truncation)
+              .to(model->embedding().device());
+      const auto sums = [&](model::Decoder& of) {  // [P, 2]
+        return of->token_entropy(batch.tokens, batch.target).logprob.sum(1, false, torch::kFloat64).view({-1, 2});
+      };
+      const torch::Tensor ratio = sums(own) - sums(reference), h = ratio.select(1, 0) - ratio.select(1, 1);
+      margins.back() = beta_ * h.sum().item<double>();
+      in_order.back() = h.gt(0).sum().item<double>();
+    }
+    first = last;
+  }
+  if (pairs.empty()) return;
+  const auto count = static_cast<double>(pairs.size());
+  found["eval/margin"] = sum_of_turns(margins, peers) / count;
+  found["eval/preference"] = sum_of_turns(in_order, peers) / count;
+}
+
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
                                     std::vector<Sample>* shown, std::vector<Answer>* answers, Intervals* intervals,
                                     const rl::Peers& peers) const {
@@ -325,8 +386,10 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
   std::vector<size_t> part_of;
   const auto sampled_prompts = take(config.sampled_prompts, &part_of);
   const int64_t n = config.num_generations;
-  const Answers sampled =
-      answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show, answers, peers);
+  std::optional<Probe> probe;
+  if (!config.probe.empty()) probe = load_probe(config.probe, model->config().hidden_size);
+  const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show, answers,
+                                 peers, probe ? &*probe : nullptr);
   if (shown) *shown = sampled.shown;
 
   std::map<int64_t, std::vector<double>> passed;  // k → of each prompt
@@ -343,9 +406,18 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
                    {"eval/sampled", mean(sampled.right)},
                    {"eval/entropy", sampled.entropy},
                    {"eval/length", mean(sampled.lengths)}};
+  for (int64_t c = 0; c < 3 && !sampled.classes.empty(); ++c)
+    found[std::string("eval/probe/") + kProbeClasses[c]] =
+        static_cast<double>(std::count(sampled.classes.begin(), sampled.classes.end(), c)) /
+        static_cast<double>(sampled.classes.size());
   if (greedy.unscored + sampled.unscored > 0)
     found["eval/unscored"] =
         (greedy.unscored + sampled.unscored) / static_cast<double>(greedy.right.size() + sampled.right.size());
+  if (reference_) {
+    prefer(model, prompts, found, peers);
+    if (!sampled_prompts.empty())
+      found["eval/information"] = information(sampled.drawn, {*reference_}, config.temperature, n, peers);
+  }
   Interval of_loss;
   if (loss_rows_ > 0)
     if (const auto nats = loss(model, prompts, intervals ? &of_loss : nullptr, peers)) found["eval/loss"] = *nats;

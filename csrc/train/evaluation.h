@@ -33,6 +33,7 @@ struct EvaluationConfig {
   double repetition_penalty = 1.0;
   int64_t max_new_tokens = 0;
   std::vector<std::string> stop = {}, bad_words = {};
+  std::string probe;
   int64_t windows = 64;
   int64_t show = 4;
 
@@ -56,6 +57,9 @@ struct EvaluationConfig {
       "Longest answer in tokens; 0 for that of the rollouts, or what the context leaves.", at_least(0));
     v("stop", stop, "Texts that end an answer; none for those of the rollouts.");
     v("bad_words", bad_words, "Of all answers, as rollout.bad_words, which says nothing here.");
+    v("probe", probe,
+      "File of isentrope probe for this model: samples are drawn at the temperature and, of the longest, the length "
+      "that it foretells for their prompt (DiffAdapt); empty: all alike.");
     v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.", at_least(1));
     v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.",
       at_least(0));
@@ -78,6 +82,7 @@ struct Answer {
   int64_t group;  // number of the prompt among those answered
   std::string prompt;
   rl::Completion completion;
+  std::vector<int64_t> prompt_tokens;
   bool greedy;                  // its likeliest tokens, else a sample
   std::optional<double> score;  // by the first reward; nothing where it does not apply
 };
@@ -134,6 +139,10 @@ class HeldOutPrompts : public HeldOut {
                  const std::map<std::string, rl::RewardFunction>& custom, const data::Tokenizer& tokenizer,
                  data::Split split, int64_t context, const rl::SamplingConfig& rollouts,
                  const rl::CacheConfig& cache = {}, int64_t loss_rows = 0);
+  // Of a dpo phase, whose data have pairs: evaluations also tell how the model orders them by its log-ratios to the reference,
+  // eval/preference, eval/margin, beta times the mean difference, and eval/information: of the answers sampled to a prompt the entropy of
+  // their differential information (csrc/methods/preference.h), nats, mean over prompts.
+  void compare_with(const model::Decoder& reference, double beta) { reference_ = reference, beta_ = beta; }
   HeldOutSize size() const override;  // of all parts
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,
@@ -150,6 +159,11 @@ class HeldOutPrompts : public HeldOut {
   std::optional<double> loss(const model::Decoder& model, const std::vector<data::Example>& examples,
                              Interval* interval, const rl::Peers& peers) const;
 
+  void prefer(const model::Decoder& model, const std::vector<data::Example>& examples, Evaluation& found,
+              const rl::Peers& peers) const;
+
+  std::optional<model::Decoder> reference_;
+  double beta_ = 1;
   std::vector<Part> parts_;
   rl::RewardSum score_;
   rl::SamplingConfig rollouts_;

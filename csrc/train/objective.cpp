@@ -12,21 +12,27 @@
 namespace isentrope::train {
 namespace {
 
-// Mean cross-entropy of the targets: every token of a text, or those of completions alone. The source decides.
+// Mean cross-entropy of the targets: every token of a text, or those of completions alone. The source decides; weights (csrc/methods)
+// choose among them.
 class CrossEntropy : public Objective {
  public:
-  CrossEntropy(AttentionEntropy attention, const BatchConfig& batch, std::shared_ptr<const Ranks> ranks)
-      : Objective(std::move(attention), std::move(ranks)), batch_(batch) {}
+  CrossEntropy(AttentionEntropy attention, const BatchConfig& batch, std::shared_ptr<const Ranks> ranks,
+               std::vector<methods::Weight> weight)
+      : Objective(std::move(attention), std::move(ranks)), batch_(batch), weight_(std::move(weight)) {}
 
   std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t, AttentionWatch* watch,
                                          Gradients* gradients) override {
     const double tokens = (update.target != data::kIgnore).sum().item<double>();
-    std::vector<double> sums(3);  // of the loss, of entropies, of their squares
-    passes(model, update, tokens, watch, gradients, sums);
+    std::vector<double> sums(4);  // of the loss, of entropies, of their squares, of cross-entropies
+    std::map<std::string, double> values;
+    passes(model, update, watch, gradients, sums, values);
     ranks_->sum(sums);
     if (watch) watch->over(*ranks_);
-    std::map<std::string, double> values = {{"loss", sums[0]}, {"tokens", tokens}};
+    if (tokens == 0) values.clear();
+    values["loss"] = sums[0];
+    values["tokens"] = tokens;
     if (tokens == 0) return values;
+    if (!weight_.empty()) values["loss/all"] = sums[3] / tokens;
     const double H = sums[1] / tokens;
     values["entropy/mean"] = H;
     values["entropy/std"] = std::sqrt(std::max(sums[2] / tokens - H * H, 0.0));
@@ -34,16 +40,26 @@ class CrossEntropy : public Objective {
   }
 
  private:
-  void passes(model::Decoder& model, const Batch& update, double tokens, AttentionWatch* watch, Gradients* gradients,
-              std::vector<double>& sums) const {
+  void passes(model::Decoder& model, const Batch& update, AttentionWatch* watch, Gradients* gradients,
+              std::vector<double>& sums, std::map<std::string, double>& values) {
     const std::vector<Batch> micros = split(share_of_rank(update, ranks_->rank(), ranks_->size()), batch_.micro_tokens);
     const bool together = batch_.micro_tokens == 0;
+    const bool one_pass = ranks_->alone() ? micros.size() == 1 : together;
     const Sent sent{gradients};
+    double counted = (update.target != data::kIgnore).sum().item<double>();
+    Tensor factor;  // of own rows
+    if (!weight_.empty() && !one_pass) factor = choose(look(model, micros), update, counted, values);
+    int64_t row = 0;
     for (const Batch& micro : micros) {
       Pass pass(attention_, watch, together ? ranks_.get() : nullptr);
       const auto out = pass.tokens(model, micro, /*temperature=*/1.0);
-      sums[0] += pass.backward(-out.logprob.sum() / std::max(tokens, 1.0), together ? 1.0 : share_of(micro, update),
+      if (!weight_.empty() && one_pass)
+        factor = choose({out.logprob.detach(), out.entropy.detach()}, update, counted, values);
+      const Tensor learnt = factor.defined() ? out.logprob * factor.slice(0, row, row + micro.size()) : out.logprob;
+      row += micro.size();
+      sums[0] += pass.backward(-learnt.sum() / std::max(counted, 1.0), together ? 1.0 : share_of(micro, update),
                                gradients, &micro == &micros.back());
+      if (factor.defined()) sums[3] -= out.logprob.detach().sum(torch::kFloat64).item<double>();
       // Ignored rows have entropy 0 and leave the sums alone. In double: a spread of 1e-3 around 5 nats is the ninth digit of
       // the mean of squares.
       const Tensor entropy = out.entropy.detach().to(torch::kFloat64);
@@ -52,7 +68,32 @@ class CrossEntropy : public Objective {
     }
   }
 
+  struct Seen {
+    Tensor logprob, entropy;  // [own rows, T], without gradient
+  };
+  // Where the update is cut, what its weights look at takes passes of its own.
+  static Seen look(model::Decoder& model, const std::vector<Batch>& micros) {
+    const torch::NoGradGuard no_grad;
+    std::vector<Tensor> logprobs, entropies;
+    for (const Batch& micro : micros) {
+      const auto out = model->token_entropy(micro.tokens, micro.target, 1.0, nullptr, micro.position);
+      logprobs.push_back(out.logprob), entropies.push_back(out.entropy);
+    }
+    return {torch::cat(logprobs), torch::cat(entropies)};
+  }
+  // The factor of each of own rows' tokens; counted: of the update's tokens those that are still learnt.
+  Tensor choose(const Seen& own, const Batch& update, double& counted, std::map<std::string, double>& values) {
+    methods::Update seen;
+    seen.mask = update.target != data::kIgnore;
+    seen.logprob = of_update(*ranks_, own.logprob, update);
+    seen.entropy = of_update(*ranks_, own.entropy, update);
+    const Tensor factor = weigh(weight_, seen, update, batch_.micro_tokens, values);
+    counted = seen.mask.sum().item<double>();
+    return of_rank(*ranks_, factor, update);
+  }
+
   BatchConfig batch_;
+  methods::Chain<methods::Weight> weight_;
 };
 
 }  // namespace
@@ -97,7 +138,7 @@ std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const B
   if (config.kind == "dpo")
     return std::make_unique<PreferenceObjective>(std::move(attention), config, batch, std::move(reference),
                                                  std::move(ranks));
-  return std::make_unique<CrossEntropy>(std::move(attention), batch, std::move(ranks));
+  return std::make_unique<CrossEntropy>(std::move(attention), batch, std::move(ranks), std::move(weight));
 }
 
 }  // namespace isentrope::train

@@ -274,6 +274,9 @@ class Objective {
 
   // Before the updates of a step, whose number in the phase is step; may add to them what methods ask for.
   virtual void begin(int64_t step, model::Decoder&, std::vector<data::Batch>&) { step_ = step; }
+  // What methods made each token of the last update weigh, [B, T] of the whole update: its factor, or else its weight in the entropy bonus;
+  // undefined where none weighs.
+  virtual torch::Tensor weighed() const { return {}; }
   // What passes from step to step in methods, by name; restore() takes what state() gave, and throws std::runtime_error for other.
   virtual std::map<std::string, torch::Tensor> state() const { return {}; }
   virtual void restore(const std::map<std::string, torch::Tensor>&) {}

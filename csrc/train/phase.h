@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "csrc/rl/entropy_law.h"
 #include "csrc/train/gradient_noise.h"
@@ -28,7 +29,7 @@ struct Trainer::Follows {
 
 struct Trainer::Phase {
   const PhaseConfig& config;
-  std::unique_ptr<RolloutLog> rollouts;  // the source writes to it
+  std::unique_ptr<RolloutLog> rollouts;
   std::unique_ptr<data::BatchSource> source;
   std::optional<int64_t> data_digest;  // of its examples; a corpus has its own in the source's state
   std::unique_ptr<Objective> objective;
@@ -39,7 +40,8 @@ struct Trainer::Phase {
   bool own_reference() const { return config.objective.reference && !config.objective.reference->from.empty(); }
   Snapshot
       before;  // weights, power vectors, moments and thresholds at the start of the step, where it can be gone back from
-  bool made = false;  // the update of the step, from which nothing goes back
+  bool made = false;                         // the update of the step, from which nothing goes back
+  std::vector<rl::SavedRollout> saved = {};  // of the step in hand, where it saves any
   Follows follows = {};
 };
 

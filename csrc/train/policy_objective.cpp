@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "csrc/methods/registry.h"
-#include "csrc/methods/siren.h"
 #include "csrc/train/update_pass.h"
 
 namespace isentrope::train {
@@ -85,10 +84,8 @@ void PolicyObjective::begin(int64_t step, model::Decoder& model, std::vector<Bat
   if (!rescores_ && !inner()) return;
   for (Batch& update : updates) {
     const Batch here = update.to(model->embedding().device());
-    update.rescored =
-        of_update(look(model, split(share_of_rank(here, ranks_->rank(), ranks_->size()), batch_.micro_tokens)).logprob,
-                  here)
-            .to(update.tokens.device());
+    const std::vector<Batch> micros = split(share_of_rank(here, ranks_->rank(), ranks_->size()), batch_.micro_tokens);
+    update.rescored = of_update(*ranks_, look(model, micros).logprob, here).to(update.tokens.device());
   }
 }
 
@@ -116,7 +113,7 @@ std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, c
   passes(model, update, seed, watch, gradients, found, decided);
   if (watch) watch->over(*ranks_);
   auto values = values_of(ranks_->sum(found.loss), ranks_->rows(torch::stack(found.stats)));
-  const Tensor logprob = of_update(torch::cat(found.logprobs), update);
+  const Tensor logprob = of_update(*ranks_, torch::cat(found.logprobs), update);
   if (values.at("tokens") > 0) values.merge(covariances(logprob, update));
   if (found.kept.defined()) {
     Tensor sums = found.kept.to(torch::kCPU).contiguous();
@@ -162,6 +159,8 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
   const bool one_pass = ranks_->alone() ? micros.size() == 1 : together;
   const Sent sent{gradients};
 
+  if (update.tempered) found.loss += reinforce(model, *update.tempered);  // no pass is the last yet
+
   // Of own rows. Where the update is cut, what its policy says of it takes passes of their own.
   const bool by_policy = decides_by_policy();
   Decided decided;
@@ -191,7 +190,7 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
 }
 
 bool PolicyObjective::decides_by_policy() const {
-  return (config_.selects() && config_.scope == "global") || weighs_ || control_.squared > 0;
+  return (config_.selects() && config_.scope == "global") || weighs_ || control_.weighs;
 }
 
 PolicyObjective::Decided PolicyObjective::Decided::each(const std::function<Tensor(const Tensor&)>& function) const {
@@ -206,12 +205,12 @@ PolicyObjective::Seen PolicyObjective::look(model::Decoder& model, const std::ve
     model::AttentionRecord record;
     const auto out =
         model->token_entropy(micro.tokens, micro.target, temperature_, attention_layer_ ? &record : nullptr,
-                             micro.position, control_.squared > 0 ? keep() : std::nullopt, moments_, inner());
+                             micro.position, control_.weighs ? keep() : std::nullopt, moments_, inner());
     logprobs.push_back(out.logprob);
     entropies.push_back(out.entropy);
     if (attention_layer_) attentions.push_back(attention_in(record));
     if (moments_) squares.push_back(out.sum_p2), logs.push_back(out.sum_p2_logp);
-    if (control_.squared > 0) kept.push_back(kept_of(out));
+    if (control_.weighs) kept.push_back(kept_of(out));
   }
   const auto joined = [](const std::vector<Tensor>& x) { return x.empty() ? Tensor() : torch::cat(x); };
   return {torch::cat(logprobs), torch::cat(entropies), joined(attentions), joined(squares), joined(logs), joined(kept)};
@@ -233,59 +232,41 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
                                                  std::map<std::string, double>& values) {
   Decided decided;
   decided.counts = update.target != data::kIgnore;
-  const Tensor all = own.logprob.defined() ? of_update(own.logprob, update) : Tensor();
-  if (weighs_) {
+  const auto all_of = [&](const Tensor& x) { return x.defined() ? of_update(*ranks_, x, update) : x; };
+  const Tensor all = all_of(own.logprob);
+  if (weighs_ || control_.weighs) {
     methods::Update seen{.mask = decided.counts,
                          .advantage = update.advantage,
                          .logprob = all,
                          .old_logprob = update.old_logprob,
-                         .entropy = of_update(own.entropy, update),
+                         .entropy = all_of(own.entropy),
                          .old_entropy = update.old_entropy,
                          .rescored = update.rescored,
-                         .old_sum_p2 = update.old_sum_p2};
-    if (own.attention.defined()) seen.attention_entropy = of_update(own.attention, update);
-    if (own.sum_p2.defined())
-      seen.sum_p2 = of_update(own.sum_p2, update), seen.sum_p2_logp = of_update(own.sum_p2_logp, update);
-    const double tokens = std::max(decided.counts.sum().item<double>(), 1.0);
-    methods::Groups micros{0};  // of scope micro, which is one rank's (csrc/train/rank_check.cpp)
-    for (const Batch& micro : split(update, batch_.micro_tokens)) micros.push_back(micros.back() + micro.size());
-    weight_.each(values, [&](const auto& method, methods::Context context) {
-      if constexpr (requires { method.apply(seen, context); }) {
-        const methods::Weighted one = methods::weigh(method, seen, context, micros);
-        decided.factor = decided.factor.defined() ? decided.factor * one.factor : one.factor;
-        if (one.removed.defined()) seen.mask = seen.mask & one.removed.logical_not();
-      }
-    });
-    const Tensor factor = decided.factor.masked_select(decided.counts);
-    values["weight/mean"] = factor.sum(torch::kFloat64).item<double>() / tokens;
-    values["weight/zero"] = (factor == 0).sum().item<double>() / tokens;
-    values["weight/removed"] = 1 - seen.mask.sum().item<double>() / tokens;
+                         .attention_entropy = all_of(own.attention),
+                         .sum_p2 = all_of(own.sum_p2),
+                         .sum_p2_logp = all_of(own.sum_p2_logp),
+                         .old_sum_p2 = update.old_sum_p2,
+                         .kept = all_of(own.kept),
+                         .hard = update.hard};
+    if (weighs_) decided.factor = weigh(weight_, seen, update, batch_.micro_tokens, values);
     decided.counts = seen.mask;
+    if (control_.weighs)
+      entropy_.each(values, [&](const auto& method, methods::Context context) {
+        if constexpr (requires { method.bonus(seen, step_, context); }) {
+          const methods::Bonus bonus = method.bonus(seen, step_, context);
+          control_.entropy_coef = bonus.coef;
+          if (bonus.coef != 0) decided.bonus = bonus.weight;
+        }
+      });
   }
-  if (control_.squared > 0) {
-    const auto [coef, weight, mean] = methods::siren(of_update(own.entropy, update), of_update(own.kept, update),
-                                                     decided.counts, control_.anchor, control_.squared, control_.share);
-    decided.bonus = weight;
-    control_.entropy_coef = coef.item<double>();
-    if (decided.counts.any().item<bool>()) values["entropy/peak"] = mean.item<double>();
-  }
+  weighed_ = decided.factor.defined() ? decided.factor : decided.bonus;
   decided.normalizer = normalizer_of(decided.counts);
   if (config_.selects() && config_.scope == "global") decided.selected = select(all, update, decided.counts, seed);
   return decided;
 }
 
 PolicyObjective::Decided PolicyObjective::own(const Decided& decided, const Batch& update) const {
-  if (ranks_->alone()) return decided;
-  return decided.each([&](const Tensor& x) {
-    Batch marked = update;  // cut as its advantages are
-    marked.advantage = x.to(torch::kFloat32);
-    return share_of_rank(marked, ranks_->rank(), ranks_->size()).advantage.to(x.scalar_type());
-  });
-}
-
-// [own rows, T] of each rank → [B, T], without the rows of which nothing counts.
-Tensor PolicyObjective::of_update(const Tensor& own, const Batch& update) const {
-  return ranks_->rows(own).slice(0, 0, update.size());
+  return decided.each([&](const Tensor& x) { return of_rank(*ranks_, x, update); });
 }
 
 // What the sums of token losses are divided by, counted over the whole update.
@@ -317,6 +298,25 @@ Tensor PolicyObjective::select(const Tensor& logprob, const Batch& batch, const 
         },
         one.value);
   return selected;
+}
+
+// Backpropagates − Σ advantage · ℓ of own rows, aggregated as the loss is.
+double PolicyObjective::reinforce(model::Decoder& model, const Batch& tempered) const {
+  ops::GrpoLossOptions options;
+  options.mode = "gpg";
+  options.aggregate = config_.aggregate;
+  options.statistics = false;
+  options.normalizer = normalizer_of(tempered.target != data::kIgnore);
+  double sum = 0;
+  for (const Batch& micro : split(share_of_rank(tempered, ranks_->rank(), ranks_->size()), batch_.micro_tokens)) {
+    const Tensor logprob =
+        model->token_entropy(micro.tokens, micro.target, temperature_, nullptr, {}, {}, false, inner()).logprob;
+    const Tensor loss =
+        ops::grpo_loss(logprob, logprob.detach(), micro.advantage, micro.target != data::kIgnore, options).loss;
+    loss.backward();
+    sum += loss.item<double>();
+  }
+  return sum;
 }
 
 ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Decided& decided,
@@ -394,7 +394,7 @@ std::map<std::string, double> PolicyObjective::values_of(double loss, const Tens
 }
 
 std::optional<ops::Keep> PolicyObjective::keep() const {
-  if (!config_.entropy_keep || (control_.entropy_coef == 0 && control_.squared == 0)) return std::nullopt;
+  if (!config_.entropy_keep || (control_.entropy_coef == 0 && !control_.weighs)) return std::nullopt;
   return ops::Keep{.kind = config_.entropy_keep->kind, .share = config_.entropy_keep->share};
 }
 

@@ -23,6 +23,7 @@ class PolicyObjective : public Objective {
   void begin(int64_t step, model::Decoder& model, std::vector<data::Batch>& updates) override;
   std::map<std::string, double> backward(model::Decoder& model, const data::Batch& update, uint64_t seed,
                                          AttentionWatch* watch, Gradients* gradients) override;
+  torch::Tensor weighed() const override { return weighed_; }
   std::map<std::string, torch::Tensor> state() const override;
   void restore(const std::map<std::string, torch::Tensor>& state) override;
 
@@ -59,10 +60,10 @@ class PolicyObjective : public Objective {
   torch::Tensor attention_in(const model::AttentionRecord& record) const;
   Decided decide(const data::Batch& update, const Seen& own, uint64_t seed, std::map<std::string, double>& values);
   Decided own(const Decided& decided, const data::Batch& update) const;  // the rows of this rank
-  torch::Tensor of_update(const torch::Tensor& own, const data::Batch& update) const;
   torch::Tensor normalizer_of(const torch::Tensor& mask) const;
   torch::Tensor select(const torch::Tensor& logprob, const data::Batch& batch, const torch::Tensor& counts,
                        uint64_t seed) const;
+  double reinforce(model::Decoder& model, const data::Batch& tempered) const;  // Batch::tempered
   ops::GrpoLoss loss_of(const ops::TokenEntropy& policy, const data::Batch& batch, const Decided& decided,
                         Found& found) const;
   torch::Tensor advantage_of(const data::Batch& batch, const torch::Tensor& factor) const;
@@ -83,6 +84,7 @@ class PolicyObjective : public Objective {
   bool moments_ = false;                  // whether they ask for Σ p² and Σ p² log p
   double ref_kl_coef_;                    // as ref_kl_control has steered it
   methods::Control control_;              // of the update
+  torch::Tensor weighed_;                 // likewise
 };
 
 }  // namespace isentrope::train

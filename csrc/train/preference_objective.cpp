@@ -13,6 +13,7 @@ enum Sum {
   kLoss,
   kMargin,
   kAccuracy,
+  kInformation,
   kChosen,
   kRejected,
   kLogprobChosen,
@@ -59,6 +60,7 @@ std::map<std::string, double> PreferenceObjective::backward(model::Decoder& mode
           {"entropy/std", std::sqrt(std::max(sums[kEntropySquare] / tokens - H * H, 0.0))},
           {"pair/margin", sums[kMargin] / pairs},
           {"pair/accuracy", sums[kAccuracy] / pairs},
+          {"pair/information", sums[kInformation] / pairs},
           {"pair/chosen", sums[kChosen] / pairs},
           {"pair/rejected", sums[kRejected] / pairs},
           {"logprob/chosen", sums[kLogprobChosen] / pairs},
@@ -89,6 +91,7 @@ Tensor PreferenceObjective::loss_of(const Tensor& logprob, const Batch& micro, d
   };
   add(kMargin, r.select(1, 0) - r.select(1, 1));
   add(kAccuracy, r.select(1, 0) > r.select(1, 1));
+  add(kInformation, methods::differential_information(ratio.detach(), torch::zeros_like(ratio)));
   add(kChosen, r.select(1, 0));
   add(kRejected, r.select(1, 1));
   add(kLogprobChosen, l.select(1, 0));

@@ -13,6 +13,7 @@
 #include "csrc/train/checkpoint.h"
 #include "csrc/train/commands.h"
 #include "csrc/train/completions.h"
+#include "csrc/train/probe.h"
 #include "csrc/train/process.h"
 #include "csrc/train/run_checkpoints.h"
 
@@ -142,13 +143,17 @@ int sample_command(const std::string& path, const SampleOptions& options) {
 
   const auto rewards = load_rewards(options.rewards);
   const rl::SamplingConfig sampling = sampling_of(options, tokenizer);
+  std::optional<Probe> probe;
+  if (!options.probe.empty()) probe = load_probe(options.probe, decoder->config().hidden_size);
   const auto count = static_cast<int64_t>(prompts.size()), some = std::max<int64_t>(kTogether / options.samples, 1);
   for (int64_t first = 0; first < count; first += some) {
     const std::vector<std::vector<int64_t>> part(tokens.begin() + first,
                                                  tokens.begin() + std::min(first + some, count));
     std::string text;
-    const auto completions = rl::rollout(decoder, part, options.samples, sampling, tokenizer.end_ids(),
-                                         {.seed = options.seed, .first_prompt = first});
+    const rl::RolloutKey key{.seed = options.seed, .first_prompt = first};
+    const auto completions = probe ? rollout_by_class(*probe, probe->classes(hidden_of(decoder, part)), decoder, part,
+                                                      options.samples, sampling, tokenizer.end_ids(), key)
+                                   : rl::rollout(decoder, part, options.samples, sampling, tokenizer.end_ids(), key);
     const auto scores = scores_of(rewards, completions, prompts, first, tokenizer);
     for (size_t i = 0; i < completions.size(); ++i) {
       const rl::Completion& completion = completions[i];

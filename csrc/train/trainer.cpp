@@ -16,7 +16,6 @@
 #include "csrc/durable_file.h"
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/adapter.h"
-#include "csrc/train/completions.h"
 #include "csrc/train/data_check.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/flops.h"
@@ -299,8 +298,7 @@ uint64_t Trainer::seed_of(const std::string& phase, data::Purpose purpose, uint6
   return derived_seed(config_.run.seed, purpose, static_cast<uint64_t>(numbers_.at(phase)), b, c);
 }
 
-std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, RolloutLog& rollouts,
-                                                      std::optional<int64_t>& digest,
+std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, std::optional<int64_t>& digest,
                                                       const std::optional<model::Decoder>& reference) const {
   const uint64_t data_seed = seed_of(phase.name, data::Purpose::example);
   const int64_t context = config_.model.max_position_embeddings;
@@ -320,11 +318,8 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
     return std::make_unique<rl::RolloutSource>(
         rollout, model_, tokenizer_, examples, rl::RewardSum(phase.scores(), tokenizer_.eos(), rewards_),
         phase.methods(), seed_of(phase.name, data::Purpose::rollout),
-        [this, &phase, &rollouts](int64_t step, const std::vector<rl::SavedRollout>& drawn) {
-          for (const rl::SavedRollout& one : drawn)
-            if (ranks_->first()) rollouts.write(line_of(to_json(phase.name, step + 1, one, tokenizer_)));
-        },
-        ranks_, reference ? std::optional(rl::Reference{*reference, phase.batch.micro_tokens}) : std::nullopt);
+        [this](int64_t, const std::vector<rl::SavedRollout>& drawn) { open_->saved = drawn; }, ranks_,
+        reference ? std::optional(rl::Reference{*reference, phase.batch.micro_tokens}) : std::nullopt);
   }
   const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
@@ -380,6 +375,11 @@ void Trainer::open_phase(const CheckpointState* state) {
   const auto held_out = [&](const PhaseConfig& of, data::Split split) {
     return evaluates(config_, phase, split) ? held_out_of(config_, of, tokenizer_, split, rewards_) : nullptr;
   };
+  auto validation = held_out(phase, data::Split::validation), test = held_out(config_.phases.back(), data::Split::test);
+  if (phase.objective.kind == "dpo")
+    for (HeldOut* one : {validation.get(), test.get()})
+      if (auto* prompts = dynamic_cast<HeldOutPrompts*>(one))
+        prompts->compare_with(*reference, phase.objective.dpo_beta);
   Optimizer optimizer(phase.optimizer, parameters, muon_matrices(config_.model), ranks_);
   std::vector<torch::Tensor> changed;
   for (const auto& [name, parameter] : parameters) changed.push_back(parameter);
@@ -394,7 +394,7 @@ void Trainer::open_phase(const CheckpointState* state) {
   auto rollouts = std::make_unique<RolloutLog>(folder_.rollouts(phase.name), saved);
   if (rollouts->lost()) notes_.push_back(rollouts->file() + " is not there: the rollouts that it held are lost");
   std::optional<int64_t> digest;
-  auto source = source_of(phase, *rollouts, digest, reference);
+  auto source = source_of(phase, digest, reference);
   if (digest)
     check_same(*ranks_, "phases." + phase.name + ".data, the training examples", "digest " + std::to_string(*digest));
   for (const auto& [name, value] : source->state())
@@ -406,8 +406,8 @@ void Trainer::open_phase(const CheckpointState* state) {
                                             .data_digest = digest,
                                             .objective = std::move(objective),
                                             .optimizer = std::move(optimizer),
-                                            .validation = held_out(phase, data::Split::validation),
-                                            .test = held_out(config_.phases.back(), data::Split::test),
+                                            .validation = std::move(validation),
+                                            .test = std::move(test),
                                             .reference = reference,
                                             .before = Snapshot(changed)});
   if (state) {

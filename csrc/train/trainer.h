@@ -109,8 +109,7 @@ class Trainer {
   void open_phase(const CheckpointState* state);
   void mix_into(model::Decoder& reference, double share) const;
   void sync_reference();  // where it follows the model
-  std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, RolloutLog& rollouts,
-                                               std::optional<int64_t>& digest,
+  std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, std::optional<int64_t>& digest,
                                                const std::optional<model::Decoder>& reference) const;
   void cut_rollouts();  // to what stood there at the checkpoint that is gone on from
   uint64_t seed_of(const std::string& phase, data::Purpose purpose, uint64_t b = 0, uint64_t c = 0) const;
@@ -118,6 +117,7 @@ class Trainer {
   void whole_step(std::vector<Record>& records);
   Record step();
   double learn(const data::Batch& given, size_t u, Learnt& learnt);
+  void save_rollouts(const std::vector<data::Batch>& updates, const Learnt& learnt);
   void tell_noise(const data::Batch& update, double norm, Learnt& learnt);
   bool due(int64_t every) const { return every > 0 && (step_ + 1) % every == 0; }  // in the step in hand
   Record record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,

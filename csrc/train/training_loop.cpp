@@ -6,8 +6,10 @@
 #include <csignal>
 #include <filesystem>
 #include <new>
+#include <nlohmann/json.hpp>
 
 #include "csrc/data/random.h"
+#include "csrc/train/completions.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/flops.h"
 #include "csrc/train/phase.h"
@@ -118,6 +120,7 @@ struct Trainer::Learnt {
   std::vector<double> sigmas = {};
   double sigma_seconds = 0;
   std::map<std::string, double> noise = {};
+  std::vector<torch::Tensor> weighed = {};  // [B, T] of each update of the first epoch, where completions are saved
 };
 
 // One training step, top to bottom: data, then for each of its updates loss, gradients, and new weights. The only update of a step
@@ -126,6 +129,7 @@ Record Trainer::step() {
   const Clock::time_point start = Clock::now();
   const int64_t sent_before = ranks_->bytes_sent();
   const PhaseConfig& phase = open_->config;
+  open_->saved.clear();
   data::StepData data = open_->source->next(step_);
   const double source_seconds = seconds_since(start);
   open_->objective->begin(step_, model_, data.updates);
@@ -140,6 +144,7 @@ Record Trainer::step() {
   if (learnt.goes_back)
     if (const std::string bad = first_non_finite_weight(model_); !bad.empty())
       throw NonFinite("the weight " + bad + " is not finite after the update");
+  save_rollouts(data.updates, learnt);
 
   std::map<std::string, double> values = std::move(data.stats);
   learnt.figures.into(values);
@@ -191,6 +196,8 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
     learnt.sigmas = power_step();
     learnt.sigma_seconds += seconds_since(updated);
   }
+  if (!open_->saved.empty() && u < static_cast<size_t>(phase.rollout->mini_batches))
+    if (const torch::Tensor weighed = open_->objective->weighed(); weighed.defined()) learnt.weighed.push_back(weighed);
   open_->source->observe(stats);
   const double divergence = stats.contains("kl/k3") ? stats.at("kl/k3") : 0;
   const auto tokens = stats.extract("tokens");  // for the means alone, not a figure to be told
@@ -198,6 +205,13 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   learnt.figures.add(std::move(stats), counts);
   learnt.work += of_update(config_.model, update, counts);
   return divergence;
+}
+
+// The completions of a step that saves them, with what its updates made their tokens weigh.
+void Trainer::save_rollouts(const std::vector<data::Batch>& updates, const Learnt& learnt) {
+  rl::take_rows(updates, learnt.weighed, open_->saved, &rl::SavedRollout::weight);
+  for (const rl::SavedRollout& one : open_->saved)
+    if (ranks_->first()) open_->rollouts->write(line_of(to_json(open_->config.name, step_ + 1, one, tokenizer_)));
 }
 
 // From the first pass of each rank over the update, whose gradient has that norm; a verb of Ranks.

@@ -1,10 +1,13 @@
-// How an objective goes over an update: cut into micro-batches, one forward and backward pass each. Of objective.cpp and
-// policy_objective.cpp alone.
+// How an objective goes over an update: cut into micro-batches, one forward and backward pass each, of which weights make their choice.
+// Of objective.cpp, policy_objective.cpp and preference_objective.cpp alone.
 #pragma once
 #include <algorithm>
 #include <exception>
+#include <map>
+#include <string>
 #include <vector>
 
+#include "csrc/methods/chain.h"
 #include "csrc/ops/ops.h"
 #include "csrc/train/objective.h"
 
@@ -65,6 +68,44 @@ class Pass {
 
 inline double share_of(const Batch& micro, const Batch& update) {
   return static_cast<double>(micro.size()) / static_cast<double>(update.size());
+}
+
+// [own rows, T] of each rank → [B, T], without the rows of which nothing counts.
+inline Tensor of_update(const Ranks& ranks, const Tensor& own, const Batch& update) {
+  return ranks.rows(own).slice(0, 0, update.size());
+}
+// [B, T] of an update → the rows of this rank.
+inline Tensor of_rank(const Ranks& ranks, const Tensor& all, const Batch& update) {
+  if (ranks.alone() || !all.defined()) return all;
+  Batch marked = update;  // cut as its advantages are
+  marked.advantage = all.to(torch::kFloat32);
+  return share_of_rank(marked, ranks.rank(), ranks.size()).advantage.to(all.scalar_type());
+}
+
+// What a list of weights makes of an update, all ranks included: the product of their factors [B, T]; seen.mask becomes what still
+// counts. values: weight/… of csrc/train/metrics.h.
+inline Tensor weigh(methods::Chain<methods::Weight>& weights, methods::Update& seen, const Batch& update,
+                    int64_t micro_tokens, std::map<std::string, double>& values) {
+  const Tensor counts = seen.mask;
+  methods::Groups micros{0};  // of scope micro, which is one rank's (csrc/train/rank_check.cpp)
+  for (const Batch& micro : split(update, micro_tokens)) micros.push_back(micros.back() + micro.size());
+  Tensor product;
+  weights.each(values, [&](const auto& method, methods::Context context) {
+    if constexpr (requires { method.apply(seen, context); }) {
+      const methods::Weighted one = methods::weigh(method, seen, context, micros);
+      product = product.defined() ? product * one.factor : one.factor;
+      if (one.removed.defined()) seen.mask = seen.mask & one.removed.logical_not();
+    }
+  });
+  const double tokens = std::max(counts.sum().item<double>(), 1.0);
+  const Tensor factor = product.masked_select(counts);
+  const double sum = factor.sum(torch::kFloat64).item<double>();
+  values["weight/mean"] = sum / tokens;
+  values["weight/zero"] = (factor == 0).sum().item<double>() / tokens;
+  values["weight/removed"] = 1 - seen.mask.sum().item<double>() / tokens;
+  if (sum > 0)
+    values["weight/entropy"] = (factor * seen.entropy.masked_select(counts)).sum(torch::kFloat64).item<double>() / sum;
+  return product;
 }
 
 // What has not gone on its way when the passes of an update end, by an error too, goes.

@@ -22,6 +22,7 @@ order in which the run has them. It takes the Python package pyarrow. Columns:
     finished                     bool
     reward, scores, advantage    double, map<string, double>, double: "rewards" of the JSON lines is scores
     overlong, ares, pear, ceeh, kl double: null where these methods are not there
+    advantages, weight           list<float>: of each token, null where no method makes them differ
     parent, begin                int64: null without rollout.branch
 """
 
@@ -55,7 +56,7 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
         row |= {"tokens": line["ids"], "token_texts": line.get("tokens")}
         row |= {name: line.get(name) for name in ("logprob", "entropy", "finished", "reward")}
         row |= {"scores": list(line["rewards"].items())}
-        row |= {name: line.get(name) for name in ("advantage", "overlong", "ares", "pear", "ceeh", "kl", "parent", "begin")}
+        row |= {name: line.get(name) for name in ("advantage", "overlong", "ares", "pear", "ceeh", "kl", "advantages", "weight", "parent", "begin")}
         yield row
 
 
@@ -74,7 +75,7 @@ def write(files: Sequence[Path], out: Path) -> int:
         {"phase": text, "step": whole, "group": whole, "sample": whole, "prompt": text, "completion": text,
          "tokens": pa.list_(whole), "token_texts": pa.list_(text), "logprob": pa.list_(number), "entropy": pa.list_(number),
          "finished": pa.bool_(), "reward": real, "scores": pa.map_(text, real), "advantage": real, "overlong": real, "ares": real, "pear": real, "ceeh": real, "kl": real,
-         "parent": whole, "begin": whole}.items()
+         "advantages": pa.list_(number), "weight": pa.list_(number), "parent": whole, "begin": whole}.items()
     )  # fmt: skip
     beside = out.with_name(out.name + ".part")
     count = 0

@@ -110,6 +110,12 @@ TEST(AresConfig, ProblemsAreNamed) {
   };
   EXPECT_NE(problem([](auto& c) { c.easy = 0.2; }).find("medium: "), std::string::npos);
   EXPECT_NE(problem([](auto& c) { c.form = "strict", c.alpha = 0.84; }).find("alpha: 0.84"), std::string::npos);
+  EXPECT_NE(problem([](auto& c) { c.form = "paper", c.alpha_control = AresAlphaConfig{}; }).find("alpha_control: "),
+            std::string::npos);
+  EXPECT_NE(problem([](auto& c) { c.form = "strict", c.alpha_control = AresAlphaConfig{}; }).find("alpha_control.most"),
+            std::string::npos);
+  EXPECT_NE(problem([](auto& c) { c.alpha_control = AresAlphaConfig{.least = 0.6}; }).find("alpha: does not lie"),
+            std::string::npos);
   EXPECT_NE(problem([](auto& c) { c.triggers = {"so", ""}; }).find("triggers: one is empty"), std::string::npos);
 }
 
@@ -325,6 +331,35 @@ TEST(Ares, AStateWithoutErrorsIsTakenWhereTheyDoNotMatter) {
   } catch (const std::runtime_error& error) {
     EXPECT_NE(std::string(error.what()).find("ares.kl.error_decay=0"), std::string::npos) << error.what();
   }
+}
+
+// Two tokens are a window; the first step makes the targets. By hand: more windows than the target by 2 move alpha by 2 · rate, up of
+// an easy prompt, down of a hard one, whose alpha stays above the least.
+TEST(Ares, AlphaFollowsHowMuchIsExplored) {
+  AresConfig config = small();
+  config.window = 1, config.quantile = 0, config.threshold_decay = 1;
+  config.alpha = 0.3;
+  config.alpha_control = AresAlphaConfig{.rate = 0.1, .least = 0.15, .most = 2};
+  Ares ares(config);
+  const auto alpha = [&](Difficulty d) { return ares.state()[16 + d]; };
+  const std::vector<float> none{1, 1}, more{1, 1, 1, 1};  // as many windows as tokens
+  ares.step(Texts({none, none}, {true, false}).completions, {0, 1, 2});
+  EXPECT_EQ(alpha(kEasy), 0.3) << "the first step is the target";
+  EXPECT_EQ(alpha(kHard), 0.3);
+  const AresStep step = ares.step(Texts({more, more}, {true, false}).completions, {0, 1, 2});
+  EXPECT_EQ(step.stats.at("ares/alpha/easy"), 0.3) << "of this step, before it moves";
+  EXPECT_DOUBLE_EQ(alpha(kEasy), 0.5);
+  EXPECT_DOUBLE_EQ(alpha(kHard), 0.15);
+  EXPECT_EQ(alpha(kMedium), 0.3) << "no such prompt";
+  Ares resumed(config);
+  resumed.restore(ares.state());
+  EXPECT_EQ(resumed.state()[16], 0.5);
+  EXPECT_EQ(resumed.state()[18], 0.15);
+  const AresStep a = ares.step(Texts({none, more}, {true, true}).completions, {0, 1, 2}),
+                 b = resumed.step(Texts({none, more}, {true, true}).completions, {0, 1, 2});
+  EXPECT_EQ(a.shaping, b.shaping);
+  EXPECT_THROW(resumed.restore(Ares(small()).state()), std::runtime_error);
+  EXPECT_EQ(Ares(small()).state().size(), 16u) << "without it nothing more is kept";
 }
 
 TEST(Ares, WeightsOfTokens) {

@@ -519,7 +519,9 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.grpo.advantage=[{kind: none}]", "advantage.0.kind: 'none' is not one of grpo"},
            {"phases.grpo.weight=[{kind: top_entropy, fraction: 0}]", "weight.0.fraction: 0 is out of range"},
            {"phases.grpo.weight=[{}]", "weight.0: no kind is written; wanted one of top_entropy"},
-           {"phases.sft.weight=[{kind: top_entropy}]", "weight belongs to grpo phases"},
+           {"phases.sft.weight=[{kind: steer}]",
+            "weight: steer looks at advantages or at the policy that drew, and an sft phase has neither; wanted "
+            "top_entropy or surprisal_band or entropy_sft"},
            {"phases.grpo.data.overlong=drop", "unknown key; it is called 'truncation' now"},
            {"phases.grpo.reward=[{kind: answer}, {kind: overlong, buffer: 4}]", "unknown key; it is called 'len' now"},
            {"test.samples=3", "test.samples: unknown key; it is called 'num_generations' now"},

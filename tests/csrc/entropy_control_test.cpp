@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <stdexcept>
 
 namespace isentrope::methods {
 namespace {
@@ -51,16 +52,64 @@ TEST(EntropyControl, SirenTakesTheFirstUpdateForItsAnchor) {
   const Siren siren{.coef = 0.3, .share = 0.4};
   Tensor state = siren.initial_state();
   Context context{state, stats};
-  EXPECT_TRUE(std::isnan(siren.at(0, state).anchor));
+  EXPECT_TRUE(std::isnan(state.item<double>()));
   siren.observe({{"entropy/mean", 1.0}}, context);
-  EXPECT_TRUE(std::isnan(siren.at(0, state).anchor));
+  EXPECT_TRUE(std::isnan(state.item<double>()));
   siren.observe({{"entropy/peak", 2.0}}, context);
   siren.observe({{"entropy/peak", 3.0}}, context);
-  const Control control = siren.at(5, state);
-  EXPECT_EQ(control.anchor, 2);
-  EXPECT_EQ(control.squared, 0.3);
-  EXPECT_EQ(control.share, 0.4);
-  EXPECT_EQ(Siren{.anchor = 0.7}.at(0, Siren{.anchor = 0.7}.initial_state()).anchor, 0.7);
+  EXPECT_EQ(state.item<double>(), 2);
+  EXPECT_EQ(Siren{.anchor = 0.7}.initial_state().item<double>(), 0.7);
+  EXPECT_TRUE(siren.at(5, state).weighs);
+  EXPECT_FALSE(Siren{.coef = 0}.at(5, state).weighs);
+}
+
+Update four_tokens() {
+  Update u;
+  u.mask = torch::ones({2, 2}, torch::kBool);
+  u.logprob = torch::tensor({-0.5f, -2.0f, -1.0f, -1.0f}).view({2, 2});
+  u.advantage = torch::tensor({1.0f, 1.0f, -1.0f, -1.0f}).view({2, 2});
+  u.entropy = u.kept = torch::full({2, 2}, 0.5f);
+  return u;
+}
+
+TEST(EntropyControl, TeaWeighsWhereLogprobAndAdvantageGoTogether) {
+  const Update u = four_tokens();
+  std::map<std::string, double> stats;
+  Tensor state;
+  Context context{state, stats};
+  const Tea tea{.coef = 0.3, .alpha = 2, .most = 1.5};
+  EXPECT_TRUE(tea.at(0, state).weighs);
+  EXPECT_FALSE(Tea{.coef = 0}.at(0, state).weighs);
+  const Bonus bonus = tea.bonus(u, 0, context);
+  EXPECT_EQ(bonus.coef, 0.3);
+  EXPECT_EQ(bonus.weight.scalar_type(), torch::kFloat);
+  // Of the first row c = .625 and −.875, softmax .817574 and .182426; of the second alike.
+  EXPECT_NEAR(bonus.weight[0][0].item<double>(), 1.5, 1e-6);
+  EXPECT_NEAR(bonus.weight[0][1].item<double>(), 2 * 0.182426, 1e-5);
+  EXPECT_NEAR(bonus.weight[1][0].item<double>(), 1, 1e-6);
+  EXPECT_NEAR(stats.at("tea/weight"), (1.5 + 2 * 0.182426 + 2) / 4, 1e-5);
+  EXPECT_EQ(stats.at("tea/cut"), 0.25);
+}
+
+TEST(EntropyControl, CeehWeighsHardPromptsAndGoesOut) {
+  Update u = four_tokens();
+  std::map<std::string, double> stats;
+  Tensor state;
+  Context context{state, stats};
+  EXPECT_THROW(CeehEntropy().bonus(u, 0, context), std::invalid_argument);
+  u.hard = torch::tensor({true, false});
+  const CeehEntropy linear{.coef = 0.2, .factor = 5, .scale = "linear", .steps = 4};
+  const Bonus half = linear.bonus(u, 2, context);
+  EXPECT_DOUBLE_EQ(half.coef, 0.1);
+  EXPECT_NEAR(half.weight[0][0].item<double>(), 5.0 / 3, 1e-6);
+  EXPECT_NEAR(half.weight[1][1].item<double>(), 1.0 / 3, 1e-6);
+  EXPECT_EQ(linear.bonus(u, 4, context).coef, 0);
+  // retain: the others keep the bonus of coef, and hard ones lose what they have beyond it.
+  CeehEntropy retain = linear;
+  retain.retain = true;
+  EXPECT_EQ(retain.bonus(u, 2, context).coef, 0.2);
+  EXPECT_NEAR(retain.bonus(u, 2, context).weight[0][0].item<double>(), 1.5, 1e-6);  // w = 3, 1
+  EXPECT_EQ(retain.bonus(u, 9, context).weight[0][0].item<double>(), 1);
 }
 
 TEST(EntropyControl, Schedules) {

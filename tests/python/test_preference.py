@@ -174,6 +174,8 @@ def test_a_phase_learns_what_is_preferred(trained):
     assert len(told) == 40
     assert told[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "policy and reference are the same"
     assert told[0]["pair/margin"] == pytest.approx(0, abs=1e-5)
+    assert told[0]["pair/information"] == pytest.approx(math.log(2), abs=1e-6)
+    assert all(0 <= line["pair/information"] <= math.log(2) + 1e-9 for line in told) and told[-1]["pair/information"] < 0.5
     last = told[-8:]
     assert sum(line["pair/accuracy"] for line in last) / 8 > 0.9
     assert sum(line["loss"] for line in last) / 8 < 0.5
@@ -232,15 +234,8 @@ def test_other_losses_raise_the_margin(trained, words):
         assert told[0]["loss"] > math.log(2) + 0.5, "the cross-entropy stands beside the loss"
 
 
-def test_the_loss_is_that_of_torch(trained):
-    """Of the second step, whose update has every pair of the file: after one step policy and reference differ."""
-    transformers = pytest.importorskip("transformers")
-    pairs_of_file = [json.loads(line) for line in open(trained / "pairs.jsonl")]
-    words = [f"phases.dpo.data.jsonl.{part}_fraction=0" for part in ("validation", "test")]
-    train(trained, f"run.dir={trained}/one", "phases.dpo.steps=2", "run.checkpoint_every=1", f"phases.dpo.batch.sequences={len(pairs_of_file)}", *words)
-    checkpoints = trained / "one" / "checkpoints"
-    policy, reference = (transformers.AutoModelForCausalLM.from_pretrained(next(checkpoints.glob(name))) for name in ("dpo-*1", "sft-*4"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(next(checkpoints.glob("dpo-*1")))
+def margins_by(policy, reference, tokenizer, pairs_of_file):
+    """beta times the difference of log-ratios of each pair, by transformers."""
 
     def logprob(model, prompt, completion):
         ids = tokenizer(prompt + completion + ".", return_tensors="pt").input_ids
@@ -251,7 +246,40 @@ def test_the_loss_is_that_of_torch(trained):
 
     ratio = {key: [logprob(policy, one["prompt"], one[key]) - logprob(reference, one["prompt"], one[key]) for one in pairs_of_file]
              for key in ("chosen", "rejected")}  # fmt: skip
-    margins = [0.2 * (w - l) for w, l in zip(ratio["chosen"], ratio["rejected"])]
+    return [0.2 * (w - l) for w, l in zip(ratio["chosen"], ratio["rejected"])]
+
+
+def test_held_out_pairs_are_told(trained):
+    transformers = pytest.importorskip("transformers")
+    draw = random.Random(9)
+    held = [{"prompt": f"{a}+{50 + a % 49}=", "chosen": str(a + 50 + a % 49), "rejected": f"0{draw.randrange(100)}"} for a in range(51, 82)]
+    (trained / "held.jsonl").write_text("".join(json.dumps(one) + "\n" for one in held))
+    words = ["run.checkpoint_every=1", "phases.dpo.steps=6", f"phases.dpo.data.jsonl.validation_path={trained}/held.jsonl",
+             "phases.dpo.evaluation={every: 3, prompts: 31, sampled_prompts: 5, num_generations: 4}"]  # fmt: skip
+    for name, cut in (("held", []), ("held_cut", ["phases.dpo.batch.sequences=7", "phases.dpo.steps=3"])):
+        train(trained, f"run.dir={trained}/{name}", *words, *cut)
+        checkpoints = trained / name / "checkpoints"
+        step = 3 if cut else 6
+        policy, reference = (transformers.AutoModelForCausalLM.from_pretrained(next(checkpoints.glob(one))) for one in (f"dpo-*{step}", "sft-*4"))
+        margins = margins_by(policy, reference, transformers.AutoTokenizer.from_pretrained(next(checkpoints.glob(f"dpo-*{step}"))), held)
+        told = [line for line in lines(trained, name) if line.get("eval/split") == "validation"][-1]
+        assert told["step"] == step
+        assert told["eval/margin"] == pytest.approx(sum(margins) / 31, abs=2e-5)
+        assert told["eval/preference"] == pytest.approx(sum(margin > 0 for margin in margins) / 31, abs=0.033)  # but a tie
+        assert 0 < told["eval/information"] <= math.log(4) + 1e-9
+
+
+def test_the_loss_is_that_of_torch(trained):
+    """Of the second step, whose update has every pair of the file: after one step policy and reference differ."""
+    transformers = pytest.importorskip("transformers")
+    pairs_of_file = [json.loads(line) for line in open(trained / "pairs.jsonl")]
+    words = [f"phases.dpo.data.jsonl.{part}_fraction=0" for part in ("validation", "test")]
+    train(trained, f"run.dir={trained}/one", "phases.dpo.steps=2", "run.checkpoint_every=1", f"phases.dpo.batch.sequences={len(pairs_of_file)}", *words)
+    checkpoints = trained / "one" / "checkpoints"
+    policy, reference = (transformers.AutoModelForCausalLM.from_pretrained(next(checkpoints.glob(name))) for name in ("dpo-*1", "sft-*4"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(next(checkpoints.glob("dpo-*1")))
+
+    margins = margins_by(policy, reference, tokenizer, pairs_of_file)
     second = steps(trained, "one")[1]
     # float32 sums of some ten log-probabilities of some nats: 1e-6 each.
     assert second["loss"] == pytest.approx(sum(-math.log(sigmoid(margin)) for margin in margins) / len(margins), abs=2e-5)

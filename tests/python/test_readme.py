@@ -256,7 +256,7 @@ def test_the_tool_knows_each_subcommand_and_option(words):
 
 
 @needs_program
-@pytest.mark.parametrize("command", ["train", "config", "plan", "sample", "evaluate", "report", "compare", "doctor", "rollouts", "grams", "pairs", "tasks", "stability"])
+@pytest.mark.parametrize("command", ["train", "config", "plan", "sample", "evaluate", "report", "compare", "doctor", "rollouts", "grams", "pairs", "tasks", "stability", "probe", "cold-start"])
 def test_options_that_the_text_names_are_the_tools(command):
     for row in re.findall(rf"^\| `isentrope {command} .*$", PAGES[Path("docs/commands.md")], re.MULTILINE):
         for option in re.findall(r"`(--[a-z-]+)", row):
@@ -339,9 +339,9 @@ def workplace(tmp_path_factory):
 
 
 @needs_program
-# test_parquet.py runs rollouts and test_preference.py runs pairs, of a run that saved some.
+# test_parquet.py runs rollouts, test_preference.py pairs and test_cold_start.py cold-start, of a run that saved some; test_probe.py makes and uses probes.
 # models/smollm2 is what import-gguf makes of a file that a test here does not have; test_chat_template.py samples with --chat.
-@pytest.mark.parametrize("words", [w for w in TOOL if w[0] not in ("train", "import-gguf", "rollouts", "pairs", "grams") and not {"--watch", "models/smollm2"} & {*w}], ids=" ".join)
+@pytest.mark.parametrize("words", [w for w in TOOL if w[0] not in ("train", "import-gguf", "rollouts", "pairs", "grams", "cold-start") and not {"--watch", "models/smollm2"} & {*w} and "probe" not in " ".join(w)], ids=" ".join)
 def test_the_tool_runs_as_shown(words, workplace):
     folder, tiny = workplace
     if words[0] == "tasks":

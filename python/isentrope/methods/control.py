@@ -113,6 +113,62 @@ def ceeh(
     return CeehOutput(*call(torch.ops.isentrope.method_ceeh, right, length, group, accuracy, shortest, mean, scale=scale))
 
 
+def ceeh_entropy(hard: Tensor, mask: Tensor, *, factor: float = 5.0) -> Tensor:
+    """What each token weighs in an entropy bonus: w = factor on the rows of hard prompts and 1 on the others, over the mean of w over all
+    tokens that count, so that (weight · entropy).sum() / tokens is Σ w H / Σ w. Hand over a whole update.
+
+    Args:
+        hard: [B] bool or number, as ceeh returns it.
+        mask: [B, T] bool or number.
+        factor: at least 0; 1 is a plain bonus.
+
+    Returns:
+        [B, T] float32; 0 where mask is.
+
+    Source: mode ME of CEEH, arXiv 2602.22642; QinwenLuo/CEEH (entropy_factor 5, a bonus of 0.001); csrc/methods/ceeh.h.
+    """
+    weight: Tensor = call(torch.ops.isentrope.method_ceeh_entropy, hard, mask, factor=factor)
+    return weight
+
+
+def tea(logprob: Tensor, advantage: Tensor, mask: Tensor, *, alpha: float = 10.0, most: float = 5.0) -> Tensor:
+    """What each token weighs in an entropy bonus: min(most, alpha · softmax(c)), c = (A - mean A) (ℓ - mean ℓ) with means over all tokens
+    that count, the softmax over those of a row. Hand over a whole update.
+
+    Args:
+        logprob: [B, T] of the tokens, of the policy that learns; float32 or float64.
+        advantage: [B, T].
+        mask: [B, T] bool or number.
+        alpha: at least 0, the sum of a row's weights but for what most cuts.
+        most: at least 0.
+
+    Returns:
+        [B, T] of logprob's dtype, a constant; 0 where mask is. The loss is that of the policy - (weight · entropy).sum() / tokens.
+
+    Source: TEA-RL of Light-IF, arXiv 2508.03178; Qihoo360/Light-IF, where that branch cannot run; csrc/methods/tea.h.
+    """
+    weight: Tensor = call(torch.ops.isentrope.method_tea, logprob, advantage, mask, alpha=alpha, most=most)
+    return weight
+
+
+def repo_beta(state: Tensor, entropy: float, *, rate: float, most: float = 1.0) -> Tensor:
+    """The beta of repo behind a step: beta + rate · (target - entropy), within 0 and most.
+
+    Args:
+        state: [2] float64, beta and the target, nats; NaN as the target takes this step's entropy.
+        entropy: mean of the step's tokens, nats.
+        rate: at least 0, what beta rises by for a nat below the target.
+        most: at least 0.
+
+    Returns:
+        [2] float64, the new state.
+
+    Source: REPO, arXiv 2603.11682, steers beta to the entropy at the start; this rule of it is ours. csrc/methods/repo.h.
+    """
+    new: Tensor = call(torch.ops.isentrope.method_repo_beta, state, entropy, rate=rate, most=most)
+    return new
+
+
 def adaptive_entropy(state: Tensor, entropy: float, *, target: float = 0.2, delta: float = 0.005, least: float = 0.0, most: float = 1.0) -> Tensor:
     """The coefficient of an entropy bonus after an update: + delta where its entropy was at most the target, - delta elsewhere.
 

@@ -46,6 +46,27 @@ def random(selected: Tensor, mask: Tensor, *, seed: int) -> Tensor:
     return drawn
 
 
+def entropy_sft(logprob: Tensor, entropy: Tensor, mask: Tensor, *, fraction: float = 0.8, lambda_entropy: float = 0.8) -> Tensor:
+    """The tokens that are not among the max(1, ⌊fraction · tokens⌋) of highest -logprob - lambda_entropy · entropy; exact, equal scores
+    in order of rows and positions, NaN highest. Hand over a whole update: the loss is the mean cross-entropy of the others.
+
+    Args:
+        logprob: [B, T] of the targets, of the model that learns; float32 or float64.
+        entropy: [B, T] nats, of the same model.
+        mask: [B, T] bool or number.
+        fraction: in (0, 1]; 1 has no effect.
+        lambda_entropy: 0: those of highest cross-entropy.
+
+    Returns:
+        [B, T] bool, tokens that leave the mask and so the denominators.
+
+    Source: Entropy-SFT of Light-IF, arXiv 2508.03178; Qihoo360/Light-IF, where the tokens are chosen in a micro-batch;
+    csrc/methods/top_entropy.h.
+    """
+    removed: Tensor = call(torch.ops.isentrope.method_entropy_sft, logprob, entropy, mask, fraction=fraction, lambda_entropy=lambda_entropy)
+    return removed
+
+
 def surprisal_band(logprob: Tensor, entropy: Tensor, mask: Tensor, *, low: float = 0.1, high: float = 3.0) -> Tensor:
     """1 where low ≤ -logprob / entropy ≤ high, else 0. Where the entropy is 0 the quotient is 0 for a surprisal of 0 and infinite for any
     other; a token whose log-prob or entropy is NaN has 0.

@@ -11,6 +11,7 @@ from isentrope.report.runs import Run
 
 SHADES = 8  # of the colour of a token
 TOKENS = 24_000  # of samples on a page
+WEIGHTS = {"weight": "weight", "advantage of a token": "advantages"}  # name on the page: key of the line
 ROWS, SPANS = 400, 12_000  # of the tables of rollouts on a page; coloured tokens in them
 
 
@@ -29,6 +30,21 @@ def shaded(tokens: list[Any], entropies: list[Any], top: float) -> list[dict[str
                 "title": f"{h:.3f} nats" if finite(h) else "not finite",
             }
         )
+    return found
+
+
+def weighed(line: dict[str, Any], tops: dict[str, float]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """What methods made the tokens of a saved completion weigh: (name, tokens), the shade by the size, the sign and the number behind it."""
+    found = []
+    tokens = line.get("tokens") or []
+    for name, key in WEIGHTS.items():
+        values = line.get(key)
+        if not isinstance(values, list) or len(values) != len(tokens) or key not in tops:
+            continue
+        shown = shaded(tokens, [abs(value) if finite(value) else value for value in values], tops[key])
+        for one, value in zip(shown, values):
+            one["title"] = f"{name} {value:.3g}" if finite(value) else "not learnt"
+        found.append((name, shown))
     return found
 
 
@@ -91,12 +107,16 @@ def rollout_table(run: Run, rows: int, spans: int) -> dict[str, Any] | None:
     steps = spread(list(by_step), max(2, min(rows // min(largest, 32), 50)))
     a_step = max(1, rows // len(steps))
     shown, top = [], strongest([h for line in run.rollouts[:2000] for h in line.get("entropy") or []])
+    sizes = {key: [abs(w) for line in run.rollouts[:2000] for w in line.get(key) or [] if finite(w)] for key in WEIGHTS.values()}
+    tops = {key: max(float(np.percentile(size, 98)), 1e-9) for key, size in sizes.items() if size}
     for key in steps:
         for line in by_step[key][:a_step]:
             entropies, logprobs, tokens = (line.get(name) or [] for name in ("entropy", "logprob", "tokens"))
             coloured = None
             if tokens and len(tokens) == len(entropies) and all(isinstance(t, str) for t in tokens) and len(tokens) <= spans:
                 coloured, spans = shaded(tokens, entropies, top), spans - len(tokens)
+            weights = weighed(line, tops) if coloured else []
+            spans -= len(tokens) * len(weights)
             known = [h for h in entropies if finite(h)]
             shown.append(
                 {
@@ -105,6 +125,7 @@ def rollout_table(run: Run, rows: int, spans: int) -> dict[str, Any] | None:
                     "prompt": line["prompt"],
                     "completion": line["completion"],
                     "tokens": coloured,
+                    "weights": weights,
                     "numbers": [
                         f"{value:.3g}" if finite(value) else "–"
                         for value in (

@@ -33,7 +33,8 @@ SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
     ]),
     ("Pairs", [
         ("Margin", "of the better completion over the worse", {"margin": "pair/margin", "better": "pair/chosen", "worse": "pair/rejected"}),
-        ("Pairs in order", "share whose margin is above 0", {"": "pair/accuracy"}),
+        ("Pairs in order", "share whose margin is above 0", {"training": "pair/accuracy", "held-out": "eval/preference"}),
+        ("Differential information", "entropy, nats", {"of a pair": "pair/information", "of held-out samples": "eval/information"}),
         ("Log-probability of a completion", "nats", {"better": "logprob/chosen", "worse": "logprob/rejected"}),
     ]),
     ("Optimisation and speed", [
@@ -110,6 +111,9 @@ TERMS: dict[str, str] = {
     "better": "Of the better completions of the pairs.",
     "worse": "Of the worse completions of the pairs.",
     "Pairs in order": "The better completion's probability has grown more, or fallen less, than the worse one's since the reference.",
+    "Differential information": "Entropy of the softmax of log policy over reference: over the two completions of a pair (ln 2 where the policy moved neither from the other), and over the answers sampled to a held-out prompt. Low: the policy moved to few of them.",
+    "of a pair": "Mean over the pairs of the step; see Differential information.",
+    "of held-out samples": "Mean over the prompts of an evaluation; see Differential information.",
     "Log-probability of a completion": "Sum over its tokens, mean over the step. Where both fall, the policy leaves both for what neither says.",
     # optimisation
     "Gradient norm": "Of all weights, before it is clipped to max_grad_norm.",
@@ -125,6 +129,8 @@ TERMS: dict[str, str] = {
     # samples and rollouts
     "entropy": "Of the distribution that a token was sampled from (held-out text: is judged by), nats.",
     "advantage": "How much better a completion is than the others to its prompt, as the loss uses it.",
+    "weight": "What methods made a token weigh in its update: the factor of its policy term (weight), or else its weight in the entropy bonus (objective.entropy). The darker, the more; point at a token for the number.",
+    "advantage of a token": "Where methods under advantage give the tokens of a completion different ones; the darker, the farther from 0. Point at a token for the number.",
     "log-probability": "Of the completion's tokens when they were sampled; their sum, nats.",
     # other keys of metrics.jsonl (docs/metrics.md)
     "ref_kl/*": "KL to the reference model (k3) over the tokens of prompts of a difficulty.",
@@ -164,6 +170,16 @@ TERMS: dict[str, str] = {
     "entropy/negative": "Mean entropy, when they were drawn, of the tokens whose advantage is below 0, nats.",
     "inner/entropy": "Mean entropy of the inner layer's policy, while that learns in the place of the whole (objective.inner_policy), nats.",
     "weight/mean": "Mean factor of a token's policy term, where methods weigh tokens.",
+    "weight/entropy": "Mean entropy of the tokens, each by its factor under weight; above the mean entropy: they choose tokens that hesitate.",
+    "loss/all": "Mean cross-entropy of all targets, where methods under weight choose among them, nats a token.",
+    "tea/weight": "Mean weight of a token in the entropy bonus.",
+    "tea/cut": "Share of tokens whose weight in the bonus is held at its most.",
+    "repo/beta": "How much of the log-probability is taken from advantages (repo).",
+    "tempered/temperature": "Temperature of the second set of completions.",
+    "tempered/reward": "Mean reward of the second set of completions.",
+    "ares/alpha/*": "Most that ares adds to a reward or takes from it, for a difficulty.",
+    "eval/margin": "Mean of dpo_beta times the difference of log-ratios of held-out pairs.",
+    "eval/probe/*": "Share of prompts that the probe calls easy, normal or hard.",
     "weight/zero": "Share of tokens whose policy term the methods under weight take away.",
     "weight/removed": "Share of tokens that the methods under weight leave out of all counts.",
     "ref_kl_coef": "Weight of the divergence from the reference model, where it is steered.",

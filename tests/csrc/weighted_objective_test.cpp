@@ -1,0 +1,106 @@
+// What weighs the tokens of an update: controllers the entropy bonus, the choice of an sft phase, a second set of completions. Against
+// autograd on the same model, however the update is cut.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+
+#include "csrc/train/objective.h"
+#include "tests/csrc/small_update.h"
+
+namespace isentrope::train {
+namespace {
+
+using torch::Tensor;
+
+// A weighted bonus by autograd on the same model: the gradient of −coef · mean of weight · entropy.
+TEST(WeightedObjective, WeightedBonusesHaveTheirGradientHoweverTheUpdateIsCut) {
+  data::Batch update = update_of();
+  update.hard = torch::tensor({true, false, true, false, false, true});
+  const Tensor mask = update.target != data::kIgnore;
+  ObjectiveConfig plain = grpo("clip");
+  plain.entropy = std::nullopt;
+  const Outcome without = run(plain, 0, update);
+  const auto weights = [&](const ops::TokenEntropy& seen) {
+    return std::vector<Tensor>{methods::tea(seen.logprob.detach(), update.advantage, mask, 4, 2),
+                               methods::ceeh_entropy(update.hard, mask, 5)};
+  };
+  const std::vector<std::pair<methods::EntropyControl, methods::EntropyControl>> controls{
+      {methods::Tea{.coef = 0.5, .alpha = 4, .most = 2}, methods::Tea{.coef = 0}},
+      {methods::CeehEntropy{.coef = 0.5}, methods::CeehEntropy{.coef = 0}}};
+  for (size_t i = 0; i < controls.size(); ++i) {
+    const auto& [control, off] = controls[i];
+    ObjectiveConfig held = plain, nothing = plain;
+    held.entropy = control, nothing.entropy = off;
+    const Outcome with = run(held, 0, update);
+    for (const int64_t micro_tokens : {11, 25}) expect_same(with, run(held, micro_tokens, update), control.kind());
+    EXPECT_EQ(with.stats.at("entropy_coef"), 0.5);
+    const Outcome none = run(nothing, 0, update);
+    for (size_t p = 0; p < none.gradient.size(); ++p)
+      EXPECT_TRUE(torch::equal(none.gradient[p], without.gradient[p])) << control.kind() << " coef 0, parameter " << p;
+
+    model::Decoder model = small_model();
+    const auto seen = model->token_entropy(update.tokens, update.target);
+    (-0.5 * (weights(seen)[i] * seen.entropy).sum() / mask.sum()).backward();
+    for (size_t p = 0; p < with.gradient.size(); ++p)
+      EXPECT_TRUE(torch::allclose(with.gradient[p] - without.gradient[p], model->parameters()[p].grad(), 1e-3, 1e-5))
+          << control.kind() << " parameter " << p;
+  }
+}
+
+// Entropy-SFT: the mean cross-entropy of the tokens that are kept, as of an update without the others.
+TEST(WeightedObjective, TheChoiceOfAnSftPhaseIsNotThereHoweverTheUpdateIsCut) {
+  data::Batch update = update_of();
+  const Tensor mask = update.target != data::kIgnore;
+  const methods::EntropySft choice{.fraction = 0.5, .lambda_entropy = 0.7};
+  const Outcome chosen = run({}, 0, update, {choice}), plain = run({}, 0, update);
+  for (const int64_t micro_tokens : {11, 25}) expect_same(chosen, run({}, micro_tokens, update, {choice}), "cut");
+  const double tokens = plain.stats.at("tokens");
+  EXPECT_EQ(chosen.stats.at("tokens"), tokens);
+  EXPECT_NEAR(chosen.stats.at("weight/removed"), 1 - std::floor(0.5 * tokens) / tokens, 1e-12);
+  EXPECT_NEAR(chosen.stats.at("loss/all"), plain.stats.at("loss"), 1e-5);
+  EXPECT_EQ(chosen.stats.at("entropy/mean"), plain.stats.at("entropy/mean"));
+  EXPECT_GT(chosen.stats.at("loss"), plain.stats.at("loss"));
+
+  model::Decoder model = small_model();
+  const auto seen = model->token_entropy(update.tokens, update.target);
+  const Tensor gone = methods::entropy_sft(seen.logprob.detach(), seen.entropy.detach(), mask, 0.5, 0.7);
+  EXPECT_NEAR(chosen.stats.at("weight/entropy"),
+              seen.entropy.masked_select(mask.logical_and(gone.logical_not())).mean().item<double>(), 1e-5);
+  data::Batch rest = update;
+  rest.target = update.target.masked_fill(gone, data::kIgnore);
+  const Outcome absent = run({}, 0, rest);
+  EXPECT_NEAR(absent.stats.at("loss"), chosen.stats.at("loss"), 1e-5);
+  for (size_t i = 0; i < chosen.gradient.size(); ++i)
+    EXPECT_TRUE(torch::allclose(chosen.gradient[i], absent.gradient[i], 1e-4, 1e-6)) << i;
+
+  const Outcome all = run({}, 0, update, {methods::EntropySft{.fraction = 1}});
+  EXPECT_EQ(all.stats.at("loss"), plain.stats.at("loss"));
+  for (size_t i = 0; i < all.gradient.size(); ++i) EXPECT_TRUE(torch::equal(all.gradient[i], plain.gradient[i])) << i;
+  const Outcome soft = run({}, 0, update, {methods::TopEntropy{.fraction = 0.5}});  // keeps its place in denominators
+  EXPECT_LT(soft.stats.at("loss"), plain.stats.at("loss"));
+}
+
+// A second set adds − mean over its tokens of advantage · log-probability, and nothing else of it is told.
+TEST(WeightedObjective, ASecondSetTeachesByItsLogProbabilityHoweverTheUpdateIsCut) {
+  data::Batch update = update_of(), second = update_of().rows(0, 5);
+  second.advantage = torch::where(second.target != data::kIgnore, 0.3f, 0.0f);
+  const Outcome without = run(grpo("clip"), 0, update);
+  update.tempered = std::make_shared<const data::Batch>(second);
+  const Outcome with = run(grpo("clip"), 0, update);
+  for (const int64_t micro_tokens : {11, 25}) expect_same(with, run(grpo("clip"), micro_tokens, update), "cut");
+  model::Decoder model = small_model();
+  const Tensor logprob = model->token_entropy(second.tokens, second.target).logprob;
+  const Tensor term = -(second.advantage * logprob).sum() / (second.target != data::kIgnore).sum();
+  term.backward();
+  EXPECT_NEAR(with.stats.at("loss"), without.stats.at("loss") + term.item<double>(), 1e-5);
+  for (const auto& [name, value] : without.stats)
+    if (name != "loss") EXPECT_EQ(with.stats.at(name), value) << name;
+  for (size_t i = 0; i < with.gradient.size(); ++i)
+    EXPECT_TRUE(torch::allclose(with.gradient[i] - without.gradient[i], model->parameters()[i].grad(), 1e-3, 1e-5))
+        << i;
+  EXPECT_FALSE(update.rows(0, 2).tempered);
+}
+
+}  // namespace
+}  // namespace isentrope::train
