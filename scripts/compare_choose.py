@@ -25,7 +25,8 @@ def accuracy(grid: Path, row: str) -> float | None:
     for run in grid.glob(f"*,{in_a_name(row)}/seed*/"):
         sampled = [point["sampled"] for point in evaluations(run, "grpo") if point["split"] == "validation"]
         found.append(statistics.fmean(sampled[-2:]) if len(sampled) > 1 else None)
-    return statistics.fmean(found) if found and None not in found else None
+    there = [value for value in found if value is not None]
+    return statistics.fmean(there) if there and len(there) == len(found) else None
 
 
 def controls(method: str, keys: dict) -> dict[str, dict]:

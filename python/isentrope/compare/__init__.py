@@ -29,7 +29,9 @@ Configurations that agree in all that comes before their last phase (model, data
 phases are trained once a seed, and every one of them starts its last phase from that checkpoint. Columns:
 
     n                  runs that are finished
-    first columns      on the test data, after the last phase; tokens: drawn by the rollouts of the last phase
+    first columns      on the test data, after the last phase; at forks: mean entropy of the fifth of the tokens that have
+                       most, in the samples of samples.jsonl; tokens: drawn by the rollouts of the last phase; a step: its
+                       median time, evaluations left out
     at … % sampled     on the validation prompts, at the first evaluation whose sampled accuracy reaches a level that
                        every run of the table reached at some time: the highest whole percentage, or --level
 
