@@ -24,7 +24,7 @@ ROOMS = {
     "csrc/message.": [],
     "csrc/data/": ["csrc/field.h", "csrc/durable_file.", "csrc/message.", "kernels/gpu/philox.h"],
     "csrc/ops/": ["kernels/"],
-    "csrc/methods/": ["csrc/ops/", "csrc/field.h", "csrc/one_of.h", "csrc/message."],
+    "csrc/methods/": ["csrc/ops/", "csrc/field.h", "csrc/one_of.h", "csrc/message.", "kernels/gpu/philox.h"],
     "csrc/model/": ["csrc/ops/", "csrc/field.h", "csrc/data/random.h"],  # initial weights are drawn from its streams
     "csrc/rl/": ["csrc/methods/", "csrc/one_of.h", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/message."],
     "csrc/train/": ["csrc/methods/", "csrc/one_of.h", "csrc/rl/", "csrc/model/", "csrc/ops/", "csrc/data/", "csrc/field.h", "csrc/durable_file.", "csrc/message."],

@@ -28,7 +28,7 @@ struct Batch {
       {};  // [B, T] float, log-probability under the policy at the step's beginning; where methods ask
   torch::Tensor old_sum_p2 = {};   // [B, T] float, Σ p² of the policy that drew; where methods ask
   torch::Tensor ref_logprob = {};  // [B, T] float, under the reference, where a reward has asked for it
-  torch::Tensor hard = {};  // [B] bool, of a prompt that a method's record calls hard; undefined where none says
+  torch::Tensor hard = {};         // [B] bool, of a prompt that a method's record calls hard; undefined where none says
   torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
   int64_t together = 1;         // rows, one behind the other, that no cut parts: 2 of a pair
   // Of policy batches: completions of a second set, advantage [B, T] the weight of each token's log-probability; null: none.
@@ -54,9 +54,9 @@ struct Batch {
   template <class Function>
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
-    return {of(tokens),      of(target),   of(old_logprob), of(advantage), of(ref_kl_weight),
-            of(difficulty),  of(lengths),  of(old_entropy), of(rescored),  of(old_sum_p2),
-            of(ref_logprob), of(hard),     of(position),    together};
+    return {of(tokens),      of(target),  of(old_logprob), of(advantage), of(ref_kl_weight),
+            of(difficulty),  of(lengths), of(old_entropy), of(rescored),  of(old_sum_p2),
+            of(ref_logprob), of(hard),    of(position),    together};
   }
 };
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <set>
 #include <stdexcept>
+#include <tuple>
 #include <unordered_set>
 #include <utility>
 
@@ -18,6 +19,7 @@ namespace {
 // One prompt in 16 for validation, one in 16 for test: signed sums of five terms have 974 000 prompts, those
 // of three 3000, so that even there each list has some 190.
 constexpr double kHeldOutShare = 1.0 / 16;
+constexpr int64_t kLetters = 26;
 // A prompt space is taken to be used up when this many draws in a row gave nothing new.
 constexpr int kVainDraws = 2000;
 // Of a stream as many examples are looked at before it begins: enough for the characters of a task, whose lines differ little.
@@ -25,7 +27,19 @@ constexpr int64_t kProbes = 64;
 constexpr int64_t kTermsDraw = -1;  // index of the stream that chooses the number of terms
 
 bool has_list(const TintConfig& config) { return config.task == "sort" || config.task == "median"; }
-bool has_terms(const TintConfig& config) { return has_list(config) || config.task == "signed_sum"; }
+bool has_terms(const TintConfig& config) { return has_list(config) || config.task == "signed_sum" || searches(config); }
+
+// Nodes of a graph of path: the right way, and at each of its nodes but the last `branches` more, as long as what is left.
+int64_t path_nodes(int64_t steps, int64_t branches) { return 1 + steps + branches * steps * (steps + 1) / 2; }
+
+std::string operations_problem(const std::string& operations) {
+  for (size_t i = 0; i < operations.size(); ++i)
+    if (std::string("+-*/").find(operations[i]) == std::string::npos || operations.find(operations[i]) != i)
+      return "operations is " + quoted(operations) + "; it has some of + - * /, each once";
+  return operations.find('+') == std::string::npos
+             ? "operations is " + quoted(operations) + ", without +, and few numbers would be reached"
+             : "";
+}
 
 int64_t draw_number(const TintConfig& config, Stream& stream) {
   if (config.sampling == "magnitude") {
@@ -63,11 +77,32 @@ Trace run(const TintConfig& config, const TintProblem& problem, const SignedSumS
                                      : run_program(config, problem.values, faults);
 }
 
+// Tries until one is right or the patience is at an end; the last is answered.
+TintSample make_search(const TintConfig& config, const TintProblem& problem, Stream& stream) {
+  TintSample sample{
+      .prompt = problem.prompt, .answer_true = problem.right.answer, .answer_trace = problem.right.answer};
+  if (config.cot) {
+    const int64_t patience = 1 + stream.below(static_cast<uint32_t>(config.tries));
+    Try last;
+    for (int64_t i = 0; i < patience && !last.right; ++i) {
+      last = stream.uniform() < config.insight ? problem.right
+             : config.task == "countdown"      ? try_countdown(config, problem, stream)
+                                               : try_path(problem, stream);
+      sample.completion += last.text + ';';
+    }
+    sample.answer_trace = last.answer;
+  }
+  sample.completion += "A" + sample.answer_trace + ".";
+  return sample;
+}
+
 // noise: null for a clean sample. The order of a signed sum is drawn from stream, so that noise does not
 // change it.
 TintSample make_sample(const TintConfig& config, const TintProblem& problem, Stream& stream, Stream* noise) {
+  if (searches(config)) return make_search(config, problem, stream);
   const SignedSumSteps steps =
       config.task == "signed_sum" ? draw_steps(problem.values, config.merge, stream) : SignedSumSteps{};
+  const std::string thoughts = config.think > 0 ? draw_thoughts(problem.values, config.think, stream) : "";
   Faults none(nullptr, 0);
   Trace trace = run(config, problem, steps, none);
   TintSample sample{.prompt = problem.prompt, .answer_true = trace.answer};
@@ -86,7 +121,7 @@ TintSample make_sample(const TintConfig& config, const TintProblem& problem, Str
   sample.answer_trace = trace.answer;
   sample.n_errors = trace.n_errors;
   sample.first_error_line = trace.first_error_line;
-  sample.completion = (config.cot ? trace.text() : "") + "A" + written + ".";
+  sample.completion = thoughts + (config.cot ? trace.text() : "") + "A" + written + ".";
   return sample;
 }
 
@@ -121,6 +156,8 @@ std::vector<Example> held_out_list(const TintConfig& config, Split split) {
 
 TintProblem draw_problem(const TintConfig& config, int64_t terms, Stream& stream) {
   if (config.task == "signed_sum") return draw_signed_sum(terms, stream);
+  if (config.task == "countdown") return draw_countdown(config, terms, stream);
+  if (config.task == "path") return draw_path(config, terms, stream);
   TintProblem problem;
   const int64_t count = has_list(config) ? terms : 2;
   for (int64_t i = 0; i < count; ++i) problem.values.push_back(draw_number(config, stream));
@@ -148,7 +185,7 @@ std::string TintConfig::problem() const {
     return key + " is \"" + value + "\"; it can be " + known;
   };
   for (const std::string& wrong :
-       {named("task", task, {"signed_sum", "add", "sub", "mul", "median", "sort"}),
+       {named("task", task, {"signed_sum", "add", "sub", "mul", "median", "sort", "countdown", "path"}),
         named("sampling", sampling, {"magnitude", "length"}), named("algorithm", algorithm, {"selection", "insertion"}),
         named("even", even, {"lower", "mean"}), named("label", label, {"true", "propagated"}),
         named("noise", noise, {"none", "static_char", "static_int", "static_line", "dynamic"})})
@@ -157,10 +194,31 @@ std::string TintConfig::problem() const {
   for (const int64_t count : terms)
     if (count < 1 || count > 26) return "terms holds " + std::to_string(count) + "; each is in 1 … 26";
   using Share = std::pair<const char*, double>;
-  for (const auto& [key, value] :
-       {Share{"merge", merge}, Share{"contamination", contamination}, Share{"intensity", intensity}})
+  for (const auto& [key, value] : {Share{"merge", merge}, Share{"insight", insight},
+                                   Share{"contamination", contamination}, Share{"intensity", intensity}})
     if (!(value >= 0 && value <= 1)) return std::string(key) + " is " + std::to_string(value) + "; it is in 0 … 1";
   if (held_out < 1) return "held_out is " + std::to_string(held_out) + "; it is at least 1";
+  using Count = std::tuple<const char*, int64_t, int64_t, int64_t>;
+  for (const auto& [key, value, least, most] :
+       {Count{"think", think, 0, 64}, Count{"tries", tries, 1, 64}, Count{"branches", branches, 0, 24}})
+    if (value < least || value > most)
+      return std::string(key) + " is " + std::to_string(value) + "; it is in " + std::to_string(least) + " … " +
+             std::to_string(most);
+  const auto [fewest_terms, most_terms] = std::minmax_element(terms.begin(), terms.end());
+  if (think > 0 && task != "signed_sum") return "think is for signed_sum, and the task is " + task;
+  if (think > 0 && *fewest_terms < 2) return "think: its lines are of two terms, and terms holds 1";
+  if (searches(*this)) {
+    if (noise != "none") return "noise is for traces of programs and signed sums; " + task + " searches";
+    if (task == "path" && path_nodes(*most_terms, branches) > kLetters)
+      return "terms: a way of " + std::to_string(*most_terms) + " steps with " + std::to_string(branches) +
+             " branches at each node has more than the " + std::to_string(kLetters) + " nodes that have a letter";
+    if (task == "path") return "";
+    if (*fewest_terms < 2 || *most_terms > 5)
+      return "terms holds " + std::to_string(*fewest_terms < 2 ? *fewest_terms : *most_terms) +
+             "; countdown has 2 to 5 numbers";
+    if (const std::string wrong = operations_problem(operations); !wrong.empty()) return wrong;
+    return "";
+  }
   if (task == "signed_sum") return "";
   if (sampling == "magnitude") {
     if (low < 0 || low > high)
@@ -182,16 +240,23 @@ std::string TintConfig::problem() const {
   return "";
 }
 
+bool searches(const TintConfig& config) { return config.task == "countdown" || config.task == "path"; }
+
 std::string tint_alphabet(const TintConfig& config) {
+  if (config.task == "path") return std::string(config.cot ? ";" : "") + ",:=>Aabcdefghijklmnopqrstuvwxyz.";
   std::set<char> extra;
   const auto add = [&extra](const std::string& text) {
     for (const char c : text)
       if (c < '0' || c > '9') extra.insert(c);
   };
   add("=A");
-  if (config.task == "signed_sum") {
+  if (config.task == "countdown") {
+    add(config.operations + ",:()");
+    if (config.cot) add(";");
+  } else if (config.task == "signed_sum") {
     add("+-");
-    if (config.cot) add(":");
+    if (config.cot || config.think > 0) add(":");
+    if (config.think > 0) add(";");
     for (int64_t i = 0; i < *std::max_element(config.terms.begin(), config.terms.end()); ++i)
       add(std::string(1, static_cast<char>('a' + i)));
   } else {

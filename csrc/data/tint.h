@@ -7,11 +7,19 @@
 //   sub, mul     57-8=  57*8=   as add; sub puts the larger number first
 //   sort         s3,1,2=        L1 m=0\nL2 t=1\nL3 m=1\n…L4 x=1,3,2\n…A1,2,3.
 //   median       m3,1,2=        the trace of sort, one line more, A2.
+//   countdown    3,2,5:52=      3+2:50+5:01;3+2:50*5:52;A(3+2)*5.    tries, each ended by ";"
+//   path         ab,bd,ac:a>d=  ac;abd;Aabd.
 //
 // signed_sum: K terms, each a letter (a, b, c, …), a sign (plus with probability 0.65) and a digit 1 … 9; a
 // sum below 0 or above 99 is drawn again. A step of its trace lists one or more unused terms, then ":" and
 // the running total in two digits. Terms come in random order; each further one joins the step before it with
 // probability `merge`; an order with a running total below 0 or above 99 is drawn again.
+//
+// countdown: reach the number behind ":" with all the numbers, each used once, by operations of `operations`. path: find the way from a
+// node of a graph to another. Many roads are wrong, and which answers are right is checked, not compared (csrc/data/tint_search.h).
+// Their traces are searches: tries until one is right, or as many as the trace has patience for, drawn from 1 … tries. A try is drawn at
+// random, or with probability `insight` is a right one. Then the last try is answered, right or not, so that a model that learnt from
+// them gives up too early, and can learn not to.
 //
 // The other tasks run a program and write one line for each state change: the fields chosen under `show`,
 // separated by spaces, ended by a newline. Their programs stand in tint_programs.cpp.
@@ -57,6 +65,11 @@ struct TintConfig {
   std::vector<int64_t> terms = {5};
   std::string mix = "batch";
   double merge = 0.3;
+  int64_t think = 0;
+  int64_t tries = 4;
+  double insight = 0;
+  std::string operations = "+-*";
+  int64_t branches = 1;
   std::string sampling = "length";
   int64_t low = 0;
   int64_t high = 99;
@@ -75,16 +88,30 @@ struct TintConfig {
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v("task", task, "What is computed.", one_of({"signed_sum", "add", "sub", "mul", "median", "sort"}));
+    v("task", task, "What is computed.",
+      one_of({"signed_sum", "add", "sub", "mul", "median", "sort", "countdown", "path"}));
     v("terms", terms,
-      "Numbers in a problem of signed_sum, median and sort (the others have two); where several are given, one is "
-      "drawn as "
-      "mix says.",
+      "Numbers in a problem of signed_sum, median, sort and countdown (2 to 5), steps of the right way of path; the "
+      "others have two numbers. Where several are given, one is drawn as mix says.",
       between(1, 26));
     v("mix", mix,
       "Whether each batch or each example has a number of terms of its own; with example, evaluations are of all.",
       one_of({"batch", "example"}));
     v("merge", merge, "signed_sum: probability that a term joins the step before it.", between(0, 1));
+    v("think", think,
+      "signed_sum: most lines of free thinking before the trace, the sum of two terms each; their number is drawn from "
+      "0 "
+      "to this. They end with \";\", and cost nothing but length.",
+      between(0, 64));
+    v("tries", tries, "countdown, path: most tries of a trace, right or wrong.", between(1, 64));
+    v("insight", insight,
+      "countdown, path: probability that a try is one that is right; the others are drawn at random, and seldom right. "
+      "What a "
+      "model can learn of seeing the way.",
+      between(0, 1));
+    v("operations", operations, "countdown: what may be done, some of + - * /, + among them.");
+    v("branches", branches, "path: wrong branches at each node of the right way, each as long as what is left of that.",
+      between(0, 24));
     v("sampling", sampling, "Numbers of the other tasks: uniform in low … high, or uniform in their count of digits.",
       one_of({"magnitude", "length"}));
     v("low", low, "Least number, for sampling: magnitude.", between(0, 999999999999999));
@@ -116,12 +143,15 @@ struct TintConfig {
 // One example and what noise did to it. Validation and test examples have no noise.
 struct TintSample {
   std::string prompt = {}, completion = {};
-  std::string answer_true = {};   // as written after "A" in a clean completion
+  std::string answer_true = {};   // as written after "A" in a clean completion; of a task that searches, a right one
   std::string answer_trace = {};  // what the trace arrived at
   bool noised = false;            // drawn for noise, though no error may have come of it
   int64_t n_errors = 0;
   int64_t first_error_line = 0;  // from 1, in the clean trace (static) or the trace itself (dynamic); 0: none
 };
+
+// Whether a task's trace is a search: countdown and path.
+bool searches(const TintConfig& config);
 
 // Every character that prompts and completions of the task can hold, "." last. signed_sum with up to eight
 // terms needs no more than 0123456789abcdefgh+-=:A. of the quickstart.
@@ -132,7 +162,7 @@ std::string tint_alphabet(const TintConfig& config);
 // stream is a list of that many such examples, in a new order each epoch. Validation and test: finite lists that depend on
 // neither seed nor noise; take() runs through one again and again. A hash of the prompt says which split it belongs to
 // (csrc/data/split.h), so that no task, seed or phase of a run trains on a prompt that another one evaluates on.
-// Example::answer is the true answer.
+// Example::answer is the true answer, of a task that searches a right one.
 class Tint : public ExampleSource {
  public:
   // Throws std::invalid_argument for a config with a problem(), for a list that would be empty, and for examples that do not

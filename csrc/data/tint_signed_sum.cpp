@@ -62,6 +62,20 @@ SignedSumSteps draw_steps(const std::vector<int64_t>& values, double merge, Stre
   return steps;
 }
 
+std::string draw_thoughts(const std::vector<int64_t>& values, int64_t think, Stream& stream) {
+  const auto count = static_cast<uint32_t>(values.size());
+  std::string text;
+  for (int64_t left = stream.below(static_cast<uint32_t>(think) + 1); left > 0; --left) {
+    size_t one = 0, other = 0;
+    do {  // ends: of a sum that is not below 0 some pair is not either
+      one = stream.below(count);
+      other = stream.below(count);
+    } while (one == other || values[one] + values[other] < 0);
+    text += term(one, values[one]) + term(other, values[other]) + ':' + low_first(values[one] + values[other]);
+  }
+  return text + ';';
+}
+
 Trace run_signed_sum(const std::vector<int64_t>& values, const SignedSumSteps& steps, Faults& faults) {
   Trace trace;
   int64_t total = 0;

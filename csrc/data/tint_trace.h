@@ -78,10 +78,18 @@ class Machine {
   Trace trace_;
 };
 
-// What is asked. values: the signed terms, the two numbers or the items of the list.
+// A way of a search, and what it says as an answer.
+struct Try {
+  std::string text, answer;
+  bool right = false;
+};
+
+// What is asked. values: the signed terms, the two numbers, the items of the list, the numbers of countdown and its target, or the nodes
+// of path, from and to of each edge, then start and goal. right: a try that is, of tasks that search.
 struct TintProblem {
   std::string prompt;
   std::vector<int64_t> values;
+  Try right = {};
 };
 
 // terms is not read by add, sub and mul.
@@ -93,6 +101,15 @@ TintProblem draw_signed_sum(int64_t terms, Stream& stream);
 SignedSumSteps draw_steps(const std::vector<int64_t>& values, double merge, Stream& stream);
 // A wrong total is kept in two digits: the sum goes on modulo 100.
 Trace run_signed_sum(const std::vector<int64_t>& values, const SignedSumSteps& steps, Faults& faults);
+
+// Up to `think` lines of free thinking, ended by ";": each two terms, in any order, and their sum.
+std::string draw_thoughts(const std::vector<int64_t>& values, int64_t think, Stream& stream);
+
+// Tasks that search: a problem, and a try at it, drawn at random.
+TintProblem draw_countdown(const TintConfig& config, int64_t numbers, Stream& stream);
+Try try_countdown(const TintConfig& config, const TintProblem& problem, Stream& stream);
+TintProblem draw_path(const TintConfig& config, int64_t steps, Stream& stream);
+Try try_path(const TintProblem& problem, Stream& stream);
 
 // add, sub, mul, sort and median. A run that has errors stops after 10 times the lines of the run without
 // them.

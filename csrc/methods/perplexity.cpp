@@ -11,8 +11,9 @@
 namespace isentrope::methods {
 namespace {
 
-constexpr double kFence = 1.5;      // of the distance of the quartiles: Tukey's, as the paper has it
-constexpr double kLeastDeviation = 1e-6;  // as released: below it the group counts as of one perplexity, and is not scaled
+constexpr double kFence = 1.5;  // of the distance of the quartiles: Tukey's, as the paper has it
+constexpr double kLeastDeviation =
+    1e-6;  // as released: below it the group counts as of one perplexity, and is not scaled
 
 // Of each row −mean of logprob over its tokens that count; NaN where there is none.
 std::vector<double> log_perplexities(const TokenTable& given, const double* logprob) {

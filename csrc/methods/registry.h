@@ -26,6 +26,7 @@
 #include "csrc/methods/position.h"
 #include "csrc/methods/quantile.h"
 #include "csrc/methods/random.h"
+#include "csrc/methods/random_tokens.h"
 #include "csrc/methods/reinforce_plus_plus.h"
 #include "csrc/methods/remax.h"
 #include "csrc/methods/repo.h"
@@ -79,6 +80,7 @@ using Advantage = OneOf<        //
 
 using Weight = OneOf<  //
     TopEntropy,        // arXiv 2506.01939
+    RandomTokens,      // the control
     SurprisalBand,     // arXiv 2606.31575
     EntropyRatioBand,  // arXiv 2512.05591
     Steer,             // arXiv 2510.10150

@@ -37,8 +37,6 @@ const DecodeKernels<uint16_t>& decode_kernels<uint16_t>() {
   return ISENTROPE_PICK(bfloat16_decode_kernels)();
 }
 
-const Bfloat16Kernels& bfloat16_kernels() {
-  return ISENTROPE_PICK(bfloat16_kernels)();
-}
+const Bfloat16Kernels& bfloat16_kernels() { return ISENTROPE_PICK(bfloat16_kernels)(); }
 
 }  // namespace isentrope::model

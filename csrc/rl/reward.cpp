@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "csrc/data/tint_search.h"
 #include "csrc/message.h"
 #include "csrc/rl/pattern.h"
 
@@ -16,7 +17,7 @@ namespace {
 using data::Example;
 using Texts = std::vector<std::string>;
 
-const std::set<std::string> kBuiltIn = {"exact", "answer", "format", "length", "python"};
+const std::set<std::string> kBuiltIn = {"exact", "answer", "solves", "format", "length", "python"};
 
 // What the data wants, without the stop that may end it.
 std::string_view without_stop(std::string_view wanted, const std::string& stop) {
@@ -57,6 +58,16 @@ double matched_answer(const Answer& mine, const Example& example, const std::str
   return last && integer(*last) == wanted;
 }
 
+// What stands behind the last "A", by the rules of the prompt's task, or where it has one right answer as that.
+double solves(const Answer& mine, const Example& example, const std::string& stop) {
+  const size_t mark = mine.text.rfind('A');
+  if (!mine.finished || mark == std::string::npos) return 0;
+  const std::string_view answer = std::string_view(mine.text).substr(mark + 1);
+  if (const auto countdown = data::CountdownPrompt::read(example.prompt)) return countdown->solved_by(answer);
+  if (const auto path = data::PathPrompt::read(example.prompt)) return path->solved_by(answer);
+  return answer == without_stop(example.answer, stop);
+}
+
 double shortness(const std::string& text, const RewardConfig& config) {
   // Characters are counted, not bytes: those that continue a UTF-8 character are left out.
   const auto length = std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
@@ -89,6 +100,7 @@ bool names_a_function(const std::string& function) {
 RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
   using A = const Answer&;
   if (config.kind == "exact") return each(config, [=](A a, const Example& e) { return exact(a, e, stop); });
+  if (config.kind == "solves") return each(config, [=](A a, const Example& e) { return solves(a, e, stop); });
   if (config.kind == "length") return each(config, [=](A a, const Example&) { return shortness(a.text, config); });
   if (config.pattern.empty()) return each(config, [=](A a, const Example& e) { return tint_answer(a, e, stop); });
   const Pattern pattern(config.pattern);
@@ -117,7 +129,7 @@ std::string RewardConfig::called() const {
 }
 
 std::string RewardConfig::problem() const {
-  if (kind.empty()) return "kind is empty; it is exact, answer, format, length, python, or a function's name";
+  if (kind.empty()) return "kind is empty; it is exact, answer, solves, format, length, python, or a function's name";
   if (kind == "python" && !names_a_function(function))
     return "function: " + (function.empty() ? "is missing" : quoted(function)) +
            "; a reward of kind python wants FILE.py:NAME, MODULE:NAME, reasoning_gym or math";
@@ -141,7 +153,10 @@ std::string RewardConfig::problem() const {
 
 std::string example_problem(const RewardConfig& config, const Example& example, const std::string& stop) {
   const bool exact = config.kind == "exact";
-  if (!exact && config.kind != "answer") return "";
+  if (config.kind == "solves" &&
+      (data::CountdownPrompt::read(example.prompt) || data::PathPrompt::read(example.prompt)))
+    return "";
+  if (!exact && config.kind != "answer" && config.kind != "solves") return "";
   const bool completion = exact && !example.completion.empty();
   std::string wanted = completion ? example.completion : example.answer;
   const std::string name = completion ? "completion" : "answer", shown = "the " + name + " \"" + excerpt(wanted) + "\"";
@@ -150,7 +165,7 @@ std::string example_problem(const RewardConfig& config, const Example& example, 
   if (wanted.find(stop) != std::string::npos)
     return shown + " goes on behind \"" + excerpt(stop) +
            "\", which ends a sequence (tokenizer.eos); no completion can reach it";
-  if (!exact && !config.pattern.empty() && !integer(wanted))
+  if (config.kind == "answer" && !config.pattern.empty() && !integer(wanted))
     return shown + " is no integer, which the reward answer with a pattern compares with";
   return "";
 }

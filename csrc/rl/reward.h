@@ -31,12 +31,14 @@ Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokeniz
 //            with pattern: 1 if group 1 of its last match in the text is the same integer as the example's
 //            answer, else 0
 //            ("007", " 7" and "+7" are the integer 7; any number of digits)
+//   solves   1 if what stands behind the last "A" of the text solves the prompt, else 0: by the rules of data.tint's countdown and
+//            path (csrc/data/tint_search.h), which have many right answers; of other prompts, if it is the example's answer
 //   format   1 if pattern matches the whole text, else 0; patterns are those of csrc/rl/pattern.h
 //   length   1 up to `target` characters of text, then falling in a straight line to 0 at `limit`
 //   python   what the function in Python that `function` names returns
 //   else     the custom function of that name
 //
-// exact and answer score 0 where the completion is not finished. A function of one's own has no score for a completion to which it
+// exact, answer and solves score 0 where the completion is not finished. A function of one's own has no score for a completion to which it
 // does not apply.
 struct RewardConfig {
   std::string kind = "answer";
@@ -51,7 +53,7 @@ struct RewardConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("kind", kind,
-      "exact, answer, format, length, python, or the name of a function of your own that is given otherwise "
+      "exact, answer, solves, format, length, python, or the name of a function of your own that is given otherwise "
       "(docs/rewards.md).");
     v("weight", weight, "Factor of the score in the sum; negative for a penalty.", between(-1e6, 1e6));
     v("name", name, "Name in metrics, reward/<name>; empty for the kind, or of kind python for the function's own.");

@@ -99,7 +99,7 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
       out.push_back(key + ".weight: below 0 it punishes what the reward " + reward.kind + " calls right");
     if (!built_in_reward(reward.kind) && !functions.contains(reward.kind))
       out.push_back(key + ".kind: \"" + reward.kind +
-                    "\" is none of exact, answer, format, length, python, nor of the methods that stand in this list "
+                    "\" is none of exact, answer, solves, format, length, python, nor of the methods that stand in this list "
                     "(isentrope config --explain): a function of that name is to be given, by --reward "
                     "FILE.py:FUNCTION or to isentrope.Trainer in Python");
   }

@@ -56,6 +56,26 @@ TEST(Reward, AnswerOfATraceIsItsEnd) {
   EXPECT_EQ(score(answer, "", example), 0);
 }
 
+TEST(Reward, SolvesChecksWhatStandsBehindTheLastA) {
+  const RewardConfig solves = {.kind = "solves"};
+  const Example countdown = {"3,2,5:52=", "", "5*(3+2)"}, path = {"ab,bd,ac:a>d=", "", "abd"};
+  EXPECT_EQ(score(solves, "3+2:50*5:52;A(3+2)*5.", countdown), 1);
+  EXPECT_EQ(score(solves, "A3+2+5;A(2+3)*5.", countdown), 1) << "the last A counts";
+  EXPECT_EQ(score(solves, "A(3+2)*5", countdown), 0) << "not stopped";
+  EXPECT_EQ(score(solves, "(3+2)*5.", countdown), 0) << "no A";
+  EXPECT_EQ(score(solves, "A3+2+5.", countdown), 0);
+  EXPECT_EQ(score(solves, "A.", countdown), 0);
+  EXPECT_EQ(score(solves, "ac;Aabd.", path), 1);
+  EXPECT_EQ(score(solves, "abd;Aacd.", path), 0);
+  EXPECT_EQ(example_problem(solves, countdown, "."), "");
+  EXPECT_EQ(example_problem(solves, path, "."), "");
+  // Of prompts of other tasks one answer is right.
+  EXPECT_EQ(score(solves, "b+6a+5:11A11.", {"a+5b+6=", "", "11"}), 1);
+  EXPECT_EQ(score(solves, "A11A12.", {"a+5b+6=", "", "11"}), 0);
+  EXPECT_EQ(example_problem(solves, {"a+5b+6=", "", "11"}, "."), "");
+  expect_all(example_problem(solves, {"a+5b+6=", "x", ""}, "."), {"the answer is missing", "solves"});
+}
+
 TEST(Reward, AnswerByPatternComparesIntegers) {
   const RewardConfig answer = {.kind = "answer", .pattern = "= *([-+]?[0-9 ]+)"};
   EXPECT_EQ(score(answer, "x = 7.", {"p", "", "7"}), 1);

@@ -3,6 +3,7 @@ trainer itself on tiny configurations, and with a stand-in for it where a run ha
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import pytest
 pytest.importorskip("yaml")
 pytest.importorskip("numpy")
 import isentrope
-from isentrope.compare import main, plan, seeds_of, table
+from isentrope.compare import law, main, plan, seeds_of, table
 from isentrope.compare.plan import Configuration
 from isentrope.jobs import CommandError, Job, Runs
 
@@ -302,6 +303,77 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
     told = subprocess.run([sys.executable, "-m", "isentrope.compare", "a.yaml"], cwd=tmp_path, capture_output=True, text=True,
                           env=environment(ISENTROPE_PROGRAM=str(tmp_path / "none")))  # fmt: skip
     assert told.returncode == 1 and "none cannot be started: No such file" in told.stderr and not (tmp_path / "runs").exists()
+
+
+# ---- rows of overrides ----------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_file_are_sets_of_overrides(stand_in, tmp_path):
+    (tmp_path / "rows.yaml").write_text("plain: {}\nkl: {phases.grpo.objective: {kind: grpo, loss: kl_cov}, phases.grpo.note: 3}\n")
+    told, calls = stand_in("tint", more=["--rows", "rows.yaml", "phases.grpo.other=4"])
+    assert told.returncode == 0, told.stderr
+    assert len(calls) == 6 and sum("phases.grpo.steps=1" in call for call in calls) == 2, "one start a seed"
+    assert sum('phases.grpo.objective={"kind": "grpo", "loss": "kl_cov"} phases.grpo.note=3 phases.grpo.other=4' in call for call in calls) == 2
+    assert "| plain | 2 | 7 ± 0 |" in told.stdout and "| kl | 2 | 7 ± 0 |" in told.stdout and (tmp_path / "out" / "tint,kl" / "seed2").is_dir()
+    told, calls = stand_in("tint", more=["--rows", "rows.yaml", "phases.grpo.other=4", "--only", "kl"])
+    assert told.returncode == 0 and not calls and "| plain |" not in told.stdout
+
+
+@pytest.mark.parametrize("text, words, message", [
+    ("[a]", [], "--rows rows.yaml: wanted NAME: {KEY.PATH: VALUE, …}"),
+    ("a: {b: ", [], "--rows rows.yaml: cannot be read as YAML"),
+    ("a: {run.seed: 3}", [], "run.seed is set for each run of a comparison; --seeds says how"),
+    ("a: {}", ["--only", "b"], "--only b: no such row; there are a"),
+    ("a: {}", ["--rows", "rows.yaml"], "--rows: the row a is there twice"),
+])  # fmt: skip
+def test_rows_that_are_none_are_refused(stand_in, tmp_path, text, words, message):
+    (tmp_path / "rows.yaml").write_text(text)
+    told, calls = stand_in("tint", more=["--rows", "rows.yaml", *words])
+    assert told.returncode == 1 and message in told.stderr and not [call for call in calls if "train" in call], told.stderr
+
+
+# ---- the law of reward and entropy ----------------------------------------------------------------------------------
+
+
+def test_a_law_is_fitted_to_each_run_and_others_are_held_against_the_first(tmp_path):
+    def run(name, shift, entropies):
+        (tmp_path / name / "seed1").mkdir(parents=True)
+        (tmp_path / name / "seed1" / "metrics.jsonl").write_text("".join(
+            json.dumps({"phase": "grpo", "step": i, "entropy/mean": H, "reward/solves": 0.9 + shift - 0.25 * math.exp(H)}) + "\n"
+            for i, H in enumerate(entropies)))  # fmt: skip
+
+    run("clip", 0.0, [1.0, 0.8, 0.5])
+    run("moved", 0.05, [1.0, 0.9, 0.7, 3.0])  # the last one lies where the first has no entropies
+    run("apart", 0.0, [0.1, 0.2, 0.3])
+    resolved = {"phases": [{"name": "grpo", "steps": 3, "reward": [{"kind": "solves"}]}]}
+    rows = [Configuration("a.yaml", name, name, (), {}, resolved) for name in ("clip", "moved", "apart")]
+    laws = law.laws_of(rows, [1], tmp_path)
+    (clip,) = laws.laws["clip"]
+    assert (clip.a, clip.b, clip.r2) == pytest.approx((0.25, 0.9, 1.0))
+    assert laws.above == {"clip": [pytest.approx(0.0)], "moved": [pytest.approx(0.05)], "apart": [None]}
+    lines = laws.markdown()
+    assert lines[3] == "| moved | 0.250 | 0.950 | 70.0 | 100.0 | 5.0 |" and lines[4].endswith("| – |") and lines[5].startswith("| all of them")
+    assert law.fit([(1.0, 0.5), (1.0, 0.6), (1.0, 0.7)]) is None and law.fit([(1.0, 0.5)]) is None
+
+
+@pytest.mark.parametrize("entry, metric", [({"kind": "answer"}, "reward/answer"), ({"kind": "answer", "name": "a"}, "reward/a"),
+                                           ({"kind": "python", "function": "f.py:A.b"}, "reward/b")])  # fmt: skip
+def test_the_metric_of_the_reward_that_judges(entry, metric):
+    assert law.first_reward({"phases": [{"reward": [entry]}]}) == metric
+
+
+def test_forks_and_seconds_are_read_from_a_run(tmp_path):
+    lines = [{"phase": "grpo", "step": 1, "time_s": 3.0}, {"phase": "grpo", "step": 2, "time_s": 5.0},
+             {"phase": "grpo", "step": 2, "time_s": 9.0, "eval/split": "validation"}, {"phase": "grpo", "step": 3, "time_s": 12.0},
+             {"phase": "grpo", "step": 4, "time_s": 1.0}, {"phase": "grpo", "step": 5, "time_s": 5.0},
+             {"phase": "grpo", "step": 5, "time_s": 6.0, "eval/split": "test", "eval/length": 7.5, "eval/pass@8": 0.5, "eval/pass@64": 0.75}]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    samples = {"phase": "grpo", "step": 5, "eval/split": "test", "samples": [{"entropy": [0.1, 0.7, 0.0]}, {"entropy": [0.2] * 4 + [0.9] + [0.0] * 2}]}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(samples) + "\n")
+    first, test = table.evaluations(tmp_path, "grpo")
+    assert first["forks"] is None and test["forks"] == pytest.approx(0.8), "the two highest of ten"
+    assert test["seconds"] == 3.0, "the median of 2, 3 and 4: not the evaluation, nor the resumption"
+    assert (test["length"], test["pass_8"], test["pass_k"], test["k"]) == (7.5, 0.5, 0.75, 64)
 
 
 # ---- progress -------------------------------------------------------------------------------------------------------

@@ -112,6 +112,46 @@ def test_top_entropy_refuses(change, message):
         methods.top_entropy(**given)
 
 
+# ---- random_tokens ---------------------------------------------------------------------------------------------------
+
+
+def test_random_tokens_are_as_many_and_others_in_each_update():
+    x = {"entropy": torch.rand(33, 31, generator=torch.Generator().manual_seed(1)), "mask": torch.ones(33, 31, dtype=torch.bool)}
+    x["mask"][3:7, 5:] = False
+    tokens, drawn = int(x["mask"].sum()), torch.zeros(33, 31)
+    for update in range(400):
+        got = methods.random_tokens(**x, fraction=0.2, update=update)
+        assert got.dtype == torch.float32 and int(got.sum()) == round(0.2 * tokens) and not got[~x["mask"]].any()
+        drawn += got
+    # Binomial: 400 draws at 0.2; of some 900 tokens none is five deviations off.
+    share = drawn[x["mask"]]
+    assert float((share - 80).abs().max()) < 5 * (400 * 0.2 * 0.8) ** 0.5
+    assert float(share.std()) == pytest.approx((400 * 0.2 * 0.8) ** 0.5, rel=0.1)
+
+
+def test_random_tokens_hang_on_seed_and_update_and_not_on_entropy():
+    mask = torch.ones(5, 7)
+    one = methods.random_tokens(torch.zeros(5, 7, dtype=torch.float64), mask, fraction=0.5, seed=3, update=2)
+    assert one.dtype == torch.float64 and torch.equal(one.float(), methods.random_tokens(torch.rand(5, 7), mask, fraction=0.5, seed=3, update=2))
+    for other in ({"seed": 4, "update": 2}, {"seed": 3, "update": 3}):
+        assert not torch.equal(one.float(), methods.random_tokens(torch.zeros(5, 7), mask, fraction=0.5, **other))
+    assert torch.equal(methods.random_tokens(torch.zeros(5, 7), mask, fraction=1.0), mask)
+    assert not methods.random_tokens(torch.zeros(5, 7), torch.zeros(5, 7)).any()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"fraction": 0.0}, "method_random_tokens: fraction is 0; wanted above 0 to 1"),
+        ({"mask": torch.ones(2, 2)}, r"method_random_tokens: mask has shape \[2, 2\]; wanted \[4, 9\], as entropy"),
+        ({"entropy": torch.zeros(4, 9, dtype=torch.int64)}, "method_random_tokens: entropy has dtype Long; wanted Float, Double"),
+    ],
+)
+def test_random_tokens_refuse(change, message):
+    with pytest.raises(Exception, match=message):
+        methods.random_tokens(**({"entropy": torch.zeros(4, 9), "mask": torch.ones(4, 9)} | change))
+
+
 # ---- of all ----------------------------------------------------------------------------------------------------------
 
 

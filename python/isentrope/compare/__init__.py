@@ -29,7 +29,9 @@ Configurations that agree in all that comes before their last phase (model, data
 phases are trained once a seed, and every one of them starts its last phase from that checkpoint. Columns:
 
     n                  runs that are finished
-    first columns      on the test data, after the last phase; tokens: drawn by the rollouts of the last phase
+    first columns      on the test data, after the last phase; at forks: mean entropy of the fifth of the tokens that have
+                       most, in the samples of samples.jsonl; tokens: drawn by the rollouts of the last phase; a step: its
+                       median time, evaluations left out
     at … % sampled     on the validation prompts, at the first evaluation whose sampled accuracy reaches a level that
                        every run of the table reached at some time: the highest whole percentage, or --level
 
@@ -62,17 +64,22 @@ def share(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="isentrope compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="isentrope compare CONFIG … [KEY=VALUE …] [--seeds 3] [--over KEY=a,b,c] [options]", allow_abbrev=False,
+        usage="isentrope compare CONFIG … [KEY=VALUE …] [--seeds 3] [--rows FILE] [--over KEY=a,b,c] [options]", allow_abbrev=False,
     )  # fmt: skip
     made.add_argument("words", nargs="+", metavar="CONFIG, KEY=VALUE", help="YAML files, and overrides for all of them")
     made.add_argument("--seeds", type=seeds_of, default=[1, 2, 3], metavar="N",
                       help="runs of each configuration, with the seeds 1 … N (3), or a list of seeds such as 4,7")  # fmt: skip
+    made.add_argument("--rows", action="append", default=[], metavar="FILE", help="YAML, NAME: {KEY.PATH: VALUE, …}: each configuration once with each of these "
+                      "sets of overrides, a row of that name (docs/commands.md)")  # fmt: skip
+    made.add_argument("--only", action="append", default=[], metavar="NAME", help="of --rows this row; may be given several times")
     made.add_argument("--over", action="append", default=[], metavar="KEY=a,b,c",
                       help="each configuration with each of these values, which are YAML; several --over make a grid")  # fmt: skip
     made.add_argument("--dir", type=Path, default=Path("runs/compare"), help="folder of the runs (runs/compare)")
     made.add_argument("--jobs", type=positive, default=1,
                       help="runs at a time, which share the cores unless run.threads is given (1)")  # fmt: skip
     made.add_argument("--level", type=share, help="sampled accuracy, 0 to 1, at which runs are compared")
+    made.add_argument("--law", action="store_true", help="fit R = b − a·exp(H) to the steps of each row, and say how far the others lie "
+                      "above the first one's curve")  # fmt: skip
     made.add_argument("--reward", action="append", default=[], metavar="[NAME=]PLACE:FUNCTION",
                       help="function in Python, handed to `isentrope train` as it is; may be given several times")  # fmt: skip
     made.add_argument("--dry-run", action="store_true", help="check everything, say which runs there are, and run none")
@@ -121,15 +128,17 @@ def tables(found: Sequence[Configuration], seeds: Sequence[int], level: float | 
     return made
 
 
-def write(made: Sequence[Table], seeds: Sequence[int], out: Path) -> str:
-    """table.md, table.json and table.csv in the folder. Returns the Markdown."""
+def write(made: Sequence[Table], seeds: Sequence[int], out: Path, law: bool) -> str:
+    """table.md, table.json and table.csv in the folder. Returns the Markdown. law: whether it has the laws of policies too."""
+    from isentrope.compare.law import laws_of
     from isentrope.compare.table import as_csv
 
-    text = "\n".join(line for table in made for line in table.markdown())
+    laws = [laws_of([c for c in table.rows if c.resolved["phases"][-1].get("reward")], seeds, out) if law else None for table in made]
+    text = "\n".join(line for table, of in zip(made, laws) for line in [*table.markdown(), *(of.markdown() if of else [])])
     text += f"\nSeeds {', '.join(map(str, seeds))}: mean ± standard deviation."
     if any(table.level is not None for table in made):
         text += " At equal accuracy: validation prompts, at the first evaluation that reaches it."
-    data = {"seeds": seeds, "tables": [table.json(seeds) for table in made]}
+    data = {"seeds": seeds, "tables": [table.json(seeds) | ({"law": of.json()} if of else {}) for table, of in zip(made, laws)]}
     for name, content in (("table.md", text), ("table.json", json.dumps(data, ensure_ascii=False, indent=1)),
                           ("table.csv", as_csv(made, seeds).removesuffix("\n"))):  # fmt: skip
         beside = out / f".{name}.{os.getpid()}.tmp"
@@ -139,14 +148,18 @@ def write(made: Sequence[Table], seeds: Sequence[int], out: Path) -> str:
 
 
 def compare(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from isentrope.compare.plan import check_folder, configurations
+    from isentrope.compare.plan import check_folder, configurations, rows_of
 
     files = [word for word in options.words if "=" not in word or Path(word).is_file()]
     overrides = [word for word in options.words if word not in files]
     if not files:
         raise CommandError("no configuration is given, overrides alone; name a YAML file, such as configs/quickstart.yaml")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = configurations(files, overrides, options.over, max(1, cores // options.jobs) if options.jobs > 1 else 0)
+    rows = rows_of(options.rows)
+    if unknown := [name for name in options.only if name not in rows]:
+        raise CommandError(f"--only {unknown[0]}: no such row; there are {', '.join(rows) or 'none without --rows'}")
+    rows = {name: words for name, words in rows.items() if name in options.only or not options.only}
+    found = configurations(files, overrides, options.over, max(1, cores // options.jobs) if options.jobs > 1 else 0, rows)
     rewards = tuple(word for reward in options.reward for word in ("--reward", reward))
     for one in found:
         one.rewards = rewards
@@ -162,7 +175,7 @@ def compare(options: argparse.Namespace, argv: Sequence[str]) -> int:
         except Stopped as stopped:
             print(f"Stopped. Go on:  {shlex.join([PROGRAM, 'compare', *argv])}", file=sys.stderr)
             return stopped.code
-        text = write(tables(found, options.seeds, options.level, options.dir), options.seeds, options.dir)
+        text = write(tables(found, options.seeds, options.level, options.dir), options.seeds, options.dir, options.law)
     page = shlex.join([PROGRAM, "report", str(options.dir)])
     print(f"{text}\n\nTable  {options.dir}/table.md, table.json, table.csv\nPage   {page}", flush=True)
     for failure in failures:

@@ -106,6 +106,23 @@ def sweep(option: str) -> tuple[str, list[str]]:
     return key, values
 
 
+def rows_of(files: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The rows of the files of --rows: {name: overrides} of "NAME: {KEY.PATH: VALUE, …}", in their order."""
+    found = dict[str, tuple[str, ...]]()
+    for file in files:
+        try:
+            rows = yaml.safe_load(Path(file).read_text())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise CommandError(f"--rows {file}: cannot be read as YAML: {error}") from None
+        if not isinstance(rows, dict) or not rows or not all(isinstance(keys, dict) for keys in rows.values()):
+            raise CommandError(f"--rows {file}: wanted NAME: {{KEY.PATH: VALUE, …}} for each row, {{}} for one that changes nothing")
+        for name, keys in rows.items():
+            if str(name) in found:
+                raise CommandError(f"--rows: the row {name} is there twice")
+            found[str(name)] = tuple(f"{key}={json.dumps(value)}" for key, value in keys.items())
+    return found
+
+
 def in_a_name(value: str) -> str:
     """A value as a part of a folder's name; one that has to be changed for it is told apart by a digest."""
     clean = re.sub(r"[^\w.+-]+", "_", value).strip("_")
@@ -125,9 +142,10 @@ def resolved(file: str, overrides: Iterable[str], what: str) -> dict[str, Any]:
     return config
 
 
-def configurations(files: Sequence[str], overrides: Sequence[str], over: Sequence[str], threads: int) -> list[Configuration]:
+def configurations(files: Sequence[str], overrides: Sequence[str], over: Sequence[str], threads: int,
+                   rows: dict[str, tuple[str, ...]] | None = None) -> list[Configuration]:  # fmt: skip
     """The rows of the table in the order in which they were given, values of the last key fastest. threads: of each run; 0 for
-    what the configuration says. Every one has been read by the program.
+    what the configuration says. rows: overrides by name, of each of which a file has a row. Every one has been read by the program.
 
     Raises:
         CommandError: a file, key or value that is refused, or two configurations that would share a folder.
@@ -139,7 +157,8 @@ def configurations(files: Sequence[str], overrides: Sequence[str], over: Sequenc
             raise CommandError(f"--over {key} is given twice; name all its values in one")
         swept[key] = values
     given = [word.partition("=")[0] for word in overrides]
-    for key in [*given, *swept]:
+    of_rows = [word.partition("=")[0] for words in (rows or {}).values() for word in words]
+    for key in [*given, *swept, *of_rows]:
         if key in OWN:
             raise CommandError(f"{key} is set for each run of a comparison; {OWN[key]} says how")
         if key in given and key in swept:
@@ -148,12 +167,13 @@ def configurations(files: Sequence[str], overrides: Sequence[str], over: Sequenc
     names = short_names(swept)
     found = []
     for file in files:
-        for chosen in itertools.product(*swept.values()):
+        for name, *chosen in itertools.product(rows or [""], *swept.values()):
             cell = dict(zip(swept, chosen))
-            words = (*overrides, *(f"{key}={value}" for key, value in cell.items()))
-            parts = [f"{names[key]}={value}" for key, value in cell.items()]
+            words = (*(rows[name] if rows else ()), *overrides, *(f"{key}={value}" for key, value in cell.items()))
+            parts = [*([name] if rows else []), *(f"{names[key]}={value}" for key, value in cell.items())]
             label = ", ".join(parts if parts and len(files) == 1 else [Path(file).stem, *parts])
-            folder = ",".join([Path(file).stem, *(f"{names[key]}={in_a_name(value)}" for key, value in cell.items())])
+            folder = ",".join([Path(file).stem, *([in_a_name(name)] if rows else []),
+                               *(f"{names[key]}={in_a_name(value)}" for key, value in cell.items())])  # fmt: skip
             config = resolved(file, words, " ".join([file, *words]))
             found.append(Configuration(file, label, folder, words, cell, config, start_key(config), own_threads))
     for one, other in itertools.combinations(found, 2):

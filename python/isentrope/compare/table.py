@@ -15,33 +15,55 @@ from isentrope.compare.plan import Configuration
 
 Point = dict[str, Any]  # an evaluation
 
-PERCENT, NATS, COUNT, THOUSANDS, TOKENS = (".1f", 100), (".3f", 1), (".0f", 1), (".0f", 1e-3), (".1f", 1)
-LAST = {"step": COUNT, "loss": NATS, "bits_per_byte": NATS, "sampled": PERCENT, "greedy": PERCENT, "pass_k": PERCENT,
-        "entropy": NATS, "tokens": THOUSANDS}  # fmt: skip
+PERCENT, NATS, COUNT, THOUSANDS, TOKENS, SECONDS = (".1f", 100), (".3f", 1), (".0f", 1), (".0f", 1e-3), (".1f", 1), (".2f", 1)
+LAST = {"step": COUNT, "loss": NATS, "bits_per_byte": NATS, "sampled": PERCENT, "greedy": PERCENT, "pass_8": PERCENT, "pass_k": PERCENT,
+        "entropy": NATS, "forks": NATS, "length": TOKENS, "tokens": THOUSANDS, "seconds": SECONDS}  # fmt: skip
 REACHED = {"step": COUNT, "tokens": THOUSANDS, "pass_k": PERCENT, "entropy": NATS}
+FORKS = 0.2  # share of the tokens of highest entropy at which, as arXiv 2506.01939 has it, ways part
 
 
 def evaluations(run_dir: Path, phase: str) -> list[Point]:
     """The evaluations of one phase in metrics.jsonl, in order, each with step, split, loss, bits_per_byte, greedy, sampled,
-    pass_k, k, entropy, tokens and sizes; None for what it has not, and for a value that is not finite.
+    pass_8, pass_k, k, entropy, forks, length, tokens, seconds and sizes; None for what it has not, and for a value that is not finite.
 
-    pass_k: of the largest k; tokens: drawn by the rollouts of the phase until then; sizes: {size: (sampled, length)}, where
-    prompts are of several."""
+    pass_k: of the largest k, pass_8 where that is above 8; forks: mean entropy of the fifth of the samples' tokens that have most, of
+    samples.jsonl; tokens: drawn by the rollouts of the phase until then; seconds: of a step, the median until then; sizes: {size:
+    (sampled, length)}, where prompts are of several."""
     found, tokens = [], 0
+    forks = entropies_at_forks(run_dir, phase)
+    begun, seconds = None, list[float]()
     for record in json_lines.read(run_dir / "metrics.jsonl"):
         if record.get("phase") != phase:
             continue
         tokens += record.get("generated") or 0
         if "eval/split" not in record:
+            ended = record.get("time_s")
+            if begun is not None and ended is not None and ended > begun:  # not behind a resumption, which counts from 0
+                seconds.append(ended - begun)
+            begun = ended
             continue
+        begun = record.get("time_s") or begun  # the evaluation is no part of the next step
         point: Point = {key: record.get(f"eval/{key}") for key in
-                        ("split", "loss", "bits_per_byte", "greedy", "sampled", "entropy")}  # fmt: skip
+                        ("split", "loss", "bits_per_byte", "greedy", "sampled", "entropy", "length")}  # fmt: skip
         ks = [int(key[10:]) for key in record if key.startswith("eval/pass@") and key[10:].isdecimal()]
         k = max(ks, default=0)
         pass_k = record.get(f"eval/pass@{k}")
         sizes = {int(key.rsplit("/")[-1]): (value, record[key.replace("sampled", "length")])
                  for key, value in record.items() if key.startswith("eval/sampled/")}  # fmt: skip
-        found.append(point | {"step": record["step"], "pass_k": pass_k, "k": k, "tokens": tokens or None, "sizes": sizes})
+        found.append(point | {"step": record["step"], "pass_8": record.get("eval/pass@8") if k > 8 else None, "pass_k": pass_k, "k": k,
+                              "forks": forks.get((record["step"], point["split"])), "tokens": tokens or None,
+                              "seconds": statistics.median(seconds) if seconds else None, "sizes": sizes})  # fmt: skip
+    return found
+
+
+def entropies_at_forks(run_dir: Path, phase: str) -> dict[tuple[int, str], float]:
+    """By (step, split), of the evaluations of a phase in samples.jsonl."""
+    found = {}
+    for record in json_lines.read(run_dir / "samples.jsonl"):
+        if record["phase"] == phase and "eval/split" in record:
+            entropies = sorted((H for sample in record["samples"] for H in sample["entropy"]), reverse=True)
+            if highest := entropies[: round(FORKS * len(entropies))]:
+                found[record["step"], record["eval/split"]] = statistics.fmean(highest)
     return found
 
 
@@ -104,8 +126,8 @@ class Table:
         everywhere = [p for ends in self.starts.values() for p in ends] + [p for ends in self.last.values() for p in ends if p]
         ks = sorted({p["k"] for p in everywhere if p["k"]})
         heads = {"step": "step", "loss": "loss, nats", "bits_per_byte": "bits per byte", "sampled": "sampled, %",
-                 "greedy": "greedy, %", "pass_k": f"pass@{'/'.join(map(str, ks)) or 'k'}, %", "entropy": "entropy, nats",
-                 "tokens": "tokens, k"}  # fmt: skip
+                 "greedy": "greedy, %", "pass_8": "pass@8, %", "pass_k": f"pass@{'/'.join(map(str, ks)) or 'k'}, %", "entropy": "entropy, nats",
+                 "forks": "at forks, nats", "length": "length", "tokens": "tokens, k", "seconds": "a step, s"}  # fmt: skip
         reached = [p for points in self.reached.values() for p in points if p]
         columns = [(0, key) for key in LAST if key == "step" or any(p.get(key) is not None for p in everywhere)]
         columns += [(1, key) for key in REACHED if any(p.get(key) is not None for p in reached)]

@@ -67,6 +67,26 @@ def entropy_sft(logprob: Tensor, entropy: Tensor, mask: Tensor, *, fraction: flo
     return removed
 
 
+def random_tokens(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2, seed: int = 1, update: int = 0) -> Tensor:
+    """1 on max(1, round(fraction · tokens)) tokens drawn at random, all choices of as many equally likely, 0 elsewhere: the control of
+    top_entropy and its like. The same for the same shape, mask, fraction, seed and update, whatever the entropy.
+
+    Args:
+        entropy: [B, T]; float32 or float64. Its shape and dtype alone are used.
+        mask: [B, T] bool or number.
+        fraction: in (0, 1].
+        seed: fixes the draws.
+        update: number of the update, whose draw is one of its own.
+
+    Returns:
+        [B, T] of entropy's dtype, to multiply the advantage with; the tokens at 0 keep their place in denominators.
+
+    Source: ours; csrc/methods/random_tokens.h.
+    """
+    factor: Tensor = call(torch.ops.isentrope.method_random_tokens, entropy, mask, fraction=fraction, seed=seed, update=update)
+    return factor
+
+
 def surprisal_band(logprob: Tensor, entropy: Tensor, mask: Tensor, *, low: float = 0.1, high: float = 3.0) -> Tensor:
     """1 where low ≤ -logprob / entropy ≤ high, else 0. Where the entropy is 0 the quotient is 0 for a surprisal of 0 and infinite for any
     other; a token whose log-prob or entropy is NaN has 0.
