@@ -5,6 +5,7 @@
 #include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
+#include "csrc/ops/recurrence_entries.h"
 #include "csrc/ops/vmap.h"
 
 TORCH_LIBRARY(isentrope, m) {
@@ -110,6 +111,28 @@ TORCH_LIBRARY(isentrope, m) {
       "numbers=None) "
       "-> (Tensor high, Tensor threshold)");
 
+  // ---- linear_attention
+  m.def(
+      "linear_attention(Tensor q, Tensor k, Tensor v, *, Tensor? log_decay=None, Tensor? state=None, "
+      "Tensor? key_lengths=None, Tensor? cu_seqlens=None, bool normalizer=False, int chunk=64) "
+      "-> (Tensor out, Tensor last_state, Tensor weight)");
+  m.def(
+      "linear_attention_backward(Tensor q, Tensor k, Tensor v, Tensor? out, Tensor? weight, Tensor? dout, "
+      "Tensor? dlast_state, *, Tensor? log_decay=None, Tensor? state=None, Tensor? key_lengths=None, "
+      "Tensor? cu_seqlens=None, bool normalizer=False, int chunk=64) "
+      "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dlog_decay, Tensor dstate)");
+
+  // ---- gated_delta_rule
+  m.def(
+      "gated_delta_rule(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? log_decay, *, Tensor? write=None, "
+      "Tensor? state=None, Tensor? key_lengths=None, Tensor? cu_seqlens=None, int chunk=64) "
+      "-> (Tensor out, Tensor last_state)");
+  m.def(
+      "gated_delta_rule_backward(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? dout, Tensor? dlast_state, *, "
+      "Tensor? log_decay=None, Tensor? write=None, Tensor? state=None, Tensor? key_lengths=None, "
+      "Tensor? cu_seqlens=None, int chunk=64) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor dlog_decay, "
+      "Tensor dwrite, Tensor dstate)");
+
   m.def("grpo_stat_names() -> str[]", isentrope::ops::grpo_stat_names);
   m.def("grpo_combine_stats(Tensor stats) -> Tensor", isentrope::ops::grpo_combine_stats);
 }
@@ -134,6 +157,10 @@ TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
   m.impl("window_entropy", window_entropy_cpu);
   m.impl("window_entropy_backward", window_entropy_backward_cpu);
   m.impl("window_select", window_select_cpu);
+  m.impl("linear_attention", linear_attention_entry<linear_attention_cpu>);
+  m.impl("linear_attention_backward", linear_attention_backward_entry<linear_attention_backward_cpu>);
+  m.impl("gated_delta_rule", gated_delta_rule_entry<gated_delta_rule_cpu>);
+  m.impl("gated_delta_rule_backward", gated_delta_rule_backward_entry<gated_delta_rule_backward_cpu>);
 }
 
 TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
@@ -156,6 +183,10 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
   m.impl("window_entropy", window_entropy_meta);
   m.impl("window_entropy_backward", window_entropy_backward_meta);
   m.impl("window_select", window_select_meta);
+  m.impl("linear_attention", linear_attention_entry<linear_attention_meta>);
+  m.impl("linear_attention_backward", linear_attention_backward_entry<linear_attention_backward_meta>);
+  m.impl("gated_delta_rule", gated_delta_rule_entry<gated_delta_rule_meta>);
+  m.impl("gated_delta_rule_backward", gated_delta_rule_backward_entry<gated_delta_rule_backward_meta>);
 }
 
 // The backward ops have no gradient of their own: a second derivative is refused by name.
@@ -179,6 +210,10 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   m.impl("window_entropy", window_entropy_autograd);
   m.impl("window_entropy_backward", second_derivatives_refused());
   m.impl("window_select", window_select_autograd);
+  m.impl("linear_attention", linear_attention_entry<linear_attention_autograd>);
+  m.impl("linear_attention_backward", second_derivatives_refused());
+  m.impl("gated_delta_rule", gated_delta_rule_entry<gated_delta_rule_autograd>);
+  m.impl("gated_delta_rule_backward", second_derivatives_refused());
 }
 
 // Counts the write, so that autograd notices who still needs what was overwritten.
@@ -192,11 +227,13 @@ namespace {
 // What torch.autocast does to the arguments of every op; one that is not named here would be a failing test.
 void autocast_rules(torch::Library& m) {
   using namespace isentrope::ops;
-  // What is multiplied is taken in autocast's dtype, as torch's linear and attention take it; γ, u and temperature are left.
+  // What is multiplied is taken in autocast's dtype, as torch's linear and attention take it; γ, u, temperature, β, decays and states are left.
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_autocast>);
   m.impl("sigma_linear", sigma_linear_autocast);
   m.impl("linear_token_entropy", linear_token_entropy_autocast);
   m.impl("linear_token_entropy_kept", linear_token_entropy_kept_autocast);
+  m.impl("linear_attention", linear_attention_entry<linear_attention_autocast>);
+  m.impl("gated_delta_rule", gated_delta_rule_entry<gated_delta_rule_autocast>);
   // What is summed is taken in float.
   m.impl("window_entropy", window_entropy_autocast);
   // Left as they are. They take any dtype, or a mixture, and compute in float whatever it is:
@@ -206,7 +243,8 @@ void autocast_rules(torch::Library& m) {
   // they read what another op gave, which chose its dtype:
   for (const char* op :
        {"window_select", "entropy_attention_backward", "sigma_linear_backward", "token_entropy_backward",
-        "token_entropy_backward_", "linear_token_entropy_backward", "grpo_loss_backward", "window_entropy_backward"})
+        "token_entropy_backward_", "linear_token_entropy_backward", "grpo_loss_backward", "window_entropy_backward",
+        "linear_attention_backward", "gated_delta_rule_backward"})
     m.impl(op, torch::CppFunction::makeFallthrough());
   // it writes into its arguments, and would write into a cast copy:
   m.impl("power_step", torch::CppFunction::makeFallthrough());

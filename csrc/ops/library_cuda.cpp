@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "csrc/ops/entries.h"
+#include "csrc/ops/recurrence_entries.h"
 
 namespace isentrope::ops {
 namespace {
@@ -186,6 +187,38 @@ std::tuple<Tensor, Tensor> grpo_loss_backward_cuda(const OptionalTensor& dloss, 
                                 [](const auto& p) { kernels::grpo_loss_backward_cuda(p, current_stream()); });
 }
 
+// ---- linear_attention
+LinearAttentionOutputs linear_attention_cuda(const RecurrenceArguments& a, bool normalizer) {
+  const c10::DeviceGuard guard(a.q.device());
+  return linear_attention_run(
+      a, normalizer, [](const auto& p) { kernels::linear_attention_forward_cuda(p, current_stream()); },
+      kernels::linear_attention_workspace);
+}
+
+LinearAttentionGradients linear_attention_backward_cuda(const RecurrenceArguments& a, const LinearAttentionState& state,
+                                                        bool normalizer) {
+  const c10::DeviceGuard guard(a.q.device());
+  return linear_attention_backward_run(
+      a, state, normalizer, [](const auto& p) { kernels::linear_attention_backward_cuda(p, current_stream()); },
+      kernels::linear_attention_backward_workspace);
+}
+
+// ---- gated_delta_rule
+GatedDeltaOutputs gated_delta_rule_cuda(const GatedDeltaArguments& a) {
+  const c10::DeviceGuard guard(a.q.device());
+  return gated_delta_rule_run(
+      a, [](const auto& p) { kernels::gated_delta_rule_forward_cuda(p, current_stream()); },
+      kernels::gated_delta_rule_workspace);
+}
+
+GatedDeltaGradients gated_delta_rule_backward_cuda(const GatedDeltaArguments& a, const OptionalTensor& dout,
+                                                   const OptionalTensor& dlast_state) {
+  const c10::DeviceGuard guard(a.q.device());
+  return gated_delta_rule_backward_run(
+      a, dout, dlast_state, [](const auto& p) { kernels::gated_delta_rule_backward_cuda(p, current_stream()); },
+      kernels::gated_delta_rule_backward_workspace);
+}
+
 }  // namespace
 }  // namespace isentrope::ops
 
@@ -208,4 +241,8 @@ TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
   m.impl("grpo_select", grpo_select_entry<grpo_select_cuda>);
   m.impl("grpo_loss", grpo_loss_entry<grpo_loss_cuda>);
   m.impl("grpo_loss_backward", grpo_loss_backward_cuda);
+  m.impl("linear_attention", linear_attention_entry<linear_attention_cuda>);
+  m.impl("linear_attention_backward", linear_attention_backward_entry<linear_attention_backward_cuda>);
+  m.impl("gated_delta_rule", gated_delta_rule_entry<gated_delta_rule_cuda>);
+  m.impl("gated_delta_rule_backward", gated_delta_rule_backward_entry<gated_delta_rule_backward_cuda>);
 }

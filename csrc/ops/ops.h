@@ -116,6 +116,36 @@ struct WindowEntropy {
 // entropy, mask [B, T]. Definitions: python/isentrope/ops.
 WindowEntropy window_entropy(const Tensor& entropy, const Tensor& mask, const WindowEntropyOptions& options = {});
 
+// ---- linear_attention ------------------------------------------------------------------------------------------
+struct LinearAttentionOptions {
+  std::optional<Tensor> log_decay;    // [B, G, T] of either sign; 0 if left out
+  std::optional<Tensor> state;        // [N, G, D, E'] float, or double for double q; 0 if left out
+  std::optional<Tensor> key_lengths;  // [B] integers: steps at and after it do not exist
+  std::optional<Tensor> cu_seqlens;   // [N + 1] integers, 0 first, then where each packed sequence ends
+  bool normalizer = false;            // out is divided by the row's weight, whose state is the last column: E' = E + 1
+  int64_t chunk = 64;                 // a multiple of 16 from 16 to 256
+};
+struct LinearAttention {
+  Tensor out;    // [B, H, T, E] like q
+  Tensor state;  // [N, G, D, E'] after the last step
+};
+// q [B, H, T, D], k [B, G, T, D], v [B, G, T, E], H a multiple of G; packed: q [total, H, D], k [total, G, D], v [total, G, E],
+// log_decay [total, G]. Gradients of out and state by q, k, v, log_decay and state.
+LinearAttention linear_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                 const LinearAttentionOptions& options = {});
+
+// ---- gated_delta_rule ------------------------------------------------------------------------------------------
+struct GatedDeltaRuleOptions {
+  std::optional<Tensor>
+      write;  // [N, G, ⌈T/chunk⌉] gate of what a chunk leaves in the state; 0: it decays the state alone
+  std::optional<Tensor> state;                    // [N, G, D, E] float, or double for double q; 0 if left out
+  std::optional<Tensor> key_lengths, cu_seqlens;  // as in linear_attention
+  int64_t chunk = 64;                             // a multiple of 16 from 16 to 256
+};
+// beta, log_decay [B, G, T] or [total, G]; the rest as in linear_attention. Gradients of out and state by all inputs.
+LinearAttention gated_delta_rule(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                 const std::optional<Tensor>& log_decay, const GatedDeltaRuleOptions& options = {});
+
 // ---- grpo_select -----------------------------------------------------------------------------------------------
 struct GrpoSelectOptions {
   std::string mode = "clip_cov";  // clip_cov, kl_cov, random_clip_cov, random_kl_cov

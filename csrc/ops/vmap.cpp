@@ -144,6 +144,62 @@ const std::vector<Rule>& rules() {
       {"isentrope::window_entropy_backward", {{"dmean", fold}, {"count", fold}, {"mask", fold}, {"", fold}}},
       // scope is batch or global: for each.
       {"isentrope::window_select", {{"mean", fold}, {"count", fold}, {"high", fold}, {"threshold", fold}}},
+      // Packed sequences: for each.
+      {"isentrope::linear_attention",
+       {{"q", fold},
+        {"k", fold},
+        {"v", fold},
+        {"log_decay", fold},
+        {"state", fold},
+        {"key_lengths", fold},
+        {"out", fold},
+        {"last_state", fold},
+        {"weight", fold}}},
+      {"isentrope::linear_attention_backward",
+       {{"q", fold},
+        {"k", fold},
+        {"v", fold},
+        {"out", fold},
+        {"weight", fold},
+        {"dout", fold},
+        {"dlast_state", fold},
+        {"log_decay", fold},
+        {"state", fold},
+        {"key_lengths", fold},
+        {"dq", fold},
+        {"dk", fold},
+        {"dv", fold},
+        {"dlog_decay", fold},
+        {"dstate", fold}}},
+      {"isentrope::gated_delta_rule",
+       {{"q", fold},
+        {"k", fold},
+        {"v", fold},
+        {"beta", fold},
+        {"log_decay", fold},
+        {"write", fold},
+        {"state", fold},
+        {"key_lengths", fold},
+        {"out", fold},
+        {"last_state", fold}}},
+      {"isentrope::gated_delta_rule_backward",
+       {{"q", fold},
+        {"k", fold},
+        {"v", fold},
+        {"beta", fold},
+        {"dout", fold},
+        {"dlast_state", fold},
+        {"log_decay", fold},
+        {"write", fold},
+        {"state", fold},
+        {"key_lengths", fold},
+        {"dq", fold},
+        {"dk", fold},
+        {"dv", fold},
+        {"dbeta", fold},
+        {"dlog_decay", fold},
+        {"dwrite", fold},
+        {"dstate", fold}}},
       // Sums over the batch: always for each.
       {"isentrope::grpo_select", {}},
       {"isentrope::grpo_loss", {}},
@@ -197,8 +253,10 @@ bool folds(const Call& call) {
   if (call.rule.roles.empty()) return false;
   const std::string_view op = call.rule.op;
   if (op == "isentrope::window_select" && call["scope"].toStringRef() != "row") return false;
-  const bool attention = op.starts_with("isentrope::entropy_attention");
-  if (attention && !call["cu_seqlens"].isNone()) return false;
+  const bool attention = op.starts_with("isentrope::entropy_attention"),
+             recurrence =
+                 op.starts_with("isentrope::linear_attention") || op.starts_with("isentrope::gated_delta_rule");
+  if ((attention || recurrence) && !call["cu_seqlens"].isNone()) return false;
   if (op == "isentrope::sigma_linear_backward" || op == "isentrope::linear_token_entropy_backward") {
     const auto wanted = call["wanted"].toBoolList();
     for (size_t i = 1; i < wanted.size(); ++i)
@@ -210,7 +268,7 @@ bool folds(const Call& call) {
     // What has no dimension to fold into is a mistake: the op says so, of one element.
     if (role == Role::kShared ? call.mapped[i].has_value() : call.dims(i) < 1) return false;
   }
-  return !attention || call["q"].toTensor().dim() >= 3;
+  return !(attention || recurrence) || call["q"].toTensor().dim() >= 3;
 }
 
 // ---- once for all ----------------------------------------------------------------------------------------------------

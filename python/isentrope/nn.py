@@ -1,5 +1,5 @@
-"""Modules over the ops: EntropyAttention, and what turns its entropy into a share of the largest one possible; and those of
-isentrope.sigma."""
+"""Modules over the ops: EntropyAttention, and what turns its entropy into a share of the largest one possible; those of
+isentrope.sigma; and those of isentrope.linear, with their feature_maps."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from isentrope import feature_maps
+from isentrope.linear import DeltaState, GatedDeltaNet, LinearAttention, effective_rank, weight_entropy
 from isentrope.ops import entropy_attention
 from isentrope.sigma import LayerStep, SigmaConv2d, SigmaLinear, convert_to_sigma, fold, power_step
 
 __all__ = [
+    "DeltaState",
     "EntropyAttention",
+    "GatedDeltaNet",
     "LayerStep",
+    "LinearAttention",
     "SigmaConv2d",
     "SigmaLinear",
     "convert_to_sigma",
+    "effective_rank",
+    "feature_maps",
     "fold",
     "normalized_entropy",
     "power_step",
     "visible_keys",
+    "weight_entropy",
 ]
 
 

@@ -32,6 +32,10 @@ RULES = {
     "grpo_loss_backward": AS_IT_IS,
     "grpo_stat_names": AS_IT_IS,
     "grpo_combine_stats": AS_IT_IS,
+    "linear_attention": LOWER,  # q, k, v; not log_decay and state
+    "linear_attention_backward": AS_IT_IS,
+    "gated_delta_rule": LOWER,  # q, k, v; not beta, log_decay, write and state
+    "gated_delta_rule_backward": AS_IT_IS,
 }
 
 
@@ -53,6 +57,8 @@ def cases():
     entropy, mask = torch.rand(2, 12), torch.ones(2, 12)
     advantage = torch.randn(2, 12)
     attention = functools.partial(isentrope.entropy_attention, causal=True)
+    log_decay, beta, state = -torch.rand(1, 2, 9), torch.rand(1, 2, 9), torch.randn(1, 2, 16, 16)
+    delta = functools.partial(isentrope.gated_delta_rule, beta=beta, log_decay=log_decay, write=torch.tensor([[[0.5], [1.0]]]))
     return {
         "entropy_attention": (lambda q, k, v: attention(q, k, v, temperature=temperature)[:3], (q, k, v)),
         "merge_attention_states": (lambda out, lse: isentrope.merge_attention_states(out, lse)[:2], (torch.randn(3, 4, 8), torch.randn(3, 4))),
@@ -64,6 +70,8 @@ def cases():
             lambda logprob, old, entropy: isentrope.grpo_loss(logprob, old, advantage, mask, entropy=entropy, entropy_coef=0.1)[:2],
             (-torch.rand(2, 12), -torch.rand(2, 12), entropy),
         ),
+        "linear_attention": (lambda q, k, v: isentrope.linear_attention(q, k, v, log_decay=log_decay, state=state), (q, k, v)),
+        "gated_delta_rule": (lambda q, k, v: delta(q, k, v, state=state), (q, 0.2 * k, v)),
     }
 
 
@@ -217,6 +225,9 @@ def test_inference_tensors_are_refused_by_name_where_they_would_be_kept(op):
     (lambda x: isentrope.grpo_select(x, x, x, 1, mode="kl_cov", seed=1), r"grpo_select: mask is 1, of type int; wanted a tensor"),
     (lambda x: isentrope.grpo_loss(x, x, x, x, clip_low="a"), "grpo_loss: clip_low is 'a', of type str; wanted a number$"),
     (lambda x: isentrope.grpo_combine_stats(3.0), "grpo_combine_stats: stats is 3.0, of type float"),
+    (lambda x: isentrope.linear_attention(x[None, None], x[None, None], x[None, None], log_decay=-0.1), "linear_attention: log_decay is -0.1, of type float; wanted a tensor"),
+    (lambda x: isentrope.linear_attention(x, x, x, normalizer=None), "linear_attention: normalizer is None, of type NoneType; wanted True or False$"),
+    (lambda x: isentrope.gated_delta_rule(x, x, x, 0.5, None), "gated_delta_rule: beta is 0.5, of type float; wanted a tensor"),
     # Before the op itself is called, and inside lists.
     (lambda x: isentrope.merge_attention_states(x, [0.0]), r"merge_attention_states: lse is \[0.0\], of type list; wanted a tensor, as torch.tensor\(\[0.0\]\)$"),
     (lambda x: isentrope.power_step(None, [x[0]]), "power_step: weights is None, of type NoneType; wanted a list of tensors$"),
@@ -246,7 +257,8 @@ def test_none_is_refused_for_every_argument_that_is_true_or_false():
     # causal=None is a mistake for causal=False.
     schemas = {op: getattr(torch.ops.isentrope, op).default._schema for op in RULES if not op.startswith("grpo_combine")}
     flags = {x.name for op, schema in schemas.items() if "backward" not in op for x in schema.arguments if str(x.type) == "bool"}
-    assert flags - {"inplace_backward", "keep_slope", "shrink"} == isentrope.ops.call._FLAGS  # the others are not the caller's
+    # The others are not the caller's; linear_attention looks at its normalizer itself.
+    assert flags - {"inplace_backward", "keep_slope", "shrink", "normalizer"} == isentrope.ops.call._FLAGS
 
 
 @pytest.mark.parametrize("call, name", [

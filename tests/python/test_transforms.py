@@ -34,6 +34,10 @@ VMAP = {
     "grpo_loss_backward": EACH,
     "grpo_stat_names": NONE,
     "grpo_combine_stats": EACH,
+    "linear_attention": ONCE,  # packed: EACH
+    "linear_attention_backward": ONCE,
+    "gated_delta_rule": ONCE,
+    "gated_delta_rule_backward": ONCE,
 }
 # Ops with a backward op; merge_attention_states is torch's own operators, which have every derivative. The others have none.
 DERIVED = [op for op in cases() if op != "merge_attention_states"]
@@ -49,7 +53,7 @@ def test_every_op_says_what_vmap_makes_of_it():
 
 
 EVERY = [(op, index) for op in DERIVED for index in range(len(cases()[op][1])) if (op, index) != ("grpo_loss", 1)]
-FOLDED = [(op, index) for op, index in EVERY if VMAP[op] == ONCE and (index == 0 or op == "entropy_attention")]
+FOLDED = [(op, index) for op, index in EVERY if VMAP[op] == ONCE and (index == 0 or op in ("entropy_attention", "linear_attention", "gated_delta_rule"))]
 every = pytest.mark.parametrize("op, index", EVERY)
 
 

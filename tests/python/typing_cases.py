@@ -61,6 +61,27 @@ def attentions(q: Tensor, k: Tensor, v: Tensor, wanted: bool) -> None:
     isentrope.merge_attention_states(out, lse).entropy.mean()  # wrong
 
 
+def recurrences(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, wanted: bool) -> None:
+    out, state = isentrope.linear_attention(q, k, v, log_decay=beta, normalizer=True, chunk=32)
+    assert_type(isentrope.linear_attention(q, k, v, state=state), isentrope.LinearAttentionOutput)
+    out, state = isentrope.gated_delta_rule(q, k, v, beta, None, write=beta, state=state)
+    assert_type(isentrope.gated_delta_rule(q, k, v, beta, beta).state, Tensor)
+    layer = nn.LinearAttention(64, 4, 2, feature_map=nn.feature_maps.taylor2, decay="head")
+    assert_type(layer.forward(q), Tensor)
+    out, state = layer.forward(q, state=state, return_state=True)
+    assert_type(layer.forward(q, return_state=wanted), "Tensor | tuple[Tensor, Tensor]")
+    out, of_delta = nn.GatedDeltaNet(64, 4).forward(q, return_state=True)
+    assert_type(of_delta, nn.DeltaState)
+    assert_type(nn.effective_rank(of_delta.matrix), Tensor)
+    assert_type(nn.weight_entropy(q, k, beta), Tensor)
+    isentrope.linear_attention(q, k)  # wrong
+    isentrope.linear_attention(q, k, v, log_decay=0.5)  # wrong
+    isentrope.linear_attention(q, k, v, chunk="64")  # wrong
+    isentrope.gated_delta_rule(q, k, v, beta)  # wrong
+    out, state, z = isentrope.linear_attention(q, k, v)  # wrong
+    nn.LinearAttention(64, 4, feature_map="relu")  # wrong
+
+
 def references(x: Tensor, weight: Tensor, target: Tensor) -> None:
     out, lse, entropy, max_logit = isentrope.reference.entropy_attention(x, x, x, causal=True)
     logprob, entropy, lse, *moments = isentrope.reference.linear_token_entropy(x, weight, target)

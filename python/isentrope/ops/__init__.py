@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from isentrope.ops.attention import EntropyAttentionOutput, entropy_attention, merge_attention_states
 from isentrope.ops.policy import GRPO_STATS, GrpoLossOutput, grpo_combine_stats, grpo_loss, grpo_select
+from isentrope.ops.recurrence import GatedDeltaRuleOutput, LinearAttentionOutput, gated_delta_rule, linear_attention
 from isentrope.ops.sigma import PowerStepOutput, SigmaLinearOutput, power_step, sigma_linear
 from isentrope.ops.token import (
     TokenEntropyKeptMomentsOutput,
@@ -20,7 +21,9 @@ from isentrope.ops.window import WindowEntropyOutput, window_entropy
 __all__ = [
     "EntropyAttentionOutput",
     "GRPO_STATS",
+    "GatedDeltaRuleOutput",
     "GrpoLossOutput",
+    "LinearAttentionOutput",
     "PowerStepOutput",
     "SigmaLinearOutput",
     "TokenEntropyKeptMomentsOutput",
@@ -31,9 +34,11 @@ __all__ = [
     "WindowEntropyOutput",
     "WithoutLowest",
     "entropy_attention",
+    "gated_delta_rule",
     "grpo_combine_stats",
     "grpo_loss",
     "grpo_select",
+    "linear_attention",
     "linear_token_entropy",
     "merge_attention_states",
     "power_step",

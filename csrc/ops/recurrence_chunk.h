@@ -1,0 +1,347 @@
+// A chunk of steps for the CPU backends of linear_attention and gated_delta_rule (kernels/recurrence.h): its rows, decays, and the
+// products of blocks in cache (csrc/ops/cpu_product.h).
+//
+// A block of rows is [C, width], width whole panels; rows and columns that do not exist are 0. As the right factor of a product a
+// block lies in panels, of its rows ([width / kPanel, C, kPanel]) or of its transpose ([C / kPanel, columns, kPanel]). A state is
+// kept in panels of its rows: S [D, E] as [e / kPanel, D, kPanel].
+//
+// Triangular products leave out what lies above the diagonal: tiles of kTile rows sum over the steps that some row of the tile
+// sees, where the others have 0; or, where an operand is not finite and 0 · NaN would be NaN, tiles are one row high.
+#pragma once
+#include "csrc/ops/cpu_product.h"
+#include "csrc/ops/cpu_rows.h"
+#include "kernels/recurrence.h"
+
+namespace isentrope::ops::CPU_CAPABILITY::recurrence {
+
+using kernels::HeadStrides;
+using kernels::RecurrenceShape;
+
+constexpr double kLog2e = 1.4426950408889634074;
+constexpr int64_t kPad = 16;  // added to the width of a square block, so that rows do not fall on the same cache sets
+constexpr int64_t kKeptBytes = int64_t{32} << 20;  // scratch above this goes back to the system after a task
+constexpr int64_t kMostChunk = 256;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+inline thread_local Scratch own_scratch;
+struct Lease {
+  ~Lease() {
+    if (own_scratch.bytes > kKeptBytes) own_scratch.release();
+  }
+};
+
+// Memory of a task, taken piece by piece: counted first, then given.
+template <class Real>
+struct Arena {
+  Real* next = nullptr;
+  int64_t counted = 0;
+  Real* take(int64_t count) {
+    count = round_up(count, kLanes<Real>);
+    counted += count;
+    return next == nullptr ? nullptr : (next += count) - count;
+  }
+};
+// A workspace W<Real>, whose constructor takes its pieces from an Arena.
+template <class W, class Real, class Sizes>
+W workspace_of(const Sizes& sizes) {
+  Arena<Real> count;
+  W(sizes, count);
+  Arena<Real> arena{own_scratch.get<Real>(count.counted), 0};
+  return W(sizes, arena);
+}
+
+// ---- sizes and steps ------------------------------------------------------------------------------------------------
+
+template <class Real>
+struct Sizes {
+  int64_t D, E, C;  // C: rows of a block, whole panels of steps
+  int64_t d, e, c;  // the width of a row of D, of E, of a square block
+  int64_t group;    // query heads of a key head
+  int64_t chunks;
+  Sizes(const RecurrenceShape& s, int64_t steps)
+      : D(s.key_size),
+        E(s.value_size),
+        C(round_up(s.chunk, kPanel<Real>)),
+        d(round_up(D, kPanel<Real>)),
+        e(round_up(E, kPanel<Real>)),
+        c(C + kPad),
+        group(s.heads / s.kv_heads),
+        chunks(parts(steps, s.chunk)) {}
+};
+
+// One key head g of one sequence n: its rows in every array.
+struct Steps {
+  int64_t n, g, group;
+  kernels::RecurrenceRows rows;
+  Steps(const RecurrenceShape& s, int64_t index)
+      : n(index / s.kv_heads),
+        g(index % s.kv_heads),
+        group(s.heads / s.kv_heads),
+        rows(kernels::recurrence_rows(s, index / s.kv_heads)) {}
+  int64_t at(const HeadStrides& x, int64_t head, int64_t t) const {
+    return rows.batch * x.batch + head * x.head + (rows.first + t) * x.row;
+  }
+  int64_t key(const HeadStrides& x, int64_t t) const { return at(x, g, t); }
+  int64_t query(const HeadStrides& x, int64_t i, int64_t t) const { return at(x, g * group + i, t); }
+};
+
+// ---- rows -----------------------------------------------------------------------------------------------------------
+
+// to [C, width] = count rows of n elements, at(t) where row t begins; 0 beyond, to whole panels of rows.
+template <class Real, class At>
+void load_rows(DType dtype, const void* x, int64_t count, int64_t n, int64_t width, const At& at, Real* to) {
+  for (int64_t t = 0; t < count; ++t, to += width) {
+    load_row(dtype, x, at(t), n, to);
+    for (int64_t i = n; i < width; ++i) to[i] = 0;
+  }
+  std::memset(to, 0, (round_up(count, kPanel<Real>) - count) * width * sizeof(Real));
+}
+template <class Real, class At>
+void store_rows(DType dtype, const Real* from, int64_t count, int64_t n, int64_t width, void* x, const At& at) {
+  for (int64_t t = 0; t < count; ++t, from += width) store_row(dtype, from, n, x, at(t));
+}
+
+// n of these counts whole vectors.
+template <class Real>
+void scale_row(int64_t n, Real factor, Real* x) {
+  for (int64_t i = 0; i < n; i += kLanes<Real>) *reinterpret_cast<Lanes<Real>*>(x + i) *= factor;
+}
+template <class Real>
+void add_row(int64_t n, Real factor, const Real* x, Real* to) {
+  for (int64_t i = 0; i < n; i += kLanes<Real>)
+    *reinterpret_cast<Lanes<Real>*>(to + i) += factor * load_lanes<Real>(x + i);
+}
+template <class Real>
+Real sum_lanes(Lanes<Real> x) {
+  for (int64_t width = kLanes<Real> / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i) x[i] += x[i + width];
+  return x[0];
+}
+template <class Real>
+Real dot(int64_t n, const Real* a, const Real* b) {
+  Lanes<Real> sum[2] = {};
+  for (int64_t i = 0; i < n; i += kLanes<Real>)
+    sum[i / kLanes<Real> % 2] += load_lanes<Real>(a + i) * load_lanes<Real>(b + i);
+  return sum_lanes<Real>(sum[0] + sum[1]);
+}
+template <class Real>
+Real row_sum(int64_t n, const Real* a) {
+  Lanes<Real> sum = {};
+  for (int64_t i = 0; i < n; i += kLanes<Real>) sum += load_lanes<Real>(a + i);
+  return sum_lanes<Real>(sum);
+}
+
+// ---- states ---------------------------------------------------------------------------------------------------------
+
+// The state of a key head in memory, [D, E + extra], and what is here: S in panels, and z [d], the last column, with extra.
+template <class Real>
+void read_state(const void* memory, const Sizes<Real>& z, int64_t at, int64_t extra, Real* S, Real* weights) {
+  constexpr int64_t P = kPanel<Real>;
+  std::memset(S, 0, z.D * z.e * sizeof(Real));
+  if (weights != nullptr) std::memset(weights, 0, z.d * sizeof(Real));
+  if (memory == nullptr) return;
+  const Real* from = static_cast<const Real*>(memory) + at * z.D * (z.E + extra);
+  for (int64_t i = 0; i < z.D; ++i, from += z.E + extra) {
+    for (int64_t n = 0; n < z.E; n += P) std::memcpy(S + n * z.D + i * P, from + n, smaller(P, z.E - n) * sizeof(Real));
+    if (extra) weights[i] = from[z.E];
+  }
+}
+template <class Real>
+void write_state(const Real* S, const Real* weights, const Sizes<Real>& z, int64_t at, int64_t extra, void* memory) {
+  constexpr int64_t P = kPanel<Real>;
+  Real* to = static_cast<Real*>(memory) + at * z.D * (z.E + extra);
+  for (int64_t i = 0; i < z.D; ++i, to += z.E + extra) {
+    for (int64_t n = 0; n < z.E; n += P) std::memcpy(to + n, S + n * z.D + i * P, smaller(P, z.E - n) * sizeof(Real));
+    if (extra) to[z.E] = weights[i];
+  }
+}
+
+// to, Xᵀ [columns, rows] in panels = X [rows, columns] in panels; rows to whole panels, those beyond `rows` 0.
+template <class Real>
+void transpose_state(int64_t rows, int64_t columns, const Real* x, Real* to, Real* staging) {
+  constexpr int64_t P = kPanel<Real>;
+  for (int64_t r = 0; r < rows; r += P)
+    for (int64_t n = 0; n < columns; n += P) {
+      const Real* from = x + n * rows + r * P;
+      if (rows - r < P) {  // staging [P, P]
+        std::memset(staging, 0, P * P * sizeof(Real));
+        std::memcpy(staging, from, (rows - r) * P * sizeof(Real));
+        from = staging;
+      }
+      pack_columns(smaller(P, columns - n), from, P, to + r * columns + n * P);
+    }
+}
+
+// ---- decays ---------------------------------------------------------------------------------------------------------
+
+// Of one chunk. Without log_decay none is made: every factor is 1.
+template <class Real>
+struct Decays {
+  Real *rise, *fall;  // [C]
+  Real* gamma;        // [C, c] Γ at and below the diagonal
+  Real total = 1;     // exp(b_C)
+  bool given = false;
+
+  Decays(const Sizes<Real>& z, Arena<Real>& arena)
+      : rise(arena.take(z.C)),
+        fall(arena.take(z.C)),
+        gamma(arena.take(z.C * z.c)),
+        high(arena.take(z.C)),
+        low(arena.take(z.C)) {}
+
+  // at(t): where step t's logarithm lies. pairs: Γ too.
+  template <class At>
+  void read(const void* log_decay, int64_t count, int64_t c, const At& at, bool pairs = true) {
+    using V = Vector<Real>;
+    given = log_decay != nullptr;
+    const int64_t whole = round_up(count, kPanel<Real>);
+    if (!given) {
+      for (int64_t t = 0; t < whole; ++t) rise[t] = fall[t] = 1;
+      return;
+    }
+    double b[kMostChunk], sum = 0;
+    for (int64_t t = 0; t < count; ++t) {
+      const double g = static_cast<double>(static_cast<const Real*>(log_decay)[at(t)]) * kLog2e;
+      b[t] = sum += g < kernels::kLowestLogDecay ? kernels::kLowestLogDecay : g;
+    }
+    for (int64_t t = 0; t < whole; ++t) {
+      const double x = b[smaller(t, count - 1)];
+      high[t] = static_cast<Real>(x);  // a sum of two parts, of which differences keep their digits
+      low[t] = static_cast<Real>(x - static_cast<double>(high[t]));
+      rise[t] = static_cast<Real>(::exp2(x));
+      fall[t] = static_cast<Real>(::exp2(sum - x));
+    }
+    total = rise[count - 1];
+    const V most(Real(-127) * (sizeof(Real) == 8 ? 8 : 1));  // of exp2
+    const auto power = [most](V x) { return exp2(V(Real(0)) - max(most, V(Real(0)) - x)); };
+    for (int64_t i = 0; pairs && i < count; ++i)
+      for (int64_t j = 0; j <= i; j += kWidth<Real>)
+        store(gamma + i * c + j, power((V(high[i]) - load(high + j)) + (V(low[i]) - load(low + j))));
+  }
+
+ private:
+  Real *high, *low;  // [C] b · log2 e
+};
+
+// ---- square blocks --------------------------------------------------------------------------------------------------
+
+// to [count, c] = A [count, d] · Bᵀ at and below the diagonal (in whole tiles), columns: B's transpose in panels.
+template <class Real>
+void lower_scores(const Sizes<Real>& z, int64_t count, int64_t K, const Real* a, int64_t width, const Real* columns,
+                  Real* to) {
+  product<false, false>(count, round_up(count, kPanel<Real>), kTile, a, width, columns, K * kPanel<Real>, to, z.c,
+                        [K](int64_t m, int64_t n) {
+                          return n < m + kTile ? Span{0, K} : Span{};
+                        });
+}
+
+// x ⊙ Γ at and below the diagonal (below it, if strict), 0 above.
+template <class Real>
+void weigh(const Sizes<Real>& z, int64_t count, const Decays<Real>& decays, Real* x, bool strict = false) {
+  for (int64_t i = 0; i < count; ++i, x += z.c) {
+    const int64_t kept = strict ? i : i + 1;
+    if (decays.given)
+      for (int64_t j = 0; j < kept; j += kLanes<Real>)
+        *reinterpret_cast<Lanes<Real>*>(x + j) *= load_lanes<Real>(decays.gamma + i * z.c + j);
+    std::memset(x + kept, 0, (z.C - kept) * sizeof(Real));
+  }
+}
+
+// to [count, columns] (+)= L [count, c] · X, L lower triangular, X in panels of rows. finite: X is.
+template <bool kAdd, class Real>
+void lower_product(const Sizes<Real>& z, int64_t count, int64_t columns, const Real* lower, const Real* x, bool finite,
+                   Real* to, int64_t width) {
+  const int64_t height = finite ? kTile : 1;
+  product<false, kAdd>(count, columns, height, lower, z.c, x, z.C * kPanel<Real>, to, width, [=](int64_t m, int64_t) {
+    return Span{0, smaller(m + height, count)};
+  });
+}
+// to [count, columns] += Lᵀ · X.
+template <class Real>
+void upper_product(const Sizes<Real>& z, int64_t count, int64_t columns, const Real* lower, const Real* x, bool finite,
+                   Real* to, int64_t width) {
+  product<true, true>(count, columns, finite ? kTile : 1, lower, z.c, x, z.C * kPanel<Real>, to, width,
+                      [=](int64_t m, int64_t) {
+                        return Span{m, count};
+                      });
+}
+
+// ---- products with a state ------------------------------------------------------------------------------------------
+
+// to [count, columns] (+)= A [count, width] · S, S [K, columns] in panels.
+template <bool kAdd, class Real>
+void state_product(int64_t count, int64_t columns, int64_t K, const Real* a, int64_t width, const Real* S, Real* to,
+                   int64_t to_width) {
+  product<false, kAdd>(count, columns, kTile, a, width, S, K * kPanel<Real>, to, to_width, [K](int64_t, int64_t) {
+    return Span{0, K};
+  });
+}
+
+// S [K, columns] in panels += A [count, width]ᵀ · X, X in panels of rows, C apart.
+template <class Real>
+void add_to_state(int64_t count, int64_t columns, int64_t K, const Real* a, int64_t width, const Real* x, int64_t C,
+                  Real* S) {
+  constexpr int64_t P = kPanel<Real>;
+  for (int64_t n = 0; n < columns; n += P)
+    product<true, true>(K, smaller(P, columns - n), kTile, a, width, x + n * C, 0, S + n * K, P,
+                        [count](int64_t, int64_t) {
+                          return Span{0, count};
+                        });
+}
+
+// The transpose of x [C, width] in panels: of its first count rows, in whole panels.
+template <class Real>
+void pack_transposed(int64_t count, int64_t K, const Real* x, int64_t width, Real* to) {
+  constexpr int64_t P = kPanel<Real>;
+  for (int64_t t = 0; t < count; t += P) pack_columns(K, x + t * width, width, to + t * K);
+}
+
+// ---- the gradient of decays -----------------------------------------------------------------------------------------
+
+// The terms of dlog_decay, each a sum of those that lie on one side of a step alone.
+struct DecayTerms {
+  double rising[kMostChunk], falling[kMostChunk], between[kMostChunk];  // by step: Σ_{i ≥ t}, Σ_{j < t}, Σ_{i ≥ t > j}
+  double through = 0;                                                   // of the whole chunk
+};
+
+// between += what dP_ij P_ij below the diagonal give.
+template <class Real>
+void add_between(const Sizes<Real>& s, int64_t count, const Real* P, const Real* dP, Real* columns_sum,
+                 double* between) {
+  constexpr int64_t L = kLanes<Real>;
+  std::memset(columns_sum, 0, s.C * sizeof(Real));
+  for (int64_t i = 0; i < count; ++i, P += s.c, dP += s.c) {
+    Lanes<Real> sum = {};
+    int64_t j = 0;
+    for (; j + L <= i; j += L) {
+      const Lanes<Real> x = load_lanes<Real>(P + j) * load_lanes<Real>(dP + j);
+      sum += x;
+      *reinterpret_cast<Lanes<Real>*>(columns_sum + j) += x;
+    }
+    Real rest = 0;
+    for (; j < i; ++j) {
+      rest += P[j] * dP[j];
+      columns_sum[j] += P[j] * dP[j];
+    }
+    between[i] += sum_lanes<Real>(sum) + rest;
+  }
+  for (int64_t j = 0; j < count; ++j) between[j] -= columns_sum[j];
+}
+
+template <class Real, class At>
+void store_ddecay(const DecayTerms& terms, int64_t count, Real* to, const At& at) {
+  double falling = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    to[at(t)] = static_cast<Real>(falling);
+    falling += terms.falling[t];
+  }
+  double rising = terms.through;
+  for (int64_t t = count - 1; t >= 0; --t) {
+    rising += terms.rising[t] + terms.between[t];
+    to[at(t)] = static_cast<Real>(to[at(t)] + rising);
+  }
+}
+
+}  // namespace isentrope::ops::CPU_CAPABILITY::recurrence
