@@ -24,15 +24,16 @@ GPU_HOST_DEVICE int larger(int a, int b) { return a < b ? b : a; }
 
 // One key head of one sequence.
 struct KeyHead {
-  int64_t batch, first_row;  // packed: 0, and the rows before the sequence
-  int index, group;          // which of G; query heads that share it
-  int rows, keys, start;     // rows: queries · group; keys n_b; the place of the first query
+  int64_t sequence, batch, first_row;  // b; packed: batch 0, and the rows before the sequence
+  int index, group;                    // which of G; query heads that share it
+  int rows, keys, start;               // rows: queries · group; keys n_b; the place of the first query
 };
 
 // n of the B·G.
 GPU_DEVICE KeyHead key_head(const AttentionShape& s, int64_t n) {
   const int64_t b = n / s.kv_heads;
   KeyHead x;
+  x.sequence = b;
   x.index = static_cast<int>(n % s.kv_heads);
   x.group = static_cast<int>(s.heads / s.kv_heads);
   int64_t queries = s.queries;
@@ -66,9 +67,14 @@ struct Span {
   int first, end;
   GPU_DEVICE bool has(int key) const { return first <= key && key < end; }
 };
+GPU_DEVICE int place_of(const AttentionShape& s, const KeyHead& x, int row) {
+  const int query = row / x.group;
+  if (s.places == nullptr) return x.start + query;
+  return static_cast<int>(bounded(s.places[x.sequence * s.queries + query], -1, s.keys));
+}
 GPU_DEVICE Span span_of(const AttentionShape& s, const KeyHead& x, int row) {
   if (!s.causal) return {0, x.keys};
-  const int place = x.start + row / x.group;
+  const int place = place_of(s, x, row);
   const int first = 0 < s.window && s.window <= place ? place - static_cast<int>(s.window) + 1 : 0;
   return {first, larger(0, smaller(place + 1, x.keys))};
 }
@@ -88,6 +94,60 @@ GPU_DEVICE float inverse_temperature_of(const void* temperature, const HeadStrid
                                         int row) {
   if (temperature == nullptr) return 1.0f;
   return 1.0f / static_cast<const float*>(temperature)[row_offset(x, strides, row)];
+}
+
+// ---- blocks, gates and slopes: in kernels with kOptions --------------------------------------------------------------
+
+inline bool has_options(const AttentionShape& s, const AttentionBias& bias) {
+  return s.block_mask != nullptr || bias.slopes != nullptr;
+}
+// ⌈n / b⌉ blocks.
+GPU_HOST_DEVICE int64_t blocks_of(const AttentionShape& s, int64_t n) { return (n + s.block_size - 1) / s.block_size; }
+
+// Column block 0 of a row in an array of blocks.
+GPU_DEVICE int64_t block_offset(const AttentionShape& s, const KeyHead& x, const HeadStrides& strides, int row) {
+  const int block = row / x.group / static_cast<int>(s.block_size);
+  return x.sequence * strides.batch + (x.index * x.group + row % x.group) * strides.head + block * strides.row;
+}
+template <class Parameters>
+GPU_DEVICE float gate_of(const Parameters& p, const KeyHead& x, int row, int key) {
+  if (p.bias.gates == nullptr) return 1.0f;
+  const int64_t place = block_offset(p.shape, x, p.bias.gate_strides, row) + key / static_cast<int>(p.shape.block_size);
+  return static_cast<const float*>(p.bias.gates)[place];
+}
+// Whether the block of a row and a key is kept; a row or key that is not there is not.
+template <class Parameters>
+GPU_DEVICE bool keeps(const Parameters& p, const KeyHead& x, int row, int key) {
+  const AttentionShape& s = p.shape;
+  if (row >= x.rows || key >= x.keys) return false;
+  if (s.block_mask == nullptr) return true;
+  return s.block_mask[block_offset(s, x, s.block_strides, row) + key / static_cast<int>(s.block_size)] &&
+         gate_of(p, x, row, key) != 0;
+}
+// Whether any block is kept that rows first_row … end_row - 1 and keys first_key … end_key - 1 meet in.
+template <class Parameters>
+GPU_DEVICE bool any_kept(const Parameters& p, const KeyHead& x, int first_row, int end_row, int first_key,
+                         int end_key) {
+  if (p.shape.block_mask == nullptr) return true;
+  const int b = static_cast<int>(p.shape.block_size), first_block = first_row / x.group / b;
+  for (int block = first_block; block * b * x.group < end_row; ++block)
+    for (int head = 0; head < x.group; ++head)
+      for (int key = first_key / b * b; key < end_key; key += b)
+        if (keeps(p, x, block * b * x.group + head, key)) return true;
+  return false;
+}
+// log2 of what the weight of a key is multiplied by: the gate, and 2 to the power of -slope · distance / τ.
+template <class Parameters>
+GPU_DEVICE float bias_of(const Parameters& p, const KeyHead& x, int row, int key, float inverse_temperature,
+                         float log2_gate) {
+  if (p.bias.slopes == nullptr) return log2_gate;
+  const float slope = static_cast<const float*>(p.bias.slopes)[x.index * x.group + row % x.group];
+  const int distance = place_of(p.shape, x, row) - key;
+  return log2_gate -
+         slope * inverse_temperature * gpu::kLog2e * static_cast<float>(distance < 0 ? -distance : distance);
+}
+GPU_DEVICE float sink_of(const AttentionBias& bias, const KeyHead& x, int row) {
+  return static_cast<const float*>(bias.sinks)[x.index * x.group + row % x.group];
 }
 
 // log p, bounded so that p · log p is 0 at p = 0: 2^-10000 is 0 in float. p itself comes from the unbounded one: a NaN stays.
@@ -154,13 +214,14 @@ GPU_DEVICE void copy_rows(char* tile, const T* base, int first, int end, int col
   }
 }
 
-// For each walked tile of begin … end - 1: load(tile, buffer) starts its copies, one tile ahead of use(tile, buffer), which sees
-// them and those that were started before the walk. One barrier a tile: it also says that all have left the other buffer.
-template <class Load, class Use>
-GPU_DEVICE void walk(int begin, int end, Load load, Use use) {
-  for (int tile = begin; tile <= end; ++tile) {
-    const int buffer = (tile - begin) & 1;
-    if (tile > begin) {
+// For each walked tile that next gives from begin on, up to end: load(tile, buffer) starts its copies, one tile ahead of
+// use(tile, buffer), which sees them and those that were started before the walk. One barrier a tile: it also says that all have
+// left the other buffer. next(tile) is the first of tile … end - 1 that is wanted, or end.
+template <class Next, class Load, class Use>
+GPU_DEVICE void walk(int begin, int end, Next next, Load load, Use use) {
+  bool loaded = false;
+  for (int tile = next(begin), before = 0, buffer = 0;; before = tile, tile = next(tile + 1), buffer ^= 1) {
+    if (loaded) {
       gpu::copy_async_wait<0>();
       __syncthreads();
     }
@@ -168,8 +229,20 @@ GPU_DEVICE void walk(int begin, int end, Load load, Use use) {
       load(tile, buffer);
       gpu::copy_async_commit();
     }
-    if (tile > begin) use(tile - 1, buffer ^ 1);
+    if (loaded) use(before, buffer ^ 1);
+    if (tile >= end) return;
+    loaded = true;
   }
+}
+// The first of tile … end - 1 that wanted says, or end; a lane asks of one at a time.
+template <class Wanted>
+GPU_DEVICE int next_wanted(int tile, int end, Wanted wanted) {
+  for (; tile < end; tile += 32) {
+    const int mine = tile + static_cast<int>(threadIdx.x) % 32;
+    const unsigned found = __ballot_sync(gpu::kAllLanes, mine < end && wanted(mine));
+    if (found != 0) return tile + __ffs(static_cast<int>(found)) - 1;
+  }
+  return end;
 }
 
 // Scores of a warp: score[n][i] is row lane / 4 + 8·(i / 2), column 8n + 2·(lane % 4) + i % 2.

@@ -51,7 +51,7 @@ struct Parts {
   float* out;               // [count, rows, D], not yet divided by the sum
 };
 
-template <class T, int kHead, bool kEntropy>
+template <class T, int kHead, bool kEntropy, bool kOptions>
 __global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads, kBlocks)
     entropy_attention_forward_kernel(const EntropyAttentionForward p, const Parts parts, const int row_blocks) {
   using Tiles = Tiles<T, kHead, 1>;
@@ -75,6 +75,12 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads, kBlocks)
 
   const T *k = static_cast<const T*>(p.k) + key_offset(head, p.k_strides, 0),
           *v = static_cast<const T*>(p.v) + key_offset(head, p.v_strides, 0);
+  const auto next = [&](int tile) {
+    if constexpr (!kOptions) return tile;
+    return next_wanted(tile, end,
+                       [&](int x) { return any_kept(p, head, first_row, last_row + 1, x * kKeys, (x + 1) * kKeys); });
+  };
+  begin = next(begin);
   if (begin < end)
     copy_rows<T, kHead, kRows, kThreads>(q, static_cast<const T*>(p.q), first_row, head.rows, columns,
                                          [&](int row) { return row_offset(head, p.q_strides, row); });
@@ -91,20 +97,34 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads, kBlocks)
   const Span lowest = span_of(p.shape, head, smaller(warp_row, last_row)),
              highest = warp_row > last_row ? Span{0, 0} : span_of(p.shape, head, smaller(warp_row + 15, last_row));
   int row[2];
-  float factor[2];
+  float factor[2], inverse_temperature[2];
   Span span[2];
   GPU_UNROLL
   for (int h = 0; h < 2; ++h) {
     row[h] = smaller(warp_row + lane / 4 + 8 * h, last_row);
     span[h] = span_of(p.shape, head, row[h]);
-    factor[h] = factor_of(logits, inverse_temperature_of(p.temperature, p.temperature_strides, head, row[h]));
+    inverse_temperature[h] = inverse_temperature_of(p.temperature, p.temperature_strides, head, row[h]);
+    factor[h] = factor_of(logits, inverse_temperature[h]);
   }
 
   Scores<kHead> out;
   State state[2];
+  if (p.bias.sinks != nullptr && part == 0) {  // a column met before all keys
+    GPU_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      state[h].maximum = sink_of(p.bias, head, row[h]) * gpu::kLog2e;
+      state[h].sum = lane % 4 == 0 && state[h].maximum != -INFINITY ? 1.0f : 0.0f;
+    }
+  }
   auto use = [&](int tile, int buffer) {
     const int first_key = tile * kKeys;
     if (first_key >= highest.end || first_key + kKeys <= lowest.first) return;  // no row of the warp sees one
+    if constexpr (kOptions) {
+      const int end_key = first_key + kKeys;
+      const bool mine = any_kept(p, head, row[0], row[0] + 1, first_key, end_key) ||
+                        any_kept(p, head, row[1], row[1] + 1, first_key, end_key);
+      if (!__any_sync(gpu::kAllLanes, mine)) return;
+    }
     char* k_tile = walked + 2 * buffer * Tiles::kWalkedBytes;
     Scores<kKeys> score;
     multiply_transposed<T, kHead, kKeys>(score, q, 16 * warp, k_tile, columns);
@@ -120,11 +140,24 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads, kBlocks)
       const float c = factor[h] * gpu::kLog2e;
       float maximum = state[h].maximum;
       GPU_UNROLL
-      for (int n = 0; n < kKeys / 8; ++n) GPU_UNROLL
-      for (int i = 2 * h; i < 2 * h + 2; ++i) {
-        // Rounded by itself: the largest logit minus the maximum has to be 0.
-        score.value[n][i] = gpu::multiply_rounded(score.value[n][i], c);
-        maximum = gpu::maximum(maximum, score.value[n][i]);
+      for (int n = 0; n < kKeys / 8; ++n) {
+        const int key = first_key + 8 * n;  // eight keys are of one block
+        bool kept = true;
+        float log2_gate = 0;
+        if constexpr (kOptions) {
+          kept = keeps(p, head, row[h], key);
+          if (kept) log2_gate = ::log2f(gate_of(p, head, row[h], key));
+        }
+        GPU_UNROLL
+        for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          // Rounded by itself: the largest logit minus the maximum has to be 0.
+          score.value[n][i] = gpu::multiply_rounded(score.value[n][i], c);
+          if constexpr (kOptions)
+            score.value[n][i] = !kept ? -INFINITY
+                                      : score.value[n][i] + bias_of(p, head, row[h], key + 2 * (lane % 4) + i % 2,
+                                                                    inverse_temperature[h], log2_gate);
+          maximum = gpu::maximum(maximum, score.value[n][i]);
+        }
       }
       maximum = gpu::warp_reduce<4>(maximum, gpu::Maximum());
       const float scale = raise<kEntropy>(state[h], maximum), anchor = anchor_of(maximum);
@@ -142,7 +175,7 @@ __global__ void __launch_bounds__(Tiles<T, kHead, 1>::kThreads, kBlocks)
     }
     multiply<T, kHead, kKeys>(out, score, k_tile + Tiles::kWalkedBytes, exchange);
   };
-  walk(begin, end, load, use);
+  walk(begin, end, next, load, use);
 
   GPU_UNROLL
   for (int h = 0; h < 2; ++h) {
@@ -230,10 +263,13 @@ void entropy_attention_forward_cuda(const EntropyAttentionForward& p, void* stre
     for_head_size(p.shape.head_size, [&](auto head_size) {
       using Tiles = Tiles<T, head_size(), 1>;
       const int64_t row_blocks = gpu::ceil_div<int64_t>(head_rows, Tiles::kRows);
+      const bool some = has_options(p.shape, p.bias);
       gpu::dispatch<false, true>("entropy_attention_forward: entropy", p.entropy != nullptr, [&](auto entropy) {
-        gpu::launch(entropy_attention_forward_kernel<T, head_size(), entropy()>,
-                    grid_of(heads * row_blocks * parts.count), dim3(Tiles::kThreads), Tiles::kBytes, stream, p, parts,
-                    static_cast<int>(row_blocks));
+        gpu::dispatch<false, true>("entropy_attention_forward: options", some, [&](auto options) {
+          gpu::launch(entropy_attention_forward_kernel<T, head_size(), entropy(), options()>,
+                      grid_of(heads * row_blocks * parts.count), dim3(Tiles::kThreads), Tiles::kBytes, stream, p, parts,
+                      static_cast<int>(row_blocks));
+        });
       });
     });
     if (parts.count > 1)

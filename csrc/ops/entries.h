@@ -28,6 +28,9 @@ struct EntropyAttentionArguments {
   std::optional<double> softcap, scale;
   OptionalTensor temperature, key_lengths, query_start, cu_seqlens;
   std::optional<c10::SymInt> max_seqlen;
+  OptionalTensor block_mask;
+  std::optional<c10::SymInt> block_size;
+  OptionalTensor gates, sinks, slopes;
 };
 // (out, lse, entropy, max_logit, anchor, log_sum); entropy is empty without return_entropy; the last two are for the backward pass.
 using EntropyAttentionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -50,9 +53,11 @@ EntropyAttentionOutputs entropy_attention_entry(const Tensor& q, const Tensor& k
                                                 std::optional<double> scale, const OptionalTensor& temperature,
                                                 const OptionalTensor& key_lengths, const OptionalTensor& query_start,
                                                 const OptionalTensor& cu_seqlens, std::optional<c10::SymInt> max_seqlen,
-                                                bool return_entropy) {
+                                                const OptionalTensor& block_mask, std::optional<c10::SymInt> block_size,
+                                                const OptionalTensor& gates, const OptionalTensor& sinks,
+                                                const OptionalTensor& slopes, bool return_entropy) {
   return run({q, k, v, causal, std::move(window), softcap, scale, temperature, key_lengths, query_start, cu_seqlens,
-              std::move(max_seqlen)},
+              std::move(max_seqlen), block_mask, std::move(block_size), gates, sinks, slopes},
              return_entropy);
 }
 
@@ -60,10 +65,10 @@ EntropyAttentionOutputs entropy_attention_entry(const Tensor& q, const Tensor& k
 struct EntropyAttentionState {
   Tensor out, entropy, anchor, log_sum;
   OptionalTensor dout, dlse, dentropy;
-  bool of_temperature;
+  bool of_temperature, of_gates, of_sinks;
 };
-// (dq, dk, dv, dtemperature); the last has temperature's shape, and is empty without of_temperature.
-using EntropyAttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// (dq, dk, dv, dtemperature, dgates, dsinks); the last three have the shapes of what they are of, and are empty where not asked for.
+using EntropyAttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using EntropyAttentionBackwardRun = EntropyAttentionGradients (*)(const EntropyAttentionArguments&,
                                                                   const EntropyAttentionState&);
 
@@ -82,16 +87,28 @@ EntropyAttentionGradients entropy_attention_backward_entry(
     const Tensor& log_sum, const OptionalTensor& dout, const OptionalTensor& dlse, const OptionalTensor& dentropy,
     bool causal, std::optional<c10::SymInt> window, std::optional<double> softcap, std::optional<double> scale,
     const OptionalTensor& temperature, const OptionalTensor& key_lengths, const OptionalTensor& query_start,
-    const OptionalTensor& cu_seqlens, std::optional<c10::SymInt> max_seqlen, bool of_temperature) {
+    const OptionalTensor& cu_seqlens, std::optional<c10::SymInt> max_seqlen, const OptionalTensor& block_mask,
+    std::optional<c10::SymInt> block_size, const OptionalTensor& gates, const OptionalTensor& sinks,
+    const OptionalTensor& slopes, bool of_temperature, bool of_gates, bool of_sinks) {
   return run({q, k, v, causal, std::move(window), softcap, scale, temperature, key_lengths, query_start, cu_seqlens,
-              std::move(max_seqlen)},
-             {out, entropy, anchor, log_sum, dout, dlse, dentropy, of_temperature});
+              std::move(max_seqlen), block_mask, std::move(block_size), gates, sinks, slopes},
+             {out, entropy, anchor, log_sum, dout, dlse, dentropy, of_temperature, of_gates, of_sinks});
 }
 
 // ---- merge_attention_states ------------------------------------------------------------------------------------------
 using AttentionStates = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // (out, lse, entropy, max_logit)
 AttentionStates merge_attention_states_composite(const Tensor& out, const Tensor& lse, const Tensor& entropy,
                                                  const Tensor& max_logit);
+
+// ---- gathered_attention, scatter_mean --------------------------------------------------------------------------------
+AttentionStates gathered_attention_composite(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& index,
+                                             const OptionalTensor& key_index, bool causal,
+                                             std::optional<double> softcap, std::optional<double> scale,
+                                             bool return_entropy);
+AttentionStates gathered_attention_autocast(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& index,
+                                            const OptionalTensor& key_index, bool causal, std::optional<double> softcap,
+                                            std::optional<double> scale, bool return_entropy);
+Tensor scatter_mean_composite(const Tensor& x, const Tensor& index, c10::SymInt length);
 
 // ---- sigma_linear ----------------------------------------------------------------------------------------------------
 // What a device does for sigma_linear: the launchers of kernels/sigma_linear.h and

@@ -1,8 +1,11 @@
 // The backward pass of entropy_attention on the CPU (csrc/ops/entropy_attention_rows.h).
+#include <numeric>
+
 #include "csrc/ops/cpu_parallel.h"
 #include "csrc/ops/entropy_attention_cpu.h"
 #include "csrc/ops/entropy_attention_few_rows.h"
 #include "csrc/ops/entropy_attention_products.h"
+#include "csrc/ops/entropy_attention_runs.h"
 
 namespace isentrope::ops::CPU_CAPABILITY {
 namespace attention {
@@ -40,9 +43,29 @@ struct Ranges {
   explicit Ranges(const AttentionShape& s) {
     const int64_t wanted = smaller(parts(kRangeTasks, larger(1, s.batch * s.kv_heads)), parts(s.keys, kRangeKeys));
     keys = round_up(parts(s.keys, larger(1, wanted)), kBackwardStrip);
+    // A block's gate belongs to one task.
+    if (s.of_gates) keys = round_up(keys, std::lcm(kBackwardStrip, s.block_size));
     count = larger(1, parts(s.keys, larger(1, keys)));
   }
 };
+
+// The sink's ds in row r of a block.
+template <class Real>
+Real sink_gradient(const EntropyAttentionBackward& p, const Group& group, const Block<Real>& block, int64_t r) {
+  const int64_t D = p.shape.head_size, i = block.first + r, at = group.at(p.statistic_strides, i);
+  Real out[kMostHeadSize], dout[kMostHeadSize];
+  load_row(p.dtype, p.out, group.at(p.out_strides, i), D, out);
+  load_row(p.dtype, p.dout, group.at(p.dout_strides, i), D, dout);
+  double delta = -statistic<Real>(p.dlse, at);
+  for (int64_t d = 0; d < D; ++d) delta += static_cast<double>(dout[d]) * out[d];
+  if (statistic<Real>(p.anchor, at) == static_cast<Real>(-kInfinity)) return 0;  // no key, and a sink of -inf
+  // The sink as the forward pass took it: in a row that sees it alone log p is 0 exactly.
+  const Real sink = statistic<Real>(p.bias.sinks, block.head(group, r)) / block.row_factor(r);
+  const double far = static_cast<double>(sink - statistic<Real>(p.anchor, at)) * block.row_factor(r);
+  const double log_p = ::fmax(kLowest, far - statistic<Real>(p.log_sum, at)),
+               dentropy = statistic<Real>(p.dentropy, at);
+  return static_cast<Real>(::exp(log_p) * (-delta - dentropy * (statistic<Real>(p.entropy, at) + log_p)));
+}
 
 // Row r of a block. dτ = -(1/τ) Σ ds s. Σ ds = dlse, so that s may be taken from any level. At lse - entropy = Σ p s large logits
 // keep their digits, and an error in delta, which enters ds as a multiple of p, cancels. (Without the entropy: from lse.)
@@ -51,13 +74,42 @@ void finish_row(const EntropyAttentionBackward& p, const Group& group, const Blo
                 Real sum) {
   multiply(dq, p.shape.head_size, block.factor[r]);
   store_row(p.dtype, dq, p.shape.head_size, p.dq, group.at(p.dq_strides, block.first + r));
-  if (p.dtemperature == nullptr) return;
   const int64_t at = group.at(p.statistic_strides, block.first + r);
+  const Real dsink = p.dsinks == nullptr ? Real(0) : sink_gradient(p, group, block, r);
+  if (p.dsinks != nullptr) static_cast<Real*>(p.dsinks)[at] = dsink;
+  if (p.dtemperature == nullptr) return;
   const Real anchor = statistic<Real>(p.anchor, at);
   const double lse = static_cast<double>(anchor) * block.row_factor(r) + statistic<Real>(p.log_sum, at);
   const Real level = static_cast<Real>(lse - statistic<Real>(p.entropy, at));
   static_cast<Real*>(p.dtemperature)[at] =
-      anchor == static_cast<Real>(-kInfinity) ? 0 : -(sum + level * statistic<Real>(p.dlse, at)) / block.temperature[r];
+      anchor == static_cast<Real>(-kInfinity)
+          ? 0
+          : -(sum + level * (statistic<Real>(p.dlse, at) - dsink)) / block.temperature[r];
+}
+
+// sums [runs] += those of a row's ds over each run. Returns Σ ds log gate.
+template <class Real>
+Real add_gate_sums(const Block<Real>& block, const Runs& runs, Span seen, const Real* ds, double* sums) {
+  Real all = 0;
+  for (const Run& run : runs) {
+    const Span here = overlap(seen, run.places());
+    Real sum = 0;
+    for (int64_t j = here.from; j < here.to; ++j) sum += ds[j];
+    sums[&run - runs.begin()] += sum;
+    all += sum * log_gate(block, run);
+  }
+  return all;
+}
+
+template <class Real>
+void add_gate_gradients(const EntropyAttentionBackward& p, const Group& group, const Block<Real>& block,
+                        const Runs& runs, const double* sums) {
+  if (p.dgates == nullptr) return;
+  const int64_t columns = parts(p.shape.keys, block.block_size), row_blocks = parts(p.shape.queries, block.block_size);
+  const int64_t row = (group.b * p.shape.heads + block.head(group)) * row_blocks + block.query(0) / block.block_size;
+  for (const Run& run : runs)
+    static_cast<Real*>(p.dgates)[row * columns + run.column] +=
+        static_cast<Real>(sums[&run - runs.begin()] / block.gates[run.column]);
 }
 
 template <class Products, bool kEntropy, bool kTemperature>
@@ -91,8 +143,8 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
   }
   std::memset(dk, 0, 2 * padded * row * sizeof(Real));
 
-  for (int64_t index = 0; index * kRows < group.rows(); ++index) {
-    Block<Real> block(p, group, index);
+  for (const Span rows_of_block : Blocks<>(p.shape, group.sequence.queries)) {
+    Block<Real> block(p, group, rows_of_block);
     RowConstants<Real> constants[kRows];
     Real dtemperature[kRows] = {};
     for (int64_t r = 0; r < block.count; ++r) {
@@ -120,25 +172,37 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
       dout_operand = Products::narrow(block.count, row, dout);
       if (!few) q_operand = Products::narrow(block.count, row, q);
     }
-    for (int64_t first = block.all.from / strip * strip; first < block.all.to; first += strip) {
-      const int64_t at = (first - range.from) * row;
-      const Span panels = whole_panels(within_strip(block.all, first, strip), Products::kPanelKeys);
-      if (few) {
-        const Span here = overlap(block.all, {first, first + strip});
-        const KeyRows<Real> k(p.dtype, p.k, p.k_strides, group, D, here, few_keys);
-        few_scores(block, first, strip, panels, D, q, k, s);
-      } else {
-        Products::scores(block, first, strip, panels, D, q_operand, k_columns + at, s);
-      }
-      Products::scores(block, first, strip, panels, D, dout_operand, v_columns + at, dp);
+    for_passes(block, strip, Products::kPanelKeys, [&](const Sights<>& sights, int64_t first, const Runs& runs) {
+      const auto panels_of = [&](const Sights<>& x) {
+        return whole_panels(within_strip(x.all, first, strip), Products::kPanelKeys);
+      };
+      // Where the packed strip with a run begins, and its places of rows, counted as in the forward pass.
+      const auto strip_of = [&](const Run& run) { return run.key / strip * strip - range.from; };
+      const auto shift_of = [&](const Run& run) { return run.key % strip - run.at; };
+      const Span panels = panels_of(sights);
+      for_parts(sights, first, runs, [&](const Sights<>& part, const Run& run) {
+        const int64_t at = strip_of(run) * row + shift_of(run) * D;
+        if (few) {
+          const KeyRows<Real> k(p.dtype, p.k, p.k_strides, group, D, keys_of(part, first, strip, run), few_keys);
+          few_scores(part, first, strip, panels, D, q, k, s);
+        } else {
+          Products::scores(part, first, strip, panels_of(part), D, q_operand, k_columns + at, s);
+        }
+        Products::scores(part, first, strip, panels_of(part), D, dout_operand, v_columns + at, dp);
+      });
+      double gate_sums[Runs::kMost] = {};
       for (int64_t r = 0; r < block.count; ++r) {
         Real *s_row = s + r * width, *dp_row = dp + r * width;
-        const Span seen = within_strip(block.keys[r], first, strip), vectors = whole_vectors<Real>(seen, panels);
+        const Span seen = within_strip(sights.keys[r], first, strip), vectors = whole_vectors<Real>(seen, panels);
         if (p.shape.softcap > 0) cap_row(s_row, vectors, block.factor[r], block.cap[r], slope);
+        add_bias(s_row, seen, block, runs, r);
         fill_unseen(s_row, seen, vectors, -kInfinity);
         fill_unseen(dp_row, seen, vectors, 0);
+        fill_between(s_row, seen, runs, -kInfinity);
+        fill_between(dp_row, seen, runs, 0);
         dtemperature[r] +=
             gradient_row<Real, kEntropy, kTemperature>(s_row, dp_row, vectors, block.row_factor(r), constants[r]);
+        if (block.gates != nullptr) dtemperature[r] -= add_gate_sums(block, runs, seen, dp_row, gate_sums);
         if (p.shape.softcap > 0)
           for (int64_t j = seen.from; j < seen.to; ++j) dp_row[j] *= slope[j];
         Real* const both[] = {s_row, dp_row};
@@ -147,11 +211,18 @@ void backward_range(const EntropyAttentionBackward& p, const Group& group, Span 
           clear_around(x, vectors, panels);
         }
       }
-      Products::sum_over_queries(block, first, strip, panels, D, dout_finite, s, dout_rows, dv + at, staging);
-      Products::sum_over_queries(block, first, strip, panels, D, q_finite, dp, q_rows, dk + at, staging);
-      Products::sum_over_keys(block, first, strip, panels, D, finite[(first - range.from) / strip] != 0, dp,
-                              k_rows + at, dq);
-    }
+      if (block.gates != nullptr) add_gate_gradients(p, group, block, runs, gate_sums);
+      for_parts(sights, first, runs, [&](const Sights<>& part, const Run& run) {
+        // Two runs may share a panel, whose keys are not to be summed twice.
+        const bool whole = Products::kWholePanels || runs.count == 1;
+        const Span here = whole ? panels_of(part) : within_strip(part.all, first, strip);
+        const int64_t to = (strip_of(run) + shift_of(run)) * row;
+        const Operand* keys_of_run = k_rows + strip_of(run) * row + Products::row_offset(shift_of(run), D);
+        Products::sum_over_queries(part, first, strip, here, D, dout_finite, s, dout_rows, dv + to, staging);
+        Products::sum_over_queries(part, first, strip, here, D, q_finite, dp, q_rows, dk + to, staging);
+        Products::sum_over_keys(part, first, strip, here, D, finite[strip_of(run) / strip] != 0, dp, keys_of_run, dq);
+      });
+    });
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t i = block.first + r;
       if (dq_partial == nullptr) {
@@ -197,11 +268,12 @@ void backward(const EntropyAttentionBackward& p) {
     backward_range<PlainProducts<Real>, kEntropy, kTemperature>(p, group, range, dq_partial, dtemperature_partial);
   });
   if (ranges.count == 1) return;
-  const int64_t blocks = parts(rows, kRows), next = groups * rows;
+  const int64_t blocks = Blocks<>(shape, shape.queries).count(), next = groups * rows;
   for_tasks(groups * blocks, [&](int64_t i) {
     const Group group(shape, i / blocks);
-    if (i % blocks * kRows >= group.rows()) return;
-    const Block<Real> block(p, group, i % blocks);
+    const Blocks<> blocks_of(shape, group.sequence.queries);
+    if (i % blocks >= blocks_of.count() || blocks_of[i % blocks].empty()) return;
+    const Block<Real> block(p, group, blocks_of[i % blocks]);
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t at = i / blocks * rows + block.first + r;
       for (int64_t range = 1; range < ranges.count; ++range) {

@@ -86,8 +86,8 @@ static void dot_products(Span seen, Span vectors, int64_t columns, const Real* q
 
 // PlainProducts::scores of keys where they lie; k begins with the strip's first key in sight.
 template <class Real, int64_t kMost>
-static void few_scores(const Block<Real, kMost>& block, int64_t first, int64_t strip, Span panels, int64_t D,
-                       const Real* q, const KeyRows<Real>& k, Real* to) {
+static void few_scores(const Sights<kMost>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* q,
+                       const KeyRows<Real>& k, Real* to) {
   const Widths<Real> width(D);
   const auto dots = width.columns == 4 * kLanes<Real>   ? dot_products<4, Real>
                     : width.columns == 8 * kLanes<Real> ? dot_products<8, Real>

@@ -3,6 +3,7 @@
 #include "csrc/ops/entropy_attention_cpu.h"
 #include "csrc/ops/entropy_attention_few_rows.h"
 #include "csrc/ops/entropy_attention_products.h"
+#include "csrc/ops/entropy_attention_runs.h"
 
 namespace isentrope::ops::CPU_CAPABILITY {
 namespace attention {
@@ -30,14 +31,27 @@ struct ForwardStrip {
   }
 };
 
-// Scores in place: capped, then p = exp(s - m), 0 for what the row does not see.
+// The states of a block's rows before any key: those of the sinks alone.
+template <class Real, int64_t kMost>
+void start_rows(const EntropyAttentionForward& p, const Group& group, const Block<Real, kMost>& block,
+                Running<Real>* state) {
+  if (p.bias.sinks == nullptr) return;
+  for (int64_t r = 0; r < block.count; ++r) {
+    const Real sink = statistic<Real>(p.bias.sinks, block.head(group, r));
+    if (sink != static_cast<Real>(-kInfinity)) state[r] = {sink / block.row_factor(r), 1, 0};
+  }
+}
+
+// Scores in place: capped and biased, then p = exp(s - m), 0 for what the row does not see.
 template <class Real, bool kEntropy, int64_t kMost>
-void softmax_rows(const Block<Real, kMost>& block, int64_t first, Span panels, int64_t row, Real* s,
-                  Running<Real>* state, Real* out) {
+void softmax_rows(const Block<Real, kMost>& block, const Sights<kMost>& sights, int64_t first, const Runs& runs,
+                  Span panels, int64_t row, Real* s, Running<Real>* state, Real* out) {
   for (int64_t r = 0; r < block.count; ++r, s += kForwardStrip + kPad, out += row) {
-    const Span seen = within_strip(block.keys[r], first, kForwardStrip), vectors = whole_vectors<Real>(seen, panels);
+    const Span seen = within_strip(sights.keys[r], first, kForwardStrip), vectors = whole_vectors<Real>(seen, panels);
     if (block.capped) cap_row<Real>(s, vectors, block.factor[r], block.cap[r], nullptr);
+    add_bias(s, seen, block, runs, r);
     fill_unseen(s, seen, vectors, -kInfinity);
+    fill_between(s, seen, runs, -kInfinity);
     softmax_row<Real, kEntropy>(s, vectors, block.row_factor(r), state[r], out, row);
     clear_around(s, vectors, panels);
   }
@@ -73,25 +87,39 @@ int64_t forward_scratch(int64_t D) {
 
 // packed: the group's strips; or room for one, which is packed as it is needed.
 template <class Products, bool kEntropy>
-void forward_block(const EntropyAttentionForward& p, const Group& group, int64_t index, typename Products::Real* packed,
-                   bool all_packed, typename Products::Real* scratch) {
+void forward_block(const EntropyAttentionForward& p, const Group& group, Span rows_of_block,
+                   typename Products::Real* packed, bool all_packed, typename Products::Real* scratch) {
   using Real = typename Products::Real;
   using Strip = ForwardStrip<Products>;
   const int64_t D = p.shape.head_size, row = Widths<Real>(D).row;
-  const Block<Real> block(p, group, index);
+  const Block<Real> block(p, group, rows_of_block);
   Real *q = scratch, *out = q + kRows * row, *staging = out + kRows * row, *s = staging + Products::kPanelKeys * row;
   Running<Real> state[kRows];
+  start_rows(p, group, block, state);
   std::memset(out, 0, block.count * row * sizeof(Real));
   if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, static_cast<const Real*>(nullptr), q);
   const auto* rows = Products::narrow(block.count, row, q);
-  for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
-    const Strip strip(packed + (all_packed ? first / kForwardStrip * Strip::size(D) : 0), D);
-    if (!all_packed) strip.pack(p, group, first, staging);
-    const Span panels = whole_panels(within_strip(block.all, first, kForwardStrip), Products::kPanelKeys);
-    Products::scores(block, first, kForwardStrip, panels, D, rows, strip.k_columns, s);
-    softmax_rows<Real, kEntropy>(block, first, panels, row, s, state, out);
-    Products::sum_over_keys(block, first, kForwardStrip, panels, D, *strip.finite != 0, s, strip.v_rows, out);
-  }
+  for_passes(block, kForwardStrip, Products::kPanelKeys, [&](const Sights<>& sights, int64_t first, const Runs& runs) {
+    const auto strip_of = [&](const Run& run) {
+      return Strip(packed + (all_packed ? run.key / kForwardStrip * Strip::size(D) : 0), D);
+    };
+    const auto panels_of = [&](const Sights<>& x) {
+      return whole_panels(within_strip(x.all, first, kForwardStrip), Products::kPanelKeys);
+    };
+    // Places of a strip's rows: a run lies there from key % kForwardStrip on, and in the rows of scores from `at` on.
+    const auto shift_of = [](const Run& run) { return run.key % kForwardStrip - run.at; };
+    if (!all_packed) strip_of(runs.run[0]).pack(p, group, first, staging);
+    for_parts(sights, first, runs, [&](const Sights<>& part, const Run& run) {
+      Products::scores(part, first, kForwardStrip, panels_of(part), D, rows,
+                       strip_of(run).k_columns + shift_of(run) * D, s);
+    });
+    softmax_rows<Real, kEntropy>(block, sights, first, runs, panels_of(sights), row, s, state, out);
+    for_parts(sights, first, runs, [&](const Sights<>& part, const Run& run) {
+      const Strip strip = strip_of(run);
+      Products::sum_over_keys(part, first, kForwardStrip, panels_of(part), D, *strip.finite != 0, s,
+                              strip.v_rows + Products::row_offset(shift_of(run), D), out);
+    });
+  });
   finish_rows<Real, kEntropy>(p, group, block, row, state, out);
 }
 
@@ -100,33 +128,39 @@ int64_t few_scratch(int64_t D) {
   return (2 * kFewRows + 2 * kForwardStrip) * Widths<Real>(D).row + kFewRows * (kForwardStrip + kPad);
 }
 
-// A whole group of at most kFewRows rows.
+// Some of a group of at most kFewRows rows.
 template <class Real, bool kEntropy>
-void forward_few(const EntropyAttentionForward& p, const Group& group, Real* scratch) {
+void forward_few(const EntropyAttentionForward& p, const Group& group, Span rows, Real* scratch) {
   const int64_t D = p.shape.head_size, width = kForwardStrip + kPad;
   const Widths<Real> widths(D);
   const int64_t row = widths.row;
-  const Block<Real, kFewRows> block(p, group, 0);
+  const Block<Real, kFewRows> block(p, group, rows);
   Real *q = scratch, *out = q + kFewRows * row, *k_memory = out + kFewRows * row,
        *v_memory = k_memory + kForwardStrip * row, *s = v_memory + kForwardStrip * row;
   Running<Real> state[kFewRows];
+  start_rows(p, group, block, state);
   std::memset(out, 0, block.count * row * sizeof(Real));
   if (!block.all.empty()) load_rows(p.dtype, p.q, p.q_strides, group, block, D, static_cast<const Real*>(nullptr), q);
-  for (int64_t first = block.all.from / kForwardStrip * kForwardStrip; first < block.all.to; first += kForwardStrip) {
-    const Span here = within_strip(block.all, first, kForwardStrip), keys{first + here.from, first + here.to};
-    const Span panels = whole_panels(here, kPanel<Real>);
-    const KeyRows<Real> k(p.dtype, p.k, p.k_strides, group, D, keys, k_memory),
-        v(p.dtype, p.v, p.v_strides, group, D, keys, v_memory);
-    few_scores(block, first, kForwardStrip, panels, D, q, k, s);
-    softmax_rows<Real, kEntropy>(block, first, panels, row, s, state, out);
-    for (int64_t r = 0; r < block.count; ++r) {  // over the row's own span: a NaN beyond it stays away
-      const Span seen = within_strip(block.keys[r], first, kForwardStrip);
-      if (seen.empty()) continue;
-      KeyRows<Real> own = v;
-      own.data += (seen.from - here.from) * v.ld;
-      weighted_sum(seen.to - seen.from, widths.columns, s + r * width + seen.from, own, out + r * row);
-    }
-  }
+  using Few = Sights<kFewRows>;
+  for_passes(block, kForwardStrip, kPanel<Real>, [&](const Few& sights, int64_t first, const Runs& runs) {
+    const Span panels = whole_panels(within_strip(sights.all, first, kForwardStrip), kPanel<Real>);
+    for_parts(sights, first, runs, [&](const Few& part, const Run& run) {
+      const KeyRows<Real> k(p.dtype, p.k, p.k_strides, group, D, keys_of(part, first, kForwardStrip, run), k_memory);
+      few_scores(part, first, kForwardStrip, panels, D, q, k, s);
+    });
+    softmax_rows<Real, kEntropy>(block, sights, first, runs, panels, row, s, state, out);
+    for_parts(sights, first, runs, [&](const Few& part, const Run& run) {
+      const Span here = within_strip(part.all, first, kForwardStrip);
+      const KeyRows<Real> v(p.dtype, p.v, p.v_strides, group, D, keys_of(part, first, kForwardStrip, run), v_memory);
+      for (int64_t r = 0; r < block.count; ++r) {  // over the row's own span: a NaN beyond it stays away
+        const Span seen = within_strip(part.keys[r], first, kForwardStrip);
+        if (seen.empty()) continue;
+        KeyRows<Real> own = v;
+        own.data += (seen.from - here.from) * v.ld;
+        weighted_sum(seen.to - seen.from, widths.columns, s + r * width + seen.from, own, out + r * row);
+      }
+    });
+  });
   finish_rows<Real, kEntropy>(p, group, block, row, state, out);
 }
 
@@ -138,28 +172,30 @@ void forward(const EntropyAttentionForward& p) {
   if (few_rows(shape)) {
     for_tasks(groups, [&](int64_t i) {
       const Lease lease{own_scratch};
-      forward_few<Real, kEntropy>(p, Group(shape, i), own_scratch.get<Real>(few_scratch<Real>(D)));
+      const Group group(shape, i);
+      for (const Span rows : Blocks<kFewRows>(shape, group.sequence.queries))
+        forward_few<Real, kEntropy>(p, group, rows, own_scratch.get<Real>(few_scratch<Real>(D)));
     });
     return;
   }
-  const int64_t blocks = parts(shape.heads / shape.kv_heads * shape.queries, kRows),
-                strips = parts(shape.keys, kForwardStrip);
+  const int64_t blocks = Blocks<>(shape, shape.queries).count(), strips = parts(shape.keys, kForwardStrip);
   const int64_t strip_size = ForwardStrip<Products>::size(D);
   auto pack_strip = [&](const Group& group, int64_t i, Real* packed, Real* staging) {
     if (i * kForwardStrip < group.sequence.keys)
       ForwardStrip<Products>(packed + i * strip_size, D).pack(p, group, i * kForwardStrip, staging);
   };
   // Threads take whole groups where there are enough of them, else blocks of rows: it is the same arithmetic.
+  const bool one_pass = blocks == 1 && shape.block_mask == nullptr;  // over the keys, a strip at a time
   if (blocks == 1 || groups >= 4 * threads()) {
     for_tasks(groups, [&](int64_t i) {
       const Lease lease{own_scratch};
       const Group group(shape, i);
-      Real* scratch = own_scratch.get<Real>(forward_scratch<Products>(D) + (blocks == 1 ? 1 : strips) * strip_size);
-      Real *packed = scratch, *rest = scratch + (blocks == 1 ? 1 : strips) * strip_size;
-      if (blocks > 1)
+      Real* scratch = own_scratch.get<Real>(forward_scratch<Products>(D) + (one_pass ? 1 : strips) * strip_size);
+      Real *packed = scratch, *rest = scratch + (one_pass ? 1 : strips) * strip_size;
+      if (!one_pass)
         for (int64_t strip = 0; strip < strips; ++strip) pack_strip(group, strip, packed, rest);
-      for (int64_t block = 0; block * kRows < group.rows(); ++block)
-        forward_block<Products, kEntropy>(p, group, block, packed, blocks > 1, rest);
+      for (const Span rows : Blocks<>(shape, group.sequence.queries))
+        forward_block<Products, kEntropy>(p, group, rows, packed, !one_pass, rest);
       Products::end_task();
     });
     return;
@@ -172,9 +208,10 @@ void forward(const EntropyAttentionForward& p) {
   });
   for_tasks(groups * blocks, [&](int64_t i) {
     const Group group(shape, i % groups);
+    const Blocks<> blocks_of(shape, group.sequence.queries);
     const int64_t block = blocks - 1 - i / groups;  // causal: the last rows see most keys
-    if (block * kRows < group.rows())
-      forward_block<Products, kEntropy>(p, group, block, packed + i % groups * strips * strip_size, true,
+    if (block < blocks_of.count() && !blocks_of[block].empty())
+      forward_block<Products, kEntropy>(p, group, blocks_of[block], packed + i % groups * strips * strip_size, true,
                                         own_scratch.get<Real>(forward_scratch<Products>(D)));
     Products::end_task();
   });

@@ -12,6 +12,7 @@ struct PlainProducts {
   using Real = R;
   using Operand = R;
   static constexpr int64_t kPanelKeys = kPanel<R>;
+  static constexpr bool kWholePanels = false;  // what is summed over queries may be any span of keys
 
   // to [D, kPanelKeys] = x [kPanelKeys, width] transposed.
   static void pack_columns(int64_t D, const Real* x, int64_t width, Real* to) {
@@ -21,12 +22,13 @@ struct PlainProducts {
   static bool pack_rows(int64_t n, int64_t D, const Real* x, int64_t width, Real* to, int64_t length, int64_t first) {
     return CPU_CAPABILITY::pack_rows(n, D, x, width, to + first * kPanel<Real>, length);
   }
+  static int64_t row_offset(int64_t rows, int64_t) { return rows * kPanel<R>; }  // of packed rows
   // A block's rows [count, row] as operands, in place.
   static const Real* narrow(int64_t, int64_t, Real* rows) { return rows; }
   static void end_task() {}
 
   // to [count, strip + kPad] = rows · columns, in the panels of `panels`; first is the strip's first key.
-  static void scores(const Block<Real>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* rows,
+  static void scores(const Sights<>& block, int64_t first, int64_t strip, Span panels, int64_t D, const Real* rows,
                      const Real* columns, Real* to) {
     product<false, false>(block.count, panels.to - panels.from, kTile, rows, Widths<Real>(D).row,
                           columns + panels.from * D, D * kPanel<Real>, to + panels.from, strip + kPad,
@@ -37,7 +39,7 @@ struct PlainProducts {
   }
 
   // to [count, row] += weights [count, strip + kPad] · packed rows of the strip. The weights are lost.
-  static void sum_over_keys(const Block<Real>& block, int64_t first, int64_t strip, Span, int64_t D, bool finite,
+  static void sum_over_keys(const Sights<>& block, int64_t first, int64_t strip, Span, int64_t D, bool finite,
                             Real* weights, const Real* rows, Real* to) {
     const int64_t height = finite ? kTile : 1;
     const Widths<Real> width(D);
@@ -47,8 +49,8 @@ struct PlainProducts {
   }
 
   // to [strip, row] += transposed weights · packed rows of the block, for the keys of `panels`.
-  static void sum_over_queries(const Block<Real>& block, int64_t first, int64_t strip, Span panels, int64_t D,
-                               bool finite, const Real* weights, const Real* rows, Real* to, Real*) {
+  static void sum_over_queries(const Sights<>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool finite,
+                               const Real* weights, const Real* rows, Real* to, Real*) {
     const Widths<Real> width(D);
     auto add = [&](Span keys, const auto& span_of) {
       product<true, true>(keys.to - keys.from, width.columns, kTile, weights + keys.from, strip + kPad, rows,
@@ -76,6 +78,7 @@ struct PairProducts {
   using Real = float;
   using Operand = uint16_t;
   static constexpr int64_t kPanelKeys = 64, kGroup = 32;
+  static constexpr bool kWholePanels = true;
   static_assert(kForwardStrip % kPanelKeys == 0 && kBackwardStrip % kPanelKeys == 0 && kRows % kGroup == 0);
 
   static uint16_t bits(float x) { return to_bfloat16(x).bits; }
@@ -98,6 +101,7 @@ struct PairProducts {
     std::memset(to, 0, (round_up(n, kPanelKeys) - round_up(n, 2)) * D * sizeof(uint16_t));
     return true;
   }
+  static int64_t row_offset(int64_t rows, int64_t D) { return rows * D; }
   // Row r stays where it began: rows of operands are 2 · row apart.
   static const uint16_t* narrow(int64_t count, int64_t row, float* rows) {
     for (int64_t r = 0; r < count; ++r)
@@ -106,7 +110,7 @@ struct PairProducts {
   }
 
   // The keys of the strip that rows m … m + kGroup - 1 see, in whole panels.
-  static Span panels_of(const Block<float>& block, int64_t m, int64_t first, int64_t strip) {
+  static Span panels_of(const Sights<>& block, int64_t m, int64_t first, int64_t strip) {
     Span keys{};
     for (int64_t r = m; r < smaller(m + kGroup, block.count); ++r) keys = join(keys, block.keys[r]);
     const Span part = within_strip(keys, first, strip);
@@ -114,7 +118,7 @@ struct PairProducts {
     return {part.from / kPanelKeys * kPanelKeys, round_up(part.to, kPanelKeys)};
   }
 
-  static void scores(const Block<float>& block, int64_t first, int64_t strip, Span, int64_t D, const uint16_t* rows,
+  static void scores(const Sights<>& block, int64_t first, int64_t strip, Span, int64_t D, const uint16_t* rows,
                      const uint16_t* columns, float* to) {
     const int64_t ld = 2 * Widths<float>(D).row, width = strip + kPad;
     for (int64_t m = 0; m < block.count; m += kGroup) {
@@ -125,7 +129,7 @@ struct PairProducts {
     }
   }
 
-  static void sum_over_keys(const Block<float>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool,
+  static void sum_over_keys(const Sights<>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool,
                             float* weights, const uint16_t* rows, float* to) {
     const int64_t width = strip + kPad, row = Widths<float>(D).row;
     for (int64_t r = 0; r < block.count; ++r) narrow(1, panels.to - panels.from, weights + r * width + panels.from);
@@ -139,7 +143,7 @@ struct PairProducts {
   }
 
   // staging: [kRows, strip] of operands.
-  static void sum_over_queries(const Block<float>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool,
+  static void sum_over_queries(const Sights<>& block, int64_t first, int64_t strip, Span panels, int64_t D, bool,
                                const float* weights, const uint16_t* rows, float* to, float* staging) {
     const int64_t width = strip + kPad, row = Widths<float>(D).row, keys = panels.to - panels.from;
     const int64_t count = round_up(block.count, kGroup);
@@ -192,7 +196,8 @@ bool pack_keys(DType dtype, const void* x, const HeadStrides& strides, const Gro
 constexpr bool kPairs = kVectorBytes > 16;
 template <class Parameters>
 bool takes_pairs(const Parameters& p) {
-  return kPairs && p.dtype == DType::kBFloat16 && has_bfloat16_products();
+  const bool whole_panels = p.shape.block_mask == nullptr || p.shape.block_size % PairProducts::kPanelKeys == 0;
+  return kPairs && p.dtype == DType::kBFloat16 && whole_panels && has_bfloat16_products();
 }
 
 // x [D] of bfloat16 at an offset of base.

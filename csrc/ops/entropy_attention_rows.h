@@ -13,7 +13,8 @@
 //
 // The one mask is the span of keys that a row sees. Products skip tiles that see nothing of a panel and sum over the keys that
 // some row of the tile sees; there p and ds are 0 for a row that does not. If a summed operand is not finite, where 0 · NaN
-// would be NaN, tiles are one row high and sum over the row's own span alone.
+// would be NaN, tiles are one row high and sum over the row's own span alone. A block mask leaves it so: the keys that a block of
+// rows keeps are moved together (csrc/ops/entropy_attention_runs.h).
 #pragma once
 #include <cmath>
 #include <limits>
@@ -33,6 +34,7 @@ constexpr double kLowest =
     -1100;  // 2^kLowest is 0 in double too; kept in place of -inf so that p · log p is 0, not NaN
 
 constexpr int64_t kRows = 96;  // a multiple of every kTile
+constexpr int64_t kMostHeadSize = 256;
 // Longer strips go over out less often: 512 is 3 % faster than 256 at T = 2048 (1024: 1 % more, for twice the scratch).
 constexpr int64_t kForwardStrip = 512;
 constexpr int64_t kBackwardStrip = 128;  // packed keys, gradients and two blocks of scores: 270 KB at D = 64, within L2
@@ -81,6 +83,9 @@ void multiply(Real* x, int64_t n, Real factor) {
 // Batch entry b: T queries and n_b keys; its rows begin at row `first` of a packed array.
 struct Sequence {
   int64_t first = 0, queries = 0, keys = 0, start = 0;
+  const int64_t* places = nullptr;  // [T] up to `most`, or null
+  int64_t most = 0;
+  int64_t place(int64_t t) const { return places ? within(places[t], -1, most) : start + t; }
 };
 
 inline Sequence sequence_of(const AttentionShape& s, int64_t b) {
@@ -89,13 +94,17 @@ inline Sequence sequence_of(const AttentionShape& s, int64_t b) {
     const int64_t rows = smaller(to - from, smaller(s.queries, s.keys));
     return {from, rows, rows, 0};
   }
-  return {0, s.queries, s.key_lengths ? within(s.key_lengths[b], 0, s.keys) : s.keys,
-          s.query_start ? within(s.query_start[b], 0, s.keys) : s.keys - s.queries};
+  return {0,
+          s.queries,
+          s.key_lengths ? within(s.key_lengths[b], 0, s.keys) : s.keys,
+          s.query_start ? within(s.query_start[b], 0, s.keys) : s.keys - s.queries,
+          s.places ? s.places + b * s.queries : nullptr,
+          s.keys};
 }
 
 inline Span visible(const AttentionShape& s, const Sequence& sequence, int64_t t) {
   if (!s.causal) return {0, sequence.keys};
-  const int64_t place = sequence.start + t;
+  const int64_t place = sequence.place(t);
   return {s.window > 0 ? larger(0, place - s.window + 1) : 0, smaller(sequence.keys, place + 1)};
 }
 
@@ -117,30 +126,12 @@ inline Span join(Span a, Span b) {
   return a.empty() ? b : Span{smaller(a.from, b.from), larger(a.to, b.to)};
 }
 
-// Rows first … first + count - 1 of a group, at most kMost.
-template <class Real, int64_t kMost = kRows>
-struct Block {
-  int64_t first, count;
-  bool capped;
+// The keys that each of some rows sees.
+template <int64_t kMost = kRows>
+struct Sights {
+  int64_t count;
   Span keys[kMost], tile_keys[(kMost + kTile - 1) / kTile], all;
-  Real temperature[kMost];
-  Real factor[kMost];  // s = factor · (q·k)
-  Real cap[kMost];     // with softcap s = cap · tanh(factor · (q·k))
 
-  template <class Params>
-  Block(const Params& p, const Group& group, int64_t index)
-      : first(index * kMost), count(smaller(kMost, group.rows() - first)), capped(p.shape.softcap > 0) {
-    const AttentionShape& s = p.shape;
-    for (int64_t r = 0; r < count; ++r) {
-      keys[r] = visible(s, group.sequence, (first + r) % group.sequence.queries);
-      temperature[r] = p.temperature == nullptr
-                           ? Real(1)
-                           : statistic<Real>(p.temperature, group.at(p.temperature_strides, first + r));
-      factor[r] = static_cast<Real>(s.scale / (s.softcap > 0 ? s.softcap : temperature[r]));
-      cap[r] = static_cast<Real>(s.softcap / temperature[r]);
-    }
-    join_spans();
-  }
   void join_spans() {
     all = {};
     for (int64_t m = 0; m < count; m += kTile) {
@@ -149,9 +140,96 @@ struct Block {
       all = join(all, tile);
     }
   }
+  void cut(Span to) {
+    for (int64_t r = 0; r < count; ++r) keys[r] = overlap(keys[r], to);
+    join_spans();
+  }
+  Span seen(int64_t m, int64_t height) const { return height == 1 ? keys[m] : tile_keys[m / kTile]; }
+};
+
+// The rows of a group in blocks of at most kMost; with a block mask those of a block are of one head and one row block.
+template <int64_t kMost = kRows>
+struct Blocks {
+  int64_t rows, queries, row_block, pieces;  // pieces: blocks that a row block is cut into; 0: no mask
+  Blocks(const AttentionShape& s, int64_t queries)
+      : rows(s.heads / s.kv_heads * queries),
+        queries(queries),
+        row_block(s.block_size),
+        pieces(s.block_mask ? parts(smaller(s.block_size, larger(1, queries)), kMost) : 0) {}
+  int64_t count() const {
+    return pieces == 0 || rows == 0 ? parts(rows, kMost) : rows / queries * parts(queries, row_block) * pieces;
+  }
+  // The rows of the i-th; none where there is nothing left for it.
+  Span operator[](int64_t i) const {
+    if (pieces == 0 || rows == 0) return {i * kMost, smaller((i + 1) * kMost, rows)};
+    const int64_t each = parts(queries, row_block) * pieces, begin = i / each * queries;
+    const int64_t from = i % each / pieces * row_block, to = smaller(from + row_block, queries);
+    return {begin + from + i % pieces * kMost, begin + smaller(from + (i % pieces + 1) * kMost, to)};
+  }
+  // All that have rows, in order.
+  struct Iterator {
+    const Blocks& blocks;
+    int64_t i;
+    Span operator*() const { return blocks[i]; }
+    void operator++() {
+      do ++i;
+      while (i < blocks.count() && blocks[i].empty());
+    }
+    bool operator!=(const Iterator& other) const { return i < other.i; }
+  };
+  Iterator begin() const { return {*this, 0}; }
+  Iterator end() const { return {*this, count()}; }
+};
+
+// Rows first … first + count - 1 of a group.
+template <class Real, int64_t kMost = kRows>
+struct Block : Sights<kMost> {
+  using Sights<kMost>::count;
+  using Sights<kMost>::keys;
+  int64_t first, block_size;
+  bool capped, biased;
+  Real temperature[kMost];
+  Real factor[kMost];           // s = factor · (q·k)
+  Real cap[kMost];              // with softcap s = cap · tanh(factor · (q·k))
+  const bool* kept = nullptr;   // [⌈S/b⌉] of the block mask, for all of the rows
+  const Real* gates = nullptr;  // [⌈S/b⌉]
+  Real slope[kMost];            // biased: the row's, in the unit of scores
+  const Sequence* sequence;
+
+  template <class Params>
+  Block(const Params& p, const Group& group, Span rows)
+      : first(rows.from),
+        block_size(p.shape.block_size),
+        capped(p.shape.softcap > 0),
+        biased(p.bias.slopes != nullptr || p.bias.gates != nullptr),
+        sequence(&group.sequence) {
+    const AttentionShape& s = p.shape;
+    count = rows.to - rows.from;
+    for (int64_t r = 0; r < count; ++r) {
+      keys[r] = visible(s, group.sequence, query(r));
+      temperature[r] = p.temperature == nullptr
+                           ? Real(1)
+                           : statistic<Real>(p.temperature, group.at(p.temperature_strides, first + r));
+      factor[r] = static_cast<Real>(s.scale / (s.softcap > 0 ? s.softcap : temperature[r]));
+      cap[r] = static_cast<Real>(s.softcap / temperature[r]);
+      if (biased) slope[r] = statistic<Real>(p.bias.slopes, head(group, r)) / (temperature[r] * row_factor(r));
+    }
+    if (s.block_mask != nullptr) {
+      const int64_t h = head(group), row_block = query(0) / block_size;
+      kept = s.block_mask + offset(s.block_strides, group.b, h, row_block);
+      if (p.bias.gates != nullptr)
+        gates = static_cast<const Real*>(p.bias.gates) + offset(p.bias.gate_strides, group.b, h, row_block);
+    }
+    this->join_spans();
+  }
+  int64_t query(int64_t r) const { return (first + r) % sequence->queries; }
+  int64_t head(const Group& group, int64_t r = 0) const {
+    return group.g * group.heads + (first + r) / sequence->queries;
+  }
+  // Whether the row block keeps a block of columns.
+  bool keeps(int64_t column) const { return kept[column] && (gates == nullptr || gates[column] != 0); }
   // What a row's scores are to be multiplied with, once they are capped.
   Real row_factor(int64_t r) const { return capped ? Real(1) : factor[r]; }
-  Span seen(int64_t m, int64_t height) const { return height == 1 ? keys[m] : tile_keys[m / kTile]; }
 };
 
 // The part of a span that lies in the strip from key `first` on, counted from there.

@@ -13,19 +13,29 @@ TORCH_LIBRARY(isentrope, m) {
   m.def(
       "entropy_attention(Tensor q, Tensor k, Tensor v, *, bool causal, SymInt? window=None, float? softcap=None, "
       "float? scale=None, Tensor? temperature=None, Tensor? key_lengths=None, Tensor? query_start=None, "
-      "Tensor? cu_seqlens=None, SymInt? max_seqlen=None, bool return_entropy=True) "
+      "Tensor? cu_seqlens=None, SymInt? max_seqlen=None, Tensor? block_mask=None, SymInt? block_size=None, "
+      "Tensor? gates=None, Tensor? sinks=None, Tensor? slopes=None, bool return_entropy=True) "
       "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit, Tensor anchor, Tensor log_sum)");
   m.def(
       "entropy_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor entropy, Tensor anchor, "
       "Tensor log_sum, Tensor? dout, Tensor? dlse, Tensor? dentropy, *, bool causal, SymInt? window=None, float? "
       "softcap=None, float? scale=None, "
       "Tensor? temperature=None, Tensor? key_lengths=None, Tensor? query_start=None, Tensor? cu_seqlens=None, "
-      "SymInt? max_seqlen=None, bool of_temperature=False) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dtemperature)");
+      "SymInt? max_seqlen=None, Tensor? block_mask=None, SymInt? block_size=None, Tensor? gates=None, "
+      "Tensor? sinks=None, Tensor? slopes=None, bool of_temperature=False, bool of_gates=False, bool of_sinks=False) "
+      "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dtemperature, Tensor dgates, Tensor dsinks)");
 
   // ---- merge_attention_states
   m.def(
       "merge_attention_states(Tensor out, Tensor lse, Tensor entropy, Tensor max_logit) "
       "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit)");
+
+  // ---- gathered_attention, scatter_mean
+  m.def(
+      "gathered_attention(Tensor q, Tensor k, Tensor v, Tensor index, *, Tensor? key_index=None, bool causal, "
+      "float? softcap=None, float? scale=None, bool return_entropy=True) "
+      "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit)");
+  m.def("scatter_mean(Tensor x, Tensor index, SymInt length) -> Tensor");
 
   // ---- sigma_linear
   m.def(
@@ -229,6 +239,7 @@ void autocast_rules(torch::Library& m) {
   using namespace isentrope::ops;
   // What is multiplied is taken in autocast's dtype, as torch's linear and attention take it; γ, u, temperature, β, decays and states are left.
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_autocast>);
+  m.impl("gathered_attention", gathered_attention_autocast);
   m.impl("sigma_linear", sigma_linear_autocast);
   m.impl("linear_token_entropy", linear_token_entropy_autocast);
   m.impl("linear_token_entropy_kept", linear_token_entropy_kept_autocast);
@@ -237,8 +248,8 @@ void autocast_rules(torch::Library& m) {
   // What is summed is taken in float.
   m.impl("window_entropy", window_entropy_autocast);
   // Left as they are. They take any dtype, or a mixture, and compute in float whatever it is:
-  for (const char* op : {"token_entropy", "token_entropy_kept", "merge_attention_states", "grpo_select", "grpo_loss",
-                         "grpo_combine_stats", "grpo_stat_names"})
+  for (const char* op : {"token_entropy", "token_entropy_kept", "merge_attention_states", "scatter_mean", "grpo_select",
+                         "grpo_loss", "grpo_combine_stats", "grpo_stat_names"})
     m.impl(op, torch::CppFunction::makeFallthrough());
   // they read what another op gave, which chose its dtype:
   for (const char* op :
@@ -265,4 +276,6 @@ TORCH_LIBRARY_IMPL(isentrope, CompositeExplicitAutograd, m) {
 // Plain torch, which differentiates it.
 TORCH_LIBRARY_IMPL(isentrope, CompositeImplicitAutograd, m) {
   m.impl("merge_attention_states", isentrope::ops::merge_attention_states_composite);
+  m.impl("gathered_attention", isentrope::ops::gathered_attention_composite);
+  m.impl("scatter_mean", isentrope::ops::scatter_mean_composite);
 }

@@ -19,9 +19,18 @@ struct EntropyAttentionOptions {
   std::optional<double> scale;        // default 1/√D
   std::optional<Tensor> temperature;  // [H], [H, T] or [B, H, T] above 0, by which logits are divided; has a gradient
   std::optional<Tensor> key_lengths;  // [B] integers: keys at and after it are not read
-  std::optional<Tensor> query_start;  // [B] integers: the key that query 0 sees last; default S − T
+  std::optional<Tensor>
+      query_start;  // [B] integers: the key that query 0 sees last; default S − T. Or [B, T]: of each query
   std::optional<Tensor> cu_seqlens;   // [sequences + 1] integers, 0 first, then where each packed sequence ends
   std::optional<int64_t> max_seqlen;  // packed: at least the longest sequence; spares a GPU empty blocks
+  // With b = block_size, a multiple of 16: [B, H or 1, ⌈T/b⌉, ⌈S/b⌉] bool, the blocks of keys that the rows of a block see; or
+  // [B, H or 1, ⌈T/b⌉, any] integers, the columns of those blocks, filled up with −1. Packed: B sequences, T and S max_seqlen
+  std::optional<Tensor> block_mask;
+  std::optional<int64_t> block_size;
+  std::optional<Tensor>
+      gates;  // [B, H or 1, ⌈T/b⌉ or 1, ⌈S/b⌉] ≥ 0, factors of the weights; with block_mask; has a gradient
+  std::optional<Tensor> sinks;   // [H] logits of a column without value; has a gradient
+  std::optional<Tensor> slopes;  // [H] s → s − slope · |distance|, before the temperature; no gradient
   bool return_entropy = true;
 };
 struct EntropyAttention {
@@ -40,6 +49,23 @@ EntropyAttention entropy_attention(const Tensor& q, const Tensor& k, const Tenso
 // out [N, …, D], lse, entropy, max_logit [N, …] → the same without N. entropy and max_logit may be undefined.
 EntropyAttention merge_attention_states(const Tensor& out, const Tensor& lse, const Tensor& entropy = {},
                                         const Tensor& max_logit = {});
+
+// ---- gathered_attention ------------------------------------------------------------------------------------------
+struct GatheredAttentionOptions {
+  std::optional<Tensor> key_index;       // [B, H, C, m] like index, the keys of each cluster; default: index
+  bool causal = true;                    // a query sees the keys at its own position and before it, by position
+  std::optional<double> softcap, scale;  // of entropy_attention
+  bool return_entropy = true;
+};
+// The attention of each of C clusters within itself: q [B, H, T, D], k, v [B, G, S, D], index [B, H, C, w] the positions that a
+// cluster gathers, in any order, -1 for none → out [B, H, C, w, D], statistics [B, H, C, w]; rows of -1 are empty rows.
+EntropyAttention gathered_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& index,
+                                    const GatheredAttentionOptions& options = {});
+
+// ---- scatter_mean ------------------------------------------------------------------------------------------------
+// x [B, H, C, w, D] or [B, H, C, w], index [B, H, C, w] → [B, H, length, D] or [B, H, length]: at each position the mean of what
+// index says is of it, 0 where nothing is; -1: of none.
+Tensor scatter_mean(const Tensor& x, const Tensor& index, const c10::SymInt& length);
 
 // ---- sigma_linear ----------------------------------------------------------------------------------------------
 struct SigmaLinear {

@@ -37,7 +37,7 @@ struct Rule {
 const std::vector<Rule>& rules() {
   constexpr Role fold = Role::kFold, lead = Role::kLead, temperature = Role::kTemperature;
   static const std::vector<Rule> all = {
-      // Packed sequences (cu_seqlens) have no batch: for each.
+      // Packed sequences (cu_seqlens) have no batch, and sinks sum their gradient over it: for each.
       {"isentrope::entropy_attention",
        {{"q", fold},
         {"k", fold},
@@ -45,6 +45,8 @@ const std::vector<Rule>& rules() {
         {"temperature", temperature},
         {"key_lengths", fold},
         {"query_start", fold},
+        {"block_mask", fold},
+        {"gates", fold},
         {"out", fold},
         {"lse", fold},
         {"entropy", fold},
@@ -58,6 +60,8 @@ const std::vector<Rule>& rules() {
         {"temperature", temperature},
         {"key_lengths", fold},
         {"query_start", fold},
+        {"block_mask", fold},
+        {"gates", fold},
         {"out", fold},
         {"entropy", fold},
         {"anchor", fold},
@@ -68,7 +72,8 @@ const std::vector<Rule>& rules() {
         {"dq", fold},
         {"dk", fold},
         {"dv", fold},
-        {"dtemperature", temperature}}},
+        {"dtemperature", temperature},
+        {"dgates", fold}}},
       // Another weight, bias or gradient of them for each element: for each.
       {"isentrope::sigma_linear", {{"x", lead}, {"y", lead}}},
       {"isentrope::sigma_linear_backward", {{"x", lead}, {"dy", lead}, {"dx", lead}}},
@@ -257,6 +262,7 @@ bool folds(const Call& call) {
              recurrence =
                  op.starts_with("isentrope::linear_attention") || op.starts_with("isentrope::gated_delta_rule");
   if ((attention || recurrence) && !call["cu_seqlens"].isNone()) return false;
+  if (op == "isentrope::entropy_attention_backward" && call["of_sinks"].toBool()) return false;
   if (op == "isentrope::sigma_linear_backward" || op == "isentrope::linear_token_entropy_backward") {
     const auto wanted = call["wanted"].toBoolList();
     for (size_t i = 1; i < wanted.size(); ++i)
@@ -391,7 +397,10 @@ void refuse(const c10::OperatorHandle& op, Stack*) {
 
 void vmap_rules(torch::Library& m) {
   for (const Rule& rule : rules()) m.impl(rule.op.data(), torch::CppFunction::makeFromBoxedFunction<&run>());
-  m.impl("isentrope::merge_attention_states", merge_attention_states_composite);  // torch's own operators have rules
+  // torch's own operators, and ours, have rules
+  m.impl("isentrope::merge_attention_states", merge_attention_states_composite);
+  m.impl("isentrope::gathered_attention", gathered_attention_composite);
+  m.impl("isentrope::scatter_mean", scatter_mean_composite);
   for (const char* op : {"isentrope::power_step", "isentrope::token_entropy_backward_"})
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse>());
 }

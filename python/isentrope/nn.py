@@ -247,7 +247,7 @@ def visible_keys(
         end = place + 1 if causal else (cu_seqlens[1:] - cu_seqlens[:-1]).long()[_sequences(queries, cu_seqlens)]
     else:
         start = torch.full((1,), keys - queries, device=device) if query_start is None else query_start.long()
-        place = start[:, None] + torch.arange(queries, device=device)  # [B, T]
+        place = start if start.dim() == 2 else start[:, None] + torch.arange(queries, device=device)  # [B, T]
         end = torch.full_like(place, keys) if key_lengths is None else key_lengths.long()[:, None].expand(-1, queries)
         end = torch.minimum(end, place + 1) if causal else end + 0 * place
     first = torch.zeros_like(place) if window is None else (place - window + 1).clamp(min=0)

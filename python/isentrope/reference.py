@@ -19,36 +19,53 @@ from isentrope.reference_recurrence import linear_attention as linear_attention
 def entropy_attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = None, softcap: float | None = None, scale: float | None = None,
     temperature: Tensor | None = None, key_lengths: Tensor | None = None, query_start: Tensor | None = None,
-    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, block_mask: Tensor | None = None, block_size: int | None = None,
+    gates: Tensor | None = None, sinks: Tensor | None = None, slopes: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """q [B, H, T, D], k, v [B, G, S, D] → out [B, H, T, D], lse, entropy, max_logit [B, H, T]; packed as the op says."""
     if cu_seqlens is not None:
         ends, parts = cu_seqlens.tolist(), []
-        for a, b in zip(ends, ends[1:]):
+        for i, (a, b) in enumerate(zip(ends, ends[1:])):
             one = [x[a:b].transpose(0, 1)[None] for x in (q, k, v)]
             t = temperature[:, a:b] if temperature is not None and temperature.dim() == 2 else temperature
-            parts.append(entropy_attention(*one, causal=causal, window=window, softcap=softcap, scale=scale, temperature=t))
+            n = 0 if block_size is None else -(-(b - a) // block_size)
+            mask, gate = (x if x is None else x[i : i + 1, :, :n] for x in (block_mask, gates))
+            mask, gate = (x if x is None or x.dtype in (torch.int32, torch.int64) else x[..., :n] for x in (mask, gate))
+            parts.append(entropy_attention(*one, causal=causal, window=window, softcap=softcap, scale=scale, temperature=t, block_mask=mask,
+                                           block_size=block_size, gates=gate, sinks=sinks, slopes=slopes))  # fmt: skip
         return tuple(torch.cat([x[0].transpose(0, 1) for x in xs]) for xs in zip(*parts))
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
     s = q @ k.transpose(-1, -2) * (D**-0.5 if scale is None else scale)
     s = s if softcap is None else softcap * torch.tanh(s / softcap)
-    if temperature is not None:  # [H], [H, T] or [B, H, T]
-        s = s / (temperature[:, None, None] if temperature.dim() == 1 else temperature[..., None])
     rows, keys = torch.arange(T, device=q.device), torch.arange(S, device=q.device)
     start = torch.full((B,), S - T, device=q.device) if query_start is None else query_start
-    place = (start[:, None] + rows)[:, None, :, None]
+    place = (start if start.dim() == 2 else start[:, None] + rows)[:, None, :, None]
+    if slopes is not None:
+        s = s - slopes[:, None, None] * (place - keys).abs()
+    if temperature is not None:  # [H], [H, T] or [B, H, T]
+        s = s / (temperature[:, None, None] if temperature.dim() == 1 else temperature[..., None])
     seen = keys < (S if key_lengths is None else key_lengths.view(B, 1, 1, 1)) + torch.zeros_like(place)
     if causal:
         seen = seen & (keys <= place) & (keys > place - (window or S + T + 1))
+    if block_mask is not None and block_size is not None:
+        if block_mask.dtype != torch.bool:  # columns, -1 for none
+            block_mask = (block_mask[..., None] == torch.arange(-(-S // block_size), device=q.device)).any(-2)
+        seen = seen & block_mask[:, :, rows // block_size][..., keys // block_size]
+        if gates is not None:
+            g = gates.expand(B, H, block_mask.shape[2], -1)[:, :, rows // block_size][..., keys // block_size]
+            seen, s = seen & (g > 0), s + g.where(g > 0, 1).log()
+    if sinks is not None:  # a column more, without a value
+        s = torch.cat([s, sinks.to(s.dtype).view(1, H, 1, 1).expand(B, H, T, 1)], -1)
+        seen = torch.cat([seen.expand(B, H, T, S), torch.ones_like(s[..., -1:], dtype=torch.bool)], -1)
     s = s.masked_fill(~seen, -torch.inf)
     none = ~seen.any(-1, keepdim=True).expand(B, H, T, 1)  # softmax over no key: 0 instead of NaN
     logp = torch.log_softmax(s.masked_fill(none, 0), -1)
     p = logp.exp().masked_fill(~seen, 0)
     entropy = -(p * logp.masked_fill(~seen, 0)).sum(-1)
     lse = s.masked_fill(none, 0).logsumexp(-1).masked_fill(none[..., 0], -torch.inf)
-    largest = s.max(-1).values if S else torch.full_like(lse, -torch.inf)
-    return p @ v, lse, entropy, largest
+    largest = s.max(-1).values if s.shape[-1] else torch.full_like(lse, -torch.inf)
+    return p[..., :S] @ v, lse, entropy, largest
 
 
 # ---- merge_attention_states ------------------------------------------------------------------------------------------
@@ -60,6 +77,37 @@ def merge_attention_states(out: Tensor, lse: Tensor, entropy: Tensor, max_logit:
     weight = (lse - total.masked_fill(total == -torch.inf, 0)).exp()
     minus_log = (total - lse).masked_fill(weight == 0, 0)
     return (weight[..., None] * out).sum(0), total, (weight * (entropy + minus_log)).sum(0), max_logit.max(0).values
+
+
+# ---- gathered_attention, scatter_mean --------------------------------------------------------------------------------
+
+
+def gathered_attention(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, key_index: Tensor | None = None, causal: bool, softcap: float | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """q [B, H, T, D], k, v [B, G, S, D], index [B, H, C, w], key_index [B, H, C, m] → out [B, H, C, w, D], statistics [B, H, C, w]."""
+    (B, H, _, D), G, keys = q.shape, k.shape[1], index if key_index is None else key_index
+    k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
+    b, h = torch.arange(B)[:, None, None, None], torch.arange(H)[:, None, None]
+    q, k, v = (x[b, h, at.clamp(min=0)] for x, at in ((q, index), (k, keys), (v, keys)))
+    s = q @ k.transpose(-1, -2) * (D**-0.5 if scale is None else scale)
+    s = s if softcap is None else softcap * torch.tanh(s / softcap)
+    seen = (index >= 0)[..., None] & (keys >= 0)[..., None, :]
+    if causal:
+        seen = seen & (keys[..., None, :] <= index[..., None])
+    s, none = s.masked_fill(~seen, -torch.inf), ~seen.any(-1, keepdim=True)
+    logp = torch.log_softmax(s.masked_fill(none, 0), -1)
+    p = logp.exp().masked_fill(~seen, 0)
+    lse = s.masked_fill(none, 0).logsumexp(-1).masked_fill(none[..., 0], -torch.inf)
+    return p @ v, lse, -(p * logp.masked_fill(~seen, 0)).sum(-1), s.max(-1).values
+
+
+def scatter_mean(x: Tensor, index: Tensor, length: int) -> Tensor:
+    """x [B, H, C, w, D] or [B, H, C, w], index [B, H, C, w] → [B, H, length, D] or [B, H, length]; -1: nowhere."""
+    hit = (index[..., None] == torch.arange(length)).to(x.dtype)  # [B, H, C, w, T]
+    mean = hit / hit.sum((2, 3), keepdim=True).clamp(min=1)
+    return torch.einsum("bhcwt,bhcwd->bhtd", mean, x) if x.dim() == 5 else torch.einsum("bhcwt,bhcw->bht", mean, x)
 
 
 # ---- sigma_linear ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ enum Temperature { kNone, kHead, kRow, kBatchRow };
 enum Gradient { kDout = 1, kDlse = 2, kDentropy = 4, kAll = 7 };
 
 struct Sequence {
-  int64_t b, row, queries, keys, start;  // row: packed: of all before it
+  int64_t b, row, queries, keys, start, index;  // row: packed: of all before it; index: of all sequences
 };
 
 struct Case {
@@ -38,8 +38,13 @@ struct Case {
   std::vector<int64_t> key_lengths, query_start, cu_seqlens;  // [B], [B], [B + 1]; empty: none
   Temperature temperature = kNone;
   int gradients = kAll;
-  bool rows_first = false;           // [B, T, H, D] with a gap between rows, else [B, H, T, D]
-  std::vector<double> q, k, v, tau;  // [B, H, T, D], [B, G, S, D] twice, [B, H, T]; packed: B is 1, T and S are total
+  int64_t block_size = 0;  // with a mask
+  bool gated = false, sunk = false, sloped = false;
+  std::vector<int64_t> places;        // [B, T], or none
+  std::vector<double> mask, gates;    // [B, H, R, C] 1: kept, 0: not; both of sequences as long as may be
+  std::vector<double> sinks, slopes;  // [H]
+  bool rows_first = false;            // [B, T, H, D] with a gap between rows, else [B, H, T, D]
+  std::vector<double> q, k, v, tau;   // [B, H, T, D], [B, G, S, D] twice, [B, H, T]; packed: B is 1, T and S are total
   std::vector<double> dout, dlse, dentropy;  // [B, H, T, D], [B, H, T] twice
 
   bool packed() const { return !cu_seqlens.empty(); }
@@ -50,6 +55,15 @@ struct Case {
     if (temperature == kNone) return 1.0;
     return tau[((temperature == kBatchRow ? b : 0) * H + h) * rows() + (temperature == kHead ? 0 : t)];
   }
+  int64_t row_blocks() const { return (T + block_size - 1) / block_size; }
+  int64_t column_blocks() const { return (S + block_size - 1) / block_size; }
+  int64_t block(const Sequence& s, int64_t h, int64_t t, int64_t j) const {
+    return ((s.index * H + h) * row_blocks() + t / block_size) * column_blocks() + j / block_size;
+  }
+  double gate_at(const Sequence& s, int64_t h, int64_t t, int64_t j) const {
+    return gated ? gates[block(s, h, t, j)] : 1.0;
+  }
+  int64_t place(const Sequence& s, int64_t t) const { return places.empty() ? s.start + t : places[s.b * T + t]; }
   double scale_or_default() const { return scale != 0 ? scale : 1 / std::sqrt(static_cast<double>(D)); }
 
   std::vector<Sequence> sequences() const {
@@ -57,17 +71,18 @@ struct Case {
     for (int64_t b = 0; b < B; ++b) {
       if (packed()) {
         const int64_t length = cu_seqlens[b + 1] - cu_seqlens[b];
-        all.push_back({0, cu_seqlens[b], length, length, 0});
+        all.push_back({0, cu_seqlens[b], length, length, 0, b});
       } else {
         all.push_back(
-            {b, 0, T, key_lengths.empty() ? S : key_lengths[b], query_start.empty() ? S - T : query_start[b]});
+            {b, 0, T, key_lengths.empty() ? S : key_lengths[b], query_start.empty() ? S - T : query_start[b], b});
       }
     }
     return all;
   }
-  bool sees(const Sequence& s, int64_t t, int64_t j) const {
-    const int64_t place = s.start + t;
-    return j < s.keys && (!causal || (j <= place && (window == 0 || j > place - window)));
+  bool sees(const Sequence& s, int64_t h, int64_t t, int64_t j) const {
+    const int64_t at = place(s, t);
+    if (j >= s.keys || (causal && (j > at || (window != 0 && j <= at - window)))) return false;
+    return block_size == 0 || (mask[block(s, h, t, j)] != 0 && gate_at(s, h, t, j) != 0);
   }
 
   // Seeded values for whatever has none yet. Keys that are not to be read are NaN.
@@ -80,6 +95,15 @@ struct Case {
     dout = normal(queries * D, seed + 4);
     dlse = normal(queries, seed + 5);
     dentropy = normal(queries, seed + 6);
+    if (block_size > 0) {
+      const int64_t blocks = B * H * row_blocks() * column_blocks();
+      if (mask.empty())
+        for (const double x : uniform(blocks, seed + 7, 0, 1)) mask.push_back(x < 0.4 ? 1 : 0);
+      gates = uniform(blocks, seed + 8, 0.2, 2.0);
+      for (int64_t n = 0; n < blocks; n += 5) gates[n] = 0;
+    }
+    sinks = normal(H, seed + 9);
+    slopes = uniform(H, seed + 10, 0, 0.1);
     for (const Sequence& s : sequences())
       for (int64_t g = 0; g < G; ++g)
         for (int64_t j = s.keys; !packed() && j < S; ++j)
@@ -92,14 +116,16 @@ struct Case {
     text << "B " << B << ", H " << H << ", G " << G << ", T " << T << ", S " << S << ", D " << D
          << (causal ? ", causal" : "") << ", window " << window << ", softcap " << softcap << ", temperature "
          << temperature << ", gradients " << gradients << (key_lengths.empty() ? "" : ", key_lengths")
-         << (query_start.empty() ? "" : ", query_start") << (packed() ? ", packed" : "")
-         << (rows_first ? ", rows first" : "");
+         << (query_start.empty() ? "" : ", query_start") << (packed() ? ", packed" : "") << ", blocks of " << block_size
+         << (gated ? ", gates" : "") << (sunk ? ", sinks" : "") << (sloped ? ", slopes" : "")
+         << (places.empty() ? "" : ", places") << (rows_first ? ", rows first" : "");
     return text.str();
   }
 };
 
-enum Output { kOut, kLse, kEntropy, kMaxLogit, kDq, kDk, kDv, kDtau, kOutputs };
-const char* const kNames[kOutputs] = {"out", "lse", "entropy", "max_logit", "dq", "dk", "dv", "dtemperature"};
+enum Output { kOut, kLse, kEntropy, kMaxLogit, kDq, kDk, kDv, kDtau, kDgates, kDsinks, kOutputs };
+const char* const kNames[kOutputs] = {"out", "lse", "entropy",      "max_logit", "dq",
+                                      "dk",  "dv",  "dtemperature", "dgates",    "dsinks"};
 
 // A case whose numbers are of type A.
 template <class A>
@@ -112,7 +138,7 @@ struct Numbers : Case {
 // What the contract says, computed in A. round: to what the plain loop of a dtype keeps P, dz and its results in, else nothing.
 template <class A>
 struct Expected {
-  std::vector<A> value[kOutputs];
+  std::vector<A> value[kOutputs], gate_sizes;
   // The largest sum of the sizes of the terms that an element is summed of: what its rounding errors are in proportion to.
   double size[kOutputs] = {};
 
@@ -121,10 +147,13 @@ struct Expected {
     const int64_t queries = t.batch() * t.H * t.rows(), keys = t.batch() * t.G * t.key_rows();
     for (const Output i : {kOut, kDq}) value[i].assign(queries * t.D, A(0));
     for (const Output i : {kDk, kDv}) value[i].assign(keys * t.D, A(0));
-    for (const Output i : {kLse, kEntropy, kMaxLogit, kDtau}) value[i].assign(queries, A(0));
+    for (const Output i : {kLse, kEntropy, kMaxLogit, kDtau, kDsinks}) value[i].assign(queries, A(0));
+    value[kDgates].assign(t.gates.size(), A(0));
+    gate_sizes.assign(t.gates.size(), A(0));
     for (const Sequence& s : t.sequences())
       for (int64_t h = 0; h < t.H; ++h)
         for (int64_t query = 0; query < s.queries; ++query) row(t, s, h, query, round);
+    for (const A x : gate_sizes) grow(kDgates, x);
     for (const Output i : {kOut, kDq, kDk, kDv})
       for (A& x : value[i]) x = round(x);
   }
@@ -137,10 +166,10 @@ struct Expected {
             tau = static_cast<A>(t.tau_at(s.b, h, s.row + query));
     const A *q = t.q.data() + n * D, *k = t.k.data() + first_key * D, *v = t.v.data() + first_key * D;
     std::vector<int64_t> seen;
-    std::vector<A> logit, slope;
+    std::vector<A> logit, slope, log_gate;
     A largest = -kInf, sum = 0, dot_size = 0;
     for (int64_t j = 0; j < s.keys; ++j) {
-      if (!t.sees(s, query, j)) continue;
+      if (!t.sees(s, h, query, j)) continue;
       A z = 0, terms = 0;
       for (int64_t d = 0; d < D; ++d) {
         z += q[d] * k[j * D + d];
@@ -150,9 +179,19 @@ struct Expected {
       dot_size = std::max(dot_size, std::abs(terms * scale / tau));
       const A bend = cap > 0 ? std::tanh(z / cap) : A(0);
       seen.push_back(j);
-      logit.push_back((cap > 0 ? cap * bend : z) / tau);
+      const A far = t.sloped ? static_cast<A>(t.slopes[h] * std::abs(t.place(s, query) - j)) : A(0);
+      log_gate.push_back(std::log(static_cast<A>(t.gate_at(s, h, query, j))));
+      logit.push_back(((cap > 0 ? cap * bend : z) - far) / tau + log_gate.back());
+      dot_size = std::max(dot_size, far / tau + std::abs(log_gate.back()));
       slope.push_back(1 - bend * bend);
       largest = std::max(largest, logit.back());
+    }
+    const size_t keys = seen.size();  // what follows is the sink
+    if (t.sunk) {
+      seen.push_back(-1);
+      logit.push_back(static_cast<A>(t.sinks[h]));
+      largest = std::max(largest, logit.back());
+      dot_size = std::max(dot_size, std::abs(logit.back()));
     }
     if (seen.empty()) {
       value[kLse][n] = value[kMaxLogit][n] = -kInf;
@@ -168,7 +207,7 @@ struct Expected {
       p.push_back(std::exp(log_p[i]));
       if (p[i] > 0) H -= p[i] * log_p[i];
       const A weight = round(p[i]);
-      for (int64_t d = 0; d < D; ++d) out[d] += weight * v[seen[i] * D + d];
+      for (int64_t d = 0; i < keys && d < D; ++d) out[d] += weight * v[seen[i] * D + d];
     }
     value[kLse][n] = lse;
     value[kEntropy][n] = H;
@@ -189,10 +228,16 @@ struct Expected {
       q_size = std::max(q_size, std::abs(q[d]));
     }
     for (size_t i = 0; i < seen.size(); ++i) {
-      const A *key = k + seen[i] * D, *v_row = v + seen[i] * D;
       log_p[i] = logit[i] - lse;  // all that the contract gives: far from zero it has lost the digits that lse has
       p[i] = std::exp(log_p[i]);
       A dp = 0, terms = std::abs(delta) + std::abs(dentropy) + std::abs(dlse);
+      if (i == keys) {
+        const A part = p[i] > 0 ? dentropy * log_p[i] : A(0);
+        value[kDsinks][n] = p[i] * (-delta - part);
+        grow(kDsinks, p[i] * (terms + std::abs(part) + dout_size * v_size * static_cast<A>(D)));
+        break;
+      }
+      const A *key = k + seen[i] * D, *v_row = v + seen[i] * D;
       for (int64_t d = 0; d < D; ++d) {
         dp += dout[d] * v_row[d];
         terms += std::abs(dout[d] * v_row[d]);
@@ -200,10 +245,16 @@ struct Expected {
         k_size = std::max(k_size, std::abs(key[d]));
       }
       const A entropy_part = p[i] > 0 ? dentropy * log_p[i] : A(0), ds = p[i] * (dp - delta - entropy_part);
-      value[kDtau][n] -= ds * logit[i] / tau;
+      value[kDtau][n] -= ds * (logit[i] - log_gate[i]) / tau;
+      if (t.gated) {
+        const A gate = static_cast<A>(t.gate_at(s, h, query, seen[i]));
+        const int64_t block = t.block(s, h, query, seen[i]);
+        value[kDgates][block] += ds / gate;
+        gate_sizes[block] += p[i] * (terms + std::abs(entropy_part)) / gate;
+      }
       terms = p[i] * (terms + std::abs(entropy_part)) / tau;
       sum_size += terms;
-      dtau_size += terms * (std::abs(logit[i]) + dot_size);
+      dtau_size += terms * (std::abs(logit[i]) + std::abs(log_p[i]) + dot_size);
       const A dz = round(ds / tau * slope[i]), weight = round(p[i]);
       A *dq = value[kDq].data() + n * D, *dk = value[kDk].data() + (first_key + seen[i]) * D,
         *dv = value[kDv].data() + (first_key + seen[i]) * D;
@@ -272,7 +323,8 @@ std::unique_ptr<DeviceBuffer<int64_t>> device(const std::vector<int64_t>& values
 template <class T>
 void round_values(Case* t) {
   for (auto* x : {&t->q, &t->k, &t->v, &t->dout}) *x = to_doubles(convert<T>(*x));
-  for (auto* x : {&t->tau, &t->dlse, &t->dentropy}) *x = to_doubles(convert<float>(*x));
+  for (auto* x : {&t->tau, &t->dlse, &t->dentropy, &t->gates, &t->sinks, &t->slopes})
+    *x = to_doubles(convert<float>(*x));
 }
 
 // What both kernels give: [B, H, T, D] and so on, in the order of Output, as doubles, exactly.
@@ -299,7 +351,11 @@ Results<T> compute(const Case& t, bool statistics = true) {
   Rows<float> anchor(t, t.H, rows, 1, "anchor"), log_sum(t, t.H, rows, 1, "log_sum");
   DeviceBuffer<float> tau(convert<float>(t.tau), "temperature");
   const auto key_lengths = device(t.key_lengths, "key_lengths"), query_start = device(t.query_start, "query_start"),
-             cu_seqlens = device(t.cu_seqlens, "cu_seqlens");
+             cu_seqlens = device(t.cu_seqlens, "cu_seqlens"), places = device(t.places, "places");
+  std::vector<char> kept(t.mask.begin(), t.mask.end());
+  DeviceBuffer<char> mask(kept, "block_mask");
+  DeviceBuffer<float> gates(convert<float>(t.gates), "gates"), sinks(convert<float>(t.sinks), "sinks"),
+      slopes(convert<float>(t.slopes), "slopes");
 
   kernels::EntropyAttentionForward f;
   f.dtype = kDTypeOf<T>;
@@ -317,6 +373,16 @@ Results<T> compute(const Case& t, bool statistics = true) {
   f.shape.query_start = query_start ? query_start->data() : nullptr;
   f.shape.cu_seqlens = cu_seqlens ? cu_seqlens->data() : nullptr;
   f.shape.total = t.packed() ? rows : 0;
+  f.shape.places = places ? places->data() : nullptr;
+  if (t.block_size > 0) {
+    const int64_t row = t.column_blocks(), head = t.row_blocks() * row;
+    f.shape.block_mask = reinterpret_cast<const bool*>(mask.data());
+    f.shape.block_size = t.block_size;
+    f.shape.block_strides = f.bias.gate_strides = {t.H * head, head, row};
+    if (t.gated) f.bias.gates = gates.data();
+  }
+  if (t.sunk) f.bias.sinks = sinks.data();
+  if (t.sloped) f.bias.slopes = slopes.data();
   f.q = q.data(), f.k = k.data(), f.v = v.data();
   f.temperature = t.temperature == kNone ? nullptr : tau.data();
   f.temperature_strides = {t.temperature == kBatchRow ? t.H * rows : 0, rows,
@@ -339,6 +405,12 @@ Results<T> compute(const Case& t, bool statistics = true) {
   kernels::EntropyAttentionBackward b;
   b.dtype = f.dtype;
   b.shape = f.shape;
+  b.bias = f.bias;
+  b.shape.of_gates = t.gated;
+  Rows<float> dsinks(t, t.H, rows, 1, "dsinks");
+  DeviceBuffer<float> dgates(std::vector<float>(t.gates.size(), 0.0f), "dgates");
+  b.dgates = t.gated ? dgates.data() : nullptr;
+  b.dsinks = t.sunk ? dsinks.data() : nullptr;
   b.q = f.q, b.k = f.k, b.v = f.v, b.temperature = f.temperature;
   b.out = f.out, b.anchor = f.anchor, b.log_sum = f.log_sum;
   b.entropy = t.gradients & kDentropy ? f.entropy : nullptr;
@@ -360,6 +432,8 @@ Results<T> compute(const Case& t, bool statistics = true) {
   r.narrow[kLse] = lse.read();
   if (statistics) r.narrow[kEntropy] = entropy.read(), r.narrow[kMaxLogit] = max_logit.read();
   if (b.dtemperature) r.narrow[kDtau] = dtau.read();
+  if (b.dgates) r.narrow[kDgates] = dgates.read();
+  if (b.dsinks) r.narrow[kDsinks] = dsinks.read();
   return r;
 }
 
@@ -480,6 +554,46 @@ TYPED_TEST(EntropyAttention, OddShapesAndOptions) {
   Judge<TypeParam> judge;
   const uint64_t first = 1000 * static_cast<uint64_t>(kDTypeOf<TypeParam>);
   for (uint64_t i = 0; i < 80; i += kChecked ? 3 : 1) run(&judge, mixed_case(first + i), 10 * i);
+}
+
+// The same with blocks, gates, sinks, slopes and places.
+Case case_of_blocks(uint64_t index) {
+  Case t = mixed_case(index);
+  t.block_size = choose<int64_t>(index, 20, {16, 16, 32, 48, 64, 0});
+  t.gated = t.block_size > 0 && choose<bool>(index, 21, {false, true});
+  t.sunk = choose<bool>(index, 22, {false, true});
+  t.sloped = choose<bool>(index, 23, {false, true});
+  if (!t.packed() && choose<bool>(index, 24, {false, true})) {
+    t.query_start.clear();
+    for (int64_t b = 0; b < t.B; ++b) {
+      const std::vector<double> drawn = uniform(t.T, index + b, -1, static_cast<double>(t.S));
+      std::vector<int64_t> places(drawn.begin(), drawn.end());
+      std::sort(places.begin(), places.end());
+      t.places.insert(t.places.end(), places.begin(), places.end());
+    }
+  }
+  return t;
+}
+
+TYPED_TEST(EntropyAttention, BlocksGatesSinksSlopesAndPlaces) {
+  Judge<TypeParam> judge;
+  const uint64_t first = 5000 + 1000 * static_cast<uint64_t>(kDTypeOf<TypeParam>);
+  for (uint64_t i = 0; i < 80; i += kChecked ? 3 : 1) run(&judge, case_of_blocks(first + i), 10 * i);
+}
+
+// Whole tiles are skipped, the first and the last among them, and whole rows of blocks.
+TYPED_TEST(EntropyAttention, FewBlocksOfMany) {
+  Judge<TypeParam> judge;
+  for (const bool causal : {false, true}) {
+    Case t;
+    t.H = 2, t.G = 1, t.T = 130, t.S = 600, t.D = 40;
+    t.causal = causal;
+    t.block_size = 32;
+    t.gated = t.sunk = true;
+    t.mask.assign(t.B * t.H * t.row_blocks() * t.column_blocks(), 0);
+    for (const int64_t kept : {3, 11, 12, 40, 57, 100, 130}) t.mask[kept] = 1;
+    for (const uint64_t seed : {1, 100, 200, 300}) run(&judge, t, seed);
+  }
 }
 
 // The last column moves all logits of a row by about as much.
@@ -649,9 +763,11 @@ TYPED_TEST(EntropyAttention, NanStaysInItsRow) {
 }
 
 TYPED_TEST(EntropyAttention, TheSameBitsAtEveryRun) {
-  std::vector<Case> cases(2);
+  std::vector<Case> cases(3);
   cases[0].H = 2, cases[0].T = cases[0].S = 70, cases[0].D = 72, cases[0].causal = true, cases[0].temperature = kRow;
   cases[1].H = 2, cases[1].G = 2, cases[1].T = 1, cases[1].S = 600, cases[1].D = 136;  // in parts
+  cases[2].H = 4, cases[2].G = 2, cases[2].T = 65, cases[2].S = 97, cases[2].block_size = 16, cases[2].gated = true;
+  cases[2].sunk = cases[2].sloped = cases[2].causal = true;
   for (Case& t : cases) {
     t.fill(1);
     round_values<TypeParam>(&t);

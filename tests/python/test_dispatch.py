@@ -14,6 +14,8 @@ RULES = {
     "entropy_attention": LOWER,  # q, k, v; not temperature
     "entropy_attention_backward": AS_IT_IS,
     "merge_attention_states": AS_IT_IS,
+    "gathered_attention": LOWER,  # test_gathered_attention.py
+    "scatter_mean": AS_IT_IS,
     "sigma_linear": LOWER,  # x, weight, bias; not gamma and u
     "sigma_linear_backward": AS_IT_IS,
     "power_step": AS_IT_IS,

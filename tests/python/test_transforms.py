@@ -16,6 +16,8 @@ VMAP = {
     "entropy_attention": ONCE,
     "entropy_attention_backward": ONCE,
     "merge_attention_states": TORCH,
+    "gathered_attention": TORCH,  # and entropy_attention; test_gathered_attention.py
+    "scatter_mean": TORCH,
     "sigma_linear": ONCE,  # of x; a weight or bias for each: EACH
     "sigma_linear_backward": ONCE,  # of x alone
     "power_step": REFUSED,

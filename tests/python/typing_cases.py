@@ -60,6 +60,15 @@ def attentions(q: Tensor, k: Tensor, v: Tensor, wanted: bool) -> None:
     assert_type(isentrope.merge_attention_states(out, lse, max_logit=max_logit).entropy, None)
     isentrope.merge_attention_states(out, lse).entropy.mean()  # wrong
 
+    isentrope.entropy_attention(q, k, v, causal=True, block_mask=q > 0, block_size=16, gates=q, sinks=q, slopes=q)
+    isentrope.entropy_attention(q, k, v, causal=True, block_mask=q > 0, block_size=0.5)  # wrong
+    gathered = isentrope.gathered_attention(q, k, v, q.long(), causal=True)
+    assert_type(gathered, "EntropyAttentionOutput[Tensor, Tensor]")
+    assert_type(isentrope.gathered_attention(q, k, v, q.long(), causal=True, return_entropy=False).entropy, None)
+    assert_type(isentrope.scatter_mean(gathered.out, q.long(), 7), Tensor)
+    isentrope.gathered_attention(q, k, v, [1, 2], causal=True)  # wrong
+    isentrope.scatter_mean(q, q.long())  # wrong
+
 
 def recurrences(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, wanted: bool) -> None:
     out, state = isentrope.linear_attention(q, k, v, log_decay=beta, normalizer=True, chunk=32)

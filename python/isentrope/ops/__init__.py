@@ -2,7 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from isentrope.ops.attention import EntropyAttentionOutput, entropy_attention, merge_attention_states
+from isentrope.ops.attention import (
+    EntropyAttentionOutput,
+    entropy_attention,
+    gathered_attention,
+    merge_attention_states,
+    scatter_mean,
+)
 from isentrope.ops.policy import GRPO_STATS, GrpoLossOutput, grpo_combine_stats, grpo_loss, grpo_select
 from isentrope.ops.recurrence import GatedDeltaRuleOutput, LinearAttentionOutput, gated_delta_rule, linear_attention
 from isentrope.ops.sigma import PowerStepOutput, SigmaLinearOutput, power_step, sigma_linear
@@ -35,6 +41,7 @@ __all__ = [
     "WithoutLowest",
     "entropy_attention",
     "gated_delta_rule",
+    "gathered_attention",
     "grpo_combine_stats",
     "grpo_loss",
     "grpo_select",
@@ -42,6 +49,7 @@ __all__ = [
     "linear_token_entropy",
     "merge_attention_states",
     "power_step",
+    "scatter_mean",
     "sigma_linear",
     "token_entropy",
     "window_entropy",
