@@ -21,19 +21,27 @@ inline __attribute__((always_inline)) T held(T d) {
 template <class T>
 void ratio(const RatioLoop& p, int64_t begin, int64_t end) {
   const T low = T(p.low), high = T(p.high);
-  T w[kBlock];
+  T buffer[kBlock];
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t count = std::min(kBlock, end - at);
     const T *logprob = of<T>(p.logprob, at), *old = of<T>(p.old_logprob, at);
     const uint8_t* mask = flags(p.mask) + at;
     T* __restrict factor = static_cast<T*>(p.factor) + at;
-    auto* __restrict removed = reinterpret_cast<uint8_t*>(p.removed) + at;
+    const bool rejects = p.outside == Outside::kReject;
+    uint8_t* __restrict removed = rejects ? reinterpret_cast<uint8_t*>(p.removed) + at : nullptr;
     if (!any_flag(mask, count)) {
       std::fill_n(factor, count, T(0));
-      if (p.outside == Outside::kReject) std::fill_n(removed, count, uint8_t{0});
+      if (rejects) std::fill_n(removed, count, uint8_t{0});
       continue;
     }
-    if (p.outside == Outside::kTruncate) {
+    const bool whole = !rejects && all_flags(mask, count);
+    T* __restrict w = whole ? factor : buffer;
+    if (p.outside == Outside::kTruncate && low == T(0)) {
+      for (int64_t i = 0; i < count; ++i) {
+        const T e = exponential(held(log_ratio(logprob[i], old[i])));
+        w[i] = e > high ? high : e;
+      }
+    } else if (p.outside == Outside::kTruncate) {
       for (int64_t i = 0; i < count; ++i) {
         const T e = exponential(held(log_ratio(logprob[i], old[i]))), f = e > high ? high : e;
         w[i] = f < low ? low : f;
@@ -44,7 +52,8 @@ void ratio(const RatioLoop& p, int64_t begin, int64_t end) {
         w[i] = (e >= low) & (e <= high) ? e : T(0);
       }
     }
-    if (p.outside != Outside::kReject) {
+    if (whole) continue;
+    if (!rejects) {
       for (int64_t i = 0; i < count; ++i) factor[i] = mask[i] != 0 ? w[i] : T(0);
       continue;
     }

@@ -42,11 +42,17 @@ void for_chunks(const TokenRows& p, const Body& body) {
 
 inline const uint8_t* flags(const bool* mask) { return reinterpret_cast<const uint8_t*>(mask); }
 
-// Whether one of the flags [count], each 0 or 1, is set. Completions are padded: a block of padding is passed over.
+// Whether one of the flags [count], each 0 or 1, is set, and whether all are. Completions are padded: of most blocks all tokens count or none,
+// and one of padding is passed over.
 inline bool any_flag(const uint8_t* flag, int64_t count) {
   uint8_t any = 0;
   for (int64_t i = 0; i < count; ++i) any |= flag[i];
   return any != 0;
+}
+inline bool all_flags(const uint8_t* flag, int64_t count) {
+  uint8_t all = 1;
+  for (int64_t i = 0; i < count; ++i) all &= flag[i];
+  return all != 0;
 }
 template <class T>
 const T* of(const void* x, int64_t at = 0) {

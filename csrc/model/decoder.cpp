@@ -30,6 +30,15 @@ Tensor normal(at::IntArrayRef sizes, double std, uint64_t seed, uint64_t index) 
   return out;
 }
 
+// Whether products keep their inputs for the backward pass: to make those of all blocks again (csrc/model/origin.h) takes 3 % of a step of
+// a small model, and so few bytes are no concern.
+bool keeps_inputs(const DecoderConfig& config, const Tensor& x) {
+  constexpr int64_t kFew = int64_t{16} << 20;
+  const int64_t of_token =
+      2 * config.hidden_size + config.num_attention_heads * config.head_size() + config.intermediate_size;
+  return x.size(0) * config.num_hidden_layers * of_token * x.element_size() <= kFew;
+}
+
 }  // namespace
 
 // ---- configuration ---------------------------------------------------------------------------------------------------
@@ -250,15 +259,16 @@ std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& d
   const double eps = config_.rms_norm_eps;
   const bool after = config_.norm == "post";
   const LayerWeights& layer = layers_[index];
+  const auto again = [keeps = keeps_inputs(config_, x_in)](const Origin& made) { return keeps ? Origin() : made; };
   const Residual outer = residual(x_in, delta, layer.input_norm, eps, after);
-  Tensor qkv = model::linear(outer.branch, layer.qkv, outer.origin);
+  Tensor qkv = model::linear(outer.branch, layer.qkv, again(outer.origin));
   if (layer.q_norm.defined()) qkv = normed_heads(qkv, layer);
   const auto [q, k, v] = rotary_split(qkv, cosine, sine, config_.num_attention_heads, config_.num_key_value_heads);
   const Tensor heads = attend(q, k, v, index, record, packing);
-  const Tensor attended = model::linear(token_rows(heads), layer.o, token_rows_origin(heads));
+  const Tensor attended = model::linear(token_rows(heads), layer.o, again(token_rows_origin(heads)));
   const Residual inner = residual(outer.x, attended, layer.post_norm, eps, after);
-  const Tensor gate_up = model::linear(inner.branch, layer.gate_up, inner.origin);
-  return {inner.x, model::linear(swiglu(gate_up), layer.down, swiglu_origin(gate_up))};
+  const Tensor gate_up = model::linear(inner.branch, layer.gate_up, again(inner.origin));
+  return {inner.x, model::linear(swiglu(gate_up), layer.down, again(swiglu_origin(gate_up)))};
 }
 
 std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const Tensor& delta, size_t index,

@@ -42,7 +42,7 @@ Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
 }
 
 // Numbers that the backward pass of one block keeps of a token. The norms' outputs and the MLP's product are made again in it
-// (csrc/model/layers.h: Origin).
+// (csrc/model/origin.h), or kept where they are a few MB in all, which this leaves out.
 double kept_of_block(const model::DecoderConfig& m) {
   const double C = number(m.hidden_size), H = number(m.num_attention_heads), G = number(m.num_key_value_heads),
                D = number(m.head_size()), M = number(m.intermediate_size);
