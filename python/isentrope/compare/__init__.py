@@ -34,6 +34,8 @@ phases are trained once a seed, and every one of them starts its last phase from
                        median time, evaluations left out
     at … % sampled     on the validation prompts, at the first evaluation whose sampled accuracy reaches a level that
                        every run of the table reached at some time: the highest whole percentage, or --level
+    at … k tokens      on the validation prompts, after as many tokens as every run had drawn at its last evaluation, on the
+                       straight line between two evaluations
 
 A cell is the mean over the seeds ± their standard deviation (n − 1). Runs that are finished are not run again and runs
 that were stopped go on where they were, so the same command resumes a comparison; more seeds or values can be added.
