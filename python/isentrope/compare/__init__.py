@@ -66,7 +66,8 @@ def share(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="isentrope compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="isentrope compare CONFIG … [KEY=VALUE …] [--seeds 3] [--rows FILE] [--over KEY=a,b,c] [options]", allow_abbrev=False,
+        allow_abbrev=False,
+        usage="isentrope compare CONFIG … [KEY=VALUE …] [--seeds 3] [--rows FILE] [--over KEY=a,b,c] [options]",
     )  # fmt: skip
     made.add_argument("words", nargs="+", metavar="CONFIG, KEY=VALUE", help="YAML files, and overrides for all of them")
     made.add_argument("--seeds", type=seeds_of, default=[1, 2, 3], metavar="N",

@@ -150,8 +150,11 @@ class Table:
     def markdown(self) -> list[str]:
         """One row a start and a configuration; columns in which no row has a value are left out."""
         everywhere = [p for ends in self.starts.values() for p in ends] + [p for ends in self.last.values() for p in ends if p]
-        groups = [(everywhere, LAST, ""), ([p for points in self.reached.values() for p in points if p], REACHED, f"at {100 * (self.level or 0):.0f} % sampled: "),
-                  ([p for points in self.equal.values() for p in points if p], EQUAL, f"at {(self.tokens or 0) / 1000:.0f} k tokens: ")]  # fmt: skip
+        groups: list[tuple[list[Point], dict[str, tuple[str, float]], str]] = [
+            (everywhere, LAST, ""),
+            ([p for points in self.reached.values() for p in points if p], REACHED, f"at {100 * (self.level or 0):.0f} % sampled: "),
+            ([p for points in self.equal.values() for p in points if p], EQUAL, f"at {(self.tokens or 0) / 1000:.0f} k tokens: "),
+        ]
         columns = list[tuple[int, str]]()
         texts = list[str]()
         for which, (points, forms, condition) in enumerate(groups):
