@@ -19,7 +19,7 @@ PERCENT, NATS, COUNT, THOUSANDS, TOKENS, SECONDS = (".1f", 100), (".3f", 1), (".
 LAST = {"step": COUNT, "loss": NATS, "bits_per_byte": NATS, "sampled": PERCENT, "greedy": PERCENT, "pass_8": PERCENT, "pass_k": PERCENT,
         "entropy": NATS, "forks": NATS, "length": TOKENS, "tokens": THOUSANDS, "seconds": SECONDS}  # fmt: skip
 REACHED = {"step": COUNT, "tokens": THOUSANDS, "pass_k": PERCENT, "entropy": NATS}
-EQUAL = {"sampled": PERCENT, "pass_k": PERCENT, "entropy": NATS}
+EQUAL: dict[str, tuple[str, float]] = {"sampled": PERCENT, "pass_k": PERCENT, "entropy": NATS}
 FORKS = 0.2  # share of the tokens of highest entropy at which, as arXiv 2506.01939 has it, ways part
 
 
