@@ -90,8 +90,21 @@ def test_the_table_row_by_row():
     columns = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:] if line]
     assert columns[0][:4] == ["start of the last phase", "2", "4 ± 1", "30.0 ± 0.0"] and columns[0][-1] == "–"
     assert columns[1][:4] == ["clip", "2", "10 ± 0", "62.0 ± 1.4"]
-    assert columns[1][6:] == ["0.250 ± 0.071", "10 ± 0", "10 ± 0", "10 ± 0", "60.0 ± 0.0", "0.250 ± 0.071"]
+    assert columns[1][6:] == ["0.250 ± 0.071", "10 ± 0", "10 ± 0", "10 ± 0", "60.0 ± 0.0", "0.250 ± 0.071", "60.0 ± 0.0", "60.0 ± 0.0", "0.250 ± 0.071"]
     assert columns[2][-1] == "0.500 ± 0.000"
+
+
+def test_runs_are_compared_at_equal_tokens():
+    short = [point(5, "validation", 0.25, 0.5), point(10, "validation", 0.75, 0.25), point(10, "test", 0.9)]
+    long = [point(8, "validation", 0.5, 0.5), point(18, "validation", 1.0, 0.25)]
+    assert table.common_tokens([short, long]) == 10_000
+    assert table.at_tokens(short, 10_000)["sampled"] == 0.75
+    between = table.at_tokens(long, 10_000)
+    assert (between["sampled"], between["entropy"], between["k"]) == (pytest.approx(0.6), pytest.approx(0.45), 8)
+    assert table.at_tokens(long, 4_000) is None and table.at_tokens(long, 20_000) is None and table.at_tokens(long, None) is None
+    assert table.common_tokens([short, []]) is None and table.at_tokens([], 5) is None
+    made = table.Table({}, {configuration("short"): [short], configuration("long"): [long]}, None)
+    assert "at 10 k tokens: sampled, %" in made.markdown()[0] and made.json([1])["rows"][1]["equal"]["sampled"]["mean"] == pytest.approx(0.6)
 
 
 def test_prompts_of_several_sizes_have_a_table_of_their_own(tmp_path):

@@ -34,6 +34,8 @@ phases are trained once a seed, and every one of them starts its last phase from
                        median time, evaluations left out
     at … % sampled     on the validation prompts, at the first evaluation whose sampled accuracy reaches a level that
                        every run of the table reached at some time: the highest whole percentage, or --level
+    at … k tokens      on the validation prompts, after as many tokens as every run had drawn at its last evaluation, on the
+                       straight line between two evaluations
 
 A cell is the mean over the seeds ± their standard deviation (n − 1). Runs that are finished are not run again and runs
 that were stopped go on where they were, so the same command resumes a comparison; more seeds or values can be added.
@@ -64,7 +66,8 @@ def share(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="isentrope compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="isentrope compare CONFIG … [KEY=VALUE …] [--seeds 3] [--rows FILE] [--over KEY=a,b,c] [options]", allow_abbrev=False,
+        allow_abbrev=False,
+        usage="isentrope compare CONFIG … [KEY=VALUE …] [--seeds 3] [--rows FILE] [--over KEY=a,b,c] [options]",
     )  # fmt: skip
     made.add_argument("words", nargs="+", metavar="CONFIG, KEY=VALUE", help="YAML files, and overrides for all of them")
     made.add_argument("--seeds", type=seeds_of, default=[1, 2, 3], metavar="N",

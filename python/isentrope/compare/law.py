@@ -75,10 +75,10 @@ class Laws:
     def markdown(self) -> list[str]:
         lines = ["| R = b − a·exp(H) | a | b | at H = 0, % | R², % | above the first one's curve, points |", "| --- |" + " ---: |" * 5]
 
-        def row(name: str, laws: Iterable[Law | None], distance: Sequence[float | None]) -> None:
-            known = [law for law in laws]
-            values = [[f(law) if law else None for law in known] for f in (lambda law: law.a, lambda law: law.b, lambda law: law.at(1), lambda law: law.r2)]
-            cells = [cell(v, form) for v, form in zip([*values, distance], (NATS, NATS, PERCENT, PERCENT, PERCENT))]
+        def row(name: str, laws: Sequence[Law | None], distance: Sequence[float | None]) -> None:
+            told = [(law.a, law.b, law.at(1), law.r2) if law else (None,) * 4 for law in laws]
+            values: list[Sequence[float | None]] = [*zip(*told), distance]
+            cells = [cell(value, form) for value, form in zip(values, (NATS, NATS, PERCENT, PERCENT, PERCENT))]
             lines.append("| " + " | ".join([name, *cells]) + " |")
 
         for name, laws in self.laws.items():

@@ -19,6 +19,7 @@ PERCENT, NATS, COUNT, THOUSANDS, TOKENS, SECONDS = (".1f", 100), (".3f", 1), (".
 LAST = {"step": COUNT, "loss": NATS, "bits_per_byte": NATS, "sampled": PERCENT, "greedy": PERCENT, "pass_8": PERCENT, "pass_k": PERCENT,
         "entropy": NATS, "forks": NATS, "length": TOKENS, "tokens": THOUSANDS, "seconds": SECONDS}  # fmt: skip
 REACHED = {"step": COUNT, "tokens": THOUSANDS, "pass_k": PERCENT, "entropy": NATS}
+EQUAL: dict[str, tuple[str, float]] = {"sampled": PERCENT, "pass_k": PERCENT, "entropy": NATS}
 FORKS = 0.2  # share of the tokens of highest entropy at which, as arXiv 2506.01939 has it, ways part
 
 
@@ -89,6 +90,29 @@ def first_reaching(points: Sequence[Point], level: float | None) -> Optional[Poi
     return next((p for p in points if p["split"] == "validation" and (p["sampled"] or 0) >= level), None)
 
 
+def common_tokens(runs: Sequence[Sequence[Point]]) -> int | None:
+    """The most tokens that every run had drawn at an evaluation on the validation prompts; runs are lists of evaluations."""
+    most = [max((p["tokens"] for p in points if p["split"] == "validation" and p["tokens"]), default=None) for points in runs]
+    known = [value for value in most if value is not None]
+    return min(known) if known and len(known) == len(most) else None
+
+
+def at_tokens(points: Sequence[Point], tokens: int | None) -> Optional[Point]:
+    """What the evaluations on the validation prompts say at a number of tokens drawn, on the straight line between two of them; None
+    before the first and behind the last."""
+    there = [p for p in points if p["split"] == "validation" and p["tokens"]]
+    for before, after in zip([None, *there], there):
+        if tokens is not None and tokens <= after["tokens"]:
+            if tokens == after["tokens"]:
+                return after
+            if before is None:
+                return None
+            share = (tokens - before["tokens"]) / (after["tokens"] - before["tokens"])
+            both = {key: (before[key], after[key]) for key in EQUAL}
+            return {"k": after["k"]} | {key: None if None in ends else ends[0] + share * (ends[1] - ends[0]) for key, ends in both.items()}
+    return None
+
+
 def summary(values: Sequence[float | None]) -> dict[str, Any]:
     """{mean, deviation, n} of the values that are there; deviation (n − 1) is None of fewer than two."""
     there = [value for value in values if value is not None]
@@ -120,31 +144,37 @@ class Table:
         self.level = common_level(begun) if level is None else level
         self.last = {c: [last_test(run) for run in runs] for c, runs in rows.items()}
         self.reached = {c: [first_reaching(run, self.level) for run in runs] for c, runs in rows.items()}
+        self.tokens = common_tokens(begun)
+        self.equal = {c: [at_tokens(run, self.tokens) for run in runs] for c, runs in rows.items()}
 
     def markdown(self) -> list[str]:
         """One row a start and a configuration; columns in which no row has a value are left out."""
         everywhere = [p for ends in self.starts.values() for p in ends] + [p for ends in self.last.values() for p in ends if p]
-        ks = sorted({p["k"] for p in everywhere if p["k"]})
-        heads = {"step": "step", "loss": "loss, nats", "bits_per_byte": "bits per byte", "sampled": "sampled, %",
-                 "greedy": "greedy, %", "pass_8": "pass@8, %", "pass_k": f"pass@{'/'.join(map(str, ks)) or 'k'}, %", "entropy": "entropy, nats",
-                 "forks": "at forks, nats", "length": "length", "tokens": "tokens, k", "seconds": "a step, s"}  # fmt: skip
-        reached = [p for points in self.reached.values() for p in points if p]
-        columns = [(0, key) for key in LAST if key == "step" or any(p.get(key) is not None for p in everywhere)]
-        columns += [(1, key) for key in REACHED if any(p.get(key) is not None for p in reached)]
-        first = next((i for i, (which, _) in enumerate(columns) if which), -1)
-        texts = [heads[key] for _, key in columns]
-        if first >= 0:
-            texts[first] = f"at {100 * (self.level or 0):.0f} % sampled: {texts[first]}"
+        groups: list[tuple[list[Point], dict[str, tuple[str, float]], str]] = [
+            (everywhere, LAST, ""),
+            ([p for points in self.reached.values() for p in points if p], REACHED, f"at {100 * (self.level or 0):.0f} % sampled: "),
+            ([p for points in self.equal.values() for p in points if p], EQUAL, f"at {(self.tokens or 0) / 1000:.0f} k tokens: "),
+        ]
+        columns = list[tuple[int, str]]()
+        texts = list[str]()
+        for which, (points, forms, condition) in enumerate(groups):
+            ks = "/".join(map(str, sorted({p["k"] for p in points if p["k"]}))) or "k"
+            heads = {"step": "step", "loss": "loss, nats", "bits_per_byte": "bits per byte", "sampled": "sampled, %", "greedy": "greedy, %",
+                     "pass_8": "pass@8, %", "pass_k": f"pass@{ks}, %", "entropy": "entropy, nats", "forks": "at forks, nats", "length": "length",
+                     "tokens": "tokens, k", "seconds": "a step, s"}  # fmt: skip
+            there = [key for key in forms if (which, key) == (0, "step") or any(p.get(key) is not None for p in points)]
+            columns += [(which, key) for key in there]
+            texts += [(condition if key == there[0] else "") + heads[key] for key in there]
         lines = ["| | n | " + " | ".join(texts) + " |", "| --- | ---: |" + " ---: |" * len(texts)]
 
         def row(name: str, *points: Sequence[Optional[Point]]) -> None:
-            cells = [cell(at(points[which], key), (LAST if which == 0 else REACHED)[key]) for which, key in columns]
+            cells = [cell(at(points[which], key), groups[which][1][key]) for which, key in columns]
             lines.append("| " + " | ".join([name, str(sum(p is not None for p in points[0])), *cells]) + " |")
 
         for name, ends in self.starts.items():
-            row(name, ends, [])
+            row(name, ends, [], [])
         for configuration in self.rows:
-            row(configuration.label, self.last[configuration], self.reached[configuration])
+            row(configuration.label, self.last[configuration], self.reached[configuration], self.equal[configuration])
         return [*lines, "", *self.sizes()]
 
     def sizes(self) -> list[str]:
@@ -162,7 +192,7 @@ class Table:
         return [*lines, ""]
 
     def json(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Shares from 0 to 1, tokens, nats. last: on the test data; reached: on the validation data, at level."""
+        """Shares from 0 to 1, tokens, nats. last: on the test data; reached, equal: on the validation data, at level and at tokens."""
         rows = []
         for c in self.rows:
             runs = [{"seed": seed, "folder": c.folder_name(seed), "last": self.last[c][i], "reached": self.reached[c][i]}
@@ -170,9 +200,10 @@ class Table:
             rows.append({
                 "name": c.label, "config": c.file, "overrides": list(c.overrides), "over": c.over,
                 "last": {key: summary(at(self.last[c], key)) for key in LAST},
-                "reached": {key: summary(at(self.reached[c], key)) for key in REACHED}, "runs": runs,
+                "reached": {key: summary(at(self.reached[c], key)) for key in REACHED},
+                "equal": {key: summary(at(self.equal[c], key)) for key in EQUAL}, "runs": runs,
             })  # fmt: skip
-        return {"level": self.level, "starts": self.starts, "rows": rows}
+        return {"level": self.level, "tokens": self.tokens, "starts": self.starts, "rows": rows}
 
 
 def as_csv(tables: Sequence[Table], seeds: Sequence[int]) -> str:
