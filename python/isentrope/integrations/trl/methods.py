@@ -20,6 +20,8 @@ _REFUSED = {
     "gtpo": "TRL has no entropies where rewards are made; wanted grpo or another estimator",
     "clip_b": "TRL counts its own tokens, and what it takes out would stay in them; isentrope.methods.clip_b says which",
     "clip_v": "TRL counts its own tokens, and what it takes out would stay in them; isentrope.methods.clip_v says which",
+    "entropy_sft": "it chooses targets of supervised learning; isentrope.methods.entropy_sft says which, for a trainer of one's own",
+    "tea": "TRL's bonus weighs all tokens alike; isentrope.methods.tea has the weights",
     "divergence_mask": "TRL's rollouts have no sum of squared probabilities",
     "entropy_advantage": "TRL's advantages are one number a completion; isentrope.methods.entropy_advantage takes them by token",
     "perplexity": "TRL's advantages are one number a completion; isentrope.methods.perplexity takes them by token",
