@@ -140,9 +140,10 @@ struct Sights {
       all = join(all, tile);
     }
   }
-  void cut(Span to) {
-    for (int64_t r = 0; r < count; ++r) keys[r] = overlap(keys[r], to);
-    join_spans();
+  void fill(Span with) {
+    all = with;
+    for (int64_t r = 0; r < count; ++r) keys[r] = with;
+    for (int64_t m = 0; m < count; m += kTile) tile_keys[m / kTile] = with;
   }
   Span seen(int64_t m, int64_t height) const { return height == 1 ? keys[m] : tile_keys[m / kTile]; }
 };

@@ -84,9 +84,18 @@ void for_passes(const Block<Real, kMost>& block, int64_t strip, int64_t panel, c
 template <int64_t kMost, class Function>
 void for_parts(const Sights<kMost>& sights, int64_t first, const Runs& runs, const Function& function) {
   if (runs.count == 1) return function(sights, runs.run[0]);
+  Span common = sights.keys[0];  // what all rows see: most runs lie in it
+  for (int64_t r = 1; r < sights.count; ++r) common = overlap(common, sights.keys[r]);
+  Sights<kMost> part;
+  part.count = sights.count;
   for (const Run& run : runs) {
-    Sights<kMost> part = sights;
-    part.cut({first + run.at, first + run.at + run.count});
+    const Span all{first + run.at, first + run.at + run.count};
+    if (common.from <= all.from && all.to <= common.to) {
+      part.fill(all);
+    } else {
+      for (int64_t r = 0; r < sights.count; ++r) part.keys[r] = overlap(sights.keys[r], all);
+      part.join_spans();
+    }
     if (!part.all.empty()) function(part, run);
   }
 }
