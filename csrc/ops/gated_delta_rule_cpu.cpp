@@ -306,16 +306,25 @@ void backward_head(const GatedDeltaBackward& p, int64_t index) {
   }
 }
 
+// Of its many triangular products chunks of 32 need least time (a fifth less than those of 64); a gate is one of its own chunks.
+template <class Parameters>
+Parameters with_short_chunks(Parameters p) {
+  if (p.write == nullptr) p.shape.chunk = smaller(p.shape.chunk, 32);
+  return p;
+}
+
 }  // namespace
 }  // namespace recurrence
 
-void gated_delta_rule_forward_cpu(const kernels::GatedDeltaForward& p) {
+void gated_delta_rule_forward_cpu(const kernels::GatedDeltaForward& parameters) {
+  const kernels::GatedDeltaForward p = recurrence::with_short_chunks(parameters);
   for_tasks(p.shape.sequences * p.shape.kv_heads, [&](int64_t i) {
     p.dtype == DType::kDouble ? recurrence::forward_head<double>(p, i) : recurrence::forward_head<float>(p, i);
   });
 }
 
-void gated_delta_rule_backward_cpu(const kernels::GatedDeltaBackward& p) {
+void gated_delta_rule_backward_cpu(const kernels::GatedDeltaBackward& parameters) {
+  const kernels::GatedDeltaBackward p = recurrence::with_short_chunks(parameters);
   for_tasks(p.shape.sequences * p.shape.kv_heads, [&](int64_t i) {
     p.dtype == DType::kDouble ? recurrence::backward_head<double>(p, i) : recurrence::backward_head<float>(p, i);
   });

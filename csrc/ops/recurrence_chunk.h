@@ -114,23 +114,20 @@ void add_row(int64_t n, Real factor, const Real* x, Real* to) {
     *reinterpret_cast<Lanes<Real>*>(to + i) += factor * load_lanes<Real>(x + i);
 }
 template <class Real>
-Real sum_lanes(Lanes<Real> x) {
-  for (int64_t width = kLanes<Real> / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) x[i] += x[i + width];
-  return x[0];
-}
-template <class Real>
 Real dot(int64_t n, const Real* a, const Real* b) {
-  Lanes<Real> sum[2] = {};
-  for (int64_t i = 0; i < n; i += kLanes<Real>)
-    sum[i / kLanes<Real> % 2] += load_lanes<Real>(a + i) * load_lanes<Real>(b + i);
-  return sum_lanes<Real>(sum[0] + sum[1]);
+  using V = Vector<Real>;
+  V sum[2] = {V(Real(0)), V(Real(0))};
+  for (int64_t i = 0; i < n; i += kWidth<Real>) {
+    V& of = sum[i / kWidth<Real> % 2];
+    of = fma(load(a + i), load(b + i), of);
+  }
+  return reduce_add(sum[0] + sum[1]);
 }
 template <class Real>
 Real row_sum(int64_t n, const Real* a) {
-  Lanes<Real> sum = {};
-  for (int64_t i = 0; i < n; i += kLanes<Real>) sum += load_lanes<Real>(a + i);
-  return sum_lanes<Real>(sum);
+  Vector<Real> sum(Real(0));
+  for (int64_t i = 0; i < n; i += kWidth<Real>) sum = sum + load(a + i);
+  return reduce_add(sum);
 }
 
 // ---- states ---------------------------------------------------------------------------------------------------------
@@ -306,26 +303,27 @@ struct DecayTerms {
   double through = 0;                                                   // of the whole chunk
 };
 
-// between += what dP_ij P_ij below the diagonal give.
+// between += what dP_ij P_ij below the diagonal give. P is 0 above it; dP there may be anything.
 template <class Real>
 void add_between(const Sizes<Real>& s, int64_t count, const Real* P, const Real* dP, Real* columns_sum,
                  double* between) {
   constexpr int64_t L = kLanes<Real>;
+  Real last[L];
   std::memset(columns_sum, 0, s.C * sizeof(Real));
   for (int64_t i = 0; i < count; ++i, P += s.c, dP += s.c) {
     Lanes<Real> sum = {};
-    int64_t j = 0;
-    for (; j + L <= i; j += L) {
-      const Lanes<Real> x = load_lanes<Real>(P + j) * load_lanes<Real>(dP + j);
+    const auto add = [&](int64_t j, Lanes<Real> x) {
       sum += x;
       *reinterpret_cast<Lanes<Real>*>(columns_sum + j) += x;
+    };
+    int64_t j = 0;
+    for (; j + L <= i; j += L) add(j, load_lanes<Real>(P + j) * load_lanes<Real>(dP + j));
+    if (j < i) {
+      for (int64_t l = 0; l < L; ++l) last[l] = j + l < i ? P[j + l] * dP[j + l] : Real(0);
+      add(j, load_lanes<Real>(last));
     }
-    Real rest = 0;
-    for (; j < i; ++j) {
-      rest += P[j] * dP[j];
-      columns_sum[j] += P[j] * dP[j];
-    }
-    between[i] += sum_lanes<Real>(sum) + rest;
+    *reinterpret_cast<Lanes<Real>*>(last) = sum;
+    between[i] += row_sum<Real>(L, last);
   }
   for (int64_t j = 0; j < count; ++j) between[j] -= columns_sum[j];
 }

@@ -247,7 +247,8 @@ class GatedDeltaNet(nn.Module):
 
 def _xlogx(x: Tensor) -> Tensor:
     """x log x, 0 at 0 with a gradient that is finite there."""
-    return torch.special.xlogy(x, torch.where(x == 0, 1, x))
+    y: Tensor = torch.special.xlogy(x, torch.where(x == 0, 1, x))
+    return y
 
 
 def weight_entropy(q: Tensor, k: Tensor, log_decay: Tensor | None = None) -> Tensor:

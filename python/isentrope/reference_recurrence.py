@@ -67,8 +67,7 @@ def gated_delta_rule(
     step, added = decay * (torch.eye(D, dtype=k.dtype, device=k.device) - bk * k[..., None, :]), bk * v[..., None, :]
     h, ys = k.new_zeros(B, G, D, E) if state is None else state, [read @ added]
     for c, t in enumerate(range(0, T, chunk)):
-        of = [x[:, :, t : t + chunk] for x in (step, added, read)]
-        y, last = dynamical_system(*of, h)
+        y, last = dynamical_system(step[:, :, t : t + chunk], added[:, :, t : t + chunk], read[:, :, t : t + chunk], h)
         gate = 1 if write is None else write[:, :, c, None, None].to(h.dtype)
         h = gate * last + (1 - gate) * decay[:, :, t : t + chunk].prod(2) * h if write is not None else last
         ys.append(y)

@@ -168,7 +168,9 @@ class Judge {
         ours += (a[i] - e[i]) * (a[i] - e[i]);
         theirs += (p[i] - e[i]) * (p[i] - e[i]);
       }
-      if (size == 0) EXPECT_EQ(ours, 0) << name << " of " << test;
+      if (size == 0) {
+        EXPECT_EQ(ours, 0) << name << " of " << test;
+      }
       if (size < 1e-20) continue;  // exact is 0 but for a rounding of double: of weights of one sum, say, or of one key
       Sums& sums = errors_[name];
       sums.actual += ours / size;
