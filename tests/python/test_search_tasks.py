@@ -81,7 +81,7 @@ def solves_path(prompt, completion):
 
 @pytest.mark.parametrize("alphabet, task, oracle", [
     ("0123456789+-*,:;=()A.", "task: countdown, terms: [2], insight: 0.5, tries: 2", solves_countdown),
-    (";,:=>Aabcdefghijklmnopqrstuvwxyz.", "task: path, terms: [1], branches: 0, tries: 2", solves_path),
+    (";,:=>Aabcdefghijklmnopqrstuvwxyz.", "task: path, terms: [1], branches: 1, tries: 2", solves_path),
 ])  # fmt: skip
 def test_scores_are_those_of_a_reader_who_knows_the_rules(tmp_path, alphabet, task, oracle):
     lines = rollouts(tmp_path, alphabet, task)
@@ -93,7 +93,7 @@ def test_scores_are_those_of_a_reader_who_knows_the_rules(tmp_path, alphabet, ta
 
 
 def test_every_prompt_of_countdown_can_be_solved(tmp_path):
-    prompts = {line["prompt"] for line in rollouts(tmp_path, "0123456789+-*,:;=()A.", "task: countdown, terms: [3]", "phases.sft.steps=1",
+    prompts = {line["prompt"] for line in rollouts(tmp_path, "0123456789+-*,:;=()A.", "task: countdown, terms: [3], tries: 3", "phases.sft.steps=1",
                                                    "phases.sft.schedule.warmup_steps=0")}  # fmt: skip
     assert len(prompts) > 100
     for prompt in prompts:
