@@ -30,7 +30,7 @@ Tensor normal(at::IntArrayRef sizes, double std, uint64_t seed, uint64_t index) 
   return out;
 }
 
-// Whether products keep their inputs for the backward pass: to make those of all blocks again (csrc/model/origin.h) takes 3 % of a step of
+// Whether products keep their inputs for the backward pass: to make those of all blocks again (csrc/model/origin.h) takes 2 % of a step of
 // a small model, and so few bytes are no concern.
 bool keeps_inputs(const DecoderConfig& config, const Tensor& x) {
   constexpr int64_t kFew = int64_t{16} << 20;

@@ -467,7 +467,7 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.grpo.objective={kind: grpo, loss: random}", "write loss: clip_cov and weight: [{kind: random}]"},
            {"phases.grpo.objective={kind: grpo, random_like: clip_cov}",
             "random_like: is the loss of which random, an entry of the list phases.1.weight, is the control; leave it"},
-           {"phases.grpo.weight=[{kind: random}]", "weight: random takes the place of the tokens that the losses"},
+           {"phases.grpo.weight=[{kind: random}]", "no error"},  // of the quickstart's loss, kl_cov
            {"phases.grpo.reward=[{kind: answer}, {kind: overlong}]", "reward: overlong.len is 4096 tokens"},
            {rollout + "temperature=.inf", "temperature: wanted a finite number"},
            {rollout + "temperature=1e-9", "temperature: at less than 0.001"},
@@ -530,6 +530,9 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
     EXPECT_NE(said.find(wrong.said), std::string::npos) << wrong.override << "\n" << said;
     expect_readable(said);
   }
+  EXPECT_NE(error(kGood, {objective + "loss=clip", "phases.grpo.weight=[{kind: random}]"})
+                .find("weight: random takes the place of the tokens that the losses clip_cov and kl_cov select"),
+            std::string::npos);
 }
 
 TEST_F(ConfigTest, AFilterNeedsGroups) {
