@@ -399,13 +399,14 @@ void entropy_attention_backward_cuda(const EntropyAttentionBackward& p, void* st
       const bool some = has_options(p.shape, p.bias);
       gpu::dispatch<false, true>("entropy_attention_backward: entropy", p.dentropy != nullptr, [&](auto entropy) {
         gpu::dispatch<false, true>("entropy_attention_backward: options", some, [&](auto options) {
+          constexpr bool kEntropy = entropy() || options();  // with options one instance for both: without it dentropy is 0
           if constexpr (kHead <= 128) {
-            keys(entropy_attention_backward_keys_kernel<T, kHead, entropy(), true, true, options()>);
+            keys(entropy_attention_backward_keys_kernel<T, kHead, kEntropy, true, true, options()>);
           } else {
-            keys(entropy_attention_backward_keys_kernel<T, kHead, entropy(), true, false, options()>);
+            keys(entropy_attention_backward_keys_kernel<T, kHead, kEntropy, true, false, options()>);
             keys(entropy_attention_backward_keys_kernel<T, kHead, false, false, true, options()>);
           }
-          gpu::launch(entropy_attention_backward_queries_kernel<T, kHead, entropy(), options()>,
+          gpu::launch(entropy_attention_backward_queries_kernel<T, kHead, kEntropy, options()>,
                       grid_of(heads * row_blocks), dim3(Tiles::kThreads), Tiles::kBytes, stream, p, rows, gate_rows,
                       head_rows, static_cast<int>(row_blocks));
         });

@@ -83,7 +83,7 @@ GPU_DEVICE void lower_of_keys(const C& c, const Decays& decays, float* square, f
 
 // Grid: N · G, tiles of E. Without out: states and U alone.
 template <class T, class Parameters>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     gated_delta_rule_forward_kernel(Parameters p, Gate gate, void* out, HeadStrides out_strides, void* last_state) {
   GPU_SHARED(float, factors, kFactors);
   GPU_SHARED(float, square, kTile* kWidth);

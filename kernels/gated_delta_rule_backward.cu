@@ -23,7 +23,7 @@ GPU_DEVICE void add_row_sums(int valid, Value value, float* to, Factor factor GP
 
 // Grid: N · G.
 template <class T>
-__global__ void __launch_bounds__(kThreads) gated_delta_rule_backward_kernel(GatedDeltaBackward p, Gate gate) {
+__global__ void __launch_bounds__(kThreads, kBlocks) gated_delta_rule_backward_kernel(GatedDeltaBackward p, Gate gate) {
   GPU_SHARED(float, factors, kFactors);
   GPU_SHARED(float, square, kTile* kWidth);
   GPU_SHARED(float, other, kTile* kWidth);

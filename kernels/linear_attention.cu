@@ -43,7 +43,7 @@ struct Workspace {
 
 // What a chunk adds to the state, (fall ⊙ K)ᵀ V. Grid: places · G, tiles of D · tiles of E'.
 template <class T, class Parameters>
-__global__ void __launch_bounds__(kThreads) linear_attention_states_kernel(Parameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_attention_states_kernel(Parameters p) {
   GPU_SHARED(float, factors, kFactors);
   GPU_SHARED(Decays, decays, 1);
   const Chunk c = chunk_of(p.shape, blockIdx.x);
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) linear_attention_states_kernel(Param
 }
 
 // From what chunks add to the states before them, and after the last. Grid: N · G, elements of a state.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     linear_attention_scan_kernel(RecurrenceShape s, Workspace w, const void* state, void* last_state) {
   const int64_t element = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (element >= w.size) return;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The same of gradients, from the last chunk to the first: of the states after the chunks.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     linear_attention_scan_back_kernel(RecurrenceShape s, Workspace w, const void* dlast_state, void* dstate) {
   const int64_t element = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (element >= w.size) return;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Grid: places · G, H / G · tiles of E.
 template <class T>
-__global__ void __launch_bounds__(kThreads) linear_attention_forward_kernel(LinearAttentionForward p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_attention_forward_kernel(LinearAttentionForward p) {
   GPU_SHARED(float, factors, kFactors);
   GPU_SHARED(float, square, kTile* kWidth);
   GPU_SHARED(Decays, decays, 1);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads) linear_attention_forward_kernel(Line
 
 // The gradient of each row's weight, -dout·out / weight. Grid: places · G, H / G; a thread a row.
 template <class T>
-__global__ void __launch_bounds__(kThreads) linear_attention_dweight_kernel(LinearAttentionBackward p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_attention_dweight_kernel(LinearAttentionBackward p) {
   const Chunk c = chunk_of(p.shape, blockIdx.x);
   const Arrays<T, LinearAttentionBackward> a(p, c);
   const int row = static_cast<int>(threadIdx.x);
@@ -188,7 +188,7 @@ GPU_DEVICE Incoming<T> incoming(const Arrays<T, LinearAttentionBackward>& a, con
 
 // What a chunk adds to the gradient of the state before it. Grid: places · G, tiles of D · tiles of E'.
 template <class T>
-__global__ void __launch_bounds__(kThreads) linear_attention_dstates_kernel(LinearAttentionBackward p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_attention_dstates_kernel(LinearAttentionBackward p) {
   GPU_SHARED(float, factors, kFactors);
   GPU_SHARED(Decays, decays, 1);
   const Chunk c = chunk_of(p.shape, blockIdx.x);
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kThreads) linear_attention_dstates_kernel(Line
 
 // Grid: places · G, H / G · tiles of D.
 template <class T>
-__global__ void __launch_bounds__(kThreads) linear_attention_dq_kernel(LinearAttentionBackward p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_attention_dq_kernel(LinearAttentionBackward p) {
   GPU_SHARED(float, factors, kFactors);
   GPU_SHARED(float, square, kTile* kWidth);
   GPU_SHARED(Decays, decays, 1);
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads) linear_attention_dq_kernel(LinearAtt
 
 // Grid: places · G, tiles of D (dk), then tiles of E (dv).
 template <class T>
-__global__ void __launch_bounds__(kThreads) linear_attention_dkdv_kernel(LinearAttentionBackward p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_attention_dkdv_kernel(LinearAttentionBackward p) {
   GPU_SHARED(float, factors, kFactors);
   GPU_SHARED(float, square, kTile* kWidth);
   GPU_SHARED(Decays, decays, 1);
@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(kThreads) linear_attention_dkdv_kernel(LinearA
 
 // Grid: places · G.
 template <class T>
-__global__ void __launch_bounds__(kThreads) linear_attention_ddecay_kernel(LinearAttentionBackward p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_attention_ddecay_kernel(LinearAttentionBackward p) {
   GPU_SHARED(float, factors, kFactors);
   GPU_SHARED(float, square, kTile* kWidth);
   GPU_SHARED(Decays, decays, 1);

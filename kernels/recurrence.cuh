@@ -9,7 +9,8 @@
 
 namespace isentrope::kernels::recurrence {
 
-constexpr int kTile = 64, kDepth = 16, kThreads = 256,
+// One block a multiprocessor is asked for, and loops are not unrolled: otherwise registers spill.
+constexpr int kTile = 64, kDepth = 16, kThreads = 256, kBlocks = 1,
               kWidth = kTile + 1;  // a row of shared memory, without bank conflicts
 
 struct Sums {
@@ -38,8 +39,10 @@ template <bool kDeepA, bool kDeepB, class A, class B>
 GPU_DEVICE void multiply(Sums& sums, int depth, A a, B b, float* factors GPU_AT) {
   const int thread = static_cast<int>(threadIdx.x), y = thread / 16, x = thread % 16;
   float *left = factors, *right = factors + kDepth * kWidth;
+  GPU_UNROLL_BY(1)
   for (int first = 0; first < depth; first += kDepth) {
     GPU_SYNC_THREADS_HERE();  // a and b are written, and the last factors read
+    GPU_UNROLL_BY(1)
     for (int i = thread; i < kDepth * kTile; i += kThreads) {
       const int ak = kDeepA ? i % kDepth : i / kTile, row = kDeepA ? i / kDepth : i % kTile;
       left[ak * kWidth + row] = first + ak < depth ? a(row, first + ak) : 0.0f;
@@ -47,6 +50,7 @@ GPU_DEVICE void multiply(Sums& sums, int depth, A a, B b, float* factors GPU_AT)
       right[bk * kWidth + column] = first + bk < depth ? b(first + bk, column) : 0.0f;
     }
     GPU_SYNC_THREADS_HERE();
+    GPU_UNROLL_BY(1)
     for (int k = 0; k < kDepth; ++k) {
       float l[4], r[4];
       GPU_UNROLL
