@@ -21,13 +21,14 @@ entropy = nn.weight_entropy(phi(q), phi(k), log_decay)  # of the rows' weights: 
 print("entropy of the last row, far and near:", [round(x, 2) for x in entropy[0, :, -1].tolist()], "nats")
 
 # ---- the same, a token at a time: the state is all that is kept of the past -------------------------------------------
-state = None
+kept: torch.Tensor | None = None
+row = torch.empty(0)
 for t in range(T):
-    step, state = isentrope.linear_attention(
-        phi(q[:, :, t : t + 1]), phi(k[:, :, t : t + 1]), v[:, :, t : t + 1], log_decay=log_decay[:, :, t : t + 1], state=state, normalizer=True
+    row, kept = isentrope.linear_attention(
+        phi(q[:, :, t : t + 1]), phi(k[:, :, t : t + 1]), v[:, :, t : t + 1], log_decay=log_decay[:, :, t : t + 1], state=kept, normalizer=True
     )
-assert torch.allclose(step, out[:, :, -1:], atol=1e-5)
-print("a token at a time: the last row differs by", f"{(step - out[:, :, -1:]).abs().max():.0e}", "at most")
+assert torch.allclose(row, out[:, :, -1:], atol=1e-5)
+print("a token at a time: the last row differs by", f"{(row - out[:, :, -1:]).abs().max():.0e}", "at most")
 
 # ---- a memory that replaces ------------------------------------------------------------------------------------------
 # 16 keys, each written again and again: the delta rule's state keeps the last value of a key, linear attention's their sum.

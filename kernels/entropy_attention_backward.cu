@@ -399,7 +399,8 @@ void entropy_attention_backward_cuda(const EntropyAttentionBackward& p, void* st
       const bool some = has_options(p.shape, p.bias);
       gpu::dispatch<false, true>("entropy_attention_backward: entropy", p.dentropy != nullptr, [&](auto entropy) {
         gpu::dispatch<false, true>("entropy_attention_backward: options", some, [&](auto options) {
-          constexpr bool kEntropy = entropy() || options();  // with options one instance for both: without it dentropy is 0
+          constexpr bool kEntropy =
+              entropy() || options();  // with options one instance for both: without it dentropy is 0
           if constexpr (kHead <= 128) {
             keys(entropy_attention_backward_keys_kernel<T, kHead, kEntropy, true, true, options()>);
           } else {

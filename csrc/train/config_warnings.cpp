@@ -98,10 +98,11 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     if (reward.weight < 0 && !reward.in_python() && reward.kind != "length")
       out.push_back(key + ".weight: below 0 it punishes what the reward " + reward.kind + " calls right");
     if (!built_in_reward(reward.kind) && !functions.contains(reward.kind))
-      out.push_back(key + ".kind: \"" + reward.kind +
-                    "\" is none of exact, answer, solves, format, length, python, nor of the methods that stand in this list "
-                    "(isentrope config --explain): a function of that name is to be given, by --reward "
-                    "FILE.py:FUNCTION or to isentrope.Trainer in Python");
+      out.push_back(
+          key + ".kind: \"" + reward.kind +
+          "\" is none of exact, answer, solves, format, length, python, nor of the methods that stand in this list "
+          "(isentrope config --explain): a function of that name is to be given, by --reward "
+          "FILE.py:FUNCTION or to isentrope.Trainer in Python");
   }
 }
 

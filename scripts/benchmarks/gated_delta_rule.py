@@ -55,7 +55,8 @@ def draw(B, H, T, D):
     return [q, torch.nn.functional.normalize(k, dim=-1), v, torch.rand(B, H, T), -0.2 * torch.rand(B, H, T)]
 
 
-def rows(rounds=9, threads=1):
+def rows(rounds=9, threads=1, device="cpu"):
+    torch.set_default_device(device)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     rivals = {"step by step": step_by_step, "by chunks in torch": by_chunks, "compiled": torch.compile(by_chunks, dynamic=False)}

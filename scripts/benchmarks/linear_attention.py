@@ -124,7 +124,8 @@ def decoding(op, function, inputs_of, rounds):
              **compare(seconds, "ours", "entropy_attention"), "target": 10}]  # fmt: skip
 
 
-def rows(rounds=9, threads=1):
+def rows(rounds=9, threads=1, device="cpu"):
+    torch.set_default_device(device)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     rivals = {"step by step": step_by_step, "by chunks in torch": by_chunks, "compiled": torch.compile(by_chunks, dynamic=False)}

@@ -4,12 +4,13 @@ import random
 
 import pytest
 import torch
-from test_entropy_attention import DEVICES, DTYPES, Pool, dtypes_of
+from test_entropy_attention import DTYPES, Pool, dtypes_of
 from test_linear_attention import bits, results
 
 import isentrope
 from isentrope import reference
 
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 EXTRA = ["beta", "log_decay", "write", "state"]
 
 

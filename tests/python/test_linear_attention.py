@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
-from test_entropy_attention import DEVICES, DTYPES, Pool, dtypes_of
+from test_entropy_attention import DTYPES, Pool, dtypes_of
 
 import isentrope
 from isentrope import reference
 
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 NAMES = ["out", "state", "dq", "dk", "dv", "dlog_decay", "dstate"]
 
 

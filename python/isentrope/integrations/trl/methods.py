@@ -36,6 +36,7 @@ _REFUSED = {
     "pear": "it changes rewards; wanted a reward function of its own with isentrope.methods.pear",
     "attention_entropy": "TRL's forward pass hands over no attention",
     "random": "TRL has the control as the losses random_clip_cov and random_kl_cov",
+    "random_tokens": "TRL's steps have no number for it to draw by; isentrope.methods.random_tokens takes one",
     "correction": "TRL has it as vllm_importance_sampling_mode and off_policy_mask_threshold",
     "overlong": "it changes rewards; wanted a reward function of its own (trl.rewards.get_soft_overlong_punishment)",
     "filter_groups": "TRL draws a batch of prompts once",
