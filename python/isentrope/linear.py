@@ -109,6 +109,8 @@ class LinearAttention(nn.Module):
     def forward(self, x: Tensor, *, state: Tensor | None = ..., key_lengths: Tensor | None = ..., cu_seqlens: Tensor | None = ..., return_state: Literal[False] = ...) -> Tensor: ...  # fmt: skip
     @overload
     def forward(self, x: Tensor, *, state: Tensor | None = ..., key_lengths: Tensor | None = ..., cu_seqlens: Tensor | None = ..., return_state: Literal[True]) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    @overload
+    def forward(self, x: Tensor, *, state: Tensor | None = ..., key_lengths: Tensor | None = ..., cu_seqlens: Tensor | None = ..., return_state: bool = ...) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
     def forward(
         self,
         x: Tensor,
@@ -219,6 +221,8 @@ class GatedDeltaNet(nn.Module):
     def forward(self, x: Tensor, *, state: DeltaState | None = ..., write: Tensor | None = ..., return_state: Literal[False] = ...) -> Tensor: ...
     @overload
     def forward(self, x: Tensor, *, state: DeltaState | None = ..., write: Tensor | None = ..., return_state: Literal[True]) -> tuple[Tensor, DeltaState]: ...  # fmt: skip
+    @overload
+    def forward(self, x: Tensor, *, state: DeltaState | None = ..., write: Tensor | None = ..., return_state: bool = ...) -> Tensor | tuple[Tensor, DeltaState]: ...  # fmt: skip
     def forward(
         self, x: Tensor, *, state: DeltaState | None = None, write: Tensor | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, DeltaState]:
