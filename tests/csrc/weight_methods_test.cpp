@@ -41,6 +41,7 @@ TEST(WeightMethods, EveryKindAppliesWithItsDefaults) {
     } else if constexpr (std::is_same_v<Method, Correction>) {
       EXPECT_THROW(method.apply(u, context), std::exception);  // nobody has rescored
     } else {
+      if constexpr (requires { method.initial_state(); }) state = method.initial_state();
       const Weighted weighted = method.apply(u, context);
       EXPECT_EQ(weighted.factor.sizes(), u.mask.sizes());
       EXPECT_EQ(weighted.factor.scalar_type(), torch::kFloat);
