@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import isentrope
-from isentrope import json_lines
+from isentrope import json_lines, trackers
 from isentrope.tensorboard import scalars
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,3 +220,19 @@ def test_projects_of_the_environment(world, monkeypatch):
         assert calls(world, "trackio")[0]["project"] == (words[1] if words else "of TRACKIO_PROJECT")
         assert experiments == words[1:]
         assert logged(world, "mlflow")[0][1]["sft/test/pass_at_2"] == 0.5
+
+
+def test_a_warning_goes_out_whole(monkeypatch):
+    """Each sink warns from its own thread: a line whose end is written apart is torn where two fail at once."""
+    written = []
+
+    class Stream:
+        def write(self, text):
+            written.append(text)
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    trackers.warn("wandb: no")
+    assert written == ["warning: metrics.trackers: wandb: no\n"]

@@ -156,7 +156,8 @@ class Feed:
 
 
 def warn(text: str) -> None:
-    print(f"warning: metrics.trackers: {text}", file=sys.stderr, flush=True)
+    # In one write: print() gives the end of the line apart, and another sink's thread may come between.
+    sys.stderr.write(f"warning: metrics.trackers: {text}\n")
 
 
 def arguments() -> argparse.ArgumentParser:
