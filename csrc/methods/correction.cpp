@@ -58,25 +58,14 @@ std::tuple<Tensor, Tensor> correction(const Tensor& rescored, const Tensor& old_
   const Tensor removed = reject ? given.make_flags() : torch::empty({0}, torch::kBool);
   void* const out = factor.mutable_data_ptr();
   bool* const out_removed = removed.mutable_data_ptr<bool>();
-  if (token) {
-    RatioLoop p{rows};
-    p.logprob = given.first(), p.old_logprob = old, p.low = low, p.high = high;
-    p.outside = truncate ? Outside::kTruncate : reject ? Outside::kReject : Outside::kMask;
-    p.factor = out, p.removed = out_removed;
+  SequenceRatioLoop p{{rows}};
+  p.logprob = given.first(), p.old_logprob = old, p.low = low, p.high = high, p.geometric = !sequence;
+  p.outside = truncate ? Outside::kTruncate : reject ? Outside::kReject : Outside::kMask;
+  p.factor = out, p.removed = out_removed;
+  if (token)
     ISENTROPE_PICK(ratio_on_cpu)(p);
-  } else {
-    const std::vector<GapSums> found = gaps(rows, given.first(), old, kInfinity, false);
-    std::vector<double> value(found.size());
-    const std::unique_ptr<bool[]> gone(new bool[found.size()]);
-    for (size_t b = 0; b < found.size(); ++b) {
-      const double w = weight_of(sequence ? found[b].sum : mean_gap(found[b]));
-      gone[b] = !truncate && (w < low || w > high);
-      value[b] = truncate ? std::clamp(w, low, high) : gone[b] ? 0 : reject ? 1 : w;
-    }
-    FillLoop p{rows};
-    p.value = value.data(), p.gone = reject ? gone.get() : nullptr, p.factor = out, p.removed = out_removed;
-    ISENTROPE_PICK(fill_on_cpu)(p);
-  }
+  else
+    ISENTROPE_PICK(sequence_ratio_on_cpu)(p);
   if (delta) {
     const std::vector<GapSums> found = gaps(rows, current, old, kInfinity, false);
     std::vector<double> sums(found.size());
@@ -86,9 +75,9 @@ std::tuple<Tensor, Tensor> correction(const Tensor& rescored, const Tensor& old_
     ISENTROPE_PICK(sum_on_cpu)(sum);
     const std::unique_ptr<bool[]> drop(new bool[found.size()]);
     for (size_t b = 0; b < found.size(); ++b) drop[b] = sums[b] < 0 && -mean_gap(found[b]) > *delta;
-    DropLoop p{rows};
-    p.drop = drop.get(), p.factor = out;
-    ISENTROPE_PICK(drop_on_cpu)(p);
+    DropLoop dropped{rows};
+    dropped.drop = drop.get(), dropped.factor = out;
+    ISENTROPE_PICK(drop_on_cpu)(dropped);
   }
   return {given.give(factor), given.give(removed)};
 }

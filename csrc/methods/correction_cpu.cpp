@@ -1,4 +1,6 @@
 // The loops of correction and mismatch. Compiled once for every instruction set, in a namespace of its name.
+#include <tuple>
+
 #include "csrc/methods/token_loops.h"
 
 namespace isentrope::methods {
@@ -62,17 +64,21 @@ void ratio(const RatioLoop& p, int64_t begin, int64_t end) {
   }
 }
 
+// factor ← value and removed ← gone where a token counts, else 0; removed may be null.
+template <class T>
+void fill_row(const TokenRows& p, int64_t row, T value, bool gone, void* factors, bool* flags_out) {
+  const int64_t at = row * p.length;
+  const uint8_t* mask = flags(p.mask) + at;
+  T* __restrict factor = static_cast<T*>(factors) + at;
+  for (int64_t t = 0; t < p.length; ++t) factor[t] = mask[t] != 0 ? value : T(0);
+  if (flags_out == nullptr) return;
+  const uint8_t flag = gone ? 1 : 0;
+  auto* __restrict removed = reinterpret_cast<uint8_t*>(flags_out) + at;
+  for (int64_t t = 0; t < p.length; ++t) removed[t] = mask[t] != 0 ? flag : 0;
+}
 template <class T>
 void fill(const FillLoop& p, int64_t row) {
-  const int64_t at = row * p.length;
-  const T value = T(p.value[row]);
-  const uint8_t* mask = flags(p.mask) + at;
-  T* __restrict factor = static_cast<T*>(p.factor) + at;
-  for (int64_t t = 0; t < p.length; ++t) factor[t] = mask[t] != 0 ? value : T(0);
-  if (p.gone == nullptr) return;
-  const uint8_t gone = p.gone[row] ? 1 : 0;
-  auto* __restrict removed = reinterpret_cast<uint8_t*>(p.removed) + at;
-  for (int64_t t = 0; t < p.length; ++t) removed[t] = mask[t] != 0 ? gone : 0;
+  fill_row(p, row, T(p.value[row]), p.gone != nullptr && p.gone[row], p.factor, p.gone == nullptr ? nullptr : p.removed);
 }
 
 // exp(d) − 1 − d, without the digits that the difference loses where d is small: d² (1/2 + d/6 + d²/24 + …).
@@ -88,10 +94,52 @@ inline __attribute__((always_inline)) T excess(T d, T w) {
   return (d < T(0.25)) & (d > T(-0.25)) ? near : far;  // the next term of the series is below 1e-9 of it there
 }
 
+// (Σ d, tokens) of a row; a block that counts as a whole asks no mask.
+template <class T>
+std::pair<double, int64_t> row_gap(const TokenRows& p, const void* logprobs, const void* old_logprobs, int64_t row) {
+  int64_t tokens = 0;
+  double sum[kLanes] = {};
+  for (int64_t begin = 0; begin < p.length; begin += kBlock) {
+    const int64_t count = std::min(kBlock, p.length - begin), at = row * p.length + begin;
+    const T *logprob = of<T>(logprobs, at), *old = of<T>(old_logprobs, at);
+    const uint8_t* mask = flags(p.mask) + at;
+    if (!any_flag(mask, count)) continue;
+    if (all_flags(mask, count)) {
+      tokens += count;
+      add(count, sum, [&](int64_t i) { return static_cast<double>(log_ratio(logprob[i], old[i])); });
+    } else {
+      tokens += count_marked_on_cpu(p.mask + at, count);
+      add(count, sum, [&](int64_t i) {
+        const T d = log_ratio(logprob[i], old[i]);
+        return static_cast<double>(mask[i] != 0 ? d : T(0));
+      });
+    }
+  }
+  return {total(sum), tokens};
+}
+
+// Sum and factor in one pass: the memory of a row is written while those of the next are read.
+template <class T>
+void sequence_ratio(const SequenceRatioLoop& p, int64_t row) {
+  const auto [sum, tokens] = row_gap<T>(p, p.logprob, p.old_logprob, row);
+  const double d = !p.geometric ? sum : tokens == 0 ? 0 : sum / static_cast<double>(tokens);
+  const double w = std::exp(held(d));
+  const bool gone = p.outside != Outside::kTruncate && (w < p.low || w > p.high);
+  const double value = p.outside == Outside::kTruncate ? std::clamp(w, p.low, p.high)
+                       : gone                          ? 0
+                       : p.outside == Outside::kReject ? 1
+                                                       : w;
+  fill_row(p, row, T(value), gone, p.factor, p.outside == Outside::kReject ? p.removed : nullptr);
+}
+
 template <class T>
 void gap(const GapLoop& p, int64_t row) {
   GapSums& to = p.gap[row];
   to = {};
+  if (!p.all) {
+    std::tie(to.sum, to.tokens) = row_gap<T>(p, p.logprob, p.old_logprob, row);
+    return;
+  }
   to.tokens = count_marked_on_cpu(p.mask + row * p.length, p.length);
   double sum[kLanes] = {}, absolute[kLanes] = {}, k3[kLanes] = {}, square[kLanes] = {}, weight[kLanes] = {},
          weight_square[kLanes] = {};
@@ -108,7 +156,6 @@ void gap(const GapLoop& p, int64_t row) {
       d[i] = (own == own) & (mask[i] != 0) ? own : T(0);
     }
     add(count, sum, [&](int64_t i) { return static_cast<double>(d[i]); });
-    if (!p.all) continue;
     for (int64_t i = 0; i < count; ++i) x[i] = d[i] < T(0) ? -d[i] : d[i];
     add(count, absolute, [&](int64_t i) { return static_cast<double>(x[i]); });
     raise(count, greatest, [&](int64_t i) { return x[i]; });
@@ -133,6 +180,7 @@ void gap(const GapLoop& p, int64_t row) {
 
 ISENTROPE_CHUNKS(ratio, RatioLoop)
 ISENTROPE_ROWS(fill, FillLoop)
+ISENTROPE_ROWS(sequence_ratio, SequenceRatioLoop)
 ISENTROPE_ROWS(gap, GapLoop)
 
 void drop_on_cpu(const DropLoop& p) {

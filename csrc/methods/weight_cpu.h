@@ -108,7 +108,11 @@ struct RatioLoop : TokenRows {
   void* factor = nullptr;
   bool* removed = nullptr;  // written for kReject alone
 };
-// The same of a row: factor ← value[row], removed ← gone[row].
+// The same with the ratio of a row's tokens together, exp of the sum of their differences or, geometric, of the mean.
+struct SequenceRatioLoop : RatioLoop {
+  bool geometric = false;
+};
+// Of a row: factor ← value[row], removed ← gone[row].
 struct FillLoop : TokenRows {
   const double* value = nullptr;  // [rows]
   const bool* gone = nullptr;     // [rows] or null
@@ -149,6 +153,7 @@ struct GapLoop : TokenRows {
   void signed_kept_on_cpu(const SignedKeptLoop& p);       \
   void soft_window_on_cpu(const SoftWindowLoop& p);       \
   void ratio_on_cpu(const RatioLoop& p);                  \
+  void sequence_ratio_on_cpu(const SequenceRatioLoop& p); \
   void fill_on_cpu(const FillLoop& p);                    \
   void drop_on_cpu(const DropLoop& p);                    \
   void gap_on_cpu(const GapLoop& p);                      \

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include "csrc/ops/attention_entries.h"
 #include "csrc/ops/autocast.h"
 #include "csrc/ops/check.h"
 #include "csrc/ops/cpu_dispatch.h"

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "csrc/ops/check.h"
+#include "csrc/ops/entries.h"
 
 namespace isentrope::ops::attention {
 namespace {

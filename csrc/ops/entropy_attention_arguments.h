@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "csrc/ops/entries.h"
+#include "csrc/ops/attention_entries.h"
 
 namespace isentrope::ops::attention {
 

@@ -109,23 +109,10 @@ GatedDeltaGradients gated_delta_rule_backward_run(const Arguments& arguments, co
   const bool packed = a.cu_seqlens.defined();
   const Tensor dout = prepared_dout(dout_given, arguments);
   const Tensor dlast = is_given(dlast_state) ? dlast_state->contiguous() : Tensor();
-  p.dout = dout.const_data_ptr();
-  p.dout_strides = head_strides(dout, packed);
-  p.dlast_state = dlast.defined() ? dlast.const_data_ptr() : nullptr;
-  p.dq = dq.mutable_data_ptr();
-  p.dq_strides = head_strides(dq, packed);
-  p.dk = dk.mutable_data_ptr();
-  p.dk_strides = head_strides(dk, packed);
-  p.dv = dv.mutable_data_ptr();
-  p.dv_strides = head_strides(dv, packed);
+  set_recurrence_gradients(p, a, dout, dlast, dq, dk, dv, dlog_decay, dstate);
   p.dbeta = dbeta.mutable_data_ptr();
   p.dbeta_strides = head_strides(dbeta, packed);
-  if (a.log_decay.defined()) {
-    p.dlog_decay = dlog_decay.mutable_data_ptr();
-    p.ddecay_strides = head_strides(dlog_decay, packed);
-  }
   p.dwrite = a.write.defined() ? dwrite.mutable_data_ptr() : nullptr;
-  p.dstate = a.state.defined() ? dstate.mutable_data_ptr() : nullptr;
   const Tensor scratch = recurrence_workspace(workspace, p, a.q);
   launch(p);
   return gradients;

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "csrc/ops/attention_entries.h"
 #include "csrc/ops/autocast.h"
 #include "csrc/ops/check.h"
-#include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::ops {

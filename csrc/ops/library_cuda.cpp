@@ -3,6 +3,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
+#include "csrc/ops/attention_entries.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/recurrence_entries.h"
 

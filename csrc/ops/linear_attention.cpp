@@ -82,20 +82,7 @@ LinearAttentionGradients linear_attention_backward_run(const RecurrenceArguments
     p.weight = state.weight->const_data_ptr();
     p.weight_strides = head_strides(*state.weight, packed);
   }
-  p.dout = dout.const_data_ptr();
-  p.dout_strides = head_strides(dout, packed);
-  p.dlast_state = dlast.defined() ? dlast.const_data_ptr() : nullptr;
-  p.dq = dq.mutable_data_ptr();
-  p.dq_strides = head_strides(dq, packed);
-  p.dk = dk.mutable_data_ptr();
-  p.dk_strides = head_strides(dk, packed);
-  p.dv = dv.mutable_data_ptr();
-  p.dv_strides = head_strides(dv, packed);
-  if (a.log_decay.defined()) {
-    p.dlog_decay = dlog_decay.mutable_data_ptr();
-    p.ddecay_strides = head_strides(dlog_decay, packed);
-  }
-  p.dstate = a.state.defined() ? dstate.mutable_data_ptr() : nullptr;
+  set_recurrence_gradients(p, a, dout, dlast, dq, dk, dv, dlog_decay, dstate);
   const Tensor scratch = recurrence_workspace(workspace, p, a.q);
   launch(p);
   return gradients;

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <tuple>
 
+#include "csrc/ops/attention_entries.h"
 #include "csrc/ops/check.h"
-#include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::ops {

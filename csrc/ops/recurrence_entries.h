@@ -61,6 +61,28 @@ void set_recurrence(Parameters& p, kernels::DType dtype, const PreparedRecurrenc
   if (a.log_decay.defined()) p.decay_strides = head_strides(a.log_decay, packed);
 }
 
+// The gradients that come in and those that go out; dlog_decay and dstate where their inputs are given.
+template <class Parameters>
+void set_recurrence_gradients(Parameters& p, const PreparedRecurrence& a, const Tensor& dout, const Tensor& dlast,
+                              const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dlog_decay,
+                              const Tensor& dstate) {
+  const bool packed = a.cu_seqlens.defined();
+  p.dout = dout.const_data_ptr();
+  p.dout_strides = head_strides(dout, packed);
+  p.dlast_state = dlast.defined() ? dlast.const_data_ptr() : nullptr;
+  p.dq = dq.mutable_data_ptr();
+  p.dq_strides = head_strides(dq, packed);
+  p.dk = dk.mutable_data_ptr();
+  p.dk_strides = head_strides(dk, packed);
+  p.dv = dv.mutable_data_ptr();
+  p.dv_strides = head_strides(dv, packed);
+  if (a.log_decay.defined()) {
+    p.dlog_decay = dlog_decay.mutable_data_ptr();
+    p.ddecay_strides = head_strides(dlog_decay, packed);
+  }
+  p.dstate = a.state.defined() ? dstate.mutable_data_ptr() : nullptr;
+}
+
 // Bytes that a launcher wants beside its parameters; null for none.
 using RecurrenceWorkspace = int64_t (*)(const kernels::RecurrenceShape&, kernels::DType);
 template <class Parameters>

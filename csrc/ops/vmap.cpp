@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/ops/attention_entries.h"
 #include "csrc/ops/entries.h"
 
 namespace isentrope::ops {

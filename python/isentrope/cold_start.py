@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from isentrope import json_lines
 from isentrope.pairs import Candidate, groups
-from isentrope.rollouts import RolloutsError, files_of
+from isentrope.rollouts import RolloutsError, files_to_read, replaced
 
 DESCRIPTION = """\
 Write a data set for an sft phase (data.jsonl: prompt, completion) in which answers to hard prompts are long and answers to easy ones short,
@@ -85,22 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words.per_prompt < 1:
             raise RolloutsError(f"--per-prompt {words.per_prompt}; wanted 1 or more")
-        if out.is_dir() or not out.parent.is_dir():
-            raise RolloutsError(f"--output {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
-        files = files_of(words.run)
-        if any(out.resolve() == file.resolve() for file in files):
-            raise RolloutsError(f"--output {out}: is the file of completions itself; name another")
+        files = files_to_read(words.run, out, "--output")
         asked = [group for file in files for group in groups(file, words.reward, words.right)]
         traces = select(asked, per_prompt=words.per_prompt, hard=words.hard, easy=words.easy)
         if not traces:
             raise RolloutsError(f"{words.run}: none of {len(asked)} prompts is answered right; draw more completions, or of a better model")
         lines = [json.dumps({"prompt": one.prompt, "completion": one.completion}, ensure_ascii=False) for one in traces]
-        beside = out.with_name(out.name + ".part")
-        try:
+        with replaced(out) as beside:
             beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            os.replace(beside, out)
-        finally:
-            beside.unlink(missing_ok=True)
     except (RolloutsError, json_lines.LineError, OSError, ValueError) as error:
         print(f"isentrope cold-start: {error}", file=sys.stderr)
         return 1

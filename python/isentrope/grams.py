@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections import defaultdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from isentrope import json_lines
-from isentrope.rollouts import RolloutsError, files_of
+from isentrope.rollouts import RolloutsError, files_to_read, replaced
 
 DESCRIPTION = """\
 Write the phrases that many right answers have as a file for {kind: hicra, grams: FILE}. The answers are those of a run's
@@ -100,13 +99,13 @@ def mine(answers: Iterable[str], *, least_words: int = 3, most_words: int = 5, t
     return found[: max(1, int(top * len(found)))] if found else []
 
 
-def answers_of(source: Path) -> Iterator[str]:
-    """The right answers of a run, or of a file of JSON lines.
+def answers_of(files: Iterable[Path]) -> Iterator[str]:
+    """The right answers in files of JSON lines.
 
     Raises:
         GramsError, RolloutsError, json_lines.LineError: what is wrong with the files.
     """
-    for file in files_of(source):
+    for file in files:
         for line in json_lines.read(file, {"completion": str}):
             if _right(line, file):
                 yield line["completion"]
@@ -132,14 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     out: Path = options.output
     try:
-        if out.is_dir() or not out.parent.is_dir():
-            raise GramsError(f"--output {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
-        for source in options.source:
-            if source.is_file() and source.resolve() == out.resolve():
-                raise GramsError(f"--output {out}: is a file that is read; name another")
-            if not source.exists():
-                raise GramsError(f"{source} is not there; name the folder of a run, or a file of JSON lines")
-        answers = [answer for source in options.source for answer in answers_of(source)]
+        answers = [answer for source in options.source for answer in answers_of(files_to_read(source, out, "--output"))]
         least_words, most_words = options.words
         found = mine(answers, least_words=least_words, most_words=most_words, top=options.top, least=options.least)
         if not found:
@@ -150,9 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = {"answers": len(answers), "words": [least_words, most_words], "grams": [
             {"text": gram.text, "cluster": number, "documents": gram.documents, "mean": round(gram.mean, 4)} for number, gram in enumerate(found)
         ]}  # fmt: skip
-        beside = out.with_name(out.name + ".part")
-        beside.write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, out)
+        with replaced(out) as beside:
+            beside.write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     except (GramsError, RolloutsError, json_lines.LineError, OSError, ValueError) as error:
         print(f"isentrope grams: {error}", file=sys.stderr)
         return 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isentrope import json_lines
-from isentrope.rollouts import RolloutsError, files_of
+from isentrope.rollouts import RolloutsError, files_to_read, replaced
 
 DESCRIPTION = """\
 Make pairs for a dpo phase (data.jsonl: prompt, chosen, rejected) of completions that were saved: a run's rollouts/PHASE.jsonl
@@ -145,13 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words.per_prompt < 1:
             raise RolloutsError(f"--per-prompt {words.per_prompt}; wanted 1 or more")
-        if out.is_dir() or not out.parent.is_dir():
-            raise RolloutsError(f"--output {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
         prompts = pairs = 0
         lines: list[str] = []
-        files = files_of(words.run)
-        if any(out.resolve() == file.resolve() for file in files):
-            raise RolloutsError(f"--output {out}: is the file of completions itself; name another")
+        files = files_to_read(words.run, out, "--output")
         for file in files:
             for prompt, candidates in groups(file, words.reward, words.right):
                 prompts += 1
@@ -160,12 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     pairs += 1
         if not pairs:
             raise RolloutsError(f"{words.run}: none of {prompts} prompts has a pair by the rule {words.rule}; draw more completions a prompt, or take another --rule")
-        beside = out.with_name(out.name + ".part")
-        try:
+        with replaced(out) as beside:
             beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            os.replace(beside, out)
-        finally:
-            beside.unlink(missing_ok=True)
     except (RolloutsError, json_lines.LineError, OSError) as error:
         print(f"isentrope pairs: {error}", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def files_of(run: Path) -> list[Path]:
     if run.is_file():
         return [run]
     if not run.is_dir():
-        raise RolloutsError(f"{run} is not there; name the folder of a run, or a file of rollouts")
+        raise RolloutsError(f"{run} is not there; name the folder of a run, or a file of JSON lines")
     files = sorted((run / "rollouts").glob("*.jsonl"))
     if not files:
         raise RolloutsError(f"{run}/rollouts holds no rollouts; a grpo phase with rollout: {{save_every: n}} saves those of each n-th step")
@@ -47,6 +48,31 @@ def files_of(run: Path) -> list[Path]:
     for line in json_lines.read(run / "metrics.jsonl"):
         phases.setdefault(line["phase"], len(phases))
     return sorted(files, key=lambda file: phases.get(file.stem, len(phases)))
+
+
+def files_to_read(run: Path, out: Path, option: str) -> list[Path]:
+    """files_of(run), where out is a file that can be written and none of them.
+
+    Raises:
+        RolloutsError: naming the option that gave out.
+    """
+    if out.is_dir() or not out.parent.is_dir():
+        raise RolloutsError(f"{option} {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
+    files = files_of(run)
+    if any(out.resolve() == file.resolve() for file in files):
+        raise RolloutsError(f"{option} {out}: is a file that is read; name another")
+    return files
+
+
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """A file to write beside out, which takes its place once the block has ended; after an error out is as it was."""
+    beside = out.with_name(out.name + ".part")
+    try:
+        yield beside
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -77,9 +103,8 @@ def write(files: Sequence[Path], out: Path) -> int:
          "finished": pa.bool_(), "reward": real, "scores": pa.map_(text, real), "advantage": real, "overlong": real, "ares": real, "pear": real, "ceeh": real, "kl": real,
          "advantages": pa.list_(number), "weight": pa.list_(number), "parent": whole, "begin": whole}.items()
     )  # fmt: skip
-    beside = out.with_name(out.name + ".part")
     count = 0
-    try:
+    with replaced(out) as beside:
         with pq.ParquetWriter(beside, schema, compression="zstd") as table:
             for file in files:
                 part: list[dict[str, Any]] = []
@@ -91,9 +116,6 @@ def write(files: Sequence[Path], out: Path) -> int:
                 count += _put(table, part, schema, file)
         if count == 0:
             raise RolloutsError(f"{', '.join(map(str, files))}: no rollout is there yet")
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)
     return count
 
 
@@ -117,12 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = parser.parse_args(argv)
     out: Path = words.parquet
     try:
-        if out.is_dir() or not out.parent.is_dir():
-            raise RolloutsError(f"--parquet {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file")
-        files = files_of(words.run)
-        if any(out.resolve() == file.resolve() for file in files):
-            raise RolloutsError(f"--parquet {out}: is the file of rollouts itself; name another")
-        count = write(files, out)
+        count = write(files_to_read(words.run, out, "--parquet"), out)
     except ImportError as error:
         if (error.name or "").split(".")[0] != "pyarrow":
             raise

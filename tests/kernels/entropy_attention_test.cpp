@@ -5,7 +5,7 @@
 #include <functional>
 #include <memory>
 
-#include "tests/kernels/testing.h"
+#include "tests/kernels/row_array.h"
 
 namespace isentrope::testing {
 namespace {
@@ -15,13 +15,6 @@ using kernels::HeadStrides;
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 const double kNaN = std::nan("");
-
-// The checker is slow, and its plain twin compares values: with it every third case runs, and no value is compared.
-#if !defined(__CUDACC__)
-constexpr bool kChecked = simt::kInstrumented;
-#else
-constexpr bool kChecked = false;
-#endif
 
 enum Temperature { kNone, kHead, kRow, kBatchRow };
 enum Gradient { kDout = 1, kDlse = 2, kDentropy = 4, kAll = 7 };
@@ -274,45 +267,11 @@ struct Expected {
   void grow(Output i, A x) { size[i] = std::max(size[i], static_cast<double>(x)); }
 };
 
-// An array of rows on the device.
 template <class T>
-class Rows {
- public:
-  Rows(const Case& t, int64_t heads, int64_t rows, int64_t columns, const char* name)
-      : batch_(t.batch()), heads_(heads), rows_(rows), columns_(columns) {
-    const int64_t width = columns == 1 ? 1 : columns + (t.rows_first ? 8 : 0);
-    strides = t.rows_first ? HeadStrides{rows * heads * width, width, heads * width}
-                           : HeadStrides{heads * rows * width, rows * width, width};
-    buffer_ = std::make_unique<DeviceBuffer<T>>(batch_ * heads * rows * width, name);
-  }
-  Rows(const Case& t, int64_t heads, int64_t rows, int64_t columns, const char* name, const std::vector<double>& values)
-      : Rows(t, heads, rows, columns, name) {
-    std::vector<T> stored(buffer_->size(), convert<T>({kNaN})[0]);
-    each([&](int64_t n, int64_t place) { stored[place] = convert<T>({values[n]})[0]; });
-    buffer_->write(stored);
-  }
-  std::vector<T> read() {
-    const std::vector<T> stored = buffer_->read();
-    std::vector<T> values(batch_ * heads_ * rows_ * columns_);
-    each([&](int64_t n, int64_t place) { values[n] = stored[place]; });
-    return values;
-  }
-  T* data() { return buffer_->data(); }
-
-  HeadStrides strides;
-
- private:
-  template <class Function>
-  void each(Function function) {
-    int64_t n = 0;
-    for (int64_t b = 0; b < batch_; ++b)
-      for (int64_t h = 0; h < heads_; ++h)
-        for (int64_t t = 0; t < rows_; ++t)
-          for (int64_t d = 0; d < columns_; ++d)
-            function(n++, b * strides.batch + h * strides.head + t * strides.row + d);
-  }
-  int64_t batch_, heads_, rows_, columns_;
-  std::unique_ptr<DeviceBuffer<T>> buffer_;
+struct Rows : RowArray<T> {
+  template <class... Values>
+  Rows(const Case& t, int64_t heads, int64_t rows, int64_t columns, const char* name, const Values&... values)
+      : RowArray<T>(t.rows_first, t.batch(), heads, rows, columns, name, values...) {}
 };
 
 std::unique_ptr<DeviceBuffer<int64_t>> device(const std::vector<int64_t>& values, const char* name) {

@@ -103,10 +103,10 @@ Named recur(const RecurrenceCase& t, const Inputs& x, Round round) {
 
 template <class T>
 Named compute(const RecurrenceCase& t, const Inputs& x) {
-  RowArray<T> q(t, t.H, t.D, "q", x.q), k(t, t.G, t.D, "k", x.k), v(t, t.G, t.E, "v", x.v),
+  StepRows<T> q(t, t.H, t.D, "q", x.q), k(t, t.G, t.D, "k", x.k), v(t, t.G, t.E, "v", x.v),
       dout(t, t.H, t.E, "dout", x.dout);
-  RowArray<float> g(t, t.G, 1, "log_decay", x.g), weight(t, t.H, 1, "weight"), dg(t, t.G, 1, "dlog_decay");
-  RowArray<T> out(t, t.H, t.E, "out"), dq(t, t.H, t.D, "dq"), dk(t, t.G, t.D, "dk"), dv(t, t.G, t.E, "dv");
+  StepRows<float> g(t, t.G, 1, "log_decay", x.g), weight(t, t.H, 1, "weight"), dg(t, t.G, 1, "dlog_decay");
+  StepRows<T> out(t, t.H, t.E, "out"), dq(t, t.H, t.D, "dq"), dk(t, t.G, t.D, "dk"), dv(t, t.G, t.E, "dv");
   DeviceBuffer<float> last(static_cast<int64_t>(x.state.size()), "last_state"), dstate(last.size(), "dstate");
   const auto state = device_or_null<float>(t.state, convert<float>(x.state), "state"),
              dlast = device_or_null<float>(t.dlast, convert<float>(x.dlast), "dlast_state");

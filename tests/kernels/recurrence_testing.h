@@ -6,15 +6,9 @@
 #include <memory>
 
 #include "kernels/recurrence.h"
-#include "tests/kernels/testing.h"
+#include "tests/kernels/row_array.h"
 
 namespace isentrope::testing {
-
-#if !defined(__CUDACC__)
-constexpr bool kChecked = simt::kInstrumented;
-#else
-constexpr bool kChecked = false;
-#endif
 
 struct RecurrenceCase {
   int64_t B = 1, H = 1, G = 1, T = 1, D = 8, E = 8, chunk = 64;
@@ -78,44 +72,12 @@ inline RecurrenceCase mixed_case(uint64_t index) {
   return t;
 }
 
-// An array of rows on the device, [B, heads, T, columns].
+// Rows of a case, [B, heads, T, columns].
 template <class T>
-class RowArray {
- public:
-  RowArray(const RecurrenceCase& t, int64_t heads, int64_t columns, const char* name)
-      : batch_(t.B), heads_(heads), rows_(t.T), columns_(columns) {
-    strides = t.rows_first ? kernels::HeadStrides{rows_ * heads * columns, columns, heads * columns}
-                           : kernels::HeadStrides{heads * rows_ * columns, rows_ * columns, columns};
-    buffer_ = std::make_unique<DeviceBuffer<T>>(batch_ * heads * rows_ * columns, name);
-  }
-  RowArray(const RecurrenceCase& t, int64_t heads, int64_t columns, const char* name, const std::vector<double>& values)
-      : RowArray(t, heads, columns, name) {
-    std::vector<T> stored(buffer_->size());
-    const std::vector<T> converted = convert<T>(values);
-    each([&](int64_t n, int64_t place) { stored[place] = converted[n]; });
-    buffer_->write(stored);
-  }
-  std::vector<T> read() {
-    const std::vector<T> stored = buffer_->read();
-    std::vector<T> values(stored.size());
-    each([&](int64_t n, int64_t place) { values[n] = stored[place]; });
-    return values;
-  }
-  T* data() { return buffer_->data(); }
-  kernels::HeadStrides strides;
-
- private:
-  template <class Function>
-  void each(Function function) {
-    int64_t n = 0;
-    for (int64_t b = 0; b < batch_; ++b)
-      for (int64_t h = 0; h < heads_; ++h)
-        for (int64_t t = 0; t < rows_; ++t)
-          for (int64_t d = 0; d < columns_; ++d)
-            function(n++, b * strides.batch + h * strides.head + t * strides.row + d);
-  }
-  int64_t batch_, heads_, rows_, columns_;
-  std::unique_ptr<DeviceBuffer<T>> buffer_;
+struct StepRows : RowArray<T> {
+  template <class... Values>
+  StepRows(const RecurrenceCase& t, int64_t heads, int64_t columns, const char* name, const Values&... values)
+      : RowArray<T>(t.rows_first, t.B, heads, t.T, columns, name, values...) {}
 };
 
 template <class T>

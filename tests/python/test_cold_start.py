@@ -69,4 +69,4 @@ def test_refuses(words, message, tmp_path):
     assert made.returncode == 1 and message in made.stderr
     assert not (tmp_path / "out.jsonl").exists()
     made = subprocess.run([sys.executable, "-m", "isentrope.cold_start", str(source), "-o", str(source)], capture_output=True, text=True)
-    assert made.returncode == 1 and "is the file of completions itself" in made.stderr
+    assert made.returncode == 1 and "is a file that is read" in made.stderr

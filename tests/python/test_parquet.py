@@ -86,7 +86,7 @@ def test_what_is_wrong_is_told_and_nothing_replaced(run, tmp_path):
     assert "save_every" in command(tmp_path, "--parquet", out, code=1).stderr
     assert "is a folder" in command(run, "--parquet", tmp_path, code=1).stderr
     assert "its folder is not there" in command(run, "--parquet", tmp_path / "no" / "x", code=1).stderr
-    assert "itself" in command(file, "--parquet", file, code=1).stderr
+    assert "is a file that is read" in command(file, "--parquet", file, code=1).stderr
     file.write_text(json.dumps(LINES[0]) + "\n" + json.dumps({**LINES[1], "ids": ["a"]}) + "\n")
     assert f"{file}: a line of step 1 to 1" in command(run, "--parquet", out, code=1).stderr
     file.write_text('{"phase": "grpo", "step": 1}\n')

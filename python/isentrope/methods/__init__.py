@@ -35,6 +35,7 @@ from isentrope.methods.control import (
     siren,
     tea,
 )
+from isentrope.methods.mismatch import CorrectionOutput, MismatchOutput, correction, mismatch
 from isentrope.methods.own import register
 from isentrope.methods.preference import differential_information, preference
 from isentrope.methods.shaping import (
@@ -48,16 +49,12 @@ from isentrope.methods.shaping import (
     repo,
 )
 from isentrope.methods.weight import (
-    CorrectionOutput,
-    MismatchOutput,
     attention_entropy,
     clip_b,
     clip_v,
-    correction,
     divergence_mask,
     entropy_ratio_band,
     entropy_sft,
-    mismatch,
     random,
     random_tokens,
     soft_window,
