@@ -3,7 +3,7 @@
 #
 #   ./scripts/check.sh            what continuous integration runs
 #   ./scripts/check.sh --quick    without the sanitizers
-#   ./scripts/check.sh --full     and what takes hours or a package index: the attacks of scripts/reliability.py, ranks killed at random moments, a minute of
+#   ./scripts/check.sh --full     and what takes hours or a package index: the attacks of scripts/reliability.py, ranks killed at random moments, an installation in isolation, a minute of
 #                                 libFuzzer for each reader of files, findings/, other versions and users of what is written, TRL and verl, the sweep over the models of transformers and its lowest version, the mutants of the kernels, the CUDA build
 #
 # Of --full every part runs, also after another has failed; the exit code is 0 only where all passed.
@@ -40,6 +40,7 @@ fuzz() {
 
 export ISENTROPE_BUILD=$ROOT/build/release
 part "ranks killed at 40 random moments" env ISENTROPE_RANK_KILLS=40 "$PYTHON" -m pytest -q tests/python/test_ranks.py -k random_moments
+part "an installation in isolation" env ISENTROPE_ISOLATED_INSTALL=1 "$PYTHON" -m pytest -q tests/python/test_install.py -k isolation
 part "attacks" "$PYTHON" scripts/reliability.py --full
 if has_libfuzzer; then
   build fuzz test

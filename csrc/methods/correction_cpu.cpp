@@ -78,7 +78,8 @@ void fill_row(const TokenRows& p, int64_t row, T value, bool gone, void* factors
 }
 template <class T>
 void fill(const FillLoop& p, int64_t row) {
-  fill_row(p, row, T(p.value[row]), p.gone != nullptr && p.gone[row], p.factor, p.gone == nullptr ? nullptr : p.removed);
+  fill_row(p, row, T(p.value[row]), p.gone != nullptr && p.gone[row], p.factor,
+           p.gone == nullptr ? nullptr : p.removed);
 }
 
 // exp(d) − 1 − d, without the digits that the difference loses where d is small: d² (1/2 + d/6 + d²/24 + …).

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,15 @@ def resolved(file: str, overrides: Iterable[str], what: str) -> dict[str, Any]:
     return config
 
 
+def resolved_all(given: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The configuration of each (file, override, …), read as many at a time as there are cores: the program takes half a second
+    to start. Raises CommandError of the first that is refused."""
+    different = list(dict.fromkeys(given))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        configs = pool.map(lambda words: resolved(words[0], words[1:], " ".join(words)), different)
+        return dict(zip(different, configs, strict=True))
+
+
 def configurations(files: Sequence[str], overrides: Sequence[str], over: Sequence[str], threads: int,
                    rows: dict[str, tuple[str, ...]] | None = None) -> list[Configuration]:  # fmt: skip
     """The rows of the table in the order in which they were given, values of the last key fastest. threads: of each run; 0 for
@@ -165,7 +176,7 @@ def configurations(files: Sequence[str], overrides: Sequence[str], over: Sequenc
             raise CommandError(f"{key} is given as an override and with --over; leave one out")
     own_threads = (f"run.threads={threads}",) if threads and "run.threads" not in [*given, *swept] else ()
     names = short_names(swept)
-    found = []
+    planned: list[tuple[str, str, str, tuple[str, ...], dict[str, str]]] = []
     for file in files:
         for name, *chosen in itertools.product(rows or [""], *swept.values()):
             cell = dict(zip(swept, chosen))
@@ -174,8 +185,9 @@ def configurations(files: Sequence[str], overrides: Sequence[str], over: Sequenc
             label = ", ".join(parts if parts and len(files) == 1 else [Path(file).stem, *parts])
             folder = ",".join([Path(file).stem, *([in_a_name(name)] if rows else []),
                                *(f"{names[key]}={in_a_name(value)}" for key, value in cell.items())])  # fmt: skip
-            config = resolved(file, words, " ".join([file, *words]))
-            found.append(Configuration(file, label, folder, words, cell, config, start_key(config), own_threads))
+            planned.append((file, label, folder, words, cell))
+    read = resolved_all((file, *words) for file, _, _, words, _ in planned)
+    found = [Configuration(*row, read[row[0], *row[3]], start_key(read[row[0], *row[3]]), own_threads) for row in planned]
     for one, other in itertools.combinations(found, 2):
         if one.folder == other.folder:
             raise CommandError(f"{one.file} and {other.file} have one name, and would share the folder {one.folder}; rename one")

@@ -58,16 +58,18 @@ def parser() -> argparse.ArgumentParser:
 def checked(groups: Sequence[Sequence[Cell]], options: argparse.Namespace) -> list[Job]:
     """All runs of the groups, each once. Raises CommandError where the program refuses a configuration, or a folder holds a run
     of another one."""
-    from isentrope.compare.plan import check_folder, resolved
+    from isentrope.compare.plan import check_folder, resolved_all
 
-    read: dict[tuple[str, ...], dict[str, Any]] = {}
-    jobs: dict[Path, Job] = {}
+    wanted: dict[Cell, tuple[str, ...]] = {}
     for cell in (cell for group in groups for cell in group):
         file, _, _, *overrides = cell.words(options.configs, 0)
         if not Path(file).is_file():
             raise CommandError(f"there is no {file}; go to the source tree, or name its configs/stability with --configs")
-        config = read.get((file, *overrides)) or resolved(file, overrides, " ".join([file, *overrides]))
-        read[(file, *overrides)] = config
+        wanted[cell] = (file, *overrides)
+    read = resolved_all(wanted.values())
+    jobs: dict[Path, Job] = {}
+    for cell, words in wanted.items():
+        config = read[words]
         (phase,) = config["phases"]
         phase["optimizer"]["lr"] = float(f"{cell.rate:g}")
         for seed in range(options.seeds):
