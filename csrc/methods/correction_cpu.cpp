@@ -70,7 +70,13 @@ void fill_row(const TokenRows& p, int64_t row, T value, bool gone, void* factors
   const int64_t at = row * p.length;
   const uint8_t* mask = flags(p.mask) + at;
   T* __restrict factor = static_cast<T*>(factors) + at;
-  for (int64_t t = 0; t < p.length; ++t) factor[t] = mask[t] != 0 ? value : T(0);
+  for (int64_t begin = 0; begin < p.length; begin += kBlock) {
+    const int64_t count = std::min(kBlock, p.length - begin);
+    if (all_flags(mask + begin, count))
+      std::fill_n(factor + begin, count, value);
+    else
+      for (int64_t t = begin; t < begin + count; ++t) factor[t] = mask[t] != 0 ? value : T(0);
+  }
   if (flags_out == nullptr) return;
   const uint8_t flag = gone ? 1 : 0;
   auto* __restrict removed = reinterpret_cast<uint8_t*>(flags_out) + at;
