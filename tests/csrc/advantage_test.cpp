@@ -7,7 +7,7 @@
 #include "csrc/one_of.h"
 
 namespace isentrope::methods {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using Values = std::vector<double>;
 using Kinds = OneOf<Grpo, DrGrpo, Rloo, Opo, ReinforcePlusPlusBaseline>;
@@ -218,5 +218,5 @@ TEST(Overlong, GoldenValues) {
   EXPECT_THROW(overlong_penalty(1, 100, 4096, 1.0), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::methods

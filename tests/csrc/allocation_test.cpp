@@ -7,7 +7,7 @@
 #include "csrc/data/random.h"
 
 namespace isentrope::rl {
-namespace {
+namespace ISENTROPE_UNIT {
 
 TEST(Allocation, SamplesGoWhereAnswersVary) {
   // √(p(1 − p)): 0.5, 0.3, 0, 0.5, 0 of 32.
@@ -62,5 +62,5 @@ TEST(PassRecord, ComesBackFromItsState) {
     EXPECT_EQ(record.share("prompt " + std::to_string(i)), again.share("prompt " + std::to_string(i)));
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::rl

@@ -10,7 +10,7 @@
 #include "csrc/rl/reward_list.h"
 
 namespace isentrope::methods {
-namespace {
+namespace ISENTROPE_UNIT {
 
 // The tokens that bind() finds for these triggers.
 std::vector<bool> trigger_tokens(const std::vector<std::string>& triggers, const data::Tokenizer& tokenizer) {
@@ -405,5 +405,5 @@ TEST(Ares, GoesOnFromItsState) {
   EXPECT_THROW(resumed.restore({1, 2}), std::runtime_error);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::methods

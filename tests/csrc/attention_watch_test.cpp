@@ -9,7 +9,7 @@
 #include "csrc/train/attention_entropy.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -176,5 +176,5 @@ TEST(AttentionEntropy, NothingIsMadeWhereNothingIsPunished) {
   EXPECT_FALSE(AttentionEntropy({.coef = 1, .learn_threshold = false}, 3, 2, torch::kCPU).threshold().requires_grad());
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

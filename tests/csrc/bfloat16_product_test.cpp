@@ -9,7 +9,7 @@
 #include <limits>
 
 namespace isentrope::ops {
-namespace {
+namespace ISENTROPE_UNIT {
 
 std::vector<float> draws(int64_t n, int64_t seed) {
   const torch::Tensor x = torch::randn({n}, at::detail::createCPUGenerator(seed), torch::TensorOptions());
@@ -74,5 +74,5 @@ TEST(Bfloat16Product, RoundsToEvenAndKeepsWhatIsNoNumber) {
   EXPECT_TRUE(std::equal(rounded.begin(), rounded.end(), reinterpret_cast<const uint16_t*>(x.data())));
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::ops

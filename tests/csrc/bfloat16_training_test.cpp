@@ -14,7 +14,7 @@
 #include "csrc/ops/bfloat16_product.h"
 
 namespace isentrope::model {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -258,5 +258,5 @@ TEST(Bfloat16Decoder, DoubleIsLeftAlone) {
   EXPECT_TRUE(torch::equal(plain(tokens), narrow(tokens)));
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::model

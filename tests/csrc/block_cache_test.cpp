@@ -11,7 +11,7 @@
 #include <vector>
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 constexpr size_t MiB = size_t{1} << 20;
 
@@ -114,5 +114,5 @@ TEST(BlockCache, MoreThanThereIsIsRefused) {
   EXPECT_NE(cache.allocate(MiB).get(), nullptr);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

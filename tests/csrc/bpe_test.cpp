@@ -14,7 +14,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using Ids = std::vector<int64_t>;
 using Json = nlohmann::json;
@@ -251,5 +251,5 @@ TEST(TextStream, GivesWholeCharacters) {
       << "half a surrogate pair is no beginning of a character";
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

@@ -21,7 +21,7 @@
 #include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
@@ -754,5 +754,5 @@ TEST_F(CheckpointTest, DamagedFilesAreNamed) {
       "(docs/models.md)");
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

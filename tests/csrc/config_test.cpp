@@ -11,7 +11,7 @@
 #include "csrc/train/config_fields.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 namespace fs = std::filesystem;
 
@@ -604,5 +604,5 @@ TEST(ConfigText, ScalarsReadBack) {
   EXPECT_EQ(range({}), "");
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

@@ -18,7 +18,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 namespace fs = std::filesystem;
 using Names = std::vector<std::string>;
@@ -410,5 +410,5 @@ TEST_F(CorpusTest, AShardSaysWhatIsWrongWithIt) {
   EXPECT_EQ(TokenShard::fingerprint_of(file), std::nullopt);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

@@ -13,7 +13,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 namespace fs = std::filesystem;
 
@@ -296,5 +296,5 @@ TEST_F(DataCheck, AGpuThatIsNotThereIsTold) {
   expect_readable(said);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

@@ -12,7 +12,7 @@
 #include "csrc/model/layers.h"
 
 namespace isentrope::model {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -627,5 +627,5 @@ TEST(Decoder, EmptyBatch) {
   EXPECT_EQ(decoder(torch::zeros({0, 5}, torch::kInt64)).sizes(), (std::vector<int64_t>{0, 5, 29}));
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::model

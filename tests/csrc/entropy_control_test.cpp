@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 namespace isentrope::methods {
-namespace {
+namespace ISENTROPE_UNIT {
 
 // Coefficients or factors of the updates, whose entropies are told after each.
 template <class One, class Of>
@@ -148,5 +148,5 @@ TEST(EntropyControl, BandTakesOneSide) {
   EXPECT_NE((EntropyBand{.to = {0.7}}.problem()), "");
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::methods

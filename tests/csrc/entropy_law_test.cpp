@@ -7,7 +7,7 @@
 #include <vector>
 
 namespace isentrope::rl {
-namespace {
+namespace ISENTROPE_UNIT {
 
 TEST(EntropyLaw, FindsALawThatHolds) {
   EntropyLaw law;
@@ -66,5 +66,5 @@ TEST(EntropyLaw, GoesOnFromItsState) {
   EXPECT_THROW(second.restore({1, 2}), std::runtime_error);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::rl

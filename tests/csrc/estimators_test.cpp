@@ -16,7 +16,7 @@
 #include "csrc/one_of.h"
 
 namespace isentrope::methods {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using Values = std::vector<double>;
 using Kinds = OneOf<Gdpo, MaxRl, PassAtK, Quantile, ReinforcePlusPlus, Remax>;
@@ -191,5 +191,5 @@ TEST(OptimalTokenBaseline, FromCompletions) {
   EXPECT_TRUE(OptimalTokenBaseline::kNeedsSumP2 && Remax::kNeedsGreedy);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::methods

@@ -9,7 +9,7 @@
 #include "tests/csrc/small_update.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using Vector = std::vector<double>;
 
@@ -144,5 +144,5 @@ TEST(GradientNoise, TheFirstPassIsMeasured) {
     }
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

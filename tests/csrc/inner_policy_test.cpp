@@ -5,7 +5,7 @@
 #include "csrc/train/objective.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -108,5 +108,5 @@ TEST(InnerPolicy, LearnsAloneAndForItsStepsAlone) {
   for (const auto& [name, value] : inner.stats) EXPECT_NEAR(cut.stats.at(name), value, 1e-5) << name;
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

@@ -6,7 +6,7 @@
 #include <cmath>
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 void expect(const Interval& found, double low, double high) {
   EXPECT_NEAR(found.low, low, 1e-4);
@@ -35,5 +35,5 @@ TEST(Interval, RatioOfSums) {
   EXPECT_TRUE(std::isnan(normal_of_ratio({1}, {1}).low));
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

@@ -15,7 +15,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using Texts = std::set<std::string>;
 
@@ -198,5 +198,5 @@ TEST_F(JsonlFilesTest, CutCompletionsAreCounted) {
   expect_all(source->notes()[0], {"2 of 3 training examples", "are cut", "truncate"});
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

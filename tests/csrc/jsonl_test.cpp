@@ -15,7 +15,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 class JsonlTest : public ::testing::Test {
  protected:
@@ -262,5 +262,5 @@ TEST_F(JsonlTest, OneSourceIsChosen) {
   expect_all(config.problem(), {"tint: terms"});
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

@@ -8,7 +8,7 @@
 #include "csrc/ops/ops.h"
 
 namespace isentrope::ops {
-namespace {
+namespace ISENTROPE_UNIT {
 
 TEST(KeptEntropy, OfTheLikeliestAndWithoutTheLeastLikely) {
   at::Tensor logits = at::zeros({1, 8}, at::kDouble);
@@ -48,5 +48,5 @@ TEST(KeptEntropy, ShareOutOfRangeIsNamed) {
   EXPECT_THROW(token_entropy(logits, target, 1.0, -100, false, false, Keep{.kind = "top_k"}), c10::ValueError);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::ops

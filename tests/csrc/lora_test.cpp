@@ -11,7 +11,7 @@
 #include "csrc/model/decoder.h"
 
 namespace isentrope::model {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -288,5 +288,5 @@ TEST(DecoderLora, TargetsAndWhatDoesNotGoTogether) {
   EXPECT_EQ(config.lora->scale(), 8);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::model

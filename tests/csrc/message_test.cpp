@@ -18,7 +18,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope {
-namespace {
+namespace ISENTROPE_UNIT {
 
 std::string told(const std::function<void()>& action) {
   try {
@@ -125,5 +125,5 @@ TEST(Message, ANearNameIsSuggested) {
   EXPECT_EQ(suggestion("ab", {}, "they"), "; they are ");
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope

@@ -18,7 +18,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 const std::vector<Message> kTwoTurns{
     {"system", "Add."}, {"user", "2+2="}, {"assistant", "4"}, {"user", "3+3="}, {"assistant", "6"}};
@@ -192,5 +192,5 @@ TEST_F(TemplatedTest, EqualPromptsAreOnOneSide) {
   EXPECT_EQ(prompts[0].size() + prompts[1].size(), 60u);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

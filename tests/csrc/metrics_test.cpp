@@ -19,7 +19,7 @@
 #include "csrc/train/run_folder.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 namespace fs = std::filesystem;
 
@@ -448,5 +448,5 @@ TEST_F(RunFolderTest, AFolderThatCannotBeMade) {
   EXPECT_THROW(RunFolder(dir_ + "/file/run", false), std::runtime_error);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

@@ -10,7 +10,7 @@
 #include "tests/csrc/small_update.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -493,5 +493,5 @@ TEST(Packing, ARowHoldsWhatFitsAndPositionsBeginAgain) {
   EXPECT_FALSE(plain.position.defined());
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

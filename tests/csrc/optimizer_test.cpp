@@ -14,7 +14,7 @@
 #include "csrc/train/schedule.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 using Named = std::vector<std::pair<std::string, Tensor>>;
@@ -587,5 +587,5 @@ TEST(Finite, SeesOneNumberThatIsNoneAnywhere) {
   }
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

@@ -12,7 +12,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 // The row 0, 1, … n − 1: a token tells its place.
 std::shared_ptr<const TokenShard> row_of(int64_t n) {
@@ -117,5 +117,5 @@ TEST(PackedSource, AResumedRunWantsTheSameTokens) {
   expect_all(message<std::runtime_error>([&] { same.restore({}); }), {"corpus"});
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

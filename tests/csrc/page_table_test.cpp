@@ -7,7 +7,7 @@
 #include "csrc/data/random.h"
 
 namespace isentrope::model {
-namespace {
+namespace ISENTROPE_UNIT {
 
 // A page table beside plain copies: every position written is a number of its own, in a page of the table and in a vector.
 class Checked {
@@ -124,5 +124,5 @@ TEST(PageTable, APageIsCopiedWhenItIsWrittenAndHeldByAnother) {
   cache.check();
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::model

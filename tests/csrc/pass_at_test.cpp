@@ -8,7 +8,7 @@
 #include <limits>
 
 namespace isentrope::rl {
-namespace {
+namespace ISENTROPE_UNIT {
 
 // Of all choices of k answers out of n, of which the first c are right, those that hold a right one.
 double counted(int64_t n, int64_t c, int64_t k) {
@@ -62,5 +62,5 @@ TEST(PassAt, EachKOfFewAnswersAndPowersOfTwoOfMany) {
   EXPECT_EQ(pass_ks(65536).size(), 17u);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::rl

@@ -12,7 +12,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 namespace fs = std::filesystem;
 
@@ -162,5 +162,5 @@ TEST(MachineMemory, IsTheLeastLimitOfTheControlGroups) {
   fs::remove_all(root);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

@@ -2,7 +2,7 @@
 #include "tests/csrc/small_update.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 // Five pairs of different lengths.
 data::Batch pairs_of() {
@@ -89,5 +89,5 @@ TEST(Preference, NoRankGetsHalfAPair) {
   }
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

@@ -14,7 +14,7 @@
 #include "csrc/data/split.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 // Statistic of Pearson's test that all counts have the same expectation.
 double chi_square(const std::vector<int64_t>& counts) {
@@ -144,5 +144,5 @@ TEST(Split, TakesItsShareOfPrompts) {
   EXPECT_EQ(split_of("x", 0, 0), Split::train);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

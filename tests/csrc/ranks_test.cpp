@@ -8,7 +8,7 @@
 #include "csrc/train/rank_check.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 data::Batch batch_of(const std::vector<int64_t>& lengths) {
   const int64_t B = static_cast<int64_t>(lengths.size()), T = 9;
@@ -81,5 +81,5 @@ TEST(Ranks, OfOneVerbsGiveBackWhatTheyGot) {
   EXPECT_EQ(one.bytes_sent(), 0);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

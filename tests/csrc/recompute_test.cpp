@@ -14,7 +14,7 @@
 #include "csrc/model/layers.h"
 
 namespace isentrope::model {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -186,5 +186,5 @@ TEST(Origin, AProductKeepsItInThePlaceOfItsInput) {
       }
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::model

@@ -14,7 +14,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::rl {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using data::Example;
 
@@ -342,5 +342,5 @@ TEST(RewardSum, RefusesABadConfig) {
   expect_all(wrong({{.kind = "length", .target = 5, .limit = 5}}), {"length", "limit (5)", "target (5)"});
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::rl

@@ -14,7 +14,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::rl {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using model::Decoder;
 using model::DecoderConfig;
@@ -867,5 +867,5 @@ TEST(Sampler, LogprobAndEntropyAreOfTheWholeDistribution) {
   }
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::rl

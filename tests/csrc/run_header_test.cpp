@@ -20,7 +20,7 @@
 #include "csrc/train/trainer.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
@@ -276,5 +276,5 @@ TEST(PolicyWatch, GoesOnWhereItWas) {
   EXPECT_THROW(again.restore({1, 2}), std::runtime_error);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

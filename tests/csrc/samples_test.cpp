@@ -6,7 +6,7 @@
 #include <cmath>
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 TEST(SamplesToJson, ALineAsDocumented) {
   EXPECT_EQ(to_json("grpo", 20, "validation", {{"a+5b+6=", {"b", "\""}, {0.691234, 1}, true}, {"", {"x"}, {0}, {}}}),
@@ -22,5 +22,5 @@ TEST(SamplesToJson, BytesThatAreNotTextAndNumbersThatAreNone) {
       "\xbf\xbd\",\"\xef\xbf\xbd\",\"\\n\"],\"entropy\":[null,null,2.0],\"right\":false}]}");
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

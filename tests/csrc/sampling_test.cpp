@@ -13,7 +13,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::rl {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using data::Tokenizer;
 using model::Decoder;
@@ -366,5 +366,5 @@ TEST(Rollout, SaysWhereNoTokenIsLeft) {
   expect_all(message([&] { rollout(drawer.decoder, drawer.prompts, 1, {.stop = {"a"}}, {24}, {}); }), {"with_rules()"});
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::rl

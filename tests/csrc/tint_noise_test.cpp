@@ -12,7 +12,7 @@
 #include "tests/csrc/tint_replay.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 TEST(TintNoise, NothingChangesAtZero) {
   for (const auto& task : tasks())
@@ -186,5 +186,5 @@ TEST(TintNoise, ARunawayProgramIsStopped) {
   EXPECT_LE(trace.lines.size(), 251u);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

@@ -17,7 +17,7 @@
 #include "tests/csrc/tint_replay.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 TintConfig search(const std::string& task, int64_t terms, int64_t tries = 4) {
   TintConfig config;
@@ -280,5 +280,5 @@ TEST(Expression, IsReadWithoutTrust) {
   EXPECT_EQ(Expression::read("5*(3+20)")->numbers, (std::vector<int64_t>{5, 3, 20}));
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

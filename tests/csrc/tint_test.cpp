@@ -15,7 +15,7 @@
 #include "tests/csrc/tint_replay.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 constexpr const char* kQuickstart = "0123456789abcdefgh+-=:A.";
 
@@ -256,5 +256,5 @@ TEST(Tint, AListOfExamplesComesInANewOrderEachEpoch) {
   EXPECT_NE(config.problem().find("needs mix: example"), std::string::npos);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

@@ -6,7 +6,7 @@
 #include "csrc/methods/hicra.h"
 
 namespace isentrope::methods {
-namespace {
+namespace ISENTROPE_UNIT {
 
 // Tokens 0, 1, … of these texts.
 TextOf texts(const std::vector<std::string>& of) {
@@ -74,5 +74,5 @@ TEST(Grams, SemanticEntropyIsThatOfTheShares) {
   EXPECT_DOUBLE_EQ(semantic_entropy({{0, 1}, {3, 3}}), -0.25 * std::log(0.25) - 0.75 * std::log(0.75));
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::methods

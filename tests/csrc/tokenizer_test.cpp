@@ -13,7 +13,7 @@
 #include "tests/csrc/message.h"
 
 namespace isentrope::data {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using Ids = std::vector<int64_t>;
 
@@ -187,5 +187,5 @@ TEST(Collate, RefusesWhatCannotBeLearnt) {
   expect_all(message([&] { collate({}, tokenizer, 9); }), {"no examples"});
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::data

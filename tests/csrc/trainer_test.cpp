@@ -20,7 +20,7 @@
 #include "csrc/train/run_checkpoints.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
@@ -780,7 +780,7 @@ TEST_F(TrainerTest, StartTakesARunOrACheckpointAndSaysWhat) {
   }
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train
 
 // In place of the C library's.

@@ -5,7 +5,7 @@
 #include <cmath>
 
 namespace isentrope::rl {
-namespace {
+namespace ISENTROPE_UNIT {
 
 Completion leaf(int64_t parent, int64_t begin, int64_t length) {
   return {.prompt = 0, .parent = parent, .begin = begin, .tokens = std::vector<int64_t>(length, 1)};
@@ -88,5 +88,5 @@ TEST(Tree, ValuesHaveNoBias) {
   EXPECT_LT(variance, plain);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::rl

@@ -7,7 +7,7 @@
 #include "csrc/methods/registry.h"
 
 namespace isentrope::methods {
-namespace {
+namespace ISENTROPE_UNIT {
 
 Update update() {
   const auto of = [](std::vector<float> x) { return torch::tensor(x).view({2, 3}); };
@@ -126,5 +126,5 @@ TEST(WeightMethods, KeysThatContradictAreNamed) {
   EXPECT_EQ(correction.problem(), "low: 3.000000 is above high (2.000000)");
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::methods

@@ -9,7 +9,7 @@
 #include "tests/csrc/small_update.h"
 
 namespace isentrope::train {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -102,5 +102,5 @@ TEST(WeightedObjective, ASecondSetTeachesByItsLogProbabilityHoweverTheUpdateIsCu
   EXPECT_FALSE(update.rows(0, 2).tempered);
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::train

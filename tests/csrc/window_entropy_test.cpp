@@ -8,7 +8,7 @@
 #include "csrc/ops/ops.h"
 
 namespace isentrope::ops {
-namespace {
+namespace ISENTROPE_UNIT {
 
 std::vector<double> list(const at::Tensor& x) {
   const at::Tensor d = x.to(at::kDouble).contiguous();
@@ -56,5 +56,5 @@ TEST(WindowEntropy, ErrorsNameWhatIsWrong) {
   expect({.partial = "keep"}, "partial is \"keep\"; wanted drop or shrink");
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::ops
