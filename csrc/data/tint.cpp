@@ -27,7 +27,10 @@ constexpr int64_t kProbes = 64;
 constexpr int64_t kTermsDraw = -1;  // index of the stream that chooses the number of terms
 
 bool has_list(const TintConfig& config) { return config.task == "sort" || config.task == "median"; }
-bool has_terms(const TintConfig& config) { return has_list(config) || config.task == "signed_sum" || searches(config); }
+bool recalls(const TintConfig& config) { return config.task == "recall"; }
+bool has_terms(const TintConfig& config) {
+  return has_list(config) || config.task == "signed_sum" || searches(config) || recalls(config);
+}
 
 // Nodes of a graph of path: the right way, and at each of its nodes but the last `branches` more, as long as what is left.
 int64_t path_nodes(int64_t steps, int64_t branches) { return 1 + steps + branches * steps * (steps + 1) / 2; }
@@ -100,6 +103,11 @@ TintSample make_search(const TintConfig& config, const TintProblem& problem, Str
 // change it.
 TintSample make_sample(const TintConfig& config, const TintProblem& problem, Stream& stream, Stream* noise) {
   if (searches(config)) return make_search(config, problem, stream);
+  if (recalls(config))
+    return {.prompt = problem.prompt,
+            .completion = (config.cot ? problem.right.text : "") + "A" + problem.right.answer + ".",
+            .answer_true = problem.right.answer,
+            .answer_trace = problem.right.answer};
   const SignedSumSteps steps =
       config.task == "signed_sum" ? draw_steps(problem.values, config.merge, stream) : SignedSumSteps{};
   const std::string thoughts = config.think > 0 ? draw_thoughts(problem.values, config.think, stream) : "";
@@ -158,6 +166,7 @@ TintProblem draw_problem(const TintConfig& config, int64_t terms, Stream& stream
   if (config.task == "signed_sum") return draw_signed_sum(terms, stream);
   if (config.task == "countdown") return draw_countdown(config, terms, stream);
   if (config.task == "path") return draw_path(config, terms, stream);
+  if (config.task == "recall") return draw_recall(config, terms, stream);
   TintProblem problem;
   const int64_t count = has_list(config) ? terms : 2;
   for (int64_t i = 0; i < count; ++i) problem.values.push_back(draw_number(config, stream));
@@ -185,7 +194,7 @@ std::string TintConfig::problem() const {
     return key + " is \"" + value + "\"; it can be " + known;
   };
   for (const std::string& wrong :
-       {named("task", task, {"signed_sum", "add", "sub", "mul", "median", "sort", "countdown", "path"}),
+       {named("task", task, {"signed_sum", "add", "sub", "mul", "median", "sort", "countdown", "path", "recall"}),
         named("sampling", sampling, {"magnitude", "length"}), named("algorithm", algorithm, {"selection", "insertion"}),
         named("even", even, {"lower", "mean"}), named("label", label, {"true", "propagated"}),
         named("noise", noise, {"none", "static_char", "static_int", "static_line", "dynamic"})})
@@ -200,7 +209,8 @@ std::string TintConfig::problem() const {
   if (held_out < 1) return "held_out is " + std::to_string(held_out) + "; it is at least 1";
   using Count = std::tuple<const char*, int64_t, int64_t, int64_t>;
   for (const auto& [key, value, least, most] :
-       {Count{"think", think, 0, 64}, Count{"tries", tries, 1, 64}, Count{"branches", branches, 0, 24}})
+       {Count{"think", think, 0, 64}, Count{"tries", tries, 1, 64}, Count{"branches", branches, 0, 24},
+        Count{"queries", queries, 1, 26}, Count{"gap", gap, 0, 4096}, Count{"vocabulary", vocabulary, 2, 26}})
     if (value < least || value > most)
       return std::string(key) + " is " + std::to_string(value) + "; it is in " + std::to_string(least) + " … " +
              std::to_string(most);
@@ -217,6 +227,16 @@ std::string TintConfig::problem() const {
       return "terms holds " + std::to_string(*fewest_terms < 2 ? *fewest_terms : *most_terms) +
              "; countdown has 2 to 5 numbers";
     if (const std::string wrong = operations_problem(operations); !wrong.empty()) return wrong;
+    return "";
+  }
+  if (task == "recall") {
+    if (noise != "none") return "noise is for traces of programs and signed sums; recall has none";
+    if (*most_terms > vocabulary)
+      return "terms holds " + std::to_string(*most_terms) + ", and the keys of recall are of " +
+             std::to_string(vocabulary) + " letters (vocabulary), each once";
+    if (queries > *fewest_terms)
+      return "queries is " + std::to_string(queries) + ", and a problem of recall may have " +
+             std::to_string(*fewest_terms) + " keys (terms)";
     return "";
   }
   if (task == "signed_sum") return "";
@@ -244,6 +264,9 @@ bool searches(const TintConfig& config) { return config.task == "countdown" || c
 
 std::string tint_alphabet(const TintConfig& config) {
   if (config.task == "path") return std::string(config.cot ? ";" : "") + ",:=>Aabcdefghijklmnopqrstuvwxyz.";
+  if (recalls(config))
+    return "0123456789" + std::string(config.gap > 0 ? "-" : "") + ":=A" +
+           std::string("abcdefghijklmnopqrstuvwxyz").substr(0, config.vocabulary) + ".";
   std::set<char> extra;
   const auto add = [&extra](const std::string& text) {
     for (const char c : text)

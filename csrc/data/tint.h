@@ -8,6 +8,7 @@
 //   sort         s3,1,2=        L1 m=0\nL2 t=1\nL3 m=1\n…L4 x=1,3,2\n…A1,2,3.
 //   median       m3,1,2=        the trace of sort, one line more, A2.
 //   countdown    3,2,5:52=      3+2:50+5:01;3+2:50*5:52;A(3+2)*5.    tries, each ended by ";"
+//   recall       a3b7c1--:ca=   c1a3A13.         keys and their values, a gap, keys that are asked for
 //   path         ab,bd,ac:a>d=  ac;abd;Aabd.
 //
 // signed_sum: K terms, each a letter (a, b, c, …), a sign (plus with probability 0.65) and a digit 1 … 9; a
@@ -20,6 +21,9 @@
 // Their traces are searches: tries until one is right, or as many as the trace has patience for, drawn from 1 … tries. A try is drawn at
 // random, or with probability `insight` is a right one. Then the last try is answered, right or not, so that a model that learnt from
 // them gives up too early, and can learn not to.
+//
+// recall: multi-query associative recall (Arora et al., arXiv 2312.04927): pairs of a key, a letter, and its value, a digit; no key
+// stands twice. Behind the gap stand keys, and the trace repeats each with its value.
 //
 // The other tasks run a program and write one line for each state change: the fields chosen under `show`,
 // separated by spaces, ended by a newline. Their programs stand in tint_programs.cpp.
@@ -70,6 +74,9 @@ struct TintConfig {
   double insight = 0;
   std::string operations = "+-*";
   int64_t branches = 1;
+  int64_t queries = 1;
+  int64_t gap = 0;
+  int64_t vocabulary = 26;
   std::string sampling = "length";
   int64_t low = 0;
   int64_t high = 99;
@@ -89,10 +96,11 @@ struct TintConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("task", task, "What is computed.",
-      one_of({"signed_sum", "add", "sub", "mul", "median", "sort", "countdown", "path"}));
+      one_of({"signed_sum", "add", "sub", "mul", "median", "sort", "countdown", "path", "recall"}));
     v("terms", terms,
-      "Numbers in a problem of signed_sum, median, sort and countdown (2 to 5), steps of the right way of path; the "
-      "others have two numbers. Where several are given, one is drawn as mix says.",
+      "Numbers in a problem of signed_sum, median, sort and countdown (2 to 5), steps of the right way of path, pairs "
+      "of "
+      "recall; the others have two numbers. Where several are given, one is drawn as mix says.",
       between(1, 26));
     v("mix", mix,
       "Whether each batch or each example has a number of terms of its own; with example, evaluations are of all.",
@@ -112,6 +120,10 @@ struct TintConfig {
     v("operations", operations, "countdown: what may be done, some of + - * /, + among them.");
     v("branches", branches, "path: wrong branches at each node of the right way, each as long as what is left of that.",
       between(0, 24));
+    v("queries", queries, "recall: keys that are asked for, each once.", between(1, 26));
+    v("gap", gap, "recall: characters between the pairs and the question.", between(0, 4096));
+    v("vocabulary", vocabulary, "recall: letters that a key may be, and digits that a value may be, 10 at most.",
+      between(2, 26));
     v("sampling", sampling, "Numbers of the other tasks: uniform in low … high, or uniform in their count of digits.",
       one_of({"magnitude", "length"}));
     v("low", low, "Least number, for sampling: magnitude.", between(0, 999999999999999));

@@ -85,7 +85,7 @@ struct Try {
 };
 
 // What is asked. values: the signed terms, the two numbers, the items of the list, the numbers of countdown and its target, or the nodes
-// of path, from and to of each edge, then start and goal. right: a try that is, of tasks that search.
+// of path, from and to of each edge, then start and goal; none of recall. right: a try that is, of tasks that search and of recall.
 struct TintProblem {
   std::string prompt;
   std::vector<int64_t> values;
@@ -110,6 +110,8 @@ TintProblem draw_countdown(const TintConfig& config, int64_t numbers, Stream& st
 Try try_countdown(const TintConfig& config, const TintProblem& problem, Stream& stream);
 TintProblem draw_path(const TintConfig& config, int64_t steps, Stream& stream);
 Try try_path(const TintProblem& problem, Stream& stream);
+// right holds the trace and the answer.
+TintProblem draw_recall(const TintConfig& config, int64_t pairs, Stream& stream);
 
 // add, sub, mul, sort and median. A run that has errors stops after 10 times the lines of the run without
 // them.

@@ -1,5 +1,6 @@
 #include "csrc/model/cpu_kernels.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -120,6 +121,35 @@ void rms_norm_backward(int64_t rows, int64_t C, const T* sum, const T* weight, c
     } else {
 #pragma omp simd
       for (int64_t c = 0; c < C; ++c) to[c] = inverse * (d[c] * weight[c] - s[c] * shift);
+    }
+  }
+}
+
+template <class T>
+void recurrence_step(int64_t F, int64_t E, T decay, T beta, const T* k, const T* v, int64_t queries, const T* q,
+                     const T* from, T* to, T* u, T* out) {
+  std::copy_n(v, E, u);
+  if (beta > 0) {
+    for (int64_t f = 0; f < F; ++f) {
+      const T share = -decay * k[f];
+      const T* s = from + f * E;
+#pragma omp simd
+      for (int64_t e = 0; e < E; ++e) u[e] += share * s[e];
+    }
+#pragma omp simd
+    for (int64_t e = 0; e < E; ++e) u[e] *= beta;
+  }
+  std::fill_n(out, queries * E, T(0));
+  for (int64_t f = 0; f < F; ++f) {
+    const T *s = from + f * E, key = k[f];
+    T* next = to + f * E;
+#pragma omp simd
+    for (int64_t e = 0; e < E; ++e) next[e] = decay * s[e] + key * u[e];
+    for (int64_t i = 0; i < queries; ++i) {
+      const T query = q[i * F + f];
+      T* y = out + i * E;
+#pragma omp simd
+      for (int64_t e = 0; e < E; ++e) y[e] += query * next[e];
     }
   }
 }
@@ -327,6 +357,7 @@ constexpr CpuKernels<T> kTable = {
     .swiglu = swiglu<T>,
     .swiglu_backward = swiglu_backward<T>,
     .rotate = rotate<T>,
+    .recurrence_step = recurrence_step<T>,
     .softmax = softmax<T>,
 };
 

@@ -56,6 +56,12 @@ struct CpuKernels {
   void (*rotate)(int64_t heads, int64_t D, const T* x, int64_t x_stride, T* y, int64_t y_stride, const T* cosine,
                  const T* sine, T direction);
 
+  // One step of a recurrent mixer's head (csrc/model/mixers/recurrence.h), state [F, E]: to = decay · from + k uᵀ with u = v, or
+  // beta · (v − decay · fromᵀ k) where beta is above 0; out_i = toᵀ q_i for each query. k [F], v [E], q [queries, F], out
+  // [queries, E]; u [E] is overwritten; to may be from.
+  void (*recurrence_step)(int64_t F, int64_t E, T decay, T beta, const T* k, const T* v, int64_t queries, const T* q,
+                          const T* from, T* to, T* u, T* out);
+
   // With y = scale · logits and m its maximum: weight_n = e^(y_n − m), total = Σ weight, and the entropy of
   // weight / total.
   void (*softmax)(int64_t V, T scale, const T* logits, T* weight, T* maximum, T* total, T* entropy);

@@ -5,15 +5,10 @@
 #include <span>
 
 #include "csrc/model/decoder.h"
+#include "csrc/model/mixer_decode.h"
 #include "csrc/model/page_table.h"
 
 namespace isentrope::model {
-
-// A token to be fed, its place in its sequence, and the sequence of the page table that holds the positions before it and has
-// room for this one.
-struct DecodeRow {
-  int64_t token, position, sequence;
-};
 
 struct Logits {
   const float* data;  // [rows, ld]: the first V of each row; until the next step
@@ -21,7 +16,7 @@ struct Logits {
   const float* row(int64_t i) const { return data + i * ld; }
 };
 
-// A cache of some pages and the memory to step it; used by one thread at a time.
+// A cache of some pages, the states of its sequences, and the memory to step it; used by one thread at a time.
 class DecodeSession {
  public:
   virtual ~DecodeSession() = default;
@@ -36,8 +31,9 @@ class DecodeSession {
 class DecodeModel {
  public:
   virtual ~DecodeModel() = default;
-  // rows: most rows of one step.
-  virtual std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows) const = 0;
+  // rows: most rows of one step. history: a sequence may be forked at its last `history` lengths, the one it has among them; where
+  // every layer keeps its positions in pages, at any.
+  virtual std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows, int64_t history = 1) const = 0;
   // Rows that one step is best given, and whether sessions may run side by side, one a thread.
   virtual int64_t preferred_rows() const = 0;
   virtual bool parallel() const = 0;

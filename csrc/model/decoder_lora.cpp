@@ -42,7 +42,7 @@ void DecoderImpl::start_lora(uint64_t seed) {
   const torch::NoGradGuard no_grad;
   uint64_t index = 0;
   for (const LayerWeights& layer : layers_)
-    for (const Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+    for (const Projection* p : layer.projections()) {
       const uint64_t number = index++;  // no draw depends on which other layers have a term
       if (p->lora.empty()) continue;
       data::Stream stream(seed, data::Purpose::initialisation, number);
@@ -59,7 +59,7 @@ void DecoderImpl::start_lora(uint64_t seed) {
 std::vector<std::pair<std::string, Tensor>> DecoderImpl::adapter() const {
   std::vector<std::pair<std::string, Tensor>> weights;
   for (const LayerWeights& layer : layers_)
-    for (const Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+    for (const Projection* p : layer.projections()) {
       int64_t part = 0, row = 0;
       for (const auto& [name, first, rows] : p->lora) {
         const int64_t R = p->lora_b.size(1);
@@ -76,10 +76,12 @@ std::vector<std::pair<std::string, Tensor>> DecoderImpl::adapter() const {
 std::shared_ptr<DecoderImpl> DecoderImpl::with_kept_adapter() const {
   const torch::NoGradGuard no_grad;
   const auto copy = std::make_shared<DecoderImpl>(*this);
-  for (LayerWeights& layer : copy->layers_)
-    for (Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+  for (LayerWeights& layer : copy->layers_) {
+    layer.mixer = layer.mixer->clone();
+    for (Projection* p : layer.projections())
       for (Tensor* x : {&p->lora_a, &p->lora_b})
         if (x->defined()) *x = x->detach().clone();
+  }
   return copy;
 }
 

@@ -14,7 +14,7 @@ std::vector<Projection> DecoderImpl::sigma_projections() const {
     if (!p.parts.empty()) found.push_back(p);
   };
   for (const LayerWeights& layer : layers_)
-    for (const Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) add(*p);
+    for (const Projection* p : layer.projections()) add(*p);
   add(head_);
   return found;
 }

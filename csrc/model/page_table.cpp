@@ -4,8 +4,9 @@
 
 namespace isentrope::model {
 
-PageTable::PageTable(int64_t pages, std::function<void(int32_t, int32_t)> copy)
-    : copy_(std::move(copy)), references_(pages) {
+PageTable::PageTable(int64_t pages, std::function<void(int32_t, int32_t)> copy,
+                     std::function<void(int64_t, int64_t)> forked)
+    : copy_(std::move(copy)), forked_(std::move(forked)), references_(pages) {
   for (int64_t page = pages; page-- > 0;) free_.push_back(static_cast<int32_t>(page));  // the first page is taken first
 }
 
@@ -37,6 +38,7 @@ int64_t PageTable::fork(int64_t sequence, int64_t count) {
   to.pages.assign(from.pages.begin(), from.pages.begin() + pages_of(count));
   to.length = count;
   for (const int32_t page : to.pages) ++references_[page];
+  if (forked_) forked_(sequence, child);
   return child;
 }
 

@@ -16,8 +16,9 @@ inline int64_t pages_of(int64_t positions) { return (positions + kPagePositions 
 
 class PageTable {
  public:
-  // copy(from, to): gives page `to` what page `from` holds.
-  PageTable(int64_t pages, std::function<void(int32_t from, int32_t to)> copy);
+  // copy(from, to): gives page `to` what page `from` holds. forked(from, to): sequence `to` begins with positions of `from`.
+  PageTable(int64_t pages, std::function<void(int32_t from, int32_t to)> copy,
+            std::function<void(int64_t from, int64_t to)> forked = {});
 
   // An empty sequence. Its number is free again after close().
   int64_t open();
@@ -44,6 +45,7 @@ class PageTable {
   void release(int32_t page);
 
   std::function<void(int32_t, int32_t)> copy_;
+  std::function<void(int64_t, int64_t)> forked_;
   std::vector<int32_t> references_;  // [pages]
   std::vector<int32_t> free_;
   std::vector<Sequence> sequences_;

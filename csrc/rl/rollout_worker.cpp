@@ -11,7 +11,9 @@ RolloutWorker::RolloutWorker(RolloutJob& job, int64_t most, int64_t pages, Rollo
     : job_(job),
       most_(most),
       prompt_rows_(job_.model.preferred_rows()),
-      session_(job_.model.session(pages, std::max(most, prompt_rows_))),
+      // A branch leaves `window` tokens behind the last that its parent was fed.
+      session_(
+          job_.model.session(pages, std::max(most, prompt_rows_), job_.branching ? job_.branching->window + 1 : 1)),
       table_(session_->pages()),
       sampler_(job_.sampling, job_.vocabulary),
       counts_(counts) {}

@@ -30,6 +30,7 @@ void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& row
     certified.push_back(((share > kCertified) * weight.unsqueeze(1)).sum(at::IntArrayRef({0, 2})));
   }
   const auto add = [](Tensor& sum, const Tensor& more) { sum = sum.defined() ? sum + more : more; };
+  layers_ = record.layer;
   add(entropy_, torch::stack(entropy));
   add(normalized_, torch::stack(normalized));
   if (record.with_bound) add(bound_, torch::stack(bound)), add(certified_, torch::stack(certified));
@@ -59,6 +60,7 @@ AttentionStatistics AttentionWatch::statistics() const {
     return t;
   };
   AttentionStatistics s;
+  s.layers = layers_;
   s.entropy = table(entropy_ / rows);
   s.normalized = table(normalized_ / rows);
   s.max_logit = table(max_logit_);
@@ -97,7 +99,9 @@ std::vector<std::string> AttentionAlarm::look(int64_t step, const AttentionStati
     first += heads;
     char text[160];
     const auto told = [&](int64_t count, const char* what) {
-      std::snprintf(text, sizeof(text), "layer %zu: %ld of %zu heads %s", l, static_cast<long>(count), heads, what);
+      const int64_t layer = l < statistics.layers.size() ? statistics.layers[l] : static_cast<int64_t>(l);
+      std::snprintf(text, sizeof(text), "layer %ld: %ld of %zu heads %s", static_cast<long>(layer),
+                    static_cast<long>(count), heads, what);
       alarms.emplace_back(text);
     };
     if (collapsed > 0) told(collapsed, "have collapsed (entropy / log n below 0.05)");

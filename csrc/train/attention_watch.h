@@ -1,6 +1,6 @@
 // What is watched of attention while a model trains, and the alarm that it raises.
 //
-// L layers, H heads. A row is one query of one sequence with n keys in sight; rows of one key are left out, since their
+// L layers that attend, H heads. A row is one query of one sequence with n keys in sight; rows of one key are left out, since their
 // entropy is 0 whatever the weights. What the figures are: AttentionStatistics, csrc/train/metrics.h.
 #pragma once
 #include <torch/types.h>
@@ -22,7 +22,13 @@ class AttentionWatch {
   explicit AttentionWatch(bool with_bound = false) : with_bound_(with_bound) {}
   // What the next forward pass is to fill in.
   model::AttentionRecord record() const {
-    return {.entropy = {}, .max_logit = {}, .window = {}, .position = {}, .with_bound = with_bound_, .bound = {}};
+    return {.entropy = {},
+            .max_logit = {},
+            .layer = {},
+            .window = {},
+            .position = {},
+            .with_bound = with_bound_,
+            .bound = {}};
   }
   // rows [B, T] bool: the tokens that are no padding.
   void add(const model::AttentionRecord& record, const torch::Tensor& rows);
@@ -33,6 +39,7 @@ class AttentionWatch {
  private:
   bool with_bound_;
   torch::Tensor entropy_, normalized_, max_logit_, bound_, certified_;  // [L, H] double, max_logit_ float
+  std::vector<int64_t> layers_;                                         // L
   torch::Tensor count_;                                                 // [L] double: rows
 };
 

@@ -157,6 +157,31 @@ std::string sampling_problem(const rl::SamplingConfig& sampling, const TrainConf
   return texts_problem(sampling, tokenizer);
 }
 
+// What of a phase asks for rows of a softmax, or pages of a cache, that a model of these mixers does not have.
+std::string mixers_problem(const PhaseConfig& phase, const model::DecoderConfig& model) {
+  int64_t cached = 0;
+  for (int64_t i = 0; i < model.num_hidden_layers; ++i) cached += model::mixer_shape(model, i).cached;
+  if (phase.rollout && phase.rollout->cache.cache_tokens > 0 && cached == 0)
+    return "rollout.cache_tokens: no layer of model.mixers keeps keys and values in pages, and a state has one size "
+           "whatever the length; leave it out";
+  const auto& entropy = phase.objective.attention_entropy;
+  if (entropy.coef > 0 && model::attending_layers(model) == 0)
+    return "objective.attention_entropy.coef: no layer of model.mixers is of kind softmax, and the entropy of the "
+           "others' weights is not defined; leave it at 0";
+  for (size_t j = 0; j < phase.weight.size(); ++j) {
+    const auto* attention = phase.weight[j].get<methods::AttentionEntropy>();
+    if (attention == nullptr) continue;
+    const int64_t layer = attention->layer;
+    const bool there = layer < 0 ? model::attending_layers(model) > 0
+                                 : layer >= model.num_hidden_layers || model::mixer_shape(model, layer).attends;
+    if (!there)
+      return "weight." + std::to_string(j) +
+             ".layer: the layer's mixer is no softmax, whose rows have an entropy; "
+             "name one that is";
+  }
+  return "";
+}
+
 std::string evaluation_problem(const EvaluationConfig& evaluation, const data::TokenizerConfig& tokenizer,
                                int64_t width) {
   if (!evaluation.probe.empty()) try {
@@ -212,6 +237,7 @@ std::string TrainConfig::problem() const {
     if (metrics.gradient_noise_scale > 0 && phase.rollout && phase.rollout->tempered)
       return "metrics.gradient_noise_scale: the gradient of " + path +
              " is that of rollout.tempered too, whose completions are none of the update's; leave one of them out";
+    if (const std::string wrong = mixers_problem(phase, model); !wrong.empty()) return path + "." + wrong;
     if (phase.rollout)
       if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
         return path + ".rollout." + wrong;

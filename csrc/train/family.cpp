@@ -1,5 +1,6 @@
 #include "csrc/train/family.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace isentrope::train {
@@ -21,6 +22,8 @@ const Family* const kFamilies[]{&kLlama, &kQwen2, &kQwen3, &kMistral};
 
 std::string Family::misfit(const model::DecoderConfig& c) const {
   if (own) return "";
+  if (std::any_of(c.mixers.begin(), c.mixers.end(), [](const std::string& kind) { return kind != "softmax"; }))
+    return "mixers";
   const model::AttentionConfig& a = c.attention;
   if (a.softcap > 0) return "attention.softcap";
   if (a.temperature != "none") return "attention.temperature";

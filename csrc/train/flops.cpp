@@ -27,27 +27,42 @@ double packed_pairs(const torch::Tensor& position, const torch::Tensor& counts, 
 
 int64_t numbers_of_adapter(const model::DecoderConfig& m) {
   if (!m.lora) return 0;
-  const int64_t C = m.hidden_size, M = m.intermediate_size, HD = m.num_attention_heads * m.head_size(),
-                GD = m.num_key_value_heads * m.head_size();
-  int64_t numbers = 0;  // of a rank of a block
-  for (const auto& [layer, rows, columns] :
-       {std::tuple{"q", HD, C}, {"k", GD, C}, {"v", GD, C}, {"o", C, HD}, {"gate", M, C}, {"up", M, C}, {"down", C, M}})
-    if (m.lora->takes(layer)) numbers += rows + columns;
+  const int64_t C = m.hidden_size, M = m.intermediate_size;
+  int64_t numbers = 0;  // of a rank of the blocks
+  for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
+    const model::MixerShape mixer = model::mixer_shape(m, i);
+    std::vector<std::tuple<std::string, int64_t, int64_t>> layers{
+        {"o", C, mixer.output}, {"gate", M, C}, {"up", M, C}, {"down", C, M}};
+    for (const auto& [part, rows] : mixer.parts) layers.emplace_back(part, rows, C);
+    for (const auto& [layer, rows, columns] : layers)
+      if (m.lora->takes(layer)) numbers += rows + columns;
+  }
   return numbers * m.lora->rank;
+}
+
+double attention_flops(const model::DecoderConfig& m, const std::function<double(int64_t)>& pairs_of_window,
+                       double tokens) {
+  double flops = 0;
+  for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
+    const model::MixerShape mixer = model::mixer_shape(m, i);
+    if (mixer.flops_of_pair > 0) flops += mixer.flops_of_pair * pairs_of_window(m.attention.window_of(i));
+    flops += mixer.flops_of_token * tokens;
+  }
+  return flops;
 }
 
 double model_flops(const model::DecoderConfig& m, const StepWork& work) {
   const auto number = [](int64_t value) { return static_cast<double>(value); };
-  const double C = number(m.num_attention_heads * m.head_size()), L = number(m.num_hidden_layers);
-  const double attention =
-      number(m.hidden_size * m.head_size() * (2 * m.num_attention_heads + 2 * m.num_key_value_heads));
-  const double layers = L * (attention + 3 * number(m.hidden_size * m.intermediate_size)),
-               head = number(m.token_count() * m.hidden_size);
+  double layers = 0;
+  for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
+    const model::MixerShape mixer = model::mixer_shape(m, i);
+    layers += number(m.hidden_size * (mixer.rows() + mixer.output)) + 3 * number(m.hidden_size * m.intermediate_size);
+  }
+  const double head = number(m.token_count() * m.hidden_size);
   const double passes = work.reference ? 4 : 3;  // forward, twice as much backward, forward of the reference
   const double frozen = m.lora ? 1 : 0;          // gradients of weights that stay are not computed
-  double adapter = 0;
-  if (m.lora) adapter = L * number(numbers_of_adapter(m));
-  return passes * (2 * adapter * work.tokens + 4 * C * work.pairs) +
+  const double adapter = number(numbers_of_adapter(m));
+  return passes * (2 * adapter * work.tokens + work.mixing) +
          (passes - frozen) * 2 * (layers * work.tokens + head * work.learnt) + 2 * (layers + head) * work.generated;
 }
 

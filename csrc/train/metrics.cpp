@@ -80,8 +80,15 @@ std::string to_json(const HeadTable& table) {
   return "[" + text + "]";
 }
 
+// "layers": [1, 3], "" where every layer up to the last is there.
+std::string layers_of(const AttentionStatistics& a) {
+  for (size_t i = 0; i < a.layers.size(); ++i)
+    if (a.layers[i] != static_cast<int64_t>(i)) return "\"layers\": " + nlohmann::json(a.layers).dump() + ", ";
+  return "";
+}
+
 std::string to_json(const AttentionStatistics& a) {
-  return "{\"entropy\": " + to_json(a.entropy) + ", \"normalized\": " + to_json(a.normalized) +
+  return "{" + layers_of(a) + "\"entropy\": " + to_json(a.entropy) + ", \"normalized\": " + to_json(a.normalized) +
          ", \"max_logit\": " + to_json(a.max_logit) +
          (a.bound.empty() ? "" : ", \"bound\": " + to_json(a.bound) + ", \"certified\": " + to_json(a.certified)) +
          ", \"collapsed\": " + number(a.collapsed) + ", \"overloaded\": " + number(a.overloaded) +

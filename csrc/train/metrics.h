@@ -19,7 +19,7 @@
 
 namespace isentrope::train {
 
-// The attention of one update, as csrc/train/attention_watch.h sees it. L layers, H heads; a row is a query with n > 1 keys in
+// The attention of one update, as csrc/train/attention_watch.h sees it. L layers that attend, H heads; a row is a query with n > 1 keys in
 // sight.
 using HeadTable = std::vector<std::vector<double>>;  // [L][H]
 struct AttentionStatistics {
@@ -31,6 +31,7 @@ struct AttentionStatistics {
   std::vector<std::string> alarms;  // "layer 2: 3 of 4 heads have collapsed …"
   HeadTable bound = {};      // mean over rows of bound / log n (csrc/model/entropy_bound.h); never above normalized
   HeadTable certified = {};  // share of rows whose bound / log n is above 0.1
+  std::vector<int64_t> layers = {};  // which they are of the model's; told where these are not the first L
 };
 
 // A layer of learned spectral norm after an update.

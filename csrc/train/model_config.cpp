@@ -181,6 +181,56 @@ void read_own(const Object& keys, model::DecoderConfig& config) {
   config.attention.softcap = keys.read<double>("attn_logit_softcapping", 0.0);
 }
 
+// The keys of a section of the configuration, as they stand in config.json.
+class SectionReader {
+ public:
+  explicit SectionReader(Object object) : object_(std::move(object)) {}
+  template <class T>
+  void operator()(const char* name, T& member, const char*, const Allowed& allowed = {}) {
+    member = object_.read<T>(name, member);
+    if constexpr (std::is_same_v<T, std::string>)
+      if (std::find(allowed.names.begin(), allowed.names.end(), member) == allowed.names.end())
+        object_.fail(name, "wanted " + range(allowed));
+  }
+
+ private:
+  Object object_;
+};
+
+struct SectionWriter {
+  ordered_json object = ordered_json::object();
+  template <class T>
+  void operator()(const char* name, const T& member, const char*, const Allowed& = {}) {
+    object[name] = member;
+  }
+};
+
+// visit(name, section) for the options of every kind of mixer that has some.
+template <class Config, class F>
+void for_mixer_options(Config& config, const F& visit) {
+  visit("linear", config.linear);
+  visit("normalized", config.normalized);
+  visit("gated_delta", config.gated_delta);
+  visit("ssd", config.ssd);
+}
+
+void read_mixers(const std::string& file, const Object& keys, model::DecoderConfig& config) {
+  if (!keys.has("mixers")) return;
+  const char* wanted = "wanted a list of kinds of mixers that this version has (docs/mixers.md)";
+  if (!keys.at("mixers").is_array() || keys.at("mixers").empty()) keys.fail("mixers", wanted);
+  config.mixers.clear();
+  for (const json& kind : keys.at("mixers")) {
+    if (!kind.is_string() || !model::is_mixer_kind(kind)) keys.fail("mixers", wanted);
+    config.mixers.push_back(kind);
+  }
+  for_mixer_options(config, [&](const char* name, auto& section) {
+    if (!keys.has(name)) return;
+    if (!keys.at(name).is_object()) keys.fail(name, "wanted an object");
+    SectionReader reader(Object(file + ": " + name + ".", keys.at(name)));
+    section.visit(reader);
+  });
+}
+
 // ---- writing ------------------------------------------------------------------------------------------------------
 
 // The keys of a stretched RoPE, without its base.
@@ -224,6 +274,13 @@ void write_own(const model::DecoderConfig& c, ordered_json& object) {
   object["qkv_bias"] = c.attention.bias == "qkv";
   object["attention_temperature"] = c.attention.temperature;
   object["attn_logit_softcapping"] = c.attention.softcap;
+  object["mixers"] = c.mixers;
+  for_mixer_options(c, [&](const char* name, auto section) {
+    if (std::find(c.mixers.begin(), c.mixers.end(), name) == c.mixers.end()) return;
+    SectionWriter writer;
+    section.visit(writer);
+    object[name] = writer.object;
+  });
 }
 
 }  // namespace
@@ -296,6 +353,7 @@ model::DecoderConfig parse_model_config(const std::string& file) {
   if (family.mlp_bias) config.mlp_bias = keys.read<bool>("mlp_bias", false);
   read_rope(file, keys, config);
   if (family.own) read_own(keys, config);
+  if (family.own) read_mixers(file, keys, config);
   InRange in_range(file);
   config.visit(in_range);
   if (config.vocabulary < 1 || config.vocabulary > (1 << 24))

@@ -42,19 +42,21 @@ std::string MuonConfig::problem() const {
 }
 
 std::map<std::string, std::vector<int64_t>> muon_matrices(const model::DecoderConfig& m) {
-  const int64_t D = m.head_size(), HD = m.num_attention_heads * D, GD = m.num_key_value_heads * D,
-                M = m.intermediate_size, C = m.hidden_size;
+  const int64_t M = m.intermediate_size, C = m.hidden_size;
   std::map<std::string, std::vector<int64_t>> matrices;
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const std::string at = "layers." + std::to_string(i) + ".";
-    matrices.insert({{at + "qkv", {HD, GD, GD}}, {at + "o", {C}}, {at + "gate_up", {M, M}}, {at + "down", {C}}});
+    const auto parts = model::mixer_shape(m, i).parts;
+    std::vector<int64_t> heights;
+    for (const auto& part : parts) heights.push_back(part.second);
+    matrices.insert({{at + "qkv", heights}, {at + "o", {C}}, {at + "gate_up", {M, M}}, {at + "down", {C}}});
     if (!m.lora) continue;
-    using Rows = std::vector<std::pair<const char*, int64_t>>;
-    for (const auto& [name, parts] : {std::pair<const char*, Rows>{"qkv", {{"q", HD}, {"k", GD}, {"v", GD}}},
-                                      {"o", {{"o", C}}},
-                                      {"gate_up", {{"gate", M}, {"up", M}}},
-                                      {"down", {{"down", C}}}})
-      for (const auto& [layer, rows] : parts)
+    using Rows = std::vector<std::pair<std::string, int64_t>>;
+    for (const auto& [name, rows_of] : {std::pair<const char*, Rows>{"qkv", parts},
+                                        {"o", {{"o", C}}},
+                                        {"gate_up", {{"gate", M}, {"up", M}}},
+                                        {"down", {{"down", C}}}})
+      for (const auto& [layer, rows] : rows_of)
         if (m.lora->takes(layer)) {
           matrices[at + name + "_lora_a"].push_back(m.lora->rank);
           matrices[at + name + "_lora_b"].push_back(rows);

@@ -130,7 +130,7 @@ std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const B
                                           std::optional<model::Decoder> reference, std::shared_ptr<const Ranks> ranks,
                                           std::vector<methods::Weight> weight) {
   const model::DecoderConfig& c = model->config();
-  AttentionEntropy attention(config.attention_entropy, c.num_hidden_layers, c.num_attention_heads,
+  AttentionEntropy attention(config.attention_entropy, model::attending_layers(c), c.num_attention_heads,
                              model->embedding().device());
   if (config.kind == "grpo")
     return std::make_unique<PolicyObjective>(std::move(attention), config, batch, temperature, std::move(reference),

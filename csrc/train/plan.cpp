@@ -32,26 +32,28 @@ struct Sizes {
 };
 
 Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
-  const double C = number(m.hidden_size), D = number(m.head_size());
-  const double attention = C * D * number(2 * m.num_attention_heads + 2 * m.num_key_value_heads),
-               mlp = 3 * C * number(m.intermediate_size);
-  return {.matrices = number(m.num_hidden_layers) * (attention + mlp + 2 * C),
+  const double C = number(m.hidden_size), mlp = 3 * C * number(m.intermediate_size);
+  double matrices = 0;
+  for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
+    const model::MixerShape mixer = model::mixer_shape(m, i);
+    matrices += C * number(mixer.rows() + mixer.output) + number(mixer.others) + mlp + 2 * C;
+  }
+  return {.matrices = matrices,
           .embedding = (m.tie_word_embeddings ? 1 : 2) * number(vocabulary) * C,
-          .adapter = number(m.num_hidden_layers * numbers_of_adapter(m)),
+          .adapter = number(numbers_of_adapter(m)),
           .lora = m.lora.has_value()};
 }
 
 // Numbers that the backward pass of one block keeps of a token. The norms' outputs and the MLP's product are made again in it
 // (csrc/model/origin.h), or kept where they are a few MB in all, which this leaves out.
-double kept_of_block(const model::DecoderConfig& m) {
-  const double C = number(m.hidden_size), H = number(m.num_attention_heads), G = number(m.num_key_value_heads),
-               D = number(m.head_size()), M = number(m.intermediate_size);
-  const double heads = m.attention.qk_norm ? (2 * H + 2 * G) * D : 0;  // before their norms
-  const double attention = (H + 2 * G) * D + H * D;                    // q, k, v, its output
-  const double single = 2 * C + heads + attention + 3 * H + 2 * M;     // with the two sums
+double kept_of_block(const model::DecoderConfig& m, int64_t layer) {
+  const double C = number(m.hidden_size), M = number(m.intermediate_size);
+  const model::MixerShape mixer = model::mixer_shape(m, layer);
+  const double single = 2 * C + mixer.kept + 2 * M;  // with the two sums
   if (m.compute != "bfloat16" || !model::takes_bfloat16_weights()) return single;
   // What products and attention take is kept in half as many bytes, where the processor has such products.
-  return single - attention / 2 - (m.norm == "none" ? C : 0);
+  const double halved = mixer.attends ? number(mixer.rows() + mixer.output) / 2 : 0;
+  return single - halved - (m.norm == "none" ? C : 0);
 }
 
 // Those of the gradients that are there at once within the backward pass of one block.
@@ -88,7 +90,16 @@ double rollout_memory(const TrainConfig& config, const PhaseConfig& phase, const
   const double rows = std::ceil(number(phase.rollout->prompts) * number(phase.rollout->num_generations) / ranks);
   const double tokens = cache.cache_tokens > 0 ? number(cache.cache_tokens)
                                                : (std::min(rows, at_a_time * threads) + threads) * (pages + 1) * page;
-  return tokens * 2 * number(m.num_hidden_layers * m.num_key_value_heads * m.head_size()) * bytes + weights * bytes;
+  // A state of each sequence, that of the prompt in hand and, where they branch, those of `window` tokens before (rollout_worker.cpp).
+  double cached = 0, states = 0;
+  for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
+    const model::MixerShape mixer = model::mixer_shape(m, i);
+    cached += number(mixer.cached), states += number(mixer.state);
+  }
+  const auto& branch = phase.rollout->branch;
+  const double sequences =
+      (std::min(rows, at_a_time * threads) + threads) * (branch ? 2 * number(branch->window + 1) : 1);
+  return tokens * cached * bytes + sequences * states * kFloat + weights * bytes;
 }
 
 struct Remedy {
@@ -124,8 +135,12 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
     plan.checkpoint = kFloat * (trained + moments + (reference ? trained : 0) +
                                 (m.sigma_reparam.any() ? sizes.matrices + sizes.embedding : 0));
   const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings, n);
-  const double block = kept_of_block(m);
-  const double kept = m.recompute == "blocks" ? layers * 2 * C + block : layers * block;  // of a block its input
+  double all = 0, largest_block = 0;
+  for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
+    const double block = kept_of_block(m, i);
+    all += block, largest_block = std::max(largest_block, block);
+  }
+  const double kept = m.recompute == "blocks" ? layers * 2 * C + largest_block : all;  // of a block its input
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
   plan.gradients = kFloat * (ranks > 1 ? 2 * trained + n * owned : trained);
@@ -155,8 +170,9 @@ double least_seconds(const TrainConfig& config, const PhaseConfig& phase, const 
                                     : number(phase.batch.sequences);
   work.tokens = rows * lengths.mean;
   work.learnt = rows * (lengths.mean - lengths.prompt);
-  for (int64_t layer = 0; layer < config.model.num_hidden_layers; ++layer)
-    work.pairs += rows * attention_pairs(static_cast<int64_t>(lengths.mean), config.model.attention.window_of(layer));
+  const auto length = static_cast<int64_t>(lengths.mean);
+  work.mixing = rows * attention_flops(
+                           config.model, [&](int64_t window) { return attention_pairs(length, window); }, lengths.mean);
   work.generated = phase.rollout ? work.learnt : 0;
   model::DecoderConfig model = config.model;
   model.vocabulary = std::max(model.vocabulary, data::Tokenizer(config.tokenizer).size());

@@ -1,5 +1,6 @@
 #include "csrc/train/policy_objective.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -219,8 +220,10 @@ PolicyObjective::Seen PolicyObjective::look(model::Decoder& model, const std::ve
 // [B, T]: of each row's entropy its share of the most that its n keys allow, log n, mean over heads; 0 where there is one key.
 Tensor PolicyObjective::attention_in(const model::AttentionRecord& record) const {
   if (!attention_layer_) return {};
-  const auto layers = static_cast<int64_t>(record.entropy.size());
-  const size_t layer = *attention_layer_ < 0 ? layers - 1 : *attention_layer_;
+  const auto& layers = record.layer;
+  const size_t layer = *attention_layer_ < 0
+                           ? layers.size() - 1
+                           : std::find(layers.begin(), layers.end(), *attention_layer_) - layers.begin();
   const Tensor entropy = record.entropy.at(layer).detach().to(torch::kFloat32).mean(1);
   Tensor keys = (record.position.defined() ? record.position : torch::arange(entropy.size(1), entropy.device())) + 1;
   if (record.window.at(layer) > 0) keys = keys.clamp_max(record.window[layer]);

@@ -168,6 +168,7 @@ Standing Trainer::prepare(bool resume) {
   const bool drawn = standing.from.empty() || config_.model.sigma_reparam.any();
   const uint64_t seed = derived_seed(config_.run.seed, data::Purpose::initialisation, 0);
   model_ = model::Decoder(config_.model, drawn ? std::optional(seed) : std::nullopt);
+  attends_ = model::attending_layers(config_.model) > 0;
   if (!standing.from.empty()) take_weights(standing);
   if (!ranks_->alone()) {
     double squares = 0;

@@ -82,16 +82,17 @@ StepWork of_update(const model::DecoderConfig& config, const data::Batch& update
   const torch::Tensor real = update.real();
   if (update.position.defined()) {
     work.tokens = real.sum().item<double>();
-    for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
-      work.pairs += packed_pairs(update.position, real, config.attention.window_of(layer));
+    work.mixing = attention_flops(
+        config, [&](int64_t window) { return packed_pairs(update.position, real, window); }, work.tokens);
     return work;
   }
   const torch::Tensor lengths = real.sum(1).to(torch::kCPU);  // [B]
   for (int64_t row = 0; row < lengths.numel(); ++row) {
     const int64_t length = lengths.const_data_ptr<int64_t>()[row];
-    work.tokens += static_cast<double>(length);
-    for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
-      work.pairs += attention_pairs(length, config.attention.window_of(layer));
+    const auto tokens = static_cast<double>(length);
+    work.tokens += tokens;
+    work.mixing += attention_flops(
+        config, [&](int64_t window) { return attention_pairs(length, window); }, tokens);
   }
   return work;
 }
@@ -177,7 +178,7 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   const data::Batch update = given.to(model_->embedding().device());
   open_->optimizer.zero_grad();
   const bool clips = config_.model.attention.qk_clip > 0,
-             looks = u == 0 && due(phase.objective.attention_entropy.every);
+             looks = u == 0 && due(phase.objective.attention_entropy.every) && attends_;
   const bool measures = u == 0 && due(config_.metrics.gradient_noise_scale);
   if (measures) open_->optimizer.gradients().measure();
   AttentionWatch watch(looks && phase.objective.attention_entropy.bound);

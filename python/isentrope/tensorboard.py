@@ -32,7 +32,8 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     for name, value in line.items():
         if name == "attention_entropy":
             for table in ("normalized", "max_logit", "bound", "certified"):
-                for layer, heads in enumerate(value.get(table, [])):
+                rows = value.get(table, [])
+                for layer, heads in zip(value.get("layers") or range(len(rows)), rows):
                     finite = [x for x in heads if x is not None]
                     mean = sum(finite) / len(finite) if finite else None
                     add(

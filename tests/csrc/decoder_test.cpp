@@ -109,12 +109,12 @@ Tensor plain_logits(const Decoder& decoder, const Tensor& tokens) {
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
     const std::string at = "model.layers." + std::to_string(i) + ".";
     const LayerWeights& layer = decoder->layers()[i];
-    const auto qkv = plain_weight(layer.qkv).split_with_sizes({HD, GD, GD}),
+    const auto qkv = plain_weight(layer.mixer->qkv).split_with_sizes({HD, GD, GD}),
                gate_up = plain_weight(layer.gate_up).chunk(2);
     w[at + "self_attn.q_proj.weight"] = qkv[0];
     w[at + "self_attn.k_proj.weight"] = qkv[1];
     w[at + "self_attn.v_proj.weight"] = qkv[2];
-    w[at + "self_attn.o_proj.weight"] = plain_weight(layer.o);
+    w[at + "self_attn.o_proj.weight"] = plain_weight(layer.mixer->o);
     w[at + "mlp.gate_proj.weight"] = gate_up[0];
     w[at + "mlp.up_proj.weight"] = gate_up[1];
     w[at + "mlp.down_proj.weight"] = plain_weight(layer.down);
@@ -295,7 +295,7 @@ TEST(DecoderSigma, TheGradientIsOrthogonalToTheWeightUnlessDetached) {
       }
     };
     for (const LayerWeights& layer : decoder->layers())
-      for (const Projection* p : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) check(*p);
+      for (const Projection* p : layer.projections()) check(*p);
     check(decoder->head());
     EXPECT_EQ(layers, 2u * 7 + 1);
     EXPECT_EQ(decoder->sigma_layers().size(), layers);

@@ -150,10 +150,10 @@ TEST_F(RunHeaderTest, ShareOfTheMachinesRate) {
   m.num_hidden_layers = 2, m.hidden_size = 16, m.num_attention_heads = 2, m.num_key_value_heads = 1,
   m.intermediate_size = 24, m.vocabulary = 5;
   const double N = 2 * (2 * 256 + 2 * 128 + 3 * 384), head = 5 * 16;
-  EXPECT_EQ(model_flops(m, {.tokens = 10, .learnt = 4, .pairs = 7}), 6 * (10 * N + 4 * head) + 12 * 16 * 7);
-  EXPECT_EQ(model_flops(m, {.tokens = 10, .learnt = 4, .pairs = 7, .generated = 3}),
+  EXPECT_EQ(model_flops(m, {.tokens = 10, .learnt = 4, .mixing = 4 * 16 * 7}), 6 * (10 * N + 4 * head) + 12 * 16 * 7);
+  EXPECT_EQ(model_flops(m, {.tokens = 10, .learnt = 4, .mixing = 4 * 16 * 7, .generated = 3}),
             6 * (10 * N + 4 * head) + 12 * 16 * 7 + 2 * 3 * (N + head));
-  EXPECT_EQ(model_flops(m, {.tokens = 10, .learnt = 4, .pairs = 7, .reference = true}),
+  EXPECT_EQ(model_flops(m, {.tokens = 10, .learnt = 4, .mixing = 4 * 16 * 7, .reference = true}),
             8 * (10 * N + 4 * head) + 16 * 16 * 7);
   const auto trainer = open();
   const Record step = trainer->advance().front();

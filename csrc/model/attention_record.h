@@ -1,0 +1,21 @@
+// What the layers of a forward pass that weigh keys by a softmax say of it.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace isentrope::model {
+
+// One tensor a layer that has such rows (csrc/model/mixer.h: attends), in their order.
+struct AttentionRecord {
+  std::vector<at::Tensor> entropy;    // [B, H, T] nats, differentiable
+  std::vector<at::Tensor> max_logit;  // [B, H, T]
+  std::vector<int64_t> layer;         // of the decoder, from 0
+  std::vector<int64_t> window;        // position t sees min(t + 1, window) keys, all t + 1 where it is 0
+  at::Tensor position;                // [B, T] where rows are packed; undefined: row t has position t
+  bool with_bound = false;            // asks for:
+  std::vector<at::Tensor> bound;      // [B, H, T] nats, what the entropy is at least (csrc/model/entropy_bound.h)
+};
+
+}  // namespace isentrope::model

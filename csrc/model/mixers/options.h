@@ -1,0 +1,80 @@
+// The keys of each kind of mixer but softmax, whose keys are those of model.attention.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "csrc/field.h"
+
+namespace isentrope::model {
+
+struct LinearMixerConfig {
+  std::string feature_map = "elu_plus_one";
+  bool normalizer = true;
+  std::string decay = "none";
+  int64_t conv_size = 1;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("feature_map", feature_map,
+      "What queries and keys go through before their product: elu_plus_one (arXiv 2006.16236), relu, exp_normalized, "
+      "the softmax over a head's elements (arXiv 2402.04347), or taylor2, whose product is 1 + s + s²/2 with s = q·k / "
+      "√D (arXiv 2402.18668) and whose state is (D + 1)(D + 2) / 2 high.",
+      one_of({"elu_plus_one", "relu", "exp_normalized", "taylor2"}));
+    v("normalizer", normalizer, "Divide a row by the sum of its weights.");
+    v("decay", decay,
+      "What the state keeps from a token to the next: all of it (none), a learned share a head, or one a head and "
+      "token, which the token sets.",
+      one_of({"none", "head", "token"}));
+    v("conv_size", conv_size,
+      "Tokens that a causal convolution of each channel of q, k and v sees, with a SiLU behind it; 1: neither.",
+      between(1, 64));
+  }
+};
+
+struct NormalizedMixerConfig {
+  std::string denominator = "exp";
+  int64_t conv_size = 1;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("denominator", denominator,
+      "What stands in place of the sum of the weights, which may be negative: exp, softplus or sigmoid of a learned "
+      "projection of the token, one a head, or rms, an RMSNorm over the head's output.",
+      one_of({"exp", "softplus", "sigmoid", "rms"}));
+    v("conv_size", conv_size,
+      "Tokens that a causal convolution of each channel of q, k and v sees, with a SiLU behind it; 1: neither.",
+      between(1, 64));
+  }
+};
+
+struct GatedDeltaMixerConfig {
+  int64_t expand_v = 2;
+  int64_t conv_size = 4;
+  bool allow_negative = false;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("expand_v", expand_v, "A value has expand_v times as many elements as a key.", between(1, 16));
+    v("conv_size", conv_size,
+      "Tokens that the causal convolution of each channel of q, k and v sees, with a SiLU behind it; 1: neither.",
+      between(1, 64));
+    v("allow_negative", allow_negative,
+      "Write strengths up to 2 in place of 1, so that a step may turn what the state says of its key.");
+  }
+};
+
+struct SsdMixerConfig {
+  int64_t expand_v = 2;
+  int64_t conv_size = 4;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("expand_v", expand_v, "A head's input has expand_v times as many elements as head_dim, the state's height.",
+      between(1, 16));
+    v("conv_size", conv_size,
+      "Tokens that the causal convolution of each channel of x, B and C sees, with a SiLU behind it; 1: neither.",
+      between(1, 64));
+  }
+};
+
+}  // namespace isentrope::model

@@ -1,0 +1,88 @@
+// Mixers that keep a matrix a head in the place of keys and values, whatever the length. With a_t the share of the state that is
+// kept, φ the feature map, u_t what is written, per head:
+//
+//   S_t = a_t S_{t-1} + φ(k_t) u_tᵀ,   out_t = S_tᵀ φ(q_t)
+//
+//   linear       u_t = v_t                                    out_t / (φ(q_t)·Σ φ(k_s)) with a normalizer
+//   normalized   u_t = v_t, φ(x) = x                          out_t / η(w·x_t), or its RMSNorm
+//   gated_delta  u_t = β_t (v_t − a_t S_{t-1}ᵀ k_t)           rms_norm(out_t) · silu(g_t)
+//   ssd          u_t = Δ_t v_t, a_t = exp(−A Δ_t)             rms_norm((out_t + D v_t) · silu(g_t))
+//
+// q, k and v may go through a short causal convolution first. One class is all of them, by options; kinds are files beside it.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "csrc/model/mixer.h"
+
+namespace isentrope::model {
+
+struct RecurrenceOptions {
+  int64_t queries, keys,
+      values;    // heads of q, k and v; the state has as many as the values, or as the keys where those are more
+  int64_t D, E;  // elements of a query or key, and of a value
+  std::string feature_map = "none";  // or one of LinearMixerConfig
+  int64_t conv_size = 1;
+  bool unit = false;                 // queries and keys of length 1
+  double scale = 1;                  // of queries
+  bool normalizer = false;           // out is divided by the row's weight
+  double beta = 0;                   // most of the delta rule's strength; 0: no delta rule
+  std::string decay = "none";        // head, token
+  bool steps = false;                // values are written times the token's step Δ, and added to the result times D
+  std::string denominator = "none";  // exp, softplus, sigmoid
+  bool norm = false;                 // RMSNorm over a head's result
+  bool gate = false;                 // times silu(g); before the norm with steps, behind it without
+
+  int64_t states() const { return std::max(keys, values); }
+  int64_t heads() const { return std::max(queries, states()); }  // of the result
+  int64_t features() const;                                      // height of the state
+  int64_t width() const { return E + (normalizer ? 1 : 0); }     // of the state
+  int64_t channels() const { return (queries + keys) * D + values * E; }
+};
+
+MixerShape recurrence_shape(const RecurrenceOptions& options);
+// What speaks against these options of the configuration in a layer without softmax; "" if nothing does.
+std::string recurrence_problem(const DecoderConfig& config, const std::string& kind);
+
+// What a recurrence keeps of B sequences.
+struct RecurrentState {
+  torch::Tensor matrix;  // [B, states, features, width] float, or double for double weights
+  torch::Tensor tail;    // [B, conv_size − 1, channels]: the last inputs of the convolution; undefined without one
+};
+
+class RecurrenceMixer : public Mixer {
+ public:
+  RecurrenceMixer(const MixerBuilder& builder, const RecurrenceOptions& options);
+  torch::Tensor forward(const torch::Tensor& x, const Origin& origin, const MixerPass& pass) const override;
+  std::shared_ptr<Mixer> clone() const override { return std::make_shared<RecurrenceMixer>(*this); }
+  std::vector<MixerWeight> others() override;
+  std::unique_ptr<AtenMixerSession> session(int64_t pages, int64_t history) const override;
+  std::unique_ptr<PackedMixer<float>> packed(const Packer<float>& packer) const override;
+  std::unique_ptr<PackedMixer<uint16_t>> packed(const Packer<uint16_t>& packer) const override;
+
+  // projected [B · T, shape.rows()] → [B · T, shape.output]. packing: or null. state: of B sequences, gone on from and replaced; null:
+  // nothing stands before them.
+  torch::Tensor mix(const torch::Tensor& projected, int64_t T, const Packing* packing, RecurrentState* state) const;
+  RecurrentState empty_state(int64_t sequences) const;
+
+  const RecurrenceOptions& options() const { return r_; }
+  double eps() const { return config_.rms_norm_eps; }
+
+  // Undefined where the options have none.
+  torch::Tensor conv;            // [channels, 1, conv_size]
+  torch::Tensor A_log, dt_bias;  // [states], of decay token
+  torch::Tensor head_decay;      // [states], of decay head
+  torch::Tensor skip;            // [states], of steps
+  torch::Tensor o_norm;          // [E]
+
+ private:
+  torch::Tensor mapped(const torch::Tensor& x) const;  // [N, heads, D] → [N, heads, features]
+  // [N, heads, E], the values [N, values, E] as they were → [N, shape.output]
+  torch::Tensor finished(torch::Tensor out, const torch::Tensor& v, const torch::Tensor& gate,
+                         const torch::Tensor& denominator) const;
+
+  RecurrenceOptions r_;
+};
+
+}  // namespace isentrope::model

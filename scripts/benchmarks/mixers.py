@@ -1,0 +1,91 @@
+"""Mixers: a training step of a linear model beside the same in PyTorch, and rollouts of recurrences beside softmax attention's.
+
+Step: 6 layers of width 256, linear attention (elu + 1, normalizer), one sequence of 2048 bytes, forward and backward of the mean
+cross-entropy, as the program takes it; the rival is the model in torch with linear attention in chunks of 64, eager and compiled.
+Values first: the logits are the same.
+
+Rollouts: the same model size, 24 sequences at a time of a prompt of 16 and 1024 new tokens, each kind beside `softmax`; the tokens are
+as many, and times are for a thousand of them. A decoding state has one size; the cache of softmax grows to 1040 positions.
+"""
+
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from plain_model import PlainDecoder, Program, fixed_tokens
+from timing import interleaved
+
+PEERS = []
+TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0}
+KINDS = {"softmax": 0, "linear": 1, "normalized": 2, "gated_delta": 3, "ssd": 4}
+STEP = {"layers": 6, "width": 256, "heads": 4, "kv_heads": 4, "mlp": 768, "vocabulary": 256, "context": 2048, "batch": 1, "length": 2048}
+ROLLOUT = {**STEP, "context": 1056, "batch": 1, "length": 16, "prompts": 24, "samples": 1, "prompt": 16, "new_tokens": 1024, "min_tokens": 1024}
+
+
+class ChunkedLinear(PlainDecoder):
+    """PlainDecoder with linear attention: the past as a state of its chunk, the own chunk by its weights."""
+
+    def forward(self, tokens):
+        B, T = tokens.shape
+        H, D, C = self.shape["heads"], self.size, 64
+        seen = torch.ones(C, C).tril()
+        x = F.embedding(tokens, self.embedding)
+        for block in self.layers:
+            qkv = F.linear(self.norm(x, block.input_norm), block.qkv).view(B, T // C, C, 3, H, D).permute(3, 0, 4, 1, 2, 5)
+            q, k = F.elu(qkv[0]) + 1, F.elu(qkv[1]) + 1  # [B, H, T / C, C, D]
+            v = torch.cat([qkv[2], torch.ones_like(qkv[2][..., :1])], -1)
+            states = (k.mT @ v).cumsum(2).roll(1, 2)  # of the chunks before
+            states = torch.cat([torch.zeros_like(states[:, :, :1]), states[:, :, 1:]], 2)
+            y = q @ states + (q @ k.mT * seen) @ v
+            y = (y[..., :-1] / y[..., -1:]).permute(0, 2, 3, 1, 4).reshape(B, T, H * D)
+            x = self.mlp(x + F.linear(y, block.o), block)
+        return F.linear(self.norm(x, self.final_norm), self.head)
+
+
+def step_rows(program_path, rounds, threads):
+    program = Program(program_path, threads, **STEP, mixer=KINDS["linear"])
+    plain, tokens = ChunkedLinear(program.weights(), STEP), fixed_tokens(1, STEP["length"], STEP["vocabulary"])
+    with torch.no_grad():
+        torch.testing.assert_close(program.logits((1, STEP["length"], STEP["vocabulary"])), plain(tokens), rtol=1e-3, atol=1e-4)
+    compiled = torch.compile(plain)
+
+    def update(model):
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(tokens)[0], tokens[0]).backward()
+
+    contenders = {"ours": lambda: program("update"), "chunked torch": lambda: update(plain), "chunked torch, compiled": lambda: update(compiled)}
+    seconds = interleaved(contenders, rounds)
+    program.close()
+    for name in list(contenders)[1:]:
+        ratios = [b / a for a, b in zip(seconds["ours"], seconds[name])]
+        yield {"op": "mixers", "shape": "linear 6 x 256, T 2048, training step", "dtype": "float32", "threads": threads,
+               "ours_s": statistics.median(seconds["ours"]), "peer": name, "peer_s": statistics.median(seconds[name]),
+               "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS[name]}  # fmt: skip
+
+
+def rollout_rows(program_path, rounds, threads):
+    programs = {kind: Program(program_path, threads, **ROLLOUT, mixer=number) for kind, number in KINDS.items()}
+    times = {kind: [] for kind in programs}
+    for _ in range(rounds):
+        for kind, program in programs.items():
+            start = time.perf_counter()
+            answer = program("rollout")
+            assert answer["tokens"] == 24 * 1024, answer
+            times[kind].append((time.perf_counter() - start) / answer["tokens"])
+    for program in programs.values():
+        program.close()
+    for kind in list(KINDS)[1:]:
+        ratios = [theirs / mine for theirs, mine in zip(times["softmax"], times[kind])]
+        ours, theirs = statistics.median(times[kind]), statistics.median(times["softmax"])
+        yield {"op": "mixers", "shape": f"{kind} 6 x 256, 16 + 1024 tokens, rollouts", "dtype": "float32", "threads": threads,
+               "ours_s": ours * 1000, "peer": "softmax", "peer_s": theirs * 1000, "ratio": statistics.median(ratios),
+               "ratio_range": [min(ratios), max(ratios)], "target": TARGETS["softmax"],
+               "ours_tokens_per_s": 1 / ours, "peer_tokens_per_s": 1 / theirs}  # fmt: skip
+
+
+def rows(program_path, rounds=5, threads=1):
+    """One dictionary a row of the table: shape, seconds (medians), ratio with its range."""
+    torch.set_num_threads(threads)
+    return [*step_rows(program_path, rounds, threads), *rollout_rows(program_path, rounds, threads)]

@@ -1,0 +1,59 @@
+// Small decoders of every kind of mixer, with the options that change what is computed.
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "csrc/model/decoder.h"
+
+namespace isentrope::model {
+
+inline DecoderConfig small_mixers(std::vector<std::string> mixers) {
+  DecoderConfig c;
+  c.num_hidden_layers = 2;
+  c.hidden_size = 32;
+  c.num_attention_heads = 4;
+  c.num_key_value_heads = 2;
+  c.intermediate_size = 48;
+  c.max_position_embeddings = 96;
+  c.vocabulary = 29;
+  c.mixers = std::move(mixers);
+  return c;
+}
+
+inline std::vector<std::pair<std::string, DecoderConfig>> mixer_cases() {
+  std::vector<std::pair<std::string, DecoderConfig>> cases{{"softmax", small_mixers({"softmax"})}};
+  for (const char* map : {"elu_plus_one", "relu", "exp_normalized", "taylor2"}) {
+    cases.emplace_back(std::string("linear ") + map, small_mixers({"linear"}));
+    cases.back().second.linear.feature_map = map;
+  }
+  for (const char* decay : {"head", "token"}) {
+    cases.emplace_back(std::string("linear decay ") + decay, small_mixers({"linear"}));
+    cases.back().second.linear.decay = decay;
+    cases.back().second.linear.conv_size = 3;
+  }
+  cases.emplace_back("linear without normalizer", small_mixers({"linear"}));
+  cases.back().second.linear.normalizer = false;
+  for (const char* denominator : {"exp", "softplus", "sigmoid", "rms"}) {
+    cases.emplace_back(std::string("normalized ") + denominator, small_mixers({"normalized"}));
+    cases.back().second.normalized.denominator = denominator;
+  }
+  cases.emplace_back("gated_delta", small_mixers({"gated_delta"}));
+  cases.emplace_back("gated_delta plain", small_mixers({"gated_delta"}));
+  cases.back().second.gated_delta = {.expand_v = 1, .conv_size = 1, .allow_negative = true};
+  cases.emplace_back("ssd", small_mixers({"ssd"}));
+  cases.emplace_back("hybrid", small_mixers({"gated_delta", "softmax"}));
+  cases.emplace_back("hybrid of two recurrences", small_mixers({"linear", "ssd"}));
+  return cases;
+}
+
+// Weights larger than at the start: distributions far from uniform.
+inline Decoder made(const DecoderConfig& config, uint64_t seed = 5) {
+  Decoder decoder(config, seed);
+  const torch::NoGradGuard no_grad;
+  for (const auto& [name, weight] : decoder->named_weights())
+    if (weight.dim() == 2) weight.mul_(name == "lm_head.weight" ? 20 : 1.5);
+  return decoder;
+}
+
+}  // namespace isentrope::model
