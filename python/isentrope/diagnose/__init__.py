@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     made = parser()
     try:
-        return ran(made.parse_args(argv), made.error)
+        return ran(made.parse_intermixed_args(argv), made.error)
     except DiagnoseError as error:
         print(f"isentrope diagnose: {error}", file=sys.stderr)
         return 1
