@@ -22,6 +22,7 @@ constexpr std::pair<const char*, const char*> kPythonCommands[]{
     {"report", "Write a page that shows one run or several: loss, entropies, samples."},
     {"compare", "Train configurations with several seeds or values of a key, and print one table."},
     {"doctor", "Say what ails a run by its metrics, with the evidence and the key to change."},
+    {"diagnose", "Measure a model inside: entropies, representations, probes, circuits."},
     {"rollouts", "Write the completions that a run saved as a Parquet file."},
     {"pairs", "Make pairs of a better and a worse completion of the completions that a run saved."},
     {"cold-start",

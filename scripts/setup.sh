@@ -222,7 +222,7 @@ find_python() {
 # install_python MODE: torch where it is missing, the build tools, and nvcc of the version that torch was built with.
 install_python() {
   local tools=("cmake>=3.28" ninja "setuptools>=77" numpy pyyaml jinja2 matplotlib)
-  [ "$1" != test ] || tools+=(pytest pytest-xdist transformers peft gguf "reasoning-gym>=0.1.25" math-verify tensorboard pyarrow
+  [ "$1" != test ] || tools+=(pytest pytest-xdist transformers scikit-learn peft gguf "reasoning-gym>=0.1.25" math-verify tensorboard pyarrow
     mkdocs-material clang-format==14.0.6 mypy==2.4.1 "pyright[nodejs]==1.1.414")
   if ! at_least $OLDEST_TORCH "$TORCH"; then
     stage "install torch (about 5 GB)" "$PYTHON" -m pip install "torch>=$OLDEST_TORCH"

@@ -256,7 +256,7 @@ def test_the_tool_knows_each_subcommand_and_option(words):
 
 
 @needs_program
-@pytest.mark.parametrize("command", ["train", "config", "plan", "sample", "evaluate", "report", "compare", "doctor", "rollouts", "grams", "pairs", "tasks", "stability", "probe", "cold-start"])
+@pytest.mark.parametrize("command", ["train", "config", "plan", "sample", "evaluate", "report", "compare", "doctor", "diagnose", "rollouts", "grams", "pairs", "tasks", "stability", "probe", "cold-start"])
 def test_options_that_the_text_names_are_the_tools(command):
     for row in re.findall(rf"^\| `isentrope {command} .*$", PAGES[Path("docs/commands.md")], re.MULTILINE):
         for option in re.findall(r"`(--[a-z-]+)", row):

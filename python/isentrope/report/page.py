@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from isentrope.report import plots, samples, summary
 from isentrope.report.configurations import Configuration, configurations, heading, short_names, sweep
+from isentrope.report.diagnosis import diagnoses
 from isentrope.report.findings import Findings, findings
 from isentrope.report.plots import COLOURS, Curve, Line
 from isentrope.report.runs import Run, Series
@@ -318,6 +319,7 @@ def page(runs: list[Run], refresh: float = 0) -> str:
                     "found": list(zip(ails.found, panels)),
                     "bounds": parts.bounds(run) if run.label in shown else [],
                     "sigma": parts.sigma(run) if run.label in shown else [],
+                    "diagnosed": diagnoses(run.folder / "diagnose") if run.label in shown else [],
                     "samples": samples.sample_tables(run, tokens) if run.label in texts else [],
                     "rollouts": samples.rollout_table(run, rows, samples.SPANS // len(texts)) if run.label in texts else None,
                 }

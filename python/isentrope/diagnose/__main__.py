@@ -1,0 +1,5 @@
+import sys
+
+from isentrope.diagnose import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""One measure a file (isentrope.diagnose.measure.Measure), found by the file's name."""
