@@ -40,42 +40,39 @@ def clopper_pearson_upper(right: int, of: int, alpha: float) -> float:
 
 @dataclass
 class Regression:
-    """coefficients, errors [P + 1], the intercept first; ridge as it was taken; separated: some plane parts right from wrong."""
+    """coefficients, errors [P + 1], the intercept first; ridge as it was taken, where none was asked for because of `why`: "separated" (a plane
+    parts right from wrong, for all samples or for those on one side of it) or "collinear" (a predictor is a sum of others); "" where it is as asked for."""
 
     coefficients: np.ndarray
     errors: np.ndarray
     ridge: float
-    separated: bool
+    why: str
 
 
-def logistic(x: np.ndarray, y: np.ndarray, ridge: float = 0.0, separated_ridge: float = 1.0) -> Regression:
+def logistic(x: np.ndarray, y: np.ndarray, ridge: float = 0.0, without: float = 1.0) -> Regression:
     """Logistic regression of y [N] in {0, 1} on x [N, P] by Newton's steps; maximises log-likelihood - ridge/2 · ‖slopes‖².
 
-    Standard errors are roots of the diagonal of the inverse of the (penalised) information matrix. Where the classes can be parted and ridge is 0
-    there is no maximum: then `separated_ridge` is taken in its place, and the result says so.
+    Standard errors are roots of the diagonal of the inverse of the (penalised) information matrix. Where ridge is 0 and the likelihood has no
+    single maximum the ridge `without` is taken in its place, and the result says why.
     """
     design = np.column_stack([np.ones(len(x)), x])
     penalty = np.full(design.shape[1], ridge)
     penalty[0] = 0
     beta = np.zeros(design.shape[1])
+    collinear = bool(np.linalg.cond(design) > 1e7)
+    settled = False
     for _ in range(100):
-        logits = design @ beta
-        p = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+        p = 1 / (1 + np.exp(-np.clip(design @ beta, -500, 500)))
         information = (design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty)
-        gradient = design.T @ (y - p) - penalty * beta
-        # Parted: every sample is on its side, and far from the border.
-        if ridge == 0 and (np.abs(logits).min() > 8 or np.linalg.cond(information) > 1e12) and bool(((logits > 0) == (y > 0.5)).all()):
-            return Regression(*_fitted(logistic(x, y, separated_ridge)), separated_ridge, True)
-        step = np.linalg.lstsq(information, gradient, rcond=None)[0]
+        if ridge == 0 and (collinear or np.linalg.cond(information) > 1e10):
+            break  # a coefficient that runs away leaves no information of itself
+        step = np.linalg.solve(information, design.T @ (y - p) - penalty * beta)
         largest = float(np.abs(step).max())
         beta = beta + step * min(1.0, 5 / largest if largest > 0 else 1.0)
-        if largest < 1e-10 * max(1.0, float(np.abs(beta).max())):
+        settled = largest < 1e-10 * max(1.0, float(np.abs(beta).max()))
+        if settled:
             break
-    else:
-        if ridge == 0:  # parted in part: some coefficient has no end
-            return Regression(*_fitted(logistic(x, y, separated_ridge)), separated_ridge, True)
-    return Regression(beta, np.sqrt(np.diag(np.linalg.pinv(information))), ridge, False)
-
-
-def _fitted(found: Regression) -> tuple[np.ndarray, np.ndarray]:
-    return found.coefficients, found.errors
+    if not settled and ridge == 0:
+        found = logistic(x, y, without)
+        return Regression(found.coefficients, found.errors, without, "collinear" if collinear else "separated")
+    return Regression(beta, np.sqrt(np.diag(np.linalg.inv(information))), ridge, "")

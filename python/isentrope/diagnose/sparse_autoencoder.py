@@ -13,6 +13,7 @@ is why both are told. The gradient is exact and written out: where few codes are
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from isentrope.diagnose.measure import DiagnoseError
 
 # Share of codes above 0 below which products by rows of a sparse matrix take less time than whole ones, on one core.
 SPARSE_BELOW = 0.12
+THRESHOLD = 1.5  # standard deviations above which a code is at first; a start at 0 spends its first steps on making codes sparse
 DECAY = 5.0  # the rate falls to 0 in the last fifth of the steps
 EVALUATED = 1024  # rows at a time, so that the codes are never all in memory
 
@@ -93,8 +95,11 @@ class Training:
         decoder = torch.randn(width, dimension, generator=generator, dtype=torch.float64)
         decoder /= decoder.norm(dim=1, keepdim=True)
         self.decoder = decoder.to(device=device, dtype=dtype)
-        self.encoder = self.decoder.clone()
-        self.encoder_bias = torch.zeros(width, dtype=dtype, device=device)
+        # Of isotropic data a code is above 0 in 7 % of the rows, and what the decoder makes of them has the size of the data.
+        tail = 0.5 * math.erfc(THRESHOLD / math.sqrt(2))
+        scale = dimension / (width * tail)
+        self.encoder = self.decoder * scale
+        self.encoder_bias = torch.full((width,), -THRESHOLD * scale / math.sqrt(dimension), dtype=dtype, device=device)
         self.decoder_bias = torch.zeros(dimension, dtype=dtype, device=device)
         self.l1, self.lr, self.step_number = l1, lr, 0
         self.density = 1.0  # of the codes of the last step
@@ -178,16 +183,18 @@ def train(x: Tensor, *, width: int, l1: float = 0.1, epochs: int = 1, batch: int
     generator = torch.Generator().manual_seed(seed)
     scale = 1 / math.sqrt(spread)
     steps, done = n // batch, 0
-    for _ in range(epochs):
-        order = torch.randperm(n, generator=generator).to(x.device)
-        for i in range(steps):
-            # What the noise of the steps keeps active falls away at the end.
-            training.optimizer.param_groups[0]["lr"] = lr * min(1.0, DECAY * (1 - done / (steps * epochs)))
-            # Rows are centred when they are drawn: a copy of all of them may not fit beside them.
-            training.step(x[order[i * batch : (i + 1) * batch]].sub_(mean).mul_(scale))
-            done += 1
-            if progress:
-                progress(done, steps * epochs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        for _ in range(epochs):
+            order = torch.randperm(n, generator=generator).to(x.device)
+            for i in range(steps):
+                # What the noise of the steps keeps active falls away at the end.
+                training.optimizer.param_groups[0]["lr"] = lr * min(1.0, DECAY * (1 - done / (steps * epochs)))
+                # Rows are centred when they are drawn: a copy of all of them may not fit beside them.
+                training.step(x[order[i * batch : (i + 1) * batch]].sub_(mean).mul_(scale))
+                done += 1
+                if progress:
+                    progress(done, steps * epochs)
     return Autoencoder(training.encoder, training.encoder_bias, training.decoder, training.decoder_bias, mean, scale)
 
 

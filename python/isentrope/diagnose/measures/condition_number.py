@@ -160,3 +160,4 @@ def draw(figure: Figure, found: list[tuple[str, str, Any, Condition]], best: int
 
 
 MEASURE = ConditionNumber
+measure = ConditionNumber.measure

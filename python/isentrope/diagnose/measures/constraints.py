@@ -104,3 +104,4 @@ def draw(figure: Figure, table: Table) -> None:
 
 
 MEASURE = Constraints
+measure = Constraints.measure

@@ -88,11 +88,11 @@ class CotInformation(Measure):
 
     # ---- traces --------------------------------------------------------------------------------------------------------
 
-    def _parts(self) -> list[tuple[str, str, str]]:
-        """(prompt, chain, answer) of each line."""
+    def _parts(self) -> list[tuple[str, str, str, str]]:
+        """(prompt, chain, what stands between, answer) of each line. What stands between comes before the answer without a chain too."""
         records, separator = self.data.records, self.options["separator"]
         if records and all("chain" in record and "answer" in record for record in records):
-            return list(zip(self.data.column("prompt"), self.data.column("chain"), (str(r["answer"]) for r in records)))
+            return [(prompt, chain, "", str(r["answer"])) for prompt, chain, r in zip(self.data.column("prompt"), self.data.column("chain"), records)]
         if not separator:
             raise DiagnoseError(f"{self.data.name}: its lines have no chain and answer (nor answers and chains of a class); add them, or say what stands before "
                                 "the answer in completion: separator=TEXT")  # fmt: skip
@@ -103,7 +103,8 @@ class CotInformation(Measure):
                 answer = answer.split("\n")[0].rstrip(".")
             if not mark or not answer:
                 raise DiagnoseError(f"{self.data.name}: the completion of text {number} has no {separator!r} with an answer behind it; mend separator")
-            found.append((prompt, chain + mark, answer))
+            steps = chain.rstrip()
+            found.append((prompt, steps, chain[len(steps) :] + mark, answer))
         return found
 
     def _traces(self) -> Result:
@@ -111,15 +112,13 @@ class CotInformation(Measure):
         n = len(parts)
         if n < 2:
             raise DiagnoseError(f"{self.data.name}: has {n} trace; wanted two at least, since the control takes another's chain")
-        limit, separator = self.options["max_length"], self.options["separator"]
-        # Where a mark stands between chain and answer it stands before the answer without a chain too.
-        mark = separator if separator and parts[0][1].endswith(separator) else ""
+        limit = self.options["max_length"]
         others = [parts[(i + 1 + j) % n][1] for i, j in enumerate(np.random.default_rng(0).integers(n - 1, size=n))]
         kinds = {
-            "answer": [pair(self.model, prompt + mark, answer, limit) for prompt, _, answer in parts],
-            "answer_after_chain": [pair(self.model, prompt + chain, answer, limit) for prompt, chain, answer in parts],
-            "answer_after_other": [pair(self.model, prompt + chain, answer, limit) for (prompt, _, answer), chain in zip(parts, others)],
-            "chain": [pair(self.model, prompt, chain, limit) if own_tokens(self.model, chain) else ([0], []) for prompt, chain, _ in parts],
+            "answer": [pair(self.model, prompt + mark, answer, limit) for prompt, _, mark, answer in parts],
+            "answer_after_chain": [pair(self.model, prompt + chain + mark, answer, limit) for prompt, chain, mark, answer in parts],
+            "answer_after_other": [pair(self.model, prompt + chain + mark, answer, limit) for (prompt, _, mark, answer), chain in zip(parts, others)],
+            "chain": [pair(self.model, prompt, chain, limit) if own_tokens(self.model, chain) else ([0], []) for prompt, chain, _, _ in parts],
         }
         table = Table({"of": "", "nats": "a trace", "low": "95 %", "high": "95 %", "nats_token": "a token", "greedy": "share right", "n": ""})
         losses, greedy = {}, {}
@@ -134,7 +133,7 @@ class CotInformation(Measure):
         for name, values in gains.items():
             table.add(name, *mean(values), None, None, n)
         notes = []
-        verbatim = sum(answer.strip() in chain for _, chain, answer in parts)
+        verbatim = sum(answer.strip() in chain for _, chain, _, answer in parts)
         if verbatim:
             notes.append(f"the answer stands in {verbatim / n:.0%} of the chains as it is: their information is in part that of copying")
         if gains["information of another's chain"].mean() > 0.5 * gains["information of the chain"].mean() > 0:
@@ -173,3 +172,4 @@ def draw_traces(figure: Figure, gains: dict[str, np.ndarray]) -> None:
 
 
 MEASURE = CotInformation
+measure = CotInformation.measure

@@ -180,3 +180,4 @@ def draw(figure: Figure, table: Table, m: float) -> None:
 
 
 MEASURE = GeneralizationDifficulty
+measure = GeneralizationDifficulty.measure

@@ -120,3 +120,4 @@ def draw(figure: Figure, table: Table) -> None:
 
 
 MEASURE = GeneralizationValley
+measure = GeneralizationValley.measure

@@ -91,8 +91,9 @@ class ProbabilitySensitivity(Measure):
             b, error = float(found.coefficients[i]), float(found.errors[i])
             ratio = b / error if error > 0 else math.nan
             table.add(name, b, error, b - Z95 * error, b + Z95 * error, ratio, math.erfc(abs(ratio) / math.sqrt(2)))
-        if found.separated:
-            notes.append(f"right and wrong can be parted by the predictors, where the likelihood has no maximum: ridge {found.ridge:g} was taken")
+        if found.why:
+            what = {"separated": "right and wrong can be parted by the predictors", "collinear": "a predictor is a sum of others"}[found.why]
+            notes.append(f"{what}, so that the likelihood has no single maximum: ridge {found.ridge:g} was taken")
         between = np.corrcoef(z, rowvar=False).reshape(len(names), len(names))
         for i, first in enumerate(names):
             for j in range(i):
@@ -143,3 +144,4 @@ def draw(figure: Figure, table: Table, thirds: Table) -> None:
 
 
 MEASURE = ProbabilitySensitivity
+measure = ProbabilitySensitivity.measure

@@ -101,3 +101,4 @@ def draw(figure: Figure, table: Table, found: dict[int, Found]) -> None:
 
 
 MEASURE = Superposition
+measure = Superposition.measure
