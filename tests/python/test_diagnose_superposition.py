@@ -71,7 +71,7 @@ def test_planted_features_are_counted():
     psi = []
     for features, orthogonal in ((8, True), (32, False), (48, False)):
         x = planted(10000, 16, features, orthogonal=orthogonal)
-        found = superposition(train(x, width=64, l1=0.2, epochs=60, batch=512, lr=1e-2), x)
+        found = superposition(train(x, width=64, l1=0.2, epochs=40, batch=512, lr=1e-2), x)
         psi.append(found.psi)
         assert found.unexplained < 0.2 and 0.75 < found.features / features < 1.7, (features, found.features)
     assert psi[0] < 1 < psi[1] < psi[2]
@@ -106,14 +106,14 @@ def toy(sparsity, dropout=0.0, features=20, hidden=5, steps=400):
 
 
 def test_toy_models_hold_more_features_where_they_are_sparse():
-    found = {}
-    for name, of in (("dense", {"sparsity": 0.0}), ("sparse", {"sparsity": 0.97}), ("sparse, dropout", {"sparsity": 0.97, "dropout": 0.5})):
+    """ψ is near the number of features that the weights hold over the 5 hidden units; dropout of these lowers it, as the paper has it."""
+    psi = {}
+    for name, of in (("denser", {"sparsity": 0.7}), ("sparse", {"sparsity": 0.97}), ("dropout", {"sparsity": 0.97, "dropout": 0.5})):
         x, weight = toy(**of)
-        norms = (weight.norm(dim=0) > 0.5).sum().item()
-        found[name] = (superposition(train(x, width=40, l1=0.2, epochs=12, batch=256, lr=1e-2), x).psi, norms)
-    assert found["sparse"][1] > found["dense"][1]  # what the weights themselves say
-    assert found["sparse"][0] > 1.3 * found["dense"][0]
-    assert found["sparse, dropout"][0] < found["sparse"][0]
+        held = (weight.norm(dim=0) > 0.5).sum().item()
+        psi[name] = superposition(train(x, width=40, l1=0.2, epochs=12, batch=256, lr=1e-2), x).psi
+        assert psi[name] == pytest.approx(held / 5, rel=0.25), name
+    assert psi["denser"] < psi["dropout"] < psi["sparse"] and psi["sparse"] > 1.4 * psi["denser"]
 
 
 def test_the_measure_of_layers():
