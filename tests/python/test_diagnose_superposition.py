@@ -71,7 +71,7 @@ def test_planted_features_are_counted():
     psi = []
     for features, orthogonal in ((8, True), (32, False), (48, False)):
         x = planted(10000, 16, features, orthogonal=orthogonal)
-        found = superposition(train(x, width=64, l1=0.2, epochs=40, batch=512, lr=1e-2), x)
+        found = superposition(train(x, width=64, l1=0.2, epochs=60, batch=512, lr=1e-2), x)
         psi.append(found.psi)
         assert found.unexplained < 0.2 and 0.75 < found.features / features < 1.7, (features, found.features)
     assert psi[0] < 1 < psi[1] < psi[2]
