@@ -104,7 +104,7 @@ def within(number: float, given: Given) -> bool:
     """Whether a number keeps the limits at_least, at_most and exactly that are given."""
     if "exactly" in given and number != given["exactly"]:
         return False
-    return given.get("at_least", -float("inf")) <= number <= given.get("at_most", float("inf"))
+    return bool(given.get("at_least", -float("inf")) <= number <= given.get("at_most", float("inf")))
 
 
 def occurrences(text: str, wanted: str) -> int:

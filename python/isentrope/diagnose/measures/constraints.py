@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isentrope.diagnose.constraints import ConstraintError, checked, holds, holds_loosely, rates
+from isentrope.diagnose.constraint_kinds import ConstraintError
+from isentrope.diagnose.constraints import checked, holds, holds_loosely, rates
 from isentrope.diagnose.intervals import wilson
 from isentrope.diagnose.measure import DiagnoseError, Measure, Option, Result, Table
 

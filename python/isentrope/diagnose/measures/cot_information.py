@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,7 +124,7 @@ class CotInformation(Measure):
         table = Table({"of": "", "nats": "a trace", "low": "95 %", "high": "95 %", "nats_token": "a token", "greedy": "share right", "n": ""})
         losses, greedy = {}, {}
         for kind, pairs in kinds.items():
-            found = scores(self.model, pairs, say=lambda done, of, kind=kind: self.progress(kind, done, of))
+            found = scores(self.model, pairs, say=partial(self.progress, kind.replace("_", " ")))
             losses[kind] = -found.logprob.numpy()
             greedy[kind] = found.greedy.double().mean().item()
             tokens = max(1, int(found.tokens.sum()))

@@ -73,7 +73,8 @@ def complexity(*, n: int, classes: int, m: float, radius: float, resolution: flo
 def distances(x: np.ndarray) -> np.ndarray:
     """[N, N] Euclidean distances of rows [N, C], in float64."""
     square = (x * x).sum(1)
-    return np.sqrt(np.maximum(square[:, None] + square[None] - 2 * x @ x.T, 0))
+    between: np.ndarray = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * x @ x.T, 0))
+    return between
 
 
 def intrinsic_dimension(between: np.ndarray, k: int = 5) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,7 +75,7 @@ class Superposition(Measure):
                 if steps < STEPS:
                     notes.append(f"{steps} steps of training: features that have not grown yet count among those in use; wanted {STEPS} or more (epochs, or a smaller batch)")
             made = train(x, width=width, l1=given["l1"], epochs=given["epochs"], batch=given["batch"], lr=given["lr"], seed=given["seed"],
-                         progress=lambda done, of, layer=layer: self.progress(f"autoencoder of layer {layer}, steps", done, of))  # fmt: skip
+                         progress=partial(self.progress, f"autoencoder of layer {layer}, steps"))  # fmt: skip
             found[layer] = own = superposition(made, x)
             table.add(layer, own.features, own.psi, width, own.l0, own.dead, own.unexplained, n)
             if own.unexplained > UNEXPLAINED:
