@@ -17,6 +17,7 @@ import sys
 import textwrap
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 TOPICS = ["a cat", "the sea", "bread", "a train", "snow", "a garden", "music", "the moon"]
 CONSTRAINTS = [
@@ -35,7 +36,7 @@ WORDS = ["Use at most 30 words.", "Use exactly two sentences, of at least 10 wor
          "Use the words blue and window, in one paragraph."]  # fmt: skip
 
 
-def steps(a, b, x):
+def steps(a: int, b: int, x: int) -> list[int]:
     values = []
     for _ in range(3):
         x = (a * x + b) % 7
@@ -43,14 +44,14 @@ def steps(a, b, x):
     return values
 
 
-def data():
+def data() -> dict[str, list[dict[str, Any]]]:
     """{file: lines}"""
     draw = random.Random(0)
     prose = [" ".join(part.split()) for text in topics.topics.values() for part in text.split("\n\n")]
     prose = sorted({part for part in prose if len(part) > 160 and part[0].isupper()})
-    code = sorted({textwrap.dedent(inspect.getsource(function)) for module in (json.decoder, inspect, random, textwrap) for function in vars(module).values()
-                   if inspect.isfunction(function) and function.__module__ == module.__name__})  # fmt: skip
-    code = [part for function in code for part in textwrap.wrap(function, 300) if len(part) > 160][:200]
+    sources = [inspect.getsource(function) for module in (inspect, random, textwrap) for function in vars(module).values()
+               if inspect.isfunction(function) and function.__module__ == module.__name__]  # fmt: skip
+    code = [part for source in sorted(set(sources)) for part in textwrap.wrap(source, 300) if len(part) > 160][:200]
     sentences = [part for text in prose for part in text.split(". ") if 8 <= len(part.split()) <= 14 and part[0].isupper() and part.replace(" ", "").isalpha()]
     copies = []
     for sentence in draw.sample(sentences, min(150, len(sentences))):

@@ -58,11 +58,11 @@ def _checked_value(kind: Kind, key: str, value: Any) -> None:
         raise ConstraintError(f"{kind.name}: {key} is {value!r}; wanted texts that are not empty")
     if isinstance(value, int) and not isinstance(value, bool) and key not in BOUNDS and (value == 0 or (value < 0 and kind.name not in ("nth_word", "in_sentence"))):
         raise ConstraintError(f"{kind.name}: {key} is {value}; wanted 1 or more")
-    if key == "letter" and len(value) != 1:
+    if key == "letter" and len(str(value)) != 1:
         raise ConstraintError(f"letter: letter is {value!r}; wanted one character")
     if key == "pattern":
         try:
-            re.compile(value)
+            re.compile(str(value))
         except re.error as error:
             raise ConstraintError(f"pattern: {value!r} is no regular expression of Python: {error}") from None
     few = choices(kind.name, key)

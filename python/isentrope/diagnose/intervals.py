@@ -59,6 +59,7 @@ def logistic(x: np.ndarray, y: np.ndarray, ridge: float = 0.0, without: float = 
     penalty = np.full(design.shape[1], ridge)
     penalty[0] = 0
     beta = np.zeros(design.shape[1])
+    information = np.eye(len(beta))
     collinear = bool(np.linalg.cond(design) > 1e7)
     settled = False
     for _ in range(100):

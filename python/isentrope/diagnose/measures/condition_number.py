@@ -116,7 +116,7 @@ class ConditionNumber(Measure):
             table.add(place, *matrix.shape, own.kappa, own.largest, own.smallest, own.method, "yes" if i < len(best) else "")
         whole = sum(parameter.numel() for parameter in self.model.module.parameters())
         tuned = sum(one[2].numel() for one in best)
-        notes = ["κ says nothing of a tensor's size: near-square matrices come first, whatever share of the model they are"]
+        notes = ["κ says nothing of a tensor's size, and of its form it says: of random matrices the square ones have the highest κ, the longest the lowest"]
         singular = [place for place, _, _, own in found if not own.smallest > 0]
         if singular:
             told = ", ".join(singular[:3]) + (", …" if len(singular) > 3 else "")
