@@ -88,6 +88,8 @@ def test_tasks_and_their_probability():
 def test_what_a_regression_cannot_tell_is_said():
     same = [{**row, "input_logprob": row["output_logprob"] * 2 + 0.01 * i % 3} for i, row in enumerate(lines(200))]
     assert any("collinear" in note for note in measure(MODEL, Data(same)).notes)
+    twins = measure(MODEL, Data([{**row, "input_logprob": row["output_logprob"]} for row in lines(200)]))
+    assert [row[0] for row in twins.table.rows] == ["intercept", "output_logprob"] and any("input_logprob goes up and down with output_logprob" in note for note in twins.notes)
     flat = [{**row, "input_logprob": -3.0} for row in lines(200)]
     assert any("input_logprob: the same in all lines" in note for note in measure(MODEL, Data(flat)).notes)
     with pytest.raises(DiagnoseError, match="every predictor"):

@@ -120,9 +120,16 @@ def test_the_measure_of_layers():
     model = made.model(layers=3, width=32)
     data = diagnose.Data.of_ids(made.sequences(60, 16))
     result = measure(model, data, {"layers": "1,3", "width": 2.0, "batch": 64, "epochs": 2})
-    assert [row[0] for row in result.table.rows] == [1, 3] and result.table.column("width") == [64, 64] and result.table.column("activations") == [960, 960]
+    assert [row[0] for row in result.table.rows] == [1, 3] and result.table.column("width") == [64, 64] and result.table.column("activations") == [900, 900]
     assert all(0 < psi <= 2 for psi in result.table.column("psi")) and "exp(H(p)) / D" in result.variant and result.numbers["highest ψ"] == max(result.table.column("psi"))
     assert any("ψ depends on the width" in note for note in result.notes) and any("steps of training" in note for note in result.notes)
+    with torch.no_grad():
+        model.module.model.embed_tokens.weight[5] = 1000 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    ids = [[5, *(6 if i == 5 else i for i in one)] for one in made.sequences(60, 16)]  # token 5 stands at the beginning alone
+    options = {"layers": "0", "width": 2.0, "batch": 64, "epochs": 1}
+    for skip, told in ((0, True), (1, False)):
+        notes = measure(model, diagnose.Data.of_ids(ids), options | {"skip": skip}).notes
+        assert any("of the variance, so that the autoencoder is theirs" in note for note in notes) == told
     for options, said in (({"layers": "4"}, "numbers from 0 to 3"), ({"layers": "x"}, "numbers from 0 to 3"), ({}, "wanted twice batch=1024")):
         with pytest.raises(DiagnoseError, match=said):
             measure(model, data, options)

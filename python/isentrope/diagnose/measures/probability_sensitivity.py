@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LEAST = 5  # of right and of wrong answers a predictor
 COLLINEAR = 0.9
+TWIN = 1 - 1e-9
 
 
 class ProbabilitySensitivity(Measure):
@@ -73,6 +74,11 @@ class ProbabilitySensitivity(Measure):
         if constant:
             notes.append(f"{', '.join(constant)}: the same in all lines, left out of the regression")
         kept = {name: values for name, values in predictors.items() if name not in constant}
+        for name in list(kept):  # the text is to be copied: its probability as input is that as output
+            twin = next((other for other in kept if other != name and name.startswith("input") and abs(np.corrcoef(kept[name], kept[other])[0, 1]) > TWIN), None)
+            if twin:
+                del kept[name]
+                notes.append(f"{name} goes up and down with {twin} in every line, and was left out: what is said of {twin} is said of both")
         if not kept:
             raise DiagnoseError(f"{self.data.name}: every predictor ({', '.join(predictors)}) is the same in all {len(y)} lines; wanted texts of different probability")
         table = Table({"predictor": "", "coefficient": "log-odds a standard deviation", "error": "standard", "low": "95 %", "high": "95 %", "z": "", "p": "two-sided"})

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROWS_A_FEATURE = 10  # activations below which there are too few for so wide an autoencoder
 STEPS = 500  # below which a training of any width has hardly begun
 UNEXPLAINED = 0.3
+MASSIVE = 100.0  # times the median of the squared length
 
 
 class Superposition(Measure):
@@ -31,6 +32,7 @@ class Superposition(Measure):
     NEEDS = frozenset({"hidden"})
     OPTIONS = {
         "layers": Option("middle", "numbers with commas between, all, or middle; 0 is the embedding"),
+        "skip": Option(1, "tokens at the beginning of a sequence that are left out: the first one's states are often a hundred times the others'", least=0),
         "width": Option(8.0, "features of the autoencoder for each dimension", least=0.01),
         "l1": Option(0.1, "weight of the codes' sum, of activations with mean square length 1", least=0.0),
         "epochs": Option(4, "passes over the activations", least=1),
@@ -52,8 +54,10 @@ class Superposition(Measure):
 
     def update(self, batch: Batch) -> None:
         assert batch.hidden is not None
+        mask = batch.mask.clone()
+        mask[:, : self.options["skip"]] = False
         for layer, rows in self.rows.items():
-            rows.append(batch.hidden[layer][batch.mask.to(batch.hidden[layer].device)].float().cpu())
+            rows.append(batch.hidden[layer][mask.to(batch.hidden[layer].device)].float().cpu())
 
     def finish(self) -> Result:
         table = Table({"layer": "", "features_in_use": "", "psi": "", "width": "features", "l0": "codes a row", "dead": "share", "unexplained": "share of variance", "activations": ""})
@@ -68,6 +72,11 @@ class Superposition(Measure):
             flat = int((x.std(0) <= 1e-6 * x.abs().max(0).values).sum())
             if flat:
                 notes.append(f"layer {layer}: {flat} of {dimension} dimensions are constant, and hold no feature, though ψ counts them")
+            size = (x - x.mean(0)).square().sum(1)
+            massive = size > MASSIVE * size.median()
+            held = (size[massive].sum() / size.sum().clamp_min(1e-30)).item()
+            if held > 0.5:
+                notes.append(f"layer {layer}: {int(massive.sum())} of {n} activations have {held:.0%} of the variance, so that the autoencoder is theirs; leave them out (skip)")
             if layer == self.layers[0]:
                 if n < ROWS_A_FEATURE * width:
                     notes.append(f"{n} activations for {width} features: fewer than {ROWS_A_FEATURE} each; features are missed or fitted to single tokens")
@@ -85,7 +94,7 @@ class Superposition(Measure):
         numbers = {"highest ψ": found[highest].psi, "layer of the highest ψ": highest, "mean ψ": sum(own.psi for own in found.values()) / len(found)}
         variant = (f"ψ = exp(H(p)) / D, p the share of each feature in the sum of all codes; autoencoder of {given['width']:g} D features, ReLU, decoder rows of norm 1, "
                    f"loss ‖x̂ - x‖² + {given['l1']:g} ‖a‖₁ on activations of mean square length 1, Adam {given['lr']:g}, {given['epochs']} epochs; codes of the same activations; "
-                   "hidden states of all tokens, layer 0 the embedding, the last layer behind the final norm")  # fmt: skip
+                   f"hidden states of all tokens but the first {given['skip']} of a sequence, layer 0 the embedding, the last layer behind the final norm")  # fmt: skip
         return Result(table, variant, numbers, notes=notes, draw=lambda figure: draw(figure, table, found), size=(8.0, 3.4))
 
 
@@ -96,7 +105,8 @@ def draw(figure: Figure, table: Table, found: dict[int, Found]) -> None:
     by_layer.set(xlabel="layer", ylabel="ψ, features in use a dimension", ylim=(0, None))
     for layer in sorted({min(found), max(found), *[sorted(found)[len(found) // 2]]}):
         share = found[layer].share.sort(descending=True).values
-        shares.loglog(range(1, len(share) + 1), share.clamp_min(1e-9), label=f"layer {layer}")
+        share = share[share > 1e-7]
+        shares.loglog(range(1, len(share) + 1), share, label=f"layer {layer}")
     shares.set(xlabel="feature, by share", ylabel="share of all codes")
     shares.legend(fontsize=7)
 
