@@ -73,7 +73,7 @@ def data() -> dict[str, list[dict[str, Any]]]:
         "copies": copies,
         "sums": sums,
         "class": [{"answers": [steps(a, b, x)[2] >= 4 for x in range(7)], "chains": [steps(a, b, x)[:2] for x in range(7)], "target": (a, b) == (3, 1)} for a, b in classes],
-        "instructions": [{"prompt": f"Write about {topic}. {words}", "constraints": constraints} for topic, (words, constraints) in zip(TOPICS * 2, list(zip(WORDS, CONSTRAINTS)) * 2)],
+        "instructions": [{"prompt": f"Write about {topic}. {words}", "constraints": constraints} for topic, (words, constraints) in zip(TOPICS + TOPICS[3:] + TOPICS[:3], list(zip(WORDS, CONSTRAINTS)) * 2)],
         "kinds": [{"text": text, "label": kind} for text, kind in zip(texts, kinds)],
         "coins": [{"text": text, "label": draw.choice(["heads", "tails"])} for text in texts],
     }
