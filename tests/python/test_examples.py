@@ -82,3 +82,21 @@ def test_traces_are_running_sums(tmp_path):
     assert made[0]["id"] == 3 and made[0]["prompt"] == lines[0]["prompt"]
     (tmp_path / "sums.jsonl").write_text(json.dumps({"prompt": "1 + 1 =", "answer": "3"}) + "\n")
     assert subprocess.run([sys.executable, script, "sums.jsonl"], cwd=tmp_path, capture_output=True).returncode == 1
+
+
+# ---- examples/diagnose_data.py --------------------------------------------------------------------------------------
+
+
+def test_the_data_of_measures(tmp_path):
+    from isentrope.diagnose.constraints import checked
+
+    subprocess.run([sys.executable, SCRIPT.with_name("diagnose_data.py"), tmp_path / "data"], check=True, capture_output=True)
+    found = {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in (tmp_path / "data").glob("*.jsonl")}
+    assert set(found) == {"prose", "copies", "sums", "class", "instructions", "kinds", "coins", "sentiment", "cities"} and all(len(lines) > 10 for lines in found.values())
+    assert all(checked(one) for line in found["instructions"] for one in line["constraints"])
+    assert len(found["class"]) == 42 and sum(line["target"] for line in found["class"]) == 1
+    for line in found["sums"]:
+        terms = [int(word) for word in line["prompt"].split(". ")[-1].split(" + ")]
+        assert line["answer"] == f" = {sum(terms)}" and line["chain"] == f" = {terms[0] + terms[1]} + {terms[2]}"
+    assert all(sorted(a["input"].split()) == sorted(b["input"].split()) for a, b in zip(found["copies"][::2], found["copies"][1::2]))
+    assert {line["label"] for line in found["kinds"]} == {"prose", "code"} and [line["text"] for line in found["kinds"]] == [line["text"] for line in found["coins"]]
