@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from plain_model import PlainDecoder, Program, fixed_tokens
 from timing import interleaved
 
-PEERS = []
 TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0}
 KINDS = {"softmax": 0, "linear": 1, "normalized": 2, "gated_delta": 3, "ssd": 4}
 STEP = {"layers": 6, "width": 256, "heads": 4, "kv_heads": 4, "mlp": 768, "vocabulary": 256, "context": 2048, "batch": 1, "length": 2048}

@@ -5,7 +5,7 @@
 #include "tests/csrc/mixer_kinds.h"
 
 namespace isentrope::rl {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -68,5 +68,5 @@ TEST(MixerRollout, DoesNotDependOnTheBatch) {
   }
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::rl

@@ -12,7 +12,7 @@
 #include "tests/csrc/mixer_kinds.h"
 
 namespace isentrope::model {
-namespace {
+namespace ISENTROPE_UNIT {
 
 using torch::Tensor;
 
@@ -279,5 +279,5 @@ TEST(ShortConvolution, IsWhatItsDefinitionSays) {
   }
 }
 
-}  // namespace
+}  // namespace ISENTROPE_UNIT
 }  // namespace isentrope::model
