@@ -114,7 +114,8 @@ def test_two_tasks_are_measured_and_overlap():
     result = circuit.measure(model, None, {"prompts": 4})
     assert set(result.table.column("task")) == set(pairs.TASKS) and len(result.table.rows) == 2 * 2 * 4
     assert result.tables["overlap"].rows[0][0] == "ioi, colored-objects"
-    assert any("prefers the right answer in" in note for note in result.notes)  # of an untrained model
+    told = [task for task in pairs.TASKS if any(note.startswith(f"{task}: the model prefers") for note in result.notes)]
+    assert told == [task for task in pairs.TASKS if result.numbers[f"{task}: right"] < 0.7]
 
 
 def test_what_cannot_be_patched_is_named():

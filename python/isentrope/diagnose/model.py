@@ -217,7 +217,7 @@ def opened(folder: Path, device: str = "cpu") -> Model:
         base = Path(json.loads(adapter.read_text()).get("base_model_name_or_path") or "")
     try:
         with _silent():
-            module = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
+            module: Any = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
             if adapter.exists():
                 import peft
 

@@ -44,7 +44,7 @@ def colored_objects(draw: random.Random) -> tuple[str, str, str, str]:
     """Coloured objects: one shot, then another of the same objects is asked for."""
 
     def scene() -> tuple[str, list[tuple[str, str]]]:
-        found = list(zip(draw.sample(OBJECTS, 3), draw.sample(COLOURS, 3)))
+        found: list[tuple[str, str]] = list(zip(draw.sample(OBJECTS, 3), draw.sample(COLOURS, 3)))
         (x, i), (y, j), (z, k) = found
         return f"Q: On the table, I see a {i} {x}, a {j} {y}, and a {k} {z}. What color is the", found
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from isentrope.diagnose.measure import DiagnoseError
@@ -58,8 +60,15 @@ class Patching:
         self.last = ids[:, -1:]
         with torch.inference_mode():
             self.corrupt, self.gap_corrupt = self._whole(torch.tensor([pair.corrupt for pair in pairs], device=device))
-            self.cache = model.module(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values if ids.shape[1] > 1 else None
+            self.cache = transformers.DynamicCache(config=model.config)
+            if ids.shape[1] > 1:
+                model.module(ids[:, :-1], **self._caching(self.cache), logits_to_keep=1)
         self.clean, self.gap = self._run(None)
+
+    def _caching(self, cache: Any) -> dict[str, Any]:
+        """The arguments by which a model takes a cache: newer transformers call it otherwise."""
+        known = inspect.signature(self.model.module.forward).parameters
+        return {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}
 
     @contextlib.contextmanager
     def _hooked(self, change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
@@ -91,7 +100,12 @@ class Patching:
 
     def _whole(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
-        with self._hooked(lambda layer, z: kept.append(z.clone())):  # type: ignore[func-returns-value]
+
+        def keep(layer: int, z: Tensor) -> Tensor | None:
+            kept.append(z.clone())
+            return None
+
+        with self._hooked(keep):
             logits = self.model.module(ids, use_cache=False, logits_to_keep=1).logits[:, -1]
         return torch.stack(kept).unflatten(-1, (self.model.heads, -1)), self.gaps(logits)
 
@@ -106,9 +120,9 @@ class Patching:
 
         with torch.inference_mode(), self._hooked(keep):
             cache = copy.deepcopy(self.cache)
-            if cache is not None and repeats > 1:
+            if cache.get_seq_length() and repeats > 1:
                 cache.batch_repeat_interleave(repeats)
-            logits = self.model.module(self.last.repeat_interleave(repeats, 0), past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = self.model.module(self.last.repeat_interleave(repeats, 0), **self._caching(cache)).logits[:, -1]
         return torch.stack(kept).unflatten(-1, (self.model.heads, -1)), self.gaps(logits, repeats)
 
     def heads(self, frozen: bool, say: Callable[[int, int], None] | None = None) -> Tensor:
@@ -141,7 +155,7 @@ class Patching:
         def change(layer: int, z: Tensor) -> Tensor | None:
             if bool(keep[layer].all()):
                 return None
-            new = z.unflatten(-1, (self.model.heads, -1)).clone()
+            new: Tensor = z.unflatten(-1, (self.model.heads, -1)).clone()
             new[:, ~keep[layer]] = mean[layer, ~keep[layer]]
             return new.flatten(1)
 

@@ -56,9 +56,9 @@ def fit(X: Tensor, y: Tensor, classes: int, C: float = 1.0, tolerance: float = 1
     arXiv:2110.02820): hidden states have a few directions of large variance, which cost plain L-BFGS most of its steps.
     """
     block = max(1, CACHE // (X[0].numel() * X.element_size()))
-    parts = [_together(x, y, classes, C, tolerance, iterations) for x in X.split(block)]
-    *tensors, steps = zip(*parts)
-    return Probes(*(torch.cat(one) for one in tensors), max(steps))
+    parts = [_together(X[start : start + block], y, classes, C, tolerance, iterations) for start in range(0, len(X), block)]
+    weight, bias, mean, scale, converged = (torch.cat([part[i] for part in parts]) for i in range(5))  # type: ignore[misc]
+    return Probes(weight, bias, mean, scale, converged, max(part.iterations for part in parts))
 
 
 def _together(X: Tensor, y: Tensor, classes: int, C: float, tolerance: float, iterations: int) -> Probes:

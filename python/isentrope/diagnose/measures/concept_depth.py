@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 VARIANT = (
     "Hidden state of the last token of each layer (0 the embedding, the last one behind the final norm), standardised, L2 logistic regression (C = `C`) "
-    "on `train` of the texts, drawn within each label by `seed`. a_i = accuracy_i / accuracy_(i-1); jump: the first i / L with a_i ≥ `jump`; converging: "
+    "on `train` of the texts, drawn within each label by `seed`. a_i = accuracy_i / accuracy_(i-1); jump: the first i / L with a_i ≥ `jump`; clear_jump: the first of "
+    "them whose accuracy is two standard errors above that of the most frequent label, since below it the ratio is noise; converging: "
     "the first i / L from which on every |a_i - 1| < `flat`; converging_last: the last i / L with |a_i - 1| < `flat`, which is how the formula reads and is "
     "nearly always 1. The two thresholds are options, since no source for them was found in the published code. noise: `noise` random tokens before every text; "
     "quantised: the weights of all linear layers of the blocks rounded to `bits` bits, symmetric, a scale for each row."
@@ -108,8 +109,10 @@ class ConceptDepth(Measure):
         guesses = (scores[..., 0] > 0).long() if len(self.kinds) == 2 else scores.argmax(-1)
         layers = self.model.layers
         table = Table({"condition": "", "layer": "", "accuracy": "", "f1": "macro", "auc": "", "ratio": "to the layer before"})
-        points = Table({"condition": "", "jump": "of the depth", "converging": "of the depth", "converging_last": "of the depth", "best": "accuracy", "best_layer": ""})
+        points = Table({"condition": "", "jump": "of the depth", "clear_jump": "of the depth", "converging": "of the depth", "converging_last": "of the depth", "best": "accuracy", "best_layer": ""})
         numbers: dict[str, Any] = {"texts": len(ids), "labels": len(self.kinds), "most frequent label": float(held.bincount().max() / len(held))}
+        share = numbers["most frequent label"]
+        guess = share + 2 * (share * (1 - share) / len(held)) ** 0.5
         notes = []
         for c, name in enumerate(conditions):
             of = range(c * (layers + 1), (c + 1) * (layers + 1))
@@ -119,12 +122,13 @@ class ConceptDepth(Measure):
                 auc = auc_of(scores[i, :, 0], held) if len(self.kinds) == 2 else None
                 table.add(name, layer, accuracy[layer], f1_of(guesses[i], held, len(self.kinds)), auc, ratios[layer])
             jump, converging, last = turning_points(ratios, o["jump"], o["flat"])
-            points.add(name, jump, converging, last, max(accuracy), int(np.argmax(accuracy)))
+            clear = next((i / layers for i, ratio in enumerate(ratios) if ratio is not None and ratio >= o["jump"] and accuracy[i] > guess), None)
+            points.add(name, jump, clear, converging, last, max(accuracy), int(np.argmax(accuracy)))
             stuck = [layer for layer, i in enumerate(of) if not probes.converged[i]]
             if stuck:
                 notes.append(f"{name}: the probes of layers {', '.join(map(str, stuck))} have not converged in {o['iterations']} steps; raise iterations, or lower C")
             if name == "plain":
-                numbers |= {"best accuracy": max(accuracy), "jump, of the depth": jump, "converging, of the depth": converging}
+                numbers |= {"best accuracy": max(accuracy), "jump, of the depth": jump, "clear jump, of the depth": clear, "converging, of the depth": converging}
         if len(self.train) <= self.model.width:
             notes.append(f"{len(self.train)} texts to learn from for {self.model.width} features: any labels can be told apart there, and probes are the ridge's as much as the data's; wanted more than {self.model.width}")
         flat = [int(layer) for layer in range(layers + 1) if bool(probes.scale[layer].isinf().all())]

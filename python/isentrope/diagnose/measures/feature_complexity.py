@@ -105,7 +105,7 @@ class FeatureComplexity(Measure):
 
     def importance(self, last: Tensor, codes: Tensor, directions: Tensor) -> Tensor:
         """E|∂y/∂z · z| of each feature [K]: y is linear in the last state, whose part by feature k is z_k times its direction."""
-        head = self.model.head
+        head: Any = self.model.head
         if head is None or not hasattr(head, "weight"):
             raise DiagnoseError(f"{self.model.name}: has no head over the vocabulary, which importance needs")
         with torch.inference_mode():
@@ -130,8 +130,8 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation of the ranks; NaN of fewer than three."""
     if len(a) < 3:
         return float("nan")
-    ranks = [np.argsort(np.argsort(one)) for one in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(one)).astype(float) for one in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def draw(figure: Figure, table: Table, R2: Tensor) -> None:
