@@ -38,6 +38,11 @@ def test_the_command(tmp_path, capsys):
     file = tmp_path / "lists.jsonl"
     assert main(["--halves", "100:1000", "--number", "4", "-o", str(file)]) == 0
     assert len([json.loads(line) for line in file.read_text().splitlines()]) == 40
+    train = tmp_path / "train.jsonl"
+    assert main(["--halves", "100:1000", "--number", "50", "--distribution", "id", "--but", str(file), "-o", str(train)]) == 0
+    learnt = [json.loads(line) for line in train.read_text().splitlines()]
+    tested = {json.loads(line)["prompt"] for line in file.read_text().splitlines()}
+    assert len(learnt) > 200 and {line["distribution"] for line in learnt} == {"id"} and not tested & {line["prompt"] for line in learnt}
     assert main(["--inside", "0:50", "--outside", "49:90", "-o", str(file)]) == 1 and "[49] stand inside and outside" in capsys.readouterr().err
     with pytest.raises(DiagnoseError, match="3 elements outside"):
         lines(range(20), range(30, 33), 1)

@@ -1,7 +1,8 @@
 """Problems over lists of numbers at five levels of complexity, in and out of distribution, for `generalization-valley`.
 
     python -m isentrope.diagnose.list_tasks --inside 0:100 --outside 100:1000 -o lists.jsonl
-    python -m isentrope.diagnose.list_tasks --halves 100:1000 -o lists.jsonl        elements of one half, and of the other: as many digits
+    python -m isentrope.diagnose.list_tasks --halves 10:100 --shots 0 -o lists.jsonl        elements of one half, and of the other: as many digits
+    python -m isentrope.diagnose.list_tasks --halves 10:100 --shots 0 --number 4000 --distribution id --but lists.jsonl -o train.jsonl
 
 Levels as Scylla has them (arXiv:2410.01769), two tasks each: O(N) min, max; O(N) to O(N²) sort, two_sum; to O(N³) three_sum, longest increasing
 subsequence; to O(N⁴) four_sum, four_sum_least; 2^N subset_sum, tour. Lists of a level have the same lengths in and out of distribution, and shots
@@ -118,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--halves", metavar="FROM:TO", help="instead: a random half of these inside, the other outside")
     made.add_argument("--number", type=int, default=100, help="problems of each level and distribution (100)")
     made.add_argument("--shots", type=int, default=4, help="solved examples in a prompt (4)")
+    made.add_argument("--distribution", choices=["id", "ood"], help="problems of this one alone, as id to train on")
+    made.add_argument("--but", type=Path, metavar="FILE", help="leave out problems that stand in this file, to be tested on")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--output", "-o", type=Path, required=True, metavar="FILE")
     options = made.parse_args(argv)
@@ -139,6 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiagnoseError as error:
         print(f"list_tasks: {error}", file=sys.stderr)
         return 1
+    if options.distribution:
+        found = [line for line in found if line["distribution"] == options.distribution]
+    if options.but:
+        tested = {json.loads(line)["prompt"] for line in options.but.read_text().splitlines()}
+        found = [line for line in found if line["prompt"] not in tested]
     options.output.write_text("".join(json.dumps(line) + "\n" for line in found))
     return 0
 
