@@ -166,7 +166,8 @@ def draw(figure: Figure, table: Table, spectra: Mapping[int, np.ndarray], first:
     spectrum.set(xlabel="index", title="share of the variance")
     spectrum.legend(fontsize=7)
     entropies.plot(layers, table.column("matrix_entropy"), label="over the data")
-    entropies.plot(layers, [x if x is not None else np.nan for x in table.column("entropy_within")], label="within a sequence, order 2")
+    if any(x is not None for x in table.column("entropy_within")):
+        entropies.plot(layers, [x if x is not None else np.nan for x in table.column("entropy_within")], label="within a sequence, order 2")
     entropies.set(xlabel="layer", title="matrix entropy, of its most", ylim=(0, 1))
     entropies.legend(fontsize=7)
 
