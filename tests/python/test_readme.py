@@ -320,7 +320,7 @@ def test_yaml_is_a_configuration_or_a_part_of_one(where, text, desk):
         for key, value in part.items():
             (whole if key in ("run", "metrics", "model", "tokenizer", "test") else whole["phases"][-1])[key] = value
     file = desk / "shown.yaml"
-    file.write_text(yaml.safe_dump(whole, sort_keys=False))
+    file.write_text(text if whole is part else yaml.safe_dump(whole, sort_keys=False))
     told = run(PROGRAM, "config", file, cwd=desk)
     assert told.returncode == 0, f"{where}: {told.stderr}"
 
