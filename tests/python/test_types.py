@@ -64,7 +64,7 @@ def test_packages_have_types(package, checker, tmp_path):
     if importlib.util.find_spec(checker.__name__) is None or not sources.is_dir():
         pytest.skip(f"{checker.__name__} is not installed, or there are no sources")
     if checker is mypy:
-        done = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--follow-imports=silent", f"--cache-dir={tmp_path}", "-p", f"isentrope.{package}"],
+        done = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--untyped-calls-exclude=transformers", "--follow-imports=silent", f"--cache-dir={tmp_path}", "-p", f"isentrope.{package}"],
                               capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "MYPYPATH": os.pathsep.join(SEARCHED)})  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     else:

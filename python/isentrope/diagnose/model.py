@@ -67,12 +67,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        found: torch.device = next(self.module.parameters()).device
+        return found
 
     @property
     def body(self) -> nn.Module:
         """The model without its head."""
-        body = self.module.base_model
+        body: nn.Module = self.module.base_model
         if body is self.module:
             raise DiagnoseError(f"{self.name}: {type(self.module).__name__} has no body without its head; wanted a causal language model")
         return body

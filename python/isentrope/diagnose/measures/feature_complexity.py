@@ -52,8 +52,8 @@ class FeatureComplexity(Measure):
     def finish(self) -> Result:
         import warnings
 
-        from sklearn.decomposition import NMF
-        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.decomposition import NMF  # type: ignore[import-untyped]
+        from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
 
         o = self.options
         states = torch.stack([self.rows[i] for i in sorted(self.rows)], 1).double()  # [L + 1, M, C]
@@ -111,7 +111,8 @@ class FeatureComplexity(Measure):
         with torch.inference_mode():
             best = head(last.float().to(self.model.device)).argmax(-1)
             rows = head.weight[best].cpu().double()
-        return ((rows @ directions.T) * codes).abs().mean(0)
+        found: Tensor = ((rows @ directions.T) * codes).abs().mean(0)
+        return found
 
 
 def explained_by(states: Tensor, z: Tensor, train: Tensor, held: Tensor, ridge: float) -> Tensor:
@@ -123,7 +124,8 @@ def explained_by(states: Tensor, z: Tensor, train: Tensor, held: Tensor, ridge: 
     gram.diagonal().add_(max(ridge * float(gram.diagonal().mean()), 1e-9))
     W = torch.linalg.solve(gram, X[train].T @ (z[train] - middle) / len(train))
     rest = z[held] - middle - X[held] @ W
-    return (1 - rest.square().mean(0) / (z[held] - z[held].mean(0)).square().mean(0).clamp(min=1e-30)).clamp(min=0)
+    found: Tensor = (1 - rest.square().mean(0) / (z[held] - z[held].mean(0)).square().mean(0).clamp(min=1e-30)).clamp(min=0)
+    return found
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
