@@ -23,20 +23,6 @@ RecurrenceOptions gated_delta_options(const DecoderConfig& c) {
   return r;
 }
 
-namespace {
-
-std::string gated_delta_problem(const DecoderConfig& config, int64_t) {
-  return recurrence_problem(config, "gated_delta");
-}
-
-MixerShape gated_delta_shape(const DecoderConfig& config) { return recurrence_shape(gated_delta_options(config)); }
-
-std::shared_ptr<Mixer> make_gated_delta(const MixerBuilder& builder) {
-  return std::make_shared<RecurrenceMixer>(builder, gated_delta_options(builder.config));
-}
-
-}  // namespace
-
-const MixerKind kGatedDelta{"gated_delta", gated_delta_problem, gated_delta_shape, make_gated_delta};
+constinit const MixerKind kGatedDelta = recurrence_kind<gated_delta_options>("gated_delta");
 
 }  // namespace isentrope::model

@@ -15,18 +15,6 @@ RecurrenceOptions linear_options(const DecoderConfig& c) {
   return r;
 }
 
-namespace {
-
-std::string linear_problem(const DecoderConfig& config, int64_t) { return recurrence_problem(config, "linear"); }
-
-MixerShape linear_shape(const DecoderConfig& config) { return recurrence_shape(linear_options(config)); }
-
-std::shared_ptr<Mixer> make_linear(const MixerBuilder& builder) {
-  return std::make_shared<RecurrenceMixer>(builder, linear_options(builder.config));
-}
-
-}  // namespace
-
-const MixerKind kLinear{"linear", linear_problem, linear_shape, make_linear};
+constinit const MixerKind kLinear = recurrence_kind<linear_options>("linear");
 
 }  // namespace isentrope::model

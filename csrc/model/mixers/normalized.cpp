@@ -17,20 +17,6 @@ RecurrenceOptions normalized_options(const DecoderConfig& c) {
   return r;
 }
 
-namespace {
-
-std::string normalized_problem(const DecoderConfig& config, int64_t) {
-  return recurrence_problem(config, "normalized");
-}
-
-MixerShape normalized_shape(const DecoderConfig& config) { return recurrence_shape(normalized_options(config)); }
-
-std::shared_ptr<Mixer> make_normalized(const MixerBuilder& builder) {
-  return std::make_shared<RecurrenceMixer>(builder, normalized_options(builder.config));
-}
-
-}  // namespace
-
-const MixerKind kNormalized{"normalized", normalized_problem, normalized_shape, make_normalized};
+constinit const MixerKind kNormalized = recurrence_kind<normalized_options>("normalized");
 
 }  // namespace isentrope::model

@@ -36,10 +36,11 @@ MixerShape recurrence_shape(const RecurrenceOptions& r) {
   return shape;
 }
 
-std::string recurrence_problem(const DecoderConfig& config, const std::string& kind) {
+std::string recurrence_problem(const DecoderConfig& config, int64_t layer) {
   const AttentionConfig& a = config.attention;
   if (a.bias != "none")
-    return "attention.bias: layers of kind " + kind + " have no biases, and model.mixers names such; leave it at none";
+    return "attention.bias: layers of kind " + config.mixer_of(layer) +
+           " have no biases, and model.mixers names such; leave it at none";
   return "";
 }
 

@@ -43,7 +43,7 @@ struct RecurrenceOptions {
 
 MixerShape recurrence_shape(const RecurrenceOptions& options);
 // What speaks against these options of the configuration in a layer without softmax; "" if nothing does.
-std::string recurrence_problem(const DecoderConfig& config, const std::string& kind);
+std::string recurrence_problem(const DecoderConfig& config, int64_t layer);
 
 // What a recurrence keeps of B sequences.
 struct RecurrentState {
@@ -84,5 +84,14 @@ class RecurrenceMixer : public Mixer {
 
   RecurrenceOptions r_;
 };
+
+// The kind whose options are these of the configuration.
+template <RecurrenceOptions (*options)(const DecoderConfig&)>
+constexpr MixerKind recurrence_kind(const char* name) {
+  return {name, recurrence_problem, [](const DecoderConfig& config) { return recurrence_shape(options(config)); },
+          [](const MixerBuilder& builder) -> std::shared_ptr<Mixer> {
+            return std::make_shared<RecurrenceMixer>(builder, options(builder.config));
+          }};
+}
 
 }  // namespace isentrope::model

@@ -19,18 +19,6 @@ RecurrenceOptions ssd_options(const DecoderConfig& c) {
   return r;
 }
 
-namespace {
-
-std::string ssd_problem(const DecoderConfig& config, int64_t) { return recurrence_problem(config, "ssd"); }
-
-MixerShape ssd_shape(const DecoderConfig& config) { return recurrence_shape(ssd_options(config)); }
-
-std::shared_ptr<Mixer> make_ssd(const MixerBuilder& builder) {
-  return std::make_shared<RecurrenceMixer>(builder, ssd_options(builder.config));
-}
-
-}  // namespace
-
-const MixerKind kSsd{"ssd", ssd_problem, ssd_shape, make_ssd};
+constinit const MixerKind kSsd = recurrence_kind<ssd_options>("ssd");
 
 }  // namespace isentrope::model

@@ -35,7 +35,7 @@ from isentrope.methods.control import (
     siren,
     tea,
 )
-from isentrope.methods.mismatch import CorrectionOutput, MismatchOutput, correction, mismatch
+from isentrope.methods.off_policy import CorrectionOutput, MismatchOutput, correction, mismatch
 from isentrope.methods.own import register
 from isentrope.methods.preference import differential_information, preference
 from isentrope.methods.shaping import (
