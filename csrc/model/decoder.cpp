@@ -108,7 +108,7 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
         }};
     layers_.push_back({
         .input_norm = norm("input_norm", normed && !(after && i == 0)),
-        .mixer = mixer_kind(config.mixer_of(i)).make(builder),
+        .mixer = make_mixer(builder),
         .post_norm = norm("post_norm", normed),
         .gate_up =
             projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), inner, {{"gate", 0, M}, {"up", M, M}}),

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "csrc/model/mixer.h"
+#include "csrc/model/mixer_shape.h"
 
 namespace isentrope::model {
 

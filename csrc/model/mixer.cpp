@@ -1,11 +1,11 @@
 #include "csrc/model/mixer.h"
 
-#include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <stdexcept>
 
 #include "csrc/model/mixers/kinds.h"
+#include "csrc/model/mixers/recurrence.h"
+#include "csrc/model/mixers/softmax.h"
 
 namespace isentrope::model {
 
@@ -13,7 +13,21 @@ using torch::Tensor;
 
 namespace {
 
-const MixerKind* const kKinds[]{&kSoftmax, &kLinear, &kNormalized, &kGatedDelta, &kSsd};
+template <RecurrenceOptions (*options)(const DecoderConfig&)>
+std::shared_ptr<Mixer> make_recurrence(const MixerBuilder& builder) {
+  return std::make_shared<RecurrenceMixer>(builder, options(builder.config));
+}
+
+std::shared_ptr<Mixer> make_softmax(const MixerBuilder& builder) { return std::make_shared<SoftmaxMixer>(builder); }
+
+const struct {
+  const MixerKind& kind;
+  std::shared_ptr<Mixer> (*make)(const MixerBuilder& builder);
+} kMakers[]{{kSoftmax, make_softmax},
+            {kLinear, make_recurrence<linear_options>},
+            {kNormalized, make_recurrence<normalized_options>},
+            {kGatedDelta, make_recurrence<gated_delta_options>},
+            {kSsd, make_recurrence<ssd_options>}};
 
 // The names of isentrope.nn's modules, which for q, k and v are those of transformers.
 std::string module_of(const std::string& part) { return part == "decay" ? "decay.proj" : part + "_proj"; }
@@ -26,33 +40,11 @@ std::vector<int64_t> heights(const MixerShape& shape) {
 
 }  // namespace
 
-bool is_mixer_kind(const std::string& name) {
-  return std::any_of(std::begin(kKinds), std::end(kKinds), [&](const MixerKind* kind) { return name == kind->name; });
-}
-
-const MixerKind& mixer_kind(const std::string& name) {
-  std::string known;
-  for (const MixerKind* kind : kKinds) {
-    if (name == kind->name) return *kind;
-    known += (known.empty() ? "" : ", ") + std::string(kind->name);
-  }
-  throw std::invalid_argument("model.mixers: there is no '" + name + "'; wanted one of " + known);
-}
-
-MixerShape mixer_shape(const DecoderConfig& config, int64_t layer) {
-  return mixer_kind(config.mixer_of(layer)).shape(config);
-}
-
-int64_t attending_layers(const DecoderConfig& config) {
-  int64_t count = 0;
-  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) count += mixer_shape(config, layer).attends;
-  return count;
-}
-
-int64_t MixerShape::rows() const {
-  int64_t sum = 0;
-  for (const auto& part : parts) sum += part.second;
-  return sum;
+std::shared_ptr<Mixer> make_mixer(const MixerBuilder& builder) {
+  const std::string& name = builder.config.mixer_of(builder.layer);
+  for (const auto& maker : kMakers)
+    if (name == maker.kind.name) return maker.make(builder);
+  throw std::logic_error("make_mixer() has no line of " + name);
 }
 
 Mixer::Mixer(const MixerBuilder& builder, bool bias, bool output_bias)

@@ -1,5 +1,5 @@
 // What stands between the norm and the residual sum of a block: softmax attention, or a recurrence. A kind is one file pair of
-// csrc/model/mixers/ and one line of mixer_kind(); nothing outside that folder asks which kind a layer has.
+// csrc/model/mixers/, one line of mixer_kind() and one of make_mixer(); nothing outside that folder asks which kind a layer has.
 //
 // N tokens, C width, H query heads, G key/value heads, D head size.
 #pragma once
@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "csrc/model/attention_record.h"
 #include "csrc/model/decoder_config.h"
 #include "csrc/model/linear.h"
+#include "csrc/model/mixer_shape.h"
 #include "csrc/model/origin.h"
 #include "csrc/model/packing.h"
 
@@ -26,22 +26,6 @@ template <class Storage>
 class PackedMixer;
 template <class Storage>
 class Packer;
-
-// A layer's mixer in numbers, from the configuration alone: what memory, arithmetic and optimisers are planned by.
-struct MixerShape {
-  // Rows of the joined projection of the block's input [Σ rows, C], by part; the first three are q, k and v.
-  std::vector<std::pair<std::string, int64_t>> parts;
-  int64_t output = 0;         // columns of the projection back, o [C, output]
-  int64_t others = 0;         // numbers of all other weights
-  double kept = 0;            // numbers that the backward pass keeps of a token
-  double flops_of_token = 0;  // of a forward pass, beside the two projections
-  double flops_of_pair = 0;   // for each query and key in sight
-  int64_t cached = 0;         // numbers that decoding keeps of every position, in pages
-  int64_t state = 0;          // floats that decoding keeps of a sequence, however long
-  bool attends = false;       // whether its rows are a softmax, which AttentionRecord tells of
-
-  int64_t rows() const;
-};
 
 // What a mixer is made with. The weights drawn are those of the next streams.
 struct MixerBuilder {
@@ -105,19 +89,6 @@ class Mixer {
   const int64_t layer_;
 };
 
-struct MixerKind {
-  const char* name;
-  // What is wrong with a layer of the kind, "attention.window: …"; "" if nothing is.
-  std::string (*problem)(const DecoderConfig& config, int64_t layer);
-  MixerShape (*shape)(const DecoderConfig& config);
-  std::shared_ptr<Mixer> (*make)(const MixerBuilder& builder);
-};
-
-bool is_mixer_kind(const std::string& name);
-// Throws std::invalid_argument where there is no such kind.
-const MixerKind& mixer_kind(const std::string& name);
-MixerShape mixer_shape(const DecoderConfig& config, int64_t layer);
-// Layers whose mixer attends.
-int64_t attending_layers(const DecoderConfig& config);
+std::shared_ptr<Mixer> make_mixer(const MixerBuilder& builder);
 
 }  // namespace isentrope::model

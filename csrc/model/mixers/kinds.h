@@ -1,13 +1,16 @@
 // The kinds of mixers there are, one a file pair.
 #pragma once
-#include "csrc/model/mixer.h"
+#include "csrc/model/mixers/gated_delta.h"
+#include "csrc/model/mixers/linear.h"
+#include "csrc/model/mixers/normalized.h"
+#include "csrc/model/mixers/ssd.h"
 
 namespace isentrope::model {
 
-extern const MixerKind kSoftmax;     // softmax.h
-extern const MixerKind kLinear;      // linear.h
-extern const MixerKind kNormalized;  // normalized.h
-extern const MixerKind kGatedDelta;  // gated_delta.h
-extern const MixerKind kSsd;         // ssd.h
+extern const MixerKind kSoftmax;
+extern const MixerKind kLinear;
+extern const MixerKind kNormalized;
+extern const MixerKind kGatedDelta;
+extern const MixerKind kSsd;
 
 }  // namespace isentrope::model

@@ -1,6 +1,6 @@
 // Linear attention (Katharopoulos et al., arXiv 2006.16236): the layer of isentrope.nn.LinearAttention.
 #pragma once
-#include "csrc/model/mixers/recurrence.h"
+#include "csrc/model/mixers/recurrence_options.h"
 
 namespace isentrope::model {
 

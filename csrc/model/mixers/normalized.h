@@ -1,7 +1,7 @@
 // Normalised attention (Sieber et al., arXiv 2405.15731): weights q·k as they are, of either sign, over a denominator that the token
 // sets, or a norm in its place.
 #pragma once
-#include "csrc/model/mixers/recurrence.h"
+#include "csrc/model/mixers/recurrence_options.h"
 
 namespace isentrope::model {
 
