@@ -116,10 +116,7 @@ std::pair<double, int64_t> row_gap(const TokenRows& p, const void* logprobs, con
       add(count, sum, [&](int64_t i) { return static_cast<double>(log_ratio(logprob[i], old[i])); });
     } else {
       tokens += count_marked_on_cpu(p.mask + at, count);
-      add(count, sum, [&](int64_t i) {
-        const T d = log_ratio(logprob[i], old[i]);
-        return static_cast<double>(mask[i] != 0 ? d : T(0));
-      });
+      add_marked<T>(count, mask, sum, [&](int64_t i) { return log_ratio(logprob[i], old[i]); });
     }
   }
   return {total(sum), tokens};

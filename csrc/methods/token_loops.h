@@ -74,6 +74,21 @@ inline __attribute__((always_inline)) void raise(int64_t count, T* __restrict la
     for (int i = 0; i < kLanes; ++i) lanes[i] = x(first + i) > lanes[i] ? x(first + i) : lanes[i];
   for (int i = 0; first + i < count; ++i) lanes[i] = x(first + i) > lanes[i] ? x(first + i) : lanes[i];
 }
+// The same of at most kBlock numbers, of those alone whose flag is set: chosen first, since the compiler makes no vectors of a choice among lanes.
+template <class T, class Function>
+inline __attribute__((always_inline)) void raise_marked(int64_t count, const uint8_t* mask, T* __restrict lanes,
+                                                        const Function& x) {
+  T chosen[kBlock];
+  for (int64_t i = 0; i < count; ++i) chosen[i] = mask[i] != 0 ? x(i) : -std::numeric_limits<T>::infinity();
+  raise(count, lanes, [&](int64_t i) { return chosen[i]; });
+}
+template <class T, class Function>
+inline __attribute__((always_inline)) void add_marked(int64_t count, const uint8_t* mask, double* __restrict lanes,
+                                                      const Function& x) {
+  T chosen[kBlock];
+  for (int64_t i = 0; i < count; ++i) chosen[i] = mask[i] != 0 ? x(i) : T(0);
+  add(count, lanes, [&](int64_t i) { return static_cast<double>(chosen[i]); });
+}
 template <class T>
 T most(const T* lanes) {
   T value = lanes[0];

@@ -77,6 +77,10 @@ void change(const ChangeLoop& p, int64_t row) {
             *advantage = of<T>(p.advantage, at);
     const uint8_t* mask = flags(p.mask) + at;
     T* __restrict out = static_cast<T*>(p.change) + at;
+    if (!any_flag(mask, count)) {
+      std::fill_n(out, count, T(0));
+      continue;
+    }
     T inverse[kBlock], probability[kBlock];
     for (int64_t i = 0; i < count; ++i) {
       const T x = old[i], held = x < kFloor ? kFloor : x;
@@ -94,8 +98,8 @@ void change(const ChangeLoop& p, int64_t row) {
       const T size = omega < T(0) ? -omega : omega;
       out[i] = (size <= kMost) & (mask[i] != 0) ? size : T(0);  // false of NaN too
     }
-    raise(count, greatest, [&](int64_t i) { return mask[i] != 0 ? out[i] : -kInfinity; });
-    raise(count, least, [&](int64_t i) { return mask[i] != 0 ? -out[i] : -kInfinity; });
+    raise_marked(count, mask, greatest, [&](int64_t i) { return out[i]; });
+    raise_marked(count, mask, least, [&](int64_t i) { return -out[i]; });
   }
   p.most[row] = most(greatest);
   p.least[row] = -most(least);
@@ -122,14 +126,12 @@ void fall(const FallLoop& p, int64_t begin, int64_t end) {
 template <class T>
 void sum(const SumLoop& p, int64_t row) {
   double lanes[kLanes] = {};
-  T x[kBlock];
   for (int64_t begin = 0; begin < p.length; begin += kBlock) {
     const int64_t count = std::min(kBlock, p.length - begin), at = row * p.length + begin;
     const T* given = of<T>(p.x, at);
     const uint8_t* mask = flags(p.mask) + at;
     if (!any_flag(mask, count)) continue;
-    for (int64_t i = 0; i < count; ++i) x[i] = mask[i] != 0 ? given[i] : T(0);
-    add(count, lanes, [&](int64_t i) { return static_cast<double>(x[i]); });
+    add_marked<T>(count, mask, lanes, [&](int64_t i) { return given[i]; });
   }
   p.sum[row] = total(lanes);
   p.count[row] = count_marked_on_cpu(p.mask + row * p.length, p.length);
@@ -221,7 +223,9 @@ void soft_window(const SoftWindowLoop& p, int64_t row) {
   constexpr T kNone = -std::numeric_limits<T>::infinity();
   T greatest[kLanes];
   std::fill_n(greatest, kLanes, kNone);
-  raise(length, greatest, [&](int64_t i) { return mask[i] != 0 ? entropy[i] : kNone; });
+  for (int64_t begin = 0; begin < length; begin += kBlock)
+    raise_marked(std::min(kBlock, length - begin), mask + begin, greatest,
+                 [&](int64_t i) { return entropy[begin + i]; });
   const T highest = most(greatest), least = T(kLeastExponent);
   // exp(H − max H) of the row, 0 where nothing counts; then windows a chunk at a time.
   const int64_t half = std::min(p.half, length), w = 2 * half + 1, chunk = std::max<int64_t>(1024, w);

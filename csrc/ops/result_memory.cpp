@@ -2,39 +2,53 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/CPUAllocator.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <new>
 
 namespace isentrope::ops {
 namespace {
 
-constexpr size_t kLeast = size_t{1} << 20, kHead = 64;  // a block's size stands before it, and keeps its alignment
+constexpr size_t kLeast = size_t{1} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;  // of x86-64 and of most arm64
 
-std::atomic<char*> waiting[4];  // without a lock, which a fork may find taken
+struct Block {
+  explicit Block(size_t size) : size(size) {
+    if (posix_memalign(&data, kHugePage, size) != 0) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE  // one entry of the TLB in place of 512; a system that has none to give does as before
+    if (size >= kHugePage) madvise(data, size / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  }
+  ~Block() { std::free(data); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
 
-size_t& size_of(char* block) { return *reinterpret_cast<size_t*>(block); }
+  const size_t size;
+  void* data = nullptr;
+};
 
-void give_back(char* block) {
-  for (std::atomic<char*>& place : waiting) {
-    char* none = nullptr;
+std::atomic<Block*> waiting[4];  // without a lock, which a fork may find taken
+
+void give_back(Block* block) {
+  for (std::atomic<Block*>& place : waiting) {
+    Block* none = nullptr;
     if (place.compare_exchange_strong(none, block)) return;
   }
-  std::free(waiting[0].exchange(block));
+  delete waiting[0].exchange(block);
 }
 
-char* take(size_t size) {
-  for (std::atomic<char*>& place : waiting)
-    if (char* block = place.exchange(nullptr)) {
-      if (size_of(block) == size) return block;
+Block* take(size_t size) {
+  for (std::atomic<Block*>& place : waiting)
+    if (Block* block = place.exchange(nullptr)) {
+      if (block->size == size) return block;
       give_back(block);
     }
-  void* made = nullptr;
-  if (posix_memalign(&made, kHead, kHead + size) != 0) throw std::bad_alloc();
-  auto* block = static_cast<char*>(made);
-  size_of(block) = size;
-  return block;
+  return new Block(size);
 }
 
 }  // namespace
@@ -44,9 +58,9 @@ at::Tensor result_like(const at::Tensor& like, at::ScalarType dtype) {
   const auto options = at::TensorOptions().dtype(dtype);
   static const c10::Allocator* const torchs = c10::GetDefaultCPUAllocator();
   if (size < kLeast || c10::GetCPUAllocator() != torchs) return at::empty(like.sizes(), options);
-  char* block = take(size);
+  Block* block = take(size);
   return at::from_blob(
-      block + kHead, like.sizes(), [block](void*) { give_back(block); }, options);
+      block->data, like.sizes(), [block](void*) { give_back(block); }, options);
 }
 
 }  // namespace isentrope::ops
