@@ -21,6 +21,7 @@
 #include "csrc/train/config_values.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/json_file.h"
+#include "csrc/train/model_code.h"
 #include "csrc/train/model_config.h"
 #include "csrc/train/weights.h"
 
@@ -128,6 +129,7 @@ void write_model(const std::string& dir, const NamedTensors& weights, const mode
                  const data::Tokenizer& tokenizer) {
   write_safetensors(dir + "/model.safetensors", weights);
   write_durably(dir + "/config.json", model_config_json(model, tokenizer));
+  if (!opens_in_transformers(model)) write_durably(dir + "/" + kModelCodeFile, kModelCode);
   // As `isentrope sample` draws: from all tokens, where transformers takes the 50 likeliest unless told otherwise.
   const ordered_json generation{{"bos_token_id", nullptr},
                                 {"eos_token_id", ids_of(tokenizer.end_ids())},

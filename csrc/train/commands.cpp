@@ -76,13 +76,12 @@ std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
   line("\nResume      ", resume_command(options, steps) + " " + steps + "=" + std::to_string(2 * phase.steps));
   line("\nSample      ", shell_quoted(options.program) + " sample " + folder + " --prompt " +
                              shell_quoted(prompt_of(config, phase, trainer.tokenizer())));
-  if (opens_in_transformers(config.model)) {
-    using nlohmann::json;  // its texts are also Python's
-    const std::string name = json(checkpoint).dump(-1, ' ', false, json::error_handler_t::replace);
-    const std::string load =
-        "import transformers; print(transformers.AutoModelForCausalLM.from_pretrained(" + name + "))";
-    line("\nPython      ", shell_quoted(python_program()) + " -c " + shell_quoted(load));
-  }
+  using nlohmann::json;  // its texts are also Python's
+  const std::string name = json(checkpoint).dump(-1, ' ', false, json::error_handler_t::replace);
+  const std::string trust = opens_in_transformers(config.model) ? "" : ", trust_remote_code=True";
+  const std::string load =
+      "import transformers; print(transformers.AutoModelForCausalLM.from_pretrained(" + name + trust + "))";
+  line("\nPython      ", shell_quoted(python_program()) + " -c " + shell_quoted(load));
   return text;
 }
 

@@ -269,6 +269,9 @@ void write_windows(const Family& family, const model::DecoderConfig& c, ordered_
 }
 
 void write_own(const model::DecoderConfig& c, ordered_json& object) {
+  // The classes of python/isentrope/modeling_isentrope.py, which stands beside config.json.
+  object["auto_map"] = {{"AutoConfig", "modeling_isentrope.IsentropeConfig"},
+                        {"AutoModelForCausalLM", "modeling_isentrope.IsentropeForCausalLM"}};
   object["norm"] = c.norm;
   object["qk_norm"] = c.attention.qk_norm;
   object["qkv_bias"] = c.attention.bias == "qkv";

@@ -218,6 +218,7 @@ def opened(folder: Path, device: str = "cpu") -> Model:
         base = Path(json.loads(adapter.read_text()).get("base_model_name_or_path") or "")
     try:
         with _silent():
+            _know_our_type(base)
             module: Any = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
             if adapter.exists():
                 import peft
@@ -227,6 +228,18 @@ def opened(folder: Path, device: str = "cpu") -> Model:
         raise DiagnoseError(f"{base}: transformers {transformers.__version__} cannot open it: {str(error).splitlines()[0]}") from None
     name = place.name if place != folder else folder.resolve().name
     return Model(module.to(device), tokenizer_of(place, base), name, folder)
+
+
+def _know_our_type(folder: Path) -> None:
+    """Lets transformers open checkpoints that no model of its own computes, by the package's code and not by that in the folder."""
+    import transformers
+
+    told = folder / "config.json"
+    if told.exists() and json.loads(told.read_text()).get("model_type") == "isentrope":
+        from isentrope import modeling_isentrope as ours
+
+        transformers.AutoConfig.register("isentrope", ours.IsentropeConfig, exist_ok=True)
+        transformers.AutoModelForCausalLM.register(ours.IsentropeConfig, ours.IsentropeForCausalLM, exist_ok=True)
 
 
 def tokenizer_of(*folders: Path) -> Any:

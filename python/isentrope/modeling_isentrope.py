@@ -1,0 +1,294 @@
+"""Isentrope's decoder for transformers, in plain torch: what a checkpoint whose model_type is isentrope carries beside its weights, so that
+
+    transformers.AutoModelForCausalLM.from_pretrained("runs/hybrid/checkpoints/sft-002400", trust_remote_code=True)
+
+opens it without the package. Softmax attention with every option of model.attention, and the recurrences of model.mixers in their
+quadratic form. A forward pass gives the logits that training has, up to rounding; generation computes the whole sequence again for
+each token. The file stands alone: it may be copied, and imports nothing but torch and transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv1d, elu, normalize, rms_norm, silu, softplus
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+KINDS = ("softmax", "linear", "normalized", "gated_delta", "ssd")
+
+
+class IsentropeConfig(PretrainedConfig):
+    """The keys of config.json as the trainer writes them (csrc/train/model_config.cpp)."""
+
+    model_type = "isentrope"
+
+    def __init__(self, **keys: Any) -> None:
+        self.mixers = keys.pop("mixers", ["softmax"])
+        for kind in self.mixers:
+            if kind not in KINDS:
+                raise ValueError(f"config.json: mixers has {kind!r}; this file knows {', '.join(KINDS)}. Take the file of a newer version.")
+        keys.pop("rope_scaling", None)  # transformers 4's spelling of what rope_parameters says
+        self.rope_parameters, self.max_position_embeddings = keys.pop("rope_parameters"), keys.pop("max_position_embeddings")
+        self.hidden_size, self.num_attention_heads, self.head_dim = (keys.pop(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+        super().__init__(**keys)
+
+
+def _heads(x: Tensor, size: int) -> Tensor:
+    """[B, T, heads · size] → [B, heads, T, size]"""
+    heads: Tensor = x.unflatten(-1, (-1, size)).transpose(1, 2)
+    return heads
+
+
+def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """x [B, heads, T, D] turned by angles of cosine, sine [B, 1, T, D / 2]."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
+def _taylor2(x: Tensor) -> Tensor:
+    """1, x_i / D^(1/4), x_i x_j / √D for i < j, x_i² / √(2 D): the product of two is 1 + s + s²/2, s = q·k / √D."""
+    D = x.shape[-1]
+    i, j = torch.triu_indices(D, D, device=x.device)
+    factor = torch.where(i == j, 1 / math.sqrt(2 * D), 1 / math.sqrt(D)).to(x.dtype)
+    return torch.cat([torch.ones_like(x[..., :1]), x / D**0.25, x[..., i] * x[..., j] * factor], -1)
+
+
+FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {"elu_plus_one": lambda x: elu(x) + 1, "relu": torch.relu, "exp_normalized": lambda x: x.softmax(-1), "taylor2": _taylor2}
+DENOMINATORS: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": softplus, "sigmoid": torch.sigmoid}
+
+
+class Softmax(nn.Module):
+    """softmax(q·k / (√D t)) over the keys in sight, rotary positions, grouped queries; docs/configuration.md, model.attention."""
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        C, H, G, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        qkv, own = config.attention_bias or config.qkv_bias, config.attention_bias
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, n * D, bias=qkv) for n in (H, G, G))
+        self.o_proj = nn.Linear(H * D, C, bias=own)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (nn.RMSNorm(D, config.rms_norm_eps) for _ in range(2))
+        if config.attention_temperature != "none":
+            rows = config.max_position_embeddings if config.attention_temperature == "row" else 1
+            self.log_temperature = nn.Parameter(torch.zeros(H * rows))
+        types = getattr(config, "layer_types", None)
+        self.window = config.sliding_window if types and types[layer] == "sliding_attention" else None
+        self.softcap, self.D, self.H = config.attn_logit_softcapping, D, H
+
+    def forward(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        q, k, v = (_heads(p(x), self.D) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = _rotated(q, cosine, sine), _rotated(k, cosine, sine)
+        k, v = (y.repeat_interleave(self.H // k.shape[1], 1) for y in (k, v))
+        logits = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(self.D)
+        if hasattr(self, "log_temperature"):
+            log = self.log_temperature.view(self.H, -1)
+            log = log[:, position].transpose(0, 1) if log.shape[1] > 1 else log[None]  # [B or 1, H, T or 1]
+            logits = logits / log.to(logits.dtype).exp()[..., None]
+        if self.softcap:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        back = position[:, :, None] - position[:, None, :]
+        sight = (back >= 0) & seen[:, None, :] & (back < (self.window or back.shape[-1] + 1))
+        sight = sight | torch.eye(len(sight[0]), dtype=torch.bool, device=x.device)  # a row of padding sees itself
+        weights = logits.masked_fill(~sight[:, None], -torch.inf).softmax(-1).to(v.dtype)
+        out: Tensor = self.o_proj((weights @ v).transpose(1, 2).flatten(-2))
+        return out
+
+
+class Decay(nn.Module):
+    """The weights of a decay that the token sets: exp(−exp(A_log) · softplus(proj(x) + dt_bias))."""
+
+    def __init__(self, C: int, states: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(C, states, bias=False)
+        self.A_log, self.dt_bias = nn.Parameter(torch.zeros(states)), nn.Parameter(torch.zeros(states))
+
+
+class Recurrence(nn.Module):
+    """S_t = a_t S_{t−1} + φ(k_t) u_tᵀ, out_t = S_tᵀ φ(q_t), for all t at once: out = (φ(q) φ(k)ᵀ ∘ Γ) u, Γ_ts = a_{s+1} … a_t for s ≤ t.
+    The kinds and their u: csrc/model/mixers/recurrence.h."""
+
+    def __init__(self, config: Any, kind: str) -> None:
+        super().__init__()
+        C, H, G, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        o = getattr(config, kind)
+        delta, steps = kind == "gated_delta", kind == "ssd"
+        grouped = delta or steps  # queries are shared by heads of the values, else keys and values by heads of the queries
+        self.kind, self.size, self.E = kind, D, D * o["expand_v"] if grouped else D
+        self.queries, self.keys, self.values = (G, G, H) if grouped else (H, G, G)
+        states, self.heads = max(self.keys, self.values), H
+        self.q_proj, self.k_proj = (nn.Linear(C, n * D, bias=False) for n in (self.queries, self.keys))
+        self.v_proj, self.o_proj = nn.Linear(C, self.values * self.E, bias=False), nn.Linear(H * self.E, C, bias=False)
+        self.feature_map, self.normalizer = o.get("feature_map"), o.get("normalizer", False)
+        self.denominator = o.get("denominator") if o.get("denominator") != "rms" else None
+        self.most_beta = 2 if o.get("allow_negative") else 1
+        if self.denominator:
+            self.n_proj = nn.Linear(C, H, bias=False)
+        if o["conv_size"] > 1:
+            channels = (self.queries + self.keys) * D + self.values * self.E
+            self.conv = nn.Conv1d(channels, channels, o["conv_size"], groups=channels, bias=False)
+        if grouped or o.get("decay") == "token":
+            self.decay = Decay(C, states)
+        if o.get("decay") == "head":
+            self.head_decay = nn.Parameter(torch.zeros(states))
+        if grouped:
+            self.g_proj = nn.Linear(C, H * self.E, bias=False)
+        if delta:
+            self.b_proj = nn.Linear(C, states, bias=False)
+        if steps:
+            self.D = nn.Parameter(torch.ones(states))
+        self.o_norm = nn.RMSNorm(self.E, config.rms_norm_eps) if grouped or o.get("denominator") == "rms" else None
+
+    def forward(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        wide, there = torch.promote_types(x.dtype, torch.float32), seen[:, None, :, None]
+        sizes = [self.queries * self.size, self.keys * self.size, self.values * self.E]
+        inputs = torch.cat([p(x) for p in (self.q_proj, self.k_proj, self.v_proj)], -1) * seen[..., None]
+        if hasattr(self, "conv"):
+            weight = self.conv.weight
+            inputs = silu(conv1d(nn.functional.pad(inputs.mT, (weight.shape[-1] - 1, 0)), weight, groups=len(weight)).mT)
+        q, k, v = (_heads(y, d) for y, d in zip(inputs.split(sizes, -1), (self.size, self.size, self.E)))
+        if self.feature_map:
+            q, k = FEATURE_MAPS[self.feature_map](q), FEATURE_MAPS[self.feature_map](k)
+        if self.kind == "gated_delta":
+            q, k = normalize(q, dim=-1), normalize(k, dim=-1)
+        if self.kind in ("gated_delta", "normalized"):
+            q = q / math.sqrt(self.size)
+        k, u = k * there, v
+        q, k, u = (y.repeat_interleave(self.heads // y.shape[1], 1).to(wide) for y in (q, k, u))
+        log_decay = None
+        if hasattr(self, "decay"):
+            step = softplus(self.decay.proj(x).to(wide) + self.decay.dt_bias.to(wide)).mT  # [B, states, T]
+            log_decay = -self.decay.A_log.to(wide).exp()[:, None] * step
+            if self.kind == "ssd":
+                u = u * step[..., None]
+        if hasattr(self, "head_decay"):
+            log_decay = -softplus(self.head_decay.to(wide))[:, None].expand(-1, x.shape[1])[None]
+        between = torch.zeros(1, 1, x.shape[1], x.shape[1], dtype=wide, device=x.device)
+        if log_decay is not None:
+            sums = log_decay.repeat_interleave(self.heads // log_decay.shape[1], 1).cumsum(-1)
+            between = sums[..., :, None] - sums[..., None, :]
+        decay = between.tril().exp().tril()
+        if self.kind == "gated_delta":  # U = (I + tril(β K Kᵀ ∘ Γ, −1))⁻¹ β V
+            beta = (self.most_beta * self.b_proj(x).to(wide).sigmoid()).mT[..., None]
+            u = torch.linalg.solve_triangular((beta * (k @ k.mT) * decay).tril(-1), beta * u, upper=False, unitriangular=True)
+        weights = (q @ k.mT) * decay
+        out = weights @ u
+        if self.normalizer:
+            total = weights.sum(-1, keepdim=True)
+            out = out / torch.where(total == 0, 1, total)
+        if self.denominator:
+            out = out / DENOMINATORS[self.denominator](self.n_proj(x).to(wide)).mT[..., None]
+        gate = silu(_heads(self.g_proj(x), self.E)) if hasattr(self, "g_proj") else 1
+        if self.kind == "ssd":
+            out = (out + v * self.D[:, None, None]) * gate
+        if self.o_norm is not None:
+            out = rms_norm(out, (self.E,), self.o_norm.weight.to(out.dtype), self.o_norm.eps)
+        if self.kind != "ssd":
+            out = out * gate
+        result: Tensor = self.o_proj(out.to(x.dtype).transpose(1, 2).flatten(-2))
+        return result
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        C, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(C, M, bias), nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        kind = config.mixers[layer % len(config.mixers)]
+        self.self_attn = Softmax(config, layer) if kind == "softmax" else Recurrence(config, kind)
+        self.mlp = Mlp(config)
+        if config.norm == "pre" or config.norm == "post" and layer > 0:  # behind every sum, and there is none before the first block
+            self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.norm != "none":
+            self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Decoder(nn.Module):
+    """[B, T] tokens → the stream behind the last norm [B, T, C]; hidden_states are the streams that the blocks read, and that."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        if config.norm != "none":
+            self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def angles(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [B, 1, T, D / 2] of the rotary positions."""
+        config = self.config
+        rope = config.rope_parameters
+        if rope["rope_type"] == "default":
+            frequency, factor = rope["rope_theta"] ** (-torch.arange(0, config.head_dim, 2).double() / config.head_dim), 1.0
+        else:
+            frequency, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+        angle = position[:, None, :, None].double() * frequency.double().to(position.device)
+        return angle.cos() * factor, angle.sin() * factor
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False, **_: Any) -> BaseModelOutput:
+        x, after, read = self.embed_tokens(input_ids), self.config.norm == "post", []
+        seen = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        position = (seen.cumsum(-1) - 1).clamp_min(0)
+        cosine, sine = (angle.to(x.dtype) for angle in self.angles(position))
+
+        def normed(x: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor]:  # the stream, what the branch reads
+            y = x if norm is None else norm(x)
+            return (y, y) if after else (x, y)
+
+        block: Any
+        for block in self.layers:
+            read.append(x)
+            x, y = normed(x, getattr(block, "input_layernorm", None))
+            x, y = normed(x + block.self_attn(y, seen, position, cosine, sine), getattr(block, "post_attention_layernorm", None))
+            x = x + block.mlp(y)
+        x = normed(x, getattr(self, "norm", None))[1]
+        return BaseModelOutput(last_hidden_state=x, hidden_states=(*read, x) if output_hidden_states else None)
+
+
+class IsentropeForCausalLM(PreTrainedModel, GenerationMixin):
+    """[B, T] tokens → logits [B, T, V]. attention_mask [B, T] may have padding on either side."""
+
+    config_class = IsentropeConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _no_split_modules = ["Block"]
+
+    def __init__(self, config: IsentropeConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def get_input_embeddings(self) -> Any:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> Any:
+        return self.lm_head
+
+    def prepare_inputs_for_generation(self, input_ids: Any, *_: Any, **given: Any) -> dict[str, Any]:
+        return {"input_ids": input_ids, "attention_mask": given.get("attention_mask")}
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, output_hidden_states: bool = False, **_: Any
+    ) -> CausalLMOutput:
+        found = self.model(input_ids, attention_mask, output_hidden_states)
+        logits, loss = self.lm_head(found.last_hidden_state), None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)

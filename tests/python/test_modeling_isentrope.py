@@ -1,0 +1,108 @@
+"""Checkpoints of the type isentrope in transformers, by the code that they carry: logits against what the trainer's rollouts recorded,
+padding on either side, generation, diagnose."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["run.threads=1", "run.checkpoint_every=0", "phases.sft.steps=3", "phases.grpo.steps=1", "phases.sft.batch.sequences=8", "phases.sft.schedule.warmup_steps=0", "phases.grpo.rollout.prompts=4",
+         "phases.grpo.rollout.num_generations=2", "phases.grpo.rollout.save_every=1", "test.prompts=4", "test.sampled_prompts=2",
+         *(f"phases.{phase}.evaluation.every=0" for phase in ("sft", "grpo"))]  # fmt: skip
+CASES = {
+    "linear": ("linear", []),
+    "linear, taylor2, decay by head": ("linear", ["linear.feature_map=taylor2", "linear.decay=head"]),
+    "linear, exp_normalized, decay by token, no normalizer": ("linear", ["linear.feature_map=exp_normalized", "linear.decay=token", "linear.normalizer=false"]),
+    "normalized": ("normalized", []),
+    "normalized, rms": ("normalized", ["normalized.denominator=rms"]),
+    "gated_delta": ("gated_delta", []),
+    "gated_delta, shared keys, negative": ("gated_delta", ["num_key_value_heads=1", "gated_delta.expand_v=2", "gated_delta.allow_negative=true"]),
+    "ssd": ("ssd", []),
+    "hybrid": ("hybrid", []),
+    "softmax, every option": ("softmax", ["num_key_value_heads=1", "norm=post", "attention.softcap=5", "attention.temperature=row", "attention.qk_norm=true", "attention.bias=qkv", "mlp_bias=true",
+                                          "attention.window=6", "attention.layer_types=[sliding_attention, full_attention]", "tie_word_embeddings=true"]),
+    "softmax, no norm": ("softmax", ["norm=none", "attention.temperature=head"]),
+    "softmax, yarn": ("softmax", ["attention.softcap=5", "rope_scaling.rope_type=yarn", "rope_scaling.factor=2"]),
+}  # fmt: skip
+
+
+def program():
+    build = os.environ.get("ISENTROPE_BUILD")
+    path = os.path.join(build, "bin", "isentrope") if build else shutil.which("isentrope")
+    assert path, "no isentrope on the PATH; install the package, or name a build folder: ISENTROPE_BUILD=build/release"
+    return os.path.abspath(path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules(tmp_path_factory):
+    """Where transformers keeps the code that it runs."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    yield
+    patch.undo()
+
+
+def run_of(folder, config, options):
+    words = [f"model.{one}" for one in options]
+    made = subprocess.run([program(), "train", str(ROOT / f"configs/mixers/{config}.yaml"), f"run.dir={folder}", *SHORT, "--quiet", *words], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    (end,) = (place for place in (folder / "checkpoints").iterdir() if place.name.startswith("sft-"))
+    drawn = [json.loads(line) for line in (folder / "rollouts/grpo.jsonl").read_text().splitlines()]
+    return end, drawn
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_those_of_the_trainer(name, tmp_path):
+    checkpoint, drawn = run_of(tmp_path / "run", *CASES[name])
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
+    assert type(model).__module__.startswith("transformers_modules") and model.config.model_type == "isentrope"
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (checkpoint / "modeling_isentrope.py").read_text() == (ROOT / "python/isentrope/modeling_isentrope.py").read_text()
+    model = model.double()
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    sequences = [tokenizer(one["prompt"], add_special_tokens=False)["input_ids"] + one["ids"] for one in drawn]
+    longest = max(map(len, sequences))
+    ids, mask = torch.zeros(2, len(drawn), longest, dtype=torch.long), torch.zeros(2, len(drawn), longest, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        for side, place in ((0, slice(longest - len(sequence), None)), (1, slice(0, len(sequence)))):  # padding on the left, on the right
+            ids[side, row, place], mask[side, row, place] = torch.tensor(sequence), 1
+    for side in (0, 1):
+        with torch.no_grad():
+            logits = model(ids[side], attention_mask=mask[side]).logits
+        for row, one in enumerate(drawn):
+            n, end = len(one["ids"]), longest if side == 0 else len(sequences[row])
+            logprob = logits[row, end - n - 1 : end - 1].log_softmax(-1).gather(1, torch.tensor(one["ids"])[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(one["logprob"], dtype=torch.float64), logprob, rtol=5e-5, atol=5e-5)  # of float32
+
+
+def test_generates_and_learns(tmp_path):
+    checkpoint, _ = run_of(tmp_path / "run", "hybrid", [])
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
+    prompts = torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 7]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    told = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    both = model.generate(prompts, attention_mask=mask, **told)
+    alone = model.generate(prompts[:1, 2:], attention_mask=mask[:1, 2:], **told)
+    assert torch.equal(both[0, 5:], alone[0, 3:])
+    with torch.no_grad():
+        assert int(model(both[1:, :-1]).logits[0, -1].argmax()) == int(both[1, -1])
+    model(prompts, attention_mask=mask, labels=prompts).loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_diagnose_opens_by_the_package_and_not_by_the_folder(tmp_path):
+    checkpoint, _ = run_of(tmp_path / "run", "hybrid", [])
+    (checkpoint / "modeling_isentrope.py").write_text("raise SystemExit('code of the folder was run')")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["a3b7c1:ca=", "b2a1c3:ab=", "c9a8b7:bc="]))
+    words = [sys.executable, "-m", "isentrope.diagnose", str(checkpoint), "--measure", "representation", "--data", str(tmp_path / "texts.jsonl"), "--output", str(tmp_path / "looked")]
+    told = subprocess.run(words, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert "representation" in json.loads((tmp_path / "looked/representation.json").read_text())["measure"]
