@@ -281,8 +281,8 @@ class IsentropeForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> Any:
         return self.lm_head
 
-    def prepare_inputs_for_generation(self, input_ids: Any, *_: Any, **given: Any) -> dict[str, Any]:
-        return {"input_ids": input_ids, "attention_mask": given.get("attention_mask")}
+    def prepare_inputs_for_generation(self, input_ids: Any, *_: Any, **kwargs: Any) -> dict[str, Any]:  # transformers looks for that name
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, output_hidden_states: bool = False, **_: Any
