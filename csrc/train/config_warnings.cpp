@@ -123,6 +123,15 @@ std::vector<std::string> warnings(const TrainConfig& config, const std::set<std:
   if (m.sigma_reparam.any() && m.sigma_reparam.tolerance == 0 && m.sigma_reparam.steps_max > 100)
     out.push_back("model.sigma_reparam.steps_max: with tolerance 0 all " + text(m.sigma_reparam.steps_max) +
                   " power steps are made after every update");
+  if (const RepresentationConfig& r = config.metrics.representation; r.every > 0) {
+    if (std::all_of(config.phases.begin(), config.phases.end(),
+                    [&](const PhaseConfig& p) { return p.steps < r.every; }))
+      out.push_back("metrics.representation.every: " + text(r.every) +
+                    " steps, and no phase has as many; nothing is measured");
+    if (r.tokens <= m.hidden_size)
+      out.push_back("metrics.representation.tokens: " + text(r.tokens) + ", and the states have " +
+                    text(m.hidden_size) + " features: a rank is " + text(r.tokens - 1) + " at most");
+  }
   for (const PhaseConfig& phase : config.phases) {
     const std::string path = "phases." + phase.name;
     of_optimizer(path, phase, out);

@@ -147,8 +147,8 @@ bool is_header(std::string_view line) { return line.starts_with("{\"run\": "); }
 void LineDigest::add(std::string_view line) {
   if (is_header(line)) return;
   std::string told(line);
-  for (const std::string time :
-       {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share", "ranks/bytes"}) {
+  for (const std::string time : {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share",
+                                 "representation/time_share", "ranks/bytes"}) {
     const size_t begin = told.find("\"" + time + "\": ");
     if (begin != std::string::npos) told.erase(begin, told.find_first_of(",}", begin) - begin);
   }

@@ -9,6 +9,7 @@
 #include "csrc/rl/entropy_law.h"
 #include "csrc/train/gradient_noise.h"
 #include "csrc/train/policy_watch.h"
+#include "csrc/train/representation.h"
 #include "csrc/train/rollout_log.h"
 #include "csrc/train/snapshot.h"
 #include "csrc/train/trainer.h"

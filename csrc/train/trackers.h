@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "csrc/field.h"
+#include "csrc/train/representation_config.h"
 
 namespace isentrope::train {
 
@@ -16,6 +17,7 @@ struct MetricsConfig {
   std::string project = "";
   double timeout_s = 60;
   int64_t gradient_noise_scale = 0;
+  RepresentationConfig representation = {};
 
   std::string problem() const;
   // tensorboard and the trackers, by the names that the writer knows.
@@ -36,6 +38,9 @@ struct MetricsConfig {
       "Steps between those that measure the gradient noise scale (docs/metrics.md), in updates that batch.micro_tokens "
       "or several ranks cut; it reads the gradients once more. 0: none does.",
       at_least(0));
+    v("representation", representation,
+      "What is measured now and then of the last layer's states and of a few weights, by the formulas of isentrope "
+      "diagnose.");
   }
 };
 

@@ -176,6 +176,7 @@ Standing Trainer::prepare(bool resume) {
     check_same(*ranks_, "the weights that the run begins with", "squares that add up to " + std::to_string(squares));
   }
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
+  if (config_.metrics.representation.every > 0) matrices_that_fit(model_, config_.metrics.representation.weights);
   if (!finished()) open_phase(standing.goes_on ? &standing.state : nullptr);
   header_ = describe();
   return standing;

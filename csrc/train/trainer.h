@@ -119,6 +119,7 @@ class Trainer {
   double learn(const data::Batch& given, size_t u, Learnt& learnt);
   void save_rollouts(const std::vector<data::Batch>& updates, const Learnt& learnt);
   void tell_noise(const data::Batch& update, double norm, Learnt& learnt);
+  void tell_inside(const data::Batch& update, Learnt& learnt);
   bool due(int64_t every) const { return every > 0 && (step_ + 1) % every == 0; }  // in the step in hand
   Record record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,
                    const std::vector<double>& sigmas, const std::vector<std::string>& of_source);

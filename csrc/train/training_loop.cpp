@@ -73,8 +73,8 @@ class UpdateFigures {
   int64_t updates_ = 0;
 };
 
-// Room in metrics.jsonl for the figures of time, which the line has when the update is made: five keys, two dozen digits each.
-constexpr int64_t kTimes = 256;
+// Room in metrics.jsonl for the figures of time, which the line has when the update is made: six keys, two dozen digits each.
+constexpr int64_t kTimes = 320;
 
 // What an update of so many learnt tokens has to be computed.
 StepWork of_update(const model::DecoderConfig& config, const data::Batch& update, double learnt) {
@@ -120,7 +120,9 @@ struct Trainer::Learnt {
   std::optional<AttentionStatistics> attention = {};
   std::vector<double> sigmas = {};
   double sigma_seconds = 0;
-  std::map<std::string, double> noise = {};
+  std::map<std::string, double> noise = {}, inside = {};
+  double inside_seconds = 0;
+  std::vector<std::string> warnings = {};
   std::vector<torch::Tensor> weighed = {};  // [B, T] of each update of the first epoch, where completions are saved
 };
 
@@ -150,6 +152,7 @@ Record Trainer::step() {
   std::map<std::string, double> values = std::move(data.stats);
   learnt.figures.into(values);
   values.merge(learnt.noise);
+  values.merge(learnt.inside);
   if (learnt.attention) learnt.attention->alarms = open_->follows.alarm.look(step_ + 1, *learnt.attention);
   if (phase.holds_entropy().empty()) fit_law(open_->follows.law, values);
   values["lr"] = learnt.lr;
@@ -158,6 +161,7 @@ Record Trainer::step() {
   if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;
   if (!ranks_->alone()) values["ranks/bytes"] = ranks_->sum(static_cast<double>(ranks_->bytes_sent() - sent_before));
   Record record = record_of(std::move(values), std::move(learnt.attention), learnt.sigmas, data.warnings);
+  record.warnings.insert(record.warnings.end(), learnt.warnings.begin(), learnt.warnings.end());
   if (!learnt.goes_back && !data.updates.empty()) {
     metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
     open_->optimizer.apply();
@@ -167,6 +171,7 @@ Record Trainer::step() {
   record.values["tokens_per_s"] = work.tokens / seconds;
   record.values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
   if (!learnt.sigmas.empty()) record.values["sigma/time_share"] = learnt.sigma_seconds / seconds_since(start);
+  if (learnt.inside_seconds > 0) record.values["representation/time_share"] = learnt.inside_seconds / seconds;
   record.values["time_s"] = seconds_since(begun_);
   return record;
 }
@@ -181,6 +186,7 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
              looks = u == 0 && due(phase.objective.attention_entropy.every) && attends_;
   const bool measures = u == 0 && due(config_.metrics.gradient_noise_scale);
   if (measures) open_->optimizer.gradients().measure();
+  if (u == 0 && due(config_.metrics.representation.every)) tell_inside(update, learnt);
   AttentionWatch watch(looks && phase.objective.attention_entropy.bound);
   auto stats = open_->objective->backward(model_, update, seed_of(phase.name, data::Purpose::selection, step_, u),
                                           looks || clips ? &watch : nullptr, &open_->optimizer.gradients());
@@ -228,6 +234,17 @@ void Trainer::tell_noise(const data::Batch& update, double norm, Learnt& learnt)
   open_->follows.noise.add(*found);
   learnt.noise = {{"gradient_noise/trace", found->trace}, {"gradient_noise/square", found->square}};
   if (const auto scale = open_->follows.noise.scale()) learnt.noise["gradient_noise_scale"] = *scale;
+}
+
+// Of the weights before the update. A verb of Ranks.
+void Trainer::tell_inside(const data::Batch& update, Learnt& learnt) {
+  const Clock::time_point start = Clock::now();
+  const RepresentationConfig& config = config_.metrics.representation;
+  learnt.inside = look_inside(config, model_, update, open_->config.batch.micro_tokens, *ranks_);
+  if (const std::string few = too_few_tokens(learnt.inside, config_.model.hidden_size);
+      step_ + 1 == config.every && !few.empty())  // the first of the phase
+    learnt.warnings.push_back(few);
+  learnt.inside_seconds = seconds_since(start);
 }
 
 // The line of the step in hand, but for times.

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("matplotlib")
 import diagnose_models as made
 from isentrope import diagnose
-from isentrope.diagnose import pairs, patching
+from isentrope.diagnose import pairs, patching, paths
 from isentrope.diagnose.data import Data
 from isentrope.diagnose.measures import circuit
 
@@ -85,6 +85,91 @@ def test_patching_the_last_token_alone_is_a_whole_pass_for_each_head(frozen, mon
             for handle in handles:
                 handle.remove()
             torch.testing.assert_close(found[layer, head], logits[:, 3] - logits[:, 4], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_patching_all_positions_is_a_whole_pass_for_each_head(frozen, monkeypatch):
+    model = made.model(layers=3)
+    some, _ = pairs.given(made_pairs(4), "pairs", None)
+    monkeypatch.setattr(paths, "TOKENS", 4 * 8 * 5)  # heads of two layers in one pass
+    run = paths.Sequences(patching.Patching(model, some))
+    found = run.heads(frozen)
+    ids = torch.tensor([pair.clean for pair in some])
+    for layer in range(3):
+        for head in range(4):
+            handles = []
+
+            def put(module, inputs, own):
+                z = run.clean[own].flatten(2).clone() if frozen and own > layer else inputs[0].clone()
+                if own == layer:
+                    z.view(*z.shape[:2], 4, 8)[:, :, head] = run.corrupt[own, :, :, head]
+                return (z,)
+
+            for own, block in enumerate(model.module.model.layers):
+                handles.append(block.self_attn.o_proj.register_forward_pre_hook(lambda module, inputs, own=own: put(module, inputs, own)))
+            with torch.no_grad():
+                logits = model.module(ids).logits[:, -1]
+            for handle in handles:
+                handle.remove()
+            torch.testing.assert_close(found[layer, head], logits[:, 3] - logits[:, 4], rtol=1e-4, atol=1e-5)
+
+
+def two_heads(looks):
+    """Head 1 of layer 0 writes, head 2 of layer 1 reads; both look at all tokens alike, unless the second looks by what it is given."""
+    module = made.llama(layers=2, width=32, heads=4)
+    with torch.no_grad():
+        for layer, head in ((0, 1), (1, 2)):
+            block = module.model.layers[layer]
+            block.mlp.down_proj.weight.zero_()
+            keep = torch.zeros(32, dtype=torch.bool)
+            keep[8 * head : 8 * head + 8] = True
+            block.self_attn.o_proj.weight[:, ~keep] = 0
+            block.self_attn.o_proj.weight *= 20
+            if layer == 0 or not looks:
+                block.self_attn.q_proj.weight.zero_()
+            else:
+                block.self_attn.q_proj.weight *= 20
+    return diagnose.Model(module)
+
+
+def test_paths_are_those_that_are_planted():
+    data = Data(made_pairs())
+    found = {}
+    for looks in (False, True):
+        result = circuit.measure(two_heads(looks), data, {"positions": "all", "receivers": "1.2.q,1.2.k,1.2.v,1.0.v,1.3.v", "faithful": 0})
+        found[looks] = {tuple(row[1:4]): row[4] for row in result.tables["paths"].rows}
+        assert len(found[looks]) == 5 * 4
+        for (receiver, _, head), effect in found[looks].items():
+            # From the one head that writes, to the one that reads; its value is also that of head 3, which shares it.
+            if head != 1 or receiver == "1.0.v":
+                assert effect == pytest.approx(0, abs=1e-4), (receiver, head)
+        assert found[looks]["1.2.v", 0, 1] == found[looks]["1.3.v", 0, 1] != 0
+        table = {(row[1], row[2]): row[3:5] for row in result.table.rows}
+        total, direct = table[0, 1]
+        through = total - direct
+        if not looks:  # it goes through the value alone; a norm bends what is more than small
+            assert found[looks]["1.2.q", 0, 1] == pytest.approx(0, abs=1e-5) and found[looks]["1.2.k", 0, 1] == pytest.approx(0, abs=1e-5)
+            assert found[looks]["1.2.v", 0, 1] == pytest.approx(through, rel=0.3) and abs(through) > 1e-3
+    assert abs(found[True]["1.2.q", 0, 1]) > 1e-4 and abs(found[True]["1.2.k", 0, 1]) > 1e-4
+
+
+def test_receivers_of_the_joined_projection_of_gpt2():
+    torch.manual_seed(0)
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16)
+    model = diagnose.Model(transformers.GPT2LMHeadModel(config))
+    module, place = paths.projection_of(model, paths.Receiver(1, 2, "k"))
+    assert place == slice(48, 56) and module is model.module.transformer.h[1].attn.c_attn
+    some, _ = pairs.given(made_pairs(3), "pairs", None)
+    effects = paths.Sequences(patching.Patching(model, some)).paths(paths.Receiver(1, 2, "v"))
+    assert effects.shape == (1, 4, 3) and effects.isfinite().all()
+
+
+@pytest.mark.parametrize("word", ["0.1.q", "1.4.q", "1.1.z", "1.1", "q"])
+def test_receivers_that_are_none_are_named(word):
+    with pytest.raises(diagnose.DiagnoseError, match=f"receivers={word}; wanted LAYER.HEAD.PART with a layer from 1 to 1, a head from 0 to 3"):
+        circuit.measure(made.model(layers=2), Data(made_pairs()), {"receivers": word})
 
 
 def test_direct_effects_of_heads_that_only_write_to_the_logits_add_up():

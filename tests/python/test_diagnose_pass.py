@@ -203,6 +203,42 @@ def test_kinds_of_tokens_by_rule():
     assert token_entropy.kinds_of(pieces) == kinds
 
 
+def test_parts_of_speech_by_a_tagger_that_sees_the_context():
+    pytest.importorskip("textblob")
+    from isentrope.diagnose.parts_of_speech import Tagger
+
+    text = "They plan to change it. The change\nWe can't return the old bank's 3 doors, and `` he\"s '' left"
+    found = [(text[begin:end], part) for begin, end, part in Tagger().words(text)]
+    assert found[:5] == [("They", "pronoun"), ("plan", "verb"), ("to", "particle"), ("change", "verb"), ("it", "pronoun")]
+    assert found[5:11] == [("The", "determiner"), ("change", "noun"), ("We", "pronoun"), ("ca", "auxiliary"), ("n't", "adverb"), ("return", "verb")]
+    assert ("'s", "particle") in found and ("3", "number") in found and ("and", "conjunction") in found
+    pieces = ["The", " rest", "less", " dog", " can", "'t", " re", "turn", " 12", ".", "\n", " qu", "<|im_end|>"]
+    kinds = ["determiner", "adjective", "continuation", "noun", "auxiliary", "adverb", "verb", "continuation", "number", "punctuation", "line break", "adjective", "special"]
+    assert Tagger().of_pieces(pieces, token_entropy.kinds_of(pieces)) == kinds
+
+
+def test_entropies_by_the_parts_of_a_tagger(tmp_path):
+    pytest.importorskip("textblob")
+
+    class Words:
+        def decode(self, ids):
+            return (" dog", " the", " runs", ".")[ids[0] % 4]
+
+    model, ids = diagnose.Model(made.llama(), Words()), made.sequences(20, 6)
+    plain, parts = (token_entropy.measure(model, Data.of_ids(ids), options).table for options in ({}, {"parts": "textblob"}))
+    assert {"article", "word", "punctuation"} == set(plain.column("kind")) and {"determiner", "noun", "punctuation"} <= set(parts.column("kind"))
+    assert sum(plain.column("tokens")) == sum(parts.column("tokens")) == 100
+    of = [{row[0]: row[1:3] for row in table.rows} for table in (plain, parts)]
+    assert of[0]["punctuation"] == of[1]["punctuation"]
+    assert of[1]["determiner"] == pytest.approx(of[0]["article"], rel=0.1)  # of words in no order: the context makes one or two of them something else
+
+
+def test_a_tagger_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "textblob.en", None)
+    with pytest.raises(diagnose.DiagnoseError, match="parts=textblob needs the package textblob.*pip install textblob, or take parts=rules"):
+        token_entropy.measure(made.model(), Data.of_ids(made.sequences(3)), {"parts": "textblob"})
+
+
 def test_words_that_are_split_are_told_and_texts_are_coloured(tmp_path):
     class Letters:
         def decode(self, ids):

@@ -77,6 +77,10 @@ def test_a_concept_that_layer_three_brings_is_found_there():
         accuracy = [rows[condition, layer][2] for layer in range(6)]
         assert max(accuracy[:3]) < 0.7 and min(accuracy[3:]) > 0.95, (condition, accuracy)
         assert rows[condition, 4][4] > 0.99 and rows[condition, 4][3] > 0.95
+    for layer, accuracy, control, selectivity, learnt in result.tables["control"].rows:
+        assert accuracy == rows["plain", layer][2] and selectivity == accuracy - control and control < 0.75 and learnt > control
+    assert min(result.tables["control"].column("selectivity")[3:]) > 0.25
+    assert "control" not in concept_depth.measure(model, data, {"noise": 0, "bits": 0, "control": False}).tables
     jump, clear, converging = result.tables["points"].rows[0][1:4]
     assert jump <= clear == 3 / 5 and converging == 4 / 5
     assert result.notes == []

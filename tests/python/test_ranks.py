@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "tiny"
-UNEQUAL = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share", "ranks/bytes", "cache/preempted"}
+UNEQUAL = {"time_s", "tokens_per_s", "rollout_tokens_per_s", "mfu", "sigma/time_share", "representation/time_share", "ranks/bytes", "cache/preempted"}
 # Of 32-bit rounding after 50 steps, as shares of the value. What a figure of few tokens (a maximum, a norm) makes of it is more.
 ROUNDING, OF_FEW = 1e-4, 1e-2
 FEW = re.compile(r".*/max|grad_norm|cov/.*")
@@ -201,6 +201,14 @@ def test_gradient_noise_of_ranks(tmp_path):
             assert ("gradient_noise/trace" in line) == (line["step"] % 2 == 0)
             if line["step"] % 2 == 0:
                 assert math.isclose(line["gradient_noise/square"] + line["gradient_noise/trace"] / 8, line["grad_norm"] ** 2, rel_tol=1e-6)
+
+
+def test_the_representation_of_ranks_is_that_of_one(tmp_path):
+    """Rank 0 measures the first tokens of the whole update, more than its own share of them."""
+    words = ["phases.sft.steps=2", "phases.sft.evaluation.every=0", "test.skip=true", "metrics.representation={every: 2, tokens: 100, first: 2, last: 8}"]
+    one, three = (metrics(train(n, tmp_path / str(n), TINY / "sft.yaml", *words)) for n in (1, 3))
+    figures = [{key: value for key, value in lines[1].items() if key.startswith(("representation/", "spectrum/"))} for lines in (one, three)]
+    assert figures[0]["representation/tokens"] == 100 and figures[1] == pytest.approx(figures[0], rel=1e-4)
 
 
 def test_evaluation_is_that_of_one_rank_bit_for_bit(tmp_path, policy):

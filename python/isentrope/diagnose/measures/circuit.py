@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from isentrope.diagnose.measure import DiagnoseError, Measure, Option, Result, T
 from isentrope.diagnose.measures.feature_complexity import spearman
 from isentrope.diagnose.pairs import TASKS, Pair, generated, given
 from isentrope.diagnose.patching import Patching, auroc, effects
+from isentrope.diagnose.paths import Receiver, Sequences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +23,9 @@ VARIANT = (
     "prompts, with the head's output at the last token taken from the corrupted run. total: all that follows is computed again (activation patching). direct: "
     "every other head keeps its output of the clean run, MLPs are computed again (path patching with the logits as receiver, last token). Circuit: heads by "
     "|total effect|, as few as give F ≥ `faithful`; F(C) = (LD(C) - LD(none)) / (LD(all) - LD(none)), heads outside C at their mean over the corrupted prompts, "
-    "at the last token. Entropy of a head: of its row at the last token of the clean prompts, over ln n. Receivers q, k, v of single heads are not here."
+    "at the last token. Entropy of a head: of its row at the last token of the clean prompts, over ln n. positions=all: total and direct with the head's output at all "
+    "positions. Paths to `receivers`, the query, key or value of a head (for a key or value that heads share: of all of them): the sender at all positions from the "
+    "corrupted run, other heads from the clean one, MLPs computed again; what the receiver gets there is put into a run on the clean prompts (path patching)."
 )
 
 
@@ -33,6 +38,8 @@ class Circuit(Measure):
         "tasks": Option("ioi,colored-objects", f"of {', '.join(TASKS)}, and `data`: the pairs of --data; with --data that alone, unless it is given"),
         "prompts": Option(32, "pairs of a task", least=1),
         "seed": Option(0, "of the prompts", least=0),
+        "positions": Option("last", "where total and direct patch a head: last, or all, which takes a whole pass for each head", choices=("last", "all")),
+        "receivers": Option("", "LAYER.HEAD.q, .k or .v with commas between: the effect of every head below through these alone"),
         "faithful": Option(0.9, "F that a circuit has to reach", least=0, most=1),
     }
 
@@ -44,6 +51,8 @@ class Circuit(Measure):
         wrong = [name for name in names if name not in TASKS and not (name == "data" and self._data is not None)]
         if wrong or not names:
             raise DiagnoseError(f"circuit: tasks={o['tasks']}: {'--data is not given' if wrong == ['data'] else 'wanted some'} of {', '.join(TASKS)}, data")
+        receivers = [Receiver.read(word, self.model) for word in o["receivers"].split(",") if word.strip()]
+        paths = Table({"task": "", "receiver": "", "layer": "", "head": "", "path": "effect"})
         table = Table({"task": "", "layer": "", "head": "", "total": "effect", "direct": "effect", "entropy": "of ln n", "in_circuit": ""})
         curve = Table({"task": "", "heads": "", "faithfulness": "F"})
         notes: list[str] = []
@@ -53,7 +62,10 @@ class Circuit(Measure):
             pairs, passed = given(self.data.records, self.data.name, self._encode) if task == "data" else generated(task, o["prompts"], o["seed"], self._encode)
             if passed:
                 notes.append(f"{task}: {passed} pairs were passed over: a word of theirs is several tokens, or the prompts differ in length")
-            one = Task(self, task, pairs)
+            one = Task(self, task, pairs, receivers)
+            for receiver, effect in one.paths.items():
+                for (layer, head), value in zip(np.ndindex(*effect.shape), effect.flatten().tolist()):
+                    paths.add(task, receiver, layer, head, value)
             for layer in range(self.model.layers):
                 for head in range(self.model.heads):
                     table.add(task, layer, head, one.total[layer, head], one.direct[layer, head], one.entropy[layer, head], bool(one.circuit[layer, head]))
@@ -69,7 +81,7 @@ class Circuit(Measure):
         for i, a in enumerate(names):
             for b in names[i + 1 :]:
                 overlaps.add(f"{a}, {b}", *overlap(sets[a], sets[b]))
-        tables = {"faithfulness": curve, **({"overlap": overlaps} if overlaps.rows else {})}
+        tables = {"faithfulness": curve, **({"overlap": overlaps} if overlaps.rows else {}), **({"paths": paths} if paths.rows else {})}
         if overlaps.rows:
             numbers |= {"overlap of the circuits, of the smaller": overlaps.rows[0][3], "by chance, of the smaller": overlaps.rows[0][5] / max(min(int(s.sum()) for s in list(sets.values())[:2]), 1)}
         return Result(table, VARIANT, numbers, tables, notes, lambda figure: draw(figure, maps), size=(4.2 * len(maps), 3.6))
@@ -88,7 +100,7 @@ def overlap(a: Tensor, b: Tensor) -> tuple[int, float, float, float, float]:
 class Task:
     """All that is measured of one task; pairs of equal length run together."""
 
-    def __init__(self, measure: Circuit, name: str, pairs: list[Pair]) -> None:
+    def __init__(self, measure: Circuit, name: str, pairs: list[Pair], receivers: list[Receiver]) -> None:
         model = measure.model
         by_length: dict[int, list[Pair]] = {}
         for pair in pairs:
@@ -102,14 +114,21 @@ class Task:
         if self.right < 0.7:
             self.notes.append(f"{name}: the model prefers the right answer in {self.right:.0%} of the prompts; heads of a task that it does not do say little")
 
-        found = {}
-        for frozen in (False, True):
-            patched = []
-            for number, run in enumerate(runs):
-                what = f"{name}, {'direct' if frozen else 'total'}, length {number + 1} of {len(runs)}"
-                patched.append(run.heads(frozen, lambda done, of, what=what: measure.progress(what, done, of)))  # type: ignore[misc]
-            found[frozen] = effects(torch.cat(patched, -1), clean, corrupt).cpu()
-        self.total, self.direct = found[False], found[True]  # [L, H]
+        everywhere = measure.options["positions"] == "all"
+        sequences = [Sequences(run) for run in runs] if everywhere or receivers else []
+
+        def effect(what: str, patched: Callable[[int, Callable[[int, int], None]], Tensor]) -> Tensor:
+            """Of what each run gives, [..., N]."""
+            found = []
+            for number in range(len(runs)):
+                told = f"{name}, {what}, length {number + 1} of {len(runs)}"
+                found.append(patched(number, lambda done, of, told=told: measure.progress(told, done, of)))  # type: ignore[misc]
+            return effects(torch.cat(found, -1), clean, corrupt).cpu()
+
+        by = sequences if everywhere else runs
+        self.total = effect("total", lambda i, say: by[i].heads(False, say))  # [L, H]
+        self.direct = effect("direct", lambda i, say: by[i].heads(True, say))
+        self.paths = {str(receiver): effect(f"paths to {receiver}", lambda i, say, to=receiver: sequences[i].paths(to, say)) for receiver in receivers}  # type: ignore[misc]
 
         mean = torch.cat([run.corrupt for run in runs], 1).mean(1)  # [L, H, D]
         order = self.total.abs().flatten().argsort(descending=True)

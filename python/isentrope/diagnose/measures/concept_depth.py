@@ -25,14 +25,16 @@ VARIANT = (
     "them whose accuracy is two standard errors above that of the most frequent label, since below it the ratio is noise; converging: "
     "the first i / L from which on every |a_i - 1| < `flat`; converging_last: the last i / L with |a_i - 1| < `flat`, which is how the formula reads and is "
     "nearly always 1. The two thresholds are options, since no source for them was found in the published code. noise: `noise` random tokens before every text; "
-    "quantised: the weights of all linear layers of the blocks rounded to `bits` bits, symmetric, a scale for each row."
+    "quantised: the weights of all linear layers of the blocks rounded to `bits` bits, symmetric, a scale for each row. control: the same probe of the plain states on "
+    "labels shuffled by `seed`, of which the states know nothing; selectivity = accuracy - the control's (Hewitt and Liang, EMNLP 2019), and learnt = the share of its own "
+    "training labels that the control gets right, which is what the probe can do by itself."
 )
 
 
 class ConceptDepth(Measure):
     NAME = "concept-depth"
     WHAT = "accuracy of a linear probe for the label at every layer, where it jumps and where it converges, under noise and rounded weights"
-    SOURCE = "arXiv:2404.07066 (concept depth)"
+    SOURCE = "arXiv:2404.07066 (concept depth), arXiv:1909.03368 (selectivity)"
     NEEDS = frozenset({"hidden"})
     LABELS = True
     OPTIONS = {
@@ -43,6 +45,7 @@ class ConceptDepth(Measure):
         "flat": Option(0.03, "change of the ratio below which accuracy has converged", least=0),
         "noise": Option(4, "random tokens before each text in the second condition; 0 leaves it out", least=0),
         "bits": Option(4, "of the weights in the third condition; 0 leaves it out", least=0, most=8),
+        "control": Option(True, "a probe of shuffled labels beside that of the labels"),
         "tolerance": Option(1e-4, "largest component of the gradient at which a probe has converged", least=1e-9),
         "iterations": Option(500, "steps of a probe at most", least=1),
     }
@@ -102,6 +105,7 @@ class ConceptDepth(Measure):
         if o["bits"]:
             with rounded(self.model, o["bits"]):
                 conditions[f"{o['bits']} bits"] = self.again("rounded weights", ids)
+        plain = conditions["plain"]
         states = torch.cat(list(conditions.values()))  # every layer of every condition is a probe of one solve
         y, held = self.y[self.train], self.y[self.held]
         probes = fit(states[:, self.train], y, len(self.kinds), o["C"], o["tolerance"], o["iterations"])
@@ -113,7 +117,7 @@ class ConceptDepth(Measure):
         numbers: dict[str, Any] = {"texts": len(ids), "labels": len(self.kinds), "most frequent label": float(held.bincount().max() / len(held))}
         share = numbers["most frequent label"]
         guess = share + 2 * (share * (1 - share) / len(held)) ** 0.5
-        notes = []
+        notes, tables = [], {"points": points}
         for c, name in enumerate(conditions):
             of = range(c * (layers + 1), (c + 1) * (layers + 1))
             accuracy = [float((guesses[i] == held).double().mean()) for i in of]
@@ -129,12 +133,28 @@ class ConceptDepth(Measure):
                 notes.append(f"{name}: the probes of layers {', '.join(map(str, stuck))} have not converged in {o['iterations']} steps; raise iterations, or lower C")
             if name == "plain":
                 numbers |= {"best accuracy": max(accuracy), "jump, of the depth": jump, "clear jump, of the depth": clear, "converging, of the depth": converging}
+                if o["control"]:
+                    tables["control"] = self.control(plain, accuracy)
+                    column = tables["control"].column("selectivity")
+                    numbers["selectivity at the best layer"] = column[int(np.argmax(accuracy))]
         if len(self.train) <= self.model.width:
             notes.append(f"{len(self.train)} texts to learn from for {self.model.width} features: any labels can be told apart there, and probes are the ridge's as much as the data's; wanted more than {self.model.width}")
         flat = [int(layer) for layer in range(layers + 1) if bool(probes.scale[layer].isinf().all())]
         if flat:
             notes.append(f"all features are constant at layer {', '.join(map(str, flat))}: every text ends in the same token, and the probe there guesses")
-        return Result(table, VARIANT, numbers, {"points": points}, notes, lambda figure: draw(figure, table, numbers["most frequent label"]))
+        chance = tables["control"].column("control") if "control" in tables else []
+        return Result(table, VARIANT, numbers, tables, notes, lambda figure: draw(figure, table, numbers["most frequent label"], chance))
+
+    def control(self, states: Tensor, accuracy: list[float]) -> Table:
+        """Probes of the plain states [L + 1, M, C] on labels that are shuffled over all texts, beside the accuracies of the true ones."""
+        o = self.options
+        y = self.y[torch.randperm(len(self.y), generator=torch.Generator().manual_seed(o["seed"]))]
+        probes = fit(states[:, self.train], y[self.train], len(self.kinds), o["C"], o["tolerance"], o["iterations"])
+        table = Table({"layer": "", "accuracy": "", "control": "accuracy", "selectivity": "", "learnt": "share of the shuffled training labels"})
+        held, learnt = ((probes.predict(states[:, places]) == y[places]).double().mean(1).tolist() for places in (self.held, self.train))
+        for layer, (own, chance, known) in enumerate(zip(accuracy, held, learnt)):
+            table.add(layer, own, chance, own - chance, known)
+        return table
 
 
 def turning_points(ratios: list[float | None], jump: float, flat: float) -> tuple[float | None, float | None, float | None]:
@@ -182,11 +202,13 @@ def rounded(model: Model, bits: int) -> Iterator[None]:
             layer.weight.data = W
 
 
-def draw(figure: Figure, table: Table, chance: float) -> None:
+def draw(figure: Figure, table: Table, chance: float, control: list[float]) -> None:
     axes = figure.subplots()
     for name in dict.fromkeys(table.column("condition")):
         rows = [row for row in table.rows if row[0] == name]
         axes.plot([row[1] for row in rows], [row[2] for row in rows], "o-", markersize=3, label=name)
+    if control:
+        axes.plot(range(len(control)), control, "x--", color="grey", markersize=3, label="shuffled labels")
     axes.axhline(chance, color="grey", linestyle=":", label="most frequent label")
     axes.set(xlabel="layer", ylabel="accuracy of the probe", ylim=(None, 1.02))
     axes.legend(fontsize=8)

@@ -26,7 +26,7 @@ VARIANTS = {
     "rankme_eigenvalues": "exp H of the normalised eigenvalues of the centred covariance (arXiv:2509.23024, eq. 1)",
 }
 VARIANT = (
-    "Z [M, d]: the hidden state of the last token of each sequence, layer 0 the embedding, the last layer behind the final norm. "
+    "Z [M, d]: the hidden state of the last token of each sequence, or with `tokens` those of all tokens of the first sequences; layer 0 the embedding, the last layer behind the final norm. "
     + "; ".join(f"{name}: {what}" for name, what in VARIANTS.items())
     + "; 1e-7 is added to the normalised values. α and R²: weighted least squares of log λ_i on -log i, weights 1/i, on the centred "
     "covariance's eigenvalues. Matrix entropy: of the eigenvalues of ZZᵀ, trace normalised, over ln min(M, d). Entropy within a "
@@ -52,6 +52,7 @@ class Representation(Measure):
         "first": Option(10, "first index of the power law's fit", least=1),
         "last": Option(100, "last index of it", least=3),
         "within": Option(True, "the entropy within sequences too"),
+        "tokens": Option(0, "rows are all tokens of the first sequences, so many at most, as the trainer's metrics.representation has them; 0: the last of each sequence", least=0),
     }
 
     def __init__(self, model: Model, data: Data | None, options: Mapping[str, Any] | None = None, say: Callable[..., None] | None = None) -> None:
@@ -59,16 +60,30 @@ class Representation(Measure):
         if self.options["last"] < self.options["first"] + 2:
             raise DiagnoseError(f"representation: first={self.options['first']} and last={self.options['last']}; wanted three indices or more")
         self.rows: list[list[Tensor]] = []
+        self.places: list[Tensor] = []  # of the rows' sequences in the data; with `tokens` alone
         self.entropies: list[Tensor] = []
 
     def update(self, batch: Batch) -> None:
         assert batch.hidden is not None
-        self.rows.append([batch.last(layer).float().cpu() for layer in range(len(batch.hidden))])
+        if most := self.options["tokens"]:
+            mask = batch.mask.to(batch.hidden[0].device)
+            self.places.append(batch.index.repeat_interleave(batch.lengths))
+            self.rows.append([x[mask].float().cpu() for x in batch.hidden])
+            self.keep_first(most)
+        else:
+            self.rows.append([batch.last(layer).float().cpu() for layer in range(len(batch.hidden))])
         if self.options["within"]:
             lengths = batch.lengths.to(batch.hidden[0].device)
             mask = batch.mask.to(lengths.device)[..., None]
             whole = bool(mask.all())
             self.entropies.append(torch.stack([within((x if whole else x * mask).float(), lengths) for x in batch.hidden], 1).cpu())
+
+    def keep_first(self, most: int) -> None:
+        """Of all rows so far those of the first tokens of the data, `most` at most: batches come by length."""
+        places = torch.cat(self.places)
+        order = places.sort(stable=True).indices[:most]
+        self.places = [places[order]]
+        self.rows = [[torch.cat(rows)[order] for rows in zip(*self.rows)]]
 
     def finish(self) -> Result:
         first, last = self.options["first"], self.options["last"]
@@ -78,6 +93,7 @@ class Representation(Measure):
         table = Table({"layer": "", **dict.fromkeys(VARIANTS, ""), "alpha": "", "r2": "", "r2_to_100": "", "r2_to_500": "",
                        "matrix_entropy": "of ln min(M, d)", "entropy_within": "of ln T", "constant": "features"})  # fmt: skip
         notes, halves, spectra = [], [], {}
+        rows = "tokens" if self.options["tokens"] else "sequences"
         for layer in range(layers):
             self.progress("spectra", layer, layers)
             Z = torch.cat([rows[layer] for rows in self.rows]).double().numpy()
@@ -99,8 +115,8 @@ class Representation(Measure):
         if M <= d:
             grown = halves[1] / halves[0] - 1
             notes.append(
-                f"{M} sequences for {d} features: a rank is {M - 1} at most, {(d - M + 1) / d:.0%} below what {d} features can have. The last layer's "
-                f"rankme_eigenvalues is {halves[0]:.4g} of half the sequences and {halves[1]:.4g} of all ({grown:+.0%}): more of them would "
+                f"{M} {rows} for {d} features: a rank is {M - 1} at most, {(d - M + 1) / d:.0%} below what {d} features can have. The last layer's "
+                f"rankme_eigenvalues is {halves[0]:.4g} of half the {rows} and {halves[1]:.4g} of all ({grown:+.0%}): more of them would "
                 f"{'raise it further' if grown > 0.05 else 'hardly change it'}. Wanted more than {d}; compare layers and models at the same number alone"
             )
         flat = [(row[0], row[-1]) for row in table.rows if row[-1] == d]
@@ -112,7 +128,7 @@ class Representation(Measure):
         if any(value is None for value in table.column("alpha")):
             notes.append(f"no power law at some layers: fewer than three eigenvalues above 0 between {first} and {last}")
         end = table.rows[-1]
-        numbers = {"sequences M": M, "features d": d, "last layer rankme_eigenvalues": end[3], "last layer alpha": end[4], "last layer R²": end[5]}
+        numbers = {f"{rows} M": M, "features d": d, "last layer rankme_eigenvalues": end[3], "last layer alpha": end[4], "last layer R²": end[5]}
         return Result(table, VARIANT, numbers, notes=notes, draw=lambda figure: draw(figure, table, spectra, first, last), size=(9.0, 3.4))
 
     @classmethod

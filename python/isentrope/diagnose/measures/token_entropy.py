@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isentrope.diagnose.measure import Measure, Option, Result, Table
+from isentrope.diagnose.parts_of_speech import Tagger
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,8 @@ VARIANT = (
     "token of a sequence has neither. Kind of token by rule, without a tagger: closed classes of English by a list of words (article, pronoun, "
     "preposition, conjunction, auxiliary); of other words, whole in their first token, adverb, noun, verb, adjective by suffix, else `word`; "
     "`continuation`: a token that goes on with a word; number, punctuation, line break, space, special. Forking: entropy at or above the "
-    "`fork` quantile of all tokens (arXiv:2506.01939)."
+    "`fork` quantile of all tokens (arXiv:2506.01939). With parts=textblob the words are told by textblob's tagger instead, whose Penn tags become the "
+    "universal ones (Petrov et al., LREC 2012; auxiliary: modals and the forms of be, have and do), and a word's first token has the whole word's."
 )
 
 
@@ -70,11 +72,14 @@ class TokenEntropy(Measure):
     NEEDS = frozenset({"tokens"})
     OPTIONS = {
         "fork": Option(0.8, "quantile of the entropy from which on a token is called forking", least=0, most=1),
+        "parts": Option("rules", "what tells the parts of speech: rules (lists and suffixes), or textblob, a tagger of English that sees the context (pip install textblob)",
+                        choices=("rules", "textblob")),
         "shown": Option(4, "texts on the page, coloured by entropy", least=0),
     }
 
     def __init__(self, model: Model, data: Data | None, options: Mapping[str, Any] | None = None, say: Callable[..., None] | None = None) -> None:
         super().__init__(model, data, options, say)
+        self.tagger = Tagger() if self.options["parts"] == "textblob" else None
         self.found: dict[int, tuple[list[int], np.ndarray, np.ndarray]] = {}  # index → ids [n], logprob, entropy [n - 1]
 
     def update(self, batch: Batch) -> None:
@@ -82,6 +87,11 @@ class TokenEntropy(Measure):
         logprob, entropy = batch.logprob.cpu().numpy(), batch.entropy.cpu().numpy()
         for row, (index, length) in enumerate(zip(batch.index.tolist(), batch.lengths.tolist())):
             self.found[index] = batch.ids[row, :length].tolist(), logprob[row, : length - 1], entropy[row, : length - 1]
+
+    def kinds(self, pieces: list[str]) -> list[str]:
+        """The kind of each token of a text."""
+        found = kinds_of(pieces)
+        return self.tagger.of_pieces(pieces, found) if self.tagger else found
 
     def finish(self) -> Result:
         ordered = [self.found[index] for index in sorted(self.found)]
@@ -106,7 +116,7 @@ class TokenEntropy(Measure):
             notes.append("the model has no tokenizer: tokens have no text, and no kinds are told")
             add(table, "token", np.ones(len(entropy), bool))
         else:
-            kinds = np.array([kind for texts in pieces for kind in kinds_of(texts)[1:]])
+            kinds = np.array([kind for texts in pieces for kind in self.kinds(texts)[1:]])
             for kind in sorted(set(kinds), key=lambda kind: -entropy[kinds == kind].mean()):
                 add(table, kind, kinds == kind)
             broken = float((kinds == "continuation").mean())
