@@ -103,6 +103,7 @@ struct DecoderConfig {
   std::string compute = "float32";
   std::vector<std::string> mixers = {"softmax"};
   AttentionConfig attention;
+  SoftmaxRnnMixerConfig softmax_rnn;
   LinearMixerConfig linear;
   NormalizedMixerConfig normalized;
   GatedDeltaMixerConfig gated_delta;
@@ -174,8 +175,11 @@ struct DecoderConfig {
     v("mixers", mixers,
       "What stands between the norm and the output projection of each block (docs/mixers.md): a pattern that repeats "
       "over the layers, as [linear, linear, softmax]; num_hidden_layers is a multiple of its length.",
-      one_of({"softmax", "linear", "normalized", "gated_delta", "ssd"}));
-    v("attention", attention, "What is done to the logits of attention, in layers of kind softmax.");
+      one_of({"softmax", "softmax_rnn", "linear", "normalized", "gated_delta", "ssd"}));
+    v("attention", attention, "What is done to the logits of attention, in layers of kinds softmax and softmax_rnn.");
+    v("softmax_rnn", softmax_rnn,
+      "Layers of kind softmax_rnn: softmax attention with its denominator left out or replaced, and with gates "
+      "(arXiv 2507.23632).");
     v("linear", linear, "Layers of kind linear: linear attention (arXiv 2006.16236).");
     v("normalized", normalized,
       "Layers of kind normalized: weights q·k as they are, over a denominator that the token sets (dynamical systems "

@@ -166,7 +166,8 @@ std::string mixers_problem(const PhaseConfig& phase, const model::DecoderConfig&
            "whatever the length; leave it out";
   const auto& entropy = phase.objective.attention_entropy;
   if (entropy.coef > 0 && model::attending_layers(model) == 0)
-    return "objective.attention_entropy.coef: no layer of model.mixers is of kind softmax, and the entropy of the "
+    return "objective.attention_entropy.coef: no layer of model.mixers is of kind softmax or softmax_rnn, and the "
+           "entropy of the "
            "others' weights is not defined; leave it at 0";
   for (size_t j = 0; j < phase.weight.size(); ++j) {
     const auto* attention = phase.weight[j].get<methods::AttentionEntropy>();

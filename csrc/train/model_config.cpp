@@ -208,6 +208,7 @@ struct SectionWriter {
 // visit(name, section) for the options of every kind of mixer that has some.
 template <class Config, class F>
 void for_mixer_options(Config& config, const F& visit) {
+  visit("softmax_rnn", config.softmax_rnn);
   visit("linear", config.linear);
   visit("normalized", config.normalized);
   visit("gated_delta", config.gated_delta);
