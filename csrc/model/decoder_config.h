@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "csrc/field.h"
@@ -98,6 +99,7 @@ struct DecoderConfig {
   std::string norm = "pre";
   bool tie_word_embeddings = false;
   bool mlp_bias = false;
+  std::string activation = "swiglu";
   bool fused_head = true;
   std::string recompute = "none";
   std::string compute = "float32";
@@ -121,6 +123,10 @@ struct DecoderConfig {
   // The kind of a layer's mixer.
   const std::string& mixer_of(int64_t layer) const { return mixers[static_cast<size_t>(layer) % mixers.size()]; }
   int64_t head_size() const { return head_dim.value_or(hidden_size / num_attention_heads); }
+  bool swiglu() const { return activation == "swiglu"; }
+  // The matrices between a block's second norm and its second sum: name, rows and columns.
+  std::vector<std::tuple<std::string, int64_t, int64_t>> mlp_matrices() const;
+  int64_t mlp_numbers() const;  // of these matrices together
   std::string problem() const;
 
   template <class Visitor>
@@ -157,6 +163,11 @@ struct DecoderConfig {
       between(1e-8, 10));
     v("tie_word_embeddings", tie_word_embeddings, "Use the embedding as output head.");
     v("mlp_bias", mlp_bias, "Biases of the three linear layers of the MLP.");
+    v("activation", activation,
+      "swiglu, or none: without an activation the MLP's matrices are one, C × C, and a block gives β · x + W x / α "
+      "with "
+      "α and β learned, 1 at the start (entropy-guided attention, arXiv 2501.03489).",
+      one_of({"swiglu", "none"}));
     v("fused_head", fused_head,
       "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: "
       "logits of a "

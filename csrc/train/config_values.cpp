@@ -84,6 +84,7 @@ const std::set<std::string>& keys_of_meaning() {
                                            "norm",
                                            "tie_word_embeddings",
                                            "mlp_bias",
+                                           "activation",
                                            "mixers",
                                            "softmax_rnn.denominator",
                                            "softmax_rnn.norm",

@@ -176,6 +176,8 @@ void read_biases(const Family& family, const Object& keys, model::AttentionConfi
 
 void read_own(const Object& keys, model::DecoderConfig& config) {
   config.norm = keys.read<std::string>("norm", "pre");
+  config.activation = keys.read<std::string>("activation", "swiglu");
+  if (!config.swiglu() && config.activation != "none") keys.fail("activation", "wanted swiglu or none");
   config.attention.qk_norm = keys.read<bool>("qk_norm", false);
   config.attention.temperature = keys.read<std::string>("attention_temperature", "none");
   config.attention.softcap = keys.read<double>("attn_logit_softcapping", 0.0);
@@ -271,6 +273,7 @@ void write_windows(const Family& family, const model::DecoderConfig& c, ordered_
 
 void write_own(const model::DecoderConfig& c, ordered_json& object) {
   object["norm"] = c.norm;
+  if (!c.swiglu()) object["activation"] = c.activation;
   object["qk_norm"] = c.attention.qk_norm;
   object["qkv_bias"] = c.attention.bias == "qkv";
   object["attention_temperature"] = c.attention.temperature;

@@ -61,6 +61,11 @@ inline std::vector<std::pair<std::string, DecoderConfig>> mixer_cases() {
   cases.emplace_back("hybrid", small_mixers({"gated_delta", "softmax"}));
   cases.emplace_back("hybrid of softmax", small_mixers({"softmax", "softmax_rnn"}));
   cases.emplace_back("hybrid of two recurrences", small_mixers({"linear", "ssd"}));
+  cases.emplace_back("softmax alone", small_mixers({"softmax"}));
+  cases.back().second.norm = cases.back().second.activation = "none";
+  cases.back().second.attention.temperature = "row";
+  cases.emplace_back("merged MLP between norms", small_mixers({"softmax_rnn", "gated_delta"}));
+  cases.back().second.activation = "none";
   return cases;
 }
 
@@ -69,7 +74,10 @@ inline Decoder made(const DecoderConfig& config, uint64_t seed = 5) {
   Decoder decoder(config, seed);
   const torch::NoGradGuard no_grad;
   for (const auto& [name, weight] : decoder->named_weights())
-    if (weight.dim() == 2) weight.mul_(name == "lm_head.weight" ? 20 : 1.5);
+    if (weight.dim() == 2)
+      weight.mul_(name == "lm_head.weight" ? 20 : 1.5);
+    else if (name.ends_with("mlp.alpha") || name.ends_with("mlp.beta"))
+      weight.mul_(name.ends_with("alpha") ? 1.7 : 0.8);
   return decoder;
 }
 

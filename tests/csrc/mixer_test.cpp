@@ -206,7 +206,8 @@ TEST(Mixers, AreWhatTheirShapeSays) {
     planned += 2 * config.vocabulary * C + norm;
     for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
       const MixerShape shape = mixer_shape(config, i);
-      planned += C * (shape.rows() + shape.output) + shape.others + 3 * C * config.intermediate_size + 2 * norm;
+      planned += C * (shape.rows() + shape.output) + shape.others + config.mlp_numbers() + 2 * norm;
+      if (!config.swiglu()) planned += 2;  // α and β
       if (config.attention.temperature == "row" && shape.attends)
         planned += config.num_attention_heads * config.max_position_embeddings;
       if (config.attention.temperature == "head" && shape.attends) planned += config.num_attention_heads;
