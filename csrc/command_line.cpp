@@ -124,6 +124,9 @@ int run(int argc, char** argv, const Host& host) {
                               "Prompts are a user's messages, or have \"messages\", in the form of the model's chat "
                               "template; prints answers alone.");
   draw->add_option("--system", sample.system, "The system's message before each prompt; with --chat.")->needs(chat);
+  draw->add_flag("--repeat-prompt", sample.repeat_prompt,
+                 "Feed each prompt twice, a line break between (JRT-Prompt, arXiv 2407.05483).")
+      ->excludes(chat);
   draw->add_flag("--json", sample.json, "Print a JSON object a completion, with log-probability and entropy by token.");
   draw->add_option("--samples", sample.samples, "Completions a prompt.")
       ->capture_default_str()
@@ -164,6 +167,8 @@ int run(int argc, char** argv, const Host& host) {
       ->capture_default_str()
       ->check(CLI::IsMember({"validation", "test"}));
   judge->add_option("--completions", evaluation.completions, "File that gets every answer, a JSON object a line.");
+  bool twice = false;
+  judge->add_flag("--repeat-prompt", twice, "Feed each prompt twice, as test.repeat_prompt=true does.");
   judge->add_flag("--json", evaluation.json, "Print one JSON object, every figure in full.");
 
   auto* probe =
@@ -237,6 +242,7 @@ int run(int argc, char** argv, const Host& host) {
   if (*show) return config_command(config, overrides, explain);
   if (*plan) return plan_command(config, overrides);
   if (*draw) return sample_command(checkpoint, sample);
+  if (twice) evaluation.words.emplace_back("test.repeat_prompt=true");
   if (*judge) return evaluate_command(checkpoint, evaluation);
   if (*probe) return probe_command(checkpoint, probing);
   if (*write) return export_command(checkpoint, folder);

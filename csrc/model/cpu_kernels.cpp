@@ -263,8 +263,8 @@ void page_values(int64_t D, int64_t begin, int64_t end, const float* weights, in
   for (; d < D; d += kHeadLanes) value_vectors<kHeads, 1>(D, begin, end, weights, ld, values + d, out + d);
 }
 
-// Scores of the positions first … count − 1 become weights that add up to 1.
-inline void weigh(int64_t first, int64_t count, float softcap, float temperature, float* scores) {
+// Scores of the positions first … count − 1 become weights that add up to 1. lse: or null.
+inline void weigh(int64_t first, int64_t count, float softcap, float temperature, float* scores, float* lse) {
   if (softcap > 0)
     for (int64_t i = first; i < count; ++i) scores[i] = softcap * std::tanh(scores[i] / softcap);
   const float inverse = 1 / temperature;
@@ -273,6 +273,7 @@ inline void weigh(int64_t first, int64_t count, float softcap, float temperature
   for (int64_t i = first; i < count; ++i) top = scores[i] > top ? scores[i] : top;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = first; i < count; ++i) sum += scores[i] = exponential((scores[i] - top) * inverse);
+  if (lse) *lse = top * inverse + std::log(sum);
   const float share = 1 / sum;
 #pragma omp simd
   for (int64_t i = first; i < count; ++i) scores[i] *= share;
@@ -294,7 +295,7 @@ void attend(const PagedAttention<Storage>& p, int64_t g, int64_t h) {
     page_scores<kHeads, 1, Storage>(D, p.scale, p.q + h * D, {keys(page)}, scores + page * kPagePositions, ld);
   for (int r = 0; r < kHeads; ++r)
     weigh(p.first, p.count, p.softcap, p.temperature ? p.temperature[(h + r) * p.temperature_stride] : 1.0f,
-          scores + r * ld);
+          scores + r * ld, p.lse ? p.lse + h + r : nullptr);
   for (int64_t d = 0; d < kHeads * D; ++d) out[d] = 0;
   for (int64_t i = from; i < to; ++i) {
     const int64_t begin = i == from ? p.first % kPagePositions : 0;

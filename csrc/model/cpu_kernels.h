@@ -23,6 +23,7 @@ struct PagedAttention {
   int64_t page_stride;
   const float* q;  // [H, D]
   float* out;      // [H, D]
+  float* lse;      // [H], or null
   float* scores;   // [H, count rounded up to whole pages], unused before and after
 };
 

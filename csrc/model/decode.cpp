@@ -19,6 +19,7 @@ struct PackedLayer {
   MixerShape shape;
   Tensor post_norm;
   PackedWeight gate_up, down;
+  float alpha = 1, beta = 1;  // with model.activation none
 };
 
 // Storage: float, or uint16_t for matrices and cache in bfloat16.
@@ -32,9 +33,14 @@ class PackedModel : public DecodeModel {
         head(packer.weight(folded(decoder->head()).slice(0, 0, config.token_count()))),
         cosine(decoder->cosine().to(torch::kFloat32)),
         sine(decoder->sine().to(torch::kFloat32)) {
-    for (const LayerWeights& layer : decoder->layers())
+    for (const LayerWeights& layer : decoder->layers()) {
       layers.push_back({packer.copy(layer.input_norm), layer.mixer->packed(packer), layer.mixer->shape,
-                        packer.copy(layer.post_norm), packer.weight(layer.gate_up), packer.weight(layer.down)});
+                        packer.copy(layer.post_norm), config.swiglu() ? packer.weight(layer.gate_up) : PackedWeight(),
+                        packer.weight(layer.down)});
+      if (config.swiglu()) continue;
+      layers.back().alpha = layer.alpha.item<float>();
+      layers.back().beta = layer.beta.item<float>();
+    }
   }
 
   std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows, int64_t history) const override;
@@ -77,8 +83,8 @@ class PackedSession : public DecodeSession {
                  model.cosine, model.sine),
         x_(buffer(rows, model.config.hidden_size)),
         normed_(buffer(rows, model.config.hidden_size)),
-        gate_up_(buffer(rows, 2 * model.config.intermediate_size)),
-        inner_(buffer(rows, model.config.intermediate_size)),
+        gate_up_(buffer(rows, model.config.swiglu() ? 2 * model.config.intermediate_size : 0)),
+        inner_(buffer(rows, model.config.swiglu() ? model.config.intermediate_size : model.config.hidden_size)),
         logits_(buffer(rows, model.config.token_count())) {
     for (const PackedLayer<Storage>& layer : model.layers) layers_.push_back(layer.mixer->session(pages, history));
   }
@@ -96,7 +102,14 @@ class PackedSession : public DecodeSession {
     for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
       const PackedLayer<Storage>& layer = model_.layers[l];
       layers_[l]->step(rows, pages_, row(normed(n, x_, layer.input_norm), 0), row(x_, 0), scratch_);
-      multiply(n, normed(n, x_, layer.post_norm), layer.gate_up, gate_up_, false);
+      const Tensor branch = normed(n, x_, layer.post_norm);
+      if (!c.swiglu()) {
+        multiply(n, branch, layer.down, inner_, false);
+        float *stream = row(x_, 0), *merged = row(inner_, 0);
+        for (int64_t k = 0; k < n * C; ++k) stream[k] = stream[k] * layer.beta + merged[k] / layer.alpha;
+        continue;
+      }
+      multiply(n, branch, layer.gate_up, gate_up_, false);
       model_.packer.kernels.swiglu(n, M, row(gate_up_, 0), row(inner_, 0));
       multiply(n, inner_, layer.down, x_, true);
     }

@@ -72,6 +72,11 @@ class AtenSession : public DecodeSession {
       delta = layers_[l]->step(in.branch, of_step);
       const Residual inner = residual(in.x, delta, layer.post_norm, c.rms_norm_eps, after);
       x = inner.x;
+      if (!c.swiglu()) {
+        x = x * layer.beta;
+        delta = plain_product(inner.branch, layer.down) / layer.alpha;
+        continue;
+      }
       delta = plain_product(swiglu(plain_product(inner.branch, layer.gate_up)), layer.down);
     }
     const Tensor last = residual(x, delta, w_.final_norm, c.rms_norm_eps, after).branch.slice(0, logits_from);
@@ -102,7 +107,7 @@ class AtenModel : public DecodeModel {
         p->weight = plain(folded(*p));
         p->bias = plain(p->bias);
       }
-      for (Tensor* x : {&layer.input_norm, &layer.post_norm}) *x = plain(*x);
+      for (Tensor* x : {&layer.input_norm, &layer.post_norm, &layer.alpha, &layer.beta}) *x = plain(*x);
       for (const MixerWeight& one : layer.mixer->others())
         if (!one.wide) *one.tensor = plain(*one.tensor);
     }

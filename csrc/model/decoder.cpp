@@ -33,8 +33,8 @@ Tensor normal(at::IntArrayRef sizes, double std, uint64_t seed, uint64_t index) 
 // a small model, and so few bytes are no concern.
 bool keeps_inputs(const DecoderConfig& config, const Tensor& x) {
   constexpr int64_t kFew = int64_t{16} << 20;
-  const int64_t of_token =
-      2 * config.hidden_size + config.num_attention_heads * config.head_size() + config.intermediate_size;
+  const int64_t of_token = 2 * config.hidden_size + config.num_attention_heads * config.head_size() +
+                           (config.swiglu() ? config.intermediate_size : 0);
   return x.size(0) * config.num_hidden_layers * of_token * x.element_size() <= kFew;
 }
 
@@ -110,10 +110,17 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
         .input_norm = norm("input_norm", normed && !(after && i == 0)),
         .mixer = make_mixer(builder),
         .post_norm = norm("post_norm", normed),
-        .gate_up =
-            projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), inner, {{"gate", 0, M}, {"up", M, M}}),
-        .down = projection(*block, path, "down", drawn({C, M}, 0.5 * mlp_fan_in), inner, {{"down", 0, C}}),
+        .gate_up = config.swiglu() ? projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), inner,
+                                                {{"gate", 0, M}, {"up", M, M}})
+                                   : Projection(),
+        .down = config.swiglu()
+                    ? projection(*block, path, "down", drawn({C, M}, 0.5 * mlp_fan_in), inner, {{"down", 0, C}})
+                    : projection(*block, path, "down", drawn({C, C}, 0.5 * fan_in), false, {{"down", 0, C}}),
     });
+    if (!config.swiglu()) {
+      layers_.back().alpha = block->register_parameter("alpha", torch::ones({1}));
+      layers_.back().beta = block->register_parameter("beta", torch::ones({1}));
+    }
     layers_.back().mixer->register_rest(builder);
   }
   if (normed) final_norm_ = register_parameter("final_norm", torch::ones({C}));
@@ -154,6 +161,11 @@ std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& d
   const Residual outer = residual(x_in, delta, layer.input_norm, eps, after);
   const Tensor mixed = layer.mixer->forward(outer.branch, again(outer.origin), {cosine, sine, packing, record, keeps});
   const Residual inner = residual(outer.x, mixed, layer.post_norm, eps, after);
+  if (!config_.swiglu()) {  // a copy of the factor a row: as in token_entropy()
+    const auto of_rows = [&](const Tensor& factor) { return factor.expand({x_in.size(0), 1}); };
+    return {inner.x * of_rows(layer.beta),
+            model::linear(inner.branch, layer.down, again(inner.origin)) / of_rows(layer.alpha)};
+  }
   const Tensor gate_up = model::linear(inner.branch, layer.gate_up, again(inner.origin));
   return {inner.x, model::linear(swiglu(gate_up), layer.down, again(swiglu_origin(gate_up)))};
 }
@@ -184,6 +196,8 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
   };
   add(layer.input_norm);
   add(layer.post_norm);
+  add(layer.alpha);
+  add(layer.beta);
   for (const MixerWeight& one : layer.mixer->others()) add(*one.tensor);
   for (const Projection* p : layer.projections())
     for (const Tensor& one : {p->weight, p->bias, p->gamma, p->lora_a, p->lora_b}) add(one);
@@ -275,13 +289,14 @@ int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) 
 
 std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(const Projection&)) const {
   const int64_t M = config_.intermediate_size;
+  const bool swiglu = config_.swiglu();
   std::vector<std::pair<std::string, Tensor>> weights{{"model.embed_tokens.weight", embedding_}};
   const auto add = [&](const std::string& name, const Tensor& weight) {
     if (weight.defined()) weights.emplace_back(name, weight);
   };
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LayerWeights& layer = layers_[i];
-    const auto gate_up = weight_of(layer.gate_up).split_with_sizes({M, M}, 0);
+    const auto gate_up = swiglu ? weight_of(layer.gate_up).split_with_sizes({M, M}, 0) : std::vector<Tensor>(2);
     const std::string at = "model.layers." + std::to_string(i) + ".";
     add(at + "input_layernorm.weight", layer.input_norm);
     for (const auto& [name, weight] : layer.mixer->matrices(weight_of)) add(at + name, weight);
@@ -296,6 +311,8 @@ std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(
       add(at + "mlp.up_proj.bias", biases[1]);
     }
     add(at + "mlp.down_proj.bias", layer.down.bias);
+    add(at + "mlp.alpha", layer.alpha);
+    add(at + "mlp.beta", layer.beta);
     for (const MixerWeight& one : layer.mixer->others()) add(at + one.name, *one.tensor);
   }
   add("model.norm.weight", final_norm_);

@@ -1,5 +1,5 @@
 // A decoder of the Llama kind: RMSNorm, rotary positions, grouped-query attention, SwiGLU. On request its linear layers have
-// biases or a learned spectral norm (csrc/model/linear.h), its norms stand elsewhere or nowhere, and layers have another mixer
+// biases or a learned spectral norm (csrc/model/linear.h), its norms stand elsewhere or nowhere, its MLP is one matrix, and layers have another mixer
 // in the place of attention (csrc/model/mixer.h).
 // Its weights carry the names that all families of csrc/train/family.h give them; it knows no family itself.
 //
@@ -32,12 +32,20 @@ struct LayerWeights {
   torch::Tensor input_norm;  // [C]
   std::shared_ptr<Mixer> mixer;
   torch::Tensor post_norm;  // [C]
-  Projection gate_up;       // [2M, C]
-  Projection down;          // [C, M]
+  Projection gate_up;       // [2M, C]; no weight with model.activation none
+  Projection down;          // [C, M], or [C, C]
+  // [1], with model.activation none, where the block gives beta · x + down · x / alpha.
+  torch::Tensor alpha = {}, beta = {};
 
   // All of its projections, in the order of their draws.
-  std::vector<Projection*> projections() { return {&mixer->qkv, &mixer->o, &gate_up, &down}; }
-  std::vector<const Projection*> projections() const { return {&mixer->qkv, &mixer->o, &gate_up, &down}; }
+  std::vector<Projection*> projections() {
+    if (!gate_up.weight.defined()) return {&mixer->qkv, &mixer->o, &down};
+    return {&mixer->qkv, &mixer->o, &gate_up, &down};
+  }
+  std::vector<const Projection*> projections() const {
+    const auto all = const_cast<LayerWeights*>(this)->projections();
+    return {all.begin(), all.end()};
+  }
 };
 
 // A linear layer of learned spectral norm: views.

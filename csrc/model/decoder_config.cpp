@@ -32,6 +32,35 @@ std::string SigmaConfig::problem() const {
   return "";
 }
 
+std::vector<std::tuple<std::string, int64_t, int64_t>> DecoderConfig::mlp_matrices() const {
+  const int64_t C = hidden_size, M = intermediate_size;
+  if (!swiglu()) return {{"down", C, C}};
+  return {{"gate", M, C}, {"up", M, C}, {"down", C, M}};
+}
+
+int64_t DecoderConfig::mlp_numbers() const {
+  int64_t sum = 0;
+  for (const auto& [name, rows, columns] : mlp_matrices()) sum += rows * columns;
+  return sum;
+}
+
+namespace {
+
+// What speaks against a block whose MLP is one matrix.
+std::string merged_mlp_problem(const DecoderConfig& c) {
+  if (c.mlp_bias)
+    return "mlp_bias: with activation none one matrix without a bias stands in the place of the MLP; leave it at false";
+  const auto names_others = [](const std::vector<std::string>& names) {
+    return std::any_of(names.begin(), names.end(), [](const auto& x) { return x == "gate" || x == "up"; });
+  };
+  const char* wanted = ": with activation none the MLP is one matrix, down; leave gate and up out";
+  if (names_others(c.sigma_reparam.layers)) return std::string("sigma_reparam.layers") + wanted;
+  if (c.lora && names_others(c.lora->targets)) return std::string("lora.targets") + wanted;
+  return "";
+}
+
+}  // namespace
+
 std::string DecoderConfig::problem() const {
   if (head_dim && *head_dim % 8 != 0)
     return "head_dim: " + std::to_string(*head_dim) + " is not a multiple of 8; take " +
@@ -50,6 +79,8 @@ std::string DecoderConfig::problem() const {
            std::to_string(num_hidden_layers) + "); write one that divides it, or a kind for every layer";
   for (int64_t i = 0; i < static_cast<int64_t>(mixers.size()); ++i)
     if (const std::string problem = mixer_kind(mixer_of(i)).problem(*this, i); !problem.empty()) return problem;
+  if (!swiglu())
+    if (const std::string problem = merged_mlp_problem(*this); !problem.empty()) return problem;
   const auto& types = attention.layer_types;
   if (static_cast<int64_t>(types.size()) > num_hidden_layers)
     return "attention.layer_types: " + std::to_string(types.size()) + " types, and num_hidden_layers is " +

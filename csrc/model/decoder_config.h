@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "csrc/field.h"
@@ -98,11 +99,13 @@ struct DecoderConfig {
   std::string norm = "pre";
   bool tie_word_embeddings = false;
   bool mlp_bias = false;
+  std::string activation = "swiglu";
   bool fused_head = true;
   std::string recompute = "none";
   std::string compute = "float32";
   std::vector<std::string> mixers = {"softmax"};
   AttentionConfig attention;
+  SoftmaxRnnMixerConfig softmax_rnn;
   LinearMixerConfig linear;
   NormalizedMixerConfig normalized;
   GatedDeltaMixerConfig gated_delta;
@@ -120,6 +123,10 @@ struct DecoderConfig {
   // The kind of a layer's mixer.
   const std::string& mixer_of(int64_t layer) const { return mixers[static_cast<size_t>(layer) % mixers.size()]; }
   int64_t head_size() const { return head_dim.value_or(hidden_size / num_attention_heads); }
+  bool swiglu() const { return activation == "swiglu"; }
+  // The matrices between a block's second norm and its second sum: name, rows and columns.
+  std::vector<std::tuple<std::string, int64_t, int64_t>> mlp_matrices() const;
+  int64_t mlp_numbers() const;  // of these matrices together
   std::string problem() const;
 
   template <class Visitor>
@@ -156,6 +163,11 @@ struct DecoderConfig {
       between(1e-8, 10));
     v("tie_word_embeddings", tie_word_embeddings, "Use the embedding as output head.");
     v("mlp_bias", mlp_bias, "Biases of the three linear layers of the MLP.");
+    v("activation", activation,
+      "swiglu, or none: without an activation the MLP's matrices are one, C × C, and a block gives β · x + W x / α "
+      "with "
+      "α and β learned, 1 at the start (entropy-guided attention, arXiv 2501.03489).",
+      one_of({"swiglu", "none"}));
     v("fused_head", fused_head,
       "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: "
       "logits of a "
@@ -174,8 +186,11 @@ struct DecoderConfig {
     v("mixers", mixers,
       "What stands between the norm and the output projection of each block (docs/mixers.md): a pattern that repeats "
       "over the layers, as [linear, linear, softmax]; num_hidden_layers is a multiple of its length.",
-      one_of({"softmax", "linear", "normalized", "gated_delta", "ssd"}));
-    v("attention", attention, "What is done to the logits of attention, in layers of kind softmax.");
+      one_of({"softmax", "softmax_rnn", "linear", "normalized", "gated_delta", "ssd"}));
+    v("attention", attention, "What is done to the logits of attention, in layers of kinds softmax and softmax_rnn.");
+    v("softmax_rnn", softmax_rnn,
+      "Layers of kind softmax_rnn: softmax attention with its denominator left out or replaced, and with gates "
+      "(arXiv 2507.23632).");
     v("linear", linear, "Layers of kind linear: linear attention (arXiv 2006.16236).");
     v("normalized", normalized,
       "Layers of kind normalized: weights q·k as they are, over a denominator that the token sets (dynamical systems "

@@ -32,6 +32,7 @@ ops::EntropyAttention packed_attention(const Tensor& q, const Tensor& k, const T
   const auto tokens_first = [](const Tensor& x) { return x.squeeze(0).transpose(0, 1); };  // [B · T, heads, D]
   ops::EntropyAttention attention = ops::entropy_attention(tokens_first(q), tokens_first(k), tokens_first(v), options);
   attention.out = attention.out.transpose(0, 1).unsqueeze(0);
+  attention.lse = attention.lse.t().unsqueeze(0);
   attention.entropy = by_row(attention.entropy, packing);
   attention.max_logit = by_row(attention.max_logit, packing);
   return attention;

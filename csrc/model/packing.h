@@ -20,7 +20,7 @@ struct Packing {
   int64_t longest = 0;  // tokens of a sequence, at most
 };
 
-// Causal attention of packed rows: q [1, H, B · T, D], k, v [1, G, B · T, D] → out [1, H, B · T, D], entropy and max_logit [B, H, T].
+// Causal attention of packed rows: q [1, H, B · T, D], k, v [1, G, B · T, D] → out [1, H, B · T, D], lse [1, H, B · T], entropy and max_logit [B, H, T].
 // A temperature of the options is [H] or [H, B · T].
 ops::EntropyAttention packed_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                        ops::EntropyAttentionOptions options, const Packing& packing);

@@ -24,4 +24,12 @@ std::vector<int64_t> encode_prompt(const data::Example& example, const data::Tok
   return tokens;
 }
 
+data::Example read_twice(data::Example example) {
+  if (example.templated || !example.turns.empty())
+    throw std::runtime_error("repeat_prompt: the prompt " + quoted(example.prompt) +
+                             " is a conversation, whose turns stand once; it takes prompts that are one text");
+  example.prompt += "\n" + std::string(example.prompt);
+  return example;
+}
+
 }  // namespace isentrope::rl

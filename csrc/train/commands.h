@@ -32,10 +32,11 @@ int plan_command(const std::string& config, const std::vector<std::string>& over
 
 struct SampleOptions {
   std::vector<std::string> prompts;
-  std::string file;         // of further prompts, data::read_prompts(); "" for none
-  bool json = false;        // csrc/train/completions.h instead of text
-  bool chat = false;        // prompts are what a user says, or messages, and the model's chat template renders them
-  std::string system = "";  // what stands before them as the system's message; "" for none
+  std::string file;            // of further prompts, data::read_prompts(); "" for none
+  bool json = false;           // csrc/train/completions.h instead of text
+  bool chat = false;           // prompts are what a user says, or messages, and the model's chat template renders them
+  bool repeat_prompt = false;  // each is fed twice, a line break between; not with chat
+  std::string system = "";     // what stands before them as the system's message; "" for none
   int64_t samples = 1;
   double temperature = 1.0;
   int64_t top_k = 0;

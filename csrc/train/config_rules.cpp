@@ -166,7 +166,8 @@ std::string mixers_problem(const PhaseConfig& phase, const model::DecoderConfig&
            "whatever the length; leave it out";
   const auto& entropy = phase.objective.attention_entropy;
   if (entropy.coef > 0 && model::attending_layers(model) == 0)
-    return "objective.attention_entropy.coef: no layer of model.mixers is of kind softmax, and the entropy of the "
+    return "objective.attention_entropy.coef: no layer of model.mixers is of kind softmax or softmax_rnn, and the "
+           "entropy of the "
            "others' weights is not defined; leave it at 0";
   for (size_t j = 0; j < phase.weight.size(); ++j) {
     const auto* attention = phase.weight[j].get<methods::AttentionEntropy>();
@@ -182,8 +183,10 @@ std::string mixers_problem(const PhaseConfig& phase, const model::DecoderConfig&
   return "";
 }
 
-std::string evaluation_problem(const EvaluationConfig& evaluation, const data::TokenizerConfig& tokenizer,
-                               int64_t width) {
+std::string evaluation_problem(const EvaluationConfig& evaluation, const PhaseConfig& phase,
+                               const data::TokenizerConfig& tokenizer, int64_t width) {
+  if (evaluation.repeat_prompt && phase.objective.kind == "pretrain")
+    return "repeat_prompt: the data of phase " + phase.name + " are text, which has no prompts; leave it out";
   if (!evaluation.probe.empty()) try {
       load_probe(evaluation.probe, width);
     } catch (const std::exception& error) {
@@ -245,14 +248,15 @@ std::string TrainConfig::problem() const {
       return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
-    if (const std::string wrong = evaluation_problem(phase.evaluation, tokenizer, model.hidden_size); !wrong.empty())
+    if (const std::string wrong = evaluation_problem(phase.evaluation, phase, tokenizer, model.hidden_size);
+        !wrong.empty())
       return path + ".evaluation." + wrong;
     if (phase.evaluation.max_new_tokens >= model.max_position_embeddings)
       return path + ".evaluation.max_new_tokens: " + std::to_string(phase.evaluation.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
   }
-  if (const std::string wrong = evaluation_problem(test, tokenizer, model.hidden_size); !wrong.empty())
+  if (const std::string wrong = evaluation_problem(test, phases.back(), tokenizer, model.hidden_size); !wrong.empty())
     return "test." + wrong;
   if (test.max_new_tokens >= model.max_position_embeddings)
     return "test.max_new_tokens: " + std::to_string(test.max_new_tokens) +

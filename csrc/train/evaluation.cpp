@@ -34,10 +34,11 @@ struct Answers {
 Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                const std::vector<data::Example>& examples, const rl::RewardSum& score,
                const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show,
-               std::vector<Answer>* told, const rl::Peers& peers, const Probe* probe = nullptr) {
+               std::vector<Answer>* told, const rl::Peers& peers, bool twice, const Probe* probe = nullptr) {
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& example : examples)
-    prompts.push_back(rl::encode_prompt(example, tokenizer, model->config().max_position_embeddings));
+    prompts.push_back(rl::encode_prompt(twice ? rl::read_twice(example) : example, tokenizer,
+                                        model->config().max_position_embeddings));
   std::optional<std::vector<int64_t>> classes;
   if (probe) classes = probe->classes(hidden_of(model, prompts));
   rl::RolloutCounts counts;
@@ -381,7 +382,8 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
                       .bad_words = config.bad_words},
                      tokenizer_);
   const std::vector<data::Example> prompts = take(config.prompts, nullptr);
-  const Answers greedy = answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers, peers);
+  const Answers greedy =
+      answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers, peers, config.repeat_prompt);
   sampling.temperature = config.temperature;
   std::vector<size_t> part_of;
   const auto sampled_prompts = take(config.sampled_prompts, &part_of);
@@ -389,7 +391,7 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
   std::optional<Probe> probe;
   if (!config.probe.empty()) probe = load_probe(config.probe, model->config().hidden_size);
   const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show, answers,
-                                 peers, probe ? &*probe : nullptr);
+                                 peers, config.repeat_prompt, probe ? &*probe : nullptr);
   if (shown) *shown = sampled.shown;
 
   std::map<int64_t, std::vector<double>> passed;  // k → of each prompt

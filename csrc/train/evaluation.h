@@ -34,6 +34,7 @@ struct EvaluationConfig {
   int64_t max_new_tokens = 0;
   std::vector<std::string> stop = {}, bad_words = {};
   std::string probe;
+  bool repeat_prompt = false;
   int64_t windows = 64;
   int64_t show = 4;
 
@@ -60,6 +61,9 @@ struct EvaluationConfig {
     v("probe", probe,
       "File of isentrope probe for this model: samples are drawn at the temperature and, of the longest, the length "
       "that it foretells for their prompt (DiffAdapt); empty: all alike.");
+    v("repeat_prompt", repeat_prompt,
+      "Prompts stand twice before the answer, a line break between (JRT-Prompt, arXiv 2407.05483), which helps models "
+      "that cannot look back. Rewards read the prompt once.");
     v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.", at_least(1));
     v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.",
       at_least(0));

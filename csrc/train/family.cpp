@@ -28,6 +28,7 @@ std::string Family::misfit(const model::DecoderConfig& c) const {
   if (a.softcap > 0) return "attention.softcap";
   if (a.temperature != "none") return "attention.temperature";
   if (c.norm != "pre") return "norm";
+  if (!c.swiglu()) return "activation";
   if (a.qk_norm != qk_norm) return "attention.qk_norm";
   const bool has_bias = biases == Biases::kKey ? a.bias != "qkv" : a.bias == (biases == Biases::kQkv ? "qkv" : "none");
   if (!has_bias) return "attention.bias";

@@ -27,12 +27,12 @@ double packed_pairs(const torch::Tensor& position, const torch::Tensor& counts, 
 
 int64_t numbers_of_adapter(const model::DecoderConfig& m) {
   if (!m.lora) return 0;
-  const int64_t C = m.hidden_size, M = m.intermediate_size;
+  const int64_t C = m.hidden_size;
   int64_t numbers = 0;  // of a rank of the blocks
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const model::MixerShape mixer = model::mixer_shape(m, i);
-    std::vector<std::tuple<std::string, int64_t, int64_t>> layers{
-        {"o", C, mixer.output}, {"gate", M, C}, {"up", M, C}, {"down", C, M}};
+    auto layers = m.mlp_matrices();
+    layers.emplace_back("o", C, mixer.output);
     for (const auto& [part, rows] : mixer.parts) layers.emplace_back(part, rows, C);
     for (const auto& [layer, rows, columns] : layers)
       if (m.lora->takes(layer)) numbers += rows + columns;
@@ -56,7 +56,7 @@ double model_flops(const model::DecoderConfig& m, const StepWork& work) {
   double layers = 0;
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const model::MixerShape mixer = model::mixer_shape(m, i);
-    layers += number(m.hidden_size * (mixer.rows() + mixer.output)) + 3 * number(m.hidden_size * m.intermediate_size);
+    layers += number(m.hidden_size * (mixer.rows() + mixer.output)) + number(m.mlp_numbers());
   }
   const double head = number(m.token_count() * m.hidden_size);
   const double passes = work.reference ? 4 : 3;  // forward, twice as much backward, forward of the reference

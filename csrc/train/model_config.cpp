@@ -176,6 +176,8 @@ void read_biases(const Family& family, const Object& keys, model::AttentionConfi
 
 void read_own(const Object& keys, model::DecoderConfig& config) {
   config.norm = keys.read<std::string>("norm", "pre");
+  config.activation = keys.read<std::string>("activation", "swiglu");
+  if (!config.swiglu() && config.activation != "none") keys.fail("activation", "wanted swiglu or none");
   config.attention.qk_norm = keys.read<bool>("qk_norm", false);
   config.attention.temperature = keys.read<std::string>("attention_temperature", "none");
   config.attention.softcap = keys.read<double>("attn_logit_softcapping", 0.0);
@@ -208,6 +210,7 @@ struct SectionWriter {
 // visit(name, section) for the options of every kind of mixer that has some.
 template <class Config, class F>
 void for_mixer_options(Config& config, const F& visit) {
+  visit("softmax_rnn", config.softmax_rnn);
   visit("linear", config.linear);
   visit("normalized", config.normalized);
   visit("gated_delta", config.gated_delta);
@@ -273,6 +276,7 @@ void write_own(const model::DecoderConfig& c, ordered_json& object) {
   object["auto_map"] = {{"AutoConfig", "modeling_isentrope.IsentropeConfig"},
                         {"AutoModelForCausalLM", "modeling_isentrope.IsentropeForCausalLM"}};
   object["norm"] = c.norm;
+  if (!c.swiglu()) object["activation"] = c.activation;
   object["qk_norm"] = c.attention.qk_norm;
   object["qkv_bias"] = c.attention.bias == "qkv";
   object["attention_temperature"] = c.attention.temperature;

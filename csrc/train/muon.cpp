@@ -43,18 +43,20 @@ std::string MuonConfig::problem() const {
 
 std::map<std::string, std::vector<int64_t>> muon_matrices(const model::DecoderConfig& m) {
   const int64_t M = m.intermediate_size, C = m.hidden_size;
+  const bool swiglu = m.swiglu();
   std::map<std::string, std::vector<int64_t>> matrices;
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const std::string at = "layers." + std::to_string(i) + ".";
     const auto parts = model::mixer_shape(m, i).parts;
     std::vector<int64_t> heights;
     for (const auto& part : parts) heights.push_back(part.second);
-    matrices.insert({{at + "qkv", heights}, {at + "o", {C}}, {at + "gate_up", {M, M}}, {at + "down", {C}}});
+    matrices.insert({{at + "qkv", heights}, {at + "o", {C}}, {at + "down", {C}}});
+    if (swiglu) matrices[at + "gate_up"] = {M, M};
     if (!m.lora) continue;
     using Rows = std::vector<std::pair<std::string, int64_t>>;
     for (const auto& [name, rows_of] : {std::pair<const char*, Rows>{"qkv", parts},
                                         {"o", {{"o", C}}},
-                                        {"gate_up", {{"gate", M}, {"up", M}}},
+                                        {"gate_up", swiglu ? Rows{{"gate", M}, {"up", M}} : Rows()},
                                         {"down", {{"down", C}}}})
       for (const auto& [layer, rows] : rows_of)
         if (m.lora->takes(layer)) {

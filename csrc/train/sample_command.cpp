@@ -7,6 +7,7 @@
 #include "csrc/data/jsonl.h"
 #include "csrc/data/messages.h"
 #include "csrc/message.h"
+#include "csrc/rl/prompt.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/chat_template.h"
@@ -138,8 +139,11 @@ int sample_command(const std::string& path, const SampleOptions& options) {
     for (data::Prompt& prompt : data::read_prompts(options.file, options.chat)) prompts.push_back(std::move(prompt));
   if (options.chat) render(prompts, options.system, checkpoint, tokenizer);
   std::vector<std::vector<int64_t>> tokens;
-  for (const data::Prompt& prompt : prompts)
+  for (data::Prompt prompt : prompts) {
+    if (options.repeat_prompt)
+      prompt.text = rl::read_twice({.prompt = prompt.text, .completion = "", .answer = ""}).prompt;
     tokens.push_back(encoded(prompt, options.chat, tokenizer, decoder->config().max_position_embeddings));
+  }
 
   const auto rewards = load_rewards(options.rewards);
   const rl::SamplingConfig sampling = sampling_of(options, tokenizer);

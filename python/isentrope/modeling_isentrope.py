@@ -20,7 +20,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-KINDS = ("softmax", "linear", "normalized", "gated_delta", "ssd")
+KINDS = ("softmax", "softmax_rnn", "linear", "normalized", "gated_delta", "ssd")
 
 
 class IsentropeConfig(PretrainedConfig):
@@ -64,9 +64,10 @@ DENOMINATORS: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softpl
 
 
 class Softmax(nn.Module):
-    """softmax(q·k / (√D t)) over the keys in sight, rotary positions, grouped queries; docs/configuration.md, model.attention."""
+    """softmax(q·k / (√D t)) over the keys in sight, rotary positions, grouped queries; docs/configuration.md, model.attention. Of kind
+    softmax_rnn with another denominator, or a norm in its place, and gates."""
 
-    def __init__(self, config: Any, layer: int) -> None:
+    def __init__(self, config: Any, layer: int, options: dict[str, Any]) -> None:
         super().__init__()
         C, H, G, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         qkv, own = config.attention_bias or config.qkv_bias, config.attention_bias
@@ -79,13 +80,48 @@ class Softmax(nn.Module):
             self.log_temperature = nn.Parameter(torch.zeros(H * rows))
         types = getattr(config, "layer_types", None)
         self.window = config.sliding_window if types and types[layer] == "sliding_attention" else None
-        self.softcap, self.D, self.H = config.attn_logit_softcapping, D, H
+        self.softcap, self.D, self.H, self.eps = config.attn_logit_softcapping, D, H, config.rms_norm_eps
+        self.norm = options.get("norm", "none")
+        self.denominator = options.get("denominator", "sum") if self.norm == "none" else "sum"  # of which a norm makes the same
+        if self.denominator in ("max_one", "count", "none"):
+            self.softcap = options["clamp"]
+        if self.norm in ("rms", "layer"):
+            self.o_norm = nn.RMSNorm(D, config.rms_norm_eps)
+        if options.get("value_gate"):
+            self.value_gate_proj = nn.Linear(C, G, bias=False)
+        if options.get("output_gate"):
+            self.output_gate_proj = nn.Linear(C, H, bias=False)
+
+    def _finished(self, out: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+        """What becomes of the rows [B, H, T, D] of softmax attention; logits are −∞ where a key is not seen."""
+        Z, factor = logits.logsumexp(-1, keepdim=True), None  # of the denominator, its logarithm
+        if self.denominator == "max_one":
+            factor = Z.clamp_max(0)
+        elif self.denominator == "count":
+            factor = Z - logits.isfinite().sum(-1, keepdim=True).to(Z.dtype).log()
+        elif self.denominator == "none":
+            factor = Z
+        elif self.denominator == "detached":
+            factor = Z - Z.detach()
+        if factor is not None:
+            out = out * factor.exp()
+        if self.norm == "layer":
+            out = out - out.mean(-1, keepdim=True)
+        if self.norm in ("rms", "layer"):
+            out = rms_norm(out, (self.D,), self.o_norm.weight.to(out.dtype), self.eps)
+        if self.norm == "l2":
+            out = normalize(out, dim=-1)
+        if hasattr(self, "output_gate_proj"):
+            out = out * self.output_gate_proj(x).to(out.dtype).sigmoid().mT[..., None]
+        return out
 
     def forward(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         q, k, v = (_heads(p(x), self.D) for p in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = _rotated(q, cosine, sine), _rotated(k, cosine, sine)
+        if hasattr(self, "value_gate_proj"):
+            v = v * self.value_gate_proj(x).sigmoid().mT[..., None]
         k, v = (y.repeat_interleave(self.H // k.shape[1], 1) for y in (k, v))
         logits = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(self.D)
         if hasattr(self, "log_temperature"):
@@ -97,8 +133,9 @@ class Softmax(nn.Module):
         back = position[:, :, None] - position[:, None, :]
         sight = (back >= 0) & seen[:, None, :] & (back < (self.window or back.shape[-1] + 1))
         sight = sight | torch.eye(len(sight[0]), dtype=torch.bool, device=x.device)  # a row of padding sees itself
-        weights = logits.masked_fill(~sight[:, None], -torch.inf).softmax(-1).to(v.dtype)
-        out: Tensor = self.o_proj((weights @ v).transpose(1, 2).flatten(-2))
+        logits = logits.masked_fill(~sight[:, None], -torch.inf)
+        rows = self._finished((logits.softmax(-1).to(v.dtype) @ v).to(logits.dtype), logits, x)
+        out: Tensor = self.o_proj(rows.to(x.dtype).transpose(1, 2).flatten(-2))
         return out
 
 
@@ -197,13 +234,24 @@ class Recurrence(nn.Module):
 
 
 class Mlp(nn.Module):
+    """down(silu(gate x) · up x), or without an activation one matrix, W x / α, with the sum before it times β."""
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         C, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(C, M, bias), nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+        self.swiglu = getattr(config, "activation", "swiglu") == "swiglu"
+        if self.swiglu:
+            self.gate_proj, self.up_proj, self.down_proj = nn.Linear(C, M, bias), nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+        else:
+            self.down_proj = nn.Linear(C, C, bias=False)
+            self.alpha, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stream x [B, T, C] and what is read of it, y → the stream behind the block."""
+        if self.swiglu:
+            out: Tensor = x + self.down_proj(silu(self.gate_proj(y)) * self.up_proj(y))
+        else:
+            out = x * self.beta + self.down_proj(y) / self.alpha
         return out
 
 
@@ -211,7 +259,8 @@ class Block(nn.Module):
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         kind = config.mixers[layer % len(config.mixers)]
-        self.self_attn = Softmax(config, layer) if kind == "softmax" else Recurrence(config, kind)
+        attends = kind in ("softmax", "softmax_rnn")
+        self.self_attn = Softmax(config, layer, getattr(config, kind, {})) if attends else Recurrence(config, kind)
         self.mlp = Mlp(config)
         if config.norm == "pre" or config.norm == "post" and layer > 0:  # behind every sum, and there is none before the first block
             self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -256,7 +305,7 @@ class Decoder(nn.Module):
             read.append(x)
             x, y = normed(x, getattr(block, "input_layernorm", None))
             x, y = normed(x + block.self_attn(y, seen, position, cosine, sine), getattr(block, "post_attention_layernorm", None))
-            x = x + block.mlp(y)
+            x = block.mlp(x, y)
         x = normed(x, getattr(self, "norm", None))[1]
         return BaseModelOutput(last_hidden_state=x, hidden_states=(*read, x) if output_hidden_states else None)
 

@@ -23,6 +23,22 @@ inline DecoderConfig small_mixers(std::vector<std::string> mixers) {
 
 inline std::vector<std::pair<std::string, DecoderConfig>> mixer_cases() {
   std::vector<std::pair<std::string, DecoderConfig>> cases{{"softmax", small_mixers({"softmax"})}};
+  const auto rows = [&](const std::string& name, SoftmaxRnnMixerConfig options, auto change) {
+    cases.emplace_back("softmax_rnn " + name, small_mixers({"softmax_rnn"}));
+    cases.back().second.softmax_rnn = options;
+    change(cases.back().second);
+  };
+  const auto nothing = [](DecoderConfig&) {};
+  rows("rms", {}, nothing);
+  rows("layer, gates", {.norm = "layer", .value_gate = true, .output_gate = true},
+       [](DecoderConfig& c) { c.attention.bias = "all"; });
+  rows("l2, value gate", {.norm = "l2", .value_gate = true}, [](DecoderConfig& c) { c.attention.qk_norm = true; });
+  rows("max_one", {.denominator = "max_one", .norm = "none"}, nothing);
+  rows("detached, output gate", {.denominator = "detached", .norm = "none", .output_gate = true}, nothing);
+  rows("count, gates", {.denominator = "count", .norm = "none", .value_gate = true, .output_gate = true},
+       [](DecoderConfig& c) { c.attention.window = 9; });
+  rows("none", {.denominator = "none", .norm = "none", .clamp = 2},
+       [](DecoderConfig& c) { c.attention.temperature = "head"; });
   for (const char* map : {"elu_plus_one", "relu", "exp_normalized", "taylor2"}) {
     cases.emplace_back(std::string("linear ") + map, small_mixers({"linear"}));
     cases.back().second.linear.feature_map = map;
@@ -43,7 +59,13 @@ inline std::vector<std::pair<std::string, DecoderConfig>> mixer_cases() {
   cases.back().second.gated_delta = {.expand_v = 1, .conv_size = 1, .allow_negative = true};
   cases.emplace_back("ssd", small_mixers({"ssd"}));
   cases.emplace_back("hybrid", small_mixers({"gated_delta", "softmax"}));
+  cases.emplace_back("hybrid of softmax", small_mixers({"softmax", "softmax_rnn"}));
   cases.emplace_back("hybrid of two recurrences", small_mixers({"linear", "ssd"}));
+  cases.emplace_back("softmax alone", small_mixers({"softmax"}));
+  cases.back().second.norm = cases.back().second.activation = "none";
+  cases.back().second.attention.temperature = "row";
+  cases.emplace_back("merged MLP between norms", small_mixers({"softmax_rnn", "gated_delta"}));
+  cases.back().second.activation = "none";
   return cases;
 }
 
@@ -52,7 +74,10 @@ inline Decoder made(const DecoderConfig& config, uint64_t seed = 5) {
   Decoder decoder(config, seed);
   const torch::NoGradGuard no_grad;
   for (const auto& [name, weight] : decoder->named_weights())
-    if (weight.dim() == 2) weight.mul_(name == "lm_head.weight" ? 20 : 1.5);
+    if (weight.dim() == 2)
+      weight.mul_(name == "lm_head.weight" ? 20 : 1.5);
+    else if (name.ends_with("mlp.alpha") || name.ends_with("mlp.beta"))
+      weight.mul_(name.ends_with("alpha") ? 1.7 : 0.8);
   return decoder;
 }
 

@@ -202,10 +202,17 @@ TEST(Mixers, AreWhatTheirShapeSays) {
     int64_t numbers = 0, planned = 0;
     for (const Tensor& weight : decoder->parameters()) numbers += weight.numel();
     const int64_t C = config.hidden_size;
-    planned += 2 * config.vocabulary * C + C;
+    const int64_t norm = config.norm == "none" ? 0 : C;
+    planned += 2 * config.vocabulary * C + norm;
     for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
       const MixerShape shape = mixer_shape(config, i);
-      planned += C * (shape.rows() + shape.output) + shape.others + 3 * C * config.intermediate_size + 2 * C;
+      planned += C * (shape.rows() + shape.output) + shape.others + config.mlp_numbers() + 2 * norm;
+      if (!config.swiglu()) planned += 2;  // α and β
+      if (config.attention.temperature == "row" && shape.attends)
+        planned += config.num_attention_heads * config.max_position_embeddings;
+      if (config.attention.temperature == "head" && shape.attends) planned += config.num_attention_heads;
+      if (config.attention.qk_norm && shape.attends) planned += 2 * config.head_size();
+      if (config.attention.bias == "all") planned += shape.rows() + C;
       EXPECT_EQ(shape.attends, shape.cached > 0) << name;
       EXPECT_EQ(shape.attends, shape.state == 0) << name;
     }
@@ -240,8 +247,24 @@ TEST(Mixers, RefuseWhatDoesNotFit) {
             "attention.bias: layers of kind linear have no biases, and model.mixers names such; leave it at none");
   EXPECT_EQ(problem([](DecoderConfig& c) { c.attention.qk_clip = 10; }),
             "attention.qk_clip: no layer of mixers has the logits of a softmax; leave it at 0");
-  EXPECT_EQ(message([] { mixer_kind("softmix"); }),
-            "model.mixers: there is no 'softmix'; wanted one of softmax, linear, normalized, gated_delta, ssd");
+  const auto of_rows = [&](auto change) {
+    return problem([&](DecoderConfig& c) {
+      c.mixers = {"softmax_rnn"};
+      change(c);
+    });
+  };
+  EXPECT_EQ(
+      of_rows([](DecoderConfig& c) { c.softmax_rnn.denominator = "count"; }),
+      "softmax_rnn.denominator: count only scales a row, and softmax_rnn.norm (rms) takes the scale of a row away; "
+      "leave it at none, or write norm: none");
+  EXPECT_EQ(
+      of_rows([](DecoderConfig& c) { c.softmax_rnn.norm = "none", c.attention.softcap = 30; }),
+      "attention.softcap: layers of kind softmax_rnn whose denominator is none have softmax_rnn.clamp in its place; "
+      "leave it at 0");
+  EXPECT_EQ(of_rows([](DecoderConfig& c) { c.attention.softcap = 30; }), "");
+  EXPECT_EQ(
+      message([] { mixer_kind("softmix"); }),
+      "model.mixers: there is no 'softmix'; wanted one of softmax, softmax_rnn, linear, normalized, gated_delta, ssd");
 }
 
 // The convolution of one sequence by its definition, and its gradients by finite differences.

@@ -14,7 +14,8 @@ from torch.nn.functional import linear, rms_norm, silu
 from isentrope import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "configs/mixers").glob("*.yaml"))
+GUIDED = ROOT / "configs/mixers/entropy_guided.yaml"  # a model of text, of one phase
+CONFIGS = sorted({*(ROOT / "configs/mixers").glob("*.yaml")} - {GUIDED})
 EVERY = [f"phases.{phase}.evaluation.every=0" for phase in ("sft", "grpo")]
 SHORT = ["run.threads=1", "phases.sft.steps=6", "phases.grpo.steps=2", "phases.sft.batch.sequences=8", "phases.sft.schedule.warmup_steps=0", "phases.grpo.rollout.prompts=4",
          "phases.grpo.rollout.num_generations=2", "phases.grpo.rollout.save_every=1", "test.prompts=4", "test.sampled_prompts=2", *EVERY]  # fmt: skip
@@ -61,6 +62,43 @@ def test_each_config_trains_draws_and_goes_on_bit_for_bit(config, tmp_path):
     assert lines(part) == said
     a, b = weights(whole, "grpo-000002"), weights(part, "grpo-000002")
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_entropy_guided_attention_trains_goes_on_and_is_read_back(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(3000)))
+    words = ["run.threads=1", "model.num_hidden_layers=2", "model.hidden_size=32", "phases.pretrain.steps=8", "phases.pretrain.objective.attention_entropy.every=2", "test.windows=4",
+             "phases.pretrain.objective.attention_entropy.tolerance=0.01", "phases.pretrain.schedule.warmup_steps=0", "run.checkpoint_every=4",
+             f"phases.pretrain.data.corpus={{paths: [{tmp_path}/text.txt], cache: {tmp_path}/tokens}}"]  # fmt: skip
+
+    def command(folder, *more):
+        return subprocess.run([program(), "train", str(GUIDED), f"run.dir={tmp_path / folder}", *words, "--quiet", *more], capture_output=True, text=True)
+
+    made = command("whole")
+    assert made.returncode == 0, made.stderr
+    said = lines(tmp_path / "whole")
+    losses = [line["loss"] for line in said if "loss" in line and "lr" in line]
+    assert losses[-1] < losses[0]
+    heads = [line["attention_entropy"]["entropy"] for line in said if "attention_entropy" in line]
+    assert heads and all(len(table) == 2 and len(table[0]) == 4 for table in heads)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for checkpoint in (tmp_path / "part/checkpoints").iterdir():
+        if checkpoint.name != "pretrain-000004":
+            shutil.rmtree(checkpoint)
+    again = command("part", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert lines(tmp_path / "part") == said
+    kept = weights(tmp_path / "part", "pretrain-000008")
+    assert kept.keys() == weights(tmp_path / "whole", "pretrain-000008").keys() and not [name for name in kept if "norm" in name or "gate_proj" in name]
+    alpha, beta = kept["model.layers.1.mlp.alpha"], kept["model.layers.1.mlp.beta"]
+    assert alpha.shape == beta.shape == (1,) and alpha != 1 and beta != 1
+    told = json.loads((tmp_path / "whole/checkpoints/pretrain-000008/config.json").read_text())
+    assert (told["model_type"], told["norm"], told["activation"]) == ("isentrope", "none", "none")
+    other = command("other", f"run.start={tmp_path / 'whole'}", "model.activation=swiglu")
+    assert other.returncode != 0 and "model.activation: none → swiglu" in other.stderr, other.stderr
+    on = command("on", f"run.start={tmp_path / 'whole'}")
+    assert on.returncode == 0, on.stderr
+    drawn = subprocess.run([program(), "sample", str(tmp_path / "whole"), "--prompt", "12 squared", "--max-new-tokens", "20", "--json"], capture_output=True, text=True)
+    assert drawn.returncode == 0 and len(json.loads(drawn.stdout)["ids"]) > 0, drawn.stderr
 
 
 def model_of(folder):
@@ -138,6 +176,9 @@ def test_lora_and_bfloat16_train_on_states(tmp_path):
         ("hybrid", ["model.num_hidden_layers=3"], "mixers: a pattern of 2 layers does not fit num_hidden_layers (3)"),
         ("linear", ["model.mixers=[lineal]"], "model.mixers"),
         ("linear", ["model.attention.bias=all"], "layers of kind linear have no biases"),
+        ("softmax_rnn", ["model.softmax_rnn.denominator=count"], "softmax_rnn.norm (rms) takes the scale of a row away"),
+        ("softmax_rnn", ["model.softmax_rnn.norm=none", "model.attention.softcap=30"], "have softmax_rnn.clamp in its place"),
+        ("softmax_rnn", ["model.family=llama"], "llama has no models with model.mixers"),
         ("linear", ["model.family=llama"], "llama has no models with model.mixers"),
         ("ssd", ["phases.grpo.rollout.cache_tokens=4096"], "no layer of model.mixers keeps keys and values in pages"),
         ("ssd", ["phases.sft.objective.attention_entropy.coef=0.1"], "no layer of model.mixers is of kind softmax"),

@@ -30,6 +30,10 @@ CASES = {
     "softmax, every option": ("softmax", ["num_key_value_heads=1", "norm=post", "attention.softcap=5", "attention.temperature=row", "attention.qk_norm=true", "attention.bias=qkv", "mlp_bias=true",
                                           "attention.window=6", "attention.layer_types=[sliding_attention, full_attention]", "tie_word_embeddings=true"]),
     "softmax, no norm": ("softmax", ["norm=none", "attention.temperature=head"]),
+    **{f"softmax_rnn, {o}": ("softmax", ["mixers=[softmax_rnn]", *(f"softmax_rnn.{one}" for one in o.split())]) for o in (
+        "norm=rms", "norm=layer value_gate=true", "norm=l2 output_gate=true", "norm=none denominator=none", "norm=none denominator=max_one value_gate=true output_gate=true",
+        "norm=none denominator=count", "norm=none denominator=detached", "norm=none denominator=sum")},
+    "softmax, no activation": ("softmax", ["activation=none", "norm=none"]),
     "softmax, yarn": ("softmax", ["attention.softcap=5", "rope_scaling.rope_type=yarn", "rope_scaling.factor=2"]),
 }  # fmt: skip
 

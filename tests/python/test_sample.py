@@ -125,3 +125,24 @@ def test_evaluate_writes_its_completions(folder, tmp_path):
     for wrong in (tmp_path, tmp_path / "nowhere" / "c.jsonl"):
         refused = run(*words, "--completions", wrong, cwd=ROOT, code=1)
         assert str(wrong) in refused.stderr.decode() and refused.stdout == b""
+
+
+def test_prompts_that_stand_twice(folder, tmp_path):
+    """JRT-Prompt: what follows is what follows the prompt, a line break, and the prompt again."""
+    words = ["sample", folder / "bytes", "--json", "--samples", "2", "--max-new-tokens", "5"]
+    twice = objects(run(*words, "--repeat-prompt", "--prompt", "a+5="))
+    alike, once = objects(run(*words, "--prompt", "a+5=\na+5=")), objects(run(*words, "--prompt", "a+5="))
+    assert [line | {"prompt": ""} for line in twice] == [line | {"prompt": ""} for line in alike]
+    assert {line["prompt"] for line in twice} == {"a+5="} and twice[0]["logprob"] != once[0]["logprob"]
+    evaluation = ["evaluate", folder / "bytes", "--repeat-prompt", SHORT[-1], "test.max_new_tokens=9", "--completions", tmp_path / "c.jsonl"]
+    run(*evaluation, cwd=ROOT)
+    for line in map(json.loads, (tmp_path / "c.jsonl").read_text().splitlines()):
+        if line["decoding"] == "greedy":
+            prompt = f"{line['prompt']}\n{line['prompt']}"
+            (same,) = objects(run("sample", folder / "bytes", "--json", "--prompt", prompt, "--temperature", "0", "--max-new-tokens", "9"))
+            assert same["ids"] == line["ids"]
+    assert "is not in the alphabet" in run("sample", folder / "run", "--repeat-prompt", "--prompt", "a=", code=1).stderr.decode()
+    assert "48" in run("sample", folder / "bytes", "--repeat-prompt", "--prompt", "a" * 24, code=1).stderr.decode()
+    assert "--repeat-prompt" in run("sample", folder / "bytes", "--repeat-prompt", "--chat", "--prompt", "a=", code=2).stderr.decode()
+    text = run("evaluate", folder / "bytes", ROOT / "configs/tiny/pretrain.yaml", "--repeat-prompt", cwd=ROOT, code=1).stderr.decode()
+    assert "test.repeat_prompt: the data of phase pretrain are text, which has no prompts" in text

@@ -8,6 +8,7 @@
 namespace isentrope::model {
 
 extern const MixerKind kSoftmax;
+extern const MixerKind kSoftmaxRnn;
 extern const MixerKind kLinear;
 extern const MixerKind kNormalized;
 extern const MixerKind kGatedDelta;

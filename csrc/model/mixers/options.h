@@ -7,6 +7,33 @@
 
 namespace isentrope::model {
 
+struct SoftmaxRnnMixerConfig {
+  std::string denominator = "none";
+  std::string norm = "rms";
+  bool value_gate = false;
+  bool output_gate = false;
+  double clamp = 5.0;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("denominator", denominator,
+      "What Σ e^s v is divided by: Z = Σ e^s (sum), max(1, Z) (max_one), Z without its gradient (detached), the number "
+      "of keys in sight (count), or nothing (none).",
+      one_of({"sum", "max_one", "detached", "count", "none"}));
+    v("norm", norm,
+      "Norm of each head's result in the place of a denominator: RMSNorm, LayerNorm without a bias, length 1 (l2), or "
+      "none. It has no scale, so that the denominator is sum or none with it, which are one.",
+      one_of({"none", "rms", "layer", "l2"}));
+    v("value_gate", value_gate, "Values times the sigmoid of a projection of their token, one a key head.");
+    v("output_gate", output_gate,
+      "Results, behind the norm, times the sigmoid of a projection of the token, one a head.");
+    v("clamp", clamp,
+      "Without a norm, and with max_one, count or none: logits s become clamp · tanh(s / clamp), so that e^s has a "
+      "bound. The paper's code takes min(s, 5).",
+      above_to(0, 40));
+  }
+};
+
 struct LinearMixerConfig {
   std::string feature_map = "elu_plus_one";
   bool normalizer = true;

@@ -11,8 +11,8 @@ namespace isentrope::model {
 
 using torch::Tensor;
 
-SoftmaxMixer::SoftmaxMixer(const MixerBuilder& builder)
-    : Mixer(builder, builder.config.attention.bias != "none", builder.config.attention.bias == "all") {}
+SoftmaxMixer::SoftmaxMixer(const MixerBuilder& builder, const SoftmaxOptions& options)
+    : Mixer(builder, builder.config.attention.bias != "none", builder.config.attention.bias == "all"), r_(options) {}
 
 void SoftmaxMixer::register_rest(const MixerBuilder& b) {
   const AttentionConfig& c = config_.attention;
@@ -25,12 +25,14 @@ void SoftmaxMixer::register_rest(const MixerBuilder& b) {
   if (c.temperature == "row")
     log_temperature =
         b.block.register_parameter("log_temperature", torch::zeros({H * config_.max_position_embeddings}));
+  if (r_.weighed_norm()) o_norm = b.block.register_parameter("o_norm", torch::ones({D}));
 }
 
 std::vector<MixerWeight> SoftmaxMixer::others() {
   return {{"self_attn.q_norm.weight", &q_norm},
           {"self_attn.k_norm.weight", &k_norm},
-          {"self_attn.log_temperature", &log_temperature, /*wide=*/true}};
+          {"self_attn.log_temperature", &log_temperature, /*wide=*/true},
+          {"self_attn.o_norm.weight", &o_norm, /*wide=*/true}};
 }
 
 Tensor SoftmaxMixer::normed_heads(const Tensor& qkv) const {
@@ -43,13 +45,13 @@ Tensor SoftmaxMixer::normed_heads(const Tensor& qkv) const {
   return torch::cat({norm(parts[0], q_norm), norm(parts[1], k_norm), parts[2]}, 1);
 }
 
-Tensor SoftmaxMixer::attend(const Tensor& q, const Tensor& k, const Tensor& v, const MixerPass& pass) const {
-  const AttentionConfig& c = config_.attention;
+ops::EntropyAttention SoftmaxMixer::attend(const Tensor& q, const Tensor& k, const Tensor& v,
+                                           const MixerPass& pass) const {
   const Packing* packing = pass.packing;
   AttentionRecord* record = pass.record;
   ops::EntropyAttentionOptions options;
   if (window() > 0) options.window = window();
-  if (c.softcap > 0) options.softcap = c.softcap;
+  if (r_.softcap > 0) options.softcap = r_.softcap;
   if (log_temperature.defined()) {
     const Tensor log = log_temperature.view({config_.num_attention_heads, -1});  // [H, 1 or context]
     const Tensor of_rows =
@@ -72,16 +74,60 @@ Tensor SoftmaxMixer::attend(const Tensor& q, const Tensor& k, const Tensor& v, c
     record->layer.push_back(layer_);
     record->window.push_back(window());
   }
-  return attention.out;
+  return attention;
+}
+
+SoftmaxMixer::Projected SoftmaxMixer::parts(const Tensor& projected) const {
+  if (shape.parts.size() == 3) return {projected, {}, {}};
+  std::vector<int64_t> widths{0};
+  for (size_t i = 0; i < shape.parts.size(); ++i)
+    i < 3 ? void(widths[0] += shape.parts[i].second) : widths.push_back(shape.parts[i].second);
+  const auto found = projected.split_with_sizes(widths, 1);
+  return {found[0], r_.value_gate ? found[1] : Tensor(), r_.output_gate ? found.back() : Tensor()};
+}
+
+Tensor SoftmaxMixer::finished(const Tensor& out, const Tensor& lse, const Tensor& position, const Tensor& gate) const {
+  const int64_t N = out.size(0), H = config_.num_attention_heads, D = config_.head_size();
+  const auto wide = [](const Tensor& x) { return x.scalar_type() == torch::kFloat64 ? x : x.to(torch::kFloat32); };
+  Tensor y = wide(out);
+  if (r_.scaled()) {
+    Tensor log = lse;  // of f, [N, H]
+    if (r_.denominator == "max_one") log = lse.clamp_max(0);
+    if (r_.denominator == "detached") log = lse - lse.detach();
+    if (r_.denominator == "count") {
+      const Tensor seen = window() > 0 ? (position + 1).clamp_max(window()) : position + 1;
+      log = lse - seen.to(lse.scalar_type()).log().unsqueeze(1);
+    }
+    y = y * log.exp().unsqueeze(2);
+  }
+  if (r_.norm == "layer") y = y - y.mean(-1, true);
+  if (r_.weighed_norm())
+    y = std::get<1>(add_rms_norm(y.reshape({N * H, D}), {}, o_norm, config_.rms_norm_eps)).view({N, H, D});
+  if (r_.norm == "l2") y = y / y.norm(2, -1, true).clamp_min(1e-12);
+  if (gate.defined()) y = y * wide(gate).sigmoid().unsqueeze(2);
+  return y.reshape({N, H * D});
 }
 
 Tensor SoftmaxMixer::forward(const Tensor& x, const Origin& origin, const MixerPass& pass) const {
-  Tensor projected = model::linear(x, qkv, origin);
+  auto [projected, value_gate, output_gate] = parts(model::linear(x, qkv, origin));
   if (q_norm.defined()) projected = normed_heads(projected);
   const auto [q, k, v] =
       rotary_split(projected, pass.cosine, pass.sine, config_.num_attention_heads, config_.num_key_value_heads);
-  const Tensor heads = attend(q, k, v, pass);
-  return model::linear(token_rows(heads), o, pass.keeps_inputs ? Origin() : token_rows_origin(heads));
+  if (r_.plain()) {
+    const Tensor heads = attend(q, k, v, pass).out;
+    return model::linear(token_rows(heads), o, pass.keeps_inputs ? Origin() : token_rows_origin(heads));
+  }
+  const int64_t B = q.size(0), H = q.size(1), T = q.size(2), D = q.size(3), N = B * T;
+  Tensor written = v;
+  if (value_gate.defined()) written = v * value_gate.sigmoid().view({B, T, -1}).transpose(1, 2).unsqueeze(3);
+  const ops::EntropyAttention attention = attend(q, k, written, pass);
+  Tensor position;
+  if (r_.denominator == "count")
+    position = pass.packing ? pass.packing->position
+                            : torch::arange(T, torch::dtype(torch::kLong).device(x.device())).repeat({B});
+  const Tensor mixed = finished(attention.out.transpose(1, 2).reshape({N, H, D}),
+                                attention.lse.transpose(1, 2).reshape({N, H}), position, output_gate);
+  return model::linear(mixed, o);
 }
 
 int64_t SoftmaxMixer::qk_clip(const std::vector<double>& max_logit) {
