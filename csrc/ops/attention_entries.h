@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "kernels/entropy_attention.h"
 
@@ -103,5 +104,18 @@ AttentionStates gathered_attention_autocast(const Tensor& q, const Tensor& k, co
                                             const OptionalTensor& key_index, bool causal, std::optional<double> softcap,
                                             std::optional<double> scale, bool return_entropy);
 Tensor scatter_mean_composite(const Tensor& x, const Tensor& index, c10::SymInt length);
+
+// ---- hierarchical_attention ------------------------------------------------------------------------------------------
+using HierarchicalAttentionOutputs = std::tuple<Tensor, Tensor, Tensor>;  // (out, entropy, log_partition)
+HierarchicalAttentionOutputs hierarchical_attention_composite(
+    const Tensor& q, const Tensor& k, const Tensor& v, std::optional<int64_t> branching,
+    std::optional<std::vector<Tensor>> tree, const OptionalTensor& key_lengths, const OptionalTensor& mask,
+    const OptionalTensor& position, std::optional<double> scale, bool return_entropy);
+HierarchicalAttentionOutputs hierarchical_attention_autocast(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                             std::optional<int64_t> branching,
+                                                             std::optional<std::vector<Tensor>> tree,
+                                                             const OptionalTensor& key_lengths,
+                                                             const OptionalTensor& mask, const OptionalTensor& position,
+                                                             std::optional<double> scale, bool return_entropy);
 
 }  // namespace isentrope::ops

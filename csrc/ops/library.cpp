@@ -38,6 +38,13 @@ TORCH_LIBRARY(isentrope, m) {
       "-> (Tensor out, Tensor lse, Tensor entropy, Tensor max_logit)");
   m.def("scatter_mean(Tensor x, Tensor index, SymInt length) -> Tensor");
 
+  // ---- hierarchical_attention
+  m.def(
+      "hierarchical_attention(Tensor q, Tensor k, Tensor v, *, int? branching=None, Tensor[]? tree=None, "
+      "Tensor? key_lengths=None, Tensor? mask=None, Tensor? position=None, float? scale=None, bool "
+      "return_entropy=True) "
+      "-> (Tensor out, Tensor entropy, Tensor log_partition)");
+
   // ---- sigma_linear
   m.def(
       "sigma_linear(Tensor x, Tensor weight, Tensor gamma, Tensor u, Tensor? bias=None, *, str sigma_grad=\"through\") "
@@ -241,6 +248,7 @@ void autocast_rules(torch::Library& m) {
   // What is multiplied is taken in autocast's dtype, as torch's linear and attention take it; γ, u, temperature, β, decays and states are left.
   m.impl("entropy_attention", entropy_attention_entry<entropy_attention_autocast>);
   m.impl("gathered_attention", gathered_attention_autocast);
+  m.impl("hierarchical_attention", hierarchical_attention_autocast);
   m.impl("sigma_linear", sigma_linear_autocast);
   m.impl("linear_token_entropy", linear_token_entropy_autocast);
   m.impl("linear_token_entropy_kept", linear_token_entropy_kept_autocast);
@@ -279,4 +287,5 @@ TORCH_LIBRARY_IMPL(isentrope, CompositeImplicitAutograd, m) {
   m.impl("merge_attention_states", isentrope::ops::merge_attention_states_composite);
   m.impl("gathered_attention", isentrope::ops::gathered_attention_composite);
   m.impl("scatter_mean", isentrope::ops::scatter_mean_composite);
+  m.impl("hierarchical_attention", isentrope::ops::hierarchical_attention_composite);
 }

@@ -67,6 +67,30 @@ EntropyAttention gathered_attention(const Tensor& q, const Tensor& k, const Tens
 // index says is of it, 0 where nothing is; -1: of none.
 Tensor scatter_mean(const Tensor& x, const Tensor& index, const c10::SymInt& length);
 
+// ---- hierarchical_attention --------------------------------------------------------------------------------------
+struct HierarchicalAttentionOptions {
+  std::optional<int64_t> branching;  // families of so many neighbours, of these families again, up to one root
+  std::optional<std::vector<Tensor>>
+      tree;                           // or of each level [families, m] or [B, families, m] integers: the nodes of the
+                                      // level below that a family has (of the first: tokens), -1 for none
+  std::optional<Tensor> key_lengths;  // [B] integers: tokens at and after it are padding
+  std::optional<Tensor> mask;         // [B, T] bool: false is padding
+  std::optional<Tensor>
+      position;  // [m, E], [H, m, E] or [levels, H, m, E]: features of the places in a family, whose products
+                 // are added to the logits of siblings; has a gradient
+  std::optional<double> scale;  // default 1/√D
+  bool return_entropy = true;
+};
+struct HierarchicalAttention {
+  Tensor out;            // [B, H, T, D] like q
+  Tensor entropy;        // [B, H, T] nats, float, or double for double q; undefined without return_entropy
+  Tensor log_partition;  // [B, H, roots]: mean over a root's tokens of Σ θ (s − log θ)
+};
+// The softmax attention of all tokens to all, tied in blocks by a tree: csrc/ops/hierarchical_attention.cpp. q [B, H, T, D],
+// k, v [B, G, T, D], H a multiple of G. Gradients of all three outputs.
+HierarchicalAttention hierarchical_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const HierarchicalAttentionOptions& options);
+
 // ---- sigma_linear ----------------------------------------------------------------------------------------------
 struct SigmaLinear {
   Tensor y;      // [..., out] like x

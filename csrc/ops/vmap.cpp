@@ -402,6 +402,7 @@ void vmap_rules(torch::Library& m) {
   m.impl("isentrope::merge_attention_states", merge_attention_states_composite);
   m.impl("isentrope::gathered_attention", gathered_attention_composite);
   m.impl("isentrope::scatter_mean", scatter_mean_composite);
+  m.impl("isentrope::hierarchical_attention", hierarchical_attention_composite);
   for (const char* op : {"isentrope::power_step", "isentrope::token_entropy_backward_"})
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse>());
 }

@@ -1,5 +1,5 @@
 """Modules over the ops: EntropyAttention, and what turns its entropy into a share of the largest one possible; those of
-isentrope.sigma; and those of isentrope.linear, with their feature_maps."""
+isentrope.sigma, of isentrope.linear, with their feature_maps, and of isentrope.hierarchical."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ import torch
 from torch import Tensor, nn
 
 from isentrope import feature_maps
+from isentrope.hierarchical import HierarchicalAttention, HierarchicalSelfAttention, convert_to_hierarchical, revert_hierarchical, set_tree, tree_of_parents
 from isentrope.linear import DeltaState, GatedDeltaNet, LinearAttention, effective_rank, weight_entropy
 from isentrope.ops import entropy_attention
+from isentrope.rotary import rotate
 from isentrope.sigma import LayerStep, SigmaConv2d, SigmaLinear, convert_to_sigma, fold, power_step
 
 __all__ = [
     "DeltaState",
     "EntropyAttention",
     "GatedDeltaNet",
+    "HierarchicalAttention",
+    "HierarchicalSelfAttention",
     "LayerStep",
     "LinearAttention",
     "SigmaConv2d",
     "SigmaLinear",
+    "convert_to_hierarchical",
     "convert_to_sigma",
     "effective_rank",
     "feature_maps",
     "fold",
     "normalized_entropy",
     "power_step",
+    "revert_hierarchical",
+    "set_tree",
+    "tree_of_parents",
     "visible_keys",
     "weight_entropy",
 ]
@@ -176,7 +184,7 @@ class EntropyAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         position = _positions(x.shape[-2], x.device, cu_seqlens)  # [T]
         if self.rope_theta is not None:
-            q, k = _rotate(q, position, self.rope_theta), _rotate(k, position, self.rope_theta)
+            q, k = rotate(q, position, self.rope_theta), rotate(k, position, self.rope_theta)
         if cu_seqlens is None:
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         wants = return_entropy or self.watch
@@ -278,13 +286,3 @@ def _positions(rows: int, device: torch.device | str | None, cu_seqlens: Tensor 
     """[rows]: where each row stands in its sequence, from 0."""
     index = torch.arange(rows, device=device)
     return index if cu_seqlens is None else index - cu_seqlens[_sequences(rows, cu_seqlens)]
-
-
-def _rotate(x: Tensor, position: Tensor, base: float) -> Tensor:
-    """x [..., T, heads, D], position [T] → x with its pairs (i, i + D/2) turned by position · base^(-2i/D)."""
-    half = x.shape[-1] // 2
-    wide = torch.promote_types(x.dtype, torch.float32)
-    frequency = base ** (torch.arange(half, device=x.device, dtype=wide) / -half)
-    angle = (position.to(wide)[:, None] * frequency)[:, None]  # [T, 1, D/2]
-    a, b = x.to(wide).split(half, dim=-1)
-    return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), dim=-1).to(x.dtype)

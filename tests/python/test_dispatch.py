@@ -16,6 +16,7 @@ RULES = {
     "merge_attention_states": AS_IT_IS,
     "gathered_attention": LOWER,  # test_gathered_attention.py
     "scatter_mean": AS_IT_IS,
+    "hierarchical_attention": LOWER,  # q, k, v; not position. test_hierarchical_attention.py
     "sigma_linear": LOWER,  # x, weight, bias; not gamma and u
     "sigma_linear_backward": AS_IT_IS,
     "power_step": AS_IT_IS,

@@ -18,6 +18,7 @@ VMAP = {
     "merge_attention_states": TORCH,
     "gathered_attention": TORCH,  # and entropy_attention; test_gathered_attention.py
     "scatter_mean": TORCH,
+    "hierarchical_attention": TORCH,  # test_hierarchical_attention.py
     "sigma_linear": ONCE,  # of x; a weight or bias for each: EACH
     "sigma_linear_backward": ONCE,  # of x alone
     "power_step": REFUSED,

@@ -68,6 +68,10 @@ def attentions(q: Tensor, k: Tensor, v: Tensor, wanted: bool) -> None:
     assert_type(isentrope.scatter_mean(gathered.out, q.long(), 7), Tensor)
     isentrope.gathered_attention(q, k, v, [1, 2], causal=True)  # wrong
     isentrope.scatter_mean(q, q.long())  # wrong
+    assert_type(isentrope.hierarchical_attention(q, k, v, branching=8), "isentrope.HierarchicalAttentionOutput[Tensor]")
+    assert_type(isentrope.hierarchical_attention(q, k, v, tree=nn.tree_of_parents(q.long()), return_entropy=False).entropy, None)
+    assert_type(nn.HierarchicalAttention(64, 4, branching=8).forward(q, return_entropy=True), tuple[Tensor, Tensor])
+    isentrope.hierarchical_attention(q, k, v, branching="8")  # wrong
 
 
 def recurrences(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, wanted: bool) -> None:

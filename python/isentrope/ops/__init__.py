@@ -9,6 +9,7 @@ from isentrope.ops.attention import (
     merge_attention_states,
     scatter_mean,
 )
+from isentrope.ops.hierarchical import HierarchicalAttentionOutput, hierarchical_attention
 from isentrope.ops.policy import GRPO_STATS, GrpoLossOutput, grpo_combine_stats, grpo_loss, grpo_select
 from isentrope.ops.recurrence import GatedDeltaRuleOutput, LinearAttentionOutput, gated_delta_rule, linear_attention
 from isentrope.ops.sigma import PowerStepOutput, SigmaLinearOutput, power_step, sigma_linear
@@ -29,6 +30,7 @@ __all__ = [
     "GRPO_STATS",
     "GatedDeltaRuleOutput",
     "GrpoLossOutput",
+    "HierarchicalAttentionOutput",
     "LinearAttentionOutput",
     "PowerStepOutput",
     "SigmaLinearOutput",
@@ -45,6 +47,7 @@ __all__ = [
     "grpo_combine_stats",
     "grpo_loss",
     "grpo_select",
+    "hierarchical_attention",
     "linear_attention",
     "linear_token_entropy",
     "merge_attention_states",
