@@ -1,5 +1,5 @@
 """Measures of `isentrope diagnose` on SmolLM2-135M. representation: the pass with the measure against the forward passes alone, where the target
-is a ratio of at least 1 / 1.15. concept-depth: the probes of all layers, solved together, against scikit-learn's StandardScaler and LogisticRegression
+is a ratio of at least 1 / 1.15. concept-depth: the probes of all layers against scikit-learn's StandardScaler and LogisticRegression
 layer by layer, on hidden states of reviews (examples/diagnose_data.py), 31 layers of 2000 texts of which 1200 are learnt from; accuracies on the others
 agree. circuit: the total effect of each of the 144 heads of a 12-layer model of width 192 on 64 prompts of 16 tokens, against one forward pass a
 head; effects agree.
