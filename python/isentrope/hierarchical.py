@@ -233,6 +233,8 @@ def _real_of(mask: Tensor | None) -> Tensor | None:
     """[B, T] bool of a mask as encoders of transformers make it: [B, T], or [B, 1, 1 or T, T] of booleans, or of numbers that are added."""
     if mask is None:
         return None
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attention_mask is a {type(mask).__name__}; wanted a tensor, which attn_implementation 'sdpa' and 'eager' make")
     if mask.dim() == 2:
         return mask.bool()
     if mask.dim() != 4 or mask.shape[1] != 1:

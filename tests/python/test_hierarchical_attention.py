@@ -220,9 +220,10 @@ def test_compile_fullgraph(case):
         out, entropy, log_partition = isentrope.hierarchical_attention(q, k, v, **options)
         return out.square().sum() + entropy.sum() + log_partition.sum()
 
-    compiled = torch.compile(f, fullgraph=True, dynamic=True)
-    for T in (20, 33):
-        options = {"branching": 4} if case == "branching" else {"tree": draw_tree(1, T)}
+    # With code of inductor: test_hierarchical_modules.py
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
+    for T in (21, 33):
+        options = {"branching": 8} if case == "branching" else {"tree": nn.tree_of_parents(torch.arange(T) // 7, torch.zeros(-(-T // 7), dtype=torch.long))}
         inputs, grads = draw(1, 2, 2, T, 8), []
         for g in (f, compiled):
             leaves = [x.clone().requires_grad_() for x in inputs]

@@ -77,7 +77,7 @@ def test_sibling_features_learn():
 
 
 def test_module_compiles():
-    layer = nn.HierarchicalAttention(32, 4, branching=4, sibling_features=2)
+    layer = nn.HierarchicalAttention(32, 4, branching=8, sibling_features=2)
     x = torch.randn(2, T, 32)
     torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x))
 
@@ -204,3 +204,5 @@ def test_models_that_cannot_be_converted():
         nn.set_tree(nn.convert_to_hierarchical(make(), [1], tree=tree), None)
     with pytest.raises(ValueError, match="attention_mask lets rows see different keys"):
         output(model, attention_mask=torch.ones(T, T, dtype=torch.bool).tril().expand(2, 1, T, T))
+    with pytest.raises(TypeError, match="attention_mask is a list; wanted a tensor, which attn_implementation 'sdpa' and 'eager' make"):
+        model.roberta.encoder.layer[1].attention.self(torch.zeros(1, 2, 32, dtype=torch.float64), [1, 1])

@@ -101,8 +101,8 @@ def hierarchical_attention(
 
     Under autocast q, k and v are cast as scaled_dot_product_attention's are.
 
-    Source: Hierarchical Self-Attention (Amizadeh et al., NeurIPS 2025), whose energies are of squared distances between normalised q and k: minus these logits, up to a
-    constant.
+    Source: Hierarchical Self-Attention (Amizadeh et al., arXiv:2509.15448), whose energies are squared distances of normalised q and k: minus
+    these logits, up to a constant.
     """
     out, entropy, log_partition = call(
         torch.ops.isentrope.hierarchical_attention,
