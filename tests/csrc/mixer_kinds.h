@@ -73,11 +73,13 @@ inline std::vector<std::pair<std::string, DecoderConfig>> mixer_cases() {
 inline Decoder made(const DecoderConfig& config, uint64_t seed = 5) {
   Decoder decoder(config, seed);
   const torch::NoGradGuard no_grad;
-  for (const auto& [name, weight] : decoder->named_weights())
-    if (weight.dim() == 2)
-      weight.mul_(name == "lm_head.weight" ? 20 : 1.5);
-    else if (name.ends_with("mlp.alpha") || name.ends_with("mlp.beta"))
-      weight.mul_(name.ends_with("alpha") ? 1.7 : 0.8);
+  for (const auto& [name, weight] : decoder->named_weights()) {
+    // Without norms the stream is as small as the embedding.
+    const bool small = name == "lm_head.weight" || (config.norm == "none" && name == "model.embed_tokens.weight");
+    if (weight.dim() == 2) weight.mul_(small ? 20 : 1.5);
+    if (name.ends_with("mlp.alpha")) weight.mul_(1.7);
+    if (name.ends_with("mlp.beta")) weight.mul_(0.8);
+  }
   return decoder;
 }
 
