@@ -16,7 +16,7 @@ namespace {
 
 using torch::Tensor;
 
-constexpr int64_t kClasses = 3, kTextsTogether = 32;
+constexpr int64_t kClasses = 3, kTexts = 32;
 
 Tensor logits(const Tensor& h, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2) {
   return at::linear(at::linear(h, w1, b1).relu(), w2, b2);
@@ -57,9 +57,9 @@ Probe train_probe(const Tensor& hidden, const std::vector<int64_t>& label, const
   for (int64_t epoch = 0; epoch < training.epochs; ++epoch) {
     data::Stream shuffle(training.seed, data::Purpose::shuffle, static_cast<uint64_t>(epoch));
     for (int64_t i = N - 1; i > 0; --i) std::swap(order[i], order[shuffle.below(static_cast<uint32_t>(i + 1))]);
-    for (int64_t first = 0; first < N; first += kTextsTogether) {
+    for (int64_t first = 0; first < N; first += kTexts) {
       const Tensor some = torch::tensor(
-          std::vector<int64_t>(order.begin() + first, order.begin() + std::min(first + kTextsTogether, N)), torch::kInt64);
+          std::vector<int64_t>(order.begin() + first, order.begin() + std::min(first + kTexts, N)), torch::kInt64);
       optimizer.zero_grad();
       at::cross_entropy_loss(logits(hidden.index_select(0, some), w1, b1, w2, b2), wanted.index_select(0, some))
           .backward();
@@ -121,8 +121,8 @@ Tensor hidden_of(const model::Decoder& model, const std::vector<std::vector<int6
   model::Decoder decoder = model;
   std::vector<Tensor> found;
   const auto count = static_cast<int64_t>(prompts.size());
-  for (int64_t first = 0; first < count; first += kTextsTogether) {
-    const int64_t rows = std::min(kTextsTogether, count - first);
+  for (int64_t first = 0; first < count; first += kTexts) {
+    const int64_t rows = std::min(kTexts, count - first);
     int64_t T = 1;
     for (int64_t i = 0; i < rows; ++i) T = std::max<int64_t>(T, std::ssize(prompts[first + i]));
     Tensor tokens = torch::zeros({rows, T}, torch::kInt64), last = torch::empty({rows}, torch::kInt64);
