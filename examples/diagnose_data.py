@@ -8,6 +8,7 @@ sums.jsonl        sums of three numbers, with their steps as chain
 class.jsonl       x → a x + b mod 7, three times: a finite class with answers and chains
 instructions.jsonl  prompts with constraints
 sentiment.jsonl, cities.jsonl  short reviews with labels positive and negative; "Lyon is a city in France.", true and false
+recall.jsonl      problems of associative recall with their answers, as configs/mixers learns them
 kinds.jsonl, coins.jsonl  prose and code with labels that tell them apart, and with labels that are drawn
 """
 
@@ -77,6 +78,15 @@ def cities(draw: random.Random) -> Iterator[dict[str, Any]]:
                 yield {"text": frame.format(city=city, country=others[i]), "label": "false"}
 
 
+def recall(draw: random.Random) -> Iterator[dict[str, Any]]:
+    """Eight keys with values, four of which are asked for: a3b7c1:ca=c1a3A13."""
+    for _ in range(128):
+        value = {key: draw.randrange(10) for key in draw.sample("abcdefghijklmnop", 8)}
+        asked = draw.sample(list(value), 4)
+        answer = "".join(f"{key}{value[key]}" for key in asked) + "A" + "".join(str(value[key]) for key in asked)
+        yield {"text": "".join(f"{key}{digit}" for key, digit in value.items()) + ":" + "".join(asked) + f"={answer}."}
+
+
 def data() -> dict[str, list[dict[str, Any]]]:
     """{file: lines}"""
     draw = random.Random(0)
@@ -110,6 +120,7 @@ def data() -> dict[str, list[dict[str, Any]]]:
         "sums": sums,
         "class": [{"answers": [steps(a, b, x)[2] >= 4 for x in range(7)], "chains": [steps(a, b, x)[:2] for x in range(7)], "target": (a, b) == (3, 1)} for a, b in classes],
         "instructions": [{"prompt": f"Write about {topic}. {words}", "constraints": constraints} for topic, (words, constraints) in zip(TOPICS + TOPICS[3:] + TOPICS[:3], list(zip(WORDS, CONSTRAINTS)) * 2)],
+        "recall": list(recall(random.Random(0))),
         "kinds": [{"text": text, "label": kind} for text, kind in zip(texts, kinds)],
         "coins": [{"text": text, "label": draw.choice(["heads", "tails"])} for text in texts],
         "sentiment": reviews,

@@ -115,7 +115,8 @@ class Softmax(nn.Module):
             out = out * self.output_gate_proj(x).to(out.dtype).sigmoid().mT[..., None]
         return out
 
-    def forward(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def rows(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, H, T, T], −∞ where a key is not in sight, and the values of its heads [B, H, T, D]."""
         q, k, v = (_heads(p(x), self.D) for p in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
@@ -133,7 +134,10 @@ class Softmax(nn.Module):
         back = position[:, :, None] - position[:, None, :]
         sight = (back >= 0) & seen[:, None, :] & (back < (self.window or back.shape[-1] + 1))
         sight = sight | torch.eye(len(sight[0]), dtype=torch.bool, device=x.device)  # a row of padding sees itself
-        logits = logits.masked_fill(~sight[:, None], -torch.inf)
+        return logits.masked_fill(~sight[:, None], -torch.inf), v
+
+    def forward(self, x: Tensor, *place: Tensor) -> Tensor:
+        logits, v = self.rows(x, *place)
         rows = self._finished((logits.softmax(-1).to(v.dtype) @ v).to(logits.dtype), logits, x)
         out: Tensor = self.o_proj(rows.to(x.dtype).transpose(1, 2).flatten(-2))
         return out
@@ -183,7 +187,8 @@ class Recurrence(nn.Module):
             self.D = nn.Parameter(torch.ones(states))
         self.o_norm = nn.RMSNorm(self.E, config.rms_norm_eps) if grouped or o.get("denominator") == "rms" else None
 
-    def forward(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def rows(self, x: Tensor, seen: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """φ(q), φ(k) [B, H, T, F] and what they write, u [B, H, T, E]; Γ [B or 1, H or 1, T, T]; the values v [B, values, T, E]."""
         wide, there = torch.promote_types(x.dtype, torch.float32), seen[:, None, :, None]
         sizes = [self.queries * self.size, self.keys * self.size, self.values * self.E]
         inputs = torch.cat([p(x) for p in (self.q_proj, self.k_proj, self.v_proj)], -1) * seen[..., None]
@@ -215,13 +220,17 @@ class Recurrence(nn.Module):
         if self.kind == "gated_delta":  # U = (I + tril(β K Kᵀ ∘ Γ, −1))⁻¹ β V
             beta = (self.most_beta * self.b_proj(x).to(wide).sigmoid()).mT[..., None]
             u = torch.linalg.solve_triangular((beta * (k @ k.mT) * decay).tril(-1), beta * u, upper=False, unitriangular=True)
+        return q, k, u, decay, v
+
+    def forward(self, x: Tensor, *place: Tensor) -> Tensor:
+        q, k, u, decay, v = self.rows(x, *place)
         weights = (q @ k.mT) * decay
         out = weights @ u
         if self.normalizer:
             total = weights.sum(-1, keepdim=True)
             out = out / torch.where(total == 0, 1, total)
         if self.denominator:
-            out = out / DENOMINATORS[self.denominator](self.n_proj(x).to(wide)).mT[..., None]
+            out = out / DENOMINATORS[self.denominator](self.n_proj(x).to(out.dtype)).mT[..., None]
         gate = silu(_heads(self.g_proj(x), self.E)) if hasattr(self, "g_proj") else 1
         if self.kind == "ssd":
             out = (out + v * self.D[:, None, None]) * gate

@@ -92,9 +92,13 @@ def test_the_data_of_measures(tmp_path):
 
     subprocess.run([sys.executable, SCRIPT.with_name("diagnose_data.py"), tmp_path / "data"], check=True, capture_output=True)
     found = {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in (tmp_path / "data").glob("*.jsonl")}
-    assert set(found) == {"prose", "copies", "sums", "class", "instructions", "kinds", "coins", "sentiment", "cities"} and all(len(lines) > 10 for lines in found.values())
+    assert set(found) == {"prose", "copies", "sums", "class", "instructions", "recall", "kinds", "coins", "sentiment", "cities"} and all(len(lines) > 10 for lines in found.values())
     assert all(checked(one) for line in found["instructions"] for one in line["constraints"])
     assert len(found["class"]) == 42 and sum(line["target"] for line in found["class"]) == 1
+    for line in found["recall"]:
+        pairs, asked = line["text"].split("=")[0].split(":")
+        value = dict(zip(pairs[::2], pairs[1::2]))
+        assert len(value) == 8 and line["text"].split("=")[1] == "".join(key + value[key] for key in asked) + "A" + "".join(value[key] for key in asked) + "."
     for line in found["sums"]:
         terms = [int(word) for word in line["prompt"].split(". ")[-1].split(" + ")]
         assert line["answer"] == f" = {sum(terms)}" and line["chain"] == f" = {terms[0] + terms[1]} + {terms[2]}"

@@ -125,8 +125,8 @@ class Measure(ABC):
     Attributes:
         NAME, WHAT, SOURCE: as the command line names it, one line of what it tells, and the paper.
         NEEDS: of a pass over the data, among "hidden" (hidden states of all layers), "attention" (entropies of all heads), "bound"
-            (the certificate beside them), "tokens" (log-probability and entropy of each token). Empty: the measure takes no part in
-            the pass.
+            (the certificate beside them), "tokens" (log-probability and entropy of each token), "mixers" (rows and states of model.mixers). Empty: the measure takes
+            no part in the pass.
         LABELS: whether each text needs a label.
         DATA: whether --data has to be given.
         OPTIONS: {key: Option}.

@@ -16,6 +16,7 @@ from isentrope.diagnose.data import Data, batches
 from isentrope.diagnose.measure import DiagnoseError
 
 if TYPE_CHECKING:
+    from isentrope.diagnose.mixers import MixerRows
     from isentrope.integrations.transformers import LayerEntropy
 
 
@@ -31,6 +32,7 @@ class Batch:
         logprob, entropy: [B, T - 1] nats, of token t + 1 and of the distribution that it was drawn from; NaN where there is none.
         attention: of each layer entropy [B, H, T], max_logit [B, H, T], keys [B, T] (isentrope.integrations.transformers).
         bound: of each layer [B, H, T] nats: what the entropy is at least (isentrope.diagnose.bound).
+        mixers: of each layer of a model of type isentrope (isentrope.diagnose.mixers).
     """
 
     index: Tensor
@@ -42,6 +44,7 @@ class Batch:
     entropy: Tensor | None = None
     attention: list[LayerEntropy] | None = None
     bound: list[Tensor] | None = None
+    mixers: list[MixerRows] | None = None
 
     def last(self, layer: int) -> Tensor:
         """[B, C]: the hidden state of each sequence's last token."""
@@ -114,6 +117,10 @@ class Model:
                     from isentrope.diagnose.bound import recorded
 
                     record, bounds = stack.enter_context(recorded(self, "bound" in needs))
+                if "mixers" in needs:
+                    from isentrope.diagnose.mixers import watched
+
+                    batch.mixers = stack.enter_context(watched(self, batch))
                 out = self.body(**call, output_hidden_states=hidden)
             if hidden:
                 batch.hidden = list(out.hidden_states)
