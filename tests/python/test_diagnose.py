@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def test_each_measure_tells_itself(name):
     kind = registry.named(name)
     assert kind.NAME == name and kind.WHAT and "\n" not in kind.WHAT
-    assert kind.NEEDS <= {"hidden", "attention", "bound", "tokens"}
+    assert kind.NEEDS <= {"hidden", "attention", "bound", "tokens", "mixers"}
     assert all(isinstance(option, Option) and option.meaning for option in kind.OPTIONS.values())
 
 
