@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-std::string text(const Json& json, const char* name) {
+std::string text_at(const Json& json, const char* name) {
   const auto found = json.find(name);
   if (found == json.end() || !found->is_string())
     throw std::runtime_error("decoder " + excerpt(json.dump()) + ": " + name + " is not a text");
@@ -71,17 +71,17 @@ void TokenText::read(const Json& json) {
   } else if (type == "ByteLevel" && !begun) {
     byte_level_ = true;
   } else if (type == "Metaspace" && !begun) {
-    space_ = text(json, "replacement");
+    space_ = text_at(json, "replacement");
     drops_first_space_ =
         json.value("prepend_scheme", std::string("always")) != "never" && json.value("add_prefix_space", true);
   } else if (type == "Replace" && !begun && json.contains("pattern") && json["pattern"].contains("String")) {
-    const std::string what = text(json["pattern"], "String");
-    if (!what.empty()) replace_.emplace_back(what, text(json, "content"));
+    const std::string what = text_at(json["pattern"], "String");
+    if (!what.empty()) replace_.emplace_back(what, text_at(json, "content"));
   } else if (type == "ByteFallback" && !byte_level_ && !fused_) {
     byte_fallback_ = true;
   } else if (type == "Fuse") {
     fused_ = true;
-  } else if (type == "Strip" && text(json, "content") == " " &&
+  } else if (type == "Strip" && text_at(json, "content") == " " &&
              (!fused_ || (count(json, "stop") == 0 && count(json, "start") <= 1))) {
     (fused_ ? strip_start_ : strip_each_) = count(json, "start");
     if (!fused_) strip_each_end_ = count(json, "stop");

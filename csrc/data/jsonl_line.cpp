@@ -29,14 +29,14 @@ std::optional<std::string> text_at(const Json& object, const std::string& key, b
 // What a reward function is told of a completion beside the columns of its example (docs/rewards.md).
 constexpr std::array kOfRewards{"split", "finished"};
 // Readers of JSON in C++ and Python go down by calling themselves.
-constexpr int kDeepest = 100;
+constexpr int kDeepestJson = 100;
 
 // The JSON of a line. A key that an object holds twice is refused: which of the two is meant nobody knows.
 Json parsed(const std::string& line, const std::string& where) {
   std::vector<std::string> keys;  // of the outermost object
   const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > kDeepest)
-      throw std::runtime_error(where + ": holds lists or objects more than " + std::to_string(kDeepest) +
+    if (depth > kDeepestJson)
+      throw std::runtime_error(where + ": holds lists or objects more than " + std::to_string(kDeepestJson) +
                                " within one another");
     if (depth == 1 && event == Json::parse_event_t::key) {
       const auto& key = value.get_ref<const std::string&>();

@@ -28,7 +28,7 @@ constexpr const char* kFiles[] = {kConfig,      "special_tokens_map.json", "adde
   throw std::runtime_error("tokenizer: " + file + ": " + what);
 }
 
-Json object_of(const std::string& file, const std::string& content) {
+Json read_object(const std::string& file, const std::string& content) {
   try {
     return parse_json_object(content);
   } catch (const std::runtime_error& error) {
@@ -112,7 +112,7 @@ int64_t Pretrained::named(const std::string& folder, const char* name, int64_t o
     const auto found = files_.find(file);
     if (found == files_.end()) continue;
     const std::string path = folder + "/" + file;
-    const std::string token = token_name(path, object_of(path, found->second), name);
+    const std::string token = token_name(path, read_object(path, found->second), name);
     if (token.empty()) continue;
     const int64_t id = bpe_->id_of(token);
     if (id < 0) fail(path, std::string(name) + " is \"" + excerpt(token) + "\", which tokenizer.json does not have");
@@ -126,7 +126,7 @@ int64_t Pretrained::named(const std::string& folder, const char* name, int64_t o
 // The ids of one number or a list of them; none where there is no such file or key.
 std::vector<int64_t> Pretrained::ids_of(const std::string& file, const std::string& key) const {
   if (!fs::exists(file)) return {};
-  const Json json = object_of(file, read_whole(file));
+  const Json json = read_object(file, read_whole(file));
   const Json value = json.value(key, Json());
   std::vector<int64_t> ids;
   for (const Json& id : value.is_array() ? value : value.is_null() ? Json::array() : Json::array({value})) {
@@ -151,7 +151,7 @@ bool Pretrained::has_chat_template() const {
   if (files_.contains("chat_template.jinja") || (next != files_.end() && next->first.starts_with(kTemplates)))
     return true;
   const auto config = files_.find(kConfig);
-  return config != files_.end() && !object_of(config->first, config->second).value("chat_template", Json()).is_null();
+  return config != files_.end() && !read_object(config->first, config->second).value("chat_template", Json()).is_null();
 }
 
 // transformers adds to the vocabulary what tokenizer_config.json names beyond it; here both have to say the same.
@@ -159,7 +159,7 @@ void Pretrained::check_added(const std::string& folder) const {
   const auto found = files_.find(kConfig);
   if (found == files_.end()) return;
   const std::string path = folder + "/" + kConfig;
-  const Json json = object_of(path, found->second);
+  const Json json = read_object(path, found->second);
   const auto added = json.find("added_tokens_decoder");
   if (added == json.end() || !added->is_object()) return;
   for (const auto& [id, token] : added->items()) {

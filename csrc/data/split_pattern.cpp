@@ -13,7 +13,7 @@ namespace {
 // A text of tens of millions of characters without a cut stays within these; what runs away does not. The steps, of a match from
 // one place, grow with the text, so that a short one is not given up after minutes.
 constexpr size_t kLeastStack = 32 * 1024, kMostStack = 64 * 1024 * 1024;
-constexpr uint32_t kMostSteps = 1'000'000'000, kLeastSteps = 1'000'000, kMostKiB = 1024 * 1024;
+constexpr uint32_t kMostMatchSteps = 1'000'000'000, kLeastSteps = 1'000'000, kMostKiB = 1024 * 1024;
 constexpr size_t kStepsAByte = 1000;
 constexpr size_t kLongest = 20000;
 
@@ -60,7 +60,7 @@ bool SplitPattern::find(std::string_view text, size_t from, Room& room, size_t& 
   Room::Parts& parts = *room.parts_;
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   const size_t steps = kLeastSteps + kStepsAByte * (text.size() - std::min(from, text.size()));
-  pcre2_set_match_limit(parts.limits.get(), static_cast<uint32_t>(std::min<size_t>(steps, kMostSteps)));
+  pcre2_set_match_limit(parts.limits.get(), static_cast<uint32_t>(std::min<size_t>(steps, kMostMatchSteps)));
   int result = PCRE2_ERROR_JIT_STACKLIMIT;
   if (code_->compiled && parts.stack)
     result = pcre2_jit_match(code_->code.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, parts.found.get(),

@@ -7,7 +7,7 @@
 namespace isentrope::data {
 namespace {
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_figure(char c) { return c >= '0' && c <= '9'; }
 
 // A digit other than this one; all nine equally likely.
 char other_digit(char digit, Stream& stream) {
@@ -33,11 +33,11 @@ int64_t corrupt(const TintConfig& config, Stream& stream, std::string& text) {
   int64_t errors = 0;
   for (size_t begin = 0; begin < text.size();) {
     size_t end = begin + 1;
-    if (!is_digit(text[begin])) {
+    if (!is_figure(text[begin])) {
       begin = end;
       continue;
     }
-    while (whole && end < text.size() && is_digit(text[end])) ++end;
+    while (whole && end < text.size() && is_figure(text[end])) ++end;
     if (stream.uniform() < config.intensity) {
       ++errors;
       const std::string old = text.substr(begin, end - begin);

@@ -9,7 +9,7 @@
 namespace isentrope::data {
 namespace {
 
-constexpr size_t kLetters = 26;
+constexpr size_t kNames = 26;
 
 template <class T>
 void shuffle(std::vector<T>& items, Stream& stream) {
@@ -21,7 +21,7 @@ char letter(int64_t node) { return static_cast<char>('a' + node); }
 }  // namespace
 
 TintProblem draw_path(const TintConfig& config, int64_t steps, Stream& stream) {
-  std::vector<int64_t> names(kLetters);
+  std::vector<int64_t> names(kNames);
   std::iota(names.begin(), names.end(), int64_t{0});
   shuffle(names, stream);
   size_t used = 0;

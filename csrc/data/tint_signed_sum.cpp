@@ -8,8 +8,8 @@
 namespace isentrope::data {
 namespace {
 
-constexpr double kPlus = 0.65;    // more plus than minus, so that few sums are drawn again for being negative
-constexpr int64_t kLargest = 99;  // what two digits hold
+constexpr double kPlus = 0.65;          // more plus than minus, so that few sums are drawn again for being negative
+constexpr int64_t kLargestResult = 99;  // what two digits hold
 
 std::string term(size_t index, int64_t value) {
   return {static_cast<char>('a' + index), value < 0 ? '-' : '+', static_cast<char>('0' + std::abs(value))};
@@ -19,7 +19,7 @@ bool representable(const std::vector<int64_t>& values, const SignedSumSteps& ste
   int64_t total = 0;
   for (const auto& step : steps) {
     for (const size_t index : step) total += values[index];
-    if (total < 0 || total > kLargest) return false;
+    if (total < 0 || total > kLargestResult) return false;
   }
   return true;
 }
@@ -41,7 +41,7 @@ TintProblem draw_signed_sum(int64_t terms, Stream& stream) {
       problem.values.push_back(plus ? digit : -digit);
     }
     sum = std::accumulate(problem.values.begin(), problem.values.end(), int64_t{0});
-  } while (sum < 0 || sum > kLargest);
+  } while (sum < 0 || sum > kLargestResult);
   for (size_t i = 0; i < problem.values.size(); ++i) problem.prompt += term(i, problem.values[i]);
   problem.prompt += '=';
   return problem;
@@ -85,8 +85,8 @@ Trace run_signed_sum(const std::vector<int64_t>& values, const SignedSumSteps& s
       content += term(index, values[index]);
       total += values[index];
     }
-    const int64_t modulus = kLargest + 1;
-    total = faults.result(((total % modulus) + modulus) % modulus, kLargest);
+    const int64_t modulus = kLargestResult + 1;
+    total = faults.result(((total % modulus) + modulus) % modulus, kLargestResult);
     trace.lines.push_back({"", content + ':' + low_first(total)});
     if (faults.happened_last()) trace.count_error(static_cast<int64_t>(trace.lines.size()));
   }

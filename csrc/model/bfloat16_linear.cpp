@@ -11,7 +11,7 @@ namespace {
 
 // Rows of a product: a panel of weight stays in the second-level cache while they go by. A multiple of the rows (6) that
 // bfloat16_product holds in registers and of those (16) of AMX.
-constexpr int64_t kRows = 48;
+constexpr int64_t kRowsOfA = 48;
 // Rows of B that are summed at a time: 192 KiB of a panel, which leaves room for the rows beside it in a second-level cache of 512.
 constexpr int64_t kDepth = 1536;
 
@@ -25,12 +25,12 @@ Bfloat16Panels::Bfloat16Panels(int64_t K, int64_t N)
 
 void Bfloat16Panels::multiply(int64_t rows, const uint16_t* a, int64_t lda, float* y, int64_t ldy, bool add,
                               std::vector<float>& staging) const {
-  for (int64_t m = 0; m < rows; m += kRows, a += kRows * lda, y += kRows * ldy) {
-    const int64_t count = std::min(kRows, rows - m);
+  for (int64_t m = 0; m < rows; m += kRowsOfA, a += kRowsOfA * lda, y += kRowsOfA * ldy) {
+    const int64_t count = std::min(kRowsOfA, rows - m);
     for (int64_t i = 0; i < panels(); ++i) {
       const int64_t columns = std::min(kPairPanel, N_ - i * kPairPanel);
       const bool whole = columns == kPairPanel;
-      if (!whole) staging.resize(kRows * kPairPanel);
+      if (!whole) staging.resize(kRowsOfA * kPairPanel);
       float* const to = whole ? y + i * kPairPanel : staging.data();
       const int64_t ld = whole ? ldy : kPairPanel;
       for (int64_t k = 0; k < depth_; k += kDepth)

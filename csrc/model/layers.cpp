@@ -20,18 +20,18 @@ using torch::autograd::variable_list;
 
 // Rows of one task, and of one partial sum of a weight's gradient: fixed, so that sums do not depend on
 // threads.
-constexpr int64_t kRows = 128;
+constexpr int64_t kRowsAtOnce = 128;
 
 template <class T>
-T* data_or_null(const Tensor& x) {
+T* data_if_any(const Tensor& x) {
   return x.defined() ? x.data_ptr<T>() : nullptr;
 }
 
-// f(first, count) for each run of kRows rows, over torch's threads.
+// f(first, count) for each run of kRowsAtOnce rows, over torch's threads.
 template <class F>
 void for_rows(int64_t rows, const F& f) {
-  at::parallel_for(0, (rows + kRows - 1) / kRows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) f(i * kRows, std::min(kRows, rows - i * kRows));
+  at::parallel_for(0, (rows + kRowsAtOnce - 1) / kRowsAtOnce, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i * kRowsAtOnce, std::min(kRowsAtOnce, rows - i * kRowsAtOnce));
   });
 }
 
@@ -45,7 +45,7 @@ struct AddRmsNorm : Function<AddRmsNorm> {
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "add_rms_norm", [&] {
       for_rows(N, [&](int64_t row, int64_t count) {
         const int64_t at = row * C;
-        scalar_t *d = data_or_null<scalar_t>(delta), *s = data_or_null<scalar_t>(sum);
+        scalar_t *d = data_if_any<scalar_t>(delta), *s = data_if_any<scalar_t>(sum);
         cpu_kernels<scalar_t>().rms_norm(count, C, eps, x.data_ptr<scalar_t>() + at, d ? d + at : d,
                                          weight.data_ptr<scalar_t>(), s ? s + at : s, y.data_ptr<scalar_t>() + at,
                                          inverse_rms.data_ptr<scalar_t>() + row);
@@ -67,15 +67,15 @@ struct AddRmsNorm : Function<AddRmsNorm> {
     const Tensor dsum = added && grads[0].defined() ? grads[0].contiguous() : Tensor();
     if (!dy_in.defined()) return {dsum, dsum, Tensor(), Tensor()};
     const Tensor dy = dy_in.contiguous();
-    Tensor dx = at::empty_like(sum), partial = at::zeros({(N + kRows - 1) / kRows, C}, sum.options());
+    Tensor dx = at::empty_like(sum), partial = at::zeros({(N + kRowsAtOnce - 1) / kRowsAtOnce, C}, sum.options());
     AT_DISPATCH_FLOATING_TYPES(sum.scalar_type(), "add_rms_norm_backward", [&] {
       for_rows(N, [&](int64_t row, int64_t count) {
         const int64_t at = row * C;
-        scalar_t* through = data_or_null<scalar_t>(dsum);
+        scalar_t* through = data_if_any<scalar_t>(dsum);
         cpu_kernels<scalar_t>().rms_norm_backward(count, C, sum.data_ptr<scalar_t>() + at, weight.data_ptr<scalar_t>(),
                                                   inverse_rms.data_ptr<scalar_t>() + row, dy.data_ptr<scalar_t>() + at,
                                                   through ? through + at : through, dx.data_ptr<scalar_t>() + at,
-                                                  partial.data_ptr<scalar_t>() + row / kRows * C);
+                                                  partial.data_ptr<scalar_t>() + row / kRowsAtOnce * C);
       });
     });
     return {dx, added ? dx : Tensor(), partial.sum(0), Tensor()};

@@ -60,7 +60,7 @@ void for_parts(const std::vector<int64_t>& parts, const F& f) {
   }
 }
 
-std::vector<int64_t> flat(const std::vector<SigmaPart>& parts) {
+std::vector<int64_t> firsts_and_rows(const std::vector<SigmaPart>& parts) {
   std::vector<int64_t> rows;
   for (const SigmaPart& part : parts) rows.insert(rows.end(), {part.first, part.rows});
   return rows;
@@ -129,9 +129,10 @@ struct AddLora : torch::autograd::Function<AddLora> {
 
 Tensor add_lora(const Tensor& y, const Tensor& x, const Projection& p, const Origin& origin) {
   const int64_t R = p.lora_b.size(1);
-  if (has_cpu_kernels(x)) return AddLora::apply(y, x, p.lora_a, p.lora_b, flat(p.lora), p.lora_scale, origin);
+  if (has_cpu_kernels(x))
+    return AddLora::apply(y, x, p.lora_a, p.lora_b, firsts_and_rows(p.lora), p.lora_scale, origin);
   const Tensor h = at::linear(x, p.lora_a);  // [N, P'·R]
-  for_parts(flat(p.lora), [&](int64_t first, int64_t rows, int64_t part, int64_t row) {
+  for_parts(firsts_and_rows(p.lora), [&](int64_t first, int64_t rows, int64_t part, int64_t row) {
     const Tensor term = at::linear(h.slice(1, part * R, (part + 1) * R), p.lora_b.slice(0, row, row + rows));
     y.slice(1, first, first + rows).add_(term, p.lora_scale);
   });
@@ -145,7 +146,7 @@ Tensor merged(const Projection& p) {
   const Tensor weight = p.weight.detach().clone(at::MemoryFormat::Contiguous), a = p.lora_a.contiguous(),
                b = p.lora_b.contiguous();
   const int64_t K = weight.size(1), R = b.size(1);
-  for_parts(flat(p.lora), [&](int64_t first, int64_t rows, int64_t part, int64_t row) {
+  for_parts(firsts_and_rows(p.lora), [&](int64_t first, int64_t rows, int64_t part, int64_t row) {
     if (!has_cpu_kernels(weight)) {
       weight.slice(0, first, first + rows)
           .addmm_(b.slice(0, row, row + rows), a.slice(0, part * R, (part + 1) * R), 1, p.lora_scale);

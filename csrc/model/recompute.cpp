@@ -16,8 +16,8 @@ using torch::autograd::variable_list;
 using Block = std::function<Tensors(const Tensors&)>;
 
 // What the node keeps beside tensors.
-struct Held : torch::CustomClassHolder {
-  Held(Block given, Tensors leaves) : block(std::move(given)), parameters(std::move(leaves)) {}
+struct HeldBlock : torch::CustomClassHolder {
+  HeldBlock(Block given, Tensors leaves) : block(std::move(given)), parameters(std::move(leaves)) {}
   Block block;
   Tensors parameters;
   std::vector<size_t> outputs;  // the places of those that the node gave, which are defined
@@ -25,7 +25,7 @@ struct Held : torch::CustomClassHolder {
 
 struct Recomputed : torch::autograd::Function<Recomputed> {
   // given: the inputs, then the parameters. held is filled in.
-  static variable_list forward(AutogradContext* ctx, at::TensorList given, const c10::intrusive_ptr<Held>& held,
+  static variable_list forward(AutogradContext* ctx, at::TensorList given, const c10::intrusive_ptr<HeldBlock>& held,
                                int64_t inputs) {
     ctx->save_for_backward({given.begin(), given.begin() + inputs});
     ctx->set_materialize_grads(false);
@@ -42,7 +42,7 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto capsule = ctx->saved_data["held"].toCapsule();
-    const Held& held = static_cast<const Held&>(*capsule);
+    const HeldBlock& held = static_cast<const HeldBlock&>(*capsule);
     const at::AutoGradMode with_graph(true);
     Tensors inputs, leaves;
     for (const Tensor& input : ctx->get_saved_variables()) {
@@ -92,7 +92,7 @@ Tensors recomputed(const Block& block, const Tensors& inputs, const Tensors& par
     return block(all);
   };
   const auto count = static_cast<int64_t>(given.size());
-  const auto held = c10::make_intrusive<Held>(whole, parameters);
+  const auto held = c10::make_intrusive<HeldBlock>(whole, parameters);
   given.insert(given.end(), parameters.begin(), parameters.end());
   const variable_list some = Recomputed::apply(at::TensorList(given), held, count);
   Tensors all;

@@ -79,7 +79,7 @@ std::string names_of(const std::vector<std::string>& names) {
   return names.size() > kShown ? text + " and " + std::to_string(names.size() - kShown) + " more" : text;
 }
 
-std::string text_of(at::IntArrayRef sizes) {
+std::string text_of_sizes(at::IntArrayRef sizes) {
   std::ostringstream out;
   out << sizes;
   return out.str();
@@ -181,9 +181,9 @@ void read_adapter(const std::string& dir, model::Decoder& decoder) {
   for (const auto& [name, entry] : entries) {
     const auto place = wanted.find(name);
     if (place == wanted.end())
-      foreign.push_back(name + " " + text_of(entry.shape));
+      foreign.push_back(name + " " + text_of_sizes(entry.shape));
     else if (place->second.sizes() != entry.shape)
-      other.push_back(name + " is " + text_of(entry.shape) + ", wanted " + text_of(place->second.sizes()));
+      other.push_back(name + " is " + text_of_sizes(entry.shape) + ", wanted " + text_of_sizes(place->second.sizes()));
     else if (!torch::isFloatingType(entry.type))
       other.push_back(name + " holds " + torch::toString(entry.type) + ", wanted floating-point numbers");
   }

@@ -19,7 +19,7 @@ using torch::Tensor;
 constexpr const char* kWhole = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 
-bool exists(const std::string& file) {
+bool is_file_there(const std::string& file) {
   std::error_code error;
   return fs::exists(file, error);
 }
@@ -50,8 +50,8 @@ std::map<std::string, std::string> read_index(const std::string& dir) {
 // The folder's files with what their headers say.
 std::map<std::string, std::map<std::string, TensorEntry>> read_headers(const std::string& dir) {
   std::map<std::string, std::map<std::string, TensorEntry>> files;
-  if (exists(dir + "/" + kWhole) || !exists(dir + "/" + kIndex)) {
-    if (!exists(dir + "/" + kWhole) && exists(dir + "/pytorch_model.bin"))
+  if (is_file_there(dir + "/" + kWhole) || !is_file_there(dir + "/" + kIndex)) {
+    if (!is_file_there(dir + "/" + kWhole) && is_file_there(dir + "/pytorch_model.bin"))
       throw std::runtime_error(dir + ": its weights are in pytorch_model.bin, which is not read; open the folder in " +
                                "transformers and save it with save_pretrained, which writes " + kWhole);
     files[kWhole] = read_safetensors_header(dir + "/" + kWhole);
@@ -59,7 +59,7 @@ std::map<std::string, std::map<std::string, TensorEntry>> read_headers(const std
   }
   for (const auto& [tensor, shard] : read_index(dir)) {
     const std::string file = dir + "/" + shard;
-    if (!exists(file))
+    if (!is_file_there(file))
       throw std::runtime_error(file + ": is missing, and " + kIndex + " says that it holds " + tensor +
                                "; copy or download it");
     if (!files.contains(shard)) files[shard] = read_safetensors_header(file);
