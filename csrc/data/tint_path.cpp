@@ -16,8 +16,6 @@ void shuffle(std::vector<T>& items, Stream& stream) {
   for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[stream.below(static_cast<uint32_t>(i))]);
 }
 
-char letter(int64_t node) { return static_cast<char>('a' + node); }
-
 }  // namespace
 
 TintProblem draw_path(const TintConfig& config, int64_t steps, Stream& stream) {

@@ -17,8 +17,6 @@ std::vector<int64_t> drawn_without_repeats(std::vector<int64_t> from, int64_t co
   return from;
 }
 
-char letter_of(int64_t key) { return static_cast<char>('a' + key); }
-
 }  // namespace
 
 TintProblem draw_recall(const TintConfig& config, int64_t pairs, Stream& stream) {
@@ -28,12 +26,12 @@ TintProblem draw_recall(const TintConfig& config, int64_t pairs, Stream& stream)
   TintProblem problem;
   for (const int64_t key : keys) {
     value_of[key] = stream.below(static_cast<uint32_t>(std::min(config.vocabulary, kMostValues)));
-    problem.prompt += letter_of(key) + std::to_string(value_of[key]);
+    problem.prompt += letter(key) + std::to_string(value_of[key]);
   }
   problem.prompt += std::string(config.gap, '-') + ':';
   for (const int64_t key : drawn_without_repeats(keys, config.queries, stream)) {
-    problem.prompt += letter_of(key);
-    problem.right.text += letter_of(key) + std::to_string(value_of[key]);
+    problem.prompt += letter(key);
+    problem.right.text += letter(key) + std::to_string(value_of[key]);
     problem.right.answer += std::to_string(value_of[key]);
   }
   problem.prompt += '=';

@@ -11,6 +11,9 @@
 
 namespace isentrope::data {
 
+// The name of a node or key.
+inline char letter(int64_t index) { return static_cast<char>('a' + index); }
+
 // A line is its form, which noise never touches (number and text of the program line), and its content.
 struct TraceLine {
   std::string form, content;

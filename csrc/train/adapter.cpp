@@ -7,7 +7,6 @@
 #include <map>
 #include <optional>
 #include <set>
-#include <sstream>
 #include <stdexcept>
 #include <vector>
 
@@ -77,12 +76,6 @@ std::string names_of(const std::vector<std::string>& names) {
   std::string text;
   for (size_t i = 0; i < std::min(names.size(), kShown); ++i) text += (i ? ", " : "") + names[i];
   return names.size() > kShown ? text + " and " + std::to_string(names.size() - kShown) + " more" : text;
-}
-
-std::string text_of_sizes(at::IntArrayRef sizes) {
-  std::ostringstream out;
-  out << sizes;
-  return out.str();
 }
 
 std::map<std::string, TensorEntry> read_header(const std::string& dir) {
@@ -181,9 +174,9 @@ void read_adapter(const std::string& dir, model::Decoder& decoder) {
   for (const auto& [name, entry] : entries) {
     const auto place = wanted.find(name);
     if (place == wanted.end())
-      foreign.push_back(name + " " + text_of_sizes(entry.shape));
+      foreign.push_back(name + " " + text_of(entry.shape));
     else if (place->second.sizes() != entry.shape)
-      other.push_back(name + " is " + text_of_sizes(entry.shape) + ", wanted " + text_of_sizes(place->second.sizes()));
+      other.push_back(name + " is " + text_of(entry.shape) + ", wanted " + text_of(place->second.sizes()));
     else if (!torch::isFloatingType(entry.type))
       other.push_back(name + " holds " + torch::toString(entry.type) + ", wanted floating-point numbers");
   }

@@ -52,11 +52,6 @@ std::string digest_of(const std::string& file) {
   return text;
 }
 
-bool exists(const std::string& file) {
-  std::error_code error;
-  return fs::exists(file, error);
-}
-
 // A model's folder that no trainer here wrote, or that save_model() did. The config.json of a checkpoint names the trainer; where
 // transformers opened one and saved it again, it keeps that key and adds its own.
 bool of_elsewhere(const std::string& dir) {

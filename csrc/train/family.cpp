@@ -5,7 +5,8 @@
 
 namespace isentrope::train {
 
-// Of one that transformers has no model for: such a checkpoint is refused there instead of giving other logits.
+// Of one that transformers has no model for: it opens such a checkpoint by the code that stands in it (model_code.h), or not at all, and does
+// not give other logits.
 const Family kIsentrope{.type = "isentrope",
                         .architecture = "IsentropeForCausalLM",
                         .biases = Biases::kKey,

@@ -1,15 +1,23 @@
 // A file that holds one JSON object, and its fields; what is wrong is told with the file and the key.
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "csrc/data/json_object.h"
 #include "csrc/durable_file.h"
 
 namespace isentrope::train {
+
+// Whether something has that name; false where it cannot be looked for.
+inline bool exists(const std::string& file) {
+  std::error_code error;
+  return std::filesystem::exists(file, error);
+}
 
 inline nlohmann::json read_json(const std::string& file) {
   const std::string content = read_whole(file);

@@ -7,17 +7,13 @@
 
 #include "csrc/train/adapter.h"
 #include "csrc/train/config_values.h"
+#include "csrc/train/json_file.h"
 #include "csrc/train/run_checkpoints.h"
 
 namespace isentrope::train {
 namespace {
 
 using Values = std::map<std::string, std::string>;
-
-bool is_there(const std::string& file) {
-  std::error_code error;
-  return std::filesystem::exists(file, error);
-}
 
 bool contains(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -50,8 +46,8 @@ std::string listed(const std::vector<std::string>& lines) {
 // told.
 std::optional<data::Tokenizer> stored_tokenizer(Standing& standing) {
   const std::string& dir = standing.from;
-  if (!is_there(dir + "/tokenizer.json")) return std::nullopt;  // transformers saves a model without one
-  if (is_there(dir + "/DONE")) return load_tokenizer(dir);
+  if (!exists(dir + "/tokenizer.json")) return std::nullopt;  // transformers saves a model without one
+  if (exists(dir + "/DONE")) return load_tokenizer(dir);
   try {
     return load_tokenizer(dir);
   } catch (const std::runtime_error& error) {
@@ -201,7 +197,7 @@ std::string weights_of(const TrainConfig& config, const std::string& from) {
                              ", or begin a new run from it: run.dir=… model.pretrained=" + from);
   if (!adapter) return from;
   const std::string name = name_of_base(from);
-  return is_there(name) ? name : resolve_checkpoint(config.model.pretrained);
+  return exists(name) ? name : resolve_checkpoint(config.model.pretrained);
 }
 
 // Test results that the checkpoint kept, in the order of the phases.
@@ -288,7 +284,7 @@ Standing started(const TrainConfig& config, const data::Tokenizer& tokenizer) {
     now.notes.push_back("start from " + now.from + ", its weights alone");
     return now;
   }
-  const bool own = is_there(now.from + "/DONE");
+  const bool own = exists(now.from + "/DONE");
   if (own) now.state = load_checkpoint_state(now.from);
   const std::string& name = now.state.phase_name;
   const size_t place = own ? place_of(config, name) : config.phases.size();

@@ -10,6 +10,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 
 #include "csrc/data/json_object.h"
@@ -178,6 +179,12 @@ Reading::Reading(const std::string& file) : in(file, std::ios::binary) {
 }
 
 }  // namespace
+
+std::string text_of(at::IntArrayRef sizes) {
+  std::ostringstream out;
+  out << sizes;
+  return out.str();
+}
 
 void write_safetensors(const std::string& file, const NamedTensors& tensors) {
   // Wider elements first, so that every tensor is aligned to its elements without gaps; then by name.

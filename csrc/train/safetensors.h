@@ -17,6 +17,9 @@ using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
 // durable_file.h.
 void write_safetensors(const std::string& file, const NamedTensors& tensors);
 
+// "[2, 3]", as errors tell shapes.
+std::string text_of(at::IntArrayRef sizes);
+
 struct TensorEntry {
   torch::ScalarType type;
   std::vector<int64_t> shape;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <sstream>
 #include <stdexcept>
 #include <vector>
 
@@ -18,17 +17,6 @@ using torch::Tensor;
 
 constexpr const char* kWhole = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
-
-bool is_file_there(const std::string& file) {
-  std::error_code error;
-  return fs::exists(file, error);
-}
-
-std::string text_of(at::IntArrayRef sizes) {
-  std::ostringstream out;
-  out << sizes;
-  return out.str();
-}
 
 // What the index says: tensor → name of its shard.
 std::map<std::string, std::string> read_index(const std::string& dir) {
@@ -50,8 +38,8 @@ std::map<std::string, std::string> read_index(const std::string& dir) {
 // The folder's files with what their headers say.
 std::map<std::string, std::map<std::string, TensorEntry>> read_headers(const std::string& dir) {
   std::map<std::string, std::map<std::string, TensorEntry>> files;
-  if (is_file_there(dir + "/" + kWhole) || !is_file_there(dir + "/" + kIndex)) {
-    if (!is_file_there(dir + "/" + kWhole) && is_file_there(dir + "/pytorch_model.bin"))
+  if (exists(dir + "/" + kWhole) || !exists(dir + "/" + kIndex)) {
+    if (!exists(dir + "/" + kWhole) && exists(dir + "/pytorch_model.bin"))
       throw std::runtime_error(dir + ": its weights are in pytorch_model.bin, which is not read; open the folder in " +
                                "transformers and save it with save_pretrained, which writes " + kWhole);
     files[kWhole] = read_safetensors_header(dir + "/" + kWhole);
@@ -59,7 +47,7 @@ std::map<std::string, std::map<std::string, TensorEntry>> read_headers(const std
   }
   for (const auto& [tensor, shard] : read_index(dir)) {
     const std::string file = dir + "/" + shard;
-    if (!is_file_there(file))
+    if (!exists(file))
       throw std::runtime_error(file + ": is missing, and " + kIndex + " says that it holds " + tensor +
                                "; copy or download it");
     if (!files.contains(shard)) files[shard] = read_safetensors_header(file);

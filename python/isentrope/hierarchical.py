@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from isentrope.linear import head_sizes
 from isentrope.ops import hierarchical_attention
 from isentrope.rotary import rotate
 
@@ -99,14 +100,9 @@ class HierarchicalAttention(nn.Module):
         for name, number in {"hidden_size": hidden_size, "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads, "head_dim": head_dim, "branching": branching, "sibling_features": sibling_features}.items():
             if not isinstance(number, int) and (number is not None or name in ("hidden_size", "num_attention_heads")):
                 raise TypeError(f"{name} is {number!r}; wanted an integer")
-        if num_attention_heads < 1 or num_key_value_heads < 1 or num_attention_heads % num_key_value_heads:
-            raise ValueError(f"num_attention_heads is {num_attention_heads} and num_key_value_heads is {num_key_value_heads}; wanted the first a multiple of the second")
-        if head_dim is None:
-            if hidden_size % num_attention_heads:
-                raise ValueError(f"hidden_size is {hidden_size} and num_attention_heads is {num_attention_heads}; wanted a multiple of num_attention_heads, or head_dim given")
-            head_dim = hidden_size // num_attention_heads
-        if head_dim < 1 or (rope_theta is not None and head_dim % 2):
-            raise ValueError(f"head_dim is {head_dim} and rope_theta is {rope_theta}; wanted head_dim above 0, and even where rope_theta rotates")
+        num_key_value_heads, head_dim = head_sizes(hidden_size, num_attention_heads, num_key_value_heads, head_dim)
+        if rope_theta is not None and head_dim % 2:
+            raise ValueError(f"head_dim is {head_dim} and rope_theta is {rope_theta}; wanted head_dim even where rope_theta rotates")
         if rope_theta is not None and not rope_theta > 0:
             raise ValueError(f"rope_theta is {rope_theta}; wanted above 0, or None")
         if branching is not None and branching < 2:

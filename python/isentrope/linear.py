@@ -32,7 +32,7 @@ class _Decay(nn.Module):
         return -self.A_log.to(wide).exp() * nn.functional.softplus(self.proj(x).to(wide) + self.dt_bias.to(wide))
 
 
-def _heads(hidden_size: int, num_attention_heads: int, num_key_value_heads: int | None, head_dim: int | None) -> tuple[int, int]:
+def head_sizes(hidden_size: int, num_attention_heads: int, num_key_value_heads: int | None, head_dim: int | None) -> tuple[int, int]:
     """G and D, checked."""
     G = num_attention_heads if num_key_value_heads is None else num_key_value_heads
     if num_attention_heads < 1 or G < 1 or num_attention_heads % G:
@@ -87,7 +87,7 @@ class LinearAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        G, D = _heads(hidden_size, num_attention_heads, num_key_value_heads, head_dim)
+        G, D = head_sizes(hidden_size, num_attention_heads, num_key_value_heads, head_dim)
         if decay not in (None, "head", "token"):
             raise ValueError(f"decay is {decay!r}; wanted None, 'head' or 'token'")
         self.num_attention_heads: int = num_attention_heads
@@ -193,7 +193,7 @@ class GatedDeltaNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        G, D = _heads(hidden_size, num_heads, None, head_dim)
+        G, D = head_sizes(hidden_size, num_heads, None, head_dim)
         E = int(D * expand_v)
         if E < 1 or E != D * expand_v:
             raise ValueError(f"expand_v is {expand_v}; wanted a value that makes whole elements of head_dim, which is {D}")

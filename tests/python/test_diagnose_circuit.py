@@ -58,6 +58,16 @@ def test_a_planted_head_is_the_whole_circuit():
     assert result.numbers["data: heads in the circuit"] == 1
 
 
+def logits_with(model, ids, put):
+    """[B, V] of the last tokens, in a pass where what o_proj of layer i is given becomes put(given, i)."""
+    handles = [block.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs, own=own: put(inputs, own)) for own, block in enumerate(model.module.model.layers)]
+    with torch.no_grad():
+        logits = model.module(ids).logits[:, -1]
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_patching_the_last_token_alone_is_a_whole_pass_for_each_head(frozen, monkeypatch):
     model = made.model(layers=3)
@@ -68,9 +78,8 @@ def test_patching_the_last_token_alone_is_a_whole_pass_for_each_head(frozen, mon
     ids = torch.tensor([pair.clean for pair in some])
     for layer in range(3):
         for head in range(4):
-            handles = []
 
-            def put(module, inputs, own):
+            def put(inputs, own):
                 z = inputs[0].clone()
                 if frozen and own > layer:
                     z[:, -1] = run.clean[own].flatten(1)
@@ -78,12 +87,7 @@ def test_patching_the_last_token_alone_is_a_whole_pass_for_each_head(frozen, mon
                     z.view(*z.shape[:2], 4, 8)[:, -1, head] = run.corrupt[own, :, head]
                 return (z,)
 
-            for own, block in enumerate(model.module.model.layers):
-                handles.append(block.self_attn.o_proj.register_forward_pre_hook(lambda module, inputs, own=own: put(module, inputs, own)))
-            with torch.no_grad():
-                logits = model.module(ids).logits[:, -1]
-            for handle in handles:
-                handle.remove()
+            logits = logits_with(model, ids, put)
             torch.testing.assert_close(found[layer, head], logits[:, 3] - logits[:, 4], rtol=1e-4, atol=1e-5)
 
 
@@ -97,20 +101,14 @@ def test_patching_all_positions_is_a_whole_pass_for_each_head(frozen, monkeypatc
     ids = torch.tensor([pair.clean for pair in some])
     for layer in range(3):
         for head in range(4):
-            handles = []
 
-            def put(module, inputs, own):
+            def put(inputs, own):
                 z = run.clean[own].flatten(2).clone() if frozen and own > layer else inputs[0].clone()
                 if own == layer:
                     z.view(*z.shape[:2], 4, 8)[:, :, head] = run.corrupt[own, :, :, head]
                 return (z,)
 
-            for own, block in enumerate(model.module.model.layers):
-                handles.append(block.self_attn.o_proj.register_forward_pre_hook(lambda module, inputs, own=own: put(module, inputs, own)))
-            with torch.no_grad():
-                logits = model.module(ids).logits[:, -1]
-            for handle in handles:
-                handle.remove()
+            logits = logits_with(model, ids, put)
             torch.testing.assert_close(found[layer, head], logits[:, 3] - logits[:, 4], rtol=1e-4, atol=1e-5)
 
 
