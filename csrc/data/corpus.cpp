@@ -1,20 +1,13 @@
 #include "csrc/data/corpus.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <bit>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <set>
 #include <stdexcept>
 
 #include "csrc/data/split.h"
+#include "csrc/data/token_cache.h"
 #include "csrc/message.h"
 
 namespace isentrope::data {
@@ -22,31 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Held while shards are looked for and written: one process writes, the others wait and then find them.
-class CacheLock {
- public:
-  explicit CacheLock(const std::string& folder) {
-    std::error_code error;
-    fs::create_directories(folder, error);
-    const std::string file = folder + "/lock";
-    if (!error) fd_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd_ < 0 || ::flock(fd_, LOCK_EX) != 0) {
-      const std::string reason = error ? error.message() : std::strerror(errno);
-      if (fd_ >= 0) ::close(fd_);
-      throw std::runtime_error("corpus: the cache " + folder + " cannot be used: " + reason +
-                               "; name another folder in data.corpus.cache");
-    }
-  }
-  ~CacheLock() { ::close(fd_); }
-  CacheLock(const CacheLock&) = delete;
-  CacheLock& operator=(const CacheLock&) = delete;
-
- private:
-  int fd_ = -1;
-};
-
-// What the a shard is made of, in two hashes: the configuration gives it its name, the files' state its fingerprint.
-std::string shard_name(const CorpusConfig& config, const Tokenizer& tokenizer) {
+// What a shard is made of, in two hashes: the configuration gives it its name, the files' state its fingerprint.
+Hash shard_name(const CorpusConfig& config, const Tokenizer& tokenizer) {
   Hash hash;
   const std::vector<std::string> held_out{config.validation_path, config.test_path};
   for (const auto* list : {&config.paths, &held_out, &config.suffixes, &config.exclude, &config.python_sources}) {
@@ -59,9 +29,7 @@ std::string shard_name(const CorpusConfig& config, const Tokenizer& tokenizer) {
   const TokenizerConfig& tokens = tokenizer.config();
   for (const std::string& text : {tokenizer.kind(), tokens.characters, tokens.eos}) hash.add(text);
   if (tokenizer.kind() == "pretrained") hash.add(tokenizer.digest());
-  std::array<char, 17> name{};
-  std::snprintf(name.data(), name.size(), "%016llx", static_cast<unsigned long long>(hash.value));
-  return name.data();
+  return hash;
 }
 
 uint64_t fingerprint_of(const std::vector<CorpusFile>& files) {
@@ -151,26 +119,9 @@ int64_t count_files(const std::vector<CorpusFile>& files, const CorpusConfig& co
 std::shared_ptr<const TokenShard> open_corpus(const CorpusConfig& config, const Tokenizer& tokenizer, Split split) {
   const std::vector<CorpusFile> files = find_files(config);
   const uint64_t fingerprint = fingerprint_of(files);
-  const std::string shard = config.cache + "/" + shard_name(config, tokenizer) + "." + name_of(split) + ".tokens";
-  const CacheLock lock(config.cache);
-  std::shared_ptr<const TokenShard> tokens;
-  if (TokenShard::fingerprint_of(shard) == fingerprint) {
-    try {
-      tokens = std::make_shared<const TokenShard>(shard);
-    } catch (const std::runtime_error&) {  // damaged: a cache is made anew
-    }
-  }
-  if (!tokens) {
-    write_shard(shard, fingerprint, pieces_of(files, config, split), tokenizer);
-    tokens = std::make_shared<const TokenShard>(shard);
-  }
-  const Tokens& all = tokens->tokens();
-  for (size_t i = 0; i < all.size(); ++i)
-    if (all[i] >= tokenizer.size())
-      throw std::runtime_error("corpus: " + shard + " is damaged: token " + std::to_string(i) + " is " +
-                               std::to_string(all[i]) + ", and the tokenizer has " + std::to_string(tokenizer.size()) +
-                               "; delete the file, and it is made anew");
-  return tokens;
+  return cached_tokens(
+      {"corpus", config.cache}, shard_name(config, tokenizer), split, fingerprint, tokenizer,
+      [&](const std::string& shard) { write_shard(shard, fingerprint, pieces_of(files, config, split), tokenizer); });
 }
 
 }  // namespace isentrope::data

@@ -8,21 +8,25 @@
 namespace isentrope::data {
 
 std::string DataConfig::problem() const {
-  const int written = tint.has_value() + jsonl.has_value() + reasoning_gym.has_value() + corpus.has_value();
-  if (written > 1) return "more than one of tint, jsonl, reasoning_gym, corpus is written; a phase has one source";
-  if (written == 0) return "no source is written; add tint:, jsonl:, reasoning_gym: or corpus:";
+  const int written =
+      tint.has_value() + jsonl.has_value() + reasoning_gym.has_value() + corpus.has_value() + hmm.has_value();
+  if (written > 1) return "more than one of tint, jsonl, reasoning_gym, corpus, hmm is written; a phase has one source";
+  if (written == 0) return "no source is written; add tint:, jsonl:, reasoning_gym:, corpus: or hmm:";
   if (reasoning_gym) {
     const std::string wrong = reasoning_gym->problem();
     return wrong.empty() ? "" : "reasoning_gym: " + wrong;
   }
-  const std::string kind = tint ? "tint: " : jsonl ? "jsonl: " : "corpus: ";
-  const std::string wrong = tint ? tint->problem() : jsonl ? jsonl->problem() : corpus->problem();
+  const std::string kind = tint ? "tint: " : jsonl ? "jsonl: " : hmm ? "hmm: " : "corpus: ";
+  const std::string wrong = tint    ? tint->problem()
+                            : jsonl ? jsonl->problem()
+                            : hmm   ? hmm->problem()
+                                    : corpus->problem();
   return wrong.empty() ? "" : kind + wrong;
 }
 
 bool DataConfig::has(Split split) const {
   if (reasoning_gym) return reasoning_gym->has(split);
-  return jsonl ? jsonl->has(split) : corpus ? corpus->has(split) : true;
+  return jsonl ? jsonl->has(split) : corpus ? corpus->has(split) : hmm ? hmm->has(split) : true;
 }
 
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split, const Use* use) {
@@ -31,7 +35,7 @@ std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t se
   if (config.jsonl) return std::make_unique<Jsonl>(*config.jsonl, seed, split, use, config.on_error == "skip");
   if (config.reasoning_gym)
     return std::make_unique<Jsonl>(config.reasoning_gym->files(), seed, split, use, config.on_error == "skip");
-  throw std::invalid_argument("data: a corpus has no prompts and completions; write tint:, jsonl: or reasoning_gym:");
+  throw std::invalid_argument("data: text has no prompts and completions; write tint:, jsonl: or reasoning_gym:");
 }
 
 uint64_t stream_digest(const ExampleSource& source) {

@@ -8,6 +8,7 @@
 #include "csrc/data/corpus.h"
 #include "csrc/data/example.h"
 #include "csrc/data/fit.h"
+#include "csrc/data/hmm.h"
 #include "csrc/data/jsonl.h"
 #include "csrc/data/reasoning_gym.h"
 #include "csrc/data/tint.h"
@@ -20,6 +21,7 @@ struct DataConfig {
   std::optional<JsonlConfig> jsonl;
   std::optional<ReasoningGymConfig> reasoning_gym;
   std::optional<CorpusConfig> corpus;
+  std::optional<HmmConfig> hmm;
   std::string truncation = "error";
   std::string on_error = "stop";
   bool packing = false;
@@ -30,6 +32,7 @@ struct DataConfig {
     v("jsonl", jsonl, "Files of prompts and completions, an object a line.");
     v("reasoning_gym", reasoning_gym, "Generated problems of a task of the Python package reasoning-gym.");
     v("corpus", corpus, "Text files, learnt whole; pretrain phases.");
+    v("hmm", hmm, "Text of a hidden Markov model, the least loss on which is known; pretrain phases.");
     v("truncation", truncation,
       "An example longer than the context: stop the run, leave it out, or cut its completion.",
       one_of({"error", "drop", "truncate"}));
@@ -45,13 +48,17 @@ struct DataConfig {
       "less.");
   }
   std::string problem() const;
-  bool has(Split split) const;  // whether the keys leave anything for it
+  bool has(Split split) const;                 // whether the keys leave anything for it
+  bool text() const { return corpus || hmm; }  // it is learnt whole: there are no prompts and completions
 };
 
-// The source of tint, jsonl or the files of reasoning_gym; a corpus has no examples (csrc/data/corpus.h). Throws as the constructors do.
+// The source of tint, jsonl or the files of reasoning_gym; text has no examples. Throws as the constructors do.
 // use: what is asked of every example (csrc/data/fit.h).
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split,
                                            const Use* use = nullptr);
+
+// The tokens of a split of text. Throws as open_corpus() and open_hmm() do.
+std::shared_ptr<const TokenShard> open_text(const DataConfig& config, const Tokenizer& tokenizer, Split split);
 
 // What tells one stream of examples from another: a digest of its first epoch, or of the first 1024 examples of one without
 // end. A run that is resumed asks whether its data is what it was.

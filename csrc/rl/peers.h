@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -18,6 +19,18 @@ class Peers {
   virtual int64_t size() const { return 1; }
   // What each rank gives, in the order of ranks, to all of them. Called by all.
   virtual std::vector<std::string> gather(const std::string& own) const { return {own}; }
+  // The sum, in the order of their numbers, of values of which each rank has those whose turn it was: number i of rank
+  // i % size(). Called by all.
+  double sum_of_turns(const std::vector<double>& own) const {
+    double sum = 0;
+    const auto of_ranks = gather({reinterpret_cast<const char*>(own.data()), own.size() * sizeof(double)});
+    for (size_t i = 0; i < own.size(); ++i) {
+      double value = 0;
+      std::memcpy(&value, of_ranks[i % of_ranks.size()].data() + i * sizeof(double), sizeof(double));
+      sum += value;
+    }
+    return sum;
+  }
   // A new queue, the same for all ranks; called by all. A call of it, from any thread, gives the next number, from 0 on, to one
   // rank alone.
   virtual std::function<int64_t()> queue() const {

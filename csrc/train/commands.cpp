@@ -46,7 +46,7 @@ std::string resume_command(const TrainOptions& options, const std::string& witho
 // The beginning of a prompt that the phase learnt from; of text the first character of the alphabet.
 std::string prompt_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer) {
   std::string prompt;
-  if (!phase.data.corpus) try {
+  if (!phase.data.text()) try {
       prompt = data::make_source(phase.data, static_cast<uint64_t>(config.run.seed), data::Split::train)
                    ->take(0, 1)[0]
                    .prompt;
@@ -88,7 +88,7 @@ std::string next_commands(const TrainOptions& options, const Trainer& trainer) {
 void check_completions(const std::string& file, const PhaseConfig& phase) {
   std::error_code error;
   const auto there = std::filesystem::symlink_status(file, error);
-  if (phase.data.corpus)
+  if (phase.data.text())
     throw std::runtime_error("--completions: phase " + phase.name +
                              " learns text, and its evaluation completes nothing");
   if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))

@@ -101,9 +101,11 @@ std::string PhaseConfig::problem() const {
            "objective.loss is " +
            objective.loss;
   const bool pretrain = objective.kind == "pretrain";
-  if (pretrain && !data.corpus) return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}";
-  if (!pretrain && data.corpus)
-    return "data: corpus belongs to pretrain phases, and objective.kind is " + objective.kind;
+  if (pretrain && !data.text())
+    return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}, or hmm: {}";
+  if (!pretrain && data.text())
+    return std::string("data: ") + (data.corpus ? "corpus" : "hmm") +
+           " belongs to pretrain phases, and objective.kind is " + objective.kind;
   if (objective.kind == "dpo" && !data.jsonl)
     return "data: a dpo phase learns from pairs of completions; write data: {jsonl: {path: ...}}, whose lines have a "
            "prompt, chosen and rejected";

@@ -57,26 +57,30 @@ std::string note_of(const std::string& phase, int64_t left_out, int64_t kept, co
 }
 
 // What of a corpus counts, and a note of what of its folders does not.
-SplitSize check_text(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
-                     std::vector<std::string>& notes) {
-  const data::CorpusConfig& corpus = *phase.data.corpus;
+void check_files(const std::string& phase, const data::CorpusConfig& corpus, SplitSize& size,
+                 std::vector<std::string>& notes) {
   data::LeftOutFiles left_out;
   const std::vector<data::CorpusFile> files = data::find_files(corpus, &left_out);
-  SplitSize size{.split = data::Split::train, .examples = 0};
   const auto told = [&](int64_t count, const std::string& reason, const std::string& such_as) {
     if (count == 0) return;
     size.left_out.push_back({count, reason});
     notes.push_back(
-        "phase " + phase.name + ": " + std::to_string(count) +
+        "phase " + phase + ": " + std::to_string(count) +
         (count == 1 ? " file in the folders of data.corpus is " : " files in the folders of data.corpus are ") +
         reason + (count == 1 ? ", and is left out: " : ", and are left out: ") + such_as);
   };
   told(left_out.by_suffix(), "none of data.corpus.suffixes", left_out.told());
   told(static_cast<int64_t>(left_out.irregular.size()), "no regular files",
        left_out.irregular.empty() ? "" : "such as " + excerpt(left_out.irregular.front()));
-  const auto tokens = data::open_corpus(corpus, tokenizer, data::Split::train);
-  size.tokens = static_cast<int64_t>(tokens->tokens().size());
   size.files = data::count_files(files, corpus, data::Split::train);
+}
+
+SplitSize check_text(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer,
+                     std::vector<std::string>& notes) {
+  SplitSize size{.split = data::Split::train, .examples = 0};
+  if (phase.data.corpus) check_files(phase.name, *phase.data.corpus, size, notes);
+  const auto tokens = data::open_text(phase.data, tokenizer, data::Split::train);
+  size.tokens = static_cast<int64_t>(tokens->tokens().size());
   size.examples = data::Windows(tokens, config.model.max_position_embeddings, /*seed=*/0, "training").size();
   return size;
 }
@@ -108,7 +112,7 @@ SplitSize check_training(const TrainConfig& config, const PhaseConfig& phase, co
                          std::vector<std::string>& notes, Lengths& lengths) {
   const auto context = static_cast<double>(config.model.max_position_embeddings);
   lengths = {.longest = context, .mean = context};
-  if (phase.data.corpus) return check_text(config, phase, tokenizer, notes);
+  if (phase.data.text()) return check_text(config, phase, tokenizer, notes);
   const data::Use use = use_of(config, phase, tokenizer);
   const auto source = data::make_source(phase.data, /*seed=*/0, data::Split::train, &use);
   lengths = lengths_of(*source, phase, tokenizer, config.model.max_position_embeddings);
@@ -181,7 +185,7 @@ void check_machine(const TrainConfig& config, const RankCounts& ranks) {
   std::vector<PhaseData> phases;
   for (const PhaseConfig& phase : config.phases) {
     // A sequence of text has the whole context; of others no more is known yet than a prompt and an answer of one token each.
-    const double length = phase.data.corpus ? static_cast<double>(config.model.max_position_embeddings) : 2;
+    const double length = phase.data.text() ? static_cast<double>(config.model.max_position_embeddings) : 2;
     phases.push_back({.phase = phase.name, .splits = {}, .lengths = {.longest = length, .mean = length}});
   }
   check_memory(config, phases, machine_memory(), resident_memory(), ranks);
@@ -205,7 +209,7 @@ DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenize
     } catch (const std::exception&) {
       std::string text = "phase " + phase.name + ": " + message_of();
       // What of a corpus was passed over may be why the rest does not suffice.
-      for (size_t n = notes; phase.data.corpus && n < found.notes.size(); ++n) text += "\n" + found.notes[n];
+      for (size_t n = notes; phase.data.text() && n < found.notes.size(); ++n) text += "\n" + found.notes[n];
       throw std::runtime_error(text);
     }
     found.phases.push_back({phase.name, splits, lengths});

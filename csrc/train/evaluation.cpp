@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "csrc/data/collate.h"
 #include "csrc/data/text_stream.h"
@@ -17,8 +16,6 @@
 
 namespace isentrope::train {
 namespace {
-
-constexpr int64_t kShownTokens = 256;  // of a window of text
 
 struct Answers {
   std::vector<double> right;      // [prompts · samples], 1 or 0
@@ -91,18 +88,6 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
   return answers;
 }
 
-// Of values of which each rank has those whose turn it was, number i of rank i % size; added up in their order.
-double sum_of_turns(const std::vector<double>& own, const rl::Peers& peers) {
-  double sum = 0;
-  const auto of_ranks = peers.gather({reinterpret_cast<const char*>(own.data()), own.size() * sizeof(double)});
-  for (size_t i = 0; i < own.size(); ++i) {
-    double value = 0;
-    std::memcpy(&value, of_ranks[i % of_ranks.size()].data() + i * sizeof(double), sizeof(double));
-    sum += value;
-  }
-  return sum;
-}
-
 // Mean over prompts of the entropy of the differential information of their n answers, each drawn at that temperature.
 double information(const rl::Kept& drawn, const rl::Reference& reference, double temperature, int64_t n,
                    const rl::Peers& peers) {
@@ -136,12 +121,6 @@ Interval of_share(const std::vector<double>& right, int64_t samples) {
   return interval;
 }
 
-Interval of_ratio(const std::vector<double>& sums, const std::vector<double>& counts, const std::string& what) {
-  Interval interval = normal_of_ratio(sums, counts);
-  interval.n = std::to_string(sums.size()) + " " + what;
-  return interval;
-}
-
 std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewards) {
   rl::RewardConfig first = rewards.empty() ? rl::RewardConfig{.kind = "exact"} : rewards.front();
   first.weight = 1;
@@ -149,73 +128,6 @@ std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewa
 }
 
 }  // namespace
-
-HeldOutText::HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
-                         int64_t context, int64_t rows, const std::string& name)
-    : tokenizer_(tokenizer),
-      name_(name),
-      windows_(std::move(tokens), context, /*seed=*/0, name),
-      bytes_of_(torch::empty({tokenizer.size()}, torch::kInt64)),
-      rows_(rows) {
-  int64_t* bytes = bytes_of_.data_ptr<int64_t>();  // [V]
-  for (int64_t id = 0; id < tokenizer.size(); ++id) bytes[id] = tokenizer.bytes_of(id);
-}
-
-HeldOutSize HeldOutText::size() const {
-  return {.examples = windows_.size(), .tokens = static_cast<int64_t>(windows_.shard().tokens().size())};
-}
-
-std::vector<std::string> HeldOutText::shortages(const EvaluationConfig& config, const std::string& section) const {
-  if (config.windows <= windows_.size()) return {};
-  return {section + ".windows: " + std::to_string(config.windows) + " are asked for, and the " + name_ + " text has " +
-          std::to_string(windows_.size()) + ", which are all used"};
-}
-
-Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationConfig& config,
-                                 std::vector<Sample>* shown, std::vector<Answer>* /*answers*/, Intervals* intervals,
-                                 const rl::Peers& peers) const {
-  torch::NoGradGuard no_grad;
-  model::Decoder decoder = model;
-  // The first windows of one order: spread over the text, and always the same.
-  const int64_t count = std::min(config.windows, windows_.size());
-  double tokens = 0, bytes = 0;
-  std::vector<double> nats;                          // of a batch
-  std::vector<double> nats_of, tokens_of, bytes_of;  // a window
-  for (int64_t first = 0; first < count; first += rows_) {
-    const data::Batch batch = windows_.take(first, std::min(rows_, count - first));
-    const torch::Tensor learnt = batch.target.masked_select(batch.target != data::kIgnore);
-    tokens += static_cast<double>(learnt.numel());
-    bytes += bytes_of_.index_select(0, learnt).sum().item<double>();
-    const bool shows = shown && first < config.show;
-    const auto number = static_cast<int64_t>(nats.size());
-    nats.push_back(0);
-    if (number % peers.size() != peers.rank() && !shows && !intervals) continue;
-    const data::Batch moved = batch.to(model->embedding().device());
-    const ops::TokenEntropy judged = decoder->token_entropy(moved.tokens, moved.target);
-    nats.back() = judged.logprob.sum(torch::kFloat64).item<double>();
-    for (int64_t row = 0; intervals && row < batch.size(); ++row) {
-      const torch::Tensor own = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
-      nats_of.push_back(-judged.logprob[row].sum(torch::kFloat64).item<double>());
-      tokens_of.push_back(static_cast<double>(own.numel()));
-      bytes_of.push_back(bytes_of_.index_select(0, own).sum().item<double>() * std::log(2.0));
-    }
-    for (int64_t row = 0; shown && row < batch.size() && first + row < config.show; ++row) {
-      const auto counts = (batch.target[row] != data::kIgnore).nonzero().flatten().slice(0, 0, kShownTokens);
-      const auto ids = batch.target[row].index_select(0, counts);                                  // [n]
-      const auto entropy = judged.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
-      const int64_t* id = ids.const_data_ptr<int64_t>();
-      const double* H = entropy.const_data_ptr<double>();
-      shown->push_back({.prompt = "",
-                        .tokens = data::texts_of(tokenizer_, {id, id + ids.numel()}),
-                        .entropy = {H, H + ids.numel()}});
-    }
-  }
-  const double sum = -sum_of_turns(nats, peers);
-  if (intervals)
-    *intervals = {{"eval/loss", of_ratio(nats_of, tokens_of, "windows")},
-                  {"eval/bits_per_byte", of_ratio(nats_of, bytes_of, "windows")}};
-  return {{"eval/loss", sum / tokens}, {"eval/bits_per_byte", sum / (std::max(bytes, 1.0) * std::log(2.0))}};
-}
 
 HeldOutPrompts::HeldOutPrompts(const data::DataConfig& data, const std::vector<rl::RewardConfig>& rewards,
                                const std::map<std::string, rl::RewardFunction>& custom,
@@ -330,9 +242,9 @@ std::optional<double> HeldOutPrompts::loss(const model::Decoder& model, const st
       tokens_of.push_back(counts[row].item<double>());
     }
   }
-  const double sum = -sum_of_turns(nats, peers);
+  const double sum = -peers.sum_of_turns(nats);
   if (tokens == 0) return std::nullopt;
-  if (interval) *interval = of_ratio(nats_of, tokens_of, "completions");
+  if (interval) *interval = normal_of_ratio(nats_of, tokens_of, "completions");
   return sum / tokens;
 }
 
@@ -364,8 +276,8 @@ void HeldOutPrompts::prefer(const model::Decoder& model, const std::vector<data:
   }
   if (pairs.empty()) return;
   const auto count = static_cast<double>(pairs.size());
-  found["eval/margin"] = sum_of_turns(margins, peers) / count;
-  found["eval/preference"] = sum_of_turns(in_order, peers) / count;
+  found["eval/margin"] = peers.sum_of_turns(margins) / count;
+  found["eval/preference"] = peers.sum_of_turns(in_order) / count;
 }
 
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
@@ -433,8 +345,8 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
   const std::vector<double> tokens = by_prompt(sampled.lengths, n), samples(tokens.size(), static_cast<double>(n));
   *intervals = {{"eval/greedy", of_share(greedy.right, 1)},
                 {"eval/sampled", of_share(sampled.right, n)},
-                {"eval/entropy", of_ratio(by_prompt(sampled.entropies, n), tokens, "prompts")},
-                {"eval/length", of_ratio(tokens, samples, "prompts")}};
+                {"eval/entropy", normal_of_ratio(by_prompt(sampled.entropies, n), tokens, "prompts")},
+                {"eval/length", normal_of_ratio(tokens, samples, "prompts")}};
   for (const auto& [k, chances] : passed) {
     Interval& interval = (*intervals)["eval/pass@" + std::to_string(k)] = wilson_of_groups(chances, n);
     interval.n = intervals->at("eval/sampled").n;

@@ -29,14 +29,15 @@ Interval wilson_of_groups(const std::vector<double>& shares, int64_t size) {
   return wilson(share, std::clamp(n, groups, groups * static_cast<double>(size)));
 }
 
-Interval normal_of_ratio(const std::vector<double>& sums, const std::vector<double>& counts) {
+Interval normal_of_ratio(const std::vector<double>& sums, const std::vector<double>& counts, const std::string& what) {
   const auto parts = static_cast<double>(sums.size());
-  if (parts < 2) return {std::nan(""), std::nan("")};
+  const std::string n = std::to_string(sums.size()) + " " + what;
+  if (parts < 2) return {std::nan(""), std::nan(""), n};
   const double total = sum(counts), ratio = sum(sums) / total;
   double square = 0;
   for (size_t i = 0; i < sums.size(); ++i) square += std::pow(sums[i] - ratio * counts[i], 2);
   const double half = kZ * std::sqrt(square * parts / (parts - 1)) / total;
-  return {ratio - half, ratio + half};
+  return {ratio - half, ratio + half, n};
 }
 
 }  // namespace isentrope::train

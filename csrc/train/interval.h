@@ -24,7 +24,8 @@ Interval wilson(double share, double n);
 Interval wilson_of_groups(const std::vector<double>& shares, int64_t size);
 
 // Normal interval of a ratio Σ sums / Σ counts over independent parts (nats and tokens of a window): ± 1.96 times its standard
-// error by linearisation. Fewer than two parts: low and high are NaN.
-Interval normal_of_ratio(const std::vector<double>& sums, const std::vector<double>& counts);
+// error by linearisation. Fewer than two parts: low and high are NaN. what: the parts are, for n.
+Interval normal_of_ratio(const std::vector<double>& sums, const std::vector<double>& counts,
+                         const std::string& what = "parts");
 
 }  // namespace isentrope::train

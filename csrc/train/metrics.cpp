@@ -23,7 +23,7 @@
 namespace isentrope::train {
 namespace {
 
-constexpr std::array<std::string_view, 34> kOrder{"loss",
+constexpr std::array<std::string_view, 36> kOrder{"loss",
                                                   "reward/mean",
                                                   "reward/std",
                                                   "entropy/mean",
@@ -51,6 +51,8 @@ constexpr std::array<std::string_view, 34> kOrder{"loss",
                                                   "ranks/bytes",
                                                   "eval/loss",
                                                   "eval/bits_per_byte",
+                                                  "eval/floor",
+                                                  "eval/excess",
                                                   "eval/greedy",
                                                   "eval/sampled",
                                                   "eval/pass@1",

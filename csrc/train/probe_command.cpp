@@ -59,7 +59,7 @@ int probe_command(const std::string& path, const ProbeOptions& options) {
   const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
   const auto rewards = load_rewards(options.rewards, config);
   make_task_files(config);
-  if (phase.data.corpus)
+  if (phase.data.text())
     throw std::runtime_error("probe: phase " + phase.name +
                              " learns text, and has no prompts that can be answered right");
   const auto prompts = held_out_of(config, phase, tokenizer, data::Split::train, rewards);

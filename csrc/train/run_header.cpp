@@ -102,14 +102,14 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
   PhaseHeader p{.name = phase.name, .objective = phase.objective.kind, .steps = phase.steps};
   p.batch = phase.rollout ? phase.rollout->prompts : phase.batch.sequences;
   p.samples = phase.rollout ? phase.rollout->num_generations : 0;
-  p.unit = phase.data.corpus ? "tokens" : phase.rollout ? "prompts" : "examples";
+  p.unit = phase.data.text() ? "tokens" : phase.rollout ? "prompts" : "examples";
   for (const SplitSize& split : sizes.splits) {
     if (split.split == data::Split::train) continue;
-    (split.split == data::Split::test ? p.test : p.validation) = phase.data.corpus ? split.tokens : split.examples;
+    (split.split == data::Split::test ? p.test : p.validation) = phase.data.text() ? split.tokens : split.examples;
   }
   const auto steps = static_cast<double>(phase.steps), batch = static_cast<double>(p.batch);
-  if (phase.data.corpus) {
-    const auto shard = data::open_corpus(*phase.data.corpus, tokenizer, data::Split::train);
+  if (phase.data.text()) {
+    const auto shard = data::open_text(phase.data, tokenizer, data::Split::train);
     const data::Tokens& tokens = shard->tokens();
     p.train = static_cast<int64_t>(tokens.size());
     p.epoch_tokens = static_cast<double>(*p.train);

@@ -100,10 +100,10 @@ const torch::Tensor& kept(const CheckpointState& state, const std::string& name,
 std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfig& phase,
                                      const data::Tokenizer& tokenizer, data::Split split,
                                      const std::map<std::string, rl::RewardFunction>& rewards) {
-  if (phase.data.corpus)
-    return std::make_unique<HeldOutText>(data::open_corpus(*phase.data.corpus, tokenizer, split), tokenizer,
+  if (phase.data.text())
+    return std::make_unique<HeldOutText>(data::open_text(phase.data, tokenizer, split), tokenizer,
                                          config.model.max_position_embeddings, phase.batch.sequences,
-                                         split == data::Split::test ? "test" : "validation");
+                                         split == data::Split::test ? "test" : "validation", phase.data.hmm);
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout ? phase : last;
   return std::make_unique<HeldOutPrompts>(
@@ -304,8 +304,8 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
                                                       const std::optional<model::Decoder>& reference) const {
   const uint64_t data_seed = seed_of(phase.name, data::Purpose::example);
   const int64_t context = config_.model.max_position_embeddings;
-  if (phase.data.corpus)
-    return std::make_unique<data::PackedSource>(data::open_corpus(*phase.data.corpus, tokenizer_, data::Split::train),
+  if (phase.data.text())
+    return std::make_unique<data::PackedSource>(data::open_text(phase.data, tokenizer_, data::Split::train),
                                                 phase.batch.sequences, context, data_seed);
   const data::Use use = use_of(config_, phase, tokenizer_);
   std::shared_ptr<const data::ExampleSource> examples =
@@ -400,7 +400,7 @@ void Trainer::open_phase(const CheckpointState* state) {
   if (digest)
     check_same(*ranks_, "phases." + phase.name + ".data, the training examples", "digest " + std::to_string(*digest));
   for (const auto& [name, value] : source->state())
-    if (phase.data.corpus && value.scalar_type() == torch::kInt64 && value.numel() == 1)
+    if (phase.data.text() && value.scalar_type() == torch::kInt64 && value.numel() == 1)
       check_same(*ranks_, "phases." + phase.name + ".data, the text: " + name, std::to_string(value.item<int64_t>()));
   auto open = std::make_unique<Phase>(Phase{.config = phase,
                                             .rollouts = std::move(rollouts),

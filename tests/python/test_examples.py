@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,24 @@ def test_the_data_of_measures(tmp_path):
         assert line["answer"] == f" = {sum(terms)}" and line["chain"] == f" = {terms[0] + terms[1]} + {terms[2]}"
     assert all(sorted(a["input"].split()) == sorted(b["input"].split()) for a, b in zip(found["copies"][::2], found["copies"][1::2]))
     assert {line["label"] for line in found["kinds"]} == {"prose", "code"} and [line["text"] for line in found["kinds"]] == [line["text"] for line in found["coins"]]
+
+
+# ---- examples/head_tuning.py ----------------------------------------------------------------------------------------
+
+
+def test_the_filter_of_head_tuning():
+    """The belief is Bayes' rule: of an alphabet of which each state shows a part of its own, the state itself."""
+    np = pytest.importorskip("numpy")
+    module = runpy.run_path(str(SCRIPT.with_name("head_tuning.py")))
+    transition, _, law = module["chain"](seed=1)
+    assert np.allclose(law @ transition, law) and np.allclose(transition.sum(1), 1)
+    emission = np.repeat(np.eye(6), 2, 1) / 2
+    symbols, belief = module["windows"](50, (transition, emission, law), np.random.default_rng(0))
+    assert symbols.shape == (50, 32) and np.allclose(belief, np.eye(6)[symbols[:, -1] // 2])
+    blind, belief = module["windows"](3, (transition, np.full((6, 12), 1 / 12), law), np.random.default_rng(0))
+    assert np.allclose(belief, law) and set(blind.flatten()) <= set(range(12))
+    # As many features as windows fit them without an error that is left, whatever they are.
+    draw = np.random.default_rng(1)
+    x, y = draw.standard_normal((400, 64)), draw.standard_normal((400, 6))
+    risks = dict(zip(module["WIDTHS"], module["risks"](x, y, draw)))
+    assert risks[0] < 1.2 and risks[24] > 3 * risks[64] and risks[24] > 3 * risks[4]

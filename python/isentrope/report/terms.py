@@ -11,7 +11,7 @@ from isentrope.doctor.table import RULES
 # fmt: off
 SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
     ("Learning", [
-        ("Loss", "of training; of held-out data", {"training": "loss", "held-out": "eval/loss"}),
+        ("Loss", "of training; of held-out data", {"training": "loss", "held-out": "eval/loss", "least possible": "eval/floor"}),
         ("Bits per byte", "of held-out text", {"": "eval/bits_per_byte"}),
         ("Reward", "over the completions of a step", {"mean": "reward/mean", "standard deviation": "reward/std"}),
         ("Accuracy", "share of right answers to held-out prompts",
