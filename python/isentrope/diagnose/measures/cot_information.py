@@ -186,6 +186,9 @@ class CotInformation(Measure):
         if "of" not in first.table.columns:
             return whole
         whole.tables["traces"] = whole.table
+        whole.numbers = {}
+        everywhere = [note for note in first.notes if all(note in result.notes for _, result in results)]
+        whole.notes = everywhere + [f"{name}: {note}" for name, result in results for note in result.notes if note not in everywhere]
         whole.table = table = Table({"model": "", "answer": "nats a trace", "answer_after_chain": "nats a trace", "chain": "nats a trace", "information": "nats", "low": "95 %", "high": "95 %",
                                      "information_other": "nats", "right": "share, without the chain", "right_after_chain": "share", "right_by_itself": "share"})  # fmt: skip
         for name, result in results:
