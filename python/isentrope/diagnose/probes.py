@@ -112,7 +112,7 @@ class Problem:
 
     def preconditioned(self, V: np.ndarray) -> np.ndarray:
         """[d + 1, K] times the inverse of the sketched bound."""
-        out = self.rest * V
+        out: np.ndarray = self.rest * V
         out[:-1] += self.U @ (self.more * (self.U.T @ V[:-1]))
         out[-1] = self.bias * V[-1]
         return out
@@ -142,36 +142,35 @@ class Problem:
             a = min(a, 10 * low) if low and high == math.inf else a
         return a, residual
 
+    def downhill(self, g: np.ndarray, s: np.ndarray, residual: np.ndarray, memory: Memory) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        """The length of the next step, its direction [d + 1, K], the logits [n, K] of that direction, and the residual at its end."""
+        direction = memory.direction(g.ravel(), self.preconditioned(g).ravel()).reshape(g.shape)
+        q = self.logits(direction)
+        a, residual = self.search(s, q, residual, direction)
+        return a, direction, q, residual
+
     def solve(self, iterations: int) -> Problem:
         """Goes on from W until the gradient is small enough, rounding leaves no descent, or there have been so many steps."""
-        s = self.logits(self.W)
-        residual = self.residual(s)
-        g = self.gradient(residual)
-        fresh, memory = True, Memory(self.W.size, self.W.dtype)
-        while True:
-            small = float(np.abs(g).max()) <= self.tolerance
-            a = 0.0
-            if not small and self.steps < iterations:
-                u = self.preconditioned(g)
-                direction = memory.direction(g.ravel(), u.ravel()).reshape(g.shape)
-                q = self.logits(direction)
-                a, residual = self.search(s, q, residual, direction)
-            if a == 0.0:
-                if fresh:
-                    self.converged = small
-                    return self
-                s, fresh = self.logits(self.W), True  # the sum of all steps has their rounding: once more from the weights
-                residual = self.residual(s)
-                g = self.gradient(residual)
-                memory = Memory(self.W.size, self.W.dtype)
-                continue
-            step = self.W.dtype.type(a) * direction
-            self.W += step
-            s += self.W.dtype.type(a) * q
-            before, g, fresh = g, self.gradient(residual), False
-            change = g - before
-            memory.add(step.ravel(), change.ravel(), self.preconditioned(change).ravel())
-            self.steps += 1
+        kind = self.W.dtype.type
+        while True:  # once more from the weights where a solve has ended, since the sum of all steps has their rounding in it
+            s = self.logits(self.W)
+            residual = self.residual(s)
+            g = self.gradient(residual)
+            start, memory = self.steps, Memory(self.W.size, self.W.dtype)
+            while not (small := float(np.abs(g).max()) <= self.tolerance) and self.steps < iterations:
+                a, direction, q, residual = self.downhill(g, s, residual, memory)
+                if a == 0.0:
+                    break
+                step = kind(a) * direction
+                self.W += step
+                s += kind(a) * q
+                before, g = g, self.gradient(residual)
+                change = g - before
+                memory.add(step.ravel(), change.ravel(), self.preconditioned(change).ravel())
+                self.steps += 1
+            if self.steps == start:
+                self.converged = small
+                return self
 
 
 class Memory:

@@ -160,7 +160,7 @@ class CotInformation(Measure):
         if gains["information of another's chain"].mean() > 0.5 * gains["information of the chain"].mean() > 0:
             notes.append("another trace's chain tells nearly as much: it is the form of a chain that helps, not what it says")
         notes.append("what the measured model makes of the chains, not the information of a class of hypotheses: a better reader finds more")
-        numbers = {"information of the chain, nats": float(gains["information of the chain"].mean()),
+        numbers: dict[str, Any] = {"information of the chain, nats": float(gains["information of the chain"].mean()),
                    "information of another's chain, nats": float(gains["information of another's chain"].mean()),
                    "right without the chain": greedy["answer"], "right behind the chain": greedy["answer_after_chain"], "traces": n}  # fmt: skip
         variant = ("of traces (not the paper's, which is of a class): ln p(answer | prompt, chain) - ln p(answer | prompt), mean over traces, normal 95 % interval; "
