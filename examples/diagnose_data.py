@@ -5,6 +5,7 @@
 prose.jsonl       paragraphs of Python's own help texts
 copies.jsonl      to be copied: sentences of these, and the same words in another order
 sums.jsonl        sums of three numbers, with their steps as chain
+partial_sums.jsonl, partial_sums_train.jsonl  four digits, their partial sums mod 10 as chain, the last one as answer: what to measure and what to learn
 class.jsonl       x → a x + b mod 7, three times: a finite class with answers and chains
 instructions.jsonl  prompts with constraints
 sentiment.jsonl, cities.jsonl  short reviews with labels positive and negative; "Lyon is a city in France.", true and false
@@ -87,6 +88,15 @@ def recall(draw: random.Random) -> Iterator[dict[str, Any]]:
         yield {"text": "".join(f"{key}{digit}" for key, digit in value.items()) + ":" + "".join(asked) + f"={answer}."}
 
 
+def partial_sums() -> list[dict[str, Any]]:
+    """3742:04A6. for 3 + 7, + 4, + 2 mod 10; of all 10,000, drawn without repeating."""
+    found = []
+    for number in random.Random(0).sample(range(10000), 3200):
+        a, b, c, d = map(int, f"{number:04}")
+        found.append({"prompt": f"{number:04}:", "completion": f"{(a + b) % 10}{(a + b + c) % 10}A{(a + b + c + d) % 10}."})
+    return found
+
+
 def data() -> dict[str, list[dict[str, Any]]]:
     """{file: lines}"""
     draw = random.Random(0)
@@ -118,6 +128,8 @@ def data() -> dict[str, list[dict[str, Any]]]:
         "prose": [{"text": text} for text in draw.sample(prose, len(prose))],
         "copies": copies,
         "sums": sums,
+        "partial_sums": partial_sums()[:200],
+        "partial_sums_train": partial_sums()[200:],
         "class": [{"answers": [steps(a, b, x)[2] >= 4 for x in range(7)], "chains": [steps(a, b, x)[:2] for x in range(7)], "target": (a, b) == (3, 1)} for a, b in classes],
         "instructions": [{"prompt": f"Write about {topic}. {words}", "constraints": constraints} for topic, (words, constraints) in zip(TOPICS + TOPICS[3:] + TOPICS[:3], list(zip(WORDS, CONSTRAINTS)) * 2)],
         "recall": list(recall(random.Random(0))),

@@ -81,7 +81,7 @@ def probes(model, rounds):
     found = {}
 
     def ours():
-        fitted = fit(X[:, train].clone(), y[train], 2, iterations=1000)
+        fitted = fit(X[:, train], y[train], 2, iterations=1000)
         found["ours"] = (fitted.predict(X[:, held]) == y[held]).float().mean(1).numpy()
         assert fitted.converged.all()
 

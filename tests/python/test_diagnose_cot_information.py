@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import diagnose_tables
-from isentrope.diagnose.chain_information import cot_information, worst_expected_error
+from isentrope.diagnose.chain_information import cot_information, cot_information_proxy, worst_expected_error
 from isentrope.diagnose.data import Data
 from isentrope.diagnose.intervals import clopper_pearson_upper
 from isentrope.diagnose.measure import DiagnoseError
-from isentrope.diagnose.measures.cot_information import measure
+from isentrope.diagnose.measures.cot_information import CotInformation, measure
 
 # x → a x + b mod 7, three steps: the answer is whether the third value is 4 or more, the chain the first two.
 CLASS = [(a, b) for a in range(1, 7) for b in range(7)]
@@ -132,3 +132,59 @@ def test_completions_are_cut_at_the_separator():
         measure(model, lines(prompt=["?", "?"], completion=[" c1 A x", " c1 A x"]))
     with pytest.raises(DiagnoseError, match="has 1 trace"):
         measure(model, lines(prompt=["?"], chain=[" c1"], answer=[" x"]))
+
+
+# ---- over checkpoints --------------------------------------------------------------------------------------------------
+
+
+def test_the_proxy_of_all_pairs_is_the_least_information_over_the_targets():
+    chains = np.array([[str(value) for value in row] for row in CHAINS])
+    epsilons = [0.1, 0.3, 0.5]
+    of_each = [cot_information(ANSWERS[:20], CHAINS[:20], target, epsilons) for target in range(20)]
+    for place, found in enumerate(cot_information_proxy(ANSWERS[:20], chains[:20], epsilons)):
+        own = [one[place] for one in of_each]
+        assert found.chain == pytest.approx(min(one.chain for one in own), abs=1e-12) and found.answer == pytest.approx(min(one.answer for one in own), abs=1e-12)
+        assert 2 * found.pairs == sum(one.bad for one in own) and found.chain_low < found.chain
+        i, j = found.of
+        assert -math.log(((ANSWERS[i] == ANSWERS[j]) & (chains[i] == chains[j])).mean()) == pytest.approx(found.chain)
+    for found, own in zip(cot_information_proxy(ANSWERS, CHAINS[..., 0] * 7 + CHAINS[..., 1], epsilons, target=TARGET), cot_information(ANSWERS, CHAINS, TARGET, epsilons)):
+        assert (found.pairs, found.chain, found.answer) == (own.bad, pytest.approx(own.chain), pytest.approx(own.answer))
+    with pytest.raises(DiagnoseError, match="1 writer of chains; wanted two"):
+        cot_information_proxy(ANSWERS[:1], chains[:1], [0.1])
+
+
+def test_checkpoints_whose_chains_are_known():
+    """Three models that always write one answer, the chains c1 or c2 by the prompt or c1 alone; of the right ones the answer follows the prompt."""
+    words = ["?", "!", "c1", "c2", "A", "x", "y"]
+
+    def model(chain, answer):
+        sure = {("?", "c1"): 0.9, ("!", chain): 0.8, ("c1", "A"): 0.9, ("c2", "A"): 0.9, ("A", answer): 0.7, ("x", "<end>"): 0.9, ("y", "<end>"): 0.9}
+        return diagnose_tables.model(words, sure)
+
+    data = lines(prompt=["?", "!"] * 4, completion=[" c1 A x", " c2 A y"] * 4)
+    options = {"separator": "A", "write": 5, "epsilons": "0.3,0.5,1"}
+    results = [(name, measure(model(*kind), data, options)) for name, kind in {"one": ("c2", "x"), "two": ("c1", "y"), "three": ("c1", "x")}.items()]
+    assert results[0][1].tables["written"].rows[:2] == [["?", "c1", "x", "c1", "x"], ["!", "c2", "y", "c2", "x"]]
+    assert [result.numbers["chain and answer right by itself"] for _, result in results] == [0.5, 0, 0.5]
+    assert [result.numbers["right by itself"] for _, result in results] == [0.5, 0.5, 0.5]
+    whole = CotInformation.over(results)
+    assert whole.table.column("model") == ["one", "two", "three"] and whole.table.column("right_by_itself") == [0.5, 0.5, 0.5]
+    assert whole.table.column("information") == [pytest.approx(0)] * 3  # the answer comes of A alone
+    assert whole.table.rows[0][1] == pytest.approx(-(math.log(0.7) + math.log(0.3 / 7)) / 2, rel=1e-5)
+    found = {(row[0], row[1]): row[2:] for row in whole.tables["cot_information_proxy"].rows}
+    # one and two, two and three never answer alike: no agreement, which is a bound of eight prompts; one and three always do.
+    assert found["of checkpoints", 0.3] == found["of checkpoints", 0.5] == [2, None, pytest.approx(-math.log(1 - (0.05 / 3) ** (1 / 8))), None, None]
+    assert found["of checkpoints", 1][0] == 0 and any("answer differently on more than 1 of the prompts" in note for note in whole.notes)
+    assert found["with the lines", 0.3][:2] == [3, pytest.approx(math.log(2))] and found["with the lines", 0.3][3:] == [pytest.approx(math.log(2)), "one and the lines"]
+    assert found["with the lines", 0.5][0] == 0  # strictly more than half
+    assert len(whole.tables["written"].rows) == 24 and "on which two of a pair write the same chain" in whole.variant
+
+
+def test_what_checkpoints_write_without_an_answer():
+    data = lines(prompt=["?", "?"], completion=[" c A x", " c A y"])
+    model = diagnose_tables.model(["?", "c", "A", "x", "y"], {("?", "c"): 0.9, ("c", "c"): 0.9})
+    result = measure(model, data, {"separator": "A", "write": 3})
+    assert result.tables["written"].rows[0] == ["?", "c", "x", "c c c", None] and any("100% of what the model writes has no 'A'" in note for note in result.notes)
+    with pytest.raises(DiagnoseError, match="write takes separator=TEXT"):
+        measure(model, lines(prompt=["?", "?"], chain=[" c", " c"], answer=[" x", " y"]), {"write": 3})
+    assert "cot_information_proxy" not in CotInformation.over([("a", measure(model, data, {"separator": "A"}))] * 2).tables

@@ -14,6 +14,7 @@ from isentrope.diagnose.bound import bound
 from isentrope.diagnose.data import Data
 from isentrope.diagnose.measures import attention_entropy, representation, token_entropy
 from isentrope.diagnose.spectrum import entropy, power_law, rankme, squared_singular_values
+from isentrope.diagnose.token_matrix import largest_drop, token_entropies
 
 # ---- representation ----------------------------------------------------------------------------------------------------
 
@@ -102,6 +103,65 @@ def test_entropy_within_sequences_is_that_of_the_gram_matrix():
 def test_phases_of_ranks_and_exponents():
     told = representation.phases([50, 20, 40, 60, 45, 47], [1.0, 1.4, 1.2, 0.9, 1.3, 1.5])
     assert told == ["", "warmup", "entropy-seeking", "entropy-seeking", "compression-seeking", "mixed"]
+
+
+def test_the_matrix_entropy_of_tokens_that_are_known():
+    Z = torch.zeros(3, 4, 8)
+    Z[0, 0, 0], Z[0, 1, 0], Z[0, 2, 1], Z[0, 3, 1] = 1, -1, 1, -1  # two directions alike: eigenvalues ½, ½
+    Z[1] = 3 * Z[0] + 7  # 4.5 twice; what all heads share is taken out
+    Z[2] = 5  # nothing but that
+    normalised, raw = token_entropies(Z)
+    assert normalised.tolist() == pytest.approx([0.5, 0.5, 0], abs=1e-8)
+    assert raw.tolist() == pytest.approx([0.5, -9 * math.log(4.5) / math.log(4), 0], abs=1e-7)
+    wide = torch.zeros(2, 4, 384)
+    wide[0, :, :9] = Z[0].repeat_interleave(3, 1)[:, :9]  # groups of three, the same in each
+    torch.testing.assert_close(token_entropies(wide)[1][0], raw[0])
+    random = torch.randn(5, 4, 8, generator=torch.Generator().manual_seed(0)).double()
+    centred = random - random.mean(1, keepdim=True)
+    values = torch.linalg.svdvals(centred) ** 2 / 4  # by the other side of the matrix
+    p = (values / values.sum(1, keepdim=True)).clamp(min=1e-30)
+    torch.testing.assert_close(token_entropies(random)[0], -(p * p.log()).sum(1) / math.log(4), rtol=0, atol=1e-7)
+    with pytest.raises(diagnose.DiagnoseError, match="1 head: the matrix of a token has one row"):
+        token_entropies(torch.randn(2, 1, 8))
+
+
+def test_the_layer_of_the_largest_drop():
+    """Tokens whose heads have directions of their own up to layer 2, and one direction from layer 3 on; padding counts for nothing."""
+    generator = torch.Generator().manual_seed(0)
+    own = torch.randn(6, 5, 32, generator=generator)
+    one = (torch.randn(6, 5, 4, 1, generator=generator) * torch.randn(6, 5, 1, 8, generator=generator)).flatten(2)
+    mask = torch.arange(5) < torch.tensor([5, 5, 4, 3, 2, 1])[:, None]
+    hidden = [x.where(mask[..., None], 1000.0) for x in (own, own * 20, own * 20, 3 * one, 3 * one)]
+    measure = representation.Representation(made.model(layers=4), Data.of_ids(made.sequences(6, 5)), {"matrix": "hidden", "first": 1, "last": 3, "within": False})
+    measure.update(diagnose.Batch(torch.arange(6), torch.zeros(6, 5), mask.sum(1), mask, hidden))
+    result = measure.finish()
+    table = result.tables["token_matrix"]
+    expected = [token_entropies(x[mask].view(-1, 4, 8))[0].mean().item() for x in hidden]
+    assert table.column("normalised") == pytest.approx(expected) and table.column("normalised")[3] < 1e-7 < 0.5 < table.column("normalised")[2]
+    assert table.column("change_normalised")[3] == pytest.approx(expected[3] - expected[2]) and table.column("raw")[0] > table.column("raw")[1]
+    assert result.numbers["largest drop of the tokens' matrix entropy, normalised, at layer"] == 3 and "EntropyPrune" in result.variant
+    assert largest_drop(table, "raw") == 1  # twenty times the length
+
+
+def test_the_queries_are_those_of_the_blocks_and_positions_leave_their_entropy():
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    module, ids = made.llama(), made.sequences(3, 7)
+    seen = []
+    for layer in module.model.layers:
+        layer.self_attn.q_proj.register_forward_hook(lambda _, inputs, out: seen.append(out))
+    with torch.no_grad():
+        module(torch.tensor(ids))
+        cos, sin = module.model.rotary_emb(seen[0], torch.arange(7)[None])
+        turned = [apply_rotary_pos_emb(q.view(3, 7, 4, 8).transpose(1, 2), q.view(3, 7, 4, 8).transpose(1, 2), cos, sin)[0] for q in seen]
+    result = representation.measure(made.model(), Data.of_ids(ids), {"matrix": "query", "first": 1, "last": 3})
+    for form, name in enumerate(("normalised", "raw")):
+        expected = [token_entropies(q.transpose(1, 2).reshape(21, 4, 8))[form].mean().item() for q in turned]
+        assert result.tables["token_matrix"].column(name) == pytest.approx(expected, rel=1e-5), name
+    other = diagnose.Model(made.transformers.GPT2LMHeadModel(made.transformers.GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=4)))
+    with pytest.raises(diagnose.DiagnoseError, match="no input_layernorm and self_attn.q_proj, as Llama's have; wanted matrix=hidden"):
+        representation.measure(other, Data.of_ids(ids), {"matrix": "query"})
+    assert "token_matrix" not in representation.measure(other, Data.of_ids(ids), {"first": 1, "last": 3}).tables
 
 
 # ---- attention-entropy -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from test_entropy_attention import ANOTHER_INSTRUCTION_SET, DEVICES, DTYPES, INF, NAMES, Pool, draw, dtypes_of
 
 import isentrope
+from compiled import compiled as in_one_graph
 from isentrope import reference
 
 LEAVES = ("temperature", "gates", "sinks")  # of the options, those with a gradient
@@ -323,7 +324,7 @@ def test_compile_fullgraph(device):
         out, lse, entropy, _ = isentrope.entropy_attention(q, k, v, causal=True, block_mask=mask, block_size=16, gates=gates, sinks=sinks, slopes=slopes)
         return (out * out).sum() + lse.sum() - 0.1 * entropy.sum()
 
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
+    compiled = in_one_graph(loss, device, dynamic=True)
     for T in (33, 70):
         tensors = [*draw(2, 4, T, 32, G=2, device=device), torch.rand(2, 1, 1, blocks_of(T, 16), device=device), torch.randn(4, device=device)]
         constants = random_mask(2, 4, T, T, 16, 0.6).to(device), torch.rand(4, device=device)

@@ -93,7 +93,7 @@ def test_the_data_of_measures(tmp_path):
 
     subprocess.run([sys.executable, SCRIPT.with_name("diagnose_data.py"), tmp_path / "data"], check=True, capture_output=True)
     found = {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in (tmp_path / "data").glob("*.jsonl")}
-    assert set(found) == {"prose", "copies", "sums", "class", "instructions", "recall", "kinds", "coins", "sentiment", "cities"} and all(len(lines) > 10 for lines in found.values())
+    assert set(found) == {"prose", "copies", "sums", "class", "instructions", "recall", "kinds", "coins", "sentiment", "cities", "partial_sums", "partial_sums_train"} and all(len(lines) > 10 for lines in found.values())
     assert all(checked(one) for line in found["instructions"] for one in line["constraints"])
     assert len(found["class"]) == 42 and sum(line["target"] for line in found["class"]) == 1
     for line in found["recall"]:
@@ -103,6 +103,10 @@ def test_the_data_of_measures(tmp_path):
     for line in found["sums"]:
         terms = [int(word) for word in line["prompt"].split(". ")[-1].split(" + ")]
         assert line["answer"] == f" = {sum(terms)}" and line["chain"] == f" = {terms[0] + terms[1]} + {terms[2]}"
+    for line in found["partial_sums"] + found["partial_sums_train"]:
+        first, second, answer = (sum(map(int, line["prompt"][:count])) % 10 for count in (2, 3, 4))
+        assert line["completion"] == f"{first}{second}A{answer}."
+    assert not {line["prompt"] for line in found["partial_sums"]} & {line["prompt"] for line in found["partial_sums_train"]}
     assert all(sorted(a["input"].split()) == sorted(b["input"].split()) for a, b in zip(found["copies"][::2], found["copies"][1::2]))
     assert {line["label"] for line in found["kinds"]} == {"prose", "code"} and [line["text"] for line in found["kinds"]] == [line["text"] for line in found["coins"]]
 

@@ -220,7 +220,6 @@ def test_compile_fullgraph(case):
         out, entropy, log_partition = isentrope.hierarchical_attention(q, k, v, **options)
         return out.square().sum() + entropy.sum() + log_partition.sum()
 
-    # With code of inductor: test_hierarchical_modules.py
     compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
     for T in (21, 33):
         options = {"branching": 8} if case == "branching" else {"tree": nn.tree_of_parents(torch.arange(T) // 7, torch.zeros(-(-T // 7), dtype=torch.long))}

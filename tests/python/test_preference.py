@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import isentrope
+from compiled import compiled as in_one_graph
 from isentrope import methods, pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ def test_beta_and_smoothing_move_the_gradient():
 
 def test_compiles_and_has_shapes_of_its_own():
     chosen, rejected = torch.randn(2, 5)
-    compiled = torch.compile(lambda w, l: methods.preference(w, l).mean(), fullgraph=True)
+    compiled = in_one_graph(lambda w, l: methods.preference(w, l).mean())
     torch.testing.assert_close(compiled(chosen, rejected), methods.preference(chosen, rejected).mean())
     assert methods.preference(chosen.to("meta"), rejected.to("meta")).shape == (5,)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.utils.prune
 
 import isentrope
+from compiled import compiled as in_one_graph
 from isentrope import reference, sigma
 from isentrope.nn import SigmaConv2d, SigmaLinear, convert_to_sigma, fold, power_step
 
@@ -314,7 +315,7 @@ def test_compile_fullgraph(device):
         y, sigma = isentrope.sigma_linear(x, weight, gamma, u, bias)
         return (y.cos()).sum() + sigma
 
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
+    compiled = in_one_graph(loss, device, dynamic=True)
     for rows in (5, 4, 3):
         results = []
         for f in (loss, compiled):
@@ -701,7 +702,7 @@ def test_compiled_model_trains_as_it_does_eagerly():
     for compiled in (False, True):
         torch.manual_seed(3)
         model = convert_to_sigma(network(), gamma_init="one")
-        step = torch.compile(model, fullgraph=True) if compiled else model
+        step = in_one_graph(model) if compiled else model
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(3):
             optimizer.zero_grad()

@@ -20,14 +20,19 @@ PACKAGE = Path(isentrope.__file__).resolve().parent  # the installed one, or thi
 SEARCHED = [] if PACKAGE.parent.name.endswith("-packages") else [str(PACKAGE.parent)]
 
 
-def mypy(files, folder):
-    """{(file, line)} of the errors, and what was printed. torch's own functions, backward() among them, have no types everywhere."""
-    variables = {**os.environ, "MYPYPATH": os.pathsep.join(SEARCHED)}
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--follow-imports=silent", "--output=json",
-         f"--cache-dir={folder}", *map(str, files)],
-        capture_output=True, text=True, env=variables, cwd=folder,
+def ran_mypy(folder, *arguments):
+    """With one cache for all tests, and options of which none keeps a run from another's: most of the time goes into torch and transformers,
+    whose own functions, backward() among them, have no types everywhere."""
+    return subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--untyped-calls-exclude=transformers", "--follow-imports=silent",
+         f"--cache-dir={folder.parent / 'mypy_cache'}", *map(str, arguments)],
+        capture_output=True, text=True, env={**os.environ, "MYPYPATH": os.pathsep.join(SEARCHED)}, cwd=folder,
     )  # fmt: skip
+
+
+def mypy(files, folder):
+    """{(file, line)} of the errors, and what was printed."""
+    done = ran_mypy(folder, "--output=json", *files)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     errors = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {(Path(folder, error["file"]).resolve(), error["line"]) for error in errors if error["severity"] == "error"}, done.stdout
@@ -56,19 +61,20 @@ def test_checkers_find_the_errors_and_no_others(checker, tmp_path):
     assert wrong - found == set(), "no error there"
 
 
+PACKAGES = ["doctor", "diagnose"]
+
+
 @pytest.mark.parametrize("checker", [mypy, pyright], ids=lambda checker: checker.__name__)
-@pytest.mark.parametrize("package", ["doctor", "diagnose"])
-def test_packages_have_types(package, checker, tmp_path):
+def test_packages_have_types(checker, tmp_path):
     """The sources, which mypy takes by the name of the package: the folder of an installed one has modules of others."""
-    sources = ROOT / "python" / "isentrope" / package
-    if importlib.util.find_spec(checker.__name__) is None or not sources.is_dir():
+    sources = [ROOT / "python" / "isentrope" / package for package in PACKAGES]
+    if importlib.util.find_spec(checker.__name__) is None or not all(path.is_dir() for path in sources):
         pytest.skip(f"{checker.__name__} is not installed, or there are no sources")
     if checker is mypy:
-        done = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--untyped-calls-exclude=torch", "--untyped-calls-exclude=transformers", "--follow-imports=silent", f"--cache-dir={tmp_path}", "-p", f"isentrope.{package}"],
-                              capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "MYPYPATH": os.pathsep.join(SEARCHED)})  # fmt: skip
+        done = ran_mypy(tmp_path, *(word for package in PACKAGES for word in ("-p", f"isentrope.{package}")))
         assert done.returncode == 0, done.stdout + done.stderr
     else:
-        found, told = checker(sorted(sources.rglob("*.py")), tmp_path, [str(ROOT / "python")])  # not the installed package, which has the same names
+        found, told = checker(sorted(file for path in sources for file in path.rglob("*.py")), tmp_path, [str(ROOT / "python")])  # not the installed package, which has the same names
         assert found == set(), told
 
 

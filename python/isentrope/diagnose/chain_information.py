@@ -81,6 +81,49 @@ def cot_information(answers: np.ndarray, chains: np.ndarray, target: int, epsilo
     return found
 
 
+@dataclass
+class Proxy:
+    """Of one ε and the pairs of writers that answer differently on more than ε of the prompts.
+
+    pairs: how many; chain, answer: -ln of the greatest share of prompts on which two of a pair write the same chain and answer, and the same
+    answer; inf without a pair or an agreement; chain_low: at least, of prompts that are a sample, at confidence 1 - δ; of: the pair with most agreement.
+    """
+
+    epsilon: float
+    pairs: int
+    chain: float
+    answer: float
+    chain_low: float
+    of: tuple[int, int] | None
+
+
+def cot_information_proxy(answers: np.ndarray, chains: np.ndarray, epsilons: Sequence[float], *, target: int | None = None, delta: float = 0.05) -> list[Proxy]:
+    """answers, chains [H, X] of H writers, as seeds or checkpoints of a model, at X prompts. Not the paper's quantity, which is of the class that a learner has:
+    of the few hypotheses that a training run went through. target: pairs with this one alone; None for all pairs, which is the least over the targets.
+
+    Raises DiagnoseError for fewer than two.
+    """
+    writers, prompts = answers.shape
+    if writers < 2:
+        raise DiagnoseError(f"{writers} writer of chains; wanted two at least")
+    pairs = [(i, j) for i in range(writers) for j in range(i + 1, writers) if target is None or target in (i, j)]
+    same_answer = np.array([answers[i] == answers[j] for i, j in pairs])
+    same = same_answer & np.array([chains[i] == chains[j] for i, j in pairs])
+    wrong = 1 - same_answer.mean(1)
+    found = []
+    for epsilon in epsilons:
+        bad = np.flatnonzero(wrong > epsilon + 1e-12)
+        if not len(bad):
+            found.append(Proxy(epsilon, 0, math.inf, math.inf, math.inf, None))
+            continue
+        counts, counts_answer = same[bad].sum(1), same_answer[bad].sum(1)
+        most, most_answer = int(counts.max()), int(counts_answer.max())
+        bound = clopper_pearson_upper(most, prompts, delta / len(pairs))
+        chain, answer = (-math.log(top / prompts) if top else math.inf for top in (most, most_answer))
+        found.append(Proxy(epsilon, len(bad), chain, answer, -math.log(bound), pairs[bad[int(counts.argmax())]] if most else None))
+    return found
+
+
 def worst_expected_error(answers: np.ndarray, chains: np.ndarray | None, target: int, examples: int, draws: int = 2000, seed: int = 0) -> float:
     """Mean over samples of `examples` inputs of the worst answer error among the hypotheses that agree with h* on them; chains None: on answers alone."""
     hypotheses, inputs = answers.shape

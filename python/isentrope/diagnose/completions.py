@@ -95,6 +95,25 @@ def scores(model: Model, pairs: Sequence[Pair], size: int = 16, say: Callable[[i
     return found
 
 
+def written(model: Model, prompts: Sequence[list[int]], most: int, say: Callable[[int, int], None] | None = None) -> list[str]:
+    """What greedy decoding writes behind the ids of each prompt, in `most` tokens at most."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise DiagnoseError(f"{model.name}: has no tokenizer (tokenizer.json), which texts need")
+    end = getattr(model.module.generation_config, "eos_token_id", None) or tokenizer.eos_token_id
+    found = []
+    for number, ids in enumerate(prompts):
+        if say:
+            say(number, len(prompts))
+        given = torch.tensor([ids], device=model.device)
+        with torch.inference_mode():
+            out = model.module.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=most, pad_token_id=end[0] if isinstance(end, list) else end)
+        found.append(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
+    if say:
+        say(len(prompts), len(prompts))
+    return found
+
+
 def right(model: Model, data: Data, limit: int, say: Callable[[int, int], None] | None = None) -> tuple[list[bool], str]:
     """Whether each line is right, and how that was found: by its `correct`, else whether greedy decoding of `prompt` writes exactly `completion`."""
     if data.records and all("correct" in record for record in data.records):

@@ -215,10 +215,11 @@ def resolved(folder: Path) -> Path:
     return found[-1]
 
 
-def opened(folder: Path, device: str = "cpu") -> Model:
+def opened(folder: Path | str, device: str = "cpu") -> Model:
     """The model of a folder in float32. Raises DiagnoseError."""
     import transformers
 
+    folder = Path(folder)
     place = resolved(folder)
     base, adapter = place, place / "adapter_config.json"
     if adapter.exists():

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MEMORY = 10  # pairs of steps and gradients that L-BFGS keeps
-SKETCH = 16  # directions of the preconditioner
-SCALE = 0.3  # of the variables, that the first step is of about the right length
+MEMORY = 64  # pairs of steps and changes of the gradient that are kept, more than most probes take; of many classes fewer
+SKETCH = 4  # directions of the preconditioner
+FLAT = 0.1  # share of the slope at 0 below which a line search ends
 
 
 class Probes(NamedTuple):
@@ -35,126 +35,195 @@ class Probes(NamedTuple):
         return (found[..., 0] > 0).long() if found.shape[-1] == 1 else found.argmax(-1)
 
 
-def standardised(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """X [P, n, d], which is overwritten → itself with mean 0 and deviation 1, mean [P, d], scale [P, d]; infinite, which makes a feature 0,
-    where one is constant as far as rounding can tell."""
-    mean, scale = X.new_empty(X.shape[0], X.shape[2]), X.new_empty(X.shape[0], X.shape[2])
-    share = X.new_full((X.shape[1],), 1 / X.shape[1])
-    for x, own_mean, own_scale in zip(X, mean, scale):  # a problem at a time: all passes but the first read it from the cache
-        torch.mv(x.T, share, out=own_mean)
-        x -= own_mean
-        deviation = torch.mv(x.square().T, share).sqrt()
-        torch.where(deviation > 1e-6 * own_mean.abs().clamp(min=1e-30), deviation, torch.full_like(deviation, torch.inf), out=own_scale)
-        x *= 1 / own_scale
-    return X, mean, scale
-
-
 def fit(X: Tensor, y: Tensor, classes: int, C: float = 1.0, tolerance: float = 1e-4, iterations: int = 500) -> Probes:
     """The L2 logistic regression of each problem: minimum over w, b of the mean loss + ‖w‖² / (2 C n), scikit-learn's objective.
 
-    X [P, n, d] float32 or float64, which is overwritten by its standardised features; y [n] classes from 0. A problem has converged when
-    no component of its gradient is above `tolerance`, where it ends. Each is solved alone, while its features are in the cache, by scipy's L-BFGS in
-    variables in which a low-rank sketch of the Hessian's bound XᵀX / 4n + I / Cn is a multiple of I (Böhning 1992; Nyström as in Frangella et al.,
-    arXiv:2110.02820): hidden states have a few directions of large variance, which cost plain L-BFGS most of its steps where it takes many.
+    X [P, n, d] float32 or float64, which is standardised for it; y [n] classes from 0. A problem has converged when no component of its gradient,
+    computed anew from its weights, is above `tolerance`, where it ends. Each is solved alone, while its features are in the cache, by L-BFGS.
     """
     P, n, d = X.shape
     K = 1 if classes == 2 else classes
-    target = y.to(X) if K == 1 else torch.nn.functional.one_hot(y, K).to(X)  # [n] or [n, K]
-    mean, scale, found = X.new_empty(P, d), X.new_empty(P, d), []
-    for x, own_mean, own_scale in zip(X, mean, scale):
-        _, own_mean[:], own_scale[:] = (part[0] for part in standardised(x[None]))
-        found.append(Problem(x, target, K, 1 / (C * n), tolerance).solve(iterations))
-    W = torch.from_numpy(np.stack([one.W for one in found]))
-    converged = torch.tensor([one.gradient <= tolerance for one in found])
-    return Probes(W[..., :d], W[..., d], mean, scale, converged, max(one.steps for one in found))
-
-
-class Converged(Exception):
-    """Ends a solve at the first point whose gradient is small enough."""
+    target = (y.to(X)[:, None] if K == 1 else torch.nn.functional.one_hot(y, K).to(X)).numpy()  # [n, K]
+    room = np.empty((n, d), target.dtype)  # of one problem's features after the other's, so that it stays in the cache
+    found = [Problem(x.numpy(), target, 1 / (C * n), tolerance, room).solve(iterations) for x in X]
+    W = torch.from_numpy(np.stack([one.W for one in found])).to(X)
+    mean, scale = (torch.from_numpy(np.stack(part)) for part in zip(*((one.mean, one.scale) for one in found)))
+    return Probes(W[:, :d].mT.contiguous(), W[:, d], mean, scale, torch.tensor([one.converged for one in found]), max(one.steps for one in found))
 
 
 class Problem:
-    """One regression, x [n, d] standardised. In numpy: of vectors so short its calls take half the time of torch's.
+    """One regression. In numpy: of vectors so short its calls take half the time of torch's.
+
+    L-BFGS in the compact form of Byrd, Nocedal and Schnabel (1994), from the inverse of a low-rank sketch of the Hessian's bound XᵀX / 4n + I / Cn
+    (Böhning 1992; Nyström as in Frangella et al., arXiv:2110.02820): hidden states have a few directions of large variance, which cost plain L-BFGS most
+    of its steps where it takes many. A step reads the features twice, for the logits of its direction and for the gradient where it ends; in
+    between the line search has vectors of n alone, and since the loss is convex it needs its slope and no value.
 
     Attributes:
-        W: [K, d + 1] weights and bias where the gradient was smallest of all points that were looked at.
-        gradient: its largest component there.
+        W: [d + 1, K] weights of the standardised features, and bias.
+        mean, scale: [d] of the features; the scale is infinite, which makes a feature 0, where one is constant as far as rounding can tell.
+        converged: whether no component of the gradient is above the tolerance.
         steps: of L-BFGS.
     """
 
-    def __init__(self, x: Tensor, target: Tensor, K: int, ridge: float, tolerance: float) -> None:
+    def __init__(self, x: np.ndarray, target: np.ndarray, ridge: float, tolerance: float, room: np.ndarray) -> None:
         n, d = x.shape
-        basis, values = sketch(x[None], min(SKETCH, n, d))
-        bound = ridge + values[0] * ((0.25 if K == 1 else 0.5) / n)
-        self.x, self.target, self.K, self.ridge, self.tolerance = x.numpy(), target.numpy(), K, ridge, tolerance
-        self.U = np.ascontiguousarray(basis[0].numpy())  # [d, k]
-        size = float(SCALE / bound[-1].sqrt())
-        self.size, self.more = self.x.dtype.type(size), (size * ((bound[-1] / bound).sqrt() - 1)).numpy()  # [k], of the directions in U
-        self.W, self.gradient, self.steps = np.zeros((K, d + 1), self.x.dtype), math.inf, 0
+        K = target.shape[1]
+        self.mean = np.full(n, 1 / n, x.dtype) @ x
+        self.x = np.subtract(x, self.mean, out=room)  # not divided by the scale: that is done to weights and gradients
+        deviation = np.sqrt(np.einsum("ij,ij->j", self.x, self.x) / n)
+        self.scale = np.where(deviation > 1e-6 * np.maximum(np.abs(self.mean), 1e-30), deviation, np.inf).astype(x.dtype)
+        self.inverse = (1 / self.scale)[:, None]
+        self.target, self.ridge, self.tolerance = target, x.dtype.type(ridge), tolerance
+        self.U, values = sketch(self.x, self.inverse, min(SKETCH, n, d))
+        bound = ridge + values * ((0.25 if K == 1 else 0.5) / n)
+        self.rest = x.dtype.type(1 / bound[-1])
+        self.more = (1 / bound - 1 / bound[-1]).astype(x.dtype)[:, None]
+        self.bias = x.dtype.type(4 if K == 1 else 2)
+        self.W = np.zeros((d + 1, K), x.dtype)
+        self.converged, self.steps = False, 0
 
-    def weights(self, V: np.ndarray) -> np.ndarray:
-        """size · I + U more Uᵀ, which is its own transpose, of V [d] or [d, K]: weights of variables, and their gradients of those of weights."""
-        inner = self.U.T @ V
-        found: np.ndarray = self.size * V + self.U @ (self.more * inner if V.ndim == 1 else self.more[:, None] * inner)
+    def logits(self, W: np.ndarray) -> np.ndarray:
+        """[d + 1, K] → [n, K]."""
+        found: np.ndarray = self.x @ (W[:-1] * self.inverse)
+        found += W[-1]
         return found
 
-    def __call__(self, variables: np.ndarray) -> tuple[float, np.ndarray]:
-        """Mean loss + ridge, and its gradient, float64, of variables [(d + 1) · K]."""
-        x, (n, d) = self.x, self.x.shape
-        Z = variables.astype(x.dtype)
-        Z = Z if self.K == 1 else Z.reshape(d + 1, self.K)
-        V = self.weights(Z[:d])
-        s = x @ V  # [n] or [n, K]
-        s += Z[d]
-        if self.K == 1:
-            e = np.exp(-np.abs(s))
-            loss = float(np.maximum(s, 0).sum() + np.log1p(e).sum() - self.target @ s)
-            rest = np.where(s >= 0, 1, e) / (1 + e)
+    def residual(self, s: np.ndarray) -> np.ndarray:
+        """Probabilities at logits s [n, K], less the targets."""
+        if s.shape[1] == 1:
+            found: np.ndarray = np.tanh(0.5 * s)
+            found += 1
+            found *= 0.5
         else:
-            most = s.max(1, keepdims=True)
-            e = np.exp(s - most)
-            total = e.sum(1, keepdims=True)
-            loss = float((np.log(total) + most).sum() - (self.target * s).sum())
-            rest = e / total
-        rest -= self.target
-        rest /= n
-        slope = x.T @ rest
-        slope += self.x.dtype.type(self.ridge) * V
-        bias = rest.sum(0)
-        gradient = max(float(np.abs(slope).max()), float(np.abs(bias).max()))
-        if gradient < self.gradient:
-            self.gradient, self.W = gradient, np.vstack([V, Z[d:]] if self.K > 1 else [V[:, None], Z[d:][:, None]]).T
-            if gradient <= self.tolerance:
-                raise Converged
-        out = np.empty(Z.shape)
-        out[:d], out[d] = self.weights(slope), bias
-        return loss / n + 0.5 * self.ridge * float((V * V).sum()), out.ravel()
+            found = np.exp(s - s.max(1, keepdims=True))
+            found /= found.sum(1, keepdims=True)
+        found -= self.target
+        return found
+
+    def gradient(self, residual: np.ndarray) -> np.ndarray:
+        """[d + 1, K] at the weights W whose residual is given."""
+        residual = residual * residual.dtype.type(1 / len(residual))
+        out = np.empty_like(self.W)
+        np.multiply(self.x.T @ residual, self.inverse, out=out[:-1])
+        out[:-1] += self.ridge * self.W[:-1]
+        out[-1] = residual.sum(0)
+        return out
+
+    def preconditioned(self, V: np.ndarray) -> np.ndarray:
+        """[d + 1, K] times the inverse of the sketched bound."""
+        out: np.ndarray = self.rest * V
+        out[:-1] += self.U @ (self.more * (self.U.T @ V[:-1]))
+        out[-1] = self.bias * V[-1]
+        return out
+
+    def search(self, s: np.ndarray, q: np.ndarray, residual: np.ndarray, direction: np.ndarray) -> tuple[float, np.ndarray]:
+        """The length a > 0 of a step from logits s along q at which the slope of the objective is at most FLAT of that at 0, and the residual there;
+        0 where rounding leaves no descent. By Newton's method between the longest step that still falls and the shortest that rises."""
+        share = 1 / len(s)
+        pull = float(self.ridge) * float(np.vdot(self.W[:-1], direction[:-1]))
+        bend = float(self.ridge) * float(np.vdot(direction[:-1], direction[:-1]))
+        first = share * float(np.vdot(q, residual)) + pull
+        if not first < 0:
+            return 0.0, residual
+        low, high, a = 0.0, math.inf, 1.0
+        for _ in range(40):
+            residual = self.residual(s + s.dtype.type(a) * q)
+            slope = share * float(np.vdot(q, residual)) + pull + a * bend
+            if abs(slope) <= -FLAT * first:
+                break
+            low, high = (a, high) if slope < 0 else (low, a)
+            p = residual + self.target
+            pq = p * q
+            curve = share * (float(np.vdot(pq, q)) - (float(np.vdot(pq, pq)) if q.shape[1] == 1 else float(np.square(pq.sum(1)).sum()))) + bend
+            a = a - slope / curve if curve > 0 else math.inf
+            if not low < a < high:
+                a = 0.5 * (low + high) if high < math.inf else 2 * low
+            a = min(a, 10 * low) if low and high == math.inf else a
+        return a, residual
+
+    def downhill(self, g: np.ndarray, s: np.ndarray, residual: np.ndarray, memory: Memory) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        """The length of the next step, its direction [d + 1, K], the logits [n, K] of that direction, and the residual at its end."""
+        direction = memory.direction(g.ravel(), self.preconditioned(g).ravel()).reshape(g.shape)
+        q = self.logits(direction)
+        a, residual = self.search(s, q, residual, direction)
+        return a, direction, q, residual
 
     def solve(self, iterations: int) -> Problem:
-        from scipy.optimize import minimize  # type: ignore[import-untyped]
-
-        def count(_: np.ndarray) -> None:
-            self.steps += 1
-
-        start = np.zeros(self.W.size)
-        options = {"maxfun": 20 * iterations, "maxls": 50, "maxcor": MEMORY, "gtol": 0.0, "ftol": 0.0}
-        try:
-            while self.steps < iterations:
-                before = self.steps
-                ended = minimize(self, start, jac=True, method="L-BFGS-B", callback=count, options={**options, "maxiter": iterations - self.steps})
-                start = ended.x  # where rounding has ended the line search, it may go on without its memory
-                if self.steps <= before + 1:
+        """Goes on from W until the gradient is small enough, rounding leaves no descent, or there have been so many steps."""
+        kind = self.W.dtype.type
+        while True:  # once more from the weights where a solve has ended, since the sum of all steps has their rounding in it
+            s = self.logits(self.W)
+            residual = self.residual(s)
+            g = self.gradient(residual)
+            start, memory = self.steps, Memory(self.W.size, self.W.dtype)
+            while not (small := float(np.abs(g).max()) <= self.tolerance) and self.steps < iterations:
+                a, direction, q, residual = self.downhill(g, s, residual, memory)
+                if a == 0.0:
                     break
-        except Converged:
-            pass
-        return self
+                step = kind(a) * direction
+                self.W += step
+                s += kind(a) * q
+                before, g = g, self.gradient(residual)
+                change = g - before
+                memory.add(step.ravel(), change.ravel(), self.preconditioned(change).ravel())
+                self.steps += 1
+            if self.steps == start:
+                self.converged = small
+                return self
 
 
-def sketch(X: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """X [P, n, d] → orthonormal [P, d, k] and falling eigenvalues [P, k] of XᵀX's largest part, by one subspace iteration from k of its
-    own rows, drawn with a fixed seed."""
-    rows = torch.randperm(X.shape[1], generator=torch.Generator().manual_seed(0))[:k]
-    Q = torch.linalg.qr(X[:, rows].transpose(1, 2))[0]  # [P, d, k]
-    Y = torch.bmm(X, Q)
-    values, turn = torch.linalg.eigh(torch.bmm(Y.transpose(1, 2), Y))
-    return torch.bmm(Q, turn.flip(-1)), values.flip(-1).clamp(min=0)
+class Memory:
+    """Pairs of steps s and changes y of the gradient, [m, N] each, and with Py those changes behind the preconditioner P."""
+
+    def __init__(self, size: int, dtype: np.dtype) -> None:
+        most = min(MEMORY, max(10, 2**24 // size))
+        self.count = 0
+        self.S, self.Y, self.PY = (np.empty((most, size), dtype) for _ in range(3))
+        self.inverse = np.zeros((most, most))  # of R, the upper triangle of SYᵀ
+        self.inner = np.zeros((most, most))  # Y P Yᵀ
+        self.diagonal = np.zeros(most)  # s · y
+        self.gamma = 1.0
+
+    def add(self, s: np.ndarray, y: np.ndarray, Py: np.ndarray) -> None:
+        """Leaves out a pair without curvature, which rounding makes; forgets the oldest one where it is full."""
+        curve = float(s @ y)
+        if not curve > 1e-7 * math.sqrt(float(s @ s) * float(y @ y)):
+            return
+        if self.count == len(self.S):
+            self.count -= 1
+            for part in (self.S, self.Y, self.PY, self.diagonal):
+                part[:-1] = part[1:]
+            for square in (self.inverse, self.inner):  # of a triangle the rest of the inverse is the inverse of the rest
+                square[:-1, :-1] = square[1:, 1:]
+        m = self.count
+        self.S[m], self.Y[m], self.PY[m] = s, y, Py
+        self.inner[m, : m + 1] = self.inner[: m + 1, m] = self.Y[: m + 1] @ Py
+        self.inverse[:m, m] = self.inverse[:m, :m] @ (self.S[:m] @ y) / -curve
+        self.inverse[m, :m], self.inverse[m, m] = 0, 1 / curve
+        self.diagonal[m] = curve
+        self.gamma = curve / self.inner[m, m]
+        self.count += 1
+
+    def direction(self, g: np.ndarray, Pg: np.ndarray) -> np.ndarray:
+        """-H g of gradient g: H is γP behind the BFGS updates of all pairs."""
+        m, gamma = self.count, self.gamma
+        if m == 0:
+            return -Pg
+        R = self.inverse[:m, :m]
+        c = R @ (self.S[:m] @ g)
+        b = (self.diagonal[:m] * c + gamma * (self.inner[:m, :m] @ c) - gamma * (self.PY[:m] @ g)) @ R
+        kind = g.dtype
+        found: np.ndarray = (gamma * c).astype(kind) @ self.PY[:m] - b.astype(kind) @ self.S[:m]
+        found -= kind.type(gamma) * Pg
+        return found
+
+
+def sketch(x: np.ndarray, inverse: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the features Z = x diag(inverse), x [n, d]: orthonormal [d, k] and falling eigenvalues [k] of ZᵀZ's largest part, by one subspace
+    iteration from k of its own rows, drawn with a fixed seed."""
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:k].numpy()
+    Q = np.linalg.qr(x[rows].T * inverse)[0]
+    Y = x @ (Q * inverse)
+    values, turn = np.linalg.eigh(Y.T @ Y)
+    return np.ascontiguousarray(Q @ turn[:, ::-1]), np.maximum(values[::-1], 0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from isentrope.diagnose.completions import written
 from isentrope.diagnose.constraint_kinds import ConstraintError
 from isentrope.diagnose.constraints import checked, holds, holds_loosely, rates
 from isentrope.diagnose.intervals import wilson
@@ -43,22 +43,14 @@ class Constraints(Measure):
         tokenizer = self.model.tokenizer
         if tokenizer is None:
             raise DiagnoseError(f"{self.model.name}: has no tokenizer (tokenizer.json), which texts need; or give each line a response")
-        found = []
-        end = getattr(self.model.module.generation_config, "eos_token_id", None) or tokenizer.eos_token_id
-        for number, prompt in enumerate(prompts):
-            self.progress("answers", number, len(prompts))
+        rows = []
+        for prompt in prompts:
             if self.options["chat"] and getattr(tokenizer, "chat_template", None):
                 text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
             else:
-                ids = self.model.encode(prompt)
-            given = torch.tensor([ids], device=self.model.device)
-            with torch.inference_mode():
-                out = self.model.module.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=self.options["max_new_tokens"],
-                                                 pad_token_id=end[0] if isinstance(end, list) else end)  # fmt: skip
-            found.append(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
-        self.progress("answers", len(prompts), len(prompts))
-        return found
+                rows.append(self.model.encode(prompt))
+        return written(self.model, rows, self.options["max_new_tokens"], partial(self.progress, "answers"))
 
     def finish(self) -> Result:
         asked = self._asked()

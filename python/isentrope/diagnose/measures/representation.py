@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isentrope.diagnose.measure import DiagnoseError, Measure, Option, Result, Table
 from isentrope.diagnose.spectrum import entropy, power_law, rankme, squared_singular_values
+from isentrope.diagnose.token_matrix import TokenMatrix, largest_drop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,10 @@ VARIANT = (
     + "; 1e-7 is added to the normalised values. α and R²: weighted least squares of log λ_i on -log i, weights 1/i, on the centred "
     "covariance's eigenvalues. Matrix entropy: of the eigenvalues of ZZᵀ, trace normalised, over ln min(M, d). Entropy within a "
     "sequence: -ln Σλ² (Rényi, order 2) of the Gram matrix of its tokens, trace normalised, over ln T, mean over sequences."
+)
+TOKEN_MATRIX = (
+    " token_matrix: of each token's vector as Z [heads, d], less its mean over heads, -Σλ ln λ / ln H of ZZᵀ / H, mean over tokens (EntropyPrune); normalised: the trace divided by; "
+    "raw: as the released code has it, not divided, which is no entropy. Of {}."
 )
 
 
@@ -52,6 +57,7 @@ class Representation(Measure):
         "first": Option(10, "first index of the power law's fit", least=1),
         "last": Option(100, "last index of it", least=3),
         "within": Option(True, "the entropy within sequences too"),
+        "matrix": Option("", "the matrix entropy of single tokens too (EntropyPrune): of hidden states cut into heads, or of the queries of each block", choices=("", "hidden", "query")),
         "tokens": Option(0, "rows are all tokens of the first sequences, so many at most, as the trainer's metrics.representation has them; 0: the last of each sequence", least=0),
     }
 
@@ -62,6 +68,7 @@ class Representation(Measure):
         self.rows: list[list[Tensor]] = []
         self.places: list[Tensor] = []  # of the rows' sequences in the data; with `tokens` alone
         self.entropies: list[Tensor] = []
+        self.matrix = TokenMatrix(model, self.options["matrix"]) if self.options["matrix"] else None
 
     def update(self, batch: Batch) -> None:
         assert batch.hidden is not None
@@ -72,6 +79,8 @@ class Representation(Measure):
             self.keep_first(most)
         else:
             self.rows.append([batch.last(layer).float().cpu() for layer in range(len(batch.hidden))])
+        if self.matrix:
+            self.matrix.update(batch)
         if self.options["within"]:
             lengths = batch.lengths.to(batch.hidden[0].device)
             mask = batch.mask.to(lengths.device)[..., None]
@@ -129,7 +138,12 @@ class Representation(Measure):
             notes.append(f"no power law at some layers: fewer than three eigenvalues above 0 between {first} and {last}")
         end = table.rows[-1]
         numbers = {f"{rows} M": M, "features d": d, "last layer rankme_eigenvalues": end[3], "last layer alpha": end[4], "last layer R²": end[5]}
-        return Result(table, VARIANT, numbers, notes=notes, draw=lambda figure: draw(figure, table, spectra, first, last), size=(9.0, 3.4))
+        variant, tables = VARIANT, {}
+        if self.matrix:
+            tables["token_matrix"] = self.matrix.table()
+            variant += TOKEN_MATRIX.format("the hidden states" if self.options["matrix"] == "hidden" else "the queries that each block makes, before their positions, which leave it as it is")
+            numbers |= {f"largest drop of the tokens' matrix entropy, {form}, at layer": largest_drop(tables["token_matrix"], form) for form in ("normalised", "raw")}
+        return Result(table, variant, numbers, tables, notes, draw=lambda figure: draw(figure, table, spectra, first, last), size=(9.0, 3.4))
 
     @classmethod
     def over(cls, results: Sequence[tuple[str, Result]]) -> Result:
