@@ -201,6 +201,14 @@ def linear_token_entropy(
     return token_entropy(z, target, temperature=temperature, ignore_index=ignore_index, keep=keep)
 
 
+# ---- crrelu ----------------------------------------------------------------------------------------------------------
+
+
+def crrelu(x: Tensor, epsilon: Tensor) -> Tensor:
+    """x [...], epsilon [1] → max(0, x) + ε x e^(−x²/2) [...]."""
+    return torch.relu(x) + epsilon * x * torch.exp(-x.square() / 2)
+
+
 # ---- window_entropy --------------------------------------------------------------------------------------------------
 
 
