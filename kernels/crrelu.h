@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/gpu/dtype.h"
+#include "kernels/gpu/philox.h"  // ISENTROPE_HOST_DEVICE
 
 namespace isentrope::kernels {
 
@@ -34,7 +35,7 @@ struct CrreluBackward {
 
 // Blocks of the backward kernel, and numbers that it leaves for the last sum: enough for every multiprocessor, few enough for one block.
 constexpr int64_t kCrreluPart = 4096;
-constexpr int64_t crrelu_parts(int64_t count) {
+ISENTROPE_HOST_DEVICE constexpr int64_t crrelu_parts(int64_t count) {
   const int64_t parts = (count + kCrreluPart - 1) / kCrreluPart;
   return parts < 1 ? 1 : parts > 2048 ? 2048 : parts;
 }

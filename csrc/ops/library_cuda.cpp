@@ -175,8 +175,7 @@ Tensor crrelu_cuda(const Tensor& x, const Tensor& epsilon) {
 
 std::tuple<Tensor, Tensor> crrelu_backward_cuda(const Tensor& dy, const Tensor& x, const Tensor& epsilon) {
   const c10::DeviceGuard guard(x.device());
-  return crrelu_backward_run(dy, x, epsilon,
-                             [](const auto& p) { kernels::crrelu_backward_cuda(p, current_stream()); });
+  return crrelu_backward_run(dy, x, epsilon, [](const auto& p) { kernels::crrelu_backward_cuda(p, current_stream()); });
 }
 
 // ---- grpo_select

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isentrope.reference_activation import crrelu  # noqa: F401
 from isentrope.reference_hierarchical import hierarchical_attention as hierarchical_attention
 from isentrope.reference_hierarchical import hierarchical_weights as hierarchical_weights
 from isentrope.reference_recurrence import dynamical_system as dynamical_system  # what has a state, in a file of its own
@@ -199,14 +200,6 @@ def linear_token_entropy(
     z = torch.nn.functional.linear(hidden, weight, bias)
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
     return token_entropy(z, target, temperature=temperature, ignore_index=ignore_index, keep=keep)
-
-
-# ---- crrelu ----------------------------------------------------------------------------------------------------------
-
-
-def crrelu(x: Tensor, epsilon: Tensor) -> Tensor:
-    """x [...], epsilon [1] → max(0, x) + ε x e^(−x²/2) [...]."""
-    return torch.relu(x) + epsilon * x * torch.exp(-x.square() / 2)
 
 
 # ---- window_entropy --------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ namespace {
 using kernels::DType;
 
 template <class T>
-constexpr DType kType = sizeof(T) == 8 ? DType::kDouble : sizeof(T) == 4 ? DType::kFloat : DType::kBFloat16;
+constexpr DType kType = sizeof(T) == 8   ? DType::kDouble
+                        : sizeof(T) == 4 ? DType::kFloat
+                                         : DType::kBFloat16;
 
 class Crrelu : public ::testing::TestWithParam<int64_t> {};
 
