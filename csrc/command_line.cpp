@@ -30,6 +30,7 @@ constexpr std::pair<const char*, const char*> kPythonCommands[]{
     {"grams", "Write the phrases that right answers plan with, for the method hicra."},
     {"tasks", "Write problems of reasoning-gym as a data set."},
     {"stability", "Train small models at rising learning rates, and tell which lose their attention."},
+    {"merge", "Add what models learnt from a base to the base's weights: task arithmetic."},
     {"import-gguf", "Turn a GGUF file into a folder that transformers opens and a run starts from."},
 };
 

@@ -5,6 +5,7 @@
 
 #include "csrc/model/bfloat16_linear.h"
 #include "csrc/model/cpu_kernels.h"
+#include "csrc/model/layers.h"
 #include "csrc/model/mixer_decode.h"
 
 namespace isentrope::model {
@@ -20,6 +21,7 @@ struct PackedLayer {
   Tensor post_norm;
   PackedWeight gate_up, down;
   float alpha = 1, beta = 1;  // with model.activation none
+  Tensor epsilon = {};        // [1], with model.activation crrelu
 };
 
 // Storage: float, or uint16_t for matrices and cache in bfloat16.
@@ -34,10 +36,11 @@ class PackedModel : public DecodeModel {
         cosine(decoder->cosine().to(torch::kFloat32)),
         sine(decoder->sine().to(torch::kFloat32)) {
     for (const LayerWeights& layer : decoder->layers()) {
-      layers.push_back({packer.copy(layer.input_norm), layer.mixer->packed(packer), layer.mixer->shape,
-                        packer.copy(layer.post_norm), config.swiglu() ? packer.weight(layer.gate_up) : PackedWeight(),
-                        packer.weight(layer.down)});
-      if (config.swiglu()) continue;
+      layers.push_back(
+          {packer.copy(layer.input_norm), layer.mixer->packed(packer), layer.mixer->shape, packer.copy(layer.post_norm),
+           config.merged_mlp() ? PackedWeight() : packer.weight(layer.gate_up), packer.weight(layer.down)});
+      if (layer.epsilon.defined()) layers.back().epsilon = layer.epsilon.detach();
+      if (!config.merged_mlp()) continue;
       layers.back().alpha = layer.alpha.item<float>();
       layers.back().beta = layer.beta.item<float>();
     }
@@ -83,8 +86,8 @@ class PackedSession : public DecodeSession {
                  model.cosine, model.sine),
         x_(buffer(rows, model.config.hidden_size)),
         normed_(buffer(rows, model.config.hidden_size)),
-        gate_up_(buffer(rows, model.config.swiglu() ? 2 * model.config.intermediate_size : 0)),
-        inner_(buffer(rows, model.config.swiglu() ? model.config.intermediate_size : model.config.hidden_size)),
+        gate_up_(buffer(rows, model.config.mlp_rows())),
+        inner_(buffer(rows, model.config.merged_mlp() ? model.config.hidden_size : model.config.intermediate_size)),
         logits_(buffer(rows, model.config.token_count())) {
     for (const PackedLayer<Storage>& layer : model.layers) layers_.push_back(layer.mixer->session(pages, history));
   }
@@ -103,14 +106,17 @@ class PackedSession : public DecodeSession {
       const PackedLayer<Storage>& layer = model_.layers[l];
       layers_[l]->step(rows, pages_, row(normed(n, x_, layer.input_norm), 0), row(x_, 0), scratch_);
       const Tensor branch = normed(n, x_, layer.post_norm);
-      if (!c.swiglu()) {
+      if (c.merged_mlp()) {
         multiply(n, branch, layer.down, inner_, false);
         float *stream = row(x_, 0), *merged = row(inner_, 0);
         for (int64_t k = 0; k < n * C; ++k) stream[k] = stream[k] * layer.beta + merged[k] / layer.alpha;
         continue;
       }
       multiply(n, branch, layer.gate_up, gate_up_, false);
-      model_.packer.kernels.swiglu(n, M, row(gate_up_, 0), row(inner_, 0));
+      if (c.swiglu())
+        model_.packer.kernels.swiglu(n, M, row(gate_up_, 0), row(inner_, 0));
+      else
+        inner_.slice(0, 0, n).copy_(activated(c.activation, gate_up_.slice(0, 0, n), layer.epsilon));
       multiply(n, inner_, layer.down, x_, true);
     }
     const Tensor last = normed(n - logits_from, x_.slice(0, logits_from), model_.final_norm);

@@ -72,12 +72,13 @@ class AtenSession : public DecodeSession {
       delta = layers_[l]->step(in.branch, of_step);
       const Residual inner = residual(in.x, delta, layer.post_norm, c.rms_norm_eps, after);
       x = inner.x;
-      if (!c.swiglu()) {
+      if (c.merged_mlp()) {
         x = x * layer.beta;
         delta = plain_product(inner.branch, layer.down) / layer.alpha;
         continue;
       }
-      delta = plain_product(swiglu(plain_product(inner.branch, layer.gate_up)), layer.down);
+      const Tensor up = plain_product(inner.branch, layer.gate_up);
+      delta = plain_product(c.swiglu() ? swiglu(up) : activated(c.activation, up, layer.epsilon), layer.down);
     }
     const Tensor last = residual(x, delta, w_.final_norm, c.rms_norm_eps, after).branch.slice(0, logits_from);
     logits_ = torch::linear(last, w_.head).to(torch::kCPU, torch::kFloat32).contiguous();

@@ -34,7 +34,7 @@ Tensor normal(at::IntArrayRef sizes, double std, uint64_t seed, uint64_t index) 
 bool keeps_inputs(const DecoderConfig& config, const Tensor& x) {
   constexpr int64_t kFew = int64_t{16} << 20;
   const int64_t of_token = 2 * config.hidden_size + config.num_attention_heads * config.head_size() +
-                           (config.swiglu() ? config.intermediate_size : 0);
+                           (config.merged_mlp() ? 0 : config.intermediate_size);
   return x.size(0) * config.num_hidden_layers * of_token * x.element_size() <= kFew;
 }
 
@@ -110,14 +110,17 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
         .input_norm = norm("input_norm", normed && !(after && i == 0)),
         .mixer = make_mixer(builder),
         .post_norm = norm("post_norm", normed),
-        .gate_up = config.swiglu() ? projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), inner,
-                                                {{"gate", 0, M}, {"up", M, M}})
-                                   : Projection(),
-        .down = config.swiglu()
-                    ? projection(*block, path, "down", drawn({C, M}, 0.5 * mlp_fan_in), inner, {{"down", 0, C}})
-                    : projection(*block, path, "down", drawn({C, C}, 0.5 * fan_in), false, {{"down", 0, C}}),
+        .gate_up = config.merged_mlp() ? Projection()
+                   : config.swiglu()   ? projection(*block, path, "gate_up", drawn({2 * M, C}, fan_in), inner,
+                                                    {{"gate", 0, M}, {"up", M, M}})
+                                       : projection(*block, path, "up", drawn({M, C}, fan_in), inner, {{"up", 0, M}}),
+        .down = config.merged_mlp()
+                    ? projection(*block, path, "down", drawn({C, C}, 0.5 * fan_in), false, {{"down", 0, C}})
+                    : projection(*block, path, "down", drawn({C, M}, 0.5 * mlp_fan_in), inner, {{"down", 0, C}}),
     });
-    if (!config.swiglu()) {
+    if (config.activation == "crrelu")  // the paper's ε at the start
+      layers_.back().epsilon = block->register_parameter("epsilon", torch::full({1}, 0.01));
+    if (config.merged_mlp()) {
       layers_.back().alpha = block->register_parameter("alpha", torch::ones({1}));
       layers_.back().beta = block->register_parameter("beta", torch::ones({1}));
     }
@@ -161,12 +164,14 @@ std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& d
   const Residual outer = residual(x_in, delta, layer.input_norm, eps, after);
   const Tensor mixed = layer.mixer->forward(outer.branch, again(outer.origin), {cosine, sine, packing, record, keeps});
   const Residual inner = residual(outer.x, mixed, layer.post_norm, eps, after);
-  if (!config_.swiglu()) {  // a copy of the factor a row: as in token_entropy()
+  if (config_.merged_mlp()) {  // a copy of the factor a row: as in token_entropy()
     const auto of_rows = [&](const Tensor& factor) { return factor.expand({x_in.size(0), 1}); };
     return {inner.x * of_rows(layer.beta),
             model::linear(inner.branch, layer.down, again(inner.origin)) / of_rows(layer.alpha)};
   }
   const Tensor gate_up = model::linear(inner.branch, layer.gate_up, again(inner.origin));
+  if (!config_.swiglu())
+    return {inner.x, model::linear(activated(config_.activation, gate_up, layer.epsilon), layer.down)};
   return {inner.x, model::linear(swiglu(gate_up), layer.down, again(swiglu_origin(gate_up)))};
 }
 
@@ -198,6 +203,7 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
   add(layer.post_norm);
   add(layer.alpha);
   add(layer.beta);
+  add(layer.epsilon);
   for (const MixerWeight& one : layer.mixer->others()) add(*one.tensor);
   for (const Projection* p : layer.projections())
     for (const Tensor& one : {p->weight, p->bias, p->gamma, p->lora_a, p->lora_b}) add(one);
@@ -289,30 +295,33 @@ int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) 
 
 std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(const Projection&)) const {
   const int64_t M = config_.intermediate_size;
-  const bool swiglu = config_.swiglu();
+  // Rows of gate and of up.
+  const std::vector<int64_t> joined = config_.swiglu() ? std::vector{M, M} : std::vector<int64_t>{0, M};
   std::vector<std::pair<std::string, Tensor>> weights{{"model.embed_tokens.weight", embedding_}};
   const auto add = [&](const std::string& name, const Tensor& weight) {
     if (weight.defined()) weights.emplace_back(name, weight);
   };
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LayerWeights& layer = layers_[i];
-    const auto gate_up = swiglu ? weight_of(layer.gate_up).split_with_sizes({M, M}, 0) : std::vector<Tensor>(2);
+    const auto gate_up =
+        config_.merged_mlp() ? std::vector<Tensor>(2) : weight_of(layer.gate_up).split_with_sizes(joined, 0);
     const std::string at = "model.layers." + std::to_string(i) + ".";
     add(at + "input_layernorm.weight", layer.input_norm);
     for (const auto& [name, weight] : layer.mixer->matrices(weight_of)) add(at + name, weight);
     add(at + "post_attention_layernorm.weight", layer.post_norm);
-    add(at + "mlp.gate_proj.weight", gate_up[0]);
+    if (config_.swiglu()) add(at + "mlp.gate_proj.weight", gate_up[0]);
     add(at + "mlp.up_proj.weight", gate_up[1]);
     add(at + "mlp.down_proj.weight", weight_of(layer.down));
     for (const auto& [name, bias] : layer.mixer->biases()) add(at + name, bias);
     if (layer.gate_up.bias.defined()) {
-      const auto biases = layer.gate_up.bias.split_with_sizes({M, M}, 0);
-      add(at + "mlp.gate_proj.bias", biases[0]);
+      const auto biases = layer.gate_up.bias.split_with_sizes(joined, 0);
+      if (config_.swiglu()) add(at + "mlp.gate_proj.bias", biases[0]);
       add(at + "mlp.up_proj.bias", biases[1]);
     }
     add(at + "mlp.down_proj.bias", layer.down.bias);
     add(at + "mlp.alpha", layer.alpha);
     add(at + "mlp.beta", layer.beta);
+    add(at + "mlp.epsilon", layer.epsilon);
     for (const MixerWeight& one : layer.mixer->others()) add(at + one.name, *one.tensor);
   }
   add("model.norm.weight", final_norm_);

@@ -32,10 +32,11 @@ struct LayerWeights {
   torch::Tensor input_norm;  // [C]
   std::shared_ptr<Mixer> mixer;
   torch::Tensor post_norm;  // [C]
-  Projection gate_up;       // [2M, C]; no weight with model.activation none
+  Projection gate_up;       // [2M, C]; up alone, [M, C], without a gate; no weight with model.activation none
   Projection down;          // [C, M], or [C, C]
   // [1], with model.activation none, where the block gives beta · x + down · x / alpha.
   torch::Tensor alpha = {}, beta = {};
+  torch::Tensor epsilon = {};  // [1], with model.activation crrelu
 
   // All of its projections, in the order of their draws.
   std::vector<Projection*> projections() {

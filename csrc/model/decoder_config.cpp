@@ -34,7 +34,8 @@ std::string SigmaConfig::problem() const {
 
 std::vector<std::tuple<std::string, int64_t, int64_t>> DecoderConfig::mlp_matrices() const {
   const int64_t C = hidden_size, M = intermediate_size;
-  if (!swiglu()) return {{"down", C, C}};
+  if (merged_mlp()) return {{"down", C, C}};
+  if (!swiglu()) return {{"up", M, C}, {"down", C, M}};
   return {{"gate", M, C}, {"up", M, C}, {"down", C, M}};
 }
 
@@ -61,6 +62,36 @@ std::string merged_mlp_problem(const DecoderConfig& c) {
 
 }  // namespace
 
+namespace {
+
+bool names(const std::vector<std::string>& layers, const std::string& layer) {
+  return std::find(layers.begin(), layers.end(), layer) != layers.end();
+}
+
+// What speaks against training a part of the weights, or coefficients in their place.
+std::string part_problem(const DecoderConfig& c) {
+  const bool part = !c.freeze.empty() || c.train_only;
+  const std::string key = c.compose ? "compose" : c.train_only ? "train_only" : "freeze";
+  if (c.compose && (part || c.lora))
+    return std::string("compose: trains coefficients in the place of weights; leave ") +
+           (c.lora         ? "lora"
+            : c.train_only ? "train_only"
+                           : "freeze") +
+           " out";
+  if (c.compose && c.pretrained.empty())
+    return "compose: adds task vectors to the weights of model.pretrained, which names none; name a model there";
+  if (!c.compose && !part) return "";
+  if (c.sigma_reparam.any())
+    return key + ": the layers of sigma_reparam learn norms beside their weights; use one of the two";
+  if (c.attention.qk_clip > 0) return "attention.qk_clip: scales weights that " + key + " may hold; use one of the two";
+  if (const auto& only = c.train_only; only && !only->blocks.empty() && only->blocks[1] >= c.num_hidden_layers)
+    return "train_only.blocks: " + std::to_string(only->blocks[1]) + "; the model has blocks 0 to " +
+           std::to_string(c.num_hidden_layers - 1);
+  return "";
+}
+
+}  // namespace
+
 std::string DecoderConfig::problem() const {
   if (head_dim && *head_dim % 8 != 0)
     return "head_dim: " + std::to_string(*head_dim) + " is not a multiple of 8; take " +
@@ -79,8 +110,16 @@ std::string DecoderConfig::problem() const {
            std::to_string(num_hidden_layers) + "); write one that divides it, or a kind for every layer";
   for (int64_t i = 0; i < static_cast<int64_t>(mixers.size()); ++i)
     if (const std::string problem = mixer_kind(mixer_of(i)).problem(*this, i); !problem.empty()) return problem;
-  if (!swiglu())
+  if (merged_mlp())
     if (const std::string problem = merged_mlp_problem(*this); !problem.empty()) return problem;
+  if (!swiglu() && !merged_mlp()) {
+    const char* wanted = ": names gate, and with activation ";
+    if (names(sigma_reparam.layers, "gate"))
+      return "sigma_reparam.layers" + (wanted + activation) + " there is none; leave it out";
+    if (lora && names(lora->targets, "gate"))
+      return "lora.targets" + (wanted + activation) + " there is none; leave it out";
+  }
+  if (const std::string problem = part_problem(*this); !problem.empty()) return problem;
   const auto& types = attention.layer_types;
   if (static_cast<int64_t>(types.size()) > num_hidden_layers)
     return "attention.layer_types: " + std::to_string(types.size()) + " types, and num_hidden_layers is " +
@@ -105,8 +144,7 @@ std::string DecoderConfig::problem() const {
            "the two";
   if (lora && attention.qk_clip > 0)
     return "attention.qk_clip: scales weights of q and k, which lora leaves as they are; use one of the two";
-  const auto& names = sigma_reparam.layers;
-  if (tie_word_embeddings && std::find(names.begin(), names.end(), "head") != names.end())
+  if (tie_word_embeddings && names(sigma_reparam.layers, "head"))
     return "sigma_reparam.layers: the head is the embedding (tie_word_embeddings), which is no linear layer; leave "
            "head out";
   return sigma_reparam.problem().empty() ? "" : "sigma_reparam." + sigma_reparam.problem();

@@ -10,6 +10,7 @@
 #include "csrc/model/lora.h"
 #include "csrc/model/mixers/options.h"
 #include "csrc/model/rope.h"
+#include "csrc/model/train_only.h"
 
 namespace isentrope::model {
 
@@ -112,6 +113,9 @@ struct DecoderConfig {
   SsdMixerConfig ssd;
   SigmaConfig sigma_reparam;
   std::optional<LoraConfig> lora = {};
+  std::vector<std::string> freeze;
+  std::optional<TrainOnlyConfig> train_only = {};
+  std::optional<ComposeConfig> compose = {};
   // No keys:
   int64_t vocabulary =
       0;               // rows of the embedding: those of the tokenizer, or more in a model that was trained elsewhere
@@ -124,6 +128,9 @@ struct DecoderConfig {
   const std::string& mixer_of(int64_t layer) const { return mixers[static_cast<size_t>(layer) % mixers.size()]; }
   int64_t head_size() const { return head_dim.value_or(hidden_size / num_attention_heads); }
   bool swiglu() const { return activation == "swiglu"; }
+  bool merged_mlp() const { return activation == "none"; }  // one matrix stands in the place of the MLP
+  // Rows of the matrix before the activation, gate and up joined; 0 where there is none.
+  int64_t mlp_rows() const { return merged_mlp() ? 0 : (swiglu() ? 2 : 1) * intermediate_size; }
   // The matrices between a block's second norm and its second sum: name, rows and columns.
   std::vector<std::tuple<std::string, int64_t, int64_t>> mlp_matrices() const;
   int64_t mlp_numbers() const;  // of these matrices together
@@ -143,7 +150,7 @@ struct DecoderConfig {
     v("num_attention_heads", num_attention_heads, "Query heads (H).", between(1, 1 << 14));
     v("num_key_value_heads", num_key_value_heads, "Key and value heads (G); num_attention_heads is a multiple of it.",
       between(1, 1 << 14));
-    v("intermediate_size", intermediate_size, "Inner width of the SwiGLU MLP.", between(1, 1 << 20));
+    v("intermediate_size", intermediate_size, "Inner width of the MLP.", between(1, 1 << 20));
     v("head_dim", head_dim,
       "Size of a head (D), a multiple of 8 up to 256; left out: hidden_size / num_attention_heads.", between(8, 256));
     v("max_position_embeddings", max_position_embeddings, "Longest sequence in tokens, prompt and completion together.",
@@ -162,12 +169,13 @@ struct DecoderConfig {
       "of that for the projections onto the residual stream.",
       between(1e-8, 10));
     v("tie_word_embeddings", tie_word_embeddings, "Use the embedding as output head.");
-    v("mlp_bias", mlp_bias, "Biases of the three linear layers of the MLP.");
+    v("mlp_bias", mlp_bias, "Biases of the linear layers of the MLP.");
     v("activation", activation,
-      "swiglu, or none: without an activation the MLP's matrices are one, C × C, and a block gives β · x + W x / α "
-      "with "
-      "α and β learned, 1 at the start (entropy-guided attention, arXiv 2501.03489).",
-      one_of({"swiglu", "none"}));
+      "swiglu: down(silu(gate x) · up x); gelu, relu: down(f(up x)); crrelu: that with f(x) = max(0, x) + ε x "
+      "exp(−x²/2), ε learned, one a block, 0.01 at the start. none: without an activation the MLP's matrices are one, "
+      "C × C, and a block gives β · x + W x / α with α and β learned, 1 at the start (entropy-guided attention, arXiv "
+      "2501.03489).",
+      one_of({"swiglu", "gelu", "relu", "crrelu", "none"}));
     v("fused_head", fused_head,
       "Losses take log-probabilities and entropies straight from the hidden states, block by block of the vocabulary: "
       "logits of a "
@@ -201,6 +209,14 @@ struct DecoderConfig {
     v("lora", lora,
       "Train a low-rank adapter beside the weights of model.pretrained, which stay as they are; absent: train all "
       "weights.");
+    v("freeze", freeze,
+      "Weights that stay as they are: names as checkpoints have them, where * stands for any letters, or qk for those "
+      "that make queries and keys.");
+    v("train_only", train_only,
+      "Train these weights alone (docs/options.md); with lora, the adapters of these; absent: all.");
+    v("compose", compose,
+      "Train the coefficients of a sum of task vectors in the place of weights (aTLAS, docs/options.md); checkpoints "
+      "hold the sum.");
   }
 };
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "csrc/model/cpu_kernels.h"
+#include "csrc/ops/ops.h"
 
 namespace isentrope::model {
 namespace {
@@ -243,6 +244,11 @@ Tensor swiglu(const Tensor& gate_up) {
   if (has_cpu_kernels(gate_up)) return SwiGlu::apply(gate_up);
   const auto halves = gate_up.chunk(2, -1);
   return at::silu(halves[0]) * halves[1];
+}
+
+Tensor activated(const std::string& activation, const Tensor& x, const Tensor& epsilon) {
+  if (activation == "crrelu") return ops::crrelu(x, epsilon.to(x.scalar_type()));
+  return activation == "gelu" ? at::gelu(x) : at::relu(x);
 }
 
 Origin swiglu_origin(const Tensor& gate_up) {

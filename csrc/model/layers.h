@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
 #include <tuple>
 
 #include "csrc/model/origin.h"
@@ -28,6 +29,9 @@ Residual residual(const Tensor& x, const Tensor& delta, const Tensor& weight, do
 // silu(gate) · up of gate_up [N, 2M] = gate | up → [N, M]. (SwiGLU: Shazeer 2020, arXiv:2002.05202.)
 Tensor swiglu(const Tensor& gate_up);
 Origin swiglu_origin(const Tensor& gate_up);
+
+// gelu (x Φ(x): Hendrycks and Gimpel 2016, arXiv:1606.08415), relu, or crrelu with its epsilon [1] (csrc/ops/ops.h), of x [N, M] → [N, M].
+Tensor activated(const std::string& activation, const Tensor& x, const Tensor& epsilon);
 
 // x [B, H, T, D] → [B·T, H·D]
 Tensor token_rows(const Tensor& x);

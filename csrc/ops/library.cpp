@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "csrc/ops/attention_entries.h"
+#include "csrc/ops/crrelu_entries.h"
 #include "csrc/ops/derivatives.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/ops.h"
@@ -151,6 +152,10 @@ TORCH_LIBRARY(isentrope, m) {
       "Tensor? cu_seqlens=None, int chunk=64) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor dlog_decay, "
       "Tensor dwrite, Tensor dstate)");
 
+  // ---- crrelu
+  m.def("crrelu(Tensor x, Tensor epsilon) -> Tensor");
+  m.def("crrelu_backward(Tensor dy, Tensor x, Tensor epsilon) -> (Tensor dx, Tensor depsilon)");
+
   m.def("grpo_stat_names() -> str[]", isentrope::ops::grpo_stat_names);
   m.def("grpo_combine_stats(Tensor stats) -> Tensor", isentrope::ops::grpo_combine_stats);
 }
@@ -179,6 +184,8 @@ TORCH_LIBRARY_IMPL(isentrope, CPU, m) {
   m.impl("linear_attention_backward", linear_attention_backward_entry<linear_attention_backward_cpu>);
   m.impl("gated_delta_rule", gated_delta_rule_entry<gated_delta_rule_cpu>);
   m.impl("gated_delta_rule_backward", gated_delta_rule_backward_entry<gated_delta_rule_backward_cpu>);
+  m.impl("crrelu", crrelu_cpu);
+  m.impl("crrelu_backward", crrelu_backward_cpu);
 }
 
 TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
@@ -205,6 +212,8 @@ TORCH_LIBRARY_IMPL(isentrope, Meta, m) {
   m.impl("linear_attention_backward", linear_attention_backward_entry<linear_attention_backward_meta>);
   m.impl("gated_delta_rule", gated_delta_rule_entry<gated_delta_rule_meta>);
   m.impl("gated_delta_rule_backward", gated_delta_rule_backward_entry<gated_delta_rule_backward_meta>);
+  m.impl("crrelu", crrelu_meta);
+  m.impl("crrelu_backward", crrelu_backward_meta);
 }
 
 // The backward ops have no gradient of their own: a second derivative is refused by name.
@@ -232,6 +241,8 @@ TORCH_LIBRARY_IMPL(isentrope, Autograd, m) {
   m.impl("linear_attention_backward", second_derivatives_refused());
   m.impl("gated_delta_rule", gated_delta_rule_entry<gated_delta_rule_autograd>);
   m.impl("gated_delta_rule_backward", second_derivatives_refused());
+  m.impl("crrelu", crrelu_autograd);
+  m.impl("crrelu_backward", second_derivatives_refused());
 }
 
 // Counts the write, so that autograd notices who still needs what was overwritten.
@@ -258,13 +269,13 @@ void autocast_rules(torch::Library& m) {
   m.impl("window_entropy", window_entropy_autocast);
   // Left as they are. They take any dtype, or a mixture, and compute in float whatever it is:
   for (const char* op : {"token_entropy", "token_entropy_kept", "merge_attention_states", "scatter_mean", "grpo_select",
-                         "grpo_loss", "grpo_combine_stats", "grpo_stat_names"})
+                         "grpo_loss", "grpo_combine_stats", "grpo_stat_names", "crrelu"})
     m.impl(op, torch::CppFunction::makeFallthrough());
   // they read what another op gave, which chose its dtype:
   for (const char* op :
        {"window_select", "entropy_attention_backward", "sigma_linear_backward", "token_entropy_backward",
         "token_entropy_backward_", "linear_token_entropy_backward", "grpo_loss_backward", "window_entropy_backward",
-        "linear_attention_backward", "gated_delta_rule_backward"})
+        "linear_attention_backward", "gated_delta_rule_backward", "crrelu_backward"})
     m.impl(op, torch::CppFunction::makeFallthrough());
   // it writes into its arguments, and would write into a cast copy:
   m.impl("power_step", torch::CppFunction::makeFallthrough());

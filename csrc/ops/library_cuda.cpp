@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "csrc/ops/attention_entries.h"
+#include "csrc/ops/crrelu_entries.h"
 #include "csrc/ops/entries.h"
 #include "csrc/ops/recurrence_entries.h"
 
@@ -166,6 +167,17 @@ Tensor window_entropy_backward_cuda(const Tensor& dmean, const Tensor& count, co
       [](const auto& p) { kernels::window_entropy_backward_cuda(p, current_stream()); }, true);
 }
 
+// ---- crrelu
+Tensor crrelu_cuda(const Tensor& x, const Tensor& epsilon) {
+  const c10::DeviceGuard guard(x.device());
+  return crrelu_run(x, epsilon, [](const auto& p) { kernels::crrelu_forward_cuda(p, current_stream()); });
+}
+
+std::tuple<Tensor, Tensor> crrelu_backward_cuda(const Tensor& dy, const Tensor& x, const Tensor& epsilon) {
+  const c10::DeviceGuard guard(x.device());
+  return crrelu_backward_run(dy, x, epsilon, [](const auto& p) { kernels::crrelu_backward_cuda(p, current_stream()); });
+}
+
 // ---- grpo_select
 Tensor grpo_select_cuda(const GrpoSelectArguments& arguments) {
   const c10::DeviceGuard guard(arguments.logprob.device());
@@ -235,6 +247,8 @@ TORCH_LIBRARY_IMPL(isentrope, CUDA, m) {
   m.impl("linear_token_entropy", linear_token_entropy_cuda);
   m.impl("linear_token_entropy_kept", linear_token_entropy_kept_cuda);
   m.impl("linear_token_entropy_backward", linear_token_entropy_backward_cuda);
+  m.impl("crrelu", crrelu_cuda);
+  m.impl("crrelu_backward", crrelu_backward_cuda);
   m.impl("window_entropy", window_entropy_cuda);
   m.impl("window_entropy_backward", window_entropy_backward_cuda);
   m.impl("token_entropy_backward", token_entropy_backward_cuda);

@@ -255,4 +255,8 @@ std::vector<std::string> grpo_stat_names();
 // selection, are about each micro-batch's own means and choice.) No host synchronisation.
 Tensor grpo_combine_stats(const Tensor& stats);
 
+// ---- crrelu ------------------------------------------------------------------------------------------------------
+// max(0, x) + ε x exp(−x²/2) of x of any shape, epsilon [1]: kernels/crrelu.h. Gradients of both.
+Tensor crrelu(const Tensor& x, const Tensor& epsilon);
+
 }  // namespace isentrope::ops

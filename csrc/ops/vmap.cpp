@@ -211,6 +211,8 @@ const std::vector<Rule>& rules() {
       {"isentrope::grpo_loss", {}},
       {"isentrope::grpo_loss_backward", {}},
       {"isentrope::grpo_combine_stats", {}},
+      {"isentrope::crrelu", {}},
+      {"isentrope::crrelu_backward", {}},
   };
   return all;
 }

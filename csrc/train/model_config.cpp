@@ -177,7 +177,9 @@ void read_biases(const Family& family, const Object& keys, model::AttentionConfi
 void read_own(const Object& keys, model::DecoderConfig& config) {
   config.norm = keys.read<std::string>("norm", "pre");
   config.activation = keys.read<std::string>("activation", "swiglu");
-  if (!config.swiglu() && config.activation != "none") keys.fail("activation", "wanted swiglu or none");
+  constexpr const char* kActivations[]{"swiglu", "gelu", "relu", "crrelu", "none"};
+  if (std::find(std::begin(kActivations), std::end(kActivations), config.activation) == std::end(kActivations))
+    keys.fail("activation", "wanted swiglu, gelu, relu, crrelu or none");
   config.attention.qk_norm = keys.read<bool>("qk_norm", false);
   config.attention.temperature = keys.read<std::string>("attention_temperature", "none");
   config.attention.softcap = keys.read<double>("attn_logit_softcapping", 0.0);

@@ -43,7 +43,12 @@ std::string MuonConfig::problem() const {
 
 std::map<std::string, std::vector<int64_t>> muon_matrices(const model::DecoderConfig& m) {
   const int64_t M = m.intermediate_size, C = m.hidden_size;
-  const bool swiglu = m.swiglu();
+  const std::string wide = m.swiglu() ? "gate_up" : "up";
+  std::vector<int64_t> wide_rows;
+  std::vector<std::pair<std::string, int64_t>> wide_parts;
+  if (m.swiglu()) wide_parts = {{"gate", M}};
+  if (!m.merged_mlp()) wide_parts.emplace_back("up", M);
+  for (const auto& part : wide_parts) wide_rows.push_back(part.second);
   std::map<std::string, std::vector<int64_t>> matrices;
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const std::string at = "layers." + std::to_string(i) + ".";
@@ -51,13 +56,11 @@ std::map<std::string, std::vector<int64_t>> muon_matrices(const model::DecoderCo
     std::vector<int64_t> heights;
     for (const auto& part : parts) heights.push_back(part.second);
     matrices.insert({{at + "qkv", heights}, {at + "o", {C}}, {at + "down", {C}}});
-    if (swiglu) matrices[at + "gate_up"] = {M, M};
+    if (!wide_rows.empty()) matrices[at + wide] = wide_rows;
     if (!m.lora) continue;
     using Rows = std::vector<std::pair<std::string, int64_t>>;
-    for (const auto& [name, rows_of] : {std::pair<const char*, Rows>{"qkv", parts},
-                                        {"o", {{"o", C}}},
-                                        {"gate_up", swiglu ? Rows{{"gate", M}, {"up", M}} : Rows()},
-                                        {"down", {{"down", C}}}})
+    for (const auto& [name, rows_of] :
+         {std::pair<std::string, Rows>{"qkv", parts}, {"o", {{"o", C}}}, {wide, wide_parts}, {"down", {{"down", C}}}})
       for (const auto& [layer, rows] : rows_of)
         if (m.lora->takes(layer)) {
           matrices[at + name + "_lora_a"].push_back(m.lora->rank);

@@ -45,7 +45,7 @@ struct MuonConfig {
 };
 
 // The matrices of the decoder's blocks, by parameter name, each with the rows of the matrices that are stored joined in it: of qkv
-// the three of query, key and value, of gate_up both. With model.lora the A and B of each of these. Everything else (embedding, head, norms) is left to AdamW.
+// the three of query, key and value, of gate_up both, of up. With model.lora the A and B of each of these. Everything else (embedding, head, norms) is left to AdamW.
 std::map<std::string, std::vector<int64_t>> muon_matrices(const model::DecoderConfig& model);
 
 // One update of a matrix in place, of each of its parts of so many rows by itself. moment [A, B]: M.

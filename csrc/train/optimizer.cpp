@@ -9,8 +9,10 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "csrc/data/token_shard.h"
 #include "csrc/ops/cpu_dispatch.h"
 #include "csrc/ops/cpu_parallel.h"
+#include "csrc/train/added_noise.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/sum_of_squares.h"
 
@@ -24,6 +26,20 @@ void adamw(const AdamwRun& run);
 }
 namespace AVX512 {
 void adamw(const AdamwRun& run);
+}
+namespace DEFAULT {
+void add_noise(const NoiseRun& run);
+}
+namespace AVX2 {
+void add_noise(const NoiseRun& run);
+}
+namespace AVX512 {
+void add_noise(const NoiseRun& run);
+}
+
+void add_noise(const NoiseRun& run) {
+  static auto* const widest = ISENTROPE_PICK(add_noise);
+  widest(run);
 }
 
 void adamw(const AdamwRun& run) {
@@ -111,7 +127,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::s
 
 void Optimizer::zero_grad() { gradients_.drop(); }
 
-double Optimizer::ask(double lr, bool bounded) {
+double Optimizer::ask(double lr, bool bounded, const NoiseDraw& noise) {
   torch::NoGradGuard no_grad;
   asked_ = {};
   asked_.lr = lr;
@@ -141,7 +157,8 @@ double Optimizer::ask(double lr, bool bounded) {
   const bool clips = config_.max_grad_norm > 0 && norm > config_.max_grad_norm;
   if (clips) asked_.gradient_scale = config_.max_grad_norm / norm;
 
-  const double largest = clips ? config_.max_grad_norm : norm;
+  double largest = clips ? config_.max_grad_norm : norm;
+  if (config_.noise) largest += add_noise(noise, largest);
   asked_.bound = bound_.after(config_, lr, largest);
   if (bounded && !asked_.bound.finite()) {
     bound_.weights = largest_weight();
@@ -156,6 +173,39 @@ double Optimizer::ask(double lr, bool bounded) {
   }
   prepare_runs();
   return norm;
+}
+
+// Gradients become clipped ones with noise. norm: of the clipped. Returns the most that an element gets.
+double Optimizer::add_noise(const NoiseDraw& draw, double norm) {
+  constexpr int64_t kRun = 1 << 15;
+  const double deviation =
+      std::sqrt(config_.noise->eta / std::pow(1 + static_cast<double>(draw.step), config_.noise->gamma));
+  const double scale = std::exchange(asked_.gradient_scale, 1);
+  double elements = 0;
+  std::vector<NoiseRun> runs;
+  std::vector<std::pair<Tensor, Tensor>> elsewhere;  // a gradient that is not float on the CPU, and its noise
+  for (const size_t i : asked_.present) {
+    Tensor grad = parameters_[i].grad();
+    elements += static_cast<double>(grad.numel());
+    if (!grad.is_cpu() || grad.scalar_type() != torch::kFloat32) {
+      elsewhere.emplace_back(grad, torch::zeros(grad.sizes(), torch::kFloat32));
+      grad = elsewhere.back().second;
+    }
+    data::Hash name;
+    name.add(names_[i]);
+    for (int64_t at = 0; at < grad.numel(); at += kRun)
+      runs.push_back({.key = draw.seed,
+                      .counter_high = name.value,
+                      .scale = static_cast<float>(scale),
+                      .deviation = static_cast<float>(deviation),
+                      .first = at,
+                      .count = std::min(kRun, grad.numel() - at),
+                      .gradient = grad.data_ptr<float>() + at});
+  }
+  ops::for_tasks(static_cast<int64_t>(runs.size()), [&](int64_t i) { train::add_noise(runs[i]); });
+  for (auto& [grad, noise] : elsewhere) grad.mul_(scale).add_(noise.to(grad.options()));
+  asked_.noise_ratio = deviation * std::sqrt(gradients_.ranks().sum(elements)) / norm;
+  return kMostDeviations * deviation;
 }
 
 // Runs of AdamW for all that is float and on the CPU.

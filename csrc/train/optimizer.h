@@ -22,6 +22,28 @@
 
 namespace isentrope::train {
 
+// Gaussian noise that gradients get behind clipping, of variance eta / (1 + t)^gamma at step t of the phase, from 0 (Neelakantan et
+// al. 2015, arXiv:1511.06807): csrc/train/added_noise.h.
+struct NoiseConfig {
+  double eta = 0.01;
+  double gamma = 0.55;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("eta", eta,
+      "Variance of the noise of each element at the phase's first step (the paper: 0.01, 0.3 or 1). Gradients clipped "
+      "to norm 1 have about 1 / number of weights.",
+      above(0));
+    v("gamma", gamma, "The variance falls with (1 + step) to this power.", at_least(0));
+  }
+};
+
+// The draws of an update: a number of it alone, and its step.
+struct NoiseDraw {
+  uint64_t seed = 0;
+  int64_t step = 0;
+};
+
 struct OptimizerConfig {
   std::string kind = "adamw";
   double lr = 1e-3;
@@ -30,6 +52,7 @@ struct OptimizerConfig {
   double weight_decay = 0.01;
   double max_grad_norm = 1.0;
   std::optional<MuonConfig> muon = {};
+  std::optional<NoiseConfig> noise = {};
 
   std::string problem() const;
 
@@ -45,6 +68,8 @@ struct OptimizerConfig {
       at_least(0));
     v("max_grad_norm", max_grad_norm, "Gradients are scaled down to this norm; 0 for no clipping.", at_least(0));
     v("muon", muon, "What muon does to the matrices of the decoder's blocks; all keys have defaults.");
+    v("noise", noise,
+      "Gaussian noise that is added to the clipped gradient and falls with the steps (docs/options.md); absent: none.");
   }
 };
 
@@ -61,7 +86,10 @@ class Optimizer {
   // clipping. One that is not finite throws NonFinite naming the first bad gradient; so does, with `bounded`, an update whose
   // arithmetic could leave a weight that is not finite (csrc/train/update_bound.h; of adamw and sgd, on one rank). Nothing has changed
   // then. apply() makes the update that was asked last.
-  double ask(double lr, bool bounded);
+  // noise: its draws, where the configuration has any; the norm is that before it.
+  double ask(double lr, bool bounded, const NoiseDraw& noise = {});
+  // Of the update that was asked: the expected norm of its noise over that of the clipped gradient; 0 without noise.
+  double noise_ratio() const { return asked_.noise_ratio; }
   void apply();
   double step(double lr) {
     const double norm = ask(lr, false);
@@ -83,10 +111,11 @@ class Optimizer {
   void prepare_runs();
   bool runs_alone(size_t parameter) const;  // whether csrc/train/adamw.h moves it
   double largest_weight() const;
+  double add_noise(const NoiseDraw& draw, double norm);
 
   // What ask() prepared for apply().
   struct Update {
-    double lr = 0, gradient_scale = 1;
+    double lr = 0, gradient_scale = 1, noise_ratio = 0;
     std::vector<size_t> present;  // parameters that have a gradient
     std::vector<AdamwRun> runs;   // of those that csrc/train/adamw.h moves
     UpdateBound bound = {};

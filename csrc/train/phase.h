@@ -46,6 +46,12 @@ struct Trainer::Phase {
   Follows follows = {};
 };
 
+// A tensor of state.extra that the phase cannot go on without.
+const torch::Tensor& kept(const CheckpointState& state, const std::string& name, const torch::Tensor& like);
+
+// What fixes draws: a number of the run's seed, the purpose and up to three indices.
+uint64_t derived_seed(uint64_t seed, data::Purpose purpose, uint64_t a, uint64_t b = 0, uint64_t c = 0);
+
 // Refuses a second call while one works on the run: from another thread, or from a reward that the first one called.
 struct Trainer::Working {
   explicit Working(std::atomic<bool>& working) : working_(working) {

@@ -44,12 +44,17 @@ Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
           .lora = m.lora.has_value()};
 }
 
+// gate and up, or what stands before and behind another activation.
+double kept_of_mlp(const model::DecoderConfig& m) {
+  return m.merged_mlp() ? number(m.hidden_size) : 2 * number(m.intermediate_size);
+}
+
 // Numbers that the backward pass of one block keeps of a token. The norms' outputs and the MLP's product are made again in it
 // (csrc/model/origin.h), or kept where they are a few MB in all, which this leaves out.
 double kept_of_block(const model::DecoderConfig& m, int64_t layer) {
   const double C = number(m.hidden_size);
   const model::MixerShape mixer = model::mixer_shape(m, layer);
-  const double single = 2 * C + mixer.kept + (m.swiglu() ? 2 * number(m.intermediate_size) : C);  // with the two sums
+  const double single = 2 * C + mixer.kept + kept_of_mlp(m);  // with the two sums
   if (m.compute != "bfloat16" || !model::takes_bfloat16_weights()) return single;
   // What products and attention take is kept in half as many bytes, where the processor has such products.
   const double halved = mixer.attends ? number(mixer.rows() + mixer.output) / 2 : 0;
@@ -58,7 +63,7 @@ double kept_of_block(const model::DecoderConfig& m, int64_t layer) {
 
 // Those of the gradients that are there at once within the backward pass of one block.
 double passing_of_block(const model::DecoderConfig& m) {
-  return 2 * number(m.hidden_size) + (m.swiglu() ? 3 * number(m.intermediate_size) : number(m.hidden_size));
+  return 2 * number(m.hidden_size) + (m.merged_mlp() ? number(m.hidden_size) : 3 * number(m.intermediate_size));
 }
 
 // Tokens that are computed together.

@@ -7,12 +7,21 @@
 namespace isentrope::train {
 namespace {
 
-enum Kind : int64_t { kFlat = 1, kAllZero = 2, kAllOne = 4, kAllEqual = 8, kMismatch = 16 };
+enum Kind : int64_t { kFlat = 1, kAllZero = 2, kAllOne = 4, kAllEqual = 8, kMismatch = 16, kNoise = 32 };
 
 }  // namespace
 
 std::vector<std::string> PolicyWatch::look(const std::string& phase, const std::map<std::string, double>& values) {
   std::vector<std::string> texts = of_rewards(phase, values);
+  if (const auto noise = values.find("added_noise/ratio");
+      noise != values.end() && noise->second > kMostNoise && !(told_ & kNoise)) {
+    told_ |= kNoise;
+    char ratio[32];
+    std::snprintf(ratio, sizeof(ratio), "%.3g", noise->second);
+    texts.push_back("the noise on the gradient is " + std::string(ratio) +
+                    " times as large as the clipped gradient (added_noise/ratio). phases." + phase +
+                    ".optimizer.noise.eta: lower it by the square of that for noise as large as the gradient");
+  }
   const auto k3 = values.find("mismatch/k3");
   if (k3 == values.end() || k3->second <= kMostMismatch || (told_ & kMismatch)) return texts;
   told_ |= kMismatch;

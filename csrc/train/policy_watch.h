@@ -1,5 +1,5 @@
 // Warns once a phase where a policy cannot learn from its rewards, since they tell no two completions of a prompt apart, step after step;
-// and where the policy that draws is not the one that is trained.
+// where the policy that draws is not the one that is trained; and, in every phase, where optimizer.noise dwarfs the gradient.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -15,6 +15,8 @@ class PolicyWatch {
   static constexpr int64_t kSteps = 10;
   // Of mismatch/k3, nats a token: over a hundred tokens it makes a nat, so that the ratio of a completion is off by a factor of e.
   static constexpr double kMostMismatch = 0.01;
+  // Of added_noise/ratio: of the square of such an update 99 % are noise.
+  static constexpr double kMostNoise = 10;
 
   // phase: its name; values: of a step, by the names of docs/metrics.md. Returns what is new: texts that name the key to change,
   // each kind once.

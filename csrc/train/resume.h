@@ -32,7 +32,8 @@ struct Standing {
 inline const std::string kResult = "result/", kReference = "reference/", kThreshold = "attention_threshold",
                          kLaw = "entropy_law", kPolicyWatch = "policy_watch", kNoise = "gradient_noise",
                          kData = "data_digest", kMetrics = "metrics_digest", kSamples = "samples_digest",
-                         kRollouts = "rollouts_place", kBase = "base_digest";
+                         kRollouts = "rollouts_place", kBase = "base_digest", kOrigin = "origin_digest",
+                         kCoefficients = "coefficients";
 
 // Throws std::runtime_error that lists what differs and how to mend it.
 Standing find_standing(const TrainConfig& config, const data::Tokenizer& tokenizer, const std::string& run_dir,

@@ -224,6 +224,22 @@ std::map<std::string, TensorEntry> read_safetensors_header(const std::string& fi
   return found;
 }
 
+std::map<std::string, Tensor> map_safetensors(const std::string& file) {
+  Reading reading(file);
+  uint64_t end = reading.data;
+  for (const auto& [name, entry] : reading.entries) end = std::max(end, reading.data + entry.end);
+  const Tensor bytes = at::from_file(file, /*shared=*/false, static_cast<int64_t>(end), torch::kUInt8);
+  std::map<std::string, Tensor> tensors;
+  for (const auto& [name, entry] : reading.entries) {
+    const auto first = static_cast<int64_t>(reading.data + entry.begin),
+               last = static_cast<int64_t>(reading.data + entry.end);
+    Tensor own = bytes.slice(0, first, last);
+    if (first % static_cast<int64_t>(torch::elementSize(entry.type)) != 0) own = own.clone();
+    tensors.emplace(name, own.view(entry.type).view(entry.shape));
+  }
+  return tensors;
+}
+
 std::map<std::string, Tensor> read_safetensors(const std::string& file) {
   Reading reading(file);
   std::map<std::string, Tensor> tensors;

@@ -32,4 +32,8 @@ std::map<std::string, TensorEntry> read_safetensors_header(const std::string& fi
 // overlap or leave a gap, a name that stands twice. What it takes the safetensors library takes too.
 std::map<std::string, torch::Tensor> read_safetensors(const std::string& file);
 
+// The same without a copy: tensors over the file's pages, which writing to would not change the file. Those whose place is no multiple of the size
+// of their elements are copied.
+std::map<std::string, torch::Tensor> map_safetensors(const std::string& file);
+
 }  // namespace isentrope::train

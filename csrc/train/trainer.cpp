@@ -16,6 +16,7 @@
 #include "csrc/durable_file.h"
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/adapter.h"
+#include "csrc/train/composition.h"
 #include "csrc/train/data_check.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/flops.h"
@@ -26,15 +27,11 @@
 #include "csrc/train/sum_of_squares.h"
 #include "csrc/train/summary.h"
 #include "csrc/train/task_files.h"
+#include "csrc/train/trained_weights.h"
+#include "csrc/train/weights.h"
 
 namespace isentrope::train {
 namespace {
-
-uint64_t derived_seed(uint64_t seed, data::Purpose purpose, uint64_t a, uint64_t b = 0, uint64_t c = 0) {
-  data::Stream stream(seed, purpose, a, b, c);
-  const uint64_t high = stream.bits();
-  return high << 32 | stream.bits();
-}
 
 bool on_gpu(const TrainConfig& config) {
   return config.run.device == "cuda" || (config.run.device == "auto" && torch::cuda::is_available());
@@ -85,7 +82,14 @@ void load_own_methods(const TrainConfig& config) {
   }
 }
 
-// A tensor that the phase cannot go on without.
+}  // namespace
+
+uint64_t derived_seed(uint64_t seed, data::Purpose purpose, uint64_t a, uint64_t b, uint64_t c) {
+  data::Stream stream(seed, purpose, a, b, c);
+  const uint64_t high = stream.bits();
+  return high << 32 | stream.bits();
+}
+
 const torch::Tensor& kept(const CheckpointState& state, const std::string& name, const torch::Tensor& like) {
   const auto found = state.extra.find(name);
   if (found == state.extra.end() || found->second.sizes() != like.sizes())
@@ -94,8 +98,6 @@ const torch::Tensor& kept(const CheckpointState& state, const std::string& name,
                              "new run from these weights (run.start)");
   return found->second;
 }
-
-}  // namespace
 
 std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfig& phase,
                                      const data::Tokenizer& tokenizer, data::Split split,
@@ -170,12 +172,17 @@ Standing Trainer::prepare(bool resume) {
   model_ = model::Decoder(config_.model, drawn ? std::optional(seed) : std::nullopt);
   attends_ = model::attending_layers(config_.model) > 0;
   if (!standing.from.empty()) take_weights(standing);
+  if (const auto told = standing.state.extra.find(kOrigin); resumed && told != standing.state.extra.end())
+    origin_ = told->second.item<int64_t>();
+  else if (!standing.from.empty() && !resumed)
+    origin_ = weights_digest(model_->named_weights());
   if (!ranks_->alone()) {
     double squares = 0;
     for (const torch::Tensor& weight : model_->parameters()) squares += sum_of_squares(weight);
     check_same(*ranks_, "the weights that the run begins with", "squares that add up to " + std::to_string(squares));
   }
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
+  choose_trained(standing, resumed);
   if (config_.metrics.representation.every > 0) matrices_that_fit(model_, config_.metrics.representation.weights);
   if (!finished()) open_phase(standing.goes_on ? &standing.state : nullptr);
   header_ = describe();
@@ -216,10 +223,8 @@ RunHeader Trainer::describe() const {
                    .threads = at::get_num_threads(),
                    .ranks = ranks_->size(),
                    .memory_needed = memory_plan(config_, data_, ranks_->size())};
-  for (const torch::Tensor& weight : model_->parameters()) {
-    header.parameters += weight.numel();
-    if (weight.requires_grad()) header.trained += weight.numel();
-  }
+  for (const torch::Tensor& weight : model_->parameters()) header.parameters += weight.numel();
+  for (const auto& [name, weight] : trained_parameters()) header.trained += weight.numel();
   if (device.is_cpu()) header.memory = machine_memory();
   if (finished()) return header;
   header.product_rate = ranks_->sum(measured_product_rate(device, config_.model.compute));
@@ -256,45 +261,6 @@ void Trainer::cut_rollouts() {
 Trainer::~Trainer() = default;
 
 void Trainer::write_summary() const { write_durably(folder_.dir() + "/summary.json", summary_json(results_)); }
-
-void Trainer::take_weights(const Standing& standing) {
-  load_weights(standing.weights, model_);
-  if (config_.model.lora) take_adapter(standing);
-  if (!model_->restore_sigma(standing.state.extra)) model_->start_sigma(/*gamma_is_sigma=*/true);
-  if (const std::string bad = first_non_finite_weight(model_); !bad.empty())
-    throw std::runtime_error(standing.from + ": the weight " + bad + " is not finite; take another checkpoint");
-}
-
-void Trainer::take_adapter(const Standing& standing) {
-  for (const auto& [name, weight] : model_->named_weights())
-    if (!all_finite(weight))
-      throw std::runtime_error(standing.weights + ": the weight " + name + " is not finite; take another model");
-  base_ = std::filesystem::canonical(standing.weights).string();
-  base_digest_ = digest_of_base(model_);
-  const auto require_base = [&](const std::string& dir, const CheckpointState& state) {
-    const auto digest = state.extra.find(kBase);
-    if (digest != state.extra.end() && digest->second.item<int64_t>() != base_digest_)
-      throw std::runtime_error(dir + ": its adapter was trained beside " + name_of_base(dir) +
-                               " as it was then, and the weights in " + base_ +
-                               " are others; name that model in "
-                               "model.pretrained");
-  };
-  if (standing.weights != standing.from) {
-    require_base(standing.from, standing.state);
-    load_adapter(standing.from, model_);
-  } else if (const std::string& from = config_.model.lora->from; !from.empty()) {
-    const std::string dir = resolve_checkpoint(from);
-    std::error_code error;
-    if (std::filesystem::exists(dir + "/DONE", error)) require_base(dir, load_checkpoint_state(dir));
-    load_adapter(dir, model_);
-    std::string note = "the adapter of " + dir + " goes on";
-    if (const std::string name = name_of_base(dir); !std::filesystem::equivalent(name, base_, error) || error)
-      note += "; it was trained beside " + name + ", and is put beside " + base_;
-    notes_.push_back(note);
-  } else {
-    model_->start_lora(derived_seed(config_.run.seed, data::Purpose::initialisation, 1));
-  }
-}
 
 uint64_t Trainer::seed_of(const std::string& phase, data::Purpose purpose, uint64_t b, uint64_t c) const {
   return derived_seed(config_.run.seed, purpose, static_cast<uint64_t>(numbers_.at(phase)), b, c);
@@ -368,9 +334,7 @@ void Trainer::open_phase(const CheckpointState* state) {
   auto objective =
       make_objective(phase.objective, phase.batch, model_, phase.rollout ? phase.rollout->sampling.temperature : 1.0,
                      phase.objective.has_reference() ? reference : std::nullopt, ranks_, phase.weight);
-  std::vector<std::pair<std::string, torch::Tensor>> parameters;
-  for (const auto& parameter : model_->named_parameters())
-    if (parameter.value().requires_grad()) parameters.push_back({parameter.key(), parameter.value()});
+  auto parameters = trained_parameters();
   if (const torch::Tensor& threshold = objective->attention().threshold();
       threshold.defined() && threshold.requires_grad())
     parameters.push_back({kThreshold, threshold});
@@ -382,7 +346,8 @@ void Trainer::open_phase(const CheckpointState* state) {
     for (HeldOut* one : {validation.get(), test.get()})
       if (auto* prompts = dynamic_cast<HeldOutPrompts*>(one))
         prompts->compare_with(*reference, phase.objective.dpo_beta);
-  Optimizer optimizer(phase.optimizer, parameters, muon_matrices(config_.model), ranks_);
+  const auto matrices = muon_matrices(config_.model);
+  Optimizer optimizer(phase.optimizer, parameters, trained_ ? trained_->matrices(matrices) : matrices, ranks_);
   std::vector<torch::Tensor> changed;
   for (const auto& [name, parameter] : parameters) changed.push_back(parameter);
   for (const auto& buffer : model_->named_buffers()) changed.push_back(buffer.value());

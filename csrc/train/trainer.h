@@ -12,6 +12,7 @@
 //
 //   trainer.cpp              how a run and a phase begin
 //   training_loop.cpp        advance() and step()
+//   trainer_weights.cpp      the weights that a run begins with, and which of them it trains
 //   trainer_checkpoint.cpp   what a checkpoint holds, and when it is written
 //   resume.h                 where a run begins, and what is refused
 #pragma once
@@ -45,6 +46,9 @@ namespace isentrope::train {
 std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfig& phase,
                                      const data::Tokenizer& tokenizer, data::Split split,
                                      const std::map<std::string, rl::RewardFunction>& rewards = {});
+
+class Composition;
+class TrainedWeights;
 
 class Trainer {
  public:
@@ -104,6 +108,8 @@ class Trainer {
   void begin(const Standing& standing, bool resume);
   void take_weights(const Standing& standing);
   void take_adapter(const Standing& standing);
+  void choose_trained(const Standing& standing, bool resumed);  // model.freeze, train_only, compose
+  std::vector<std::pair<std::string, torch::Tensor>> trained_parameters() const;
   RunHeader describe() const;
   std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);
   void open_phase(const CheckpointState* state);
@@ -148,6 +154,8 @@ class Trainer {
   std::unique_ptr<Trackers> trackers_;
   std::unique_ptr<Metrics> metrics_, samples_;
   Metrics::Place metrics_of_step_, samples_of_step_;  // before the evaluations after step_
+  std::unique_ptr<TrainedWeights> trained_;           // where a part of the weights is
+  std::unique_ptr<Composition> composition_;          // with model.compose
   std::unique_ptr<Phase> open_;
   size_t phase_ = 0;
   int64_t step_ = 0, steps_of_run_ = 0;
@@ -161,6 +169,7 @@ class Trainer {
   std::string last_checkpoint_;
   std::string base_;         // with model.lora: the folder of the frozen weights, absolute, and
   int64_t base_digest_ = 0;  // digest_of_base()
+  int64_t origin_ = 0;       // of a run that began with the weights of another: weights_digest() of these
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::vector<std::pair<std::string, Evaluation>> results_;
   std::atomic<bool> working_ = false;

@@ -2,6 +2,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "csrc/train/composition.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/run_checkpoints.h"
 
@@ -44,6 +45,8 @@ CheckpointState Trainer::state(bool phase_finished) const {
     state.base = base_;
     state.extra[kBase] = torch::tensor(base_digest_, torch::kInt64);
   }
+  if (origin_ != 0) state.extra[kOrigin] = torch::tensor(origin_, torch::kInt64);
+  if (composition_) state.extra[kCoefficients] = composition_->coefficients().detach();
   state.extra.merge(open_->follows.state());
   state.extra.merge(open_->objective->state());
   if (const torch::Tensor& threshold = open_->objective->attention().threshold(); threshold.defined())

@@ -10,10 +10,12 @@
 
 #include "csrc/data/random.h"
 #include "csrc/train/completions.h"
+#include "csrc/train/composition.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/flops.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/process.h"
+#include "csrc/train/update_figures.h"
 
 namespace isentrope::train {
 namespace {
@@ -40,38 +42,6 @@ std::vector<SigmaFigures> sigma_figures(const model::Decoder& model, const std::
   }
   return figures;
 }
-
-// The figures of a step out of those of its updates: the largest of a maximum, the mean over updates of what an update has one
-// of (its loss, its norm), and of all else the mean over the tokens learnt.
-class UpdateFigures {
- public:
-  void add(std::map<std::string, double> stats, double tokens) {
-    for (const auto& [name, value] : stats) {
-      const bool of_update = name == "loss" || name == "grad_norm" || name == "qk_clip/heads";
-      const double w = of_update ? 1 : tokens;
-      if (w == 0) continue;
-      auto& [figure, weight] = figures_[name];
-      weight += w;
-      if (name.ends_with("/max"))
-        figure = weight > w ? std::max(figure, value) : value;
-      else
-        figure += (value - figure) * (w / weight);  // a running mean: equal values stay what they are
-    }
-    learnt_ += tokens;
-    ++updates_;
-  }
-  // Takes the place of what the source said of its rollouts; where no token was learnt there is no mean over them.
-  void into(std::map<std::string, double>& values) const {
-    if (updates_ > 0 && learnt_ == 0)
-      for (const char* name : {"entropy/mean", "entropy/std"}) values.erase(name);
-    for (const auto& [name, figure] : figures_) values[name] = figure.first;
-  }
-
- private:
-  std::map<std::string, std::pair<double, double>> figures_;  // name → mean or largest so far, its weight
-  double learnt_ = 0;
-  int64_t updates_ = 0;
-};
 
 // Room in metrics.jsonl for the figures of time, which the line has when the update is made: six keys, two dozen digits each.
 constexpr int64_t kTimes = 320;
@@ -165,6 +135,7 @@ Record Trainer::step() {
   if (!learnt.goes_back && !data.updates.empty()) {
     metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
     open_->optimizer.apply();
+    if (composition_) composition_->apply();
     open_->made = true;
   }
   const double seconds = seconds_since(start);
@@ -193,11 +164,14 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   if (!std::isfinite(stats["loss"]))
     throw NonFinite("the loss is not finite; first bad tensor: " + first_non_finite(model_));
   if (learnt.goes_back && u == 0) open_->before.take();
-  stats["grad_norm"] = open_->optimizer.ask(learnt.lr, /*bounded=*/!learnt.goes_back);
+  stats["grad_norm"] = open_->optimizer.ask(learnt.lr, /*bounded=*/!learnt.goes_back,
+                                            {seed_of(phase.name, data::Purpose::gradient, step_, u), step_});
+  if (phase.optimizer.noise) stats["added_noise/ratio"] = open_->optimizer.noise_ratio();
   if (measures) tell_noise(update, stats["grad_norm"], learnt);
   if (looks) learnt.attention = watch.statistics();
   if (learnt.goes_back) {
     open_->optimizer.apply();
+    if (composition_) composition_->apply();
     if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
     const Clock::time_point updated = Clock::now();
     learnt.sigmas = power_step();
@@ -308,6 +282,7 @@ void Trainer::whole_step(std::vector<Record>& records) {
     }
     open_->rollouts->back();
     open_->before.restore();
+    if (composition_) composition_->apply();
     open_->optimizer.zero_grad();
     open_->follows = follows;
     open_->objective->restore(methods);

@@ -1,6 +1,7 @@
 #include "csrc/train/weights.h"
 
 #include <algorithm>
+#include <bit>
 #include <filesystem>
 #include <map>
 #include <stdexcept>
@@ -71,6 +72,26 @@ void add_list(std::string& text, const char* head, const std::vector<std::string
 }
 
 }  // namespace
+
+int64_t weights_digest(const std::vector<std::pair<std::string, Tensor>>& weights) {
+  uint64_t digest = 0;
+  for (const auto& [name, weight] : weights) {
+    uint64_t hash = 0xcbf29ce484222325ull, sum = 0;
+    for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
+    const Tensor plain = weight.detach().to(torch::kCPU, torch::kFloat32).contiguous();
+    const float* data = plain.const_data_ptr<float>();
+    for (int64_t i = 0; i < plain.numel(); ++i)
+      sum += (uint64_t{std::bit_cast<uint32_t>(data[i])} + 1) * (2 * static_cast<uint64_t>(i) + 1);
+    digest += hash * sum;
+  }
+  return static_cast<int64_t>(digest);
+}
+
+std::map<std::string, Tensor> map_weights(const std::string& dir) {
+  std::map<std::string, Tensor> found;
+  for (const auto& [file, entries] : read_headers(dir)) found.merge(map_safetensors(dir + "/" + file));
+  return found;
+}
 
 void read_weights(const std::string& dir, model::Decoder& decoder) {
   const auto files = read_headers(dir);

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, elu, normalize, rms_norm, silu, softplus
+from torch.nn.functional import conv1d, elu, gelu, normalize, relu, rms_norm, silu, softplus
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -243,24 +243,35 @@ class Recurrence(nn.Module):
 
 
 class Mlp(nn.Module):
-    """down(silu(gate x) · up x), or without an activation one matrix, W x / α, with the sum before it times β."""
+    """down(silu(gate x) · up x); down(f(up x)) of another activation; without one a single matrix, W x / α, with the sum before it times β."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         C, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.swiglu = getattr(config, "activation", "swiglu") == "swiglu"
-        if self.swiglu:
-            self.gate_proj, self.up_proj, self.down_proj = nn.Linear(C, M, bias), nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+        self.activation = getattr(config, "activation", "swiglu")
+        if self.activation != "none":
+            if self.activation == "swiglu":
+                self.gate_proj = nn.Linear(C, M, bias)
+            self.up_proj, self.down_proj = nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+            if self.activation == "crrelu":
+                self.epsilon = nn.Parameter(torch.full((1,), 0.01))
         else:
             self.down_proj = nn.Linear(C, C, bias=False)
             self.alpha, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The stream x [B, T, C] and what is read of it, y → the stream behind the block."""
-        if self.swiglu:
-            out: Tensor = x + self.down_proj(silu(self.gate_proj(y)) * self.up_proj(y))
+        if self.activation == "none":
+            out: Tensor = x * self.beta + self.down_proj(y) / self.alpha
+            return out
+        up = self.up_proj(y)
+        if self.activation == "swiglu":
+            inner = silu(self.gate_proj(y)) * up
+        elif self.activation == "crrelu":
+            inner = relu(up) + self.epsilon * up * torch.exp(-up.square() / 2)
         else:
-            out = x * self.beta + self.down_proj(y) / self.alpha
+            inner = {"gelu": gelu, "relu": relu}[self.activation](up)
+        out = x + self.down_proj(inner)
         return out
 
 

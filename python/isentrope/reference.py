@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isentrope.reference_activation import crrelu  # noqa: F401
 from isentrope.reference_hierarchical import hierarchical_attention as hierarchical_attention
 from isentrope.reference_hierarchical import hierarchical_weights as hierarchical_weights
 from isentrope.reference_recurrence import dynamical_system as dynamical_system  # what has a state, in a file of its own

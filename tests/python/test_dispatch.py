@@ -39,6 +39,8 @@ RULES = {
     "linear_attention_backward": AS_IT_IS,
     "gated_delta_rule": LOWER,  # q, k, v; not beta, log_decay, write and state
     "gated_delta_rule_backward": AS_IT_IS,
+    "crrelu": AS_IT_IS,
+    "crrelu_backward": AS_IT_IS,
 }
 
 
@@ -75,6 +77,7 @@ def cases():
         ),
         "linear_attention": (lambda q, k, v: isentrope.linear_attention(q, k, v, log_decay=log_decay, state=state), (q, k, v)),
         "gated_delta_rule": (lambda q, k, v: delta(q, k, v, state=state), (q, 0.2 * k, v)),
+        "crrelu": (lambda x, epsilon: [isentrope.crrelu(x, epsilon)], (x, torch.tensor([0.3]))),
     }
 
 

@@ -34,6 +34,7 @@ CASES = {
         "norm=rms", "norm=layer value_gate=true", "norm=l2 output_gate=true", "norm=none denominator=none", "norm=none denominator=max_one value_gate=true output_gate=true",
         "norm=none denominator=count", "norm=none denominator=detached", "norm=none denominator=sum")},
     "softmax, no activation": ("softmax", ["activation=none", "norm=none"]),
+    **{f"softmax, {one}": ("softmax", [f"activation={one}", "mlp_bias=true"]) for one in ("gelu", "relu", "crrelu")},
     "softmax, yarn": ("softmax", ["attention.softcap=5", "rope_scaling.rope_type=yarn", "rope_scaling.factor=2"]),
 }  # fmt: skip
 

@@ -256,7 +256,7 @@ def test_the_tool_knows_each_subcommand_and_option(words):
 
 
 @needs_program
-@pytest.mark.parametrize("command", ["train", "config", "plan", "sample", "evaluate", "report", "compare", "doctor", "diagnose", "rollouts", "grams", "pairs", "tasks", "stability", "probe", "cold-start"])
+@pytest.mark.parametrize("command", ["train", "config", "plan", "sample", "evaluate", "report", "compare", "doctor", "diagnose", "rollouts", "grams", "pairs", "tasks", "stability", "probe", "cold-start", "merge"])
 def test_options_that_the_text_names_are_the_tools(command):
     for row in re.findall(rf"^\| `isentrope {command} .*$", PAGES[Path("docs/commands.md")], re.MULTILINE):
         for option in re.findall(r"`(--[a-z-]+)", row):
@@ -277,10 +277,11 @@ def desk(tmp_path_factory):
     (folder / "configs").symlink_to(ROOT / "configs")
     for name, text in shown_files().items():
         (folder / name).write_text(text)
-    (folder / "models" / "smollm2").mkdir(parents=True)
-    (folder / "models" / "smollm2" / "config.json").write_text(json.dumps(
-        {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
-         "num_attention_heads": 4, "max_position_embeddings": 8192}))  # fmt: skip
+    for model in ("models/smollm2", "runs/options_base"):
+        (folder / model).mkdir(parents=True)
+        (folder / model / "config.json").write_text(json.dumps(
+            {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+             "num_attention_heads": 4, "max_position_embeddings": 8192}))  # fmt: skip
     return folder
 
 

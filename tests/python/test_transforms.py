@@ -41,6 +41,8 @@ VMAP = {
     "linear_attention_backward": ONCE,
     "gated_delta_rule": ONCE,
     "gated_delta_rule_backward": ONCE,
+    "crrelu": EACH,  # elementwise: M calls take what one would, but for their number
+    "crrelu_backward": EACH,
 }
 # Ops with a backward op; merge_attention_states is torch's own operators, which have every derivative. The others have none.
 DERIVED = [op for op in cases() if op != "merge_attention_states"]

@@ -108,6 +108,8 @@ def others(x: Tensor, weight: Tensor, mask: Tensor) -> None:
     y, sigma = isentrope.sigma_linear(x, weight, x, x, sigma_grad="detached")
     sigmas, steps = isentrope.power_step([weight], [x], steps_max=3)
     mean, high, threshold = isentrope.window_entropy(x, mask, quantile=0.9)
+    assert_type(isentrope.crrelu(x, weight), Tensor)
+    isentrope.crrelu(x, 0.01)  # wrong
     selected = isentrope.grpo_select(x, x, x, mask, mode="kl_cov", seed=1)
     loss, token_loss, stats = isentrope.grpo_loss(x, x, x, mask, selected=selected, mode="kl_cov", normalizer=3)
     for tensor in (y, sigma, sigmas, steps, mean, high, threshold, selected, loss, token_loss, stats):

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from isentrope.ops.activation import crrelu
 from isentrope.ops.attention import (
     EntropyAttentionOutput,
     entropy_attention,
@@ -41,6 +42,7 @@ __all__ = [
     "TopP",
     "WindowEntropyOutput",
     "WithoutLowest",
+    "crrelu",
     "entropy_attention",
     "gated_delta_rule",
     "gathered_attention",

@@ -155,6 +155,7 @@ TERMS: dict[str, str] = {
     "gradient_noise_scale": "Trace of the covariance of the sequences' gradients over the square of their mean, by running means: larger batches save few steps beyond about so many sequences.",
     "gradient_noise/trace": "Estimate of the trace of the covariance of the sequences' gradients, of one update; noisy, can be below 0.",
     "gradient_noise/square": "Estimate of the square of the mean gradient, of one update; noisy, can be below 0.",
+    "added_noise/ratio": "Expected norm of the noise that optimizer.noise adds, over the norm of the clipped gradient: 1 means as much noise as gradient.",
     "representation/tokens": "Tokens whose states the figures of the representation are of. A rank is below it, whatever the states.",
     "representation/time_share": "Share of the step's time that measuring the representation and the weights took. Over all steps: that, divided by metrics.representation.every.",
     "spectrum/*": "Of a weight as its layer multiplies with it: spectral_norm, the most that it lengthens a vector; stable_rank, the sum of the squares of its singular values over the largest; effective_rank, exp of the entropy of its normalised singular values.",
