@@ -15,9 +15,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr double kHeldOutShare = 1.0 / 16;
-constexpr int64_t kProbes = 64;
-constexpr int kVainDraws = 2000;
+constexpr double kShareHeldOut = 1.0 / 16;
+constexpr int64_t kLookedAt = 64;
+constexpr int kMostDraws = 2000;
 
 uint32_t below(Stream& stream, int64_t n) { return stream.below(static_cast<uint32_t>(n)); }
 bool happens(Stream& stream, double probability) { return probability > 0 && stream.uniform() < probability; }
@@ -191,7 +191,7 @@ Episodes::Episodes(const EpisodesConfig& config, uint64_t seed, Split split, con
     for (int64_t i = 0; i < count; ++i) held_out_.push_back(draw(i, split, /*seed=*/0));
   }
   if (!use) return;
-  for (const Example& example : split == Split::train ? take(0, kProbes) : held_out_) try {
+  for (const Example& example : split == Split::train ? take(0, kLookedAt) : held_out_) try {
       if (!fits(example, *use)) throw std::invalid_argument("it is too long for the context");
     } catch (const std::invalid_argument& error) {
       throw std::invalid_argument(kind + "the example " + excerpt(example.prompt) + ": " + error.what());
@@ -204,10 +204,10 @@ Example Episodes::draw(int64_t index, Split split, uint64_t seed) const {
   Stream teacher(seed, Purpose::noise, static_cast<uint64_t>(split), static_cast<uint64_t>(index), /*c=*/21);
   return std::visit(
       [&](const auto& task) {
-        for (int i = 0; i < kVainDraws; ++i) {
+        for (int i = 0; i < kMostDraws; ++i) {
           Example example = task.draw(stream, taught_ ? &teacher : nullptr);
           example.split = split;
-          if (!task.few() && split_of(example.prompt + example.columns, kHeldOutShare, kHeldOutShare) != split)
+          if (!task.few() && split_of(example.prompt + example.columns, kShareHeldOut, kShareHeldOut) != split)
             continue;
           if (!taught_) {
             example.completion.clear();

@@ -23,7 +23,9 @@ Shared share(py::object object) {
 
 struct Side : rl::Episode {
   Shared side;
-  rl::Reply step(const std::string&) override { throw std::logic_error("an environment in Python answers many at once"); }
+  rl::Reply step(const std::string&) override {
+    throw std::logic_error("an environment in Python answers many at once");
+  }
 };
 
 class Hosted : public rl::Environment {
@@ -72,9 +74,9 @@ class Hosted : public rl::Environment {
 std::shared_ptr<const rl::Environment> load_environment(const train::RewardWord& word, double timeout_s) {
   const py::gil_scoped_acquire lock;
   const KeptModes modes;
-  return std::make_shared<Hosted>(py::module_::import("isentrope.environment_classes")
-                                      .attr("load")(py::bytes(word.place), py::bytes(word.function),
-                                                    py::bytes(word.said), timeout_s));
+  return std::make_shared<Hosted>(
+      py::module_::import("isentrope.environment_classes")
+          .attr("load")(py::bytes(word.place), py::bytes(word.function), py::bytes(word.said), timeout_s));
 }
 
 }  // namespace isentrope::python

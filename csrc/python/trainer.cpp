@@ -193,8 +193,8 @@ class Handle {
          const std::map<std::string, py::function>& rewards, const py::function& load) {
     train::TrainConfig read = train::read_config(config, overrides);
     for (const auto& [name, function] : rewards) train::require_wanted(name, "rewards[\"" + name + "\"]", read);
-    std::map<std::string, rl::RewardFunction> functions =
-        train::load_rewards({.words = {}, .load = loader(load), .load_environment = python::load_environment, .go_on = {}}, read);
+    std::map<std::string, rl::RewardFunction> functions = train::load_rewards(
+        {.words = {}, .load = loader(load), .load_environment = python::load_environment, .go_on = {}}, read);
     for (const auto& [name, function] : rewards) functions[name] = from_python(function);
     const TrainingModes modes;
     trainer_ = std::make_unique<train::Trainer>(read, resume, functions);

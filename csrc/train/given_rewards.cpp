@@ -63,12 +63,11 @@ void load_environments(const GivenRewards& given, TrainConfig& config) {
     if (python == nullptr) continue;
     if (!given.load_environment && given.go_on) given.go_on();
     const size_t colon = python->name.rfind(':');
-    python->given = given.load_environment(
-        {.name = python->name,
-         .place = python->name.substr(0, colon),
-         .function = python->name.substr(colon + 1),
-         .said = "phases." + phase.name + ".environment.class: " + python->name},
-        python->timeout_s);
+    python->given = given.load_environment({.name = python->name,
+                                            .place = python->name.substr(0, colon),
+                                            .function = python->name.substr(colon + 1),
+                                            .said = "phases." + phase.name + ".environment.class: " + python->name},
+                                           python->timeout_s);
   }
 }
 
