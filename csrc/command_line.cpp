@@ -220,6 +220,7 @@ int run(int argc, char** argv, const Host& host) {
         ->allow_extra_args(false)
         ->check(reward_word);
     rewards->load = host.load;
+    rewards->load_environment = host.load_environment;
     rewards->go_on = [&] { command_in_python(host.program, {argv + 1, argv + argc}); };
   }
 

@@ -1,6 +1,7 @@
 // The command line: what its words mean, and what is wrong with them.
 #pragma once
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "csrc/train/given_rewards.h"
@@ -11,6 +12,7 @@ namespace isentrope {
 struct Host {
   std::string program = "isentrope";                                      // as it was called
   std::function<rl::RewardFunction(const train::RewardWord&)> load = {};  // of a process that has Python
+  std::function<std::shared_ptr<const rl::Environment>(const train::RewardWord&, double)> load_environment = {};
 };
 
 // Does what the words ask for; hands over to Python where they, or the configuration, ask for a function in it and the host has none. Returns the exit code

@@ -22,7 +22,7 @@ ROOMS = {
     "csrc/one_of.h": ["csrc/field.h"],
     "csrc/durable_file.": [],
     "csrc/message.": [],
-    "csrc/data/": ["csrc/field.h", "csrc/durable_file.", "csrc/message.", "kernels/gpu/philox.h"],
+    "csrc/data/": ["csrc/field.h", "csrc/one_of.h", "csrc/durable_file.", "csrc/message.", "kernels/gpu/philox.h"],
     "csrc/ops/": ["kernels/"],
     "csrc/methods/": ["csrc/ops/", "csrc/field.h", "csrc/one_of.h", "csrc/message.", "kernels/gpu/philox.h"],
     "csrc/model/": ["csrc/ops/", "csrc/field.h", "csrc/data/random.h"],  # initial weights are drawn from its streams

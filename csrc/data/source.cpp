@@ -9,9 +9,15 @@ namespace isentrope::data {
 
 std::string DataConfig::problem() const {
   const int written =
-      tint.has_value() + jsonl.has_value() + reasoning_gym.has_value() + corpus.has_value() + hmm.has_value();
-  if (written > 1) return "more than one of tint, jsonl, reasoning_gym, corpus, hmm is written; a phase has one source";
-  if (written == 0) return "no source is written; add tint:, jsonl:, reasoning_gym:, corpus: or hmm:";
+      tint.has_value() + episodes.has_value() + jsonl.has_value() + reasoning_gym.has_value() + corpus.has_value() +
+      hmm.has_value();
+  if (written > 1)
+    return "more than one of tint, episodes, jsonl, reasoning_gym, corpus, hmm is written; a phase has one source";
+  if (written == 0) return "no source is written; add tint:, episodes:, jsonl:, reasoning_gym:, corpus: or hmm:";
+  if (episodes) {
+    const std::string wrong = episodes->problem();
+    return wrong.empty() ? "" : "episodes: " + wrong;
+  }
   if (reasoning_gym) {
     const std::string wrong = reasoning_gym->problem();
     return wrong.empty() ? "" : "reasoning_gym: " + wrong;
@@ -32,10 +38,12 @@ bool DataConfig::has(Split split) const {
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split, const Use* use) {
   if (const std::string wrong = config.problem(); !wrong.empty()) throw std::invalid_argument("data: " + wrong);
   if (config.tint) return std::make_unique<Tint>(*config.tint, seed, split, use);
+  if (config.episodes) return std::make_unique<Episodes>(*config.episodes, seed, split, use);
   if (config.jsonl) return std::make_unique<Jsonl>(*config.jsonl, seed, split, use, config.on_error == "skip");
   if (config.reasoning_gym)
     return std::make_unique<Jsonl>(config.reasoning_gym->files(), seed, split, use, config.on_error == "skip");
-  throw std::invalid_argument("data: text has no prompts and completions; write tint:, jsonl: or reasoning_gym:");
+  throw std::invalid_argument(
+      "data: text has no prompts and completions; write tint:, episodes:, jsonl: or reasoning_gym:");
 }
 
 uint64_t stream_digest(const ExampleSource& source) {

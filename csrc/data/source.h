@@ -6,6 +6,7 @@
 #include <string>
 
 #include "csrc/data/corpus.h"
+#include "csrc/data/episodes.h"
 #include "csrc/data/example.h"
 #include "csrc/data/fit.h"
 #include "csrc/data/hmm.h"
@@ -18,6 +19,7 @@ namespace isentrope::data {
 
 struct DataConfig {
   std::optional<TintConfig> tint;
+  std::optional<EpisodesConfig> episodes;
   std::optional<JsonlConfig> jsonl;
   std::optional<ReasoningGymConfig> reasoning_gym;
   std::optional<CorpusConfig> corpus;
@@ -29,6 +31,7 @@ struct DataConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("tint", tint, "Generated integer problems with traces.");
+    v("episodes", episodes, "Generated tasks for conversations (docs/environments.md).");
     v("jsonl", jsonl, "Files of prompts and completions, an object a line.");
     v("reasoning_gym", reasoning_gym, "Generated problems of a task of the Python package reasoning-gym.");
     v("corpus", corpus, "Text files, learnt whole; pretrain phases.");
@@ -52,7 +55,7 @@ struct DataConfig {
   bool text() const { return corpus || hmm; }  // it is learnt whole: there are no prompts and completions
 };
 
-// The source of tint, jsonl or the files of reasoning_gym; text has no examples. Throws as the constructors do.
+// The source of tint, episodes, jsonl or the files of reasoning_gym; text has no examples. Throws as the constructors do.
 // use: what is asked of every example (csrc/data/fit.h).
 std::unique_ptr<ExampleSource> make_source(const DataConfig& config, uint64_t seed, Split split,
                                            const Use* use = nullptr);

@@ -4,7 +4,6 @@
 #include <ATen/ThreadLocalState.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <fcntl.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -19,6 +18,8 @@
 #include "csrc/command_line.h"
 #include "csrc/message.h"
 #include "csrc/python/alarm.h"
+#include "csrc/python/environment.h"
+#include "csrc/python/kept.h"
 #include "csrc/python/tokenizer.h"
 #include "csrc/train/block_cache.h"
 #include "csrc/train/process.h"
@@ -27,17 +28,11 @@
 
 namespace py = pybind11;
 using namespace isentrope;
+using python::KeptFolder, python::KeptModes, python::text;
 
 namespace {
 
 // ---- text ---------------------------------------------------------------------------------------------------------
-
-// Bytes of a model, a file or a user as str: U+FFFD where they are no UTF-8.
-py::str text(const std::string& bytes) {
-  PyObject* str = PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace");
-  if (!str) throw py::error_already_set();
-  return py::reinterpret_steal<py::str>(str);
-}
 
 py::list texts(const std::vector<std::string>& many) {
   py::list list;
@@ -61,25 +56,6 @@ void translate(std::exception_ptr exception) {
 }
 
 // ---- what a caller or a reward may have switched ------------------------------------------------------------------
-
-// Leaves gradient and inference mode, autocast and the default dtype as it found them.
-struct KeptModes {
-  at::ThreadLocalStateGuard state{at::ThreadLocalState()};
-  caffe2::TypeMeta dtype = c10::get_default_dtype();
-  ~KeptModes() { c10::set_default_dtype(dtype); }
-};
-
-// Goes back to the working folder that it was made in: the paths of the phases to come are relative to that.
-struct KeptFolder {
-  int folder = ::open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  KeptFolder() = default;
-  KeptFolder(const KeptFolder&) = delete;
-  ~KeptFolder() {
-    if (folder < 0) return;
-    (void)!::fchdir(folder);
-    ::close(folder);
-  }
-};
 
 // The modes that a trainer runs in, whatever its caller's are.
 struct TrainingModes {
@@ -215,10 +191,10 @@ class Handle {
  public:
   Handle(const std::string& config, const std::vector<std::string>& overrides, bool resume,
          const std::map<std::string, py::function>& rewards, const py::function& load) {
-    const train::TrainConfig read = train::read_config(config, overrides);
+    train::TrainConfig read = train::read_config(config, overrides);
     for (const auto& [name, function] : rewards) train::require_wanted(name, "rewards[\"" + name + "\"]", read);
-    std::map<std::string, rl::RewardFunction> functions =
-        train::load_rewards({.words = {}, .load = loader(load), .go_on = {}}, read);
+    std::map<std::string, rl::RewardFunction> functions = train::load_rewards(
+        {.words = {}, .load = loader(load), .load_environment = python::load_environment, .go_on = {}}, read);
     for (const auto& [name, function] : rewards) functions[name] = from_python(function);
     const TrainingModes modes;
     trainer_ = std::make_unique<train::Trainer>(read, resume, functions);
@@ -290,7 +266,8 @@ class Handle {
     {
       const py::gil_scoped_release unlocked;
       for (std::string& one : overrides) one.insert(0, "test.");
-      const train::TrainConfig config = train::with_overrides(trainer_->config(), overrides);
+      train::TrainConfig config = trainer_->config();
+      config.test = train::with_overrides(config, overrides).test;
       const train::PhaseConfig& phase = config.phases.back();
       const auto part = split == "test" ? data::Split::test : data::Split::validation;
       if (!phase.data.has(part))
@@ -368,7 +345,7 @@ int run_program(std::vector<std::string> words, const py::function& load) {
   train::keep_tensor_memory();
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
-  const Host host{words.at(0), loader(load)};
+  const Host host{words.at(0), loader(load), python::load_environment};
   try {
     const py::gil_scoped_release unlocked;
     return run(static_cast<int>(argv.size()), argv.data(), host);

@@ -70,7 +70,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
   int64_t T = 1;
   for (int64_t g = first; g < last; ++g)
     for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i)
-      T = std::max<int64_t>(T, kept.prompts[g].size() + kept.completions[i].tokens.size());
+      T = std::max<int64_t>(T, std::ssize(kept.prompts[g]) + kept.completions[i].size());
   Batch batch{torch::zeros({B, T}, torch::kInt64), torch::full({B, T}, data::kIgnore, torch::kInt64),
               torch::zeros({B, T}, torch::kFloat32), torch::zeros({B, T}, torch::kFloat32)};
   batch.old_entropy = torch::zeros({B, T}, torch::kFloat32);
@@ -82,16 +82,18 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
   if (c.hard.defined()) batch.hard = c.hard.slice(0, begin, begin + B);
   const int64_t drawn = c.mask.size(1);
   const bool* mask = c.mask.const_data_ptr<bool>();
+  std::vector<int64_t> places;  // of the drawn tokens of the completion in hand, behind its prompt
   // Of a completion's own tokens: from[i][t] to the position of the row that predicts token t.
   const auto put = [&]<class X>(X, Tensor& to, const Tensor& from, int64_t row, int64_t i, int64_t start) {
     const X* x = from.const_data_ptr<X>() + i * drawn;
     X* y = to.mutable_data_ptr<X>() + row * T + start - 1;
-    for (int64_t t = 0; t < std::ssize(kept.completions[i].tokens); ++t)
-      if (mask[i * drawn + t]) y[t] = x[t];
+    for (int64_t t = 0; t < std::ssize(places); ++t)
+      if (mask[i * drawn + t]) y[places[t]] = x[t];
   };
   for (int64_t g = first; g < last; ++g)
     for (int64_t i = kept.groups[g]; i < kept.groups[g + 1]; ++i) {
-      const std::vector<int64_t>&prompt = kept.prompts[g], &tokens = kept.completions[i].tokens;
+      places.clear();
+      const std::vector<int64_t>&prompt = kept.prompts[g], tokens = kept.completions[i].said(&places);
       const int64_t row = i - begin, start = std::ssize(prompt);
       int64_t* own = batch.tokens.mutable_data_ptr<int64_t>() + row * T;
       std::copy(tokens.begin(), tokens.end(), std::copy(prompt.begin(), prompt.end(), own));

@@ -15,25 +15,28 @@ using torch::Tensor;
 void score(const Kept& kept, const std::vector<int64_t>& group, int64_t begin, int64_t end, const Reference& reference,
            double temperature, Tensor& found) {
   int64_t T = 1;
-  const auto size = [&](int64_t i) {
-    return std::ssize(kept.prompts[group[i]]) + std::ssize(kept.completions[i].tokens);
-  };
+  const auto size = [&](int64_t i) { return std::ssize(kept.prompts[group[i]]) + kept.completions[i].size(); };
   for (int64_t i = begin; i < end; ++i) T = std::max<int64_t>(T, size(i));
   Tensor tokens = torch::zeros({end - begin, T}, torch::kInt64);
   Tensor target = torch::full({end - begin, T}, data::kIgnore, torch::kInt64);
+  std::vector<std::vector<int64_t>> places(end - begin);  // of the drawn tokens, behind the prompt
   for (int64_t i = begin; i < end; ++i) {
-    const std::vector<int64_t>&prompt = kept.prompts[group[i]], &own = kept.completions[i].tokens;
+    const std::vector<int64_t>& prompt = kept.prompts[group[i]];
+    const std::vector<int64_t> own = kept.completions[i].said(&places[i - begin]);
     int64_t* row = tokens.mutable_data_ptr<int64_t>() + (i - begin) * T;
     std::copy(own.begin(), own.end(), std::copy(prompt.begin(), prompt.end(), row));
-    std::copy(own.begin(), own.end(), target.mutable_data_ptr<int64_t>() + (i - begin) * T + std::ssize(prompt) - 1);
+    int64_t* predicted = target.mutable_data_ptr<int64_t>() + (i - begin) * T + std::ssize(prompt) - 1;
+    for (const int64_t place : places[i - begin]) predicted[place] = own[place];
   }
   model::Decoder model = reference.model;
   const torch::Device device = model->embedding().device();
   const Tensor logprob =
       model->token_entropy(tokens.to(device), target.to(device), temperature).logprob.to(torch::kCPU).contiguous();
-  for (int64_t i = begin; i < end; ++i)
-    std::copy_n(logprob.const_data_ptr<float>() + (i - begin) * T + std::ssize(kept.prompts[group[i]]) - 1,
-                kept.completions[i].tokens.size(), found.mutable_data_ptr<float>() + i * found.size(1));
+  for (int64_t i = begin; i < end; ++i) {
+    const float* row = logprob.const_data_ptr<float>() + (i - begin) * T + std::ssize(kept.prompts[group[i]]) - 1;
+    float* own = found.mutable_data_ptr<float>() + i * found.size(1);
+    for (const int64_t place : places[i - begin]) *own++ = row[place];
+  }
 }
 
 }  // namespace
@@ -49,7 +52,7 @@ Tensor reference_logprob(const Kept& kept, const Reference& reference, double te
       const int64_t n = std::ssize(kept.completions[i].tokens);
       group.push_back(g);
       drawn = std::max(drawn, n);
-      longest = std::max<int64_t>(longest, std::ssize(kept.prompts[g]) + n);
+      longest = std::max<int64_t>(longest, std::ssize(kept.prompts[g]) + kept.completions[i].size());
     }
   Tensor found = torch::zeros({B, drawn}, torch::kFloat32);
   if (found.numel() == 0) return found;

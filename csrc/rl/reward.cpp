@@ -17,7 +17,7 @@ namespace {
 using data::Example;
 using Texts = std::vector<std::string>;
 
-const std::set<std::string> kBuiltIn = {"exact", "answer", "solves", "format", "length", "python"};
+const std::set<std::string> kBuiltIn = {"exact", "answer", "solves", "format", "length", "environment", "python"};
 
 // What the data wants, without the stop that may end it.
 std::string_view without_stop(std::string_view wanted, const std::string& stop) {
@@ -97,11 +97,24 @@ bool names_a_function(const std::string& function) {
   return colon > 0 && colon + 1 < function.size();
 }
 
+// A conversation's score of that name, where its environment has given it.
+RewardFunction of_environment(const std::string& name) {
+  return [name](const Texts&, const std::vector<Answer>& completions, const std::vector<Example>&, double) {
+    std::vector<std::optional<double>> scores;
+    for (const Answer& one : completions) {
+      const auto found = one.scores.find(name);
+      scores.push_back(found == one.scores.end() ? std::nullopt : std::optional(found->second));
+    }
+    return Scores(scores);
+  };
+}
+
 RewardFunction built_in(const RewardConfig& config, const std::string& stop) {
   using A = const Answer&;
   if (config.kind == "exact") return each(config, [=](A a, const Example& e) { return exact(a, e, stop); });
   if (config.kind == "solves") return each(config, [=](A a, const Example& e) { return solves(a, e, stop); });
   if (config.kind == "length") return each(config, [=](A a, const Example&) { return shortness(a.text, config); });
+  if (config.kind == "environment") return of_environment(config.name);
   if (config.pattern.empty()) return each(config, [=](A a, const Example& e) { return tint_answer(a, e, stop); });
   const Pattern pattern(config.pattern);
   if (config.kind == "format") return each(config, [=](A a, const Example&) { return pattern.matches_whole(a.text); });
@@ -129,13 +142,15 @@ std::string RewardConfig::called() const {
 }
 
 std::string RewardConfig::problem() const {
-  if (kind.empty()) return "kind is empty; it is exact, answer, solves, format, length, python, or a function's name";
+  if (kind.empty())
+    return "kind is empty; it is exact, answer, solves, format, length, environment, python, or a function's name";
   if (kind == "python" && !names_a_function(function))
     return "function: " + (function.empty() ? "is missing" : quoted(function)) +
            "; a reward of kind python wants FILE.py:NAME, MODULE:NAME, reasoning_gym or math";
   if (kind != "python" && !function.empty())
     return "function: belongs to rewards of kind python, and this one's kind is " + excerpt(kind);
   if (timeout_s > 0 && !in_python()) return "timeout_s: belongs to functions in Python, and " + kind + " is none";
+  if (kind == "environment" && name.empty()) return "name: is missing; it says which score of the environment";
   if (!std::isfinite(weight)) return kind + ": weight is not finite";
   if (kind == "format" && pattern.empty()) return "format: pattern is empty; give the regular expression to match";
   if (kind == "length" && !(target >= 0 && limit > target))

@@ -19,6 +19,7 @@ struct Answer {
   std::string text;  // without the end of sequence
   bool
       finished;  // the model drew the end of sequence or wrote a text of rollout.stop; false: it was cut at the length limit
+  std::map<std::string, double> scores = {};  // of a conversation, by its environment
 };
 // tokens: the end of sequence included where the model drew it. A text of rollout.stop stays in the text.
 Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokenizer& tokenizer);
@@ -35,6 +36,7 @@ Answer answer_of(std::vector<int64_t> tokens, bool finished, const data::Tokeniz
 //            path (csrc/data/tint_search.h), which have many right answers; of other prompts, if it is the example's answer
 //   format   1 if pattern matches the whole text, else 0; patterns are those of csrc/rl/pattern.h
 //   length   1 up to `target` characters of text, then falling in a straight line to 0 at `limit`
+//   environment  of a conversation, the score that its environment calls `name`
 //   python   what the function in Python that `function` names returns
 //   else     the custom function of that name
 //
@@ -53,10 +55,13 @@ struct RewardConfig {
   template <class Visitor>
   void visit(Visitor& v) {
     v("kind", kind,
-      "exact, answer, solves, format, length, python, or the name of a function of your own that is given otherwise "
-      "(docs/rewards.md).");
+      "exact, answer, solves, format, length, environment, python, or the name of a function of your own that is given "
+      "otherwise (docs/rewards.md).");
     v("weight", weight, "Factor of the score in the sum; negative for a penalty.", between(-1e6, 1e6));
-    v("name", name, "Name in metrics, reward/<name>; empty for the kind, or of kind python for the function's own.");
+    v("name", name,
+      "Name in metrics, reward/<name>; empty for the kind, or of kind python for the function's own. environment: "
+      "which "
+      "of its scores (docs/environments.md).");
     v("pattern", pattern,
       "Regular expression (PCRE2, as Perl's). format: the whole text; answer: group 1 of its last match is the "
       "integer. "

@@ -88,12 +88,17 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
                                 const CacheConfig& cache, const std::optional<Branching>& branching,
-                                RolloutCounts* counts, const Peers& peers) {
+                                RolloutCounts* counts, const Peers& peers, std::span<const data::Example> examples) {
   const model::DecoderConfig& config = decoder->config();
   check(config, prompts, samples, stop_tokens);
   if (!sampling.rules && !(sampling.stop.empty() && sampling.bad_words.empty()))
     throw std::invalid_argument("rollout: stop and bad_words are texts; give them their tokens by with_rules()");
   if (prompts.empty()) return {};
+  if (sampling.conversing && examples.size() != prompts.size())
+    throw std::invalid_argument("rollout: " + std::to_string(examples.size()) + " examples for " +
+                                std::to_string(prompts.size()) + " prompts; conversations want one a prompt");
+  if (sampling.conversing && branching)
+    throw std::invalid_argument("rollout: conversations do not branch; leave branching or the environment out");
   const auto model = model::make_decode_model(decoder, cache.dtype == "bfloat16");
   const int64_t threads = model->parallel() ? at::get_num_threads() : 1;
   RolloutJob job{*model,
@@ -106,6 +111,7 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                  std::vector<bool>(config.token_count()),
                  key,
                  branching,
+                 examples,
                  {},
                  {},
                  {},

@@ -3,11 +3,14 @@
 // computed again later. None of this shows in what is drawn. On request sequences branch where the policy hesitates.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "csrc/data/example.h"
 #include "csrc/field.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/peers.h"
@@ -15,6 +18,7 @@
 namespace isentrope::rl {
 
 class TextRules;
+struct Conversing;
 
 struct SamplingConfig {
   double temperature = 1.0;
@@ -27,6 +31,8 @@ struct SamplingConfig {
   std::vector<std::string> stop = {}, bad_words = {};
   bool sum_p2 = false;                          // draw Completion::sum_p2 too; no key: methods ask for it
   std::shared_ptr<const TextRules> rules = {};  // what these are in tokens: with_rules() of csrc/rl/text_rules.h
+  // Where the policy speaks with an environment (csrc/rl/environment.h); stop then ends its turns. No key: the phase's environment.
+  std::shared_ptr<const Conversing> conversing = {};
 
   // The keys that keep the policy from drawing what it would, as they are set.
   std::vector<std::string> off_policy() const;
@@ -86,18 +92,36 @@ struct Branching {
   int64_t tokens = 0;      // most that the branches of a prompt may draw, each counted as its longest; 0: any number
 };
 
+// A turn of a conversation that was answered: the policy drew the completion's tokens up to `end`, and the environment gave its own behind
+// them, which are not drawn: they have no log-probability, no entropy and no target.
+struct Exchange {
+  int64_t end;                           // of the completion's tokens
+  std::vector<int64_t> given = {};       // none where the conversation was over
+  std::map<std::string, double> scores;  // by the environment, after the turn
+  bool error = false;                    // the environment did not know what the turn meant
+};
+
 struct Completion {
   int64_t prompt;       // index into the prompts of the call
   int64_t sample = 0;   // of the prompt: the tree that it belongs to
   int64_t parent = -1;  // index into the result of the completion that it branched off; −1: the first of its tree
   int64_t begin = 0;    // first token of its own; those before are its parent's
-  std::vector<int64_t> tokens;  // from the prompt on; the stop token included, where one was drawn
+  std::vector<int64_t>
+      tokens;  // drawn, from the prompt on; the stop token included, where one was drawn. Of all turns, one behind the other
   // Of each token under softmax(logits / temperature), the policy's own distribution: before repetition_penalty changes it, and
   // bad_words, min_new_tokens, top_k, top_p and min_p cut it.
   std::vector<float> logprob;
   std::vector<float> entropy;      // of that same distribution, in nats
   std::vector<float> sum_p2 = {};  // Σ p² of it; of SamplingConfig::sum_p2 alone
   bool stopped = false;  // it ends in a stop token, or in what completes a text of stop; false: cut at the length limit
+  std::vector<Exchange> turns = {};           // of a conversation, those that the environment answered
+  std::map<std::string, double> scores = {};  // of a conversation, the environment's last
+  bool at_limit = false;                      // of a conversation: a limit of environment ended it
+
+  // Tokens behind the prompt, drawn and given.
+  int64_t size() const;
+  // Those tokens, in the order in which they were said. places, where asked for: of each drawn one its place among them.
+  std::vector<int64_t> said(std::vector<int64_t>* places = nullptr) const;
 };
 
 // What fixes the draws of a call. Sequence (prompt i, sample j) draws from the stream (seed, purpose rollout or evaluation, step,
@@ -110,17 +134,18 @@ struct RolloutKey {
   bool evaluation = false;
 };
 
-// What a call did. All but `preempted` and `recomputed` are functions of its arguments alone.
+// What a call did. All but `preempted`, `recomputed` and `fed` are functions of its arguments alone.
 struct RolloutCounts {
   int64_t drawn = 0;       // tokens, those of branches that were dropped included
   int64_t branches = 0;    // that went on after their trial
   int64_t dropped = 0;     // after their trial
   int64_t preempted = 0;   // times that a sequence gave its pages up
   int64_t recomputed = 0;  // tokens that were fed again therefore
+  int64_t fed = 0;         // to the model, of prompts and all sequences; depends on how samples are shared out too
 
   RolloutCounts& operator+=(const RolloutCounts& other) {
     drawn += other.drawn, branches += other.branches, dropped += other.dropped;
-    preempted += other.preempted, recomputed += other.recomputed;
+    preempted += other.preempted, recomputed += other.recomputed, fed += other.fed;
     return *this;
   }
 };
@@ -128,13 +153,16 @@ struct RolloutCounts {
 // samples[i] completions for prompt i with their branches, ordered by prompt, sample, and within a tree parents before children.
 // peers: who draw them together, and call this alike: each takes samples as it has room for them, and gets those alone that it drew, with
 // parents and counts of its own; gather() of csrc/rl/shared_rollout.h gives all to all.
+// examples: where sampling.conversing is given, what each prompt is about. Every turn that ends is answered by the environment, and the
+// conversation goes on in the same pages of the cache.
 // Throws where a prompt is empty, holds a token outside the vocabulary, or leaves no room in the context, where the cache
 // cannot hold one sequence, where sampling has texts and no rules, and where min_new_tokens and bad_words leave no token to draw.
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
                                 const CacheConfig& cache = {}, const std::optional<Branching>& branching = {},
-                                RolloutCounts* counts = nullptr, const Peers& peers = Peers());
+                                RolloutCounts* counts = nullptr, const Peers& peers = Peers(),
+                                std::span<const data::Example> examples = {});
 // The same number of samples of each.
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 int64_t samples, const SamplingConfig& sampling,

@@ -17,8 +17,9 @@ void RolloutWorker::extend(Sequence& s, const float* logits) {
   c.entropy.push_back(draw.entropy);
   if (job_.sampling.sum_p2) c.sum_p2.push_back(draw.sum_p2);
   const TextRules* rules = job_.sampling.rules.get();
-  c.stopped = job_.stops[draw.token] || (rules && !early && rules->stops(c.tokens));
+  c.stopped = job_.stops[draw.token] || (rules && !early && rules->stops(std::span(c.tokens).subspan(turn_of(c))));
   ++counts_.drawn;
+  if (converses()) return end_turn(s);
   const auto n = static_cast<int64_t>(c.tokens.size());
   const bool ended = c.stopped || n >= s.limit;
   if (s.on_trial && (ended || n == c.begin + job_.branching->window) && !end_trial(s)) {
@@ -40,7 +41,8 @@ Draw RolloutWorker::draw(Sequence& s, const float* logits, bool early) {
   forbidden_.clear();
   if (sampling.rules || sampling.repetition_penalty != 1) {
     before_ = prompt_of(s);
-    before_.insert(before_.end(), s.leaf.completion.tokens.begin(), s.leaf.completion.tokens.end());
+    const std::vector<int64_t> said = s.leaf.completion.said();
+    before_.insert(before_.end(), said.begin(), said.end());
   }
   if (sampling.rules) sampling.rules->forbid(before_, forbidden_);
   const bool bad = !forbidden_.empty();

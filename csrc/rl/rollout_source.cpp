@@ -9,6 +9,7 @@
 #include "csrc/data/random.h"
 #include "csrc/message.h"
 #include "csrc/methods/windows.h"
+#include "csrc/rl/conversation.h"
 #include "csrc/rl/policy_batch.h"
 #include "csrc/rl/prompt.h"
 #include "csrc/rl/shared_rollout.h"
@@ -92,6 +93,7 @@ struct RolloutSource::Tally {
   std::map<std::string, std::pair<double, double>> scores;  // of each reward: sum, and completions that it applies to
   std::map<std::string, double> timeouts;
   RolloutCounts counts;
+  TurnTally turns;  // of conversations
   double truncated = 0, flat = 0, prompts = 0, draws = 0;
 };
 
@@ -166,12 +168,13 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
   Drawn drawn;
   drawn.first = pending_.taken;
   drawn.examples = examples_->take(pending_.taken, config_.prompts);
+  const RolloutKey key{.seed = seed_, .step = step, .first_prompt = drawn.first};
   for (const Example& example : drawn.examples)
-    drawn.prompts.push_back(encode_prompt(example, tokenizer_, model_->config().max_position_embeddings));
+    drawn.prompts.push_back(encode_prompt(opened(example, config_.sampling, key, std::ssize(drawn.prompts)), tokenizer_,
+                                          model_->config().max_position_embeddings));
   drawn.samples = samples_of(drawn.examples);
-  drawn.completions = rollout(model_, drawn.prompts, drawn.samples, config_.sampling, tokenizer_.end_ids(),
-                              {.seed = seed_, .step = step, .first_prompt = drawn.first}, config_.cache, branching,
-                              &drawn.counts, *peers_);
+  drawn.completions = rollout(model_, drawn.prompts, drawn.samples, config_.sampling, tokenizer_.end_ids(), key,
+                              config_.cache, branching, &drawn.counts, *peers_, drawn.examples);
   pending_.taken += config_.prompts;
   return drawn;
 }
@@ -180,8 +183,7 @@ RolloutSource::Drawn RolloutSource::draw(int64_t step, const std::optional<Branc
 void RolloutSource::score(Drawn& drawn) const {
   const auto answers = [&] {
     drawn.answers.clear();
-    for (const Completion& completion : drawn.completions)
-      drawn.answers.push_back(answer_of(completion.tokens, completion.stopped, tokenizer_));
+    for (const Completion& completion : drawn.completions) drawn.answers.push_back(answer_of(completion, tokenizer_));
   };
   answers();
   std::vector<std::string> prompts;
@@ -206,11 +208,12 @@ std::vector<double> RolloutSource::greedy_rewards(const Drawn& drawn) const {
   SamplingConfig greedy = config_.sampling;
   greedy.temperature = 0;
   const std::vector<Completion> completions =
-      rollout(model_, drawn.prompts, 1, greedy, tokenizer_.end_ids(), {.seed = seed_}, config_.cache);
+      rollout(model_, drawn.prompts, std::vector<int64_t>(drawn.prompts.size(), 1), greedy, tokenizer_.end_ids(),
+              {.seed = seed_}, config_.cache, {}, nullptr, Peers(), drawn.examples);
   std::vector<Answer> answers;
   std::vector<std::string> prompts;
   for (const Completion& one : completions) {
-    answers.push_back(answer_of(one.tokens, one.stopped, tokenizer_));
+    answers.push_back(answer_of(one, tokenizer_));
     prompts.push_back(drawn.examples[one.prompt].prompt);
   }
   return reward_(prompts, answers, drawn.examples).total;
@@ -225,7 +228,7 @@ void RolloutSource::temper(int64_t step, const Kept& kept, double entropy, data:
   drawn.samples.assign(kept.prompts.size(), tempered.num_generations);
   const uint64_t seed = data::Stream(seed_, data::Purpose::rollout, /*a=*/1).bits();  // not that of the first set
   drawn.completions = rollout(model_, drawn.prompts, drawn.samples, sampling, tokenizer_.end_ids(),
-                              {.seed = seed, .step = step}, config_.cache, {}, &drawn.counts, *peers_);
+                              {.seed = seed, .step = step}, config_.cache, {}, &drawn.counts, *peers_, drawn.examples);
   score(drawn);
   tally.counts += drawn.counts;
   data.stats["tempered/temperature"] = sampling.temperature;
@@ -247,6 +250,7 @@ void RolloutSource::tally(const Drawn& drawn, Tally& tally) const {
   for (const Completion& completion : drawn.completions) {
     tally.length.push_back(static_cast<double>(completion.tokens.size()));
     tally.truncated += !completion.stopped;
+    if (config_.sampling.conversing) tally.turns.add(completion);
     (completion.stopped ? tally.ended : tally.cut).push_back(tally.length.back());
     tally.entropy.insert(tally.entropy.end(), completion.entropy.begin() + completion.begin, completion.entropy.end());
     if (config_.branch && completion.parent < 0)
@@ -357,6 +361,7 @@ void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional
   }
   if (config_.allocation) stats["samples/std"] = deviation(tally.samples);
   if (config_.cache.cache_tokens > 0) stats["cache/preempted"] = static_cast<double>(tally.counts.preempted);
+  tally.turns.tell(stats);
   stats["generated"] = static_cast<double>(tally.counts.drawn);
 }
 

@@ -23,6 +23,7 @@ void RolloutWorker::run() {
   std::vector<Sequence*> fed;
   while (true) {
     admit();
+    if (converses() && converse()) continue;  // there is room for others
     rows.clear();
     fed.clear();
     // Sequences that stood still come back beyond the places: the last take turns then.
@@ -37,7 +38,7 @@ void RolloutWorker::run() {
       give_up_pages();  // those that stand still hold what the next one needs
       continue;
     }
-    const model::Logits logits = session_->step(rows, 0);
+    const model::Logits logits = step(rows, 0);
     for (size_t i = 0; i < fed.size(); ++i) extend(*fed[i], logits.row(i));
     std::erase_if(running_, [](const auto& s) { return s == nullptr; });
   }
@@ -76,10 +77,15 @@ model::Logits RolloutWorker::feed(const Sequence& s, int64_t table, int64_t coun
     rows.push_back({token_at(s, t), t, table});
     if (static_cast<int64_t>(rows.size()) < prompt_rows_ && t + 1 < count) continue;
     const bool last = logits && t + 1 == count;
-    out = session_->step(rows, static_cast<int64_t>(rows.size()) - last);
+    out = step(rows, static_cast<int64_t>(rows.size()) - last);
     rows.clear();
   }
   return out;
+}
+
+model::Logits RolloutWorker::step(std::span<const DecodeRow> rows, int64_t logits_from) {
+  counts_.fed += std::ssize(rows);
+  return session_->step(rows, logits_from);
 }
 
 bool RolloutWorker::make_room(Sequence& s) {
@@ -161,6 +167,7 @@ RolloutWorker::Owned RolloutWorker::first_of_tree(int64_t prompt, int64_t sample
                                                .table = {}});
   s->leaf.completion.prompt = prompt;
   s->leaf.completion.sample = sample;
+  if (converses()) begin_conversation(*s);
   if (job_.branching) {
     const int64_t samples = job_.samples[prompt];
     const auto share = [&](int64_t x) {

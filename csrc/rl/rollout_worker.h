@@ -1,5 +1,5 @@
 // What one thread of a rollout does. csrc/rl/rollout.h says what comes out of it. rollout_worker.cpp: which sequence runs, and the
-// pages of the cache; rollout_branch.cpp: tokens, and where sequences branch.
+// pages of the cache; rollout_branch.cpp: tokens, and where sequences branch; rollout_turns.cpp: conversations.
 #pragma once
 #include <algorithm>
 #include <deque>
@@ -10,6 +10,7 @@
 
 #include "csrc/data/random.h"
 #include "csrc/model/decode.h"
+#include "csrc/rl/environment.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/rl/sample.h"
 
@@ -35,14 +36,16 @@ struct RolloutJob {
   std::vector<bool> stops;  // [V]
   const RolloutKey& key;
   const std::optional<Branching>& branching;
+  std::span<const data::Example> examples;  // [prompts] of conversations
   std::vector<Task> tasks;
   std::vector<int64_t> first_tree;       // [prompts]: the index of its first sample in trees
   std::vector<std::vector<Leaf>> trees;  // [samples of all prompts], each written by one worker
   std::function<int64_t()> next_task;    // of all peers; a place behind the last where none is left
 
-  int64_t limit(int64_t prompt) const {  // most tokens of a completion
+  int64_t limit(int64_t prompt) const {  // most tokens of a completion; of a conversation with those that are given
     const int64_t room = context - static_cast<int64_t>(prompts[prompt].size());
-    return sampling.max_new_tokens > 0 ? std::min(sampling.max_new_tokens, room) : room;
+    const int64_t most = sampling.conversing ? sampling.conversing->limits.tokens : sampling.max_new_tokens;
+    return most > 0 ? std::min(most, room) : room;
   }
 };
 
@@ -59,6 +62,8 @@ struct Sequence {
   Sequence* parent = nullptr;    // of one on trial, where the parent stands still
   bool paused = false;           // stands still: a branch of it is on trial
   std::optional<int64_t> table;  // its number in the page table, where it has pages
+  std::unique_ptr<Episode> episode = {};  // of a conversation
+  bool asks = false;                      // its turn has ended: the environment is to answer
 };
 
 class RolloutWorker {
@@ -73,12 +78,18 @@ class RolloutWorker {
   const std::vector<int64_t>& prompt_of(const Sequence& s) const { return job_.prompts[s.leaf.completion.prompt]; }
   // The last of its tokens, which is fed next, and what it is.
   int64_t position(const Sequence& s) const {
-    return static_cast<int64_t>(prompt_of(s).size() + s.leaf.completion.tokens.size()) - 1;
+    return static_cast<int64_t>(prompt_of(s).size()) + s.leaf.completion.size() - 1;
   }
   int64_t token_at(const Sequence& s, int64_t position) const {
     const auto& prompt = prompt_of(s);
     const auto length = static_cast<int64_t>(prompt.size());
-    return position < length ? prompt[position] : s.leaf.completion.tokens[position - length];
+    if (position < length) return prompt[position];
+    const Completion& c = s.leaf.completion;
+    if (position == this->position(s))
+      return c.turns.empty() || std::ssize(c.tokens) > c.turns.back().end || c.turns.back().given.empty()
+                 ? c.tokens.back()
+                 : c.turns.back().given.back();
+    return c.turns.empty() ? c.tokens[position - length] : c.said()[position - length];
   }
 
   // ---- places and pages: rollout_worker.cpp
@@ -88,6 +99,7 @@ class RolloutWorker {
   bool restore(Sequence& s);
   // Feeds the first `count` tokens of a sequence that has none in the cache yet. → the logits after the last of them.
   model::Logits feed(const Sequence& s, int64_t table, int64_t count, bool logits);
+  model::Logits step(std::span<const model::DecodeRow> rows, int64_t logits_from);
   // The page that the next token of a running sequence goes to. False where there is none and it gave up its own.
   bool make_room(Sequence& s);
   // Frees pages: those of the prompt in hand, else of the last that waits, else of the last that was admitted, which then waits.
@@ -116,6 +128,18 @@ class RolloutWorker {
   // which windows also hold tokens of its own. It then shares with its parent what may still leave either.
   bool end_trial(Sequence& s);
   void remove(Sequence& s);
+
+  // ---- conversations: rollout_turns.cpp
+  bool converses() const { return job_.sampling.conversing != nullptr; }
+  // Tokens of a conversation's turn in hand begin here.
+  static int64_t turn_of(const Completion& c) { return c.turns.empty() ? 0 : c.turns.back().end; }
+  void begin_conversation(Sequence& s) const;
+  // After a token was drawn: the turn may be over, or the conversation at a limit.
+  void end_turn(Sequence& s);
+  // The environment answers those whose turn has ended. Whether a conversation ended.
+  bool converse();
+  bool answered(Sequence& s, const Reply& reply);  // whether the conversation goes on
+  void end_conversation(Sequence& s, bool at_limit);
 
   RolloutJob& job_;
   int64_t most_, prompt_rows_;

@@ -23,6 +23,10 @@ class Packed {
     put(static_cast<int64_t>(values.size()));
     if (!values.empty()) text_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
   }
+  void put(const std::map<std::string, double>& values) {
+    put(static_cast<int64_t>(values.size()));
+    for (const auto& [name, value] : values) put(std::vector<char>(name.begin(), name.end())), put(value);
+  }
   void put(const std::optional<double>& value) {
     put(static_cast<int8_t>(value.has_value()));
     put(value.value_or(0));
@@ -41,6 +45,14 @@ class Packed {
     if (size > 0) std::memcpy(values.data(), text_.data() + at_, values.size() * sizeof(T));
     at_ += values.size() * sizeof(T);
   }
+  void take(std::map<std::string, double>& values) {
+    int64_t size = 0;
+    for (take(size); size > 0; --size) {
+      std::vector<char> name;
+      take(name);
+      take(values[{name.begin(), name.end()}]);
+    }
+  }
   void take(std::optional<double>& value) {
     int8_t there = 0;
     double x = 0;
@@ -53,6 +65,34 @@ class Packed {
   std::string text_;
   size_t at_ = 0;
 };
+
+void put_conversation(Packed& to, const Completion& c) {
+  to.put(static_cast<int8_t>(c.at_limit));
+  to.put(c.scores);
+  to.put(static_cast<int64_t>(c.turns.size()));
+  for (const Exchange& turn : c.turns) {
+    to.put(turn.end);
+    to.put(turn.given);
+    to.put(turn.scores);
+    to.put(static_cast<int8_t>(turn.error));
+  }
+}
+
+void take_conversation(Packed& from, Completion& c) {
+  int8_t flag = 0;
+  from.take(flag);
+  c.at_limit = flag != 0;
+  from.take(c.scores);
+  int64_t turns = 0;
+  for (from.take(turns); turns > 0; --turns) {
+    Exchange& turn = c.turns.emplace_back();
+    from.take(turn.end);
+    from.take(turn.given);
+    from.take(turn.scores);
+    from.take(flag);
+    turn.error = flag != 0;
+  }
+}
 
 // A completion with all that was said of it, and its place among those of all ranks.
 struct Judged {
@@ -76,6 +116,7 @@ void gather(const Peers& peers, std::vector<Completion>& completions, Rewards& r
     own.put(c.logprob);
     own.put(c.entropy);
     own.put(c.sum_p2);
+    put_conversation(own, c);
     own.put(rewards.total[i]);
     own.put(rewards.first[i]);
     for (const auto& [name, scores] : rewards.scores) own.put(scores[i]);
@@ -103,6 +144,7 @@ void gather(const Peers& peers, std::vector<Completion>& completions, Rewards& r
       from.take(c.logprob);
       from.take(c.entropy);
       from.take(c.sum_p2);
+      take_conversation(from, c);
       from.take(one.total);
       from.take(one.first);
       one.scores.resize(rewards.scores.size());

@@ -102,8 +102,9 @@ void print_warnings(const std::vector<std::string>& warnings) {
 }  // namespace
 
 int train_command(const TrainOptions& options) {
-  const TrainConfig config = read_config(options.config, options.overrides);
-  Trainer trainer(config, options.resume, load_rewards(options.rewards, config));
+  TrainConfig config = read_config(options.config, options.overrides);
+  const auto functions = load_rewards(options.rewards, config);
+  Trainer trainer(config, options.resume, functions);
   if (!trainer.ranks().first())
     write_output_to(trainer.dir() + "/ranks/" + std::to_string(trainer.ranks().rank()) + ".log");
   FileScreen screen;
@@ -197,7 +198,7 @@ TrainConfig config_of(const std::string& checkpoint, const std::vector<std::stri
 
 int evaluate_command(const std::string& path, const EvaluateOptions& options) {
   const std::string checkpoint = resolve_checkpoint(path);
-  const TrainConfig config = config_of(checkpoint, options.words);
+  TrainConfig config = config_of(checkpoint, options.words);
   const PhaseConfig& phase = config.phases.back();
   const data::Tokenizer tokenizer =  // transformers saves a model without one
       std::filesystem::exists(checkpoint + "/tokenizer.json") ? load_tokenizer(checkpoint)

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "csrc/data/text_stream.h"
+#include "csrc/rl/conversation.h"
 
 namespace isentrope::train {
 namespace {
@@ -31,16 +32,21 @@ Json or_null(const std::optional<double>& value) { return value ? Json(*value) :
 
 Json to_json(int64_t group, const std::string& prompt, const rl::Completion& completion,
              const data::Tokenizer& tokenizer) {
-  return {{"group", group},
-          {"sample", completion.sample},
-          {"prompt", prompt},
-          {"completion", rl::answer_of(completion.tokens, completion.stopped, tokenizer).text},
-          {"tokens", data::texts_of(tokenizer, completion.tokens)},
-          {"ids", completion.tokens},
-          {"logprob", numbers(completion.logprob)},
-          {"entropy", numbers(completion.entropy)},
-          {"length", completion.tokens.size()},
-          {"finished", completion.stopped}};
+  Json line{{"group", group},
+            {"sample", completion.sample},
+            {"prompt", prompt},
+            {"completion", rl::answer_of(completion, tokenizer).text},
+            {"tokens", data::texts_of(tokenizer, completion.tokens)},
+            {"ids", completion.tokens},
+            {"logprob", numbers(completion.logprob)},
+            {"entropy", numbers(completion.entropy)},
+            {"length", completion.tokens.size()},
+            {"finished", completion.stopped}};
+  // What an environment answered: behind how many of the tokens, its text and its scores.
+  for (const rl::Exchange& turn : completion.turns)
+    line["turns"].push_back(
+        {{"end", turn.end}, {"given", tokenizer.decode(turn.given)}, {"scores", turn.scores}, {"error", turn.error}});
+  return line;
 }
 
 Json to_json(const std::string& phase, int64_t step, const rl::SavedRollout& rollout,

@@ -392,18 +392,20 @@ void take_tokenizer(const Document& document, TrainConfig& config) {
 // so that the configuration can be read again from anywhere.
 void find_functions(const Document& document, TrainConfig& config) {
   namespace fs = std::filesystem;
-  for (size_t p = 0; p < config.phases.size(); ++p)
-    for (size_t i = 0; i < config.phases[p].reward.size(); ++i) {
-      auto* reward = std::get_if<rl::RewardConfig>(&config.phases[p].reward[i].value);
-      if (reward == nullptr) continue;
-      std::string& function = reward->function;
-      const size_t colon = function.rfind(':');
-      const fs::path file = function.substr(0, colon);
-      if (colon == std::string::npos || (file.extension() != ".py" && !file.has_parent_path())) continue;
-      const std::string path = "phases." + std::to_string(p) + ".reward." + std::to_string(i) + ".function";
-      const fs::path folder = document.of_file(path) ? fs::path(document.file()).parent_path() : fs::path();
-      function = fs::absolute(folder / file).lexically_normal().string() + function.substr(colon);
-    }
+  const auto find = [&](std::string& function, const std::string& path) {
+    const size_t colon = function.rfind(':');
+    const fs::path file = function.substr(0, colon);
+    if (colon == std::string::npos || (file.extension() != ".py" && !file.has_parent_path())) return;
+    const fs::path folder = document.of_file(path) ? fs::path(document.file()).parent_path() : fs::path();
+    function = fs::absolute(folder / file).lexically_normal().string() + function.substr(colon);
+  };
+  for (size_t p = 0; p < config.phases.size(); ++p) {
+    const std::string path = "phases." + std::to_string(p);
+    for (size_t i = 0; i < config.phases[p].reward.size(); ++i)
+      if (auto* reward = std::get_if<rl::RewardConfig>(&config.phases[p].reward[i].value))
+        find(reward->function, path + ".reward." + std::to_string(i) + ".function");
+    if (auto* python = config.phases[p].in_python()) find(python->name, path + ".environment.class");
+  }
 }
 
 TrainConfig read_document(const Document& document) {

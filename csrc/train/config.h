@@ -14,6 +14,7 @@
 #include "csrc/field.h"
 #include "csrc/message.h"
 #include "csrc/model/decoder.h"
+#include "csrc/rl/environment_config.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/reward_list.h"
 #include "csrc/rl/rollout_source.h"
@@ -97,6 +98,7 @@ struct PhaseConfig {
   ScheduleConfig schedule;
   int64_t steps = 100;
   std::optional<rl::RolloutConfig> rollout;
+  std::optional<rl::EnvironmentConfig> environment;
   std::vector<rl::RewardEntry> reward;
   std::vector<methods::Advantage> advantage;
   std::vector<methods::Weight> weight;
@@ -105,6 +107,11 @@ struct PhaseConfig {
 
   std::string problem() const;  // keys that do not go together: a grpo phase without rollout or reward, …
   std::vector<rl::RewardConfig> scores() const { return rl::scores_of(reward); }  // the rewards that score completions
+  rl::PythonEnvironment* in_python() {  // the environment, where it is one in Python
+    return environment ? std::get_if<rl::PythonEnvironment>(&environment->value) : nullptr;
+  }
+  // Of the rollouts and of evaluations, with the environment if there is one.
+  rl::SamplingConfig sampling(const data::Tokenizer& tokenizer) const;
   rl::Methods methods() const { return {rl::shaping_of(reward), advantage}; }
   // Whether the phase measures a divergence from a reference, in its loss or in its rewards.
   bool needs_reference() const { return objective.has_reference() || methods().needs_reference(); }
@@ -131,6 +138,9 @@ struct PhaseConfig {
     v("schedule", schedule, "The learning rate over the steps of the phase.");
     v("steps", steps, "Steps of the phase; a grpo step is one batch of rollouts with all its updates.", at_least(1));
     v("rollout", rollout, "How completions are drawn; grpo phases only.");
+    v("environment", environment,
+      "What answers the policy, so that completions are conversations (docs/environments.md); absent: nobody does. In "
+      "sft phases it is for evaluations alone.");
     v("reward", reward,
       "Rewards, added up by their weights, and what is done to their sum, in order; grpo phases only.");
     v("advantage", advantage,

@@ -52,6 +52,48 @@ bool StopConfig::reached(const Evaluation& evaluation) const {
          (!bits_per_byte || evaluation.at("eval/bits_per_byte") <= *bits_per_byte);
 }
 
+rl::SamplingConfig PhaseConfig::sampling(const data::Tokenizer& tokenizer) const {
+  const rl::SamplingConfig own = rollout ? rollout->sampling : rl::SamplingConfig();
+  return environment ? rl::with_environment(own, *environment, tokenizer) : rl::with_rules(own, tokenizer);
+}
+
+namespace {
+
+// What does not go together with an environment, or without one.
+std::string environment_problem(const PhaseConfig& phase) {
+  const std::vector<rl::RewardConfig> scores = phase.scores();
+  const auto named = [&](const std::string& name) {
+    return std::any_of(scores.begin(), scores.end(),
+                       [&](const auto& one) { return one.kind == "environment" && one.name == name; });
+  };
+  if (!phase.environment) {
+    for (const rl::RewardConfig& one : scores)
+      if (one.kind == "environment")
+        return "reward: environment takes the score " + one.name + " of an environment, and the phase has none";
+    return "";
+  }
+  if (phase.objective.kind != "grpo" && phase.objective.kind != "sft")
+    return "environment: belongs to grpo and sft phases, and objective.kind is " + phase.objective.kind;
+  std::vector<std::string> known = rl::scores_of(*phase.environment);
+  std::string list = "limit";
+  for (const std::string& name : known) list += ", " + name;
+  for (const rl::RewardConfig& one : scores)
+    if (one.kind == "environment" && !known.empty() && one.name != "limit" &&
+        std::find(known.begin(), known.end(), one.name) == known.end())
+      return "reward: the environment " + phase.environment->kind() + " has no score " + excerpt(one.name) +
+             "; it has " + list;
+  const rl::ConversationConfig& limits = rl::limits_of(*phase.environment);
+  if (phase.rollout && limits.at_limit == "penalise" && !named("limit"))
+    return "environment.at_limit: penalise lowers the score `limit`, which no reward takes; write reward: [{kind: "
+           "environment, name: limit, weight: 1}]";
+  if (phase.rollout && !phase.rollout->sampling.stop.empty())
+    return "rollout.stop: with an environment environment.stop says what ends a turn; leave it out";
+  if (phase.rollout && phase.rollout->branch) return "rollout.branch: conversations do not branch; leave it out";
+  return "";
+}
+
+}  // namespace
+
 std::string PhaseConfig::problem() const {
   const bool plain =
       std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
@@ -100,6 +142,7 @@ std::string PhaseConfig::problem() const {
     return "weight: random takes the place of the tokens that the losses clip_cov and kl_cov select, and "
            "objective.loss is " +
            objective.loss;
+  if (const std::string problem = environment_problem(*this); !problem.empty()) return problem;
   const bool pretrain = objective.kind == "pretrain";
   if (pretrain && !data.text())
     return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}, or hmm: {}";

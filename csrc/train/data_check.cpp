@@ -20,11 +20,16 @@
 namespace isentrope::train {
 namespace {
 
+// Most tokens behind a prompt of the rollouts, where a key says it; else 0.
+int64_t longest_of(const PhaseConfig& phase) {
+  return phase.environment ? rl::limits_of(*phase.environment).tokens : phase.rollout->sampling.max_new_tokens;
+}
+
 // What the prompts leave for completions, and what rollout() asks of the cache for the longest of them.
-void check_room(const rl::RolloutConfig& rollout, const data::ExampleSource& source, int64_t context,
+void check_room(const PhaseConfig& phase, const data::ExampleSource& source, int64_t context,
                 const data::Tokenizer& tokenizer) {
-  const rl::SamplingConfig& sampling = rollout.sampling;
-  const int64_t cache = rollout.cache.cache_tokens;
+  const rl::SamplingConfig& sampling = phase.rollout->sampling;
+  const int64_t cache = phase.rollout->cache.cache_tokens, most = longest_of(phase);
   if (cache == 0 && sampling.min_new_tokens == 0) return;
   constexpr int64_t kLooked = 1024;  // of a stream without end
   int64_t longest = 0, room = 0;     // of a whole sequence; of a completion, at most
@@ -32,8 +37,7 @@ void check_room(const rl::RolloutConfig& rollout, const data::ExampleSource& sou
     const auto prompt = static_cast<int64_t>(data::prompt_ids(example, tokenizer).size());
     const int64_t left = context - prompt;
     room = std::max(room, left);
-    longest =
-        std::max(longest, prompt + (sampling.max_new_tokens > 0 ? std::min(sampling.max_new_tokens, left) : left));
+    longest = std::max(longest, prompt + (most > 0 ? std::min(most, left) : left));
   }
   if (sampling.min_new_tokens >= room)
     throw std::runtime_error("rollout.min_new_tokens: " + std::to_string(sampling.min_new_tokens) +
@@ -95,7 +99,7 @@ Lengths lengths_of(const data::ExampleSource& source, const PhaseConfig& phase, 
     const auto prompt = static_cast<int64_t>(data::prompt_ids(example, tokenizer).size());
     int64_t length = 0;
     if (phase.rollout) {
-      const int64_t drawn = phase.rollout->sampling.max_new_tokens;
+      const int64_t drawn = longest_of(phase);
       length = std::min(context, drawn > 0 ? prompt + drawn : context);
     } else {
       length = std::min(context, static_cast<int64_t>(data::sequence_of(example, tokenizer).ids.size()));
@@ -124,7 +128,7 @@ SplitSize check_training(const TrainConfig& config, const PhaseConfig& phase, co
   }
   if (source->skipped() > 0) size.left_out.push_back({source->skipped(), kBroken});
   for (const std::string& note : source->notes()) notes.push_back("phase " + phase.name + ": " + note);
-  if (phase.rollout) check_room(*phase.rollout, *source, config.model.max_position_embeddings, tokenizer);
+  if (phase.rollout) check_room(phase, *source, config.model.max_position_embeddings, tokenizer);
   return size;
 }
 
@@ -158,7 +162,7 @@ data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data
                 .context = config.model.max_position_embeddings,
                 .learnt = !phase.rollout.has_value(),
                 .truncation = phase.data.truncation,
-                .columns = rl::reads_columns(phase.scores()),
+                .columns = phase.environment.has_value() || rl::reads_columns(phase.scores()),
                 .chat = renderer_of(phase.data, tokenizer),
                 .pairs = phase.objective.kind == "dpo"};
   if (phase.rollout)

@@ -6,6 +6,7 @@
 #include "csrc/data/collate.h"
 #include "csrc/data/text_stream.h"
 #include "csrc/methods/preference.h"
+#include "csrc/rl/conversation.h"
 #include "csrc/rl/pass_at.h"
 #include "csrc/rl/prompt.h"
 #include "csrc/rl/reference_logprob.h"
@@ -32,30 +33,29 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
                const std::vector<data::Example>& examples, const rl::RewardSum& score,
                const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show,
                std::vector<Answer>* told, const rl::Peers& peers, bool twice, const Probe* probe = nullptr) {
+  const rl::RolloutKey key{.evaluation = true};
   std::vector<std::vector<int64_t>> prompts;
-  for (const data::Example& example : examples)
+  for (const data::Example& one : examples) {
+    const data::Example example = rl::opened(one, sampling, key, std::ssize(prompts));
     prompts.push_back(rl::encode_prompt(twice ? rl::read_twice(example) : example, tokenizer,
                                         model->config().max_position_embeddings));
+  }
   std::optional<std::vector<int64_t>> classes;
   if (probe) classes = probe->classes(hidden_of(model, prompts));
   rl::RolloutCounts counts;
-  const rl::RolloutKey key{.evaluation = true};
   auto completions = classes ? rollout_by_class(*probe, *classes, model, prompts, samples, sampling,
                                                 tokenizer.end_ids(), key, cache, &counts, peers)
                              : rl::rollout(model, prompts, std::vector<int64_t>(prompts.size(), samples), sampling,
-                                           tokenizer.end_ids(), key, cache, {}, &counts, peers);
-  rl::Rewards rewards;
-  {
-    std::vector<std::string> prompt_text;
-    std::vector<rl::Answer> text;
-    std::vector<data::Example> example_of;
-    for (const rl::Completion& completion : completions) {
-      example_of.push_back(examples[completion.prompt]);
-      prompt_text.push_back(example_of.back().prompt);
-      text.push_back(rl::answer_of(completion.tokens, completion.stopped, tokenizer));
-    }
-    rewards = score(prompt_text, text, example_of);
+                                           tokenizer.end_ids(), key, cache, {}, &counts, peers, examples);
+  std::vector<std::string> prompt_text;
+  std::vector<rl::Answer> text;
+  std::vector<data::Example> example_of;
+  for (const rl::Completion& completion : completions) {
+    example_of.push_back(examples[completion.prompt]);
+    prompt_text.push_back(example_of.back().prompt);
+    text.push_back(rl::answer_of(completion, tokenizer));
   }
+  rl::Rewards rewards = score(prompt_text, text, example_of);
   if (peers.size() > 1) rl::gather(peers, completions, rewards, counts);
 
   Answers answers;
@@ -67,14 +67,14 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
     for (float H : completion.entropy) answers.entropy += H, answers.entropies.back() += H;
   }
   const std::vector<std::optional<double>>& scores = rewards.first;
-  const auto prompt_text = [&](size_t i) { return examples[completions[i].prompt].prompt; };
+  const auto prompt_of = [&](size_t i) { return examples[completions[i].prompt].prompt; };
   for (const auto& one : scores) answers.right.push_back(rl::is_right(one)), answers.unscored += !one;
   for (size_t i = 0; told && i < completions.size(); ++i)
-    told->push_back({completions[i].prompt, prompt_text(i), completions[i], prompts[completions[i].prompt],
+    told->push_back({completions[i].prompt, prompt_of(i), completions[i], prompts[completions[i].prompt],
                      sampling.temperature == 0, scores[i]});
   for (size_t i = 0; i < completions.size() && completions[i].prompt < show; i += static_cast<size_t>(samples)) {
     const rl::Completion& completion = completions[i];
-    answers.shown.push_back({.prompt = prompt_text(i),
+    answers.shown.push_back({.prompt = prompt_of(i),
                              .tokens = data::texts_of(tokenizer, completion.tokens),
                              .entropy = {completion.entropy.begin(), completion.entropy.end()},
                              .right = answers.right[i] > 0});
@@ -283,16 +283,17 @@ void HeldOutPrompts::prefer(const model::Decoder& model, const std::vector<data:
 Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const EvaluationConfig& config,
                                     std::vector<Sample>* shown, std::vector<Answer>* answers, Intervals* intervals,
                                     const rl::Peers& peers) const {
-  rl::SamplingConfig sampling =
-      rl::with_rules({.temperature = 0,
-                      .top_k = config.top_k,
-                      .top_p = config.top_p,
-                      .min_p = config.min_p,
-                      .repetition_penalty = config.repetition_penalty,
-                      .max_new_tokens = config.max_new_tokens > 0 ? config.max_new_tokens : rollouts_.max_new_tokens,
-                      .stop = config.stop.empty() ? rollouts_.stop : config.stop,
-                      .bad_words = config.bad_words},
-                     tokenizer_);
+  const int64_t most = config.max_new_tokens > 0 ? config.max_new_tokens : rollouts_.max_new_tokens;
+  rl::SamplingConfig sampling = rl::with_rules({.temperature = 0,
+                                                .top_k = config.top_k,
+                                                .top_p = config.top_p,
+                                                .min_p = config.min_p,
+                                                .repetition_penalty = config.repetition_penalty,
+                                                .max_new_tokens = most,
+                                                .stop = config.stop.empty() ? rollouts_.stop : config.stop,
+                                                .bad_words = config.bad_words,
+                                                .conversing = rollouts_.conversing},
+                                               tokenizer_);
   const std::vector<data::Example> prompts = take(config.prompts, nullptr);
   const Answers greedy =
       answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers, peers, config.repeat_prompt);

@@ -56,6 +56,21 @@ std::map<std::string, RewardWord> named_in(const TrainConfig& config) {
   return words;
 }
 
+// The classes of the environments in Python.
+void load_environments(const GivenRewards& given, TrainConfig& config) {
+  for (PhaseConfig& phase : config.phases) {
+    rl::PythonEnvironment* python = phase.in_python();
+    if (python == nullptr) continue;
+    if (!given.load_environment && given.go_on) given.go_on();
+    const size_t colon = python->name.rfind(':');
+    python->given = given.load_environment({.name = python->name,
+                                            .place = python->name.substr(0, colon),
+                                            .function = python->name.substr(colon + 1),
+                                            .said = "phases." + phase.name + ".environment.class: " + python->name},
+                                           python->timeout_s);
+  }
+}
+
 }  // namespace
 
 RewardWord parse_reward_word(const std::string& given) {
@@ -82,11 +97,12 @@ std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given
   return load(given, by_name(given));
 }
 
-std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given, const TrainConfig& config) {
+std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given, TrainConfig& config) {
   auto words = by_name(given);
   for (const auto& [name, word] : words)
     require_wanted(name, "--reward " + name + "=" + word.place + ":" + word.function, config);
   words.merge(named_in(config));
+  load_environments(given, config);
   return load(given, words);
 }
 

@@ -3,9 +3,11 @@
 #pragma once
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "csrc/rl/environment.h"
 #include "csrc/rl/reward.h"
 
 namespace isentrope::train {
@@ -25,6 +27,7 @@ struct GivenRewards {
   std::vector<std::string> words;  // behind --reward
   // Of the process that has Python; empty in one that has not.
   std::function<rl::RewardFunction(const RewardWord& word)> load;
+  std::function<std::shared_ptr<const rl::Environment>(const RewardWord& word, double timeout_s)> load_environment;
   // Of a process that has not: hands its command over to one that has, and does not return.
   std::function<void()> go_on;
 };
@@ -33,9 +36,10 @@ struct GivenRewards {
 // built-in kind; and what load throws.
 std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given);
 
-// The same for a configuration, with the functions that it names (rl::RewardConfig::given_as()). A name that none of its rewards has
+// The same for a configuration, with the functions that it names (rl::RewardConfig::given_as()); its environments of kind python get the
+// classes that they name. A name that none of its rewards has
 // as its kind is an error too. Goes on in another process where functions are wanted and this one cannot load them.
-std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given, const TrainConfig& config);
+std::map<std::string, rl::RewardFunction> load_rewards(const GivenRewards& given, TrainConfig& config);
 
 // Throws std::runtime_error where none of the rewards has the name as its kind. said: how the message calls what was given.
 void require_wanted(const std::string& name, const std::string& said, const TrainConfig& config);

@@ -54,7 +54,7 @@ int probe_command(const std::string& path, const ProbeOptions& options) {
       (out.has_parent_path() && !std::filesystem::is_directory(out.parent_path(), error)))
     throw std::runtime_error("--output " + options.output + ": is a folder, or its folder is not there; name a file");
   const std::string checkpoint = resolve_checkpoint(path);
-  const TrainConfig config = config_of(checkpoint, options.words);
+  TrainConfig config = config_of(checkpoint, options.words);
   const PhaseConfig& phase = config.phases.back();
   const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
   const auto rewards = load_rewards(options.rewards, config);

@@ -122,6 +122,8 @@ std::string fixed_within_phase(const std::string& key, const std::string& was, c
   if (key == "objective.ref_kl_coef" && was == "0.0") return "the reference is kept where it is above 0";
   if (key.starts_with("data.reasoning_gym.") && key != "data.reasoning_gym.cache")
     return "it gives another stream of examples";
+  if (key.starts_with("data.episodes.") && key != "data.episodes.held_out")
+    return "it gives another stream of examples";
   if (key.starts_with("data.tint.") && key != "data.tint.held_out") return "it gives another stream of examples";
   return "";
 }

@@ -107,10 +107,11 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
                                          config.model.max_position_embeddings, phase.batch.sequences,
                                          split == data::Split::test ? "test" : "validation", phase.data.hmm);
   const PhaseConfig& last = config.phases.back();
-  const PhaseConfig& answers = phase.rollout ? phase : last;
+  const PhaseConfig& answers = phase.rollout || phase.environment ? phase : last;
+  std::vector<rl::RewardConfig> scores = answers.scores();
+  if (scores.empty() && answers.environment) scores.push_back({.kind = "environment", .name = "answer"});
   return std::make_unique<HeldOutPrompts>(
-      phase.data, answers.scores(), rewards, tokenizer, split, config.model.max_position_embeddings,
-      answers.rollout ? answers.rollout->sampling : rl::SamplingConfig(),
+      phase.data, scores, rewards, tokenizer, split, config.model.max_position_embeddings, answers.sampling(tokenizer),
       answers.rollout ? answers.rollout->cache : rl::CacheConfig(), phase.rollout ? 0 : phase.batch.sequences);
 }
 
@@ -279,7 +280,7 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   digest = static_cast<int64_t>(data::stream_digest(*examples));
   if (phase.rollout) {
     rl::RolloutConfig rollout = *phase.rollout;
-    rollout.sampling = rl::with_rules(rollout.sampling, tokenizer_);
+    rollout.sampling = phase.sampling(tokenizer_);
     rollout.sampling.sum_p2 = methods::Chain(phase.weight).any([]<class M>(const M&) {
       return requires { M::kNeedsOldSumP2; };
     });
