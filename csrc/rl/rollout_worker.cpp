@@ -11,12 +11,19 @@ RolloutWorker::RolloutWorker(RolloutJob& job, int64_t most, int64_t pages, Rollo
     : job_(job),
       most_(most),
       prompt_rows_(job_.model.preferred_rows()),
+      reads_prefix_(job_.model.reads_prefix()),
       // A branch leaves `window` tokens behind the last that its parent was fed.
-      session_(
-          job_.model.session(pages, std::max(most, prompt_rows_), job_.branching ? job_.branching->window + 1 : 1)),
+      session_(job_.model.session(pages, std::max({most, prompt_rows_, reads_prefix_ ? longest_prompt() : 0}),
+                                  job_.branching ? job_.branching->window + 1 : 1)),
       table_(session_->pages()),
       sampler_(job_.sampling, job_.vocabulary),
       counts_(counts) {}
+
+int64_t RolloutWorker::longest_prompt() const {
+  int64_t longest = 0;
+  for (const auto& prompt : job_.prompts) longest = std::max(longest, std::ssize(prompt));
+  return longest;
+}
 
 void RolloutWorker::run() {
   std::vector<DecodeRow> rows;
@@ -72,11 +79,13 @@ model::Logits RolloutWorker::feed(const Sequence& s, int64_t table, int64_t coun
   table_.extend(table, count);
   model::Logits out{};
   std::vector<DecodeRow> rows;
+  const int64_t whole = reads_prefix_ ? std::ssize(prompt_of(s)) : 0;
   for (int64_t t = 0; t < count; ++t) {
     rows.push_back({token_at(s, t), t, table});
-    if (static_cast<int64_t>(rows.size()) < prompt_rows_ && t + 1 < count) continue;
+    const bool full = static_cast<int64_t>(rows.size()) >= prompt_rows_;
+    if (t + 1 < count && (t < whole ? t + 1 < whole : !full)) continue;
     const bool last = logits && t + 1 == count;
-    out = session_->step(rows, static_cast<int64_t>(rows.size()) - last);
+    out = session_->step(rows, static_cast<int64_t>(rows.size()) - last, t < whole);
     rows.clear();
   }
   return out;

@@ -94,6 +94,7 @@ class RolloutWorker {
   void give_up_pages();
   void give_up(Sequence& s);
   bool drop_prompt();
+  int64_t longest_prompt() const;
 
   // ---- samples: rollout_worker.cpp
   bool more_samples();
@@ -119,6 +120,7 @@ class RolloutWorker {
 
   RolloutJob& job_;
   int64_t most_, prompt_rows_;
+  bool reads_prefix_;  // a prompt goes in one step then
   std::unique_ptr<model::DecodeSession> session_;
   model::PageTable& table_;
   Sampler sampler_;

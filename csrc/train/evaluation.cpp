@@ -13,6 +13,7 @@
 #include "csrc/rl/shared_rollout.h"
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/chat_template.h"
+#include "csrc/train/prefix.h"
 #include "csrc/train/probe.h"
 
 namespace isentrope::train {
@@ -182,7 +183,7 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
   std::vector<double> nats;                          // of a batch
   std::vector<double> nats_of, tokens_of, bytes_of;  // a window
   for (int64_t first = 0; first < count; first += rows_) {
-    const data::Batch batch = windows_.take(first, std::min(rows_, count - first));
+    const data::Batch batch = with_prefix(windows_.take(first, std::min(rows_, count - first)), model->config());
     const torch::Tensor learnt = batch.target.masked_select(batch.target != data::kIgnore);
     tokens += static_cast<double>(learnt.numel());
     bytes += bytes_of_.index_select(0, learnt).sum().item<double>();
@@ -191,18 +192,18 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     nats.push_back(0);
     if (number % peers.size() != peers.rank() && !shows && !intervals) continue;
     const data::Batch moved = batch.to(model->embedding().device());
-    const ops::TokenEntropy judged = decoder->token_entropy(moved.tokens, moved.target);
-    nats.back() = judged.logprob.sum(torch::kFloat64).item<double>();
+    const ops::TokenEntropy found = judged(decoder, moved);
+    nats.back() = found.logprob.sum(torch::kFloat64).item<double>();
     for (int64_t row = 0; intervals && row < batch.size(); ++row) {
       const torch::Tensor own = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
-      nats_of.push_back(-judged.logprob[row].sum(torch::kFloat64).item<double>());
+      nats_of.push_back(-found.logprob[row].sum(torch::kFloat64).item<double>());
       tokens_of.push_back(static_cast<double>(own.numel()));
       bytes_of.push_back(bytes_of_.index_select(0, own).sum().item<double>() * std::log(2.0));
     }
     for (int64_t row = 0; shown && row < batch.size() && first + row < config.show; ++row) {
       const auto counts = (batch.target[row] != data::kIgnore).nonzero().flatten().slice(0, 0, kShownTokens);
-      const auto ids = batch.target[row].index_select(0, counts);                                  // [n]
-      const auto entropy = judged.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
+      const auto ids = batch.target[row].index_select(0, counts);                                 // [n]
+      const auto entropy = found.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
       const int64_t* id = ids.const_data_ptr<int64_t>();
       const double* H = entropy.const_data_ptr<double>();
       shown->push_back({.prompt = "",
@@ -323,7 +324,7 @@ std::optional<double> HeldOutPrompts::loss(const model::Decoder& model, const st
     const auto number = static_cast<int64_t>(nats.size());
     nats.push_back(0);
     if (number % peers.size() != peers.rank() && !interval) continue;
-    const torch::Tensor logprob = decoder->token_entropy(batch.tokens, batch.target).logprob;  // [B, T]
+    const torch::Tensor logprob = judged(decoder, batch).logprob;  // [B, T]
     nats.back() = logprob.sum(torch::kFloat64).item<double>();
     for (int64_t row = 0; interval && row < batch.size(); ++row) {
       nats_of.push_back(-logprob[row].sum(torch::kFloat64).item<double>());
@@ -354,7 +355,7 @@ void HeldOutPrompts::prefer(const model::Decoder& model, const std::vector<data:
           data::collate(data::with_rejected({first, last}), tokenizer_, learnt_.context, learnt_.truncation)
               .to(model->embedding().device());
       const auto sums = [&](model::Decoder& of) {  // [P, 2]
-        return of->token_entropy(batch.tokens, batch.target).logprob.sum(1, false, torch::kFloat64).view({-1, 2});
+        return judged(of, batch).logprob.sum(1, false, torch::kFloat64).view({-1, 2});
       };
       const torch::Tensor ratio = sums(own) - sums(reference), h = ratio.select(1, 0) - ratio.select(1, 1);
       margins.back() = beta_ * h.sum().item<double>();

@@ -17,7 +17,7 @@ namespace {
 Tensor unit(const Tensor& x) { return x / x.norm(2, -1, true).clamp_min(1e-12); }
 
 // [B · T, heads, D] → [B, heads, T, D]
-Tensor by_row(const Tensor& x, int64_t B) { return x.view({B, -1, x.size(1), x.size(2)}).transpose(1, 2); }
+Tensor laid_by_head(const Tensor& x, int64_t B) { return x.view({B, -1, x.size(1), x.size(2)}).transpose(1, 2); }
 
 }  // namespace
 
@@ -109,12 +109,13 @@ RoutedMixer::Attended RoutedMixer::balanced(const Tensor& q, const Tensor& k, co
   Tensor index;  // [B, heads, C, w]
   {
     const torch::NoGradGuard no_grad;
-    const Tensor near = torch::matmul(centroids, unit(by_row(q.detach(), B).to(centroids.scalar_type())).mT());
+    const Tensor near = torch::matmul(centroids, unit(laid_by_head(q.detach(), B).to(centroids.scalar_type())).mT());
     index = std::get<0>(std::get<1>(near.topk(w, -1)).sort(-1));
   }
   ops::GatheredAttentionOptions options;
   options.return_entropy = pass.record != nullptr;
-  const ops::EntropyAttention found = ops::gathered_attention(by_row(q, B), by_row(k, B), by_row(v, B), index, options);
+  const ops::EntropyAttention found =
+      ops::gathered_attention(laid_by_head(q, B), laid_by_head(k, B), laid_by_head(v, B), index, options);
   const Tensor out = ops::scatter_mean(found.out, index, T).transpose(1, 2).reshape({B * T, heads, D});
   if (pass.record == nullptr) return {out, {}, {}};
   const Tensor most = torch::zeros({B, heads, T}, found.max_logit.options())
