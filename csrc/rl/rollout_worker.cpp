@@ -35,16 +35,19 @@ void RolloutWorker::run() {
     // Sequences that stood still come back beyond the places: the last take turns then.
     for (size_t i = 0; i < running_.size() && static_cast<int64_t>(fed.size()) < most_; ++i) {
       Sequence& s = *running_[i];
-      if (s.paused || !make_room(s)) continue;
+      // A branch in the place of the first token behind a prompt of one feeds that again: a prefix, which is a step of its own.
+      const bool first = reads_prefix_ && position(s) == 0;
+      if (s.paused || (first && !rows.empty()) || !make_room(s)) continue;
       rows.push_back({token_at(s, position(s)), position(s), *s.table});
       fed.push_back(&s);
+      if (first) break;
     }
     if (fed.empty()) {
       if (running_.empty() && waiting_.empty() && !more_samples()) return;
       give_up_pages();  // those that stand still hold what the next one needs
       continue;
     }
-    const model::Logits logits = session_->step(rows, 0);
+    const model::Logits logits = session_->step(rows, 0, reads_prefix_ && rows.front().position == 0);
     for (size_t i = 0; i < fed.size(); ++i) extend(*fed[i], logits.row(i));
     std::erase_if(running_, [](const auto& s) { return s == nullptr; });
   }

@@ -167,10 +167,9 @@ std::string mixers_problem(const PhaseConfig& phase, const model::DecoderConfig&
            "whatever the length; leave it out";
   const std::string& kind = phase.objective.kind;
   if (const int64_t layer = model::undecodable_layer(model); layer >= 0 && kind != "pretrain")
-    return "objective.kind: " + kind + ", and the mixer of layer " + std::to_string(layer) + " (" +
-           model.mixer_of(layer) +
-           ") as model says it sees later tokens, so that no completion can be drawn; train it on text (pretrain), or "
-           "write routed.assign: argmax";
+    return "objective.kind: " + kind + ", and in layer " + std::to_string(layer) + " (" + model.mixer_of(layer) +
+           ") a token sees later ones, so that no completion can be drawn; train on text (pretrain), or write "
+           "model.routed.assign: argmax";
   const auto& entropy = phase.objective.attention_entropy;
   if (entropy.coef > 0 && model::attending_layers(model) == 0)
     return "objective.attention_entropy.coef: no layer of model.mixers is of kind softmax or softmax_rnn, and the "

@@ -326,10 +326,11 @@ class Block(nn.Module):
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         kind = config.mixers[layer % len(config.mixers)]
-        attends = kind in ("softmax", "softmax_rnn")
-        self.self_attn: nn.Module = Routed(config) if kind == "routed" else Recurrence(config, kind)
-        if attends:
+        self.self_attn: nn.Module
+        if kind in ("softmax", "softmax_rnn"):
             self.self_attn = Softmax(config, layer, getattr(config, kind, {}))
+        else:
+            self.self_attn = Routed(config) if kind == "routed" else Recurrence(config, kind)
         self.mlp = Mlp(config)
         if config.norm == "pre" or config.norm == "post" and layer > 0:  # behind every sum, and there is none before the first block
             self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)

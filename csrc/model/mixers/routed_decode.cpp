@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 #include "csrc/model/mixer_decode.h"
 #include "csrc/model/mixers/routed.h"
@@ -184,10 +185,11 @@ std::unique_ptr<PackedMixerSession<Storage>> PackedRouted<Storage>::session(int6
 }
 
 void check_decodes(const RoutedMixer& mixer) {
-  TORCH_CHECK(
-      mixer.shape.decodes,
-      "decoder: routed.assign is balanced, where the tokens that a cluster takes depend on later ones, so that none "
-      "can be drawn before them; take argmax");
+  if (!mixer.shape.decodes)
+    throw std::invalid_argument(
+        "decoder: routed.assign is balanced, where the tokens that a cluster takes depend on later ones, so that none "
+        "can be "
+        "drawn before them; take argmax");
 }
 
 }  // namespace
