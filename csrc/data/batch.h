@@ -30,6 +30,7 @@ struct Batch {
   torch::Tensor ref_logprob = {};  // [B, T] float, under the reference, where a reward has asked for it
   torch::Tensor hard = {};         // [B] bool, of a prompt that a method's record calls hard; undefined where none says
   torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
+  torch::Tensor prefix = {};    // [B, T] bool, of tokens of a prompt; undefined: the source has none
   int64_t together = 1;         // rows, one behind the other, that no cut parts: 2 of a pair
   // Of policy batches: completions of a second set, advantage [B, T] the weight of each token's log-probability; null: none.
   std::shared_ptr<const Batch> tempered = {};
@@ -56,7 +57,7 @@ struct Batch {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
     return {of(tokens),      of(target),  of(old_logprob), of(advantage), of(ref_kl_weight),
             of(difficulty),  of(lengths), of(old_entropy), of(rescored),  of(old_sum_p2),
-            of(ref_logprob), of(hard),    of(position),    together};
+            of(ref_logprob), of(hard),    of(position),    of(prefix),    together};
   }
 };
 

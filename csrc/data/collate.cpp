@@ -83,6 +83,7 @@ Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, 
   const auto B = static_cast<int64_t>(rows.size());
   batch.tokens = torch::full({B, width}, tokenizer.pad_id(), torch::kInt64);
   batch.target = torch::full({B, width}, kIgnore, torch::kInt64);
+  batch.prefix = torch::zeros({B, width}, torch::kBool);
   batch.lengths = torch::empty({B}, torch::kInt64);
   if (packed > 0) batch.position = torch::empty({B, width}, torch::kInt64);
   for (int64_t b = 0; b < B; ++b) {
@@ -96,6 +97,7 @@ Batch collate(const std::vector<Example>& examples, const Tokenizer& tokenizer, 
       std::copy_n(sequence.ids.begin(), last, tokens + at);
       for (int64_t t = 0; t < last; ++t)
         if (sequence.learnt[t + 1]) target[at + t] = sequence.ids[t + 1];
+      std::fill_n(batch.prefix.data_ptr<bool>() + b * width + at, std::min(sequence.prompt, last), true);
       batch.lengths.data_ptr<int64_t>()[b] = at;
       if (position) std::iota(position + at, position + at + last, 0);
       at += last;

@@ -160,24 +160,29 @@ std::vector<int64_t> Hmm::draw(Split split) const {
   return symbols;
 }
 
-double HmmFilter::see(int64_t symbol) {
+double HmmFilter::chance(const std::vector<double>& belief, int64_t symbol) const {
+  const double* const E = hmm_->emission().data() + symbol;
+  double sum = 0;
+  for (size_t s = 0; s < belief.size(); ++s) sum += belief[s] * E[static_cast<int64_t>(s) * hmm_->symbols()];
+  return sum;
+}
+
+double HmmFilter::nats(int64_t symbol) const {
+  const double p = chance(belief_, symbol);
+  return -std::log(p > 0 ? p : chance(hmm_->stationary(), symbol));
+}
+
+void HmmFilter::see(int64_t symbol) {
+  if (chance(belief_, symbol) <= 0) reset();
   const int64_t S = hmm_->states(), V = hmm_->symbols();
   const double* const A = hmm_->transition().data();
-  const double* const E = hmm_->emission().data();
-  const auto chance = [&] {
-    double sum = 0;
-    for (int64_t s = 0; s < S; ++s) sum += belief_[static_cast<size_t>(s)] * E[s * V + symbol];
-    return sum;
-  };
-  double p = chance();
-  if (p <= 0) reset(), p = chance();
+  const double p = chance(belief_, symbol);
   std::vector<double> next(static_cast<size_t>(S), 0.0);
   for (int64_t s = 0; s < S; ++s) {
-    const double here = belief_[static_cast<size_t>(s)] * E[s * V + symbol] / p;
+    const double here = belief_[static_cast<size_t>(s)] * hmm_->emission()[static_cast<size_t>(s * V + symbol)] / p;
     for (int64_t j = 0; here > 0 && j < S; ++j) next[static_cast<size_t>(j)] += here * A[s * S + j];
   }
   belief_ = std::move(next);
-  return -std::log(p);
 }
 
 HmmFloor::HmmFloor(const HmmConfig& config, const Tokenizer& tokenizer)
@@ -190,9 +195,8 @@ double HmmFloor::nats(const int64_t* tokens, const int64_t* target, int64_t coun
   HmmFilter filter(hmm_);
   double sum = 0;
   for (int64_t t = 0; t < count; ++t) {
-    if (t == 0) filter.see(symbol_of_.at(static_cast<size_t>(tokens[0])));
-    if (target[t] < 0) break;  // the end of the ring, after which nothing counts
-    sum += filter.see(symbol_of_.at(static_cast<size_t>(target[t])));
+    filter.see(symbol_of_.at(static_cast<size_t>(tokens[t])));
+    if (target[t] >= 0) sum += filter.nats(symbol_of_.at(static_cast<size_t>(target[t])));
   }
   return sum;
 }

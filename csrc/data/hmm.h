@@ -77,12 +77,14 @@ class HmmFilter {
  public:
   explicit HmmFilter(std::shared_ptr<const Hmm> hmm) : hmm_(std::move(hmm)) { reset(); }
   void reset() { belief_ = hmm_->stationary(); }
-  // −ln p(symbol | those since reset()), nats, and takes the symbol in. A symbol that cannot follow begins a new chain: the text is a
-  // ring (packed_source.h), whose end meets its beginning.
-  double see(int64_t symbol);
+  // −ln p(symbol | those seen since reset()). A symbol that cannot follow begins a new chain: the text is a ring (packed_source.h),
+  // whose end meets its beginning.
+  double nats(int64_t symbol) const;
+  void see(int64_t symbol);
   const std::vector<double>& belief() const { return belief_; }  // [S], of the next state
 
  private:
+  double chance(const std::vector<double>& belief, int64_t symbol) const;
   std::shared_ptr<const Hmm> hmm_;
   std::vector<double> belief_;
 };
@@ -93,7 +95,7 @@ class HmmFloor {
  public:
   // Throws std::invalid_argument where a symbol is no token of its own.
   HmmFloor(const HmmConfig& config, const Tokenizer& tokenizer);
-  // Σ over the targets before the first below 0 (kIgnore), which only the end of a text has. tokens, target: [count].
+  // Σ over the targets that are not below 0 (kIgnore). tokens, target: [count].
   double nats(const int64_t* tokens, const int64_t* target, int64_t count) const;
 
  private:

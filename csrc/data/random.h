@@ -17,7 +17,8 @@ enum class Purpose : uint64_t {
   selection,
   evaluation,
   window,
-  gradient
+  gradient,
+  prefix
 };
 
 class Stream {

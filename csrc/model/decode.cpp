@@ -50,6 +50,7 @@ class PackedModel : public DecodeModel {
   // The processor's products of bfloat16 are worth as many rows as a panel of weight serves from the cache.
   int64_t preferred_rows() const override { return packer.pairs ? 64 : 24; }
   bool parallel() const override { return true; }
+  bool reads_prefix() const override { return any_mixer(config, &MixerShape::reads_prefix); }
 
   static const Storage* data(const Tensor& x) { return static_cast<const Storage*>(x.const_data_ptr()); }
   // The widest projections of a layer's input and of what it mixes.
@@ -92,8 +93,9 @@ class PackedSession : public DecodeSession {
     for (const PackedLayer<Storage>& layer : model.layers) layers_.push_back(layer.mixer->session(pages, history));
   }
 
-  Logits step(std::span<const DecodeRow> rows, int64_t logits_from) override {
+  Logits step(std::span<const DecodeRow> rows, int64_t logits_from, bool prefix) override {
     const DecoderConfig& c = model_.config;
+    scratch_.prefix = prefix;
     const int64_t n = rows.size(), C = c.hidden_size, M = c.intermediate_size;
     for (int64_t i = 0; i < n; ++i) {
       const Storage* from = model_.data(model_.embedding) + rows[i].token * C;

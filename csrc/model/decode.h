@@ -22,7 +22,8 @@ class DecodeSession {
   virtual ~DecodeSession() = default;
   // Feeds rows and gives the logits that follow rows logits_from … (earlier rows of a prompt need none). Rows of the same
   // sequence stand in the order of their positions, and may be many: a prompt is fed so.
-  virtual Logits step(std::span<const DecodeRow> rows, int64_t logits_from) = 0;
+  // prefix: the rows are a sequence from its first token on, and all of its prefix (csrc/model/places.h).
+  virtual Logits step(std::span<const DecodeRow> rows, int64_t logits_from, bool prefix = false) = 0;
   virtual PageTable& pages() = 0;
 };
 
@@ -37,6 +38,8 @@ class DecodeModel {
   // Rows that one step is best given, and whether sessions may run side by side, one a thread.
   virtual int64_t preferred_rows() const = 0;
   virtual bool parallel() const = 0;
+  // Whether a prompt is to be fed in one step, as a prefix.
+  virtual bool reads_prefix() const = 0;
 };
 
 // float on the CPU: own kernels, where a row's logits do not depend, bit for bit, on the rows it is stepped with, on the pages

@@ -36,7 +36,7 @@ class AtenSession : public DecodeSession {
     }
   }
 
-  Logits step(std::span<const DecodeRow> rows, int64_t logits_from) override {
+  Logits step(std::span<const DecodeRow> rows, int64_t logits_from, bool prefix) override {
     torch::NoGradGuard no_grad;
     const DecoderConfig& c = w_.decoder->config();
     const auto options = w_.embedding.options();
@@ -63,7 +63,8 @@ class AtenSession : public DecodeSession {
                            has_pages_ ? places.gather(1, position.unsqueeze(1)).squeeze(1) : Tensor(),
                            places,
                            w_.decoder->cosine().to(options).index({position}).unsqueeze(1),
-                           w_.decoder->sine().to(options).index({position}).unsqueeze(1)};
+                           w_.decoder->sine().to(options).index({position}).unsqueeze(1),
+                           prefix};
     const bool after = c.norm == "post";
     Tensor x = torch::embedding(w_.embedding, columns[0]), delta;
     for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
@@ -123,6 +124,7 @@ class AtenModel : public DecodeModel {
                                8, 256);
   }
   bool parallel() const override { return false; }
+  bool reads_prefix() const override { return any_mixer(w_.decoder->config(), &MixerShape::reads_prefix); }
 
  private:
   AtenWeights w_;

@@ -80,6 +80,7 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
     if (!seed) return torch::zeros(sizes);
     return normal(sizes, config.initializer_range.value_or(std), *seed, index++);
   };
+  reads_prefix_ = any_mixer(config, &MixerShape::reads_prefix);
   embedding_ = register_parameter("embedding", drawn({V, C}, 0.02));
   const bool normed = config.norm != "none", after = config.norm == "post", inner = config.mlp_bias;
   auto blocks = register_module("layers", std::make_shared<torch::nn::Module>());
@@ -155,14 +156,15 @@ Tensor DecoderImpl::operand(const Tensor& x) const {
 
 std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& delta, size_t index,
                                              const Tensor& cosine, const Tensor& sine, const Packing* packing,
-                                             AttentionRecord* record) const {
+                                             const Tensor& prefix, AttentionRecord* record) const {
   const double eps = config_.rms_norm_eps;
   const bool after = config_.norm == "post";
   const LayerWeights& layer = layers_[index];
   const bool keeps = keeps_inputs(config_, x_in);
   const auto again = [keeps](const Origin& made) { return keeps ? Origin() : made; };
   const Residual outer = residual(x_in, delta, layer.input_norm, eps, after);
-  const Tensor mixed = layer.mixer->forward(outer.branch, again(outer.origin), {cosine, sine, packing, record, keeps});
+  const Tensor mixed =
+      layer.mixer->forward(outer.branch, again(outer.origin), {cosine, sine, packing, prefix, record, keeps});
   const Residual inner = residual(outer.x, mixed, layer.post_norm, eps, after);
   if (config_.merged_mlp()) {  // a copy of the factor a row: as in token_entropy()
     const auto of_rows = [&](const Tensor& factor) { return factor.expand({x_in.size(0), 1}); };
@@ -178,7 +180,7 @@ std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& d
 std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const Tensor& delta, size_t index,
                                                         const Tensor& cosine, const Tensor& sine,
                                                         const std::shared_ptr<const Packing>& packing,
-                                                        AttentionRecord* record) const {
+                                                        const Tensor& prefix, AttentionRecord* record) const {
   const LayerWeights& layer = layers_[index];
   const bool records = record != nullptr && layer.mixer->shape.attends, with_bound = records && record->with_bound;
   const auto run = [=, this](const Tensors& inputs) -> Tensors {
@@ -189,7 +191,8 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
                         .position = {},
                         .with_bound = with_bound,
                         .bound = {}};
-    const auto [sum, out] = block(inputs[0], inputs[1], index, cosine, sine, packing.get(), records ? &own : nullptr);
+    const auto [sum, out] =
+        block(inputs[0], inputs[1], index, cosine, sine, packing.get(), prefix, records ? &own : nullptr);
     Tensors outputs{sum, out};
     if (records) outputs.insert(outputs.end(), {own.entropy[0], own.max_logit[0]});
     if (with_bound) outputs.push_back(own.bound[0]);
@@ -213,21 +216,29 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
     record->max_logit.push_back(outputs[3].detach());
     if (with_bound) record->bound.push_back(outputs[4].detach());
     record->layer.push_back(static_cast<int64_t>(index));
-    record->window.push_back(config_.attention.window_of(static_cast<int64_t>(index)));
+    const int64_t sight = layer.mixer->shape.sight;
+    record->window.push_back(sight > 0 ? sight : config_.attention.window_of(static_cast<int64_t>(index)));
   }
   return {outputs[0], outputs[1]};
 }
 
-Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const Tensor& position,
+Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const Places& places,
                            std::optional<int64_t> inner) {
+  const Tensor& position = places.position;
   TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0, "decoder: tokens are ",
               tokens.sizes(), " ", tokens.scalar_type(), ", wanted [B, T] int64 with T ≥ 1");
   const int64_t B = tokens.size(0), T = tokens.size(1), C = config_.hidden_size;
   TORCH_CHECK(T <= config_.max_position_embeddings, "decoder: sequences of ", T,
               " tokens, but model.max_position_embeddings is ", config_.max_position_embeddings,
               "; shorten them or raise model.max_position_embeddings");
+  const bool reads = reads_prefix_ && places.prefix.defined();
+  if (reads)
+    TORCH_CHECK(places.prefix.sizes() == tokens.sizes() && places.prefix.scalar_type() == torch::kBool,
+                "decoder: places.prefix is ", places.prefix.sizes(), " ", places.prefix.scalar_type(), ", wanted ",
+                tokens.sizes(), " Bool, as tokens are; a prefix is no longer than its sequence");
+  const int64_t least = reads ? kHidden : 0;
   if (tokens.is_cpu() && B > 0)
-    TORCH_CHECK(tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < config_.token_count(),
+    TORCH_CHECK(tokens.min().item<int64_t>() >= least && tokens.max().item<int64_t>() < config_.token_count(),
                 "decoder: a token lies outside 0 … ", config_.token_count() - 1, ", the vocabulary of the model");
   std::shared_ptr<const Packing> packing;  // its B · T tokens go through the blocks as one row
   if (position.defined()) packing = std::make_shared<const Packing>(position);
@@ -237,12 +248,14 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const 
         .to(embedding_.options());
   };
   const Tensor cosine = of_rows(cosine_), sine = of_rows(sine_);
-  Tensor x = torch::embedding(embedding_, tokens).view({B * T, C}), delta;
+  const Tensor prefix = reads ? places.prefix.reshape({B * T}) : Tensor();
+  Tensor x = torch::embedding(embedding_, reads ? tokens.clamp_min(0) : tokens).view({B * T, C}), delta;
+  if (reads) x = x.masked_fill(tokens.reshape({B * T, 1}).lt(0), 0);
   const auto pass = [&](size_t first, size_t last) {
     for (size_t layer = first; layer < last; ++layer)
       std::tie(x, delta) = config_.recompute == "blocks"
-                               ? recomputed_block(x, delta, layer, cosine, sine, packing, record)
-                               : block(x, delta, layer, cosine, sine, packing.get(), record);
+                               ? recomputed_block(x, delta, layer, cosine, sine, packing, prefix, record)
+                               : block(x, delta, layer, cosine, sine, packing.get(), prefix, record);
   };
   if (inner && *inner + 1 < config_.num_hidden_layers) {
     pass(0, *inner + 1);
@@ -257,8 +270,8 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const 
   return residual(x, delta, final_norm_, config_.rms_norm_eps, config_.norm == "post").branch.view({B, T, C});
 }
 
-Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const Tensor& position) {
-  return logits_of(hidden(tokens, record, position));
+Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const Places& places) {
+  return logits_of(hidden(tokens, record, places));
 }
 
 Tensor DecoderImpl::logits_of(const Tensor& x) {
@@ -268,10 +281,10 @@ Tensor DecoderImpl::logits_of(const Tensor& x) {
 }
 
 ops::TokenEntropy DecoderImpl::token_entropy(const Tensor& tokens, const Tensor& target, double temperature,
-                                             AttentionRecord* record, const Tensor& position,
+                                             AttentionRecord* record, const Places& places,
                                              const std::optional<ops::Keep>& keep, bool moments,
                                              std::optional<int64_t> inner) {
-  Tensor x = hidden(tokens, record, position, inner);
+  Tensor x = hidden(tokens, record, places, inner);
   if (!config_.fused_head)
     return ops::token_entropy(logits_of(x), target, temperature, /*ignore_index=*/-100, moments,
                               /*inplace_backward=*/false, keep);
@@ -291,6 +304,21 @@ int64_t DecoderImpl::qk_clip(const std::vector<std::vector<double>>& max_logit) 
   for (LayerWeights& layer : layers_)
     if (layer.mixer->shape.attends) clipped += layer.mixer->qk_clip(max_logit.at(next++));
   return clipped;
+}
+
+void DecoderImpl::forget_seen() {
+  const torch::NoGradGuard no_grad;
+  for (LayerWeights& layer : layers_)
+    if (Tensor seen = layer.mixer->seen(); seen.defined()) seen.zero_();
+}
+
+void DecoderImpl::take_seen(const std::function<void(Tensor&)>& sum) {
+  const torch::NoGradGuard no_grad;
+  for (LayerWeights& layer : layers_)
+    if (Tensor seen = layer.mixer->seen(); seen.defined()) {
+      sum(seen);
+      layer.mixer->take(seen);
+    }
 }
 
 std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(const Projection&)) const {

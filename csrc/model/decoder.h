@@ -9,6 +9,7 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -21,6 +22,7 @@
 #include "csrc/model/linear.h"
 #include "csrc/model/mixer.h"
 #include "csrc/model/packing.h"
+#include "csrc/model/places.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::model {
@@ -65,20 +67,19 @@ class DecoderImpl : public torch::nn::Module {
   DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> seed);
 
   // tokens [B, T] int64, T ≤ context → logits [B, T, V], of config().token_count() of them. Positions count from 0; causal, so padding on the
-  // right of a sequence changes nothing before it. record: filled in, where given. position [B, T], where given: rows hold
-  // several sequences (csrc/model/packing.h), and each is computed as it would be alone.
-  torch::Tensor forward(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
-                        const torch::Tensor& position = {});
+  // right of a sequence changes nothing before it. record: filled in, where given. Of places with positions each sequence is computed as
+  // it would be alone. A token of a prefix may be kHidden.
+  torch::Tensor forward(const torch::Tensor& tokens, AttentionRecord* record = nullptr, const Places& places = {});
   // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ. inner: the residual stream behind that block, from
   // 0, without a norm; of the last block as without it. No gradient reaches the blocks behind it, which are computed only for a record.
-  torch::Tensor hidden(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
-                       const torch::Tensor& position = {}, std::optional<int64_t> inner = {});
+  torch::Tensor hidden(const torch::Tensor& tokens, AttentionRecord* record = nullptr, const Places& places = {},
+                       std::optional<int64_t> inner = {});
 
   // Log-probability of target [B, T] and entropy of every position, [B, T], with the gradients of a loss; logits are divided by
   // temperature. moments: Σ p² and Σ p² log p too. Positions whose target is -100 give 0 and are left out of the product with the head.
   // The one place that minds model.fused_head. inner: of the policy softmax(head · h) of an inner layer, as hidden() has it.
   ops::TokenEntropy token_entropy(const torch::Tensor& tokens, const torch::Tensor& target, double temperature = 1.0,
-                                  AttentionRecord* record = nullptr, const torch::Tensor& position = {},
+                                  AttentionRecord* record = nullptr, const Places& places = {},
                                   const std::optional<ops::Keep>& keep = {}, bool moments = false,
                                   std::optional<int64_t> inner = {});
 
@@ -86,6 +87,11 @@ class DecoderImpl : public torch::nn::Module {
   // model.attention.qk_clip such that the same inputs would have given that much; a key head shared by several takes the square
   // root of the largest cut, and their queries the rest. Returns the number of heads that were above.
   int64_t qk_clip(const std::vector<std::vector<double>>& max_logit);
+
+  // What mixers have counted in the passes of an update (Mixer::seen) begins anew; and is taken over behind it, added up over ranks by
+  // sum, which is called for the same layers on each.
+  void forget_seen();
+  void take_seen(const std::function<void(torch::Tensor&)>& sum);
 
   // Every weight under its Hugging Face name, as views into the joined tensors:
   // [("model.embed_tokens.weight", …), …].
@@ -132,12 +138,13 @@ class DecoderImpl : public torch::nn::Module {
   // One block: x [N, C] and the output of the block before it → the same of this one; delta is undefined before the first.
   std::pair<torch::Tensor, torch::Tensor> block(const torch::Tensor& x, const torch::Tensor& delta, size_t layer,
                                                 const torch::Tensor& cosine, const torch::Tensor& sine,
-                                                const Packing* packing, AttentionRecord* record) const;
+                                                const Packing* packing, const torch::Tensor& prefix,
+                                                AttentionRecord* record) const;
   std::pair<torch::Tensor, torch::Tensor> recomputed_block(const torch::Tensor& x, const torch::Tensor& delta,
                                                            size_t layer, const torch::Tensor& cosine,
                                                            const torch::Tensor& sine,
                                                            const std::shared_ptr<const Packing>& packing,
-                                                           AttentionRecord* record) const;
+                                                           const torch::Tensor& prefix, AttentionRecord* record) const;
   std::shared_ptr<Bfloat16Copy> bfloat16_copy() const;
   Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
                         torch::Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const;
@@ -147,6 +154,7 @@ class DecoderImpl : public torch::nn::Module {
   std::vector<std::pair<std::string, torch::Tensor>> named(torch::Tensor weight_of(const Projection&)) const;
 
   DecoderConfig config_;
+  bool reads_prefix_ = false;  // a layer does
   torch::Tensor embedding_, final_norm_, cosine_, sine_;
   Projection head_;
   std::vector<LayerWeights> layers_;

@@ -108,6 +108,8 @@ struct DecoderConfig {
   AttentionConfig attention;
   SoftmaxRnnMixerConfig softmax_rnn;
   LinearMixerConfig linear;
+  PrefixLinearMixerConfig prefix_linear;
+  RoutedMixerConfig routed;
   NormalizedMixerConfig normalized;
   GatedDeltaMixerConfig gated_delta;
   SsdMixerConfig ssd;
@@ -194,12 +196,18 @@ struct DecoderConfig {
     v("mixers", mixers,
       "What stands between the norm and the output projection of each block (docs/mixers.md): a pattern that repeats "
       "over the layers, as [linear, linear, softmax]; num_hidden_layers is a multiple of its length.",
-      one_of({"softmax", "softmax_rnn", "linear", "normalized", "gated_delta", "ssd"}));
+      one_of({"softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd"}));
     v("attention", attention, "What is done to the logits of attention, in layers of kinds softmax and softmax_rnn.");
     v("softmax_rnn", softmax_rnn,
       "Layers of kind softmax_rnn: softmax attention with its denominator left out or replaced, and with gates "
       "(arXiv 2507.23632).");
     v("linear", linear, "Layers of kind linear: linear attention (arXiv 2006.16236).");
+    v("prefix_linear", prefix_linear,
+      "Layers of kind prefix_linear: linear attention whose state begins with a prefix that is read in both directions "
+      "(JRT-RNN, arXiv 2407.05483).");
+    v("routed", routed,
+      "Layers of kind routed: half of the heads see a window, half the tokens of their own cluster (Routing "
+      "Transformer, arXiv 2003.05997).");
     v("normalized", normalized,
       "Layers of kind normalized: weights q·k as they are, over a denominator that the token sets (dynamical systems "
       "framework, arXiv 2405.15731).");

@@ -5,6 +5,7 @@
 
 #include "csrc/model/mixers/kinds.h"
 #include "csrc/model/mixers/recurrence.h"
+#include "csrc/model/mixers/routed.h"
 #include "csrc/model/mixers/softmax.h"
 
 namespace isentrope::model {
@@ -23,12 +24,19 @@ std::shared_ptr<Mixer> make_softmax(const MixerBuilder& builder) {
   return std::make_shared<SoftmaxMixer>(builder, options(builder.config));
 }
 
+std::shared_ptr<Mixer> make_routed(const MixerBuilder& builder) { return std::make_shared<RoutedMixer>(builder); }
+
 const struct {
   const MixerKind& kind;
   std::shared_ptr<Mixer> (*make)(const MixerBuilder& builder);
-} kMakers[]{{kSoftmax, make_softmax<softmax_options>},           {kSoftmaxRnn, make_softmax<softmax_rnn_options>},
-            {kLinear, make_recurrence<linear_options>},          {kNormalized, make_recurrence<normalized_options>},
-            {kGatedDelta, make_recurrence<gated_delta_options>}, {kSsd, make_recurrence<ssd_options>}};
+} kMakers[]{{kSoftmax, make_softmax<softmax_options>},
+            {kSoftmaxRnn, make_softmax<softmax_rnn_options>},
+            {kRouted, make_routed},
+            {kLinear, make_recurrence<linear_options>},
+            {kPrefixLinear, make_recurrence<prefix_linear_options>},
+            {kNormalized, make_recurrence<normalized_options>},
+            {kGatedDelta, make_recurrence<gated_delta_options>},
+            {kSsd, make_recurrence<ssd_options>}};
 
 // The names of isentrope.nn's modules, which for q, k and v are those of transformers.
 std::string module_of(const std::string& part) { return part == "decay" ? "decay.proj" : part + "_proj"; }

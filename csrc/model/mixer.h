@@ -18,6 +18,7 @@
 #include "csrc/model/mixer_shape.h"
 #include "csrc/model/origin.h"
 #include "csrc/model/packing.h"
+#include "csrc/model/places.h"
 
 namespace isentrope::model {
 
@@ -42,6 +43,7 @@ struct MixerBuilder {
 struct MixerPass {
   const torch::Tensor &cosine, &sine;  // [T, D/2], or [B · T, D/2] of packed rows
   const Packing* packing;              // null: rows of T tokens, a sequence each
+  const torch::Tensor& prefix;         // [N] bool: csrc/model/places.h; undefined: no sequence has one
   AttentionRecord* record;             // null: nothing is told
   bool keeps_inputs;                   // products keep their inputs in the place of their origins
 };
@@ -66,6 +68,11 @@ class Mixer {
   virtual void register_rest(const MixerBuilder&) {}
   // Weights beside the projections, those that are undefined too.
   virtual std::vector<MixerWeight> others() { return {}; }
+
+  // What the passes with gradients of an update have summed up for centres that no gradient reaches, to be added over ranks and taken
+  // over behind the update; undefined where the kind has none.
+  virtual torch::Tensor seen() const { return {}; }
+  virtual void take(const torch::Tensor&) {}
 
   // Decoding (csrc/model/mixer_decode.h): the weights in ATen, which are this mixer's, and a session's memory; or packed for the CPU.
   virtual std::unique_ptr<AtenMixerSession> session(int64_t pages, int64_t history) const = 0;

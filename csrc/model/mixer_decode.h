@@ -33,6 +33,7 @@ struct AtenRows {
   Tensor position, own;  // [n]: the rows' positions, and where in the planes they lie
   Tensor places;         // [n, S]: where the positions of each row's sequence lie; those after the row's own are masked
   Tensor cosine, sine;   // [n, 1, D/2]
+  bool prefix = false;   // DecodeSession::step
 };
 
 class AtenMixerSession {
@@ -93,6 +94,7 @@ class DecodeScratch {
   const DecodeKernels<Storage>& decode = decode_kernels<Storage>();
   Tensor cosine, sine;      // [context, D/2] float
   Tensor projected, mixed;  // [rows · in], [rows · out]
+  bool prefix = false;      // DecodeSession::step
   std::vector<float> scores;
 
  private:

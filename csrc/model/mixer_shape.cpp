@@ -10,7 +10,8 @@ namespace isentrope::model {
 
 namespace {
 
-const MixerKind* const kKinds[]{&kSoftmax, &kSoftmaxRnn, &kLinear, &kNormalized, &kGatedDelta, &kSsd};
+const MixerKind* const kKinds[]{&kSoftmax,      &kSoftmaxRnn, &kRouted,     &kLinear,
+                                &kPrefixLinear, &kNormalized, &kGatedDelta, &kSsd};
 
 }  // namespace
 
@@ -29,6 +30,18 @@ const MixerKind& mixer_kind(const std::string& name) {
 
 MixerShape mixer_shape(const DecoderConfig& config, int64_t layer) {
   return mixer_kind(config.mixer_of(layer)).shape(config);
+}
+
+bool any_mixer(const DecoderConfig& config, bool MixerShape::*what) {
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+    if (mixer_shape(config, layer).*what) return true;
+  return false;
+}
+
+int64_t undecodable_layer(const DecoderConfig& config) {
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+    if (!mixer_shape(config, layer).decodes) return layer;
+  return -1;
 }
 
 int64_t attending_layers(const DecoderConfig& config) {

@@ -22,6 +22,9 @@ struct MixerShape {
   int64_t cached = 0;         // numbers that decoding keeps of every position, in pages
   int64_t state = 0;          // floats that decoding keeps of a sequence, however long
   bool attends = false;       // whether its rows are a softmax, which AttentionRecord tells of
+  int64_t sight = 0;          // keys that a row sees at most, where attention.window does not say; 0: it does
+  bool reads_prefix = false;  // whether a prefix is read as a whole (csrc/model/places.h)
+  bool decodes = true;        // whether a token's output depends on those before it alone
 
   int64_t rows() const;
 };
@@ -37,6 +40,10 @@ bool is_mixer_kind(const std::string& name);
 // Throws std::invalid_argument where there is no such kind.
 const MixerKind& mixer_kind(const std::string& name);
 MixerShape mixer_shape(const DecoderConfig& config, int64_t layer);
+// Whether some layer's shape has it.
+bool any_mixer(const DecoderConfig& config, bool MixerShape::*what);
+// The first layer whose mixer does not decode; -1: all do.
+int64_t undecodable_layer(const DecoderConfig& config);
 // Layers whose mixer attends.
 int64_t attending_layers(const DecoderConfig& config);
 

@@ -77,6 +77,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
   if (c.sum_p2.defined()) batch.old_sum_p2 = torch::zeros({B, T}, torch::kFloat32);
   if (c.ref_logprob.defined()) batch.ref_logprob = torch::zeros({B, T}, torch::kFloat32);
   batch.lengths = torch::empty({B}, torch::kInt64);
+  batch.prefix = torch::zeros({B, T}, torch::kBool);
   if (c.ref_kl_weight.defined()) batch.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
   if (c.difficulty.defined()) batch.difficulty = c.difficulty.slice(0, begin, begin + B);
   if (c.hard.defined()) batch.hard = c.hard.slice(0, begin, begin + B);
@@ -98,6 +99,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
       int64_t* own = batch.tokens.mutable_data_ptr<int64_t>() + row * T;
       std::copy(tokens.begin(), tokens.end(), std::copy(prompt.begin(), prompt.end(), own));
       batch.lengths.mutable_data_ptr<int64_t>()[row] = start + std::ssize(tokens);
+      std::fill_n(batch.prefix.mutable_data_ptr<bool>() + row * T, start, true);
       put(int64_t{}, batch.target, c.token, row, i, start);
       put(float{}, batch.old_logprob, c.logprob, row, i, start);
       put(float{}, batch.old_entropy, c.entropy, row, i, start);

@@ -20,18 +20,22 @@ void score(const Kept& kept, const std::vector<int64_t>& group, int64_t begin, i
   Tensor tokens = torch::zeros({end - begin, T}, torch::kInt64);
   Tensor target = torch::full({end - begin, T}, data::kIgnore, torch::kInt64);
   std::vector<std::vector<int64_t>> places(end - begin);  // of the drawn tokens, behind the prompt
+  Tensor prefix = torch::zeros({end - begin, T}, torch::kBool);
   for (int64_t i = begin; i < end; ++i) {
     const std::vector<int64_t>& prompt = kept.prompts[group[i]];
     const std::vector<int64_t> own = kept.completions[i].said(&places[i - begin]);
     int64_t* row = tokens.mutable_data_ptr<int64_t>() + (i - begin) * T;
     std::copy(own.begin(), own.end(), std::copy(prompt.begin(), prompt.end(), row));
+    std::fill_n(prefix.mutable_data_ptr<bool>() + (i - begin) * T, std::ssize(prompt), true);
     int64_t* predicted = target.mutable_data_ptr<int64_t>() + (i - begin) * T + std::ssize(prompt) - 1;
     for (const int64_t place : places[i - begin]) predicted[place] = own[place];
   }
   model::Decoder model = reference.model;
   const torch::Device device = model->embedding().device();
   const Tensor logprob =
-      model->token_entropy(tokens.to(device), target.to(device), temperature).logprob.to(torch::kCPU).contiguous();
+      model->token_entropy(tokens.to(device), target.to(device), temperature, nullptr, {{}, prefix.to(device)})
+          .logprob.to(torch::kCPU)
+          .contiguous();
   for (int64_t i = begin; i < end; ++i) {
     const float* row = logprob.const_data_ptr<float>() + (i - begin) * T + std::ssize(kept.prompts[group[i]]) - 1;
     float* own = found.mutable_data_ptr<float>() + i * found.size(1);

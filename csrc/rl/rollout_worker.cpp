@@ -11,12 +11,19 @@ RolloutWorker::RolloutWorker(RolloutJob& job, int64_t most, int64_t pages, Rollo
     : job_(job),
       most_(most),
       prompt_rows_(job_.model.preferred_rows()),
+      reads_prefix_(job_.model.reads_prefix()),
       // A branch leaves `window` tokens behind the last that its parent was fed.
-      session_(
-          job_.model.session(pages, std::max(most, prompt_rows_), job_.branching ? job_.branching->window + 1 : 1)),
+      session_(job_.model.session(pages, std::max({most, prompt_rows_, reads_prefix_ ? longest_prompt() : 0}),
+                                  job_.branching ? job_.branching->window + 1 : 1)),
       table_(session_->pages()),
       sampler_(job_.sampling, job_.vocabulary),
       counts_(counts) {}
+
+int64_t RolloutWorker::longest_prompt() const {
+  int64_t longest = 0;
+  for (const auto& prompt : job_.prompts) longest = std::max(longest, std::ssize(prompt));
+  return longest;
+}
 
 void RolloutWorker::run() {
   std::vector<DecodeRow> rows;
@@ -29,16 +36,19 @@ void RolloutWorker::run() {
     // Sequences that stood still come back beyond the places: the last take turns then.
     for (size_t i = 0; i < running_.size() && static_cast<int64_t>(fed.size()) < most_; ++i) {
       Sequence& s = *running_[i];
-      if (s.paused || !make_room(s)) continue;
+      // A branch in the place of the first token behind a prompt of one feeds that again: a prefix, which is a step of its own.
+      const bool first = reads_prefix_ && position(s) == 0;
+      if (s.paused || (first && !rows.empty()) || !make_room(s)) continue;
       rows.push_back({token_at(s, position(s)), position(s), *s.table});
       fed.push_back(&s);
+      if (first) break;
     }
     if (fed.empty()) {
       if (running_.empty() && waiting_.empty() && !more_samples()) return;
       give_up_pages();  // those that stand still hold what the next one needs
       continue;
     }
-    const model::Logits logits = step(rows, 0);
+    const model::Logits logits = step(rows, 0, reads_prefix_ && rows.front().position == 0);
     for (size_t i = 0; i < fed.size(); ++i) extend(*fed[i], logits.row(i));
     std::erase_if(running_, [](const auto& s) { return s == nullptr; });
   }
@@ -73,19 +83,21 @@ model::Logits RolloutWorker::feed(const Sequence& s, int64_t table, int64_t coun
   table_.extend(table, count);
   model::Logits out{};
   std::vector<DecodeRow> rows;
+  const int64_t whole = reads_prefix_ ? std::ssize(prompt_of(s)) : 0;
   for (int64_t t = 0; t < count; ++t) {
     rows.push_back({token_at(s, t), t, table});
-    if (static_cast<int64_t>(rows.size()) < prompt_rows_ && t + 1 < count) continue;
+    const bool full = static_cast<int64_t>(rows.size()) >= prompt_rows_;
+    if (t + 1 < count && (t < whole ? t + 1 < whole : !full)) continue;
     const bool last = logits && t + 1 == count;
-    out = step(rows, static_cast<int64_t>(rows.size()) - last);
+    out = step(rows, static_cast<int64_t>(rows.size()) - last, t < whole);
     rows.clear();
   }
   return out;
 }
 
-model::Logits RolloutWorker::step(std::span<const DecodeRow> rows, int64_t logits_from) {
+model::Logits RolloutWorker::step(std::span<const DecodeRow> rows, int64_t logits_from, bool prefix) {
   counts_.fed += std::ssize(rows);
-  return session_->step(rows, logits_from);
+  return session_->step(rows, logits_from, prefix);
 }
 
 bool RolloutWorker::make_room(Sequence& s) {

@@ -99,13 +99,14 @@ class RolloutWorker {
   bool restore(Sequence& s);
   // Feeds the first `count` tokens of a sequence that has none in the cache yet. → the logits after the last of them.
   model::Logits feed(const Sequence& s, int64_t table, int64_t count, bool logits);
-  model::Logits step(std::span<const model::DecodeRow> rows, int64_t logits_from);
+  model::Logits step(std::span<const model::DecodeRow> rows, int64_t logits_from, bool prefix = false);
   // The page that the next token of a running sequence goes to. False where there is none and it gave up its own.
   bool make_room(Sequence& s);
   // Frees pages: those of the prompt in hand, else of the last that waits, else of the last that was admitted, which then waits.
   void give_up_pages();
   void give_up(Sequence& s);
   bool drop_prompt();
+  int64_t longest_prompt() const;
 
   // ---- samples: rollout_worker.cpp
   bool more_samples();
@@ -143,6 +144,7 @@ class RolloutWorker {
 
   RolloutJob& job_;
   int64_t most_, prompt_rows_;
+  bool reads_prefix_;  // a prompt goes in one step then
   std::unique_ptr<model::DecodeSession> session_;
   model::PageTable& table_;
   Sampler sampler_;

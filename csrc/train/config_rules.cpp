@@ -7,6 +7,7 @@
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/config.h"
 #include "csrc/train/family.h"
+#include "csrc/train/prefix.h"
 #include "csrc/train/probe.h"
 
 namespace isentrope::train {
@@ -209,6 +210,11 @@ std::string mixers_problem(const PhaseConfig& phase, const model::DecoderConfig&
   if (phase.rollout && phase.rollout->cache.cache_tokens > 0 && cached == 0)
     return "rollout.cache_tokens: no layer of model.mixers keeps keys and values in pages, and a state has one size "
            "whatever the length; leave it out";
+  const std::string& kind = phase.objective.kind;
+  if (const int64_t layer = model::undecodable_layer(model); layer >= 0 && kind != "pretrain")
+    return "objective.kind: " + kind + ", and in layer " + std::to_string(layer) + " (" + model.mixer_of(layer) +
+           ") a token sees later ones, so that no completion can be drawn; train on text (pretrain), or write "
+           "model.routed.assign: argmax";
   const auto& entropy = phase.objective.attention_entropy;
   if (entropy.coef > 0 && model::attending_layers(model) == 0)
     return "objective.attention_entropy.coef: no layer of model.mixers is of kind softmax or softmax_rnn, and the "
@@ -286,6 +292,11 @@ std::string TrainConfig::problem() const {
       return "metrics.gradient_noise_scale: the gradient of " + path +
              " is that of rollout.tempered too, whose completions are none of the update's; leave one of them out";
     if (const std::string wrong = mixers_problem(phase, model); !wrong.empty()) return path + "." + wrong;
+    if (phase.objective.kind == "pretrain" && model::any_mixer(model, &model::MixerShape::reads_prefix)) try {
+        prefix_tokens(model, model.max_position_embeddings);
+      } catch (const std::invalid_argument& error) {
+        return "model." + std::string(error.what());
+      }
     if (phase.rollout)
       if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
         return path + ".rollout." + wrong;

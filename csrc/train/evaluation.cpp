@@ -13,6 +13,7 @@
 #include "csrc/rl/shared_rollout.h"
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/chat_template.h"
+#include "csrc/train/prefix.h"
 #include "csrc/train/probe.h"
 
 namespace isentrope::train {
@@ -235,7 +236,7 @@ std::optional<double> HeldOutPrompts::loss(const model::Decoder& model, const st
     const auto number = static_cast<int64_t>(nats.size());
     nats.push_back(0);
     if (number % peers.size() != peers.rank() && !interval) continue;
-    const torch::Tensor logprob = decoder->token_entropy(batch.tokens, batch.target).logprob;  // [B, T]
+    const torch::Tensor logprob = judged(decoder, batch).logprob;  // [B, T]
     nats.back() = logprob.sum(torch::kFloat64).item<double>();
     for (int64_t row = 0; interval && row < batch.size(); ++row) {
       nats_of.push_back(-logprob[row].sum(torch::kFloat64).item<double>());
@@ -266,7 +267,7 @@ void HeldOutPrompts::prefer(const model::Decoder& model, const std::vector<data:
           data::collate(data::with_rejected({first, last}), tokenizer_, learnt_.context, learnt_.truncation)
               .to(model->embedding().device());
       const auto sums = [&](model::Decoder& of) {  // [P, 2]
-        return of->token_entropy(batch.tokens, batch.target).logprob.sum(1, false, torch::kFloat64).view({-1, 2});
+        return judged(of, batch).logprob.sum(1, false, torch::kFloat64).view({-1, 2});
       };
       const torch::Tensor ratio = sums(own) - sums(reference), h = ratio.select(1, 0) - ratio.select(1, 1);
       margins.back() = beta_ * h.sum().item<double>();

@@ -4,6 +4,7 @@
 
 #include "csrc/data/text_stream.h"
 #include "csrc/train/evaluation.h"
+#include "csrc/train/prefix.h"
 
 namespace isentrope::train {
 namespace {
@@ -46,7 +47,7 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
   std::vector<double> nats;                          // of a batch
   std::vector<double> nats_of, tokens_of, bytes_of;  // a window
   for (int64_t first = 0; first < count; first += rows_) {
-    const data::Batch batch = windows_.take(first, std::min(rows_, count - first));
+    const data::Batch batch = with_prefix(windows_.take(first, std::min(rows_, count - first)), model->config());
     const torch::Tensor learnt = batch.target.masked_select(batch.target != data::kIgnore);
     tokens += static_cast<double>(learnt.numel());
     bytes += bytes_of_.index_select(0, learnt).sum().item<double>();
@@ -58,18 +59,18 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     nats.push_back(0);
     if (number % peers.size() != peers.rank() && !shows && !intervals) continue;
     const data::Batch moved = batch.to(model->embedding().device());
-    const ops::TokenEntropy judged = decoder->token_entropy(moved.tokens, moved.target);
-    nats.back() = judged.logprob.sum(torch::kFloat64).item<double>();
+    const ops::TokenEntropy found = judged(decoder, moved);
+    nats.back() = found.logprob.sum(torch::kFloat64).item<double>();
     for (int64_t row = 0; intervals && row < batch.size(); ++row) {
       const torch::Tensor own = batch.target[row].masked_select(batch.target[row] != data::kIgnore);
-      nats_of.push_back(-judged.logprob[row].sum(torch::kFloat64).item<double>());
+      nats_of.push_back(-found.logprob[row].sum(torch::kFloat64).item<double>());
       tokens_of.push_back(static_cast<double>(own.numel()));
       bytes_of.push_back(bytes_of_.index_select(0, own).sum().item<double>() * std::log(2.0));
     }
     for (int64_t row = 0; shown && row < batch.size() && first + row < config.show; ++row) {
       const auto counts = (batch.target[row] != data::kIgnore).nonzero().flatten().slice(0, 0, kShownTokens);
       const auto ids = batch.target[row].index_select(0, counts);                                  // [n]
-      const auto entropy = judged.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
+      const auto entropy = found.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
       const int64_t* id = ids.const_data_ptr<int64_t>();
       const double* H = entropy.const_data_ptr<double>();
       shown->push_back({.prompt = "",
@@ -81,9 +82,9 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
   if (intervals)
     *intervals = {{"eval/loss", normal_of_ratio(nats_of, tokens_of, "windows")},
                   {"eval/bits_per_byte", normal_of_ratio(nats_of, bytes_of, "windows")}};
-  Evaluation found{{"eval/loss", sum / tokens}, {"eval/bits_per_byte", sum / (std::max(bytes, 1.0) * std::log(2.0))}};
-  if (floor_) found["eval/floor"] = floor / tokens, found["eval/excess"] = (sum - floor) / tokens;
-  return found;
+  Evaluation figures{{"eval/loss", sum / tokens}, {"eval/bits_per_byte", sum / (std::max(bytes, 1.0) * std::log(2.0))}};
+  if (floor_) figures["eval/floor"] = floor / tokens, figures["eval/excess"] = (sum - floor) / tokens;
+  return figures;
 }
 
 }  // namespace isentrope::train

@@ -45,7 +45,8 @@ double attention_flops(const model::DecoderConfig& m, const std::function<double
   double flops = 0;
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const model::MixerShape mixer = model::mixer_shape(m, i);
-    if (mixer.flops_of_pair > 0) flops += mixer.flops_of_pair * pairs_of_window(m.attention.window_of(i));
+    if (mixer.flops_of_pair > 0)
+      flops += mixer.flops_of_pair * pairs_of_window(mixer.sight > 0 ? mixer.sight : m.attention.window_of(i));
     flops += mixer.flops_of_token * tokens;
   }
   return flops;

@@ -214,6 +214,8 @@ template <class Config, class F>
 void for_mixer_options(Config& config, const F& visit) {
   visit("softmax_rnn", config.softmax_rnn);
   visit("linear", config.linear);
+  visit("prefix_linear", config.prefix_linear);
+  visit("routed", config.routed);
   visit("normalized", config.normalized);
   visit("gated_delta", config.gated_delta);
   visit("ssd", config.ssd);

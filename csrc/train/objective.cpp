@@ -7,28 +7,32 @@
 
 #include "csrc/train/policy_objective.h"
 #include "csrc/train/preference_objective.h"
+#include "csrc/train/prefix.h"
 #include "csrc/train/update_pass.h"
 
 namespace isentrope::train {
 namespace {
 
 // Mean cross-entropy of the targets: every token of a text, or those of completions alone. The source decides; weights (csrc/methods)
-// choose among them.
+// choose among them. Beside it, where layers read a prefix, that of the tokens which are hidden there (csrc/train/prefix.h).
 class CrossEntropy : public Objective {
  public:
   CrossEntropy(AttentionEntropy attention, const BatchConfig& batch, std::shared_ptr<const Ranks> ranks,
                std::vector<methods::Weight> weight)
       : Objective(std::move(attention), std::move(ranks)), batch_(batch), weight_(std::move(weight)) {}
 
-  std::map<std::string, double> backward(model::Decoder& model, const Batch& update, uint64_t, AttentionWatch* watch,
-                                         Gradients* gradients) override {
-    const double tokens = (update.target != data::kIgnore).sum().item<double>();
-    std::vector<double> sums(4);  // of the loss, of entropies, of their squares, of cross-entropies
+  std::map<std::string, double> backward(model::Decoder& model, const Batch& given, uint64_t seed,
+                                         AttentionWatch* watch, Gradients* gradients) override {
+    const Batch update = with_hidden(given, model->config(), seed);
+    const double tokens = next_tokens(update).sum().item<double>(), hidden = update.tokens.lt(0).sum().item<double>();
+    std::vector<double> sums(
+        5);  // of the loss, of entropies, of their squares, of cross-entropies, of those of hidden tokens
     std::map<std::string, double> values;
     passes(model, update, watch, gradients, sums, values);
     ranks_->sum(sums);
     if (watch) watch->over(*ranks_);
     if (tokens == 0) values.clear();
+    if (hidden > 0) values["prefix/loss"] = sums[4] / hidden;
     values["loss"] = sums[0];
     values["tokens"] = tokens;
     if (tokens == 0) return values;
@@ -46,7 +50,9 @@ class CrossEntropy : public Objective {
     const bool together = batch_.micro_tokens == 0;
     const bool one_pass = ranks_->alone() ? micros.size() == 1 : together;
     const Sent sent{gradients};
-    double counted = (update.target != data::kIgnore).sum().item<double>();
+    double counted = next_tokens(update).sum().item<double>();
+    const double hidden = update.tokens.lt(0).sum().item<double>(),
+                 of_hidden = model->config().prefix_linear.mask_weight / std::max(hidden, 1.0);
     Tensor factor;  // of own rows
     if (!weight_.empty() && !one_pass) factor = choose(look(model, micros), update, counted, values);
     int64_t row = 0;
@@ -55,17 +61,30 @@ class CrossEntropy : public Objective {
       const auto out = pass.tokens(model, micro, /*temperature=*/1.0);
       if (!weight_.empty() && one_pass)
         factor = choose({out.logprob.detach(), out.entropy.detach()}, update, counted, values);
-      const Tensor learnt = factor.defined() ? out.logprob * factor.slice(0, row, row + micro.size()) : out.logprob;
+      Tensor next = out.logprob, entropy = out.entropy.detach().to(torch::kFloat64), guess;
+      if (hidden > 0) {
+        const Tensor there = micro.tokens.lt(0);
+        guess = next.masked_fill(there.logical_not(), 0);
+        next = next.masked_fill(there, 0);
+        entropy = entropy.masked_fill(there, 0);
+        sums[4] -= guess.detach().sum(torch::kFloat64).item<double>();
+      }
+      const Tensor learnt = factor.defined() ? next * factor.slice(0, row, row + micro.size()) : next;
       row += micro.size();
-      sums[0] += pass.backward(-learnt.sum() / std::max(counted, 1.0), together ? 1.0 : share_of(micro, update),
-                               gradients, &micro == &micros.back());
-      if (factor.defined()) sums[3] -= out.logprob.detach().sum(torch::kFloat64).item<double>();
+      Tensor loss = -learnt.sum() / std::max(counted, 1.0);
+      if (hidden > 0) loss = loss - of_hidden * guess.sum();
+      sums[0] += pass.backward(loss, together ? 1.0 : share_of(micro, update), gradients, &micro == &micros.back());
+      if (factor.defined()) sums[3] -= next.detach().sum(torch::kFloat64).item<double>();
       // Ignored rows have entropy 0 and leave the sums alone. In double: a spread of 1e-3 around 5 nats is the ninth digit of
       // the mean of squares.
-      const Tensor entropy = out.entropy.detach().to(torch::kFloat64);
       sums[1] += entropy.sum().item<double>();
       sums[2] += entropy.square().sum().item<double>();
     }
+  }
+
+  // [B, T] bool: of targets those that are no hidden tokens of a prefix.
+  static Tensor next_tokens(const Batch& update) {
+    return (update.target != data::kIgnore).logical_and(update.tokens.ge(0));
   }
 
   struct Seen {
@@ -76,7 +95,7 @@ class CrossEntropy : public Objective {
     const torch::NoGradGuard no_grad;
     std::vector<Tensor> logprobs, entropies;
     for (const Batch& micro : micros) {
-      const auto out = model->token_entropy(micro.tokens, micro.target, 1.0, nullptr, micro.position);
+      const auto out = model->token_entropy(micro.tokens, micro.target, 1.0, nullptr, {micro.position, micro.prefix});
       logprobs.push_back(out.logprob), entropies.push_back(out.entropy);
     }
     return {torch::cat(logprobs), torch::cat(entropies)};
@@ -84,7 +103,7 @@ class CrossEntropy : public Objective {
   // The factor of each of own rows' tokens; counted: of the update's tokens those that are still learnt.
   Tensor choose(const Seen& own, const Batch& update, double& counted, std::map<std::string, double>& values) {
     methods::Update seen;
-    seen.mask = update.target != data::kIgnore;
+    seen.mask = next_tokens(update);
     seen.logprob = of_update(*ranks_, own.logprob, update);
     seen.entropy = of_update(*ranks_, own.entropy, update);
     const Tensor factor = weigh(weight_, seen, update, batch_.micro_tokens, values);

@@ -204,9 +204,9 @@ PolicyObjective::Seen PolicyObjective::look(model::Decoder& model, const std::ve
   std::vector<Tensor> logprobs, entropies, attentions, squares, logs, kept;
   for (const Batch& micro : micros) {
     model::AttentionRecord record;
-    const auto out =
-        model->token_entropy(micro.tokens, micro.target, temperature_, attention_layer_ ? &record : nullptr,
-                             micro.position, control_.weighs ? keep() : std::nullopt, moments_, inner());
+    const auto out = model->token_entropy(micro.tokens, micro.target, temperature_,
+                                          attention_layer_ ? &record : nullptr, {micro.position, micro.prefix},
+                                          control_.weighs ? keep() : std::nullopt, moments_, inner());
     logprobs.push_back(out.logprob);
     entropies.push_back(out.entropy);
     if (attention_layer_) attentions.push_back(attention_in(record));
@@ -313,7 +313,8 @@ double PolicyObjective::reinforce(model::Decoder& model, const Batch& tempered) 
   double sum = 0;
   for (const Batch& micro : split(share_of_rank(tempered, ranks_->rank(), ranks_->size()), batch_.micro_tokens)) {
     const Tensor logprob =
-        model->token_entropy(micro.tokens, micro.target, temperature_, nullptr, {}, {}, false, inner()).logprob;
+        model->token_entropy(micro.tokens, micro.target, temperature_, nullptr, {{}, micro.prefix}, {}, false, inner())
+            .logprob;
     const Tensor loss =
         ops::grpo_loss(logprob, logprob.detach(), micro.advantage, micro.target != data::kIgnore, options).loss;
     loss.backward();
@@ -330,7 +331,9 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   } else if (reference_) {
     torch::NoGradGuard no_grad;
     model::Decoder model = *reference_;
-    reference = model->token_entropy(batch.tokens, batch.target, temperature_, nullptr, {}, {}, false, inner()).logprob;
+    reference =
+        model->token_entropy(batch.tokens, batch.target, temperature_, nullptr, {{}, batch.prefix}, {}, false, inner())
+            .logprob;
   }
   if (reference && batch.difficulty.defined()) {
     const Tensor own = divergence_by_difficulty(policy.logprob, *reference, batch);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "csrc/methods/preference.h"
+#include "csrc/train/prefix.h"
 #include "csrc/train/update_pass.h"
 
 namespace isentrope::train {
@@ -73,7 +74,7 @@ Tensor PreferenceObjective::loss_of(const Tensor& logprob, const Batch& micro, d
   Tensor reference;
   {
     const torch::NoGradGuard no_grad;
-    reference = reference_->token_entropy(micro.tokens, micro.target, 1.0).logprob;
+    reference = judged(reference_, micro).logprob;
   }
   const auto by_pair = [](const Tensor& rows) { return rows.view({-1, 2}); };  // [P, 2]
   const Tensor count = by_pair((micro.target != data::kIgnore).sum(1)), real = count.gt(0).all(1);

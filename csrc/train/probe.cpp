@@ -119,18 +119,21 @@ Probe load_probe(const std::string& file, int64_t width) {
 Tensor hidden_of(const model::Decoder& model, const std::vector<std::vector<int64_t>>& prompts) {
   const torch::NoGradGuard no_grad;
   model::Decoder decoder = model;
+  const torch::Device device = model->embedding().device();
   std::vector<Tensor> found;
   const auto count = static_cast<int64_t>(prompts.size());
   for (int64_t first = 0; first < count; first += kTexts) {
     const int64_t rows = std::min(kTexts, count - first);
     int64_t T = 1;
     for (int64_t i = 0; i < rows; ++i) T = std::max<int64_t>(T, std::ssize(prompts[first + i]));
+    Tensor prefix = torch::zeros({rows, T}, torch::kBool);
     Tensor tokens = torch::zeros({rows, T}, torch::kInt64), last = torch::empty({rows}, torch::kInt64);
     for (int64_t i = 0; i < rows; ++i) {
       std::copy(prompts[first + i].begin(), prompts[first + i].end(), tokens.mutable_data_ptr<int64_t>() + i * T);
+      std::fill_n(prefix.mutable_data_ptr<bool>() + i * T, std::ssize(prompts[first + i]), true);
       last.mutable_data_ptr<int64_t>()[i] = i * T + std::ssize(prompts[first + i]) - 1;
     }
-    const Tensor hidden = decoder->hidden(tokens.to(model->embedding().device()));  // [rows, T, C]
+    const Tensor hidden = decoder->hidden(tokens.to(device), nullptr, {{}, prefix.to(device)});  // [rows, T, C]
     found.push_back(hidden.flatten(0, 1).to(torch::kCPU, torch::kFloat32).index_select(0, last));
   }
   return found.empty() ? torch::empty({0, model->config().hidden_size}) : torch::cat(found);

@@ -122,7 +122,8 @@ Tensor last_states(model::Decoder& model, const data::Batch& update, int64_t tok
     const auto cut = [&](const Tensor& x) {
       return x.defined() ? x.slice(0, begin, std::min(begin + at_once, rows)).slice(1, 0, columns) : x;
     };
-    states.push_back(model->hidden(cut(update.tokens), nullptr, cut(update.position)).index({cut(real)}));
+    states.push_back(
+        model->hidden(cut(update.tokens), nullptr, {cut(update.position), cut(update.prefix)}).index({cut(real)}));
   }
   if (states.empty()) return torch::empty({0, model->config().hidden_size});
   return torch::cat(states).slice(0, 0, tokens);

@@ -134,7 +134,7 @@ Record Trainer::step() {
   record.warnings.insert(record.warnings.end(), learnt.warnings.begin(), learnt.warnings.end());
   if (!learnt.goes_back && !data.updates.empty()) {
     metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
-    open_->optimizer.apply();
+    open_->optimizer.apply(), take_seen();
     if (composition_) composition_->apply();
     open_->made = true;
   }
@@ -152,7 +152,7 @@ Record Trainer::step() {
 double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   const PhaseConfig& phase = open_->config;
   const data::Batch update = given.to(model_->embedding().device());
-  open_->optimizer.zero_grad();
+  open_->optimizer.zero_grad(), model_->forget_seen();
   const bool clips = config_.model.attention.qk_clip > 0,
              looks = u == 0 && due(phase.objective.attention_entropy.every) && attends_;
   const bool measures = u == 0 && due(config_.metrics.gradient_noise_scale);
@@ -170,7 +170,7 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   if (measures) tell_noise(update, stats["grad_norm"], learnt);
   if (looks) learnt.attention = watch.statistics();
   if (learnt.goes_back) {
-    open_->optimizer.apply();
+    open_->optimizer.apply(), take_seen();
     if (composition_) composition_->apply();
     if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
     const Clock::time_point updated = Clock::now();

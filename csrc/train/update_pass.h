@@ -39,8 +39,8 @@ class Pass {
                            std::optional<int64_t> inner = {}) {
     rows_ = micro.real();
     target_ = micro.target;
-    return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr, micro.position,
-                                keep, moments, inner);
+    return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr,
+                                {micro.position, micro.prefix}, keep, moments, inner);
   }
 
   const model::AttentionRecord& record() const { return record_; }

@@ -20,7 +20,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-KINDS = ("softmax", "softmax_rnn", "linear", "normalized", "gated_delta", "ssd")
+KINDS = ("softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd")
 
 
 class IsentropeConfig(PretrainedConfig):
@@ -115,7 +115,7 @@ class Softmax(nn.Module):
             out = out * self.output_gate_proj(x).to(out.dtype).sigmoid().mT[..., None]
         return out
 
-    def rows(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, H, T, T], −∞ where a key is not in sight, and the values of its heads [B, H, T, D]."""
         q, k, v = (_heads(p(x), self.D) for p in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
@@ -139,6 +139,53 @@ class Softmax(nn.Module):
     def forward(self, x: Tensor, *place: Tensor) -> Tensor:
         logits, v = self.rows(x, *place)
         rows = self._finished((logits.softmax(-1).to(v.dtype) @ v).to(logits.dtype), logits, x)
+        out: Tensor = self.o_proj(rows.to(x.dtype).transpose(1, 2).flatten(-2))
+        return out
+
+
+class Routed(nn.Module):
+    """Half of the heads see a window, the others tokens of their cluster, by centres of their queries: csrc/model/mixers/routed.h."""
+
+    centroids: Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        C, H, D, o = config.hidden_size, config.num_attention_heads, config.head_dim, config.routed
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, H * D, bias=False) for _ in range(3))
+        self.o_proj = nn.Linear(H * D, C, bias=False)
+        self.near, self.D, self.o = H - H // 2, D, o
+        self.register_buffer("centroids", torch.zeros(H // 2, o["clusters"], D))
+
+    def rows(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, H, T, T], −∞ where a key is not in sight, and the values of the heads [B, H, T, D]. Of balanced clusters the logarithms of
+        the weights' mean over those that have the token; a row of −∞ where none has."""
+        near, T = self.near, x.shape[1]
+        q, k, v = (_heads(p(x), self.D) for p in (self.q_proj, self.k_proj, self.v_proj))
+        scores = torch.nn.functional.normalize(q[:, near:].float() if q.dtype != torch.float64 else q[:, near:], dim=-1)
+        scores = scores @ self.centroids.to(scores.dtype).mT  # [B, routed heads, T, clusters]
+        q, k = (torch.cat([_rotated(y[:, :near], cosine, sine), y[:, near:]], 1) for y in (q, k))
+        logits = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(self.D)
+        back = position[:, :, None] - position[:, None, :]
+        there = (back >= 0) & seen[:, None, :]
+        there = there | torch.eye(T, dtype=torch.bool, device=x.device)  # a row of padding sees itself
+        local = (there & (back < self.o["local_window"]))[:, None].expand(-1, near, -1, -1)
+        if self.o["assign"] == "argmax":
+            cluster = scores.argmax(-1)
+            alike = (cluster[..., :, None] == cluster[..., None, :]) & there[:, None]
+            alike &= alike.flip(-1).cumsum(-1).flip(-1) <= self.o["window"]
+            return logits.masked_fill(~torch.cat([local, alike], 1), -torch.inf), v
+        scores = scores.masked_fill(~seen[:, None, :, None], -torch.inf)
+        taken = torch.zeros_like(scores, dtype=torch.bool).scatter(2, scores.topk(min(self.o["window"], T), 2).indices, True) & seen[:, None, :, None]
+        weights = torch.zeros_like(logits[:, near:])
+        for own in taken.unbind(-1):  # [B, routed heads, T]
+            sight = own[..., :, None] & own[..., None, :] & there[:, None]
+            weights += logits[:, near:].masked_fill(~sight, -torch.inf).softmax(-1).nan_to_num(0)
+        weights = weights / taken.sum(-1).clamp_min(1)[..., None]
+        return torch.cat([logits[:, :near].masked_fill(~local, -torch.inf), weights.log()], 1), v
+
+    def forward(self, x: Tensor, *place: Tensor) -> Tensor:
+        logits, v = self.rows(x, *place)
+        rows = logits.softmax(-1).nan_to_num(0).to(v.dtype) @ v
         out: Tensor = self.o_proj(rows.to(x.dtype).transpose(1, 2).flatten(-2))
         return out
 
@@ -167,13 +214,16 @@ class Recurrence(nn.Module):
         states, self.heads = max(self.keys, self.values), H
         self.q_proj, self.k_proj = (nn.Linear(C, n * D, bias=False) for n in (self.queries, self.keys))
         self.v_proj, self.o_proj = nn.Linear(C, self.values * self.E, bias=False), nn.Linear(H * self.E, C, bias=False)
-        self.feature_map, self.normalizer = o.get("feature_map"), o.get("normalizer", False)
+        self.prefix = kind == "prefix_linear"
+        if self.prefix:
+            self.prefix_k_proj, self.prefix_v_proj = nn.Linear(C, G * D, bias=False), nn.Linear(C, G * D, bias=False)
+        self.feature_map, self.normalizer = o.get("feature_map"), o.get("normalizer", self.prefix)
         self.denominator = o.get("denominator") if o.get("denominator") != "rms" else None
         self.most_beta = 2 if o.get("allow_negative") else 1
         if self.denominator:
             self.n_proj = nn.Linear(C, H, bias=False)
         if o["conv_size"] > 1:
-            channels = (self.queries + self.keys) * D + self.values * self.E
+            channels = (self.queries + self.keys) * D + self.values * self.E + 2 * G * D * self.prefix
             self.conv = nn.Conv1d(channels, channels, o["conv_size"], groups=channels, bias=False)
         if grouped or o.get("decay") == "token":
             self.decay = Decay(C, states)
@@ -187,15 +237,19 @@ class Recurrence(nn.Module):
             self.D = nn.Parameter(torch.ones(states))
         self.o_norm = nn.RMSNorm(self.E, config.rms_norm_eps) if grouped or o.get("denominator") == "rms" else None
 
-    def rows(self, x: Tensor, seen: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """φ(q), φ(k) [B, H, T, F] and what they write, u [B, H, T, E]; Γ [B or 1, H or 1, T, T]; the values v [B, values, T, E]."""
+    def rows(self, x: Tensor, seen: Tensor, *place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """φ(q), φ(k) [B, H, T, F] and what they write, u [B, H, T, E]; Γ [B or 1, H or 1, T, T]; the values v [B, values, T, E]. Of a layer that
+        reads a prefix, place[3] [B, T], T keys and writes more, before the others: those of its tokens, which every row sees."""
         wide, there = torch.promote_types(x.dtype, torch.float32), seen[:, None, :, None]
         sizes = [self.queries * self.size, self.keys * self.size, self.values * self.E]
-        inputs = torch.cat([p(x) for p in (self.q_proj, self.k_proj, self.v_proj)], -1) * seen[..., None]
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        if self.prefix:
+            sizes, projections = sizes + sizes[1:], [*projections, self.prefix_k_proj, self.prefix_v_proj]
+        inputs = torch.cat([p(x) for p in projections], -1) * seen[..., None]
         if hasattr(self, "conv"):
             weight = self.conv.weight
             inputs = silu(conv1d(nn.functional.pad(inputs.mT, (weight.shape[-1] - 1, 0)), weight, groups=len(weight)).mT)
-        q, k, v = (_heads(y, d) for y, d in zip(inputs.split(sizes, -1), (self.size, self.size, self.E)))
+        q, k, v, *early = (_heads(y, d) for y, d in zip(inputs.split(sizes, -1), (self.size, self.size, self.E, self.size, self.E)))
         if self.feature_map:
             q, k = FEATURE_MAPS[self.feature_map](q), FEATURE_MAPS[self.feature_map](k)
         if self.kind == "gated_delta":
@@ -217,6 +271,10 @@ class Recurrence(nn.Module):
             sums = log_decay.repeat_interleave(self.heads // log_decay.shape[1], 1).cumsum(-1)
             between = sums[..., :, None] - sums[..., None, :]
         decay = between.tril().exp().tril()
+        if self.prefix:
+            e = FEATURE_MAPS[self.feature_map](early[0]) * place[3][:, None, :, None]
+            e, w = (y.repeat_interleave(self.heads // y.shape[1], 1).to(wide) for y in (e, early[1]))
+            k, u, decay = torch.cat([e, k], 2), torch.cat([w, u], 2), torch.cat([torch.ones_like(decay), decay], -1)
         if self.kind == "gated_delta":  # U = (I + tril(β K Kᵀ ∘ Γ, −1))⁻¹ β V
             beta = (self.most_beta * self.b_proj(x).to(wide).sigmoid()).mT[..., None]
             u = torch.linalg.solve_triangular((beta * (k @ k.mT) * decay).tril(-1), beta * u, upper=False, unitriangular=True)
@@ -279,8 +337,11 @@ class Block(nn.Module):
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         kind = config.mixers[layer % len(config.mixers)]
-        attends = kind in ("softmax", "softmax_rnn")
-        self.self_attn = Softmax(config, layer, getattr(config, kind, {})) if attends else Recurrence(config, kind)
+        self.self_attn: nn.Module
+        if kind in ("softmax", "softmax_rnn"):
+            self.self_attn = Softmax(config, layer, getattr(config, kind, {}))
+        else:
+            self.self_attn = Routed(config) if kind == "routed" else Recurrence(config, kind)
         self.mlp = Mlp(config)
         if config.norm == "pre" or config.norm == "post" and layer > 0:  # behind every sum, and there is none before the first block
             self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -310,11 +371,17 @@ class Decoder(nn.Module):
         angle = position[:, None, :, None].double() * frequency.double().to(position.device)
         return angle.cos() * factor, angle.sin() * factor
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False, **_: Any) -> BaseModelOutput:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False, prefix_length: Tensor | int = 0, **_: Any
+    ) -> BaseModelOutput:
         x, after, read = self.embed_tokens(input_ids), self.config.norm == "post", []
         seen = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         position = (seen.cumsum(-1) - 1).clamp_min(0)
         cosine, sine = (angle.to(x.dtype) for angle in self.angles(position))
+        lengths = torch.as_tensor(prefix_length, device=x.device).reshape(-1, 1)
+        if bool((lengths > seen.sum(-1, keepdim=True)).any()):
+            raise ValueError(f"prefix_length is {int(lengths.max())}; wanted at most the tokens of each sequence, of which the shortest has {int(seen.sum(-1).min())}")
+        prefix = seen & (position < lengths)
 
         def normed(x: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor]:  # the stream, what the branch reads
             y = x if norm is None else norm(x)
@@ -324,14 +391,15 @@ class Decoder(nn.Module):
         for block in self.layers:
             read.append(x)
             x, y = normed(x, getattr(block, "input_layernorm", None))
-            x, y = normed(x + block.self_attn(y, seen, position, cosine, sine), getattr(block, "post_attention_layernorm", None))
+            x, y = normed(x + block.self_attn(y, seen, position, cosine, sine, prefix), getattr(block, "post_attention_layernorm", None))
             x = block.mlp(x, y)
         x = normed(x, getattr(self, "norm", None))[1]
         return BaseModelOutput(last_hidden_state=x, hidden_states=(*read, x) if output_hidden_states else None)
 
 
 class IsentropeForCausalLM(PreTrainedModel, GenerationMixin):
-    """[B, T] tokens → logits [B, T, V]. attention_mask [B, T] may have padding on either side."""
+    """[B, T] tokens → logits [B, T, V]. attention_mask [B, T] may have padding on either side. prefix_length, a number or [B]: how many tokens at
+    the start of each sequence are its prefix, which layers of kind prefix_linear read as a whole; generate() takes the prompt."""
 
     config_class = IsentropeConfig
     base_model_prefix = "model"
@@ -350,13 +418,20 @@ class IsentropeForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> Any:
         return self.lm_head
 
+    def generate(self, inputs: Any = None, **kwargs: Any) -> Any:
+        prompt, mask = inputs if inputs is not None else kwargs.get("input_ids"), kwargs.get("attention_mask")
+        if prompt is not None and "prefix_length" not in kwargs:
+            kwargs["prefix_length"] = prompt.shape[1] if mask is None else mask.sum(-1)
+        return super().generate(inputs, **kwargs)
+
     def prepare_inputs_for_generation(self, input_ids: Any, *_: Any, **kwargs: Any) -> dict[str, Any]:  # transformers looks for that name
-        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask"), "prefix_length": kwargs.get("prefix_length", 0)}
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, output_hidden_states: bool = False, **_: Any
-    ) -> CausalLMOutput:
-        found = self.model(input_ids, attention_mask, output_hidden_states)
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, output_hidden_states: bool = False,
+        prefix_length: Tensor | int = 0, **_: Any,
+    ) -> CausalLMOutput:  # fmt: skip
+        found = self.model(input_ids, attention_mask, output_hidden_states, prefix_length)
         logits, loss = self.lm_head(found.last_hidden_state), None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

@@ -4,6 +4,10 @@ Step: 6 layers of width 256, linear attention (elu + 1, normalizer), one sequenc
 cross-entropy, as the program takes it; the rival is the model in torch with linear attention in chunks of 64, eager and compiled.
 Values first: the logits are the same.
 
+Routed: 2 layers of width 256 with 4 heads, 2 of them routed, and an MLP of 8 (a layer's mixer is what is timed), one sequence of 8192 bytes, 90 clusters,
+windows of 91 tokens, a training step as above, beside the same of softmax attention: by argmax and by balanced clusters. Values first: the
+logits of 512 tokens in 8 clusters are those of dense attention under masks in torch.
+
 Rollouts: the same model size, 24 sequences at a time of a prompt of 16 and 1024 new tokens, each kind beside `softmax`; the tokens are
 as many, and times are for a thousand of them. A decoding state has one size; the cache of softmax grows to 1040 positions.
 """
@@ -17,10 +21,35 @@ import torch.nn.functional as F
 from plain_model import PlainDecoder, Program, fixed_tokens
 from timing import interleaved
 
-TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0}
+TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0, "dense": 4.0}
 KINDS = {"softmax": 0, "linear": 1, "normalized": 2, "gated_delta": 3, "ssd": 4}
+ROUTED = 5
 STEP = {"layers": 6, "width": 256, "heads": 4, "kv_heads": 4, "mlp": 768, "vocabulary": 256, "context": 2048, "batch": 1, "length": 2048}
 ROLLOUT = {**STEP, "context": 1056, "batch": 1, "length": 16, "prompts": 24, "samples": 1, "prompt": 16, "new_tokens": 1024, "min_tokens": 1024}
+
+
+LONG = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 4, "mlp": 8, "vocabulary": 256, "context": 8192, "batch": 1, "length": 8192, "clusters": 90, "window": 91}
+
+
+class MaskedRouted(PlainDecoder):
+    """PlainDecoder with the attention of routed heads, by argmax, as dense attention under masks."""
+
+    def forward(self, tokens, centroids):
+        B, T = tokens.shape
+        H, D, w = self.shape["heads"], self.size, self.shape["window"]
+        near = H - H // 2
+        there = torch.ones(T, T).tril().bool()
+        x = F.embedding(tokens, self.embedding)
+        for block, centres in zip(self.layers, centroids):
+            q, k, v = F.linear(self.norm(x, block.input_norm), block.qkv).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
+            cluster = (q[:, near:] @ centres.mT).argmax(-1)
+            alike = (cluster[..., :, None] == cluster[..., None, :]) & there
+            alike &= alike.flip(-1).cumsum(-1).flip(-1) <= w
+            sight = torch.cat([(there & ~there.tril(-w)).expand(B, near, T, T), alike], 1)
+            q, k = (torch.cat([self.rotate(y[:, :near], self.cosine[:T], self.sine[:T]), y[:, near:]], 1) for y in (q, k))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=sight)
+            x = self.mlp(x + F.linear(y.transpose(1, 2).reshape(B, T, H * D), block.o), block)
+        return F.linear(self.norm(x, self.final_norm), self.head)
 
 
 class ChunkedLinear(PlainDecoder):
@@ -64,6 +93,26 @@ def step_rows(program_path, rounds, threads):
                "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS[name]}  # fmt: skip
 
 
+def routed_rows(program_path, rounds, threads):
+    small = {**LONG, "context": 512, "length": 512, "clusters": 8, "window": 20}
+    program = Program(program_path, threads, **small, mixer=ROUTED)
+    weights = program.weights()
+    with torch.no_grad():
+        plain = MaskedRouted(weights, small)(fixed_tokens(1, 512, 256), [weights[f"model.layers.{i}.self_attn.centroids"] for i in range(2)])
+        torch.testing.assert_close(program.logits(plain.shape), plain, rtol=1e-3, atol=1e-4)
+    program.close()
+    programs = {"argmax": Program(program_path, threads, **LONG, mixer=ROUTED), "balanced": Program(program_path, threads, **LONG, mixer=ROUTED, balanced=1),
+                "dense": Program(program_path, threads, **LONG)}  # fmt: skip
+    seconds = interleaved({name: lambda one=one: one("update") for name, one in programs.items()}, rounds)
+    for program in programs.values():
+        program.close()
+    for name in ("argmax", "balanced"):
+        ratios = [b / a for a, b in zip(seconds[name], seconds["dense"])]
+        yield {"op": "mixers", "shape": f"routed ({name}) 2 x 256, T 8192, 90 clusters, training step", "dtype": "float32", "threads": threads,
+               "ours_s": statistics.median(seconds[name]), "peer": "dense", "peer_s": statistics.median(seconds["dense"]),
+               "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS["dense"]}  # fmt: skip
+
+
 def rollout_rows(program_path, rounds, threads):
     programs = {kind: Program(program_path, threads, **ROLLOUT, mixer=number) for kind, number in KINDS.items()}
     times = {kind: [] for kind in programs}
@@ -87,4 +136,4 @@ def rollout_rows(program_path, rounds, threads):
 def rows(program_path, rounds=5, threads=1):
     """One dictionary a row of the table: shape, seconds (medians), ratio with its range."""
     torch.set_num_threads(threads)
-    return [*step_rows(program_path, rounds, threads), *rollout_rows(program_path, rounds, threads)]
+    return [*step_rows(program_path, rounds, threads), *routed_rows(program_path, rounds, threads), *rollout_rows(program_path, rounds, threads)]

@@ -50,6 +50,13 @@ inline std::vector<std::pair<std::string, DecoderConfig>> mixer_cases() {
   }
   cases.emplace_back("linear without normalizer", small_mixers({"linear"}));
   cases.back().second.linear.normalizer = false;
+  cases.emplace_back("prefix_linear", small_mixers({"prefix_linear"}));
+  cases.emplace_back("prefix_linear convolved", small_mixers({"prefix_linear"}));
+  cases.back().second.prefix_linear = {.feature_map = "elu_plus_one", .conv_size = 3};
+  cases.emplace_back("prefix_linear behind softmax", small_mixers({"softmax", "prefix_linear"}));
+  cases.emplace_back("routed", small_mixers({"routed"}));
+  cases.back().second.num_key_value_heads = 4;
+  cases.back().second.routed = {.clusters = 3, .window = 7, .local_window = 5};
   for (const char* denominator : {"exp", "softplus", "sigmoid", "rms"}) {
     cases.emplace_back(std::string("normalized ") + denominator, small_mixers({"normalized"}));
     cases.back().second.normalized.denominator = denominator;

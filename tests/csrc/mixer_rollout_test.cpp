@@ -41,7 +41,9 @@ TEST(MixerRollout, DrawsFromTheDistributionOfTheForwardPass) {
         const Tensor row = torch::tensor(tokens).unsqueeze(0);
         const Tensor target = torch::tensor(c.tokens).unsqueeze(1);
         const auto logprob = [&](model::Decoder& of) {
-          const Tensor logits = of->forward(row)[0].slice(0, length - 1, length - 1 + count).to(torch::kFloat64);
+          const model::Places places({}, torch::arange(row.size(1)).unsqueeze(0) < length);  // the prompt is the prefix
+          const Tensor logits =
+              of->forward(row, nullptr, places)[0].slice(0, length - 1, length - 1 + count).to(torch::kFloat64);
           return logits.log_softmax(-1).gather(1, target).squeeze(1);
         };
         const Tensor truth = logprob(exact);

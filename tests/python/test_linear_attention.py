@@ -418,6 +418,13 @@ def test_the_dynamical_system_is_each_of_them():
     close = lambda a, e: torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)  # noqa: E731
     linear = scores.masked_fill(~seen, 0) @ v
     close(system(one, outer, q[..., None, :]), linear)
+    # A prefix of 7 tokens that is read in both directions: the state that the system begins with.
+    e, w = torch.randn(B, H, 7, D, dtype=torch.float64), torch.randn(B, H, 7, E, dtype=torch.float64)
+    early = reference.dynamical_system(one, outer, q[..., None, :], e.mT @ w)[0][..., 0, :]
+    close(early, linear + q @ e.mT @ w)
+    state = torch.cat([e.mT @ w, e.sum(2)[..., None]], -1)
+    weight = scores.masked_fill(~seen, 0).sum(-1, keepdim=True) + (q @ e.mT).sum(-1, keepdim=True)
+    close(isentrope.linear_attention(q, k, v, state=state, normalizer=True).out * weight, early)
     # Normalised by exp(eta) of the query's token: Λ = η_{i-1} / η_i may be above 1.
     ratio = torch.cat([eta[..., :1] * 0, eta[..., :-1] - eta[..., 1:]], -1).exp()[..., None, None]
     close(system(ratio, outer * (-eta).exp()[..., None, None], q[..., None, :]), linear * (-eta).exp()[..., None])

@@ -101,6 +101,60 @@ def test_entropy_guided_attention_trains_goes_on_and_is_read_back(tmp_path):
     assert drawn.returncode == 0 and len(json.loads(drawn.stdout)["ids"]) > 0, drawn.stderr
 
 
+@pytest.mark.parametrize(
+    "words, keys",
+    [
+        (["model.mixers=[prefix_linear]", "model.prefix_linear.feature_map=elu_plus_one", "model.prefix_linear.prefix=20"], {"prefix/loss"}),
+        (["model.mixers=[routed]", "model.routed={assign: balanced, clusters: 6, window: 8, local_window: 8, decay: 0.9}"], set()),
+    ],
+    ids=["prefix_linear", "balanced"],
+)
+def test_text_is_learnt_goes_on_bit_for_bit_and_does_not_mind_its_cuts(words, keys, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(3000)))
+    words = ["run.threads=1", "model.num_hidden_layers=2", "model.hidden_size=32", "model.attention.temperature=none", "model.norm=pre", "model.activation=swiglu", "model.max_position_embeddings=48",
+             "phases.pretrain.steps=8", "phases.pretrain.schedule.warmup_steps=0", "phases.pretrain.objective.attention_entropy={every: 2, coef: 0}", "test.windows=4",
+             f"phases.pretrain.data.corpus={{paths: [{tmp_path}/text.txt], cache: {tmp_path}/tokens}}", "run.checkpoint_every=4", *words]  # fmt: skip
+
+    def command(folder, *more):
+        return subprocess.run([program(), "train", str(GUIDED), f"run.dir={tmp_path / folder}", *words, "--quiet", *more], capture_output=True, text=True)
+
+    made = command("whole")
+    assert made.returncode == 0, made.stderr
+    said = lines(tmp_path / "whole")
+    steps = [line for line in said if "loss" in line and "lr" in line]
+    assert steps[-1]["loss"] < steps[0]["loss"] and all(keys <= line.keys() for line in steps)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for checkpoint in (tmp_path / "part/checkpoints").iterdir():
+        if checkpoint.name != "pretrain-000004":
+            shutil.rmtree(checkpoint)
+    again = command("part", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert lines(tmp_path / "part") == said
+    a, b = (weights(tmp_path / name, "pretrain-000008") for name in ("whole", "part"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    # Cut into micro-batches it hides the same tokens and moves the same centres, up to rounding.
+    cut = command("cut", "phases.pretrain.batch.micro_tokens=96")
+    assert cut.returncode == 0, cut.stderr
+    for one, other in zip(steps, (line for line in lines(tmp_path / "cut") if "loss" in line and "lr" in line)):
+        assert all(other[key] == pytest.approx(one[key], rel=2e-4) for key in {"loss", *keys})
+    moved = [name for name in a if name.endswith("centroids")]
+    assert len(moved) == (0 if keys else 2)
+    for name in moved:
+        start = weights(tmp_path / "whole", "pretrain-000004")[name]
+        assert not torch.equal(start, a[name])
+        torch.testing.assert_close(a[name].norm(dim=-1), torch.ones(2, 6))
+    drawn = subprocess.run([program(), "sample", str(tmp_path / "whole"), "--prompt", "12 squared", "--max-new-tokens", "5"], capture_output=True, text=True)
+    assert (drawn.returncode == 0) == bool(keys)
+    if not keys:
+        assert "routed.assign is balanced" in drawn.stderr and "take argmax" in drawn.stderr, drawn.stderr
+
+
+def test_a_prefix_that_leaves_no_text_is_refused(tmp_path):
+    words = ["model.mixers=[prefix_linear]", "model.attention.temperature=none", "model.prefix_linear.prefix=128", "phases.pretrain.objective.attention_entropy.coef=0"]
+    made = subprocess.run([program(), "train", str(GUIDED), f"run.dir={tmp_path}/run", *words], capture_output=True, text=True)
+    assert made.returncode != 0 and "model.prefix_linear.prefix: 128 tokens leave none of a text of 128; wanted less, or a share below 1" in made.stderr, made.stderr
+
+
 def model_of(folder):
     """The decoder of a checkpoint, tokens [T] → logits [T, V], its mixers the modules of isentrope.nn."""
     told, w = json.loads((folder / "config.json").read_text()), {k: v.double() for k, v in load_file(folder / "model.safetensors").items()}
@@ -183,6 +237,10 @@ def test_lora_and_bfloat16_train_on_states(tmp_path):
         ("ssd", ["phases.grpo.rollout.cache_tokens=4096"], "no layer of model.mixers keeps keys and values in pages"),
         ("ssd", ["phases.sft.objective.attention_entropy.coef=0.1"], "no layer of model.mixers is of kind softmax"),
         ("hybrid", ["phases.grpo.weight=[{kind: attention_entropy, layer: 0}]"], "the layer's mixer is no softmax"),
+        ("routed", ["model.routed.assign=balanced"], "phases.sft.objective.kind: sft, and in layer 0 (routed) a token sees later ones"),
+        ("routed", ["model.num_key_value_heads=2"], "model: num_key_value_heads: 2; heads of kind routed have keys and values of their own"),
+        ("routed", ["model.attention.softcap=5"], "model: attention.softcap: layers of kind routed have none, and layer 0 is one"),
+        ("prefix_linear", ["phases.grpo.rollout.cache_tokens=4096"], "no layer of model.mixers keeps keys and values in pages"),
         ("gated_delta", ["phases.sft.data.tint.queries=9"], "a problem of recall may have 8 keys"),
         ("gated_delta", ["phases.sft.data.tint.terms=[17]"], "the keys of recall are of 16 letters"),
     ],

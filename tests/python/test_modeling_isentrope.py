@@ -26,6 +26,10 @@ CASES = {
     "gated_delta": ("gated_delta", []),
     "gated_delta, shared keys, negative": ("gated_delta", ["num_key_value_heads=1", "gated_delta.expand_v=2", "gated_delta.allow_negative=true"]),
     "ssd": ("ssd", []),
+    "prefix_linear": ("prefix_linear", []),
+    "prefix_linear, taylor2, shared keys": ("prefix_linear", ["num_key_value_heads=2", "prefix_linear.feature_map=taylor2", "prefix_linear.conv_size=1", "prefix_linear.mask_weight=0"]),
+    "prefix_linear beside softmax": ("prefix_linear", ["mixers=[softmax, prefix_linear]"]),
+    "routed": ("routed", []),
     "hybrid": ("hybrid", []),
     "softmax, every option": ("softmax", ["num_key_value_heads=1", "norm=post", "attention.softcap=5", "attention.temperature=row", "attention.qk_norm=true", "attention.bias=qkv", "mlp_bias=true",
                                           "attention.window=6", "attention.layer_types=[sliding_attention, full_attention]", "tie_word_embeddings=true"]),
@@ -79,9 +83,10 @@ def test_logits_are_those_of_the_trainer(name, tmp_path):
     for row, sequence in enumerate(sequences):
         for side, place in ((0, slice(longest - len(sequence), None)), (1, slice(0, len(sequence)))):  # padding on the left, on the right
             ids[side, row, place], mask[side, row, place] = torch.tensor(sequence), 1
+    prompts = torch.tensor([len(sequence) - len(one["ids"]) for sequence, one in zip(sequences, drawn)])
     for side in (0, 1):
         with torch.no_grad():
-            logits = model(ids[side], attention_mask=mask[side]).logits
+            logits = model(ids[side], attention_mask=mask[side], prefix_length=prompts).logits
         for row, one in enumerate(drawn):
             n, end = len(one["ids"]), longest if side == 0 else len(sequences[row])
             logprob = logits[row, end - n - 1 : end - 1].log_softmax(-1).gather(1, torch.tensor(one["ids"])[:, None])[:, 0]
@@ -101,6 +106,22 @@ def test_generates_and_learns(tmp_path):
         assert int(model(both[1:, :-1]).logits[0, -1].argmax()) == int(both[1, -1])
     model(prompts, attention_mask=mask, labels=prompts).loss.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_generates_behind_a_prefix(tmp_path):
+    checkpoint, _ = run_of(tmp_path / "run", "prefix_linear", [])
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
+    prompts, mask = torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    told = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    both = model.generate(prompts, attention_mask=mask, **told)
+    alone = model.generate(prompts[:1, 2:], **told)
+    assert torch.equal(both[0, 5:], alone[0, 3:])
+    with torch.no_grad():
+        logits = model(both[1:, :-1], prefix_length=5).logits
+        assert torch.equal(logits[0, 4:].argmax(-1), both[1, 5:])
+        assert not torch.allclose(logits, model(both[1:, :-1]).logits)
+    with pytest.raises(ValueError, match="prefix_length is 9; wanted at most the tokens of each sequence, of which the shortest has 3"):
+        model(prompts, attention_mask=mask, prefix_length=torch.tensor([2, 9]))
 
 
 def test_diagnose_opens_by_the_package_and_not_by_the_folder(tmp_path):

@@ -58,6 +58,59 @@ struct LinearMixerConfig {
   }
 };
 
+struct PrefixLinearMixerConfig {
+  std::string feature_map = "taylor2";
+  int64_t conv_size = 1;
+  double prefix = 0.5;
+  double mask_weight = 0.25;
+  double mask_share = 0.15;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("feature_map", feature_map, "As linear.feature_map; the paper has taylor2, of small heads.",
+      one_of({"elu_plus_one", "relu", "exp_normalized", "taylor2"}));
+    v("conv_size", conv_size,
+      "Tokens that a causal convolution of each channel of q, of both k and of both v sees, with a SiLU behind it; 1: "
+      "neither.",
+      between(1, 64));
+    v("prefix", prefix,
+      "Text (pretrain): tokens at the start of a sequence that are its prefix, or below 1 their share of it. Elsewhere "
+      "the prompt is the prefix.",
+      above_to(0, 1 << 24));
+    v("mask_weight", mask_weight,
+      "Phases pretrain and sft: weight of the mean cross-entropy of prefix tokens that are hidden from the model, "
+      "beside that of the next tokens behind the prefix; 0: none is hidden (the authors: 0.25).",
+      at_least(0));
+    v("mask_share", mask_share, "Share of the tokens of a prefix that are hidden, drawn anew in every update.",
+      between(0, 1));
+  }
+};
+
+struct RoutedMixerConfig {
+  std::string assign = "argmax";
+  int64_t clusters = 8;
+  int64_t window = 32;
+  int64_t local_window = 32;
+  double decay = 0.999;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("assign", assign,
+      "argmax: a token belongs to the cluster whose centre is nearest to its query, and sees the last tokens of it. "
+      "balanced, as published: each cluster takes the tokens nearest to its centre, as many for all; which these are "
+      "depends on later tokens, so that a model can be trained on text (pretrain) and cannot decode.",
+      one_of({"argmax", "balanced"}));
+    v("clusters", clusters,
+      "Clusters of a routed head, best about the square root of the length; half of the heads are routed.",
+      between(1, 1 << 16));
+    v("window", window, "Tokens of a cluster: the last that a token sees (argmax), or those it takes (balanced).",
+      between(1, 1 << 20));
+    v("local_window", local_window, "Tokens that a head that is not routed sees, itself and those just before it.",
+      between(1, 1 << 20));
+    v("decay", decay, "Of the moving mean of unit queries, over updates, that a centre is.", between(0, 1));
+  }
+};
+
 struct NormalizedMixerConfig {
   std::string denominator = "exp";
   int64_t conv_size = 1;

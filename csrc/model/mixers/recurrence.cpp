@@ -67,7 +67,9 @@ Tensor taylor2(const Tensor& x) {
   const auto root = std::sqrt(static_cast<double>(d));
   const Tensor pairs = torch::triu_indices(d, d, 0, x.options().dtype(torch::kLong));
   const Tensor i = pairs[0], j = pairs[1];
-  const Tensor factor = torch::where(i == j, 1 / (std::sqrt(2.0) * root), 1 / root).to(x.scalar_type());
+  const auto doubles = x.options().dtype(torch::kFloat64);
+  const Tensor once = torch::full({}, 1 / (std::sqrt(2.0) * root), doubles), twice = torch::full({}, 1 / root, doubles);
+  const Tensor factor = torch::where(i == j, once, twice).to(x.scalar_type());
   return torch::cat({torch::ones_like(x.slice(-1, 0, 1)), x / std::sqrt(root),
                      x.index_select(-1, i) * x.index_select(-1, j) * factor},
                     -1);
@@ -88,14 +90,16 @@ Tensor RecurrenceMixer::mapped(const Tensor& x) const {
   return r_.unit ? of_unit_length(x) : x;
 }
 
-Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* packing, RecurrentState* state) const {
+Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* packing, RecurrentState* state,
+                            const Tensor& prefix) const {
   const int64_t N = projected.size(0), B = N / std::max<int64_t>(T, 1), S = r_.states();
+  const size_t mapped_parts = r_.prefix ? 5 : 3;  // q, k, v, and of a prefix k and v
   std::vector<int64_t> heights{r_.channels()};
-  for (size_t i = 3; i < shape.parts.size(); ++i) heights.push_back(shape.parts[i].second);
+  for (size_t i = mapped_parts; i < shape.parts.size(); ++i) heights.push_back(shape.parts[i].second);
   const auto parts = projected.split_with_sizes(heights, 1);
   const auto part = [&](const char* name) {
-    for (size_t i = 3; i < shape.parts.size(); ++i)
-      if (shape.parts[i].first == name) return parts[i - 2];
+    for (size_t i = mapped_parts; i < shape.parts.size(); ++i)
+      if (shape.parts[i].first == name) return parts[i + 1 - mapped_parts];
     return Tensor();
   };
   Tensor inputs = parts[0];  // [N, channels]
@@ -109,7 +113,10 @@ Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* p
     }
     inputs = at::silu(inputs);
   }
-  const auto qkv_parts = inputs.split_with_sizes({r_.queries * r_.D, r_.keys * r_.D, r_.values * r_.E}, 1);
+  const int64_t of_keys = r_.keys * r_.D, of_values = r_.values * r_.E;
+  std::vector<int64_t> widths{r_.queries * r_.D, of_keys, of_values};
+  if (r_.prefix) widths.insert(widths.end(), {of_keys, of_values});
+  const auto qkv_parts = inputs.split_with_sizes(widths, 1);
   Tensor q = mapped(qkv_parts[0].view({N, r_.queries, r_.D})), k = mapped(qkv_parts[1].view({N, r_.keys, r_.D}));
   const Tensor v = qkv_parts[2].view({N, r_.values, r_.E});
   if (r_.scale != 1) q = q * r_.scale;
@@ -133,7 +140,16 @@ Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* p
   };
   const auto given = [](const Tensor& x) { return x.defined() ? std::optional(x) : std::nullopt; };
   const std::optional<Tensor> ends = packing ? std::optional(packing->ends) : std::nullopt;
-  const std::optional<Tensor> before = state ? std::optional(state->matrix) : std::nullopt;
+  std::optional<Tensor> before = state ? std::optional(state->matrix) : std::nullopt;
+  if (r_.prefix && prefix.defined()) {
+    // The keys of other tokens are 0 behind φ, so that they add nothing to the sum of the weights either.
+    const Tensor e = mapped(qkv_parts[3].view({N, r_.keys, r_.D})) * prefix.to(k.scalar_type()).view({N, 1, 1});
+    const Tensor w = qkv_parts[4].view({N, r_.values, r_.E});
+    before = ops::linear_attention(
+                 laid(e.detach()), laid(e), laid(w),
+                 {.log_decay = {}, .state = {}, .key_lengths = {}, .cu_seqlens = ends, .normalizer = r_.normalizer})
+                 .state;
+  }
   ops::LinearAttention found;
   if (r_.beta > 0) {
     const Tensor beta = wide(part("b")).sigmoid() * r_.beta;
@@ -168,7 +184,8 @@ Tensor RecurrenceMixer::finished(Tensor out, const Tensor& v, const Tensor& gate
 
 Tensor RecurrenceMixer::forward(const Tensor& x, const Origin& origin, const MixerPass& pass) const {
   const Tensor projected = model::linear(x, qkv, origin);
-  const Tensor mixed = mix(projected, pass.packing ? x.size(0) : pass.cosine.size(0), pass.packing, nullptr);
+  const Tensor mixed =
+      mix(projected, pass.packing ? x.size(0) : pass.cosine.size(0), pass.packing, nullptr, pass.prefix);
   return model::linear(mixed, o);
 }
 

@@ -6,6 +6,7 @@
 //   linear       u_t = v_t                                    out_t / (φ(q_t)·Σ φ(k_s)) with a normalizer
 //   normalized   u_t = v_t, φ(x) = x                          out_t / η(w·x_t), or its RMSNorm
 //   gated_delta  u_t = β_t (v_t − a_t S_{t-1}ᵀ k_t)           rms_norm(out_t) · silu(g_t)
+//   prefix_linear as linear, from S_0 = Σ φ(e_j) w_jᵀ: csrc/model/mixers/prefix_linear.h
 //   ssd          u_t = Δ_t v_t, a_t = exp(−A Δ_t)             rms_norm((out_t + D v_t) · silu(g_t))
 //
 // q, k and v may go through a short causal convolution first. One class is all of them, by options; kinds are files beside it.
@@ -35,8 +36,9 @@ class RecurrenceMixer : public Mixer {
   std::unique_ptr<PackedMixer<uint16_t>> packed(const Packer<uint16_t>& packer) const override;
 
   // projected [B · T, shape.rows()] → [B · T, shape.output]. packing: or null. state: of B sequences, gone on from and replaced; null:
-  // nothing stands before them.
-  torch::Tensor mix(const torch::Tensor& projected, int64_t T, const Packing* packing, RecurrentState* state) const;
+  // nothing stands before them. prefix [B · T] bool: of options().prefix, of sequences whose first token is here; undefined: none.
+  torch::Tensor mix(const torch::Tensor& projected, int64_t T, const Packing* packing, RecurrentState* state,
+                    const torch::Tensor& prefix = {}) const;
   RecurrentState empty_state(int64_t sequences) const;
 
   const RecurrenceOptions& options() const { return r_; }

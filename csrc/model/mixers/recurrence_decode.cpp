@@ -19,14 +19,16 @@ class AtenRecurrence : public AtenMixerSession {
     const Tensor projected = plain_product(x, m_.qkv);
     std::vector<Tensor> outs;
     for (size_t first = 0; first < of.rows.size();) {
-      size_t end = first + 1;  // rows of one sequence go together, where no state between them is wanted
-      while (history_ == 1 && end < of.rows.size() && of.rows[end].sequence == of.rows[first].sequence) ++end;
+      size_t end =
+          first + 1;  // rows of one sequence go together, where no state between them is wanted, as in a prefix
+      while ((history_ == 1 || of.prefix) && end < of.rows.size() && of.rows[end].sequence == of.rows[first].sequence)
+        ++end;
       size_t last = end;  // or rows of several sequences, one of each
       if (end == first + 1)
         while (last < of.rows.size() && is_new(of.rows.subspan(first, last - first), of.rows[last].sequence) &&
                (last + 1 == of.rows.size() || of.rows[last + 1].sequence != of.rows[last].sequence))
           ++last;
-      outs.push_back(run(projected, of.rows.subspan(first, last - first), first, end > first + 1));
+      outs.push_back(run(projected, of.rows.subspan(first, last - first), first, end > first + 1, of.prefix));
       first = last;
     }
     return plain_product(at::cat(outs), m_.o);
@@ -54,7 +56,7 @@ class AtenRecurrence : public AtenMixerSession {
   }
 
   // Rows first … of the step: of one sequence one after the other, or one of each of several.
-  Tensor run(const Tensor& projected, std::span<const DecodeRow> rows, size_t first, bool of_one) {
+  Tensor run(const Tensor& projected, std::span<const DecodeRow> rows, size_t first, bool of_one, bool prefix) {
     std::vector<int64_t> from, to;
     std::vector<bool> begins;
     for (size_t i = 0; i < (of_one ? 1 : rows.size()); ++i) {
@@ -71,8 +73,9 @@ class AtenRecurrence : public AtenMixerSession {
     RecurrentState state{states_.matrix.index_select(0, read), {}};
     if (states_.tail.defined()) state.tail = states_.tail.index_select(0, read);
     const auto begin = static_cast<int64_t>(first), count = static_cast<int64_t>(rows.size());
+    const Tensor read_whole = prefix ? torch::ones({count}, projected.options().dtype(at::kBool)) : Tensor();
     const Tensor out =
-        m_.mix(projected.slice(0, begin, begin + count).contiguous(), of_one ? count : 1, nullptr, &state);
+        m_.mix(projected.slice(0, begin, begin + count).contiguous(), of_one ? count : 1, nullptr, &state, read_whole);
     states_.matrix.index_copy_(0, written, state.matrix);
     if (states_.tail.defined()) states_.tail.index_copy_(0, written, state.tail);
     return out;
@@ -143,11 +146,13 @@ class PackedRecurrenceSession : public PackedMixerSession<Storage> {
     auto* mixed = scratch.mixed.template data_ptr<float>();
     const auto n = static_cast<int64_t>(rows.size());
     scratch.multiply(n, x, m_.qkv, projected, false);
+    const bool prefix = m_.r.prefix && scratch.prefix;
+    if (prefix) read_prefix(n, projected, of(rows[0].sequence).data(), scratch.kernels);
     for (int64_t i = 0; i < n; ++i) {
       std::vector<float>& states = of(rows[i].sequence);
       const int64_t position = rows[i].position, size = matrix_ + tail_;
       float* from = states.data() + position % history_ * size;
-      if (position == 0) std::fill_n(from, size, 0.0f);
+      if (position == 0) std::fill_n(from + (prefix ? matrix_ : 0), prefix ? tail_ : size, 0.0f);
       mix(projected + i * m_.qkv.rows, from, states.data() + (position + 1) % history_ * size,
           mixed + i * m_.shape.output, scratch.kernels);
     }
@@ -208,6 +213,27 @@ class PackedRecurrenceSession : public PackedMixerSession<Storage> {
         scale = 1 / std::max(std::sqrt(squares), 1e-12f);
       }
       for (int64_t d = 0; d < D; ++d) y[d] = scale * x[d];
+    }
+  }
+
+  // state: the matrix that a sequence begins with, from the projected [n, rows of the projection] of its prefix.
+  void read_prefix(int64_t n, const float* projected, float* state, const CpuKernels<float>& kernels) {
+    const RecurrenceOptions& r = m_.r;
+    const int64_t F = r.features(), E = r.E, W = r.width();
+    std::vector<float> tail(tail_), next(tail_);
+    std::fill_n(state, matrix_, 0.0f);
+    for (int64_t i = 0; i < n; ++i) {
+      const float* keys =
+          convolved(projected + i * m_.qkv.rows, tail.data(), next.data()) + r.queries * r.D + r.written();
+      const float* values = keys + r.keys * r.D;
+      tail.swap(next);
+      for (int64_t s = 0; s < r.states(); ++s) {
+        map(keys + s * r.keys / r.states() * r.D, k_.data());
+        std::copy_n(values + s * r.values / r.states() * E, E, v_.data());
+        if (r.normalizer) v_[E] = 1;
+        kernels.recurrence_step(F, W, 1, 0, k_.data(), v_.data(), 0, q_.data(), state + s * F * W, state + s * F * W,
+                                u_.data(), out_.data());
+      }
     }
   }
 

@@ -21,13 +21,15 @@ struct RecurrenceOptions {
   bool steps = false;                // values are written times the token's step Δ, and added to the result times D
   std::string denominator = "none";  // exp, softplus, sigmoid
   bool norm = false;                 // RMSNorm over a head's result
+  bool prefix = false;               // a second key and value, of a prefix that the state begins with
   bool gate = false;                 // times silu(g); before the norm with steps, behind it without
 
   int64_t states() const { return std::max(keys, values); }
   int64_t heads() const { return std::max(queries, states()); }  // of the result
   int64_t features() const;                                      // height of the state
   int64_t width() const { return E + (normalizer ? 1 : 0); }     // of the state
-  int64_t channels() const { return (queries + keys) * D + values * E; }
+  int64_t written() const { return keys * D + values * E; }      // keys and values of a token
+  int64_t channels() const { return queries * D + (prefix ? 2 : 1) * written(); }
 };
 
 MixerShape recurrence_shape(const RecurrenceOptions& options);

@@ -59,14 +59,14 @@ def watched(model: Model, batch: Batch) -> Iterator[list[MixerRows]]:
 
     def look(module: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         kind = kinds[len(found) % len(kinds)]
-        if kind in ("softmax", "softmax_rnn"):
-            weights = module.rows(*inputs)[0].double().softmax(-1)
+        if kind in ("softmax", "softmax_rnn", "routed"):
+            weights = module.rows(*inputs)[0].double().softmax(-1).nan_to_num(0)
             found.append(MixerRows(kind, entropy_of_rows(weights), (weights > 0).any(1).sum(-1)))
             return
         q, k, u, decay, _ = (part.double() for part in module.rows(*inputs))
         B, H, T = q.shape[:3]
         # What the state behind the last token holds of each token's write.
-        left = decay.expand(B, H, T, T)[torch.arange(B, device=q.device), :, last]  # [B, H, T]
+        left = decay.expand(B, H, *decay.shape[2:])[torch.arange(B, device=q.device), :, last]  # [B, H, T]
         state = (k * left[..., None]).mT @ u  # [B, H, F, E]
         keys = torch.arange(1, T + 1, device=q.device).expand(B, T)
         # The delta rule takes away from what stands in the state: what is left of a token is no weight of its own.

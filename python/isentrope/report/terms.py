@@ -190,6 +190,7 @@ TERMS: dict[str, str] = {
     "inner/entropy": "Mean entropy of the inner layer's policy, while that learns in the place of the whole (objective.inner_policy), nats.",
     "weight/mean": "Mean factor of a token's policy term, where methods weigh tokens.",
     "weight/entropy": "Mean entropy of the tokens, each by its factor under weight; above the mean entropy: they choose tokens that hesitate.",
+    "prefix/loss": "Mean cross-entropy of the tokens of a prefix that are hidden from the model (prefix_linear), nats a token.",
     "loss/all": "Mean cross-entropy of all targets, where methods under weight choose among them, nats a token.",
     "tea/weight": "Mean weight of a token in the entropy bonus.",
     "tea/cut": "Share of tokens whose weight in the bonus is held at its most.",
