@@ -8,7 +8,17 @@
 
 namespace isentrope::data {
 
-enum class Purpose : uint64_t { initialisation = 1, example, noise, shuffle, rollout, selection, evaluation, window };
+enum class Purpose : uint64_t {
+  initialisation = 1,
+  example,
+  noise,
+  shuffle,
+  rollout,
+  selection,
+  evaluation,
+  window,
+  mask
+};
 
 class Stream {
  public:

@@ -70,8 +70,13 @@ class DecoderImpl : public torch::nn::Module {
                         const torch::Tensor& position = {});
   // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ. inner: the residual stream behind that block, from
   // 0, without a norm; of the last block as without it. No gradient reaches the blocks behind it, which are computed only for a record.
+  // lengths [B], where given and model.causal is false: what stands behind them is padding, which no token sees.
   torch::Tensor hidden(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
-                       const torch::Tensor& position = {}, std::optional<int64_t> inner = {});
+                       const torch::Tensor& position = {}, std::optional<int64_t> inner = {},
+                       const torch::Tensor& lengths = {});
+  // Logits of the classes of each token, [B, T, num_labels].
+  torch::Tensor label_logits(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
+                             const torch::Tensor& lengths = {});
 
   // Log-probability of target [B, T] and entropy of every position, [B, T], with the gradients of a loss; logits are divided by
   // temperature. moments: Σ p² and Σ p² log p too. Positions whose target is -100 give 0 and are left out of the product with the head.
@@ -131,12 +136,13 @@ class DecoderImpl : public torch::nn::Module {
   // One block: x [N, C] and the output of the block before it → the same of this one; delta is undefined before the first.
   std::pair<torch::Tensor, torch::Tensor> block(const torch::Tensor& x, const torch::Tensor& delta, size_t layer,
                                                 const torch::Tensor& cosine, const torch::Tensor& sine,
-                                                const Packing* packing, AttentionRecord* record) const;
+                                                const Packing* packing, const torch::Tensor& lengths,
+                                                AttentionRecord* record) const;
   std::pair<torch::Tensor, torch::Tensor> recomputed_block(const torch::Tensor& x, const torch::Tensor& delta,
                                                            size_t layer, const torch::Tensor& cosine,
                                                            const torch::Tensor& sine,
                                                            const std::shared_ptr<const Packing>& packing,
-                                                           AttentionRecord* record) const;
+                                                           const torch::Tensor& lengths, AttentionRecord* record) const;
   std::shared_ptr<Bfloat16Copy> bfloat16_copy() const;
   Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
                         torch::Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const;
@@ -147,6 +153,7 @@ class DecoderImpl : public torch::nn::Module {
 
   DecoderConfig config_;
   torch::Tensor embedding_, final_norm_, cosine_, sine_;
+  torch::Tensor score_, score_bias_;  // [num_labels, C] and [num_labels]; undefined without
   Projection head_;
   std::vector<LayerWeights> layers_;
 };

@@ -10,7 +10,7 @@ namespace isentrope::model {
 
 namespace {
 
-const MixerKind* const kKinds[]{&kSoftmax, &kSoftmaxRnn, &kLinear, &kNormalized, &kGatedDelta, &kSsd};
+const MixerKind* const kKinds[]{&kSoftmax, &kSoftmaxRnn, &kLinear, &kNormalized, &kGatedDelta, &kSsd, &kHierarchical};
 
 }  // namespace
 

@@ -151,10 +151,11 @@ std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewa
 }  // namespace
 
 HeldOutText::HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
-                         int64_t context, int64_t rows, const std::string& name)
+                         int64_t context, int64_t rows, const std::string& name,
+                         const std::optional<data::Masking>& masking)
     : tokenizer_(tokenizer),
       name_(name),
-      windows_(std::move(tokens), context, /*seed=*/0, name),
+      windows_(std::move(tokens), context, /*seed=*/0, name, masking),
       bytes_of_(torch::empty({tokenizer.size()}, torch::kInt64)),
       rows_(rows) {
   int64_t* bytes = bytes_of_.data_ptr<int64_t>();  // [V]
@@ -211,9 +212,9 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     }
   }
   const double sum = -sum_of_turns(nats, peers);
-  if (intervals)
-    *intervals = {{"eval/loss", of_ratio(nats_of, tokens_of, "windows")},
-                  {"eval/bits_per_byte", of_ratio(nats_of, bytes_of, "windows")}};
+  if (intervals) *intervals = {{"eval/loss", of_ratio(nats_of, tokens_of, "windows")}};
+  if (windows_.masked()) return {{"eval/loss", sum / std::max(tokens, 1.0)}};
+  if (intervals) (*intervals)["eval/bits_per_byte"] = of_ratio(nats_of, bytes_of, "windows");
   return {{"eval/loss", sum / tokens}, {"eval/bits_per_byte", sum / (std::max(bytes, 1.0) * std::log(2.0))}};
 }
 

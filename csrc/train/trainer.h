@@ -46,6 +46,9 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
                                      const data::Tokenizer& tokenizer, data::Split split,
                                      const std::map<std::string, rl::RewardFunction>& rewards = {});
 
+// What an mlm phase masks; nothing of others.
+std::optional<data::Masking> masking_of_phase(const PhaseConfig& phase, const data::Tokenizer& tokenizer);
+
 class Trainer {
  public:
   // Takes the run folder (csrc/train/run_folder.h). resume: go on from its newest complete checkpoint, or from the

@@ -4,6 +4,10 @@ Step: 6 layers of width 256, linear attention (elu + 1, normalizer), one sequenc
 cross-entropy, as the program takes it; the rival is the model in torch with linear attention in chunks of 64, eager and compiled.
 Values first: the logits are the same.
 
+Encoder: 2 layers of width 64 whose tokens see all others, one sequence of 4096 bytes, forward and backward; layers of kind hierarchical in
+families of 8 beside softmax layers of the same size, which is the program's own dense attention. Values first: with one family of all
+tokens they are the same. The MLP, the projections and the head, which both have, are in both times.
+
 Rollouts: the same model size, 24 sequences at a time of a prompt of 16 and 1024 new tokens, each kind beside `softmax`; the tokens are
 as many, and times are for a thousand of them. A decoding state has one size; the cache of softmax grows to 1040 positions.
 """
@@ -17,7 +21,7 @@ import torch.nn.functional as F
 from plain_model import PlainDecoder, Program, fixed_tokens
 from timing import interleaved
 
-TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0}
+TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0, "dense, bidirectional": 10.0}
 KINDS = {"softmax": 0, "linear": 1, "normalized": 2, "gated_delta": 3, "ssd": 4}
 STEP = {"layers": 6, "width": 256, "heads": 4, "kv_heads": 4, "mlp": 768, "vocabulary": 256, "context": 2048, "batch": 1, "length": 2048}
 ROLLOUT = {**STEP, "context": 1056, "batch": 1, "length": 16, "prompts": 24, "samples": 1, "prompt": 16, "new_tokens": 1024, "min_tokens": 1024}
@@ -64,6 +68,24 @@ def step_rows(program_path, rounds, threads):
                "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS[name]}  # fmt: skip
 
 
+def encoder_rows(program_path, rounds, threads):
+    shape = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 4, "mlp": 192, "vocabulary": 256, "batch": 1, "causal": 0}
+    tree, dense = (Program(program_path, threads, **shape, context=8, length=8, mixer=mixer) for mixer in (5, 0))
+    torch.testing.assert_close(tree.logits((1, 8, 256)), dense.logits((1, 8, 256)), rtol=1e-3, atol=1e-4)
+    programs = {"ours": tree, "dense": dense}
+    for name, mixer in {"ours": 5, "dense": 0}.items():
+        programs[name].close()
+        programs[name] = Program(program_path, threads, **shape, context=4096, length=4096, mixer=mixer)
+    seconds = interleaved({name: lambda program=program: program("update") for name, program in programs.items()}, max(rounds, 7))
+    for program in programs.values():
+        program.close()
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["dense"])]
+    peer = "dense, bidirectional"
+    yield {"op": "mixers", "shape": "hierarchical encoder 2 x 64, T 4096, branching 8, training step", "dtype": "float32", "threads": threads,
+           "ours_s": statistics.median(seconds["ours"]), "peer": peer, "peer_s": statistics.median(seconds["dense"]),
+           "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS[peer]}  # fmt: skip
+
+
 def rollout_rows(program_path, rounds, threads):
     programs = {kind: Program(program_path, threads, **ROLLOUT, mixer=number) for kind, number in KINDS.items()}
     times = {kind: [] for kind in programs}
@@ -87,4 +109,4 @@ def rollout_rows(program_path, rounds, threads):
 def rows(program_path, rounds=5, threads=1):
     """One dictionary a row of the table: shape, seconds (medians), ratio with its range."""
     torch.set_num_threads(threads)
-    return [*step_rows(program_path, rounds, threads), *rollout_rows(program_path, rounds, threads)]
+    return [*step_rows(program_path, rounds, threads), *encoder_rows(program_path, rounds, threads), *rollout_rows(program_path, rounds, threads)]

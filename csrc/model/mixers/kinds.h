@@ -13,5 +13,6 @@ extern const MixerKind kLinear;
 extern const MixerKind kNormalized;
 extern const MixerKind kGatedDelta;
 extern const MixerKind kSsd;
+extern const MixerKind kHierarchical;
 
 }  // namespace isentrope::model
