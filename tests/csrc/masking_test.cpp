@@ -53,9 +53,11 @@ TEST(Masking, SharesAreThoseOfTheConfiguration) {
 }
 
 TEST(Masking, EveryTokenOrTheTokensAsTheyStand) {
-  const Masked all = masked({.mlm_probability = 1, .mask_replace_prob = 1, .random_replace_prob = 0}, 97);
+  const Masked all =
+      masked({.mlm_probability = 1, .mask_replace_prob = 1, .random_replace_prob = 0, .mask_token = ""}, 97);
   EXPECT_EQ(all.tokens, std::vector<int64_t>(97, 0));
-  const Masked none = masked({.mlm_probability = 1, .mask_replace_prob = 0, .random_replace_prob = 0}, 97);
+  const Masked none =
+      masked({.mlm_probability = 1, .mask_replace_prob = 0, .random_replace_prob = 0, .mask_token = ""}, 97);
   EXPECT_EQ(none.tokens, none.target);
 }
 
@@ -72,7 +74,7 @@ TEST(Masking, TheMaskIsPaddingWhereATokenizerHasNoOther) {
   EXPECT_EQ(masking_of({}, bytes).vocabulary, 258);
   expect_all(message([&] { masking_of({.mask_token = "<mask>"}, bytes); }),
              {"'<mask>' is no special token of the tokenizer"});
-  EXPECT_NE(MaskingConfig{.random_replace_prob = 0.3}.problem(), "");
+  EXPECT_NE(MaskingConfig{.random_replace_prob = 0.3, .mask_token = ""}.problem(), "");
 }
 
 std::string kept(const std::string& text, const std::string& compressed, int64_t window, int64_t unaligned) {
