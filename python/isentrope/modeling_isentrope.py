@@ -163,8 +163,7 @@ class Hierarchical(Softmax):
             count = real @ of  # [B, nodes]
             mean = of * real[..., None] / count.clamp_min(1)[:, None]  # [B, T, nodes]
             pooled = mean.mT[:, None] @ logits @ mean[:, None]  # [B, H, nodes, nodes]
-            family = torch.arange(of.shape[1], device=node.device) // b
-            own = torch.eye(of.shape[1], dtype=torch.bool, device=node.device)
+            family, own = torch.arange(of.shape[1], device=node.device) // b, torch.eye(of.shape[1], dtype=torch.bool, device=node.device)
             rows = pooled + count.log()[:, None, None]
             rows = torch.where(own, self_logit[..., None], rows).masked_fill(family[:, None] != family, -torch.inf)
             total = rows.logsumexp(-1)
@@ -175,23 +174,20 @@ class Hierarchical(Softmax):
             sums = count @ above
             self_logit = ((count[:, None] * total) @ above) / sums.clamp_min(1)[:, None]
             node = family[node]
-        theta, mass = 0, 1  # mass: what of a row is left for its own node
+        theta, mass = torch.zeros_like(logits), torch.ones_like(logits[..., :1])  # mass: what of a row is left for its own node
         for i, (of, share, own, count) in reversed(list(enumerate(levels))):
-            taken = share if i == 0 else share.masked_fill(own, 0)
-            each = (of @ taken / count.clamp_min(1)[:, None, None]) @ of.mT
-            theta = theta + mass * each
+            each = (share if i == 0 else share.masked_fill(own, 0)) / count.clamp_min(1)[:, None, None]
+            theta = theta + mass * (of @ each @ of.mT)
             mass = mass * (of @ share.diagonal(0, -2, -1)[..., None])
         return theta * real[:, None, None, :] * real[:, None, :, None]
 
     def forward(self, x: Tensor, seen: Tensor, *place: Tensor) -> Tensor:
         order = (~seen).to(torch.uint8).argsort(dim=-1, stable=True)  # padding behind, so that it moves no family
         back = order.argsort(-1)
-        x, seen = x.gather(1, order[..., None].expand_as(x)), seen.gather(1, order)
-        position, cosine, sine = place
-        cosine, sine = (angle.expand(len(x), -1, -1, -1).gather(2, order[:, None, :, None].expand(-1, -1, -1, angle.shape[-1])) for angle in (cosine, sine))
-        logits, v = self.rows(x, torch.ones_like(seen), position.gather(1, order), cosine, sine)
-        out = (self.weights(logits, seen).to(v.dtype) @ v).transpose(1, 2).flatten(-2)
-        result: Tensor = self.o_proj(out.to(x.dtype))
+        x, seen, position = x.gather(1, order[..., None].expand_as(x)), seen.gather(1, order), place[0].gather(1, order)
+        cosine, sine = (angle.expand(len(x), -1, -1, -1).gather(2, order[:, None, :, None].expand(-1, -1, -1, angle.shape[-1])) for angle in place[1:])
+        logits, v = self.rows(x, torch.ones_like(seen), position, cosine, sine)
+        result: Tensor = self.o_proj((self.weights(logits, seen).to(v.dtype) @ v).to(x.dtype).transpose(1, 2).flatten(-2))
         return result.gather(1, back[..., None].expand_as(result))
 
 

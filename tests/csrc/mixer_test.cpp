@@ -265,9 +265,9 @@ TEST(Mixers, RefuseWhatDoesNotFit) {
       "attention.softcap: layers of kind softmax_rnn whose denominator is none have softmax_rnn.clamp in its place; "
       "leave it at 0");
   EXPECT_EQ(of_rows([](DecoderConfig& c) { c.attention.softcap = 30; }), "");
-  EXPECT_EQ(
-      message([] { mixer_kind("softmix"); }),
-      "model.mixers: there is no 'softmix'; wanted one of softmax, softmax_rnn, linear, normalized, gated_delta, ssd");
+  EXPECT_EQ(message([] { mixer_kind("softmix"); }),
+            "model.mixers: there is no 'softmix'; wanted one of softmax, softmax_rnn, linear, normalized, gated_delta, "
+            "ssd, hierarchical");
 }
 
 // The convolution of one sequence by its definition, and its gradients by finite differences.
