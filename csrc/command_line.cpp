@@ -204,6 +204,22 @@ int run(int argc, char** argv, const Host& host) {
       ->check(CLI::PositiveNumber);
   probe->add_option("--seed", probing.seed, "Fixes its weights at the start, and the order.")->capture_default_str();
 
+  CompressOptions compression;
+  auto* compress = app.add_subcommand("compress", "Leave out of texts the words that a tagger (objective tag) drops.");
+  compress->add_option("checkpoint", checkpoint, "Folder of a checkpoint or of a run.")->required();
+  compress
+      ->add_option("--data", compression.data,
+                   "File of texts: .jsonl with {\"prompt\": …} a line, or .txt with one a line; - for standard input.")
+      ->required();
+  compress->add_option("--rate", compression.rate, "Share of the words that stays, above 0, at most 1.")
+      ->capture_default_str();
+  compress
+      ->add_option("--force-keep", compression.force_keep,
+                   "Word that stays, or marks whose words do; may be given several times.")
+      ->allow_extra_args(false);
+  compress->add_flag("--force-keep-digits", compression.keep_digits, "Words with a digit stay.");
+  compress->add_flag("--json", compression.json, "Print an object a text, with the probability of each word.");
+
   auto* write = app.add_subcommand("export", "Write the model of a checkpoint, an adapter merged, for transformers.");
   write->add_option("checkpoint", checkpoint, "Folder of a checkpoint, of a run, or of an adapter of PEFT.")
       ->required();
@@ -247,6 +263,7 @@ int run(int argc, char** argv, const Host& host) {
   if (twice) evaluation.words.emplace_back("test.repeat_prompt=true");
   if (*judge) return evaluate_command(checkpoint, evaluation);
   if (*probe) return probe_command(checkpoint, probing);
+  if (*compress) return compress_command(checkpoint, compression);
   if (*write) return export_command(checkpoint, folder);
   const CLI::App* given = app.get_subcommands().front();
   if (given->get_name() == "version") return version_command();

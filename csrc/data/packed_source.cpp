@@ -8,8 +8,9 @@
 
 namespace isentrope::data {
 
-Windows::Windows(std::shared_ptr<const TokenShard> tokens, int64_t context, uint64_t seed, const std::string& name)
-    : tokens_(std::move(tokens)), context_(context), size_(0), seed_(seed) {
+Windows::Windows(std::shared_ptr<const TokenShard> tokens, int64_t context, uint64_t seed, const std::string& name,
+                 const std::optional<Masking>& masking)
+    : tokens_(std::move(tokens)), context_(context), size_(0), seed_(seed), masking_(masking) {
   const auto n = static_cast<int64_t>(tokens_->tokens().size());
   if (n <= context)
     throw std::runtime_error("corpus: the " + name + " tokens are " + std::to_string(n) +
@@ -31,23 +32,28 @@ Batch Windows::take(int64_t first, int64_t count) const {
   int64_t* target = batch.target.data_ptr<int64_t>();  // [count, T]
   std::optional<Shuffle> order;
   int64_t offset = 0;
-  for (int64_t w = first; w < first + count; ++w) {
+  for (int64_t w = first; w < first + count; ++w, tokens += context_, target += context_) {
     const auto epoch = static_cast<uint64_t>(w / size_);
     if (!order || w % size_ == 0) {
       order.emplace(seed_, epoch, static_cast<uint64_t>(size_));
       offset = Stream(seed_, Purpose::window, epoch).below(static_cast<uint32_t>(context_));
     }
     const int64_t start = static_cast<int64_t>((*order)(static_cast<uint64_t>(w % size_))) * context_;
-    for (int64_t t = start; t < start + context_; ++t) {
-      *tokens++ = ring[static_cast<size_t>((offset + t) % n)];
-      *target++ = t < n ? ring[static_cast<size_t>((offset + t + 1) % n)] : kIgnore;
+    for (int64_t t = 0; t < context_; ++t) {
+      tokens[t] = ring[static_cast<size_t>((offset + start + t) % n)];
+      target[t] = start + t < n ? ring[static_cast<size_t>((offset + start + t + 1) % n)] : kIgnore;
     }
+    if (!masking_) continue;
+    Stream draws(seed_, Purpose::mask, static_cast<uint64_t>(w));
+    mask_tokens(*masking_, draws, context_, tokens, target);
+    for (int64_t t = n - start; t < context_; ++t) target[t] = kIgnore;
   }
   return batch;
 }
 
-PackedSource::PackedSource(std::shared_ptr<const TokenShard> tokens, int64_t sequences, int64_t context, uint64_t seed)
-    : windows_(std::move(tokens), context, seed, "training"), sequences_(sequences) {}
+PackedSource::PackedSource(std::shared_ptr<const TokenShard> tokens, int64_t sequences, int64_t context, uint64_t seed,
+                           const std::optional<Masking>& masking)
+    : windows_(std::move(tokens), context, seed, "training", masking), sequences_(sequences) {}
 
 StepData PackedSource::next(int64_t) {
   next_taken_ = taken_ + sequences_;

@@ -18,7 +18,8 @@ enum class Purpose : uint64_t {
   evaluation,
   window,
   gradient,
-  prefix
+  prefix,
+  mask
 };
 
 class Stream {

@@ -8,9 +8,8 @@
 namespace isentrope::data {
 
 std::string DataConfig::problem() const {
-  const int written =
-      tint.has_value() + episodes.has_value() + jsonl.has_value() + reasoning_gym.has_value() + corpus.has_value() +
-      hmm.has_value();
+  const int written = tint.has_value() + episodes.has_value() + jsonl.has_value() + reasoning_gym.has_value() +
+                      corpus.has_value() + hmm.has_value();
   if (written > 1)
     return "more than one of tint, episodes, jsonl, reasoning_gym, corpus, hmm is written; a phase has one source";
   if (written == 0) return "no source is written; add tint:, episodes:, jsonl:, reasoning_gym:, corpus: or hmm:";

@@ -14,8 +14,13 @@ struct AttentionRecord {
   std::vector<int64_t> layer;         // of the decoder, from 0
   std::vector<int64_t> window;        // position t sees min(t + 1, window) keys, all t + 1 where it is 0
   at::Tensor position;                // [B, T] where rows are packed; undefined: row t has position t
-  bool with_bound = false;            // asks for:
-  std::vector<at::Tensor> bound;      // [B, H, T] nats, what the entropy is at least (csrc/model/entropy_bound.h)
+  bool causal = true;                 // false: a position sees all of its sequence, of lengths [B] where they are given
+  at::Tensor lengths = {};
+  bool with_bound = false;        // asks for:
+  std::vector<at::Tensor> bound;  // [B, H, T] nats, what the entropy is at least (csrc/model/entropy_bound.h)
 };
+
+// Keys that each position sees without a window, [1 or B, T] of those options.
+at::Tensor keys_in_sight(const AttentionRecord& record, int64_t T, const at::TensorOptions& options);
 
 }  // namespace isentrope::model

@@ -161,6 +161,7 @@ std::unique_ptr<DecodeSession> PackedModel<Storage>::session(int64_t pages, int6
 }  // namespace
 
 std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder, bool bfloat16) {
+  require_causal(decoder->config());
   const Tensor& weight = decoder->embedding();
   if (!weight.is_cpu() || weight.scalar_type() != torch::kFloat32) return make_aten_decode_model(decoder, bfloat16);
   if (bfloat16) return std::make_unique<PackedModel<uint16_t>>(decoder);

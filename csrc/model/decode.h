@@ -46,6 +46,7 @@ class DecodeModel {
 // it has, or on threads. bfloat16: they keep matrices and cache in bfloat16 and compute in float; where the processor multiplies
 // bfloat16 itself, a product's other operand is rounded to it too, and sums are float. Other types and devices:
 // ATen and entropy_attention on tensors, which bfloat16 converts.
+// Both throw std::invalid_argument for an encoder.
 std::unique_ptr<DecodeModel> make_decode_model(const Decoder& decoder, bool bfloat16 = false);
 std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder, bool bfloat16 = false);
 

@@ -133,6 +133,7 @@ class AtenModel : public DecodeModel {
 }  // namespace
 
 std::unique_ptr<DecodeModel> make_aten_decode_model(const Decoder& decoder, bool bfloat16) {
+  require_causal(decoder->config());
   return std::make_unique<AtenModel>(decoder, bfloat16);
 }
 

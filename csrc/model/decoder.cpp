@@ -142,6 +142,10 @@ DecoderImpl::DecoderImpl(const DecoderConfig& config, std::optional<uint64_t> se
   for (const Projection& p : sigma_projections())
     p.u.copy_(normal(p.u.sizes(), 1, seed.value_or(0), index++));  // last: no weight depends on these draws
   if (seed) start_sigma(config.sigma_reparam.gamma_init == "sigma");
+  if (config.num_labels > 0) {  // behind all other draws
+    score_ = register_parameter("score", drawn({config.num_labels, C}, 0.02));
+    score_bias_ = register_parameter("score_bias", torch::zeros({config.num_labels}));
+  }
   const int64_t positions = config.max_position_embeddings, D = config.head_size();
   const Tensor frequencies = inverse_frequencies(config.rope_scaling, config.rope_theta, D, positions);
   const Tensor angle = torch::outer(torch::arange(positions, torch::kFloat64), frequencies);
@@ -156,15 +160,15 @@ Tensor DecoderImpl::operand(const Tensor& x) const {
 
 std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& delta, size_t index,
                                              const Tensor& cosine, const Tensor& sine, const Packing* packing,
-                                             const Tensor& prefix, AttentionRecord* record) const {
+                                             const Places& places, AttentionRecord* record) const {
   const double eps = config_.rms_norm_eps;
   const bool after = config_.norm == "post";
   const LayerWeights& layer = layers_[index];
   const bool keeps = keeps_inputs(config_, x_in);
   const auto again = [keeps](const Origin& made) { return keeps ? Origin() : made; };
   const Residual outer = residual(x_in, delta, layer.input_norm, eps, after);
-  const Tensor mixed =
-      layer.mixer->forward(outer.branch, again(outer.origin), {cosine, sine, packing, prefix, record, keeps});
+  const Tensor mixed = layer.mixer->forward(outer.branch, again(outer.origin),
+                                            {cosine, sine, packing, places.prefix, record, keeps, places.lengths});
   const Residual inner = residual(outer.x, mixed, layer.post_norm, eps, after);
   if (config_.merged_mlp()) {  // a copy of the factor a row: as in token_entropy()
     const auto of_rows = [&](const Tensor& factor) { return factor.expand({x_in.size(0), 1}); };
@@ -180,7 +184,7 @@ std::pair<Tensor, Tensor> DecoderImpl::block(const Tensor& x_in, const Tensor& d
 std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const Tensor& delta, size_t index,
                                                         const Tensor& cosine, const Tensor& sine,
                                                         const std::shared_ptr<const Packing>& packing,
-                                                        const Tensor& prefix, AttentionRecord* record) const {
+                                                        const Places& places, AttentionRecord* record) const {
   const LayerWeights& layer = layers_[index];
   const bool records = record != nullptr && layer.mixer->shape.attends, with_bound = records && record->with_bound;
   const auto run = [=, this](const Tensors& inputs) -> Tensors {
@@ -192,7 +196,7 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
                         .with_bound = with_bound,
                         .bound = {}};
     const auto [sum, out] =
-        block(inputs[0], inputs[1], index, cosine, sine, packing.get(), prefix, records ? &own : nullptr);
+        block(inputs[0], inputs[1], index, cosine, sine, packing.get(), places, records ? &own : nullptr);
     Tensors outputs{sum, out};
     if (records) outputs.insert(outputs.end(), {own.entropy[0], own.max_logit[0]});
     if (with_bound) outputs.push_back(own.bound[0]);
@@ -222,19 +226,19 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
   return {outputs[0], outputs[1]};
 }
 
-Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const Places& places,
+Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const Places& given,
                            std::optional<int64_t> inner) {
-  const Tensor& position = places.position;
+  const Tensor& position = given.position;
   TORCH_CHECK(tokens.dim() == 2 && tokens.scalar_type() == torch::kInt64 && tokens.size(1) > 0, "decoder: tokens are ",
               tokens.sizes(), " ", tokens.scalar_type(), ", wanted [B, T] int64 with T ≥ 1");
   const int64_t B = tokens.size(0), T = tokens.size(1), C = config_.hidden_size;
   TORCH_CHECK(T <= config_.max_position_embeddings, "decoder: sequences of ", T,
               " tokens, but model.max_position_embeddings is ", config_.max_position_embeddings,
               "; shorten them or raise model.max_position_embeddings");
-  const bool reads = reads_prefix_ && places.prefix.defined();
+  const bool reads = reads_prefix_ && given.prefix.defined();
   if (reads)
-    TORCH_CHECK(places.prefix.sizes() == tokens.sizes() && places.prefix.scalar_type() == torch::kBool,
-                "decoder: places.prefix is ", places.prefix.sizes(), " ", places.prefix.scalar_type(), ", wanted ",
+    TORCH_CHECK(given.prefix.sizes() == tokens.sizes() && given.prefix.scalar_type() == torch::kBool,
+                "decoder: places.prefix is ", given.prefix.sizes(), " ", given.prefix.scalar_type(), ", wanted ",
                 tokens.sizes(), " Bool, as tokens are; a prefix is no longer than its sequence");
   const int64_t least = reads ? kHidden : 0;
   if (tokens.is_cpu() && B > 0)
@@ -242,20 +246,28 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const 
                 "decoder: a token lies outside 0 … ", config_.token_count() - 1, ", the vocabulary of the model");
   std::shared_ptr<const Packing> packing;  // its B · T tokens go through the blocks as one row
   if (position.defined()) packing = std::make_shared<const Packing>(position);
-  if (record != nullptr) record->position = position;
+  const Tensor lengths = config_.causal ? Tensor() : given.lengths;
+  TORCH_CHECK(!lengths.defined() || (lengths.sizes() == at::IntArrayRef({B}) && !packing), "decoder: lengths are ",
+              lengths.sizes(), ", wanted [", B, "] of rows that are not packed");
+  if (record != nullptr) {
+    record->position = position;
+    record->causal = config_.causal;
+    record->lengths = lengths;
+  }
   const auto of_rows = [&](const Tensor& table) {
     return (packing ? table.index_select(0, packing->position.to(torch::kCPU)) : table.slice(0, 0, T))
         .to(embedding_.options());
   };
   const Tensor cosine = of_rows(cosine_), sine = of_rows(sine_);
-  const Tensor prefix = reads ? places.prefix.reshape({B * T}) : Tensor();
+  // As the blocks have their tokens, in one row.
+  const Places places{position, reads ? given.prefix.reshape({B * T}) : Tensor(), lengths};
   Tensor x = torch::embedding(embedding_, reads ? tokens.clamp_min(0) : tokens).view({B * T, C}), delta;
   if (reads) x = x.masked_fill(tokens.reshape({B * T, 1}).lt(0), 0);
   const auto pass = [&](size_t first, size_t last) {
     for (size_t layer = first; layer < last; ++layer)
       std::tie(x, delta) = config_.recompute == "blocks"
-                               ? recomputed_block(x, delta, layer, cosine, sine, packing, prefix, record)
-                               : block(x, delta, layer, cosine, sine, packing.get(), prefix, record);
+                               ? recomputed_block(x, delta, layer, cosine, sine, packing, places, record)
+                               : block(x, delta, layer, cosine, sine, packing.get(), places, record);
   };
   if (inner && *inner + 1 < config_.num_hidden_layers) {
     pass(0, *inner + 1);
@@ -272,6 +284,11 @@ Tensor DecoderImpl::hidden(const Tensor& tokens, AttentionRecord* record, const 
 
 Tensor DecoderImpl::forward(const Tensor& tokens, AttentionRecord* record, const Places& places) {
   return logits_of(hidden(tokens, record, places));
+}
+
+Tensor DecoderImpl::label_logits(const Tensor& tokens, AttentionRecord* record, const Tensor& lengths) {
+  TORCH_CHECK(score_.defined(), "decoder: model.num_labels is 0; wanted at least 1 for logits of labels");
+  return torch::linear(hidden(tokens, record, {{}, {}, lengths}), score_, score_bias_);
 }
 
 Tensor DecoderImpl::logits_of(const Tensor& x) {
@@ -354,6 +371,8 @@ std::vector<std::pair<std::string, Tensor>> DecoderImpl::named(Tensor weight_of(
   }
   add("model.norm.weight", final_norm_);
   if (!config_.tie_word_embeddings) add("lm_head.weight", weight_of(head_));
+  add("score.weight", score_);
+  add("score.bias", score_bias_);
   return weights;
 }
 

@@ -72,8 +72,12 @@ class DecoderImpl : public torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& tokens, AttentionRecord* record = nullptr, const Places& places = {});
   // The same without the head: [B, T, C] after the last norm. logits = hidden · headᵀ. inner: the residual stream behind that block, from
   // 0, without a norm; of the last block as without it. No gradient reaches the blocks behind it, which are computed only for a record.
+  // Of an encoder (model.causal is false) no token sees what stands behind places.lengths.
   torch::Tensor hidden(const torch::Tensor& tokens, AttentionRecord* record = nullptr, const Places& places = {},
                        std::optional<int64_t> inner = {});
+  // Logits of the classes of each token, [B, T, num_labels].
+  torch::Tensor label_logits(const torch::Tensor& tokens, AttentionRecord* record = nullptr,
+                             const torch::Tensor& lengths = {});
 
   // Log-probability of target [B, T] and entropy of every position, [B, T], with the gradients of a loss; logits are divided by
   // temperature. moments: Σ p² and Σ p² log p too. Positions whose target is -100 give 0 and are left out of the product with the head.
@@ -138,13 +142,13 @@ class DecoderImpl : public torch::nn::Module {
   // One block: x [N, C] and the output of the block before it → the same of this one; delta is undefined before the first.
   std::pair<torch::Tensor, torch::Tensor> block(const torch::Tensor& x, const torch::Tensor& delta, size_t layer,
                                                 const torch::Tensor& cosine, const torch::Tensor& sine,
-                                                const Packing* packing, const torch::Tensor& prefix,
+                                                const Packing* packing, const Places& places,
                                                 AttentionRecord* record) const;
   std::pair<torch::Tensor, torch::Tensor> recomputed_block(const torch::Tensor& x, const torch::Tensor& delta,
                                                            size_t layer, const torch::Tensor& cosine,
                                                            const torch::Tensor& sine,
                                                            const std::shared_ptr<const Packing>& packing,
-                                                           const torch::Tensor& prefix, AttentionRecord* record) const;
+                                                           const Places& places, AttentionRecord* record) const;
   std::shared_ptr<Bfloat16Copy> bfloat16_copy() const;
   Projection projection(torch::nn::Module& owner, const std::string& path, const std::string& name,
                         torch::Tensor weight, bool bias, const std::vector<SigmaPart>& runs) const;
@@ -156,6 +160,7 @@ class DecoderImpl : public torch::nn::Module {
   DecoderConfig config_;
   bool reads_prefix_ = false;  // a layer does
   torch::Tensor embedding_, final_norm_, cosine_, sine_;
+  torch::Tensor score_, score_bias_;  // [num_labels, C] and [num_labels]; undefined without
   Projection head_;
   std::vector<LayerWeights> layers_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <stdexcept>
 
 #include "csrc/model/mixer_shape.h"
 
@@ -60,9 +61,18 @@ std::string merged_mlp_problem(const DecoderConfig& c) {
   return "";
 }
 
-}  // namespace
-
-namespace {
+// What speaks against a model whose tokens see those behind them.
+std::string encoder_problem(const DecoderConfig& c) {
+  for (const std::string& kind : c.mixers)
+    if (kind != "softmax" && kind != "hierarchical")
+      return "mixers: a layer of kind " + kind +
+             " cannot see the tokens behind, and causal is false; wanted softmax or hierarchical";
+  if (c.attention.window > 0)
+    return "attention.window: a window is of the tokens before, and causal is false; leave it at 0";
+  if (c.num_labels > 0 && c.lora)
+    return "lora: an adapter has no place for the weights of num_labels; train all weights";
+  return "";
+}
 
 bool names(const std::vector<std::string>& layers, const std::string& layer) {
   return std::find(layers.begin(), layers.end(), layer) != layers.end();
@@ -110,6 +120,11 @@ std::string DecoderConfig::problem() const {
            std::to_string(num_hidden_layers) + "); write one that divides it, or a kind for every layer";
   for (int64_t i = 0; i < static_cast<int64_t>(mixers.size()); ++i)
     if (const std::string problem = mixer_kind(mixer_of(i)).problem(*this, i); !problem.empty()) return problem;
+  if (!causal)
+    if (const std::string problem = encoder_problem(*this); !problem.empty()) return problem;
+  if (causal && num_labels > 0)
+    return "num_labels: " + std::to_string(num_labels) +
+           " classes of a token are told by all of its text, and causal is true; write causal: false";
   if (merged_mlp())
     if (const std::string problem = merged_mlp_problem(*this); !problem.empty()) return problem;
   if (!swiglu() && !merged_mlp()) {
@@ -148,6 +163,14 @@ std::string DecoderConfig::problem() const {
     return "sigma_reparam.layers: the head is the embedding (tie_word_embeddings), which is no linear layer; leave "
            "head out";
   return sigma_reparam.problem().empty() ? "" : "sigma_reparam." + sigma_reparam.problem();
+}
+
+void require_causal(const DecoderConfig& config) {
+  if (!config.causal)
+    throw std::invalid_argument(
+        "the model is an encoder (model.causal is false): its tokens see those behind them, so that it draws none; "
+        "take "
+        "a causal model to sample, for rollouts and for answers");
 }
 
 }  // namespace isentrope::model

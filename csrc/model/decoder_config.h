@@ -104,6 +104,8 @@ struct DecoderConfig {
   bool fused_head = true;
   std::string recompute = "none";
   std::string compute = "float32";
+  bool causal = true;
+  int64_t num_labels = 0;
   std::vector<std::string> mixers = {"softmax"};
   AttentionConfig attention;
   SoftmaxRnnMixerConfig softmax_rnn;
@@ -113,6 +115,7 @@ struct DecoderConfig {
   NormalizedMixerConfig normalized;
   GatedDeltaMixerConfig gated_delta;
   SsdMixerConfig ssd;
+  HierarchicalMixerConfig hierarchical;
   SigmaConfig sigma_reparam;
   std::optional<LoraConfig> lora = {};
   std::vector<std::string> freeze;
@@ -193,10 +196,19 @@ struct DecoderConfig {
       "processor "
       "multiplies it. Weights, gradients, sums, norms, losses and the optimiser stay float32.",
       one_of({"float32", "bfloat16"}));
+    v("causal", causal,
+      "Whether a token sees those before it alone. False: every token of its sequence, an encoder, for the objectives "
+      "mlm and tag (docs/encoders.md), from scratch or from a causal model.pretrained.");
+    v("num_labels", num_labels,
+      "Classes of a token that an encoder tells beside the tokens of the vocabulary, score [num_labels, C] with a "
+      "bias; "
+      "objective tag takes 2. 0: none.",
+      between(0, 1 << 16));
     v("mixers", mixers,
       "What stands between the norm and the output projection of each block (docs/mixers.md): a pattern that repeats "
       "over the layers, as [linear, linear, softmax]; num_hidden_layers is a multiple of its length.",
-      one_of({"softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd"}));
+      one_of({"softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd",
+              "hierarchical"}));
     v("attention", attention, "What is done to the logits of attention, in layers of kinds softmax and softmax_rnn.");
     v("softmax_rnn", softmax_rnn,
       "Layers of kind softmax_rnn: softmax attention with its denominator left out or replaced, and with gates "
@@ -213,6 +225,9 @@ struct DecoderConfig {
       "framework, arXiv 2405.15731).");
     v("gated_delta", gated_delta, "Layers of kind gated_delta: gated delta networks (arXiv 2412.06464).");
     v("ssd", ssd, "Layers of kind ssd: the state space of Mamba-2 (arXiv 2405.21060).");
+    v("hierarchical", hierarchical,
+      "Layers of kind hierarchical, of encoders: softmax attention tied in blocks by a tree over the tokens (arXiv "
+      "2509.15448).");
     v("sigma_reparam", sigma_reparam, "Linear layers of learned spectral norm (sigmaReparam).");
     v("lora", lora,
       "Train a low-rank adapter beside the weights of model.pretrained, which stay as they are; absent: train all "
@@ -227,5 +242,8 @@ struct DecoderConfig {
       "hold the sum.");
   }
 };
+
+// Throws std::invalid_argument for an encoder, which goes on with no text.
+void require_causal(const DecoderConfig& config);
 
 }  // namespace isentrope::model

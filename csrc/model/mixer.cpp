@@ -3,6 +3,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "csrc/model/mixers/hierarchical.h"
 #include "csrc/model/mixers/kinds.h"
 #include "csrc/model/mixers/recurrence.h"
 #include "csrc/model/mixers/routed.h"
@@ -25,6 +26,9 @@ std::shared_ptr<Mixer> make_softmax(const MixerBuilder& builder) {
 }
 
 std::shared_ptr<Mixer> make_routed(const MixerBuilder& builder) { return std::make_shared<RoutedMixer>(builder); }
+std::shared_ptr<Mixer> make_hierarchical(const MixerBuilder& builder) {
+  return std::make_shared<HierarchicalMixer>(builder);
+}
 
 const struct {
   const MixerKind& kind;
@@ -36,7 +40,8 @@ const struct {
             {kPrefixLinear, make_recurrence<prefix_linear_options>},
             {kNormalized, make_recurrence<normalized_options>},
             {kGatedDelta, make_recurrence<gated_delta_options>},
-            {kSsd, make_recurrence<ssd_options>}};
+            {kSsd, make_recurrence<ssd_options>},
+            {kHierarchical, make_hierarchical}};
 
 // The names of isentrope.nn's modules, which for q, k and v are those of transformers.
 std::string module_of(const std::string& part) { return part == "decay" ? "decay.proj" : part + "_proj"; }

@@ -46,6 +46,7 @@ struct MixerPass {
   const torch::Tensor& prefix;         // [N] bool: csrc/model/places.h; undefined: no sequence has one
   AttentionRecord* record;             // null: nothing is told
   bool keeps_inputs;                   // products keep their inputs in the place of their origins
+  const torch::Tensor& lengths;  // [B] int64, of encoders: tokens behind them are padding; undefined: there is none
 };
 
 // A weight beside the two projections: its place, and its name under model.layers.N.
@@ -59,7 +60,8 @@ class Mixer {
  public:
   virtual ~Mixer() = default;
 
-  // x [N, C], the block's normed input, and what it was made of → [N, C]. Causal, and no sequence sees another.
+  // x [N, C], the block's normed input, and what it was made of → [N, C]. Causal, unless model.causal is false, and no sequence sees
+  // another.
   virtual torch::Tensor forward(const torch::Tensor& x, const Origin& origin, const MixerPass& pass) const = 0;
 
   // A mixer with the same weights, whose projections are its own to change.

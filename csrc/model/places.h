@@ -13,9 +13,12 @@ struct Places {
   at::Tensor position;  // [B, T] int64: rows hold several sequences (csrc/model/packing.h); undefined: one each
   at::Tensor
       prefix;  // [B, T] bool: the first tokens of each sequence, which layers of kind prefix_linear read as a whole; undefined: none
+  at::Tensor
+      lengths;  // [B] int64, of encoders: what stands behind them is padding, which no token sees; undefined: there is none
 
-  Places(at::Tensor position = {}, at::Tensor prefix = {})  // NOLINT: positions alone are places
-      : position(std::move(position)), prefix(std::move(prefix)) {}
+  Places(at::Tensor position = {}, at::Tensor prefix = {},
+         at::Tensor lengths = {})  // NOLINT: positions alone are places
+      : position(std::move(position)), prefix(std::move(prefix)), lengths(std::move(lengths)) {}
 };
 
 }  // namespace isentrope::model

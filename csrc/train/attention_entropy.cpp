@@ -35,8 +35,7 @@ Tensor AttentionEntropy::penalty(const model::AttentionRecord& record, const Ten
   const int64_t layers = static_cast<int64_t>(record.entropy.size()), T = rows.size(1);
   const Tensor H = record.entropy[0];
   const auto plain = H.options().requires_grad(false);
-  const Tensor keys = (record.position.defined() ? (record.position + 1).to(plain) : torch::arange(1, T + 1, plain))
-                          .view({1, -1, 1, T});  // [1, B or 1, 1, T]
+  const Tensor keys = model::keys_in_sight(record, T, plain).view({1, -1, 1, T});  // [1, B or 1, 1, T]
   std::vector<Tensor> in_sight;
   for (const int64_t window : record.window) in_sight.push_back(window > 0 ? keys.clamp_max(window) : keys);
   const Tensor seen = torch::cat(in_sight);  // [L, B or 1, 1, T]

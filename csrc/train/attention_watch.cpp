@@ -10,9 +10,7 @@ using torch::Tensor;
 void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& rows) {
   const torch::NoGradGuard no_grad;
   const auto wide = rows.options().dtype(torch::kFloat64);
-  const Tensor keys = record.position.defined()
-                          ? (record.position + 1).to(wide)
-                          : torch::arange(1, rows.size(1) + 1, wide).unsqueeze(0);  // a row sees itself too
+  const Tensor keys = model::keys_in_sight(record, rows.size(1), wide);
   std::vector<Tensor> entropy, normalized, max_logit, bound, certified, count;
   for (size_t layer = 0; layer < record.entropy.size(); ++layer) {
     const int64_t window = record.window[layer];

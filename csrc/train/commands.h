@@ -80,6 +80,17 @@ struct ProbeOptions {
 // Trains a probe (csrc/train/probe.h) of answers that are sampled to training prompts of the configuration's last phase.
 int probe_command(const std::string& checkpoint, const ProbeOptions& options);
 
+struct CompressOptions {
+  std::string data;   // file of data::read_prompts()
+  double rate = 0.5;  // of words that stay
+  std::vector<std::string>
+      force_keep;  // words that stay whatever the model says, by data::compared_word; marks: words that hold them
+  bool keep_digits = false;  // words with a digit stay
+  bool json = false;
+};
+// Prints each text of a file without the words that the labels of an encoder's tokens would have go first.
+int compress_command(const std::string& checkpoint, const CompressOptions& options);
+
 // The configuration that words name, or a checkpoint's own, with the overrides behind it.
 TrainConfig config_of(const std::string& checkpoint, const std::vector<std::string>& words);
 

@@ -335,6 +335,9 @@ void take_pretrained(const Document& document, TrainConfig& config) {
   found.pretrained = folder;
   config.model = found;
   Reader::read(document, document.root()["model"], "model", config.model);
+  // What it may become: an encoder, of which no family is, and one that learns labels.
+  if (found.causal && !config.model.causal) found.causal = false, config.model.family = "auto";
+  if (found.num_labels == 0) found.num_labels = config.model.num_labels;
   const auto was = values_of(found), is = values_of(config.model);
   for (const std::string& key : keys_of_meaning())
     if (was.at(key) != is.at(key))

@@ -144,12 +144,20 @@ std::string PhaseConfig::problem() const {
            "objective.loss is " +
            objective.loss;
   if (const std::string problem = environment_problem(*this); !problem.empty()) return problem;
-  const bool pretrain = objective.kind == "pretrain";
+  const bool masked = objective.kind == "mlm", pretrain = masked || objective.kind == "pretrain";
   if (pretrain && !data.text())
-    return "data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}, or hmm: {}";
+    return "data: a phase of kind " + objective.kind + " learns text; write data: {corpus: {paths: [...]}}" +
+           (masked ? "" : ", or hmm: {}");
   if (!pretrain && data.text())
     return std::string("data: ") + (data.corpus ? "corpus" : "hmm") +
-           " belongs to pretrain phases, and objective.kind is " + objective.kind;
+           " belongs to pretrain and mlm phases, and objective.kind is " + objective.kind;
+  if (masked && data.hmm)
+    return "data: the tokenizer of hmm has no mask token, and its filter tells the loss of what follows, not of what "
+           "is "
+           "masked; hmm belongs to pretrain phases";
+  if (objective.kind == "tag" && !data.jsonl)
+    return "data: a tag phase learns from texts and their compressions; write data: {jsonl: {path: ...}}, whose lines "
+           "have a prompt, the text, and a completion, the compression";
   if (objective.kind == "dpo" && !data.jsonl)
     return "data: a dpo phase learns from pairs of completions; write data: {jsonl: {path: ...}}, whose lines have a "
            "prompt, chosen and rejected";
@@ -158,6 +166,8 @@ std::string PhaseConfig::problem() const {
            (pretrain ? ", whose windows have no padding" : "") + "; leave it out";
   if (stop && !stop->sampled && !stop->greedy && !stop->bits_per_byte)
     return "stop: name at least one of sampled, greedy, bits_per_byte";
+  if (stop && objective.of_encoders())
+    return "stop: it knows no value of a phase of kind " + objective.kind + "; leave it out";
   if (stop && (pretrain ? stop->sampled || stop->greedy : stop->bits_per_byte.has_value()))
     return "stop: a pretrain phase stops at bits_per_byte, others at sampled and greedy; objective.kind is " +
            objective.kind;
@@ -234,9 +244,32 @@ std::string mixers_problem(const PhaseConfig& phase, const model::DecoderConfig&
   return "";
 }
 
+// What of a phase does not go with a model whose tokens see those behind them, or with one whose do not.
+std::string encoder_problem(const PhaseConfig& phase, const model::DecoderConfig& model,
+                            const data::TokenizerConfig& tokenizer) {
+  const std::string& kind = phase.objective.kind;
+  if (phase.objective.of_encoders() == model.causal)
+    return "objective.kind: " + kind +
+           (model.causal
+                ? " learns from what stands behind a token, and model.causal is true; write model.causal: false"
+                : " foretells what stands behind a token, which an encoder (model.causal: false) sees; wanted "
+                  "mlm or tag");
+  if (kind == "tag" && model.num_labels != 2)
+    return "objective.kind: tag tells two classes, dropped and kept, and model.num_labels is " +
+           std::to_string(model.num_labels) + "; write model.num_labels: 2";
+  if (!model.causal && phase.objective.attention_entropy.bound)
+    return "objective.attention_entropy.bound: is of causal rows, and model.causal is false; leave it at false";
+  if (kind == "mlm") try {
+      data::masking_of(phase.objective.masking, data::Tokenizer(tokenizer));
+    } catch (const std::invalid_argument& error) {
+      return "objective." + std::string(error.what());
+    }
+  return "";
+}
+
 std::string evaluation_problem(const EvaluationConfig& evaluation, const PhaseConfig& phase,
                                const data::TokenizerConfig& tokenizer, int64_t width) {
-  if (evaluation.repeat_prompt && phase.objective.kind == "pretrain")
+  if (evaluation.repeat_prompt && (phase.data.corpus || phase.objective.of_encoders()))
     return "repeat_prompt: the data of phase " + phase.name + " are text, which has no prompts; leave it out";
   if (!evaluation.probe.empty()) try {
       load_probe(evaluation.probe, width);
@@ -271,6 +304,7 @@ std::string TrainConfig::problem() const {
       return path + ": a " + kind +
              " phase improves a model that was trained before; put an sft phase before it, or name a "
              "checkpoint in run.start or a model in model.pretrained";
+    if (const std::string wrong = encoder_problem(phase, model, tokenizer); !wrong.empty()) return path + "." + wrong;
     if (const auto& inner = phase.objective.inner_policy; inner && inner->layer >= model.num_hidden_layers)
       return path + ".objective.inner_policy.layer: " + std::to_string(inner->layer) + "; the model has blocks 0 to " +
              std::to_string(model.num_hidden_layers - 1);

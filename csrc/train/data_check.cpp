@@ -9,6 +9,7 @@
 #include "csrc/data/corpus.h"
 #include "csrc/data/packed_source.h"
 #include "csrc/data/sequence.h"
+#include "csrc/data/tag_source.h"
 #include "csrc/message.h"
 #include "csrc/model/page_table.h"
 #include "csrc/train/chat_template.h"
@@ -128,6 +129,8 @@ SplitSize check_training(const TrainConfig& config, const PhaseConfig& phase, co
   }
   if (source->skipped() > 0) size.left_out.push_back({source->skipped(), kBroken});
   for (const std::string& note : source->notes()) notes.push_back("phase " + phase.name + ": " + note);
+  if (phase.objective.kind == "tag")
+    notes.push_back("phase " + phase.name + ": " + data::unaligned_note(*source, phase.objective.tag));
   if (phase.rollout) check_room(phase, *source, config.model.max_position_embeddings, tokenizer);
   return size;
 }
@@ -160,11 +163,15 @@ SplitSize check_held_out(const TrainConfig& config, const PhaseConfig& phase, co
 data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer) {
   data::Use use{.tokenizer = &tokenizer,
                 .context = config.model.max_position_embeddings,
-                .learnt = !phase.rollout.has_value(),
+                .learnt = !phase.rollout.has_value() && phase.objective.kind != "tag",
                 .truncation = phase.data.truncation,
                 .columns = phase.environment.has_value() || rl::reads_columns(phase.scores()),
                 .chat = renderer_of(phase.data, tokenizer),
                 .pairs = phase.objective.kind == "dpo"};
+  if (phase.objective.kind == "tag")
+    use.also = [](const data::Example& example) {
+      return std::string(example.completion.empty() ? "there is no completion, the compression of the prompt" : "");
+    };
   if (phase.rollout)
     use.also = [rewards = phase.scores(), stop = tokenizer.eos()](const data::Example& example) {
       for (const rl::RewardConfig& reward : rewards)

@@ -108,11 +108,13 @@ class HeldOut {
 // Windows of a held-out text: eval/loss, nats a token, and eval/bits_per_byte, the nats of all targets divided
 // by the bytes of text that they stand for, and by ln 2. Ends of documents cost nats and stand for no byte. Of a hidden Markov model
 // also eval/floor, what its exact filter pays for the same targets, nats a token, and eval/excess, the loss above it.
+// masking: of masked tokens, the same at every evaluation, eval/loss alone.
 class HeldOutText : public HeldOut {
  public:
   // rows: windows that are computed together. Throws as data::Windows does.
   HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer, int64_t context,
-              int64_t rows, const std::string& name, const std::optional<data::HmmConfig>& hmm);
+              int64_t rows, const std::string& name, const std::optional<data::Masking>& masking = {},
+              const std::optional<data::HmmConfig>& hmm = {});
   HeldOutSize size() const override;
   std::vector<std::string> shortages(const EvaluationConfig& config, const std::string& section) const override;
   Evaluation evaluate(const model::Decoder& model, const EvaluationConfig& config, std::vector<Sample>* shown,

@@ -15,11 +15,11 @@ constexpr int64_t kShownTokens = 256;  // of a window
 
 HeldOutText::HeldOutText(std::shared_ptr<const data::TokenShard> tokens, const data::Tokenizer& tokenizer,
                          int64_t context, int64_t rows, const std::string& name,
-                         const std::optional<data::HmmConfig>& hmm)
+                         const std::optional<data::Masking>& masking, const std::optional<data::HmmConfig>& hmm)
     : tokenizer_(tokenizer),
       floor_(hmm ? std::optional(data::HmmFloor(*hmm, tokenizer)) : std::nullopt),
       name_(name),
-      windows_(std::move(tokens), context, /*seed=*/0, name),
+      windows_(std::move(tokens), context, /*seed=*/0, name, masking),
       bytes_of_(torch::empty({tokenizer.size()}, torch::kInt64)),
       rows_(rows) {
   int64_t* bytes = bytes_of_.data_ptr<int64_t>();  // [V]
@@ -69,7 +69,7 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     }
     for (int64_t row = 0; shown && row < batch.size() && first + row < config.show; ++row) {
       const auto counts = (batch.target[row] != data::kIgnore).nonzero().flatten().slice(0, 0, kShownTokens);
-      const auto ids = batch.target[row].index_select(0, counts);                                  // [n]
+      const auto ids = batch.target[row].index_select(0, counts);                                 // [n]
       const auto entropy = found.entropy[row].cpu().index_select(0, counts).to(torch::kFloat64);  // [n]
       const int64_t* id = ids.const_data_ptr<int64_t>();
       const double* H = entropy.const_data_ptr<double>();
@@ -79,9 +79,9 @@ Evaluation HeldOutText::evaluate(const model::Decoder& model, const EvaluationCo
     }
   }
   const double sum = -peers.sum_of_turns(nats);
-  if (intervals)
-    *intervals = {{"eval/loss", normal_of_ratio(nats_of, tokens_of, "windows")},
-                  {"eval/bits_per_byte", normal_of_ratio(nats_of, bytes_of, "windows")}};
+  if (intervals) *intervals = {{"eval/loss", normal_of_ratio(nats_of, tokens_of, "windows")}};
+  if (windows_.masked()) return {{"eval/loss", sum / std::max(tokens, 1.0)}};
+  if (intervals) (*intervals)["eval/bits_per_byte"] = normal_of_ratio(nats_of, bytes_of, "windows");
   Evaluation figures{{"eval/loss", sum / tokens}, {"eval/bits_per_byte", sum / (std::max(bytes, 1.0) * std::log(2.0))}};
   if (floor_) figures["eval/floor"] = floor / tokens, figures["eval/excess"] = (sum - floor) / tokens;
   return figures;

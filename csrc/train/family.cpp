@@ -25,6 +25,7 @@ std::string Family::misfit(const model::DecoderConfig& c) const {
   if (own) return "";
   if (std::any_of(c.mixers.begin(), c.mixers.end(), [](const std::string& kind) { return kind != "softmax"; }))
     return "mixers";
+  if (!c.causal) return "causal";
   const model::AttentionConfig& a = c.attention;
   if (a.softcap > 0) return "attention.softcap";
   if (a.temperature != "none") return "attention.temperature";

@@ -175,6 +175,8 @@ void read_biases(const Family& family, const Object& keys, model::AttentionConfi
 }
 
 void read_own(const Object& keys, model::DecoderConfig& config) {
+  config.causal = keys.read<bool>("causal", true);
+  config.num_labels = keys.read<int64_t>("num_labels", 0);
   config.norm = keys.read<std::string>("norm", "pre");
   config.activation = keys.read<std::string>("activation", "swiglu");
   constexpr const char* kActivations[]{"swiglu", "gelu", "relu", "crrelu", "none"};
@@ -219,6 +221,7 @@ void for_mixer_options(Config& config, const F& visit) {
   visit("normalized", config.normalized);
   visit("gated_delta", config.gated_delta);
   visit("ssd", config.ssd);
+  visit("hierarchical", config.hierarchical);
 }
 
 void read_mixers(const std::string& file, const Object& keys, model::DecoderConfig& config) {
@@ -277,8 +280,16 @@ void write_windows(const Family& family, const model::DecoderConfig& c, ordered_
 
 void write_own(const model::DecoderConfig& c, ordered_json& object) {
   // The classes of python/isentrope/modeling_isentrope.py, which stands beside config.json.
-  object["auto_map"] = {{"AutoConfig", "modeling_isentrope.IsentropeConfig"},
-                        {"AutoModelForCausalLM", "modeling_isentrope.IsentropeForCausalLM"}};
+  object["auto_map"] = {{"AutoConfig", "modeling_isentrope.IsentropeConfig"}};
+  if (c.causal) {
+    object["auto_map"]["AutoModelForCausalLM"] = "modeling_isentrope.IsentropeForCausalLM";
+  } else {
+    object["auto_map"]["AutoModelForMaskedLM"] = "modeling_isentrope.IsentropeForMaskedLM";
+    if (c.num_labels > 0)
+      object["auto_map"]["AutoModelForTokenClassification"] = "modeling_isentrope.IsentropeForTokenClassification";
+    object["causal"] = false;
+    object["num_labels"] = c.num_labels;
+  }
   object["norm"] = c.norm;
   if (!c.swiglu()) object["activation"] = c.activation;
   object["qk_norm"] = c.attention.qk_norm;
@@ -296,6 +307,15 @@ void write_own(const model::DecoderConfig& c, ordered_json& object) {
 
 }  // namespace
 
+namespace {
+
+std::string architecture_of(const Family& family, const model::DecoderConfig& c) {
+  if (c.causal) return family.architecture;
+  return c.num_labels > 0 ? "IsentropeForTokenClassification" : "IsentropeForMaskedLM";
+}
+
+}  // namespace
+
 bool opens_in_transformers(const model::DecoderConfig& config) { return !family_of(config).own; }
 
 std::string model_config_json(const model::DecoderConfig& c, const data::Tokenizer& tokenizer) {
@@ -304,7 +324,7 @@ std::string model_config_json(const model::DecoderConfig& c, const data::Tokeniz
   const ordered_json scaling = c.rope_scaling.rope_type == "default" ? ordered_json(nullptr) : rope;
   rope["rope_theta"] = c.rope_theta;
   ordered_json object{
-      {"architectures", {family.architecture}},
+      {"architectures", {architecture_of(family, c)}},
       {"model_type", family.type},
       {"vocab_size", c.vocabulary},
       {"hidden_size", c.hidden_size},
@@ -338,7 +358,10 @@ std::string model_config_json(const model::DecoderConfig& c, const data::Tokeniz
 model::DecoderConfig parse_model_config(const std::string& file) {
   const Object keys(file + ": ", read_json(file));
   const Family& family = family_named(file, keys.read<std::string>("model_type"));
-  if (keys.has("architectures") && keys.at("architectures") != json::array({family.architecture}))
+  const auto names = [&](const char* one) { return keys.at("architectures") == json::array({one}); };
+  const bool encoder = family.own && keys.has("causal") && keys.at("causal") == false;
+  if (keys.has("architectures") && !names(family.architecture) &&
+      !(encoder && (names("IsentropeForMaskedLM") || names("IsentropeForTokenClassification"))))
     keys.fail("architectures", "wanted [\"" + std::string(family.architecture) + "\"], the model with its head");
   if (keys.has("quantization_config"))
     keys.fail("quantization_config", "quantised weights are not read; take the folder of the model that was quantised");

@@ -8,6 +8,7 @@
 #include "csrc/train/policy_objective.h"
 #include "csrc/train/preference_objective.h"
 #include "csrc/train/prefix.h"
+#include "csrc/train/tag_objective.h"
 #include "csrc/train/update_pass.h"
 
 namespace isentrope::train {
@@ -157,6 +158,7 @@ std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const B
   if (config.kind == "dpo")
     return std::make_unique<PreferenceObjective>(std::move(attention), config, batch, std::move(reference),
                                                  std::move(ranks));
+  if (config.kind == "tag") return std::make_unique<TagObjective>(std::move(attention), batch, std::move(ranks));
   return std::make_unique<CrossEntropy>(std::move(attention), batch, std::move(ranks), std::move(weight));
 }
 

@@ -6,6 +6,8 @@
 #include <string>
 
 #include "csrc/data/batch.h"
+#include "csrc/data/keep_labels.h"
+#include "csrc/data/masking.h"
 #include "csrc/field.h"
 #include "csrc/methods/entropy_control.h"
 #include "csrc/methods/kl_control.h"
@@ -124,9 +126,12 @@ struct ObjectiveConfig {
   std::optional<methods::EntropyControl> entropy;
   std::optional<KeepConfig> entropy_keep;
   std::optional<InnerPolicyConfig> inner_policy;
+  data::MaskingConfig masking;
+  data::TagConfig tag;
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
+  bool of_encoders() const { return kind == "mlm" || kind == "tag"; }
   // Whether the loss treats tokens apart that it selects.
   bool selects() const { return loss == "clip_cov" || loss == "kl_cov"; }
   // Whether the phase keeps a model that stays behind.
@@ -138,8 +143,10 @@ struct ObjectiveConfig {
   void visit(Visitor& v) {
     v("kind", kind,
       "pretrain: cross-entropy of text; sft: cross-entropy of completions; dpo: a loss on pairs of completions, the "
-      "better beside the worse; grpo: a policy loss on rollouts.",
-      one_of({"pretrain", "sft", "dpo", "grpo"}));
+      "better beside the worse; grpo: a policy loss on rollouts; of encoders (model.causal: false) mlm: cross-entropy "
+      "of "
+      "masked tokens of text; tag: of a label of each token, whether a compressed text keeps it.",
+      one_of({"pretrain", "sft", "dpo", "grpo", "mlm", "tag"}));
     v("loss", loss,
       "Policy loss (formulas and papers: kernels/grpo_policy.h). verl and TRL aggregate sapo and geo_mean by "
       "seq-mean-token-mean alone, verl gspo by default; luspo needs an aggregate that sums over the tokens of a "
@@ -250,6 +257,8 @@ struct ObjectiveConfig {
       "The ratio is that of an inner layer's policy to itself at the step's beginning, for the first steps of the "
       "phase: "
       "completions are scored by it anew.");
+    v("masking", masking, "mlm: which tokens are masked, and by what.");
+    v("tag", tag, "tag: which words of a text its compression keeps.");
     v("attention_entropy", attention_entropy,
       "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }

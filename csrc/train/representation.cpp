@@ -115,15 +115,18 @@ Tensor last_states(model::Decoder& model, const data::Batch& update, int64_t tok
   int64_t rows = 0;
   for (int64_t found = 0; rows < update.size() && found < tokens; ++rows)
     found += counts.const_data_ptr<int64_t>()[rows];
-  const int64_t columns = std::min(update.tokens.size(1), tokens);  // a row gives no more
+  const bool causal = model->config().causal;  // a row gives no more, and its tokens see none behind them
+  const int64_t T = update.tokens.size(1), columns = causal ? std::min(T, tokens) : T;
   const int64_t at_once = micro_tokens > 0 ? std::max<int64_t>(micro_tokens / columns, 1) : std::max<int64_t>(rows, 1);
   std::vector<Tensor> states;
   for (int64_t begin = 0; begin < rows; begin += at_once) {
     const auto cut = [&](const Tensor& x) {
       return x.defined() ? x.slice(0, begin, std::min(begin + at_once, rows)).slice(1, 0, columns) : x;
     };
-    states.push_back(
-        model->hidden(cut(update.tokens), nullptr, {cut(update.position), cut(update.prefix)}).index({cut(real)}));
+    const Tensor lengths =
+        update.lengths.defined() ? update.lengths.slice(0, begin, std::min(begin + at_once, rows)) : Tensor();
+    states.push_back(model->hidden(cut(update.tokens), nullptr, {cut(update.position), cut(update.prefix), lengths})
+                         .index({cut(real)}));
   }
   if (states.empty()) return torch::empty({0, model->config().hidden_size});
   return torch::cat(states).slice(0, 0, tokens);

@@ -73,7 +73,10 @@ void require_same_meaning(Standing& standing, const TrainConfig& config, const d
       compare("tokenizer.eos", stored->eos(), tokenizer.eos());
     }
   }
-  const model::DecoderConfig stored = read_model_config(standing.weights);
+  model::DecoderConfig stored = read_model_config(standing.weights);
+  // What weights may begin as: an encoder, with labels. Within a run neither key changes (kFreeOfModel).
+  if (!config.model.causal) stored.causal = false;
+  if (stored.num_labels == 0) stored.num_labels = config.model.num_labels;
   const Values was = values_of(stored), is = values_of(config.model);
   // Keys of a kind of mixer say nothing where no layer is of that kind.
   const auto& mixers = config.model.mixers;

@@ -13,6 +13,7 @@
 #include "csrc/data/packed_source.h"
 #include "csrc/data/random.h"
 #include "csrc/data/sft_source.h"
+#include "csrc/data/tag_source.h"
 #include "csrc/durable_file.h"
 #include "csrc/rl/text_rules.h"
 #include "csrc/train/adapter.h"
@@ -99,21 +100,7 @@ const torch::Tensor& kept(const CheckpointState& state, const std::string& name,
   return found->second;
 }
 
-std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfig& phase,
-                                     const data::Tokenizer& tokenizer, data::Split split,
-                                     const std::map<std::string, rl::RewardFunction>& rewards) {
-  if (phase.data.text())
-    return std::make_unique<HeldOutText>(data::open_text(phase.data, tokenizer, split), tokenizer,
-                                         config.model.max_position_embeddings, phase.batch.sequences,
-                                         split == data::Split::test ? "test" : "validation", phase.data.hmm);
-  const PhaseConfig& last = config.phases.back();
-  const PhaseConfig& answers = phase.rollout || phase.environment ? phase : last;
-  std::vector<rl::RewardConfig> scores = answers.scores();
-  if (scores.empty() && answers.environment) scores.push_back({.kind = "environment", .name = "answer"});
-  return std::make_unique<HeldOutPrompts>(
-      phase.data, scores, rewards, tokenizer, split, config.model.max_position_embeddings, answers.sampling(tokenizer),
-      answers.rollout ? answers.rollout->cache : rl::CacheConfig(), phase.rollout ? 0 : phase.batch.sequences);
-}
+}  // namespace
 
 Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards)
     : config_(std::move(config)),
@@ -273,7 +260,8 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   const int64_t context = config_.model.max_position_embeddings;
   if (phase.data.text())
     return std::make_unique<data::PackedSource>(data::open_text(phase.data, tokenizer_, data::Split::train),
-                                                phase.batch.sequences, context, data_seed);
+                                                phase.batch.sequences, context, data_seed,
+                                                masking_of_phase(phase, tokenizer_));
   const data::Use use = use_of(config_, phase, tokenizer_);
   std::shared_ptr<const data::ExampleSource> examples =
       data::make_source(phase.data, data_seed, data::Split::train, &use);
@@ -290,6 +278,8 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
         [this](int64_t, const std::vector<rl::SavedRollout>& drawn) { open_->saved = drawn; }, ranks_,
         reference ? std::optional(rl::Reference{*reference, phase.batch.micro_tokens}) : std::nullopt);
   }
+  if (phase.objective.kind == "tag")
+    return std::make_unique<data::TagSource>(examples, tokenizer_, phase.batch.sequences, context, phase.objective.tag);
   const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
                                            phase.data.packing ? row : 0, phase.objective.kind == "dpo");

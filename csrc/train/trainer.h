@@ -49,6 +49,8 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
 
 class Composition;
 class TrainedWeights;
+// What an mlm phase masks; nothing of others.
+std::optional<data::Masking> masking_of_phase(const PhaseConfig& phase, const data::Tokenizer& tokenizer);
 
 class Trainer {
  public:

@@ -43,6 +43,13 @@ class Pass {
                                 {micro.position, micro.prefix}, keep, moments, inner);
   }
 
+  // Logits of the classes of each token, [rows, T, num_labels].
+  Tensor labels(model::Decoder& model, const Batch& micro) {
+    rows_ = micro.real();
+    target_ = micro.target;
+    return model->label_logits(micro.tokens, records_ ? &record_ : nullptr, micro.lengths);
+  }
+
   const model::AttentionRecord& record() const { return record_; }
 
   // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention. Returns their sum.

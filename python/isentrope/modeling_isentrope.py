@@ -1,8 +1,8 @@
-"""Isentrope's decoder for transformers, in plain torch: what a checkpoint whose model_type is isentrope carries beside its weights, so that
+"""Isentrope's decoder and encoder for transformers, in plain torch: what a checkpoint whose model_type is isentrope carries beside its weights, so that
 
     transformers.AutoModelForCausalLM.from_pretrained("runs/hybrid/checkpoints/sft-002400", trust_remote_code=True)
 
-opens it without the package. Softmax attention with every option of model.attention, and the recurrences of model.mixers in their
+opens it without the package; an encoder by AutoModelForMaskedLM, or with labels by AutoModelForTokenClassification. Softmax attention with every option of model.attention, and the recurrences of model.mixers in their
 quadratic form. A forward pass gives the logits that training has, up to rounding; generation computes the whole sequence again for
 each token. The file stands alone: it may be copied, and imports nothing but torch and transformers.
 """
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, elu, gelu, normalize, relu, rms_norm, silu, softplus
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, MaskedLMOutput, TokenClassifierOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-KINDS = ("softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd")
+KINDS = ("softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd", "hierarchical")
 
 
 class IsentropeConfig(PretrainedConfig):
@@ -33,6 +33,7 @@ class IsentropeConfig(PretrainedConfig):
         for kind in self.mixers:
             if kind not in KINDS:
                 raise ValueError(f"config.json: mixers has {kind!r}; this file knows {', '.join(KINDS)}. Take the file of a newer version.")
+        self.causal = keys.pop("causal", True)
         keys.pop("rope_scaling", None)  # transformers 4's spelling of what rope_parameters says
         self.rope_parameters, self.max_position_embeddings = keys.pop("rope_parameters"), keys.pop("max_position_embeddings")
         self.hidden_size, self.num_attention_heads, self.head_dim = (keys.pop(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
@@ -80,7 +81,7 @@ class Softmax(nn.Module):
             self.log_temperature = nn.Parameter(torch.zeros(H * rows))
         types = getattr(config, "layer_types", None)
         self.window = config.sliding_window if types and types[layer] == "sliding_attention" else None
-        self.softcap, self.D, self.H, self.eps = config.attn_logit_softcapping, D, H, config.rms_norm_eps
+        self.softcap, self.D, self.H, self.eps, self.causal = config.attn_logit_softcapping, D, H, config.rms_norm_eps, config.causal
         self.norm = options.get("norm", "none")
         self.denominator = options.get("denominator", "sum") if self.norm == "none" else "sum"  # of which a norm makes the same
         if self.denominator in ("max_one", "count", "none"):
@@ -132,7 +133,8 @@ class Softmax(nn.Module):
         if self.softcap:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         back = position[:, :, None] - position[:, None, :]
-        sight = (back >= 0) & seen[:, None, :] & (back < (self.window or back.shape[-1] + 1))
+        sight = (back >= 0) & (back < (self.window or back.shape[-1] + 1)) if self.causal else torch.ones_like(back, dtype=torch.bool)
+        sight = sight & seen[:, None, :]
         sight = sight | torch.eye(len(sight[0]), dtype=torch.bool, device=x.device)  # a row of padding sees itself
         return logits.masked_fill(~sight[:, None], -torch.inf), v
 
@@ -188,6 +190,52 @@ class Routed(nn.Module):
         rows = logits.softmax(-1).nan_to_num(0).to(v.dtype) @ v
         out: Tensor = self.o_proj(rows.to(x.dtype).transpose(1, 2).flatten(-2))
         return out
+
+
+class Hierarchical(Softmax):
+    """Softmax attention tied in blocks by a tree: of families of `branching` neighbours, and of as many families (arXiv 2509.15448)."""
+
+    def __init__(self, config: Any, layer: int, options: dict[str, Any]) -> None:
+        super().__init__(config, layer, {})
+        self.branching: int = options["branching"]
+
+    def weights(self, logits: Tensor, seen: Tensor) -> Tensor:
+        """The weights [B, H, T, T] that are nearest to the softmax of logits; seen [B, T]: padding behind each sequence is False."""
+        T, b = logits.shape[-1], self.branching
+        node = torch.arange(T, device=logits.device)  # of a level that each token is of
+        real = seen.to(logits.dtype)
+        self_logit, levels = logits.diagonal(0, -2, -1), []
+        while True:
+            of = (node[:, None] == torch.arange(int(node[-1]) + 1, device=node.device)).to(logits.dtype)  # [T, nodes]
+            count = real @ of  # [B, nodes]
+            mean = of * real[..., None] / count.clamp_min(1)[:, None]  # [B, T, nodes]
+            pooled = mean.mT[:, None] @ logits @ mean[:, None]  # [B, H, nodes, nodes]
+            family, own = torch.arange(of.shape[1], device=node.device) // b, torch.eye(of.shape[1], dtype=torch.bool, device=node.device)
+            rows = pooled + count.log()[:, None, None]
+            rows = torch.where(own, self_logit[..., None], rows).masked_fill(family[:, None] != family, -torch.inf)
+            total = rows.logsumexp(-1)
+            levels.append((of, (rows - total[..., None]).exp(), own, count))
+            if family[-1] == 0:
+                break
+            above = (family[:, None] == torch.arange(int(family[-1]) + 1, device=node.device)).to(logits.dtype)
+            sums = count @ above
+            self_logit = ((count[:, None] * total) @ above) / sums.clamp_min(1)[:, None]
+            node = family[node]
+        theta, mass = torch.zeros_like(logits), torch.ones_like(logits[..., :1])  # mass: what of a row is left for its own node
+        for i, (of, share, own, count) in reversed(list(enumerate(levels))):
+            each = (share if i == 0 else share.masked_fill(own, 0)) / count.clamp_min(1)[:, None, None]
+            theta = theta + mass * (of @ each @ of.mT)
+            mass = mass * (of @ share.diagonal(0, -2, -1)[..., None])
+        return theta * real[:, None, None, :] * real[:, None, :, None]
+
+    def forward(self, x: Tensor, seen: Tensor, position: Tensor, *angles: Tensor) -> Tensor:
+        order = (~seen).to(torch.uint8).argsort(dim=-1, stable=True)  # padding behind, so that it moves no family
+        back = order.argsort(-1)
+        x, seen, position = x.gather(1, order[..., None].expand_as(x)), seen.gather(1, order), position.gather(1, order)
+        cosine, sine = (angle.expand(len(x), -1, -1, -1).gather(2, order[:, None, :, None].expand(-1, -1, -1, angle.shape[-1])) for angle in angles[:2])
+        logits, v = self.rows(x, torch.ones_like(seen), position, cosine, sine)
+        result: Tensor = self.o_proj((self.weights(logits, seen).to(v.dtype) @ v).to(x.dtype).transpose(1, 2).flatten(-2))
+        return result.gather(1, back[..., None].expand_as(result))
 
 
 class Decay(nn.Module):
@@ -337,9 +385,10 @@ class Block(nn.Module):
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         kind = config.mixers[layer % len(config.mixers)]
+        attends = {"softmax": Softmax, "softmax_rnn": Softmax, "hierarchical": Hierarchical}.get(kind)
         self.self_attn: nn.Module
-        if kind in ("softmax", "softmax_rnn"):
-            self.self_attn = Softmax(config, layer, getattr(config, kind, {}))
+        if attends:
+            self.self_attn = attends(config, layer, getattr(config, kind, {}))
         else:
             self.self_attn = Routed(config) if kind == "routed" else Recurrence(config, kind)
         self.mlp = Mlp(config)
@@ -408,6 +457,8 @@ class IsentropeForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: IsentropeConfig) -> None:
         super().__init__(config)
+        if not config.causal:
+            raise ValueError("config.json: causal is false, and an encoder foretells no next token; open the folder by AutoModelForMaskedLM")
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
@@ -436,3 +487,51 @@ class IsentropeForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
+
+
+class _Encoder(PreTrainedModel):
+    """What the classes of encoders share, whose tokens see all of their sequence."""
+
+    config_class = IsentropeConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["Block"]
+    head: str
+    output: Any
+
+    def __init__(self, config: IsentropeConfig) -> None:
+        super().__init__(config)
+        if config.causal:
+            raise ValueError("config.json: causal is true; open the folder by AutoModelForCausalLM")
+        labels = self.head == "score"
+        self.model = Decoder(config)
+        self.add_module(self.head, nn.Linear(config.hidden_size, config.num_labels if labels else config.vocab_size, bias=labels))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def get_input_embeddings(self) -> Any:
+        return self.model.embed_tokens
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, output_hidden_states: bool = False, **_: Any
+    ) -> Any:
+        found = self.model(input_ids, attention_mask, output_hidden_states)
+        logits = self.get_submodule(self.head)(found.last_hidden_state)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        return self.output(loss=loss, logits=logits, hidden_states=found.hidden_states)
+
+
+class IsentropeForMaskedLM(_Encoder):
+    """[B, T] tokens → logits [B, T, V] of the token that stands in each place, masked or not. labels [B, T], -100 for none."""
+
+    head, output = "lm_head", MaskedLMOutput
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _keys_to_ignore_on_load_unexpected = [r"score\..*"]
+
+    def get_output_embeddings(self) -> Any:
+        return self.lm_head
+
+
+class IsentropeForTokenClassification(_Encoder):
+    """[B, T] tokens → logits [B, T, num_labels] of the label of each. labels [B, T], -100 for none."""
+
+    head, output = "score", TokenClassifierOutput
+    _keys_to_ignore_on_load_unexpected = [r"lm_head\..*"]

@@ -8,6 +8,10 @@ Routed: 2 layers of width 256 with 4 heads, 2 of them routed, and an MLP of 8 (a
 windows of 91 tokens, a training step as above, beside the same of softmax attention: by argmax and by balanced clusters. Values first: the
 logits of 512 tokens in 8 clusters are those of dense attention under masks in torch.
 
+Encoder: 2 layers of width 64 whose tokens see all others, one sequence of 4096 bytes, forward and backward; layers of kind hierarchical in
+families of 8 beside softmax layers of the same size, which is the program's own dense attention. Values first: with one family of all
+tokens they are the same. The MLP, the projections and the head, which both have, are in both times.
+
 Rollouts: the same model size, 24 sequences at a time of a prompt of 16 and 1024 new tokens, each kind beside `softmax`; the tokens are
 as many, and times are for a thousand of them. A decoding state has one size; the cache of softmax grows to 1040 positions.
 """
@@ -21,9 +25,9 @@ import torch.nn.functional as F
 from plain_model import PlainDecoder, Program, fixed_tokens
 from timing import interleaved
 
-TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0, "dense": 4.0}
+TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0, "dense": 4.0, "dense, bidirectional": 10.0}
 KINDS = {"softmax": 0, "linear": 1, "normalized": 2, "gated_delta": 3, "ssd": 4}
-ROUTED = 5
+ROUTED, HIERARCHICAL = 5, 7
 STEP = {"layers": 6, "width": 256, "heads": 4, "kv_heads": 4, "mlp": 768, "vocabulary": 256, "context": 2048, "batch": 1, "length": 2048}
 ROLLOUT = {**STEP, "context": 1056, "batch": 1, "length": 16, "prompts": 24, "samples": 1, "prompt": 16, "new_tokens": 1024, "min_tokens": 1024}
 
@@ -113,6 +117,24 @@ def routed_rows(program_path, rounds, threads):
                "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS["dense"]}  # fmt: skip
 
 
+def encoder_rows(program_path, rounds, threads):
+    shape = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 4, "mlp": 192, "vocabulary": 256, "batch": 1, "causal": 0}
+    tree, dense = (Program(program_path, threads, **shape, context=8, length=8, mixer=mixer) for mixer in (HIERARCHICAL, 0))
+    torch.testing.assert_close(tree.logits((1, 8, 256)), dense.logits((1, 8, 256)), rtol=1e-3, atol=1e-4)
+    programs = {"ours": tree, "dense": dense}
+    for name, mixer in {"ours": HIERARCHICAL, "dense": 0}.items():
+        programs[name].close()
+        programs[name] = Program(program_path, threads, **shape, context=4096, length=4096, mixer=mixer)
+    seconds = interleaved({name: lambda program=program: program("update") for name, program in programs.items()}, max(rounds, 7))
+    for program in programs.values():
+        program.close()
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["dense"])]
+    peer = "dense, bidirectional"
+    yield {"op": "mixers", "shape": "hierarchical encoder 2 x 64, T 4096, branching 8, training step", "dtype": "float32", "threads": threads,
+           "ours_s": statistics.median(seconds["ours"]), "peer": peer, "peer_s": statistics.median(seconds["dense"]),
+           "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS[peer]}  # fmt: skip
+
+
 def rollout_rows(program_path, rounds, threads):
     programs = {kind: Program(program_path, threads, **ROLLOUT, mixer=number) for kind, number in KINDS.items()}
     times = {kind: [] for kind in programs}
@@ -136,4 +158,5 @@ def rollout_rows(program_path, rounds, threads):
 def rows(program_path, rounds=5, threads=1):
     """One dictionary a row of the table: shape, seconds (medians), ratio with its range."""
     torch.set_num_threads(threads)
-    return [*step_rows(program_path, rounds, threads), *routed_rows(program_path, rounds, threads), *rollout_rows(program_path, rounds, threads)]
+    step, routed, encoder = step_rows(program_path, rounds, threads), routed_rows(program_path, rounds, threads), encoder_rows(program_path, rounds, threads)
+    return [*step, *routed, *encoder, *rollout_rows(program_path, rounds, threads)]

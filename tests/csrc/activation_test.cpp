@@ -48,7 +48,7 @@ TEST_P(Activation, IsWhatItsDefinitionSays) {
   Tensor x = decoder->embedding().index_select(0, tokens[0]);
   std::vector<Tensor> wanted;
   for (const LayerWeights& layer : decoder->layers()) {
-    x = x + layer.mixer->forward(normed(x, layer.input_norm), {}, {cosine, sine, nullptr, nullptr, true});
+    x = x + layer.mixer->forward(normed(x, layer.input_norm), {}, {cosine, sine, nullptr, {}, nullptr, true, {}});
     const Tensor up = torch::matmul(normed(x, layer.post_norm), layer.gate_up.weight.t()) + layer.gate_up.bias;
     x = x + torch::matmul(by_definition(GetParam(), up, layer.epsilon), layer.down.weight.t()) + layer.down.bias;
     wanted.push_back(layer.gate_up.weight);

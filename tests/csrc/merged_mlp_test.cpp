@@ -46,7 +46,7 @@ TEST(MergedMlp, IsWhatItsDefinitionSays) {
       const LayerWeights& layer = layers[i];
       if (i > 0) x = behind(x, layer.input_norm);
       x = x + layer.mixer->forward(before(x, i > 0 || !after ? layer.input_norm : Tensor()), {},
-                                   {cosine, sine, nullptr, {}, nullptr, true});
+                                   {cosine, sine, nullptr, {}, nullptr, true, {}});
       x = behind(x, layer.post_norm);
       x = layer.beta * x + torch::matmul(before(x, layer.post_norm), layer.down.weight.t()) / layer.alpha;
       factors.insert(factors.end(), {layer.alpha, layer.beta});

@@ -267,7 +267,7 @@ TEST(Mixers, RefuseWhatDoesNotFit) {
   EXPECT_EQ(of_rows([](DecoderConfig& c) { c.attention.softcap = 30; }), "");
   EXPECT_EQ(message([] { mixer_kind("softmix"); }),
             "model.mixers: there is no 'softmix'; wanted one of softmax, softmax_rnn, routed, linear, prefix_linear, "
-            "normalized, gated_delta, ssd");
+            "normalized, gated_delta, ssd, hierarchical");
 }
 
 // The convolution of one sequence by its definition, and its gradients by finite differences.

@@ -69,10 +69,11 @@ void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
 
 struct Bench {
   std::map<std::string, int64_t> shape{
-      {"layers", 3},      {"width", 64},   {"heads", 4},   {"kv_heads", 4}, {"mlp", 192},      {"vocabulary", 25},
-      {"context", 64},    {"batch", 64},   {"length", 50}, {"prompts", 32}, {"samples", 8},    {"prompt", 16},
-      {"new_tokens", 34}, {"threads", 1},  {"stops", 0},   {"sigma", 0},    {"min_tokens", 0}, {"rows", 24},
-      {"tied", 0},        {"bfloat16", 0}, {"mixer", 0},   {"clusters", 8}, {"window", 32},    {"balanced", 0}};
+      {"layers", 3},      {"width", 64},     {"heads", 4},       {"kv_heads", 4}, {"mlp", 192},
+      {"vocabulary", 25}, {"context", 64},   {"batch", 64},      {"length", 50},  {"prompts", 32},
+      {"samples", 8},     {"prompt", 16},    {"new_tokens", 34}, {"threads", 1},  {"stops", 0},
+      {"sigma", 0},       {"min_tokens", 0}, {"rows", 24},       {"tied", 0},     {"bfloat16", 0},
+      {"mixer", 0},       {"clusters", 8},   {"window", 32},     {"balanced", 0}, {"causal", 1}};
   Decoder model{nullptr};
   Tensor tokens;  // [batch, length]
   std::vector<std::vector<int64_t>> prompts;
@@ -92,12 +93,13 @@ struct Bench {
     config.vocabulary = shape["vocabulary"];
     config.max_position_embeddings = shape["context"];
     config.tie_word_embeddings = shape["tied"] != 0;
-    static const char* const kMixers[]{"softmax", "linear", "normalized",   "gated_delta",
-                                       "ssd",     "routed", "prefix_linear"};
+    static const char* const kMixers[]{"softmax", "linear", "normalized",    "gated_delta",
+                                       "ssd",     "routed", "prefix_linear", "hierarchical"};
     config.mixers = {kMixers[shape["mixer"]]};
     config.routed.assign = shape["balanced"] != 0 ? "balanced" : "argmax";
     config.routed.clusters = shape["clusters"];
     config.routed.window = config.routed.local_window = shape["window"];
+    config.causal = shape["causal"] != 0;
     config.gated_delta.expand_v = config.ssd.expand_v = 1;
     if (shape["bfloat16"] != 0) config.compute = "bfloat16";
     if (shape["sigma"] != 0) config.sigma_reparam.layers = {"all"};

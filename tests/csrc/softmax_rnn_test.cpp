@@ -37,7 +37,7 @@ Tensor some_input() {
 // The mixer of the first layer for x [T, C].
 Tensor mixed(const Decoder& decoder, const Tensor& x) {
   const Tensor cosine = decoder->cosine().slice(0, 0, kTokens), sine = decoder->sine().slice(0, 0, kTokens);
-  return decoder->layers()[0].mixer->forward(x, {}, {cosine, sine, nullptr, {}, nullptr, true});
+  return decoder->layers()[0].mixer->forward(x, {}, {cosine, sine, nullptr, {}, nullptr, true, {}});
 }
 
 Tensor normed(const std::string& norm, Tensor y) {

@@ -15,7 +15,8 @@ from isentrope import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDED = ROOT / "configs/mixers/entropy_guided.yaml"  # a model of text, of one phase
-CONFIGS = sorted({*(ROOT / "configs/mixers").glob("*.yaml")} - {GUIDED})
+ENCODER = ROOT / "configs/mixers/hierarchical.yaml"  # an encoder: test_encoders.py
+CONFIGS = sorted({*(ROOT / "configs/mixers").glob("*.yaml")} - {GUIDED, ENCODER})
 EVERY = [f"phases.{phase}.evaluation.every=0" for phase in ("sft", "grpo")]
 SHORT = ["run.threads=1", "phases.sft.steps=6", "phases.grpo.steps=2", "phases.sft.batch.sequences=8", "phases.sft.schedule.warmup_steps=0", "phases.grpo.rollout.prompts=4",
          "phases.grpo.rollout.num_generations=2", "phases.grpo.rollout.save_every=1", "test.prompts=4", "test.sampled_prompts=2", *EVERY]  # fmt: skip

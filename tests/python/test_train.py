@@ -96,7 +96,7 @@ def test_fused_head_is_a_matter_of_rounding(finished, tmp_path, name):
     assert evaluated[0] == pytest.approx(evaluated[1], rel=rel)
 
 
-@pytest.mark.parametrize("name,kills", [("pretrain", 2), ("sft", 2), ("grpo", 4), ("grpo_clip_cov", 2), ("adaptive", 3),
+@pytest.mark.parametrize("name,kills", [("pretrain", 2), ("mlm", 2), ("sft", 2), ("grpo", 4), ("grpo_clip_cov", 2), ("adaptive", 3),
                                         ("ares", 3), ("methods", 3), ("sigma", 3)])
 def test_killed_run_repeats_itself(finished, tmp_path, name, kills):
     config = ROOT / "configs" / "tiny" / f"{name}.yaml"

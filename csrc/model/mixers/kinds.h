@@ -16,5 +16,6 @@ extern const MixerKind kPrefixLinear;
 extern const MixerKind kNormalized;
 extern const MixerKind kGatedDelta;
 extern const MixerKind kSsd;
+extern const MixerKind kHierarchical;
 
 }  // namespace isentrope::model

@@ -157,4 +157,16 @@ struct SsdMixerConfig {
   }
 };
 
+struct HierarchicalMixerConfig {
+  int64_t branching = 8;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("branching", branching,
+      "Tokens of a family, and families of the next: a token weighs each token of its own family, and of the others' "
+      "means.",
+      between(2, 4096));
+  }
+};
+
 }  // namespace isentrope::model

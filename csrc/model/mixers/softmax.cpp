@@ -59,6 +59,8 @@ ops::EntropyAttention SoftmaxMixer::attend(const Tensor& q, const Tensor& k, con
     options.temperature = (log.size(1) > 1 ? of_rows : log.squeeze(1)).exp();
   }
   options.return_entropy = record != nullptr;
+  options.causal = config_.causal;
+  if (pass.lengths.defined()) options.key_lengths = pass.lengths;
   // Operands of products are in bfloat16 where model.compute is that and they are float32.
   const auto operand = [&](const Tensor& x) {
     return config_.compute == "bfloat16" && x.scalar_type() == torch::kFloat32 ? x.to(torch::kBFloat16) : x;

@@ -49,12 +49,14 @@ class SoftmaxMixer : public Mixer {
   torch::Tensor log_temperature;  // [H] or [H · context]; undefined without model.attention.temperature
   torch::Tensor o_norm;           // [D]; undefined without a norm that has weights
 
+ protected:
+  // q [B, H, T, D], k, v [B, G, T, D] → out [B, H, T, D], lse [B, H, T]
+  virtual ops::EntropyAttention attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                                       const MixerPass& pass) const;
+
  private:
   // qkv [N, (H + 2G)·D] with every query and key head through its norm.
   torch::Tensor normed_heads(const torch::Tensor& qkv) const;
-  // q [B, H, T, D], k, v [B, G, T, D] → out [B, H, T, D], lse [B, H, T]
-  ops::EntropyAttention attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                               const MixerPass& pass) const;
 
   SoftmaxOptions r_;
 };

@@ -35,7 +35,7 @@ MixerShape shape_of(const DecoderConfig& c, const SoftmaxOptions& r) {
   shape.kept = static_cast<double>(2 * HD + 2 * GD) + 3 * static_cast<double>(c.num_attention_heads) +
                (c.attention.qk_norm ? 2 * heads : 0) + (r.value_gate ? static_cast<double>(GD) : 0) +
                ((r.scaled() ? 1 : 0) + (r.norm != "none" ? 1 : 0) + (r.output_gate ? 1 : 0)) * static_cast<double>(HD);
-  shape.flops_of_pair = 4 * static_cast<double>(HD);
+  shape.flops_of_pair = (c.causal ? 4 : 8) * static_cast<double>(HD);  // pairs are counted as if causal
   shape.cached = 2 * GD;
   shape.attends = true;
   return shape;

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from isentrope.doctor.columns import Column, Phase
 
-POLICY, EVERY = ("grpo",), ("pretrain", "sft", "grpo", "")
+POLICY, EVERY = ("grpo",), ("pretrain", "sft", "mlm", "tag", "grpo", "")
 
 
 @dataclass(frozen=True)
