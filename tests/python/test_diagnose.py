@@ -226,7 +226,7 @@ def test_plain_text_is_cut_into_sequences(folder, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(" ".join(made.WORDS) * 3)
     data = Data.read(file)
-    ids = data.tokens(diagnose.opened(folder), 16)
+    ids = data.tokens(diagnose.opened(str(folder)), 16)
     assert {len(one) for one in ids} == {16} and len(ids) == len(data) == 11
     with pytest.raises(DiagnoseError, match="plain text"):
         data.labels
