@@ -261,7 +261,7 @@ struct Bench {
       out << "{\"weights\": [";
       for (const auto& [name, weight] : model->named_weights()) {
         out << (weights.empty() ? "" : ", ") << "[\"" << name << "\", [" << weight.size(0);
-        if (weight.dim() == 2) out << ", " << weight.size(1);
+        for (int64_t i = 1; i < weight.dim(); ++i) out << ", " << weight.size(i);
         out << "]]";
         weights.push_back(weight);
       }
