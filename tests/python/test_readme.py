@@ -280,7 +280,7 @@ def desk(tmp_path_factory):
     for model in ("models/smollm2", "runs/options_base"):
         (folder / model).mkdir(parents=True)
         (folder / model / "config.json").write_text(json.dumps(
-            {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+            {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
              "num_attention_heads": 4, "max_position_embeddings": 8192}))  # fmt: skip
     return folder
 
