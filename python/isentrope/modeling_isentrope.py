@@ -207,8 +207,7 @@ class Hierarchical(Softmax):
         self_logit, levels = logits.diagonal(0, -2, -1), []
         while True:
             of = (node[:, None] == torch.arange(int(node[-1]) + 1, device=node.device)).to(logits.dtype)  # [T, nodes]
-            count = real @ of  # [B, nodes]
-            mean = of * real[..., None] / count.clamp_min(1)[:, None]  # [B, T, nodes]
+            mean = of * real[..., None] / (count := real @ of).clamp_min(1)[:, None]  # [B, T, nodes]; count [B, nodes]
             pooled = mean.mT[:, None] @ logits @ mean[:, None]  # [B, H, nodes, nodes]
             family, own = torch.arange(of.shape[1], device=node.device) // b, torch.eye(of.shape[1], dtype=torch.bool, device=node.device)
             rows = pooled + count.log()[:, None, None]

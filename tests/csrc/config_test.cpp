@@ -265,7 +265,7 @@ TEST_F(ConfigTest, ValuesOutOfRange) {
   EXPECT_EQ(error(with("sampled: 0.28", "sampled: 28")),
             "run.yaml:11: phases.sft.stop.sampled: 28 is out of range; wanted 0 to 1");
   EXPECT_EQ(error(with("kind: grpo", "kind: gpro")),
-            "run.yaml:13: phases.grpo.objective.kind: 'gpro' is not one of pretrain, sft, dpo, grpo");
+            "run.yaml:13: phases.grpo.objective.kind: 'gpro' is not one of pretrain, sft, dpo, grpo, mlm, tag");
 }
 
 TEST_F(ConfigTest, BrokenFiles) {
@@ -312,10 +312,10 @@ TEST_F(ConfigTest, KeysThatDoNotGoTogether) {
 TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
   const std::string corpus = "corpus: {python_sources: [stdlib]}", tint = "tint: {task: signed_sum, terms: [3, 4, 5]}";
   EXPECT_EQ(error(with(tint, corpus)),
-            "run.yaml:7: phases.sft: data: corpus belongs to pretrain phases, and objective.kind is sft");
-  EXPECT_EQ(
-      error(kGood, {"phases.sft.objective.kind=pretrain"}),
-      "run.yaml:7: phases.sft: data: a pretrain phase learns text; write data: {corpus: {paths: [...]}}, or hmm: {}");
+            "run.yaml:7: phases.sft: data: corpus belongs to pretrain and mlm phases, and objective.kind is sft");
+  EXPECT_EQ(error(kGood, {"phases.sft.objective.kind=pretrain"}),
+            "run.yaml:7: phases.sft: data: a phase of kind pretrain learns text; write data: {corpus: {paths: [...]}}, or "
+            "hmm: {}");
   EXPECT_EQ(error(with(tint, "corpus: {}"), {"phases.sft.objective.kind=pretrain"}),
             "run.yaml:7: phases.sft.data.corpus: paths is empty; name files or folders, or write "
             "python_sources: [stdlib]");
