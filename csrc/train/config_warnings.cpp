@@ -95,7 +95,8 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
     const std::string key = path + ".reward." + text(static_cast<int64_t>(i));
     if (reward.weight == 0)
       out.push_back(key + ".weight: 0; the reward " + reward.kind + " is measured and not learnt from");
-    if (reward.weight < 0 && !reward.in_python() && reward.kind != "length")
+    const bool cost = reward.kind == "length" || (reward.kind == "environment" && reward.name != "answer");
+    if (reward.weight < 0 && !reward.in_python() && !cost)
       out.push_back(key + ".weight: below 0 it punishes what the reward " + reward.kind + " calls right");
     if (!built_in_reward(reward.kind) && !functions.contains(reward.kind))
       out.push_back(

@@ -106,7 +106,7 @@ def test_a_killed_run_repeats_itself(whole, tmp_path, kind):
         (["phases.grpo.environment.stop=[ü]"], "no tokens of the tokenizer can write"),
         (["phases.grpo.data.episodes.objects=26", "phases.grpo.data.episodes.attributes=4"], "tell at most 16 objects apart"),
         (["phases.grpo.environment.kind=questions"], "twenty_questions"),
-        (["phases.grpo.data={episodes: {kind: calculator}}"], "it wants those of data.episodes"),
+        (["phases.grpo.data={episodes: {kind: calculator}}", "tokenizer.kind=bytes"], "it wants those of data.episodes"),
     ],
 )
 def test_the_configuration_is_looked_at(tmp_path, overrides, message):
