@@ -321,7 +321,7 @@ TEST(RewardSum, RefusesABadConfig) {
     return message([&] { RewardSum(configs, ".", custom); });
   };
   expect_all(wrong({}), {"none"});
-  expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}), {"mien", "answer, exact, format, length, python, solves, mine",
+  expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}), {"mien", "answer, environment, exact, format, length, python, solves, mine",
                                                         "--reward mien=FILE.py:FUNCTION", "rewards="});
   expect_all(wrong({{}}, {{"exact", f}}), {"exact", "built-in"});
   expect_all(wrong({{}, {}}), {"reward/answer", "name"});
