@@ -124,7 +124,8 @@ void write_model(const std::string& dir, const NamedTensors& weights, const mode
                  const data::Tokenizer& tokenizer) {
   write_safetensors(dir + "/model.safetensors", weights);
   write_durably(dir + "/config.json", model_config_json(model, tokenizer));
-  if (!opens_in_transformers(model)) write_durably(dir + "/" + kModelCodeFile, kModelCode);
+  if (!opens_in_transformers(model))
+    for (const auto& [file, text] : kModelCode) write_durably(dir + "/" + file, text);
   // As `isentrope sample` draws: from all tokens, where transformers takes the 50 likeliest unless told otherwise.
   const ordered_json generation{{"bos_token_id", nullptr},
                                 {"eos_token_id", ids_of(tokenizer.end_ids())},

@@ -1,9 +1,12 @@
-// python/isentrope/modeling_isentrope.py, which transformers runs to open a checkpoint that no model of its own computes.
+// The code of a checkpoint that no model of transformers computes, which transformers runs to open it: python/isentrope/modeling_isentrope.py
+// and what that imports.
 #pragma once
 
 namespace isentrope::train {
 
-inline constexpr const char* kModelCodeFile = "modeling_isentrope.py";
-extern const char* const kModelCode;
+struct ModelCode {
+  const char *file, *text;
+};
+extern const ModelCode kModelCode[2];
 
 }  // namespace isentrope::train

@@ -100,8 +100,6 @@ const torch::Tensor& kept(const CheckpointState& state, const std::string& name,
   return found->second;
 }
 
-}  // namespace
-
 Trainer::Trainer(TrainConfig config, bool resume, const std::map<std::string, rl::RewardFunction>& rewards)
     : config_(std::move(config)),
       ranks_(Ranks::of_environment(config_.run.timeout_s, on_gpu(config_))),

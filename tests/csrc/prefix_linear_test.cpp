@@ -40,7 +40,7 @@ TEST(PrefixLinear, IsWhatItsFormulaSays) {
   torch::manual_seed(5);
   const Tensor x = torch::randn({T, C}, torch::kFloat64), table = torch::zeros({T, D / 2}, torch::kFloat64);
   const Tensor prefix = first_of(M, T)[0];
-  const Tensor y = mixer.forward(x, {}, {table, table, nullptr, prefix, nullptr, false});
+  const Tensor y = mixer.forward(x, {}, {table, table, nullptr, prefix, nullptr, false, {}});
   const auto weight = [&](const char* part) {
     for (const auto& [name, tensor] : mixer.matrices([](const Projection& p) { return p.weight; }))
       if (name == std::string("self_attn.") + part + "_proj.weight") return tensor;

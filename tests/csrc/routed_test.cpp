@@ -58,7 +58,7 @@ TEST(Routed, HeadsAreWhatTheirDefinitionSays) {
     const Tensor x = torch::randn({B * T, config.hidden_size}, torch::kFloat64);
     const Tensor ones = torch::ones({T, D / 2}, torch::kFloat64);  // angles of 0
     AttentionRecord record;
-    const Tensor y = mixer.forward(x, {}, {ones, torch::zeros_like(ones), nullptr, {}, &record, false});
+    const Tensor y = mixer.forward(x, {}, {ones, torch::zeros_like(ones), nullptr, {}, &record, false, {}});
     const Tensor parts = x.matmul(mixer.qkv.weight.t()).view({B, T, 3, H, D});
     Tensor rows = torch::zeros({B, T, H, D}, torch::kFloat64), entropy = torch::zeros({B, H, T}, torch::kFloat64);
     for (int64_t b = 0; b < B; ++b)

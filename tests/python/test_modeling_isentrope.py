@@ -74,7 +74,8 @@ def test_logits_are_those_of_the_trainer(name, tmp_path):
     model, info = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
     assert type(model).__module__.startswith("transformers_modules") and model.config.model_type == "isentrope"
     assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert (checkpoint / "modeling_isentrope.py").read_text() == (ROOT / "python/isentrope/modeling_isentrope.py").read_text()
+    for file in ("modeling_isentrope.py", "mixers_isentrope.py"):
+        assert (checkpoint / file).read_text() == (ROOT / "python/isentrope" / file).read_text()
     model = model.double()
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(checkpoint)
     sequences = [tokenizer(one["prompt"], add_special_tokens=False)["input_ids"] + one["ids"] for one in drawn]
