@@ -33,15 +33,18 @@ def chain(seed: int) -> tuple[Array, Array, Array]:
     draw = np.random.default_rng(seed)
     transition, emission = draw.dirichlet(np.full(STATES, 0.2), STATES), draw.dirichlet(np.full(SYMBOLS, 0.1), STATES)
     transition = 0.95 * transition + 0.05 / STATES  # every state can follow every other
-    values, vectors = np.linalg.eig(transition.T)
-    law = np.real(vectors[:, np.argmax(values.real)])
-    return transition, emission, law / law.sum()
+    law = np.linalg.matrix_power(transition, 1000)[0]  # every row of it
+    return transition, emission, law
 
 
-def windows(count: int, hmm: tuple[Array, Array, Array], draw: np.random.Generator) -> tuple[Array, Array]:
+def windows(count: int, hmm: tuple[Array, Array, Array], draw: np.random.Generator) -> tuple[NDArray[np.int64], Array]:
     """(symbols [count, T], the filter's belief in the state of the last symbol [count, S])."""
     transition, emission, law = hmm
-    choose = lambda p: (p.cumsum(1) > draw.random((len(p), 1))).argmax(1)  # noqa: E731
+
+    def choose(p: Array) -> NDArray[np.int64]:
+        chosen: NDArray[np.int64] = (p.cumsum(1) > draw.random((len(p), 1))).argmax(1)
+        return chosen
+
     state = choose(np.tile(law, (count, 1)))
     belief = np.tile(law, (count, 1))
     symbols = []
@@ -55,7 +58,9 @@ def windows(count: int, hmm: tuple[Array, Array, Array], draw: np.random.Generat
 
 
 def decoder(hmm: tuple[Array, Array, Array], steps: int, folder: str) -> transformers.PreTrainedModel:
-    rows = lambda x: "[" + ", ".join(repr(float(p)) for p in x.flatten()) + "]"  # noqa: E731
+    def rows(x: Array) -> str:
+        return "[" + ", ".join(repr(float(p)) for p in x.flatten()) + "]"
+
     Path(folder, "hmm.yaml").write_text(f"""
 run: {{dir: {folder}/run}}
 model: {{num_hidden_layers: 2, hidden_size: {WIDTH}, num_attention_heads: 4, num_key_value_heads: 4, intermediate_size: 128, max_position_embeddings: {CONTEXT}}}
@@ -74,11 +79,12 @@ phases:
     return transformers.AutoModelForCausalLM.from_pretrained(last)
 
 
-def features(model: transformers.PreTrainedModel, symbols: Array) -> Array:
+def features(model: transformers.PreTrainedModel, symbols: NDArray[np.int64]) -> Array:
     """[n, d], centred: the last layer's state of each window's last symbol, whose token is its place in the alphabet."""
     with torch.no_grad():
-        states = model.model(torch.as_tensor(symbols)).last_hidden_state[:, -1].double().numpy()
-    return states - states.mean(0)
+        states: Array = model.model(torch.as_tensor(symbols)).last_hidden_state[:, -1].double().numpy()
+    centred: Array = states - states.mean(0)
+    return centred
 
 
 def risks(x: Array, y: Array, draw: np.random.Generator) -> list[float]:

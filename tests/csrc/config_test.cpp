@@ -313,9 +313,10 @@ TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
   const std::string corpus = "corpus: {python_sources: [stdlib]}", tint = "tint: {task: signed_sum, terms: [3, 4, 5]}";
   EXPECT_EQ(error(with(tint, corpus)),
             "run.yaml:7: phases.sft: data: corpus belongs to pretrain and mlm phases, and objective.kind is sft");
-  EXPECT_EQ(error(kGood, {"phases.sft.objective.kind=pretrain"}),
-            "run.yaml:7: phases.sft: data: a phase of kind pretrain learns text; write data: {corpus: {paths: [...]}}, or "
-            "hmm: {}");
+  EXPECT_EQ(
+      error(kGood, {"phases.sft.objective.kind=pretrain"}),
+      "run.yaml:7: phases.sft: data: a phase of kind pretrain learns text; write data: {corpus: {paths: [...]}}, or "
+      "hmm: {}");
   EXPECT_EQ(error(with(tint, "corpus: {}"), {"phases.sft.objective.kind=pretrain"}),
             "run.yaml:7: phases.sft.data.corpus: paths is empty; name files or folders, or write "
             "python_sources: [stdlib]");

@@ -74,7 +74,7 @@ TEST(Masking, TheMaskIsPaddingWhereATokenizerHasNoOther) {
   EXPECT_EQ(masking_of({}, bytes).vocabulary, 258);
   expect_all(message([&] { masking_of({.mask_token = "<mask>"}, bytes); }),
              {"'<mask>' is no special token of the tokenizer"});
-  EXPECT_NE(MaskingConfig{.random_replace_prob = 0.3, .mask_token = ""}.problem(), "");
+  EXPECT_NE((MaskingConfig{.random_replace_prob = 0.3, .mask_token = ""}.problem()), "");
 }
 
 std::string kept(const std::string& text, const std::string& compressed, int64_t window, int64_t unaligned) {
