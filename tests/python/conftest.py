@@ -27,6 +27,22 @@ def _seed():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def modules_of_transformers(tmp_path_factory):
+    """A folder of the file's own for the code of checkpoints that transformers runs, which a process has one of: what an earlier file left is
+    forgotten, since a module finds its neighbours where the package was found first."""
+    import transformers
+
+    path = list(sys.path)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
+    yield
+    patch.undo()
+    sys.path[:] = path
+
+
 def worst(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest error; equal infinities and two NaNs are none, one of a pair alone is an infinite one."""
     a, e = actual.detach().double(), expected.detach().double()

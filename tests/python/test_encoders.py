@@ -11,6 +11,7 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("modules_of_transformers")
 
 ROOT = Path(__file__).resolve().parents[2]
 TAG = "configs/options/tag.yaml"
@@ -28,15 +29,6 @@ def isentrope(*words, code=0, **kwargs):
     done = subprocess.run([program(), *map(str, words)], capture_output=True, text=True, cwd=ROOT, **kwargs)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
-
-
-@pytest.fixture(autouse=True, scope="module")
-def modules(tmp_path_factory):
-    """Where transformers keeps the code that it runs."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ def test_failures_end_their_conversation_alone(classes, capfd):
         assert host.step([side, side], [text, "ab"]) == [FAILED, (b"ba", {"reward": 0.5}, False, False)], text
     assert time.monotonic() - begun < 5
     told = capfd.readouterr().err
-    assert told.count("KeyError") == 1 and "timeout_s (0.3 s)" in told
+    assert told.count("KeyError: 'raise'") == 1 and "timeout_s (0.3 s)" in told
     broken = host.reset("", "p", "", "train", 1)  # no colour
     assert broken == (None, None) and host.step([None], ["ab"]) == [FAILED]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("modules_of_transformers")
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["run.threads=1", "run.checkpoint_every=0", "phases.sft.steps=3", "phases.grpo.steps=1", "phases.sft.batch.sequences=8", "phases.sft.schedule.warmup_steps=0", "phases.grpo.rollout.prompts=4",
@@ -48,15 +49,6 @@ def program():
     path = os.path.join(build, "bin", "isentrope") if build else shutil.which("isentrope")
     assert path, "no isentrope on the PATH; install the package, or name a build folder: ISENTROPE_BUILD=build/release"
     return os.path.abspath(path)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def modules(tmp_path_factory):
-    """Where transformers keeps the code that it runs."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    yield
-    patch.undo()
 
 
 def run_of(folder, config, options):

@@ -316,7 +316,7 @@ def test_yaml_is_a_configuration_or_a_part_of_one(where, text, desk):
     whole = part
     if "phases" not in part:
         dpo = part.get("objective", {}).get("kind") == "dpo"
-        tiny = "pretrain" if "corpus" in part.get("data", {}) else "dpo" if dpo else "grpo"
+        tiny = "pretrain" if {"corpus", "hmm"} & set(part.get("data", {})) else "dpo" if dpo else "grpo"
         whole = yaml.safe_load((ROOT / "configs" / "tiny" / f"{tiny}.yaml").read_text())
         for key, value in part.items():
             (whole if key in ("run", "metrics", "model", "tokenizer", "test") else whole["phases"][-1])[key] = value

@@ -12,6 +12,7 @@ from isentrope.doctor.table import RULES
 SECTIONS: list[tuple[str, list[tuple[str, str, dict[str, str]]]]] = [
     ("Learning", [
         ("Loss", "of training; of held-out data", {"training": "loss", "held-out": "eval/loss", "least possible": "eval/floor"}),
+        ("Loss above the least possible", "of hidden Markov text, nats a token", {"": "eval/excess"}),
         ("Bits per byte", "of held-out text", {"": "eval/bits_per_byte"}),
         ("Reward", "over the completions of a step", {"mean": "reward/mean", "standard deviation": "reward/std"}),
         ("Accuracy", "share of right answers to held-out prompts",
