@@ -321,8 +321,9 @@ TEST(RewardSum, RefusesABadConfig) {
     return message([&] { RewardSum(configs, ".", custom); });
   };
   expect_all(wrong({}), {"none"});
-  expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}), {"mien", "answer, environment, exact, format, length, python, solves, mine",
-                                                        "--reward mien=FILE.py:FUNCTION", "rewards="});
+  expect_all(wrong({{.kind = "mien"}}, {{"mine", f}}),
+             {"mien", "answer, environment, exact, format, length, python, solves, mine",
+              "--reward mien=FILE.py:FUNCTION", "rewards="});
   expect_all(wrong({{}}, {{"exact", f}}), {"exact", "built-in"});
   expect_all(wrong({{}, {}}), {"reward/answer", "name"});
   expect_all(wrong({{}}, {{"python", f}}), {"python", "built-in"});
