@@ -391,16 +391,15 @@ void take_tokenizer(const Document& document, TrainConfig& config) {
   }
 }
 
-// Files of functions: from the folder of the document, or what the command line writes from the working folder. They become absolute,
-// so that the configuration can be read again from anywhere.
+// Files of functions, from the document's folder, or of the command line from the working one, become absolute: to be read from anywhere.
 void find_functions(const Document& document, TrainConfig& config) {
   namespace fs = std::filesystem;
   const auto find = [&](std::string& function, const std::string& path) {
     const size_t colon = function.rfind(':');
     const fs::path file = function.substr(0, colon);
     if (colon == std::string::npos || (file.extension() != ".py" && !file.has_parent_path())) return;
-    const fs::path folder = document.of_file(path) ? fs::path(document.file()).parent_path() : fs::path();
-    function = fs::absolute(folder / file).lexically_normal().string() + function.substr(colon);
+    const fs::path own = document.of_file(path) ? fs::path(document.file()).parent_path() : fs::path();
+    function = fs::absolute(own / file).lexically_normal().string() + function.substr(colon);
   };
   for (size_t p = 0; p < config.phases.size(); ++p) {
     const std::string path = "phases." + std::to_string(p);

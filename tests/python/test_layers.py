@@ -1,6 +1,7 @@
 """The order of the layers holds in this tree, and scripts/check_layers.py finds each way to break it."""
 
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,19 @@ def test_this_tree():
     found, files = check_layers.check_tree(ROOT)
     assert files > 0
     assert found == []
+
+
+def test_what_is_tracked():
+    """No file that .gitignore names, none that is larger than the largest picture by far, no source that is more than a person reads at once."""
+    listed = lambda *words: subprocess.run(["git", "ls-files", "-z", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]  # noqa: E731
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    assert listed("-ci", "--exclude-standard") == []
+    files = [ROOT / name for name in listed() if (ROOT / name).is_file()]
+    assert [str(file) for file in files if file.stat().st_size > 2**19] == []
+    sources = [file for room in ("csrc", "kernels", "python") for file in files if file.is_relative_to(ROOT / room) and file.suffix in (".h", ".cpp", ".cu", ".cuh", ".py")]
+    assert len(sources) > 300
+    assert [str(file) for file in sources if len(file.read_text().splitlines()) > 450] == []
 
 
 FILES = {"kernels/gpu/philox.h": "", "kernels/gpu/reduce.h": "", "kernels/op.h": '#include "kernels/gpu/philox.h"\n',
