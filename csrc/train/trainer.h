@@ -131,10 +131,8 @@ class Trainer {
   bool due(int64_t every) const { return every > 0 && (step_ + 1) % every == 0; }  // in the step in hand
   Record record_of(std::map<std::string, double> values, std::optional<AttentionStatistics> attention,
                    const std::vector<double>& sigmas, const std::vector<std::string>& of_source);
-  // Of layers whose centres no gradient moves; over all ranks.
-  void take_seen() {
-    model_->take_seen([&](torch::Tensor& x) { ranks_->sum(x); });
-  }
+  void
+  apply_update();  // weights by the optimiser, and what follows from the update: centres, over all ranks, and sums of task vectors
   std::vector<double> power_step();  // the model's; throws where a layer's norm is not finite
   void evaluate_due(std::vector<Record>& records);
   Record evaluate(const std::string& split,

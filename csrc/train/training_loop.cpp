@@ -134,8 +134,7 @@ Record Trainer::step() {
   record.warnings.insert(record.warnings.end(), learnt.warnings.begin(), learnt.warnings.end());
   if (!learnt.goes_back && !data.updates.empty()) {
     metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
-    open_->optimizer.apply(), take_seen();
-    if (composition_) composition_->apply();
+    apply_update();
     open_->made = true;
   }
   const double seconds = seconds_since(start);
@@ -145,6 +144,12 @@ Record Trainer::step() {
   if (learnt.inside_seconds > 0) record.values["representation/time_share"] = learnt.inside_seconds / seconds;
   record.values["time_s"] = seconds_since(begun_);
   return record;
+}
+
+void Trainer::apply_update() {
+  open_->optimizer.apply();
+  model_->take_seen([&](torch::Tensor& x) { ranks_->sum(x); });
+  if (composition_) composition_->apply();
 }
 
 // Update number u of the step: its loss and gradients, what the optimiser asks of them and, where the step can be gone back from, new
@@ -170,8 +175,7 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   if (measures) tell_noise(update, stats["grad_norm"], learnt);
   if (looks) learnt.attention = watch.statistics();
   if (learnt.goes_back) {
-    open_->optimizer.apply(), take_seen();
-    if (composition_) composition_->apply();
+    apply_update();
     if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));
     const Clock::time_point updated = Clock::now();
     learnt.sigmas = power_step();

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from isentrope.reward_functions import RewardError, add_note, module_of, shown, within
+from isentrope.reward_functions import RewardError, named, shown, within
 
 Step = tuple[str, "float | Mapping[str, float]", bool]
 Answer = tuple[bytes, dict[str, float], bool, bool]  # text, scores to add, over, error
@@ -36,16 +36,7 @@ def load(place: bytes, name: bytes, said: bytes, seconds: float) -> Host:
     """The class NAME of the file or module PLACE. said: what named it, in the words of an error."""
     of, wanted, what = os.fsdecode(place), os.fsdecode(name), os.fsdecode(said)
     try:
-        try:
-            found: Any = module_of(of)
-        except Exception as error:
-            if not isinstance(error, RewardError):
-                add_note(error, f"It was raised when {of} was imported for {what}.")
-            raise
-        for part in wanted.split("."):
-            if not hasattr(found, part):
-                raise RewardError(f"there is no {part} in {of}")
-            found = getattr(found, part)
+        found = named(of, wanted, what)
         missing = [method for method in ("reset", "step") if not callable(getattr(found, method, None))]
         if not callable(found) or missing:
             raise RewardError(f"{wanted} in {of} is {shown(found)}; wanted a class with reset and step"

@@ -65,21 +65,27 @@ def module_of(place: str) -> ModuleType:
                           f"a file is named with its suffix, as {file}") from None  # fmt: skip
 
 
+def named(of: str, wanted: str, what: str) -> Any:
+    """What the file or module OF calls WANTED, a name or several with dots between."""
+    try:
+        found: Any = module_of(of)
+    except Exception as error:
+        if not isinstance(error, RewardError):
+            add_note(error, f"It was raised when {of} was imported for {what}.")
+        raise
+    for part in wanted.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [key for key in vars(found) if callable(getattr(found, key))], 1)
+            raise RewardError(f"there is no {part} in {of}" + (f"; did you mean {near[0]}?" if near else ""))
+        found = getattr(found, part)
+    return found
+
+
 def load(name: bytes, place: bytes, function: bytes, said: bytes) -> CheckedReward:
     """The reward FUNCTION of the file or module PLACE. name: what errors call it; said: what named it, in the words of an error."""
     of, wanted, what = os.fsdecode(place), os.fsdecode(function), os.fsdecode(said)
     try:
-        try:
-            found: Any = module_of(of)
-        except Exception as error:
-            if not isinstance(error, RewardError):
-                add_note(error, f"It was raised when {of} was imported for {what}.")
-            raise
-        for part in wanted.split("."):
-            if not hasattr(found, part):
-                near = difflib.get_close_matches(part, [key for key in vars(found) if callable(getattr(found, key))], 1)
-                raise RewardError(f"there is no {part} in {of}" + (f"; did you mean {near[0]}?" if near else ""))
-            found = getattr(found, part)
+        found = named(of, wanted, what)
         if not callable(found):
             raise RewardError(f"{wanted} in {of} is {shown(found)}; wanted a function of (prompts, completions, meta)")
     except RewardError as error:
