@@ -9,6 +9,7 @@ namespace isentrope::kernels {
 namespace crrelu {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // a multiprocessor holds at least: asked for no number, ptxas spills a register of the doubles to hold more
 
 GPU_DEVICE float exponential(float x) { return expf(x); }
 GPU_DEVICE double exponential(double x) { return exp(x); }
@@ -40,7 +41,7 @@ GPU_DEVICE void for_elements(int64_t count, bool aligned, const Packs& packs, co
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) crrelu_forward_kernel(CrreluForward p, bool aligned) {
+__global__ void __launch_bounds__(kThreads, kBlocks) crrelu_forward_kernel(CrreluForward p, bool aligned) {
   using A = gpu::Accumulator<T>;
   const T* x = static_cast<const T*>(p.x);
   T* y = static_cast<T*>(p.y);
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) crrelu_forward_kernel(CrreluForward 
 
 // Grid: crrelu_parts(count).
 template <class T>
-__global__ void __launch_bounds__(kThreads) crrelu_backward_kernel(CrreluBackward p, bool aligned) {
+__global__ void __launch_bounds__(kThreads, kBlocks) crrelu_backward_kernel(CrreluBackward p, bool aligned) {
   using A = gpu::Accumulator<T>;
   GPU_SHARED(double, scratch, kThreads / 32);
   const T *x = static_cast<const T*>(p.x), *dy = static_cast<const T*>(p.dy);
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) crrelu_backward_kernel(CrreluBackwar
 
 // Grid: 1.
 template <class A>
-__global__ void __launch_bounds__(kThreads) crrelu_epsilon_kernel(CrreluBackward p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) crrelu_epsilon_kernel(CrreluBackward p) {
   GPU_SHARED(double, scratch, kThreads / 32);
   double sum = 0;
   for (int64_t i = threadIdx.x; i < crrelu_parts(p.count); i += kThreads) sum += p.parts[i];
