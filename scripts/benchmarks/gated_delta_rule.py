@@ -1,9 +1,10 @@
 """gated_delta_rule against what a user would write instead, forward, and forward with backward.
 
 "step by step" is the recurrence, a step at a time in torch; "by chunks in torch" the chunked form, chunks of 64, with a triangular solve of
-all chunks at once and a loop over the states; "compiled" that under torch.compile. The limit is the rate of a float32 product of 1024³
-in the same rounds, for the multiply-adds that the chunks need: a chunk of C has C² (2 D + 2 E)/2 within it and 3 C D E with the state,
-2.5 times that backward (and U and the states once more).
+all chunks at once and a loop over the states; "compiled" that under torch.compile; "fla" the chunked form in torch that
+flash-linear-attention has beside its Triton kernels (naive_chunk_gated_delta_rule), which solves row by row. The limit is the
+rate of a float32 product of 1024³ in the same rounds, for the multiply-adds that the chunks need: a chunk of C has
+C² (2 D + 2 E)/2 within it and 3 C D E with the state, 2.5 times that backward (and U and the states once more).
 
 Rows against entropy_attention say where the two cross, at T steps. A row of decoding is one token at position 16384: a state against a cache of
 keys and values."""
@@ -11,10 +12,12 @@ keys and values."""
 import torch
 
 import isentrope
+from fla.ops.gated_delta_rule.naive import naive_chunk_gated_delta_rule
 from isentrope import reference
 
-from linear_attention import CHUNK, check_values, crossing, decoding, measure
+from linear_attention import CHUNK, by_fla, check_values, crossing, decoding, measure
 
+PEERS = ["fla-core:fla"]
 # B, H, T, D
 SHAPES = [(1, 8, 4096, 64)]
 
@@ -59,7 +62,8 @@ def rows(rounds=9, threads=1, device="cpu"):
     torch.set_default_device(device)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rivals = {"step by step": step_by_step, "by chunks in torch": by_chunks, "compiled": torch.compile(by_chunks, dynamic=False)}
+    rivals = {"step by step": step_by_step, "by chunks in torch": by_chunks, "compiled": torch.compile(by_chunks, dynamic=False),
+              "fla": lambda q, k, v, beta, log_decay: by_fla(naive_chunk_gated_delta_rule, q, k, v, log_decay, beta)}  # fmt: skip
     table = []
     for B, H, T, D in SHAPES:
         inputs = draw(B, H, T, D)

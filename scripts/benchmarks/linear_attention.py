@@ -1,7 +1,8 @@
 """linear_attention with a decay a step against what a user would write instead, forward, and forward with backward.
 
 "step by step" is the recurrence, a step at a time in torch; "by chunks in torch" the same chunks of 64 as products of whole tensors, with
-a loop over the states; "compiled" that under torch.compile. The limit is the rate of a float32 product of 1024³ in the same rounds, for
+a loop over the states; "compiled" that under torch.compile; "fla" the chunked form in torch that flash-linear-attention has
+beside its Triton kernels (naive_chunk_simple_gla). The limit is the rate of a float32 product of 1024³ in the same rounds, for
 the multiply-adds that the chunks need: a chunk of C has C(C + 1)(D + E)/2 within it and 2 C D E with the state, 2.5 times that backward (and
 the states once more).
 
@@ -13,15 +14,17 @@ import statistics
 import torch
 
 import isentrope
+from fla.ops.simple_gla.naive import naive_chunk_simple_gla
 from isentrope import reference
 
 from timing import compare, interleaved
 
+PEERS = ["fla-core:fla"]
 # B, H, T, D
 SHAPES = [(1, 8, 4096, 64)]
 LENGTHS = [256, 1024, 4096, 16384]
 CHUNK = 64
-TARGETS = {"step by step": 20, "by chunks in torch": 3, "compiled": 3}
+TARGETS = {"step by step": 20, "by chunks in torch": 3, "compiled": 3, "fla": 3}
 
 
 def step_by_step(q, k, v, log_decay):
@@ -46,6 +49,12 @@ def by_chunks(q, k, v, log_decay):
         state = total[:, :, chunk] * state + added[:, :, chunk]
     out = (q @ k.mT * gamma) @ v + (q * b.exp()[..., None]) @ torch.stack(before, 2)
     return out.flatten(2, 3), state
+
+
+def by_fla(function, *inputs):
+    """A chunked form of flash-linear-attention: [B, T, H, …] to it, [B, H, T, D] back."""
+    out, state = function(*(x.transpose(1, 2) for x in inputs), chunk_size=CHUNK, scale=1.0, output_final_state=True)
+    return out.transpose(1, 2), state
 
 
 def ours(q, k, v, log_decay):
@@ -128,7 +137,8 @@ def rows(rounds=9, threads=1, device="cpu"):
     torch.set_default_device(device)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rivals = {"step by step": step_by_step, "by chunks in torch": by_chunks, "compiled": torch.compile(by_chunks, dynamic=False)}
+    rivals = {"step by step": step_by_step, "by chunks in torch": by_chunks, "compiled": torch.compile(by_chunks, dynamic=False),
+              "fla": lambda q, k, v, log_decay: by_fla(naive_chunk_simple_gla, q, k, v, log_decay)}  # fmt: skip
     table = []
     for B, H, T, D in SHAPES:
         inputs = draw(B, H, T, D)
