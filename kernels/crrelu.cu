@@ -9,7 +9,8 @@ namespace isentrope::kernels {
 namespace crrelu {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // a multiprocessor holds at least: asked for no number, ptxas spills a register of the doubles to hold more
+constexpr int kBlocks =
+    4;  // a multiprocessor holds at least: asked for no number, ptxas spills a register of the doubles to hold more
 
 GPU_DEVICE float exponential(float x) { return expf(x); }
 GPU_DEVICE double exponential(double x) { return exp(x); }
