@@ -8,9 +8,8 @@
 namespace isentrope::kernels {
 namespace crrelu {
 
-constexpr int kThreads = 256;
-constexpr int kBlocks =
-    4;  // a multiprocessor holds at least: asked for no number, ptxas spills a register of the doubles to hold more
+// Blocks a multiprocessor has to hold. Said, since otherwise ptxas spills a register of the doubles to hold more.
+constexpr int kThreads = 256, kBlocks = 4;
 
 GPU_DEVICE float exponential(float x) { return expf(x); }
 GPU_DEVICE double exponential(double x) { return exp(x); }
