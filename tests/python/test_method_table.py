@@ -70,7 +70,7 @@ def test_kinds_and_scopes_are_those_of_the_registry():
     declared, keys = {}, {}
     for block in text.split("\n\n"):
         head = re.match(r"phases\[\]\.(\S+) \{kind: (\w+)\}: (.*)", block)
-        if head and head[2] != "op":
+        if head and head[1] in PLACES_OF and head[2] != "op":
             scope = re.search(r" \(scope: (\w+)\)$", head[3])
             declared[head[2], PLACES_OF[head[1]]] = scope[1] if scope else ""
             keys[head[2], PLACES_OF[head[1]]] = re.findall(r"^  (\w+) ", block, re.MULTILINE)
