@@ -59,6 +59,7 @@ def measured(
     batch_size: int = 32,
     samples: int | None = None,
     say: Callable[..., None] | None = None,
+    failed: dict[str, DiagnoseError] | None = None,
 ) -> dict[str, Result]:
     """Measures a model, with one pass over the data for all measures that need one.
 
@@ -69,11 +70,12 @@ def measured(
         batch_size: sequences of a forward pass.
         samples: sequences that are taken of plain text, evenly over it; None for all.
         say: called with (what, done, of) as work goes on.
+        failed: gets the error of a measure that came to nothing behind the pass, while the others go on; None: the first is raised.
 
     Raises:
         DiagnoseError: a name that there is not, data without what a measure needs, a model without it.
     """
-    from isentrope.diagnose.measure import finished
+    from isentrope.diagnose.measure import DiagnoseError, finished
     from isentrope.diagnose.model import over
     from isentrope.diagnose.registry import named
 
@@ -88,7 +90,15 @@ def measured(
         for batch in over(model, ids, needs, batch_size, say):
             for one in passing:
                 one.update(batch)
-    return {name: finished(one) for name, one in running.items()}
+    found = {}
+    for name, one in running.items():
+        try:
+            found[name] = finished(one)
+        except DiagnoseError as error:
+            if failed is None:
+                raise
+            failed[name] = error
+    return found
 
 
 def progress(stream: Any = None) -> Callable[..., None]:
@@ -218,24 +228,32 @@ def ran(options: argparse.Namespace, refuse: Callable[[str], None]) -> int:
     folders = folders_of(words, options.checkpoints)
     say = progress()
     found: dict[str, list[tuple[str, Result]]] = {name: [] for name in names}
+    errors: list[str] = []
     for label, folder in zip(labels_of(folders), folders):
         model = models.opened(folder, options.device)
         model.name = label
-        results = measured(model, names, data, own, max_length=options.max_length, batch_size=options.batch_size, samples=options.samples, say=say)
+        failed: dict[str, DiagnoseError] = {}
+        results = measured(model, names, data, own, max_length=options.max_length, batch_size=options.batch_size, samples=options.samples, say=say, failed=failed)
+        errors += [str(error) if len(folders) == 1 else f"{label}: {error}" for error in failed.values()]
         for name, result in results.items():
             found[name].append((label, result))
     output = options.output or Path(words[0]) / "diagnose"
     about = {"models": [str(folder) for folder in folders], "data": str(options.data) if options.data else None,
              "sequences": len(data) if data is not None else None, "max_length": options.max_length}  # fmt: skip
     for name, of in found.items():
+        if not of:
+            continue
         result = of[0][1] if len(of) == 1 else kinds[name].over(of)
         settings_of = {key: own[name].get(key, option.default) for key, option in kinds[name].OPTIONS.items()}
         for line in write(output, kinds[name], result, settings_of, about, options.format):
             print(line)
     from isentrope.diagnose.writing import write_page
 
-    print(f"page: {write_page(output)}")
-    return 0
+    if any(found.values()):
+        print(f"page: {write_page(output)}")
+    for error in errors:
+        print(f"isentrope diagnose: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

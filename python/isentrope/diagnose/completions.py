@@ -68,6 +68,7 @@ def scores(model: Model, pairs: Sequence[Pair], size: int = 16, say: Callable[[i
 
     Raises DiagnoseError for a pair with nothing before the completion: its first token has no probability.
     """
+    model.foretells("the probability of completions")
     n = len(pairs)
     found = Scores(torch.zeros(n, dtype=torch.float64), torch.tensor([len(own) for _, own in pairs]), torch.ones(n, dtype=torch.bool))
     for before, own in pairs:

@@ -178,7 +178,10 @@ class Measure(ABC):
 
     @classmethod
     def over(cls, results: Sequence[tuple[str, Result]]) -> Result:
-        """Of several models or checkpoints in the order given: by default the tables below each other, named in a first column."""
+        """Of several models or checkpoints in the order given: by default the tables below each other, named in a first column, and so the
+        figures, of six at most; coloured texts of the first and the last."""
+        from isentrope.report.samples import spread
+
         first = results[0][1]
         table = Table({"model": "", **first.table.columns})
         tables = {name: Table({"model": "", **one.columns}) for name, one in first.tables.items()}
@@ -191,7 +194,24 @@ class Measure(ABC):
                     tables[key].rows += [[name, *row] for row in own.rows]
             numbers |= {f"{name}: {key}": value for key, value in result.numbers.items()}
             notes += [f"{name}: {note}" for note in result.notes]
-        return Result(table, first.variant, numbers, tables, notes)
+        ends = results if len(results) <= 2 else [results[0], results[-1]]
+        texts = [{**text, "title": f"{name}: {text['title']}"} for name, result in ends for text in result.texts]
+        some = spread(list(results), MOST_DRAWN)
+        size = (first.size[0], sum(result.size[1] for _, result in some))
+        draw = None if first.draw is None else lambda figure: below(figure, some)
+        return Result(table, first.variant, numbers, tables, notes, draw, texts, size)
+
+
+MOST_DRAWN = 6  # models of one figure, evenly over those that there are
+
+
+def below(figure: Figure, results: Sequence[tuple[str, Result]]) -> None:
+    """The figures of several models below each other."""
+    parts: Any = figure.subfigures(len(results), 1, squeeze=False)
+    for part, (name, result) in zip(parts[:, 0], results):
+        part.suptitle(name)
+        if result.draw:
+            result.draw(part)
 
 
 def finished(measure: Measure) -> Result:

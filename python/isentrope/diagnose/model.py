@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,15 @@ class Batch:
 
 
 class Model:
-    """A causal language model of transformers, and its tokenizer where it has one."""
+    """A language model of transformers that reads one text, and its tokenizer where it has one.
 
-    def __init__(self, module: Any, tokenizer: Any = None, name: str = "model", folder: Path | None = None) -> None:
+    Attributes:
+        layers, width, heads: of the model; heads is 0 where it has no attention.
+        head: its output over the vocabulary; None where it has none.
+        headless: the folder has no weights of its head.
+    """
+
+    def __init__(self, module: Any, tokenizer: Any = None, name: str = "model", folder: Path | None = None, headless: bool = False) -> None:
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -64,8 +71,9 @@ class Model:
         self.config = module.config.get_text_config() if hasattr(module.config, "get_text_config") else module.config
         self.layers: int = self.config.num_hidden_layers
         self.width: int = self.config.hidden_size
-        self.heads: int = self.config.num_attention_heads
-        self.head: nn.Module | None = module.get_output_embeddings()
+        self.heads: int = getattr(self.config, "num_attention_heads", None) or 0
+        self.head: nn.Module | None = None if headless else module.get_output_embeddings()
+        self.headless = headless
         self._plain_head: bool | None = None
 
     @property
@@ -73,12 +81,28 @@ class Model:
         found: torch.device = next(self.module.parameters()).device
         return found
 
+    @functools.cached_property
+    def causal(self) -> bool:
+        """Whether a token's state stays where what stands behind it changes: tried on four tokens."""
+        ids = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]], device=self.device)
+        with torch.inference_mode():
+            states = self.module(input_ids=ids).logits if getattr(self.module, "base_model", self.module) is self.module else self.body(input_ids=ids).last_hidden_state
+        first, second = states[:, :3].float()
+        return bool((first - second).abs().max() <= 1e-4 * first.abs().max())
+
+    def foretells(self, what: str) -> None:
+        """Raises DiagnoseError where the folder has no weights of a head, or the model sees the token that it would foretell. what: needs both."""
+        if self.headless:
+            raise DiagnoseError(f"{self.name}: its folder has no weights of a head over the vocabulary, which {what} needs")
+        if not self.causal:
+            raise DiagnoseError(f"{self.name}: {type(self.module).__name__} looks at both sides of a token, and its logits say nothing of the next one, which {what} needs; wanted a causal language model")
+
     @property
     def body(self) -> nn.Module:
         """The model without its head."""
         body: nn.Module = self.module.base_model
         if body is self.module:
-            raise DiagnoseError(f"{self.name}: {type(self.module).__name__} has no body without its head; wanted a causal language model")
+            raise DiagnoseError(f"{self.name}: {type(self.module).__name__} has no body without its head; wanted a language model")
         return body
 
     def blocks(self) -> nn.ModuleList:
@@ -116,7 +140,7 @@ class Model:
                 if needs & {"attention", "bound"}:
                     from isentrope.diagnose.bound import recorded
 
-                    record, bounds = stack.enter_context(recorded(self, "bound" in needs))
+                    record, bounds = stack.enter_context(recorded(self, "bound" in needs and self.causal))
                 if "mixers" in needs:
                     from isentrope.diagnose.mixers import watched
 
@@ -130,6 +154,8 @@ class Model:
             batch.attention = [calls[0] for calls in record.values()]
         if bounds:
             batch.bound = list(bounds.values())
+        elif "bound" in needs and batch.attention is not None:  # which is worked out for causal rows
+            batch.bound = [torch.full_like(one.entropy, torch.nan) for one in batch.attention]
         return batch
 
     def _tokens(self, batch: Batch, call: dict[str, Any], last: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +163,7 @@ class Model:
         product alone, which the first batch says; else in full."""
         from isentrope.ops import linear_token_entropy, token_entropy
 
+        self.foretells("the entropy of tokens")
         if self.head is None:
             raise DiagnoseError(f"{self.name}: {type(self.module).__name__} has no head over the vocabulary, which entropies of tokens need")
         there = batch.mask[:, 1:].to(last.device)
@@ -227,15 +254,39 @@ def opened(folder: Path | str, device: str = "cpu") -> Model:
     try:
         with _silent():
             _know_our_type(base)
-            module: Any = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, local_files_only=True)
+            kind = _class_of(base)
+            module: Any
+            module, info = kind.from_pretrained(str(base), dtype=torch.float32, local_files_only=True, output_loading_info=True)
             if adapter.exists():
                 import peft
 
                 module = peft.PeftModel.from_pretrained(module, str(place)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DiagnoseError(f"{base}: transformers {transformers.__version__} cannot open it: {str(error).splitlines()[0]}") from None
+    headless = _without_head(module, sorted(info["missing_keys"]), base)
     name = place.name if place != folder else folder.resolve().name
-    return Model(module.to(device), tokenizer_of(place, base), name, folder)
+    return Model(module.to(device), tokenizer_of(place, base), name, folder, headless)
+
+
+def _class_of(folder: Path) -> Any:
+    """The class of transformers that opens the folder: a causal language model, or one of masked tokens where config.json says so."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    if getattr(config, "is_encoder_decoder", False):
+        raise DiagnoseError(f"{folder}: {config.model_type} encodes one text and decodes another; wanted a language model that reads one text")
+    masked = any(name.endswith("ForMaskedLM") for name in config.architectures or []) or not getattr(config, "causal", True)
+    return transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+
+
+def _without_head(module: Any, missing: Sequence[str], folder: Path) -> bool:
+    """Whether the folder lacks weights of the head, so that transformers has drawn them at random. Raises DiagnoseError where it lacks others."""
+    body = f"{module.base_model_prefix}."
+    inner = [name for name in missing if name.startswith(body) or module.base_model is module]
+    if inner:
+        told = ", ".join(inner[:3]) + (", …" if len(inner) > 3 else "")
+        raise DiagnoseError(f"{folder}: {len(inner)} tensors of {type(module).__name__} are missing, which would be drawn at random: {told}; wanted the folder of a whole model")
+    return bool(missing)
 
 
 def _know_our_type(folder: Path) -> None:
@@ -248,6 +299,7 @@ def _know_our_type(folder: Path) -> None:
 
         transformers.AutoConfig.register("isentrope", ours.IsentropeConfig, exist_ok=True)
         transformers.AutoModelForCausalLM.register(ours.IsentropeConfig, ours.IsentropeForCausalLM, exist_ok=True)
+        transformers.AutoModelForMaskedLM.register(ours.IsentropeConfig, ours.IsentropeForMaskedLM, exist_ok=True)
 
 
 def tokenizer_of(*folders: Path) -> Any:

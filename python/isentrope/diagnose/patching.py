@@ -26,7 +26,7 @@ ROWS = 512  # prompts in one forward pass of the last token
 
 def output_projections(model: Model) -> list[nn.Module]:
     """Of each layer what takes the heads' outputs [B, T, H · D]; raises DiagnoseError where it is not to be found."""
-    size = model.heads * (getattr(model.config, "head_dim", None) or model.width // model.heads)
+    size = model.heads * (getattr(model.config, "head_dim", None) or model.width // max(model.heads, 1))
     found = []
     for number, block in enumerate(model.blocks()):
         own = None
@@ -36,7 +36,7 @@ def output_projections(model: Model) -> list[nn.Module]:
                     weight = getattr(part, "weight", None)
                     if isinstance(weight, Tensor) and weight.dim() == 2:
                         takes = weight.shape[1] if isinstance(part, nn.Linear) else weight.shape[0]  # Conv1D of GPT-2 is transposed
-                        own = part if takes == size else own  # the last of them
+                        own = part if takes == size > 0 else own  # the last of them
         if own is None:
             raise DiagnoseError(f"{model.name}: layer {number} of {type(model.module).__name__} has no attention with an output projection of {size} features; heads cannot be patched")
         found.append(own)
@@ -52,6 +52,7 @@ class Patching:
     """
 
     def __init__(self, model: Model, pairs: Sequence[Pair]) -> None:
+        model.foretells("patching")
         self.model, self.pairs = model, pairs
         self.projections = output_projections(model)
         device = model.device

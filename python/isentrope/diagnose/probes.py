@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -35,17 +36,22 @@ class Probes(NamedTuple):
         return (found[..., 0] > 0).long() if found.shape[-1] == 1 else found.argmax(-1)
 
 
-def fit(X: Tensor, y: Tensor, classes: int, C: float = 1.0, tolerance: float = 1e-4, iterations: int = 500) -> Probes:
+def fit(X: Tensor, y: Tensor, classes: int, C: float = 1.0, tolerance: float = 1e-4, iterations: int = 500, say: Callable[[int, int], None] | None = None) -> Probes:
     """The L2 logistic regression of each problem: minimum over w, b of the mean loss + ‖w‖² / (2 C n), scikit-learn's objective.
 
     X [P, n, d] float32 or float64, which is standardised for it; y [n] classes from 0. A problem has converged when no component of its gradient,
     computed anew from its weights, is above `tolerance`, where it ends. Each is solved alone, while its features are in the cache, by L-BFGS.
+    say: called with (done, of) behind each.
     """
     P, n, d = X.shape
     K = 1 if classes == 2 else classes
     target = (y.to(X)[:, None] if K == 1 else torch.nn.functional.one_hot(y, K).to(X)).numpy()  # [n, K]
     room = np.empty((n, d), target.dtype)  # of one problem's features after the other's, so that it stays in the cache
-    found = [Problem(x.numpy(), target, 1 / (C * n), tolerance, room).solve(iterations) for x in X]
+    found = []
+    for x in X:
+        found.append(Problem(x.numpy(), target, 1 / (C * n), tolerance, room).solve(iterations))
+        if say:
+            say(len(found), P)
     W = torch.from_numpy(np.stack([one.W for one in found])).to(X)
     mean, scale = (torch.from_numpy(np.stack(part)) for part in zip(*((one.mean, one.scale) for one in found)))
     return Probes(W[:, :d].mT.contiguous(), W[:, d], mean, scale, torch.tensor([one.converged for one in found]), max(one.steps for one in found))

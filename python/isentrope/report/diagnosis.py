@@ -48,7 +48,7 @@ def diagnoses(folder: Path) -> list[dict[str, Any]]:
                     "notes": told["notes"],
                     "tables": tables,
                     "image": f"data:{KINDS[image.rsplit('.', 1)[1]]};base64,{data}" if image else "",
-                    "texts": [{"title": text["title"], "tokens": samples.shaded(text["tokens"], text["entropy"], top)} for text in told["texts"]],
+                    "texts": [{"title": text["title"], "tokens": samples.shaded(text["tokens"], text["entropy"], top, text.get("surprise"))} for text in told["texts"]],
                     "top": top,
                     "of": ", ".join(told["models"]) + (f", {told['sequences']} sequences of {told['data']}" if told["data"] else ""),
                 }

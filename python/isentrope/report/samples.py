@@ -19,15 +19,15 @@ def finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def shaded(tokens: list[Any], entropies: list[Any], top: float) -> list[dict[str, Any]]:
-    """Tokens with a shade of 0 … SHADES − 1, the last one from `top` nats on."""
+def shaded(tokens: list[Any], entropies: list[Any], top: float, surprises: list[Any] | None = None) -> list[dict[str, Any]]:
+    """Tokens with a shade of 0 … SHADES − 1, the last one from `top` nats on. An entropy of None: the token was drawn from nothing."""
     found = []
-    for text, h in zip(tokens, entropies):
+    for text, h, s in zip(tokens, entropies, surprises or [None] * len(tokens)):
         found.append(
             {
                 "text": str(text).replace("\n", "↵\n").replace("\t", "→\t"),
                 "shade": min(SHADES - 1, int(SHADES * max(h, 0) / top)) if finite(h) else 0,
-                "title": f"{h:.3f} nats" if finite(h) else "not finite",
+                "title": (f"{h:.3f} nats" if finite(h) else "" if h is None else "not finite") + (f", surprise {s:.3f}" if finite(s) else ""),
             }
         )
     return found

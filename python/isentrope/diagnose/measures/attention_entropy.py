@@ -52,7 +52,8 @@ class AttentionEntropy(Measure):
             entropy, least = one.entropy.double(), bound.double()
             # what float32 makes of an entropy and a bound that are equal
             violated = least > entropy + 1e-4 * room
-            values = [entropy, entropy / room, least / room, (least / room > self.options["certify"]).double(), violated.double()]
+            certified = (least / room > self.options["certify"]).double().masked_fill(least.isnan(), math.nan)
+            values = [entropy, entropy / room, least / room, certified, violated.double()]
             sums.append(torch.stack([(value * counted).sum((0, 2)) for value in values], -1).cpu())
             largest.append(one.max_logit.masked_fill(~counted, -math.inf).amax((0, 2)).double().cpu())
             if layer == 0:
@@ -87,6 +88,8 @@ class AttentionEntropy(Measure):
         violations = int(self.sums[..., 4].sum())
         if violations:
             notes.append(f"{violations} rows have less entropy than their bound: the model's attention is not the softmax of the logits that were seen; the certificate does not hold for it")
+        if not self.model.causal:
+            notes.append("attention looks at both sides of a token: bound and certified are worked out for causal rows, and are left empty")
         if self.rows == 0:
             notes.append("no row has two keys: every sequence is one token long, and there is no entropy to tell")
         numbers = {"heads": layers * heads, "mean normalised entropy": float(normalised.mean()), **{f"{kind} heads": count for kind, count in kinds.items()},

@@ -62,7 +62,13 @@ class Circuit(Measure):
             pairs, passed = given(self.data.records, self.data.name, self._encode) if task == "data" else generated(task, o["prompts"], o["seed"], self._encode)
             if passed:
                 notes.append(f"{task}: {passed} pairs were passed over: a word of theirs is several tokens, or the prompts differ in length")
-            one = Task(self, task, pairs, receivers)
+            try:
+                one = Task(self, task, pairs, receivers)
+            except DiagnoseError as error:
+                if len(names) == 1:
+                    raise
+                notes.append(f"{error}; it is left out")
+                continue
             for receiver, effect in one.paths.items():
                 for (layer, head), value in zip(np.ndindex(*effect.shape), effect.flatten().tolist()):
                     paths.add(task, receiver, layer, head, value)
@@ -77,6 +83,9 @@ class Circuit(Measure):
                         f"{task}: rank correlation of entropy and |effect|": spearman(-low.numpy(), one.total.abs().flatten().numpy())}  # fmt: skip
             notes += one.notes
             maps[task], sets[task] = one.total, one.circuit
+        names = list(maps)
+        if not names:
+            raise DiagnoseError("; ".join(notes))
         overlaps = Table({"tasks": "", "shared": "heads", "of_first": "", "of_smaller": "", "jaccard": "", "by_chance": "heads"})
         for i, a in enumerate(names):
             for b in names[i + 1 :]:

@@ -108,7 +108,7 @@ class ConceptDepth(Measure):
         plain = conditions["plain"]
         states = torch.cat(list(conditions.values()))  # every layer of every condition is a probe of one solve
         y, held = self.y[self.train], self.y[self.held]
-        probes = fit(states[:, self.train], y, len(self.kinds), o["C"], o["tolerance"], o["iterations"])
+        probes = fit(states[:, self.train], y, len(self.kinds), o["C"], o["tolerance"], o["iterations"], lambda done, of: self.progress("probes", done, of))
         scores = probes.scores(states[:, self.held])
         guesses = (scores[..., 0] > 0).long() if len(self.kinds) == 2 else scores.argmax(-1)
         layers = self.model.layers
@@ -134,22 +134,28 @@ class ConceptDepth(Measure):
             if name == "plain":
                 numbers |= {"best accuracy": max(accuracy), "jump, of the depth": jump, "clear jump, of the depth": clear, "converging, of the depth": converging}
                 if o["control"]:
-                    tables["control"] = self.control(plain, accuracy)
+                    tables["control"] = self.control(plain, accuracy, notes)
                     column = tables["control"].column("selectivity")
                     numbers["selectivity at the best layer"] = column[int(np.argmax(accuracy))]
         if len(self.train) <= self.model.width:
             notes.append(f"{len(self.train)} texts to learn from for {self.model.width} features: any labels can be told apart there, and probes are the ridge's as much as the data's; wanted more than {self.model.width}")
-        flat = [int(layer) for layer in range(layers + 1) if bool(probes.scale[layer].isinf().all())]
+        constant = probes.scale[: layers + 1].isinf().sum(1).tolist()
+        flat = [layer for layer, count in enumerate(constant) if count == self.model.width]
+        some = {layer: count for layer, count in enumerate(constant) if 0 < count < self.model.width}
+        if some:
+            notes.append(f"up to {max(some.values())} of {self.model.width} features are constant over the texts, at layer {', '.join(map(str, some))}; they tell a probe nothing")
         if flat:
             notes.append(f"all features are constant at layer {', '.join(map(str, flat))}: every text ends in the same token, and the probe there guesses")
         chance = tables["control"].column("control") if "control" in tables else []
         return Result(table, VARIANT, numbers, tables, notes, lambda figure: draw(figure, table, numbers["most frequent label"], chance))
 
-    def control(self, states: Tensor, accuracy: list[float]) -> Table:
+    def control(self, states: Tensor, accuracy: list[float], notes: list[str]) -> Table:
         """Probes of the plain states [L + 1, M, C] on labels that are shuffled over all texts, beside the accuracies of the true ones."""
         o = self.options
         y = self.y[torch.randperm(len(self.y), generator=torch.Generator().manual_seed(o["seed"]))]
-        probes = fit(states[:, self.train], y[self.train], len(self.kinds), o["C"], o["tolerance"], o["iterations"])
+        probes = fit(states[:, self.train], y[self.train], len(self.kinds), o["C"], o["tolerance"], o["iterations"], lambda done, of: self.progress("probes of shuffled labels", done, of))
+        if not bool(probes.converged.all()):
+            notes.append(f"control: the probes of {int((~probes.converged).sum())} layers have not converged in {o['iterations']} steps")
         table = Table({"layer": "", "accuracy": "", "control": "accuracy", "selectivity": "", "learnt": "share of the shuffled training labels"})
         held, learnt = ((probes.predict(states[:, places]) == y[places]).double().mean(1).tolist() for places in (self.held, self.train))
         for layer, (own, chance, known) in enumerate(zip(accuracy, held, learnt)):
@@ -187,14 +193,14 @@ def f1_of(guesses: Tensor, y: Tensor, classes: int) -> float:
 def rounded(model: Model, bits: int) -> Iterator[None]:
     """Within it the weights of all linear layers of the blocks are whole multiples of their row's largest / (2^(bits - 1) - 1)."""
     most = max(2 ** (bits - 1) - 1, 1)
-    layers = [part for part in model.blocks().modules() if isinstance(part, nn.Linear)]
+    layers: list[Any] = [part for part in model.blocks().modules() if isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"]
     if not layers:
         raise DiagnoseError(f"{model.name}: its blocks have no linear layers to round; leave the condition out: bits=0")
     kept = [layer.weight.data for layer in layers]
     try:
         for layer in layers:
             W = layer.weight.data
-            step = (W.abs().amax(1, keepdim=True) / most).clamp(min=1e-30)
+            step = (W.abs().amax(1 if isinstance(layer, nn.Linear) else 0, keepdim=True) / most).clamp(min=1e-30)
             layer.weight.data = (W / step).round().clamp(-most, most) * step
         yield
     finally:

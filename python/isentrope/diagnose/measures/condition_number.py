@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -66,6 +67,13 @@ def condition(matrix: np.ndarray, error: float = GRAM_ERROR) -> Condition:
     return Condition(float(values[0]), smallest if smallest > floor else 0.0, "svd", floor / smallest if smallest > floor else math.inf)
 
 
+def digest_of(matrix: np.ndarray) -> str:
+    """Of shape and values."""
+    found = hashlib.blake2b(str(matrix.shape).encode(), digest_size=16)
+    found.update(np.ascontiguousarray(matrix).data)
+    return found.hexdigest()
+
+
 def matrices(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """A tensor as matrices: itself; stacked experts [E, m, n] one by one; of a convolution [out, in, k…] with small kernels [out, in · k…]."""
     if tensor.ndim == 2:
@@ -85,7 +93,7 @@ class ConditionNumber(Measure):
     OPTIONS = {
         "best": Option(100, "how many tensors of the lowest κ are named for tuning", least=1),
         "max_dimension": Option(0, "tensors with a dimension above it are left out, as embeddings; 0: none", least=0),
-        "cache": Option(None, "file of {tensor: κ}: read where it is there, written where not"),
+        "cache": Option(None, "file of what was found, by the values of a tensor: read where it is there, and written with what is new"),
     }
 
     def finish(self) -> Result:
@@ -102,9 +110,12 @@ class ConditionNumber(Measure):
             for place, matrix in matrices(name, parameter.detach()):
                 if not bool(torch.isfinite(matrix).all()):
                     raise DiagnoseError(f"condition-number: {place} of {self.model.name} has values that are not finite; its κ is none")
-                own = known.get(place)
+                values = matrix.float().cpu().numpy()
+                digest = digest_of(values) if self.options["cache"] else place
+                own = known.get(digest)
                 if own is None:
-                    own = condition(matrix.float().cpu().numpy())
+                    own = condition(values)
+                known[digest] = own
                 found.append((place, name, matrix, own))
         self.progress("tensors", len(taken), len(taken))
         found.sort(key=lambda one: (one[3].kappa, one[0]))
@@ -127,7 +138,7 @@ class ConditionNumber(Measure):
         kappas = [one[3].kappa for one in found]
         numbers = {"tensors": len(found), "lowest κ": kappas[0], "median κ": float(np.median(kappas)), "highest κ": kappas[-1],
                    "tuned share of parameters": tuned / whole, "by singular values": sum(one[3].method == "svd" for one in found)}  # fmt: skip
-        self._keep({place: own for place, _, _, own in found})
+        self._keep(known)
         variant = (f"κ = largest / smallest singular value, of float32 weights; tensors of more than two dimensions as matrices, stacked experts one by one. "
                    f"By the float64 Gram matrix where κ is surely within {GRAM_ERROR:g} of it, else by singular values in float64")  # fmt: skip
         return Result(table, variant, numbers, notes=notes, draw=lambda figure: draw(figure, found, len(best)))
@@ -137,13 +148,13 @@ class ConditionNumber(Measure):
         if file is None or not file.exists():
             return {}
         try:
-            return {name: Condition(*entry) for name, entry in json.loads(file.read_text()).items()}
+            return {digest: Condition(*entry) for digest, entry in json.loads(file.read_text()).items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DiagnoseError(f"condition-number: cache={file} cannot be read: {error}; wanted what this measure wrote, or another name") from None
 
     def _keep(self, found: dict[str, Condition]) -> None:
         if self.options["cache"]:
-            told = {name: [own.largest, own.smallest, own.method, own.error if math.isfinite(own.error) else 0.0] for name, own in found.items()}
+            told = {digest: [own.largest, own.smallest, own.method, own.error if math.isfinite(own.error) else 0.0] for digest, own in found.items()}
             try:
                 Path(self.options["cache"]).write_text(json.dumps(told, indent=1) + "\n")
             except OSError as error:

@@ -74,6 +74,7 @@ class TokenEntropy(Measure):
         "fork": Option(0.8, "quantile of the entropy from which on a token is called forking", least=0, most=1),
         "parts": Option("rules", "what tells the parts of speech: rules (lists and suffixes), or textblob, a tagger of English that sees the context (pip install textblob)",
                         choices=("rules", "textblob")),
+        "tokens": Option(False, "a table of every token too: token-entropy.tokens.csv"),
         "shown": Option(4, "texts on the page, coloured by entropy", least=0),
     }
 
@@ -127,9 +128,17 @@ class TokenEntropy(Measure):
         edges = sorted({*range(1, 8), *(2**i for i in range(3, 20))})
         for low, high in zip(edges, [*edges[1:], 10**9]):
             add(positions, str(low) if high == low + 1 else f"{low} to {min(high - 1, int(place.max()))}", (place >= low) & (place < high))
-        texts = [{"title": f"text {i + 1}", "tokens": texts, "entropy": [0.0, *(round(float(h), 4) for h in e)]}
-                 for i, ((_, _, e), texts) in enumerate(zip(ordered[: self.options["shown"]], pieces))]  # fmt: skip
-        return Result(table, VARIANT, numbers, {"positions": positions}, notes, lambda figure: draw(figure, table, positions, entropy), texts, (9.0, 3.6))
+        tables = {"positions": positions}
+        if self.options["tokens"]:
+            every = tables["tokens"] = Table({"text": "", "position": "tokens before", "token": "", "id": "", "entropy": "nats", "surprise": "nats"})
+            for index, (ids, p, e), own in zip(sorted(self.found), ordered, pieces):
+                for t, h in enumerate(e):
+                    every.add(index, t + 1, own[t + 1], ids[t + 1], h, -p[t])
+        texts: list[dict[str, Any]] = [
+            {"title": f"text {i + 1}", "tokens": own, "entropy": [None, *(round(float(h), 4) for h in e)], "surprise": [None, *(round(-float(x), 4) for x in p)]}
+            for i, ((_, p, e), own) in enumerate(zip(ordered[: self.options["shown"]], pieces))
+        ]
+        return Result(table, VARIANT, numbers, tables, notes, lambda figure: draw(figure, table, positions, entropy), texts, (9.0, 3.6))
 
 
 def draw(figure: Figure, table: Table, positions: Table, entropy: np.ndarray) -> None:
