@@ -3,7 +3,9 @@
 #include <ATen/ops/linalg_eigvalsh.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <stdexcept>
@@ -239,6 +241,19 @@ std::string too_few_tokens(const Figures& figures, int64_t features) {
          std::to_string(features) + " features: a rank is " + std::to_string(std::max<int64_t>(tokens - 1, 1)) +
          " at most. Wanted more than " + std::to_string(features) +
          ": raise it, or batch.sequences; compare ranks of as many tokens alone";
+}
+
+std::string slow_look(double look, double step, int64_t every) {
+  constexpr double kMost = 0.01;
+  const double share = look / (look + step * static_cast<double>(every));
+  if (share <= kMost) return "";
+  std::array<char, 200> text{};
+  std::snprintf(
+      text.data(), text.size(),
+      "metrics.representation.every: looking takes %.1f %% of the time with every: %lld; from every: %.0f on it "
+      "is 1 %% or less",
+      100 * share, static_cast<long long>(every), std::ceil(look * (1 - kMost) / (kMost * step)));
+  return text.data();
 }
 
 }  // namespace isentrope::train

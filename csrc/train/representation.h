@@ -63,5 +63,7 @@ Figures look_inside(const RepresentationConfig& config, model::Decoder& model, c
                     int64_t micro_tokens, const Ranks& ranks = {});
 // What a person should know of such figures of a model of so many features; "" where there is nothing.
 std::string too_few_tokens(const Figures& figures, int64_t features);
+// The same of what looking takes, every so many steps of `step` seconds each: "" up to 1 % of the time.
+std::string slow_look(double look, double step, int64_t every);
 
 }  // namespace isentrope::train

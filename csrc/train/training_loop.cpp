@@ -141,7 +141,13 @@ Record Trainer::step() {
   record.values["tokens_per_s"] = work.tokens / seconds;
   record.values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
   if (!learnt.sigmas.empty()) record.values["sigma/time_share"] = learnt.sigma_seconds / seconds_since(start);
-  if (learnt.inside_seconds > 0) record.values["representation/time_share"] = learnt.inside_seconds / seconds;
+  if (learnt.inside_seconds > 0) {
+    record.values["representation/time_share"] = learnt.inside_seconds / seconds;
+    const int64_t every = config_.metrics.representation.every;
+    if (const std::string slow = slow_look(learnt.inside_seconds, seconds - learnt.inside_seconds, every);
+        step_ + 1 == 2 * every && !slow.empty())  // the second of the phase: the first one warms up
+      record.warnings.push_back(slow);
+  }
   record.values["time_s"] = seconds_since(begun_);
   return record;
 }

@@ -154,6 +154,12 @@ TEST(Representation, WeightsAreThoseOfTheProducts) {
   }
 }
 
+TEST(Representation, TellsOfLookingTooOften) {
+  EXPECT_EQ(slow_look(0.99, 1, 99), "");  // 0.99 of 99.99 seconds
+  const std::string told = slow_look(0.5, 1, 10);
+  EXPECT_NE(told.find("4.8 % of the time with every: 10; from every: 50 on"), std::string::npos) << told;
+  EXPECT_EQ(slow_look(0.5, 1, 50), "");
+}
 TEST(Representation, TellsOfTooFewTokens) {
   EXPECT_EQ(too_few_tokens({}, 8), "");
   EXPECT_EQ(too_few_tokens({{"representation/tokens", 9}}, 8), "");
