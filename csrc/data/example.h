@@ -33,6 +33,7 @@ struct Example {
   std::string end = {};  // what the template writes behind the completion to end it; empty: the end of sequence
   std::shared_ptr<Example> rejected =
       {};  // of a pair: the same prompt with the completion that is worse; null: no pair
+  std::vector<std::string> positives = {};  // texts that match the prompt, where the use asks for them
 };
 
 class ExampleSource {

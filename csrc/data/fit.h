@@ -22,6 +22,7 @@ struct Use {
   bool columns = false;                                  // Example::columns is read, by rewards
   Renderer chat = {};                                    // of conversations; none: plainly (csrc/data/messages.h)
   bool pairs = false;                                    // Example::rejected is learnt from, and must be there
+  bool positives = false;                                // Example::positives is learnt from, and must be there
 };
 
 struct TooLong : std::invalid_argument {

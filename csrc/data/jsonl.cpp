@@ -45,7 +45,8 @@ Lines read(const JsonlConfig& config, const Use* use, bool skip, const std::vect
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
       try {
         Conversations conversations;
-        Example example = example_of(config, line, columns, use && use->chat ? &conversations : nullptr, file.where());
+        Example example = example_of(config, line, columns, use && use->positives,
+                                     use && use->chat ? &conversations : nullptr, file.where());
         read.lines.push_back({i, file.number(), std::move(example), std::move(conversations)});
       } catch (const std::runtime_error& error) {
         if (!skip) throw;

@@ -24,6 +24,7 @@ struct JsonlConfig {
   std::string completion_key = "completion";
   std::string chosen_key = "chosen";
   std::string rejected_key = "rejected";
+  std::string positives_key = "positives";
   std::string answer_key = "answer";
   std::string chat_template = "default";
 
@@ -52,6 +53,8 @@ struct JsonlConfig {
       "Key of the better completion of a pair, in the place of a completion: a string, or the messages of a "
       "conversation. Phases but dpo learn it as any other completion.");
     v("rejected_key", rejected_key, "Key of the worse completion, of the same kind; dpo phases.");
+    v("positives_key", positives_key,
+      "Key of the texts that match the prompt, a list of strings; contrastive phases, which need no completion.");
     v("answer_key", answer_key, "Key of the answer that rewards compare with, a string or an integer; may be missing.");
     v("chat_template", chat_template,
       "What conversations are rendered by. default: the template in the folder of tokenizer.pretrained, or plain lines "

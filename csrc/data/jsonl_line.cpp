@@ -220,11 +220,37 @@ Json with_completion(const JsonlConfig& config, Json object, const std::string& 
   return object;
 }
 
+// A prompt and the texts that match it.
+Example matched_of(const JsonlConfig& config, const Json& object, const std::string& where) {
+  Example example{.prompt = prompt_of(object, config.prompt_key, where)};
+  const std::string name = where + ": \"" + excerpt(config.positives_key) + "\"";
+  if (!has(object, config.positives_key))
+    throw std::runtime_error(name +
+                             " is missing; a contrastive phase learns from the list of texts that match a prompt");
+  const Json& list = object[config.positives_key];
+  if (!list.is_array() || list.empty())
+    throw std::runtime_error(name + " is " + (list.is_array() ? "empty" : std::string("a JSON ") + list.type_name()) +
+                             "; it must be a list of strings");
+  for (size_t i = 0; i < list.size(); ++i) {
+    const std::string at = excerpt(config.positives_key) + "[" + std::to_string(i) + "]";
+    if (!list[i].is_string() || list[i] == "")
+      throw std::runtime_error(where + ": " + at + " is " +
+                               (list[i].is_string() ? "empty" : std::string("a JSON ") + list[i].type_name()) +
+                               "; it must be a text");
+    if (std::find(example.positives.begin(), example.positives.end(), list[i].get<std::string>()) !=
+        example.positives.end())
+      throw std::runtime_error(where + ": " + at + " stands in the list twice");
+    example.positives.push_back(list[i].get<std::string>());
+  }
+  return example;
+}
+
 }  // namespace
 
-Example example_of(const JsonlConfig& config, const std::string& line, bool columns, Conversations* conversations,
-                   const std::string& where) {
+Example example_of(const JsonlConfig& config, const std::string& line, bool columns, bool positives,
+                   Conversations* conversations, const std::string& where) {
   Json object = object_of(line, where);
+  if (positives) return matched_of(config, object, where);
   std::shared_ptr<Example> rejected;
   if (is_pair(config, object, where)) {
     rejected = std::make_shared<Example>(text_of(config, with_completion(config, object, config.rejected_key, where),

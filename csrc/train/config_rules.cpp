@@ -158,6 +158,9 @@ std::string PhaseConfig::problem() const {
   if (objective.kind == "tag" && !data.jsonl)
     return "data: a tag phase learns from texts and their compressions; write data: {jsonl: {path: ...}}, whose lines "
            "have a prompt, the text, and a completion, the compression";
+  if (objective.of_matches() && !data.jsonl)
+    return "data: a contrastive phase learns from prompts and the texts that match them; write data: {jsonl: {path: "
+           "...}}, whose lines have a prompt and positives, a list of texts";
   if (objective.kind == "dpo" && !data.jsonl)
     return "data: a dpo phase learns from pairs of completions; write data: {jsonl: {path: ...}}, whose lines have a "
            "prompt, chosen and rejected";
@@ -166,7 +169,7 @@ std::string PhaseConfig::problem() const {
            (pretrain ? ", whose windows have no padding" : "") + "; leave it out";
   if (stop && !stop->sampled && !stop->greedy && !stop->bits_per_byte)
     return "stop: name at least one of sampled, greedy, bits_per_byte";
-  if (stop && objective.of_encoders())
+  if (stop && (objective.of_encoders() || objective.of_matches()))
     return "stop: it knows no value of a phase of kind " + objective.kind + "; leave it out";
   if (stop && (pretrain ? stop->sampled || stop->greedy : stop->bits_per_byte.has_value()))
     return "stop: a pretrain phase stops at bits_per_byte, others at sampled and greedy; objective.kind is " +
@@ -248,12 +251,12 @@ std::string mixers_problem(const PhaseConfig& phase, const model::DecoderConfig&
 std::string encoder_problem(const PhaseConfig& phase, const model::DecoderConfig& model,
                             const data::TokenizerConfig& tokenizer) {
   const std::string& kind = phase.objective.kind;
-  if (phase.objective.of_encoders() == model.causal)
+  if (!phase.objective.of_matches() && phase.objective.of_encoders() == model.causal)
     return "objective.kind: " + kind +
            (model.causal
                 ? " learns from what stands behind a token, and model.causal is true; write model.causal: false"
                 : " foretells what stands behind a token, which an encoder (model.causal: false) sees; wanted "
-                  "mlm or tag");
+                  "mlm, tag or contrastive");
   if (kind == "tag" && model.num_labels != 2)
     return "objective.kind: tag tells two classes, dropped and kept, and model.num_labels is " +
            std::to_string(model.num_labels) + "; write model.num_labels: 2";
@@ -269,7 +272,7 @@ std::string encoder_problem(const PhaseConfig& phase, const model::DecoderConfig
 
 std::string evaluation_problem(const EvaluationConfig& evaluation, const PhaseConfig& phase,
                                const data::TokenizerConfig& tokenizer, int64_t width) {
-  if (evaluation.repeat_prompt && (phase.data.corpus || phase.objective.of_encoders()))
+  if (evaluation.repeat_prompt && (phase.data.corpus || phase.objective.of_encoders() || phase.objective.of_matches()))
     return "repeat_prompt: the data of phase " + phase.name + " are text, which has no prompts; leave it out";
   if (!evaluation.probe.empty()) try {
       load_probe(evaluation.probe, width);
@@ -278,6 +281,31 @@ std::string evaluation_problem(const EvaluationConfig& evaluation, const PhaseCo
     }
   if (evaluation.stop.empty() && evaluation.bad_words.empty()) return "";
   return texts_problem({.stop = evaluation.stop, .bad_words = evaluation.bad_words}, data::Tokenizer(tokenizer));
+}
+
+// What of phase number i does not go with the phases before it, as tasks of one sequence.
+std::string tasks_problem(const TrainConfig& config, size_t i) {
+  const PhaseConfig& phase = config.phases[i];
+  const std::string path = "phases." + std::to_string(i);
+  if (config.test.tasks && !config.test.skip && !phase.data.has(data::Split::test))
+    return "test.tasks: evaluates on the test data of every phase, and those of phase " + phase.name +
+           " have none; give them a test_fraction or test_path, or leave test.tasks out";
+  const auto& own = phase.optimizer.consolidation;
+  const bool before = i > 0 && config.phases[i - 1].optimizer.consolidation;
+  if (before && !own)
+    return path +
+           ".optimizer.consolidation: the phase before it has consolidation and this one has not, so that what is "
+           "held would be lost; write it here too (strength: 0 holds nothing)";
+  if (!own || own->restart != "slow") return "";
+  if (!before && (i > 0 || config.run.start.empty()))
+    return path +
+           ".optimizer.consolidation.restart: slow, and no phase before it has slow weights; write restart: fast, "
+           "or consolidation there too";
+  if (config.model.sigma_reparam.any())
+    return path +
+           ".optimizer.consolidation.restart: slow changes weights between updates, which model.sigma_reparam does "
+           "not follow; write restart: fast";
+  return "";
 }
 
 }  // namespace
@@ -322,6 +350,9 @@ std::string TrainConfig::problem() const {
       } catch (const std::invalid_argument& error) {
         return path + ".advantage." + std::to_string(j) + "." + error.what();
       }
+    if (metrics.gradient_noise_scale > 0 && phase.objective.of_matches())
+      return "metrics.gradient_noise_scale: the gradient of " + path +
+             " is no mean over sequences, since every prompt is compared with every text; leave it out";
     if (metrics.gradient_noise_scale > 0 && phase.rollout && phase.rollout->tempered)
       return "metrics.gradient_noise_scale: the gradient of " + path +
              " is that of rollout.tempered too, whose completions are none of the update's; leave one of them out";
@@ -341,6 +372,10 @@ std::string TrainConfig::problem() const {
     if (const std::string wrong = evaluation_problem(phase.evaluation, phase, tokenizer, model.hidden_size);
         !wrong.empty())
       return path + ".evaluation." + wrong;
+    if (phase.evaluation.tasks)
+      return path +
+             ".evaluation.tasks: belongs to test, which is made at the end of each phase; write test.tasks: true";
+    if (const std::string wrong = tasks_problem(*this, i); !wrong.empty()) return wrong;
     if (phase.evaluation.max_new_tokens >= model.max_position_embeddings)
       return path + ".evaluation.max_new_tokens: " + std::to_string(phase.evaluation.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +

@@ -96,6 +96,12 @@ Lengths lengths_of(const data::ExampleSource& source, const PhaseConfig& phase, 
   auto examples = source.take(0, source.size() > 0 ? std::min(source.size(), kLooked) : kEndless);
   if (phase.objective.kind == "dpo") examples = data::with_rejected(examples);
   Lengths lengths;
+  if (phase.objective.of_matches()) {  // each prompt with the texts that are drawn for it, as rows of the same update
+    std::vector<data::Example> texts;
+    for (const data::Example& example : examples)
+      for (const std::string& text : example.positives) texts.push_back({.prompt = text});
+    examples.insert(examples.end(), texts.begin(), texts.end());
+  }
   for (const data::Example& example : examples) {
     const auto prompt = static_cast<int64_t>(data::prompt_ids(example, tokenizer).size());
     int64_t length = 0;
@@ -163,11 +169,21 @@ SplitSize check_held_out(const TrainConfig& config, const PhaseConfig& phase, co
 data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer) {
   data::Use use{.tokenizer = &tokenizer,
                 .context = config.model.max_position_embeddings,
-                .learnt = !phase.rollout.has_value() && phase.objective.kind != "tag",
+                .learnt = !phase.rollout.has_value() && phase.objective.kind != "tag" && !phase.objective.of_matches(),
                 .truncation = phase.data.truncation,
                 .columns = phase.environment.has_value() || rl::reads_columns(phase.scores()),
                 .chat = renderer_of(phase.data, tokenizer),
-                .pairs = phase.objective.kind == "dpo"};
+                .pairs = phase.objective.kind == "dpo",
+                .positives = phase.objective.of_matches()};
+  if (use.positives)
+    use.also = [&tokenizer, context = use.context](const data::Example& example) {
+      for (const std::string& text : example.positives)
+        if (const size_t tokens = tokenizer.encode_prompt(text).size();
+            tokens == 0 || static_cast<int64_t>(tokens) > context)
+          return "the text \"" + excerpt(text) + "\" among the positives has " + std::to_string(tokens) +
+                 " tokens; wanted 1 to " + std::to_string(context) + " (model.max_position_embeddings)";
+      return std::string();
+    };
   if (phase.objective.kind == "tag")
     use.also = [](const data::Example& example) {
       return std::string(example.completion.empty() ? "there is no completion, the compression of the prompt" : "");
@@ -215,7 +231,7 @@ DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenize
       splits.push_back(check_training(config, phase, tokenizer, found.notes, lengths));
       if (evaluates(config, phase, data::Split::validation))
         splits.push_back(check_held_out(config, phase, tokenizer, rewards, data::Split::validation, found));
-      if (i + 1 == config.phases.size() && evaluates(config, phase, data::Split::test))
+      if ((i + 1 == config.phases.size() || config.test.tasks) && evaluates(config, phase, data::Split::test))
         splits.push_back(check_held_out(config, phase, tokenizer, rewards, data::Split::test, found));
     } catch (const std::exception&) {
       std::string text = "phase " + phase.name + ": " + message_of();

@@ -35,6 +35,7 @@ struct EvaluationConfig {
   std::vector<std::string> stop = {}, bad_words = {};
   std::string probe;
   bool repeat_prompt = false;
+  bool tasks = false;
   int64_t windows = 64;
   int64_t show = 4;
 
@@ -64,6 +65,9 @@ struct EvaluationConfig {
     v("repeat_prompt", repeat_prompt,
       "Prompts stand twice before the answer, a line break between (JRT-Prompt, arXiv 2407.05483), which helps models "
       "that cannot look back. Rewards read the prompt once.");
+    v("tasks", tasks,
+      "Of test: at the end of each phase also on the test data of every phase up to it, and what was forgotten of them "
+      "(docs/metrics.md).");
     v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.", at_least(1));
     v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.",
       at_least(0));

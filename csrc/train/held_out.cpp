@@ -1,4 +1,5 @@
 #include "csrc/data/corpus.h"
+#include "csrc/train/contrastive_evaluation.h"
 #include "csrc/train/data_check.h"
 #include "csrc/train/tag_evaluation.h"
 #include "csrc/train/trainer.h"
@@ -23,6 +24,13 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
     return std::make_unique<HeldOutTags>(data::make_source(phase.data, /*seed=*/0, split, &use), tokenizer,
                                          config.model.max_position_embeddings, phase.batch.sequences,
                                          phase.objective.tag, split);
+  }
+  if (phase.objective.of_matches()) {
+    const data::Use use = use_of(config, phase, tokenizer);
+    const auto training = data::make_source(phase.data, /*seed=*/0, data::Split::train, &use);
+    return std::make_unique<HeldOutMatches>(data::make_source(phase.data, /*seed=*/0, split, &use), *training,
+                                            tokenizer, config.model.max_position_embeddings, phase.batch.sequences,
+                                            phase.objective.contrastive, split);
   }
   const PhaseConfig& last = config.phases.back();
   const PhaseConfig& answers = phase.rollout || phase.environment ? phase : last;

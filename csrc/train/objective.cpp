@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "csrc/train/contrastive_objective.h"
 #include "csrc/train/policy_objective.h"
 #include "csrc/train/preference_objective.h"
 #include "csrc/train/prefix.h"
@@ -159,6 +160,8 @@ std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const B
     return std::make_unique<PreferenceObjective>(std::move(attention), config, batch, std::move(reference),
                                                  std::move(ranks));
   if (config.kind == "tag") return std::make_unique<TagObjective>(std::move(attention), batch, std::move(ranks));
+  if (config.kind == "contrastive")
+    return std::make_unique<ContrastiveObjective>(std::move(attention), config.contrastive, batch, std::move(ranks));
   return std::make_unique<CrossEntropy>(std::move(attention), batch, std::move(ranks), std::move(weight));
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "csrc/data/batch.h"
+#include "csrc/data/contrastive_config.h"
 #include "csrc/data/keep_labels.h"
 #include "csrc/data/masking.h"
 #include "csrc/field.h"
@@ -128,10 +129,12 @@ struct ObjectiveConfig {
   std::optional<InnerPolicyConfig> inner_policy;
   data::MaskingConfig masking;
   data::TagConfig tag;
+  data::ContrastiveConfig contrastive;
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
   bool of_encoders() const { return kind == "mlm" || kind == "tag"; }
+  bool of_matches() const { return kind == "contrastive"; }  // of encoders and decoders alike
   // Whether the loss treats tokens apart that it selects.
   bool selects() const { return loss == "clip_cov" || loss == "kl_cov"; }
   // Whether the phase keeps a model that stays behind.
@@ -145,8 +148,10 @@ struct ObjectiveConfig {
       "pretrain: cross-entropy of text; sft: cross-entropy of completions; dpo: a loss on pairs of completions, the "
       "better beside the worse; grpo: a policy loss on rollouts; of encoders (model.causal: false) mlm: cross-entropy "
       "of "
-      "masked tokens of text; tag: of a label of each token, whether a compressed text keeps it.",
-      one_of({"pretrain", "sft", "dpo", "grpo", "mlm", "tag"}));
+      "masked tokens of text; tag: of a label of each token, whether a compressed text keeps it; of encoders and "
+      "decoders "
+      "contrastive: which texts match a prompt.",
+      one_of({"pretrain", "sft", "dpo", "grpo", "mlm", "tag", "contrastive"}));
     v("loss", loss,
       "Policy loss (formulas and papers: kernels/grpo_policy.h). verl and TRL aggregate sapo and geo_mean by "
       "seq-mean-token-mean alone, verl gspo by default; luspo needs an aggregate that sums over the tokens of a "
@@ -259,6 +264,7 @@ struct ObjectiveConfig {
       "completions are scored by it anew.");
     v("masking", masking, "mlm: which tokens are masked, and by what.");
     v("tag", tag, "tag: which words of a text its compression keeps.");
+    v("contrastive", contrastive, "contrastive: how texts are matched.");
     v("attention_entropy", attention_entropy,
       "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }

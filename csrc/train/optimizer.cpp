@@ -102,6 +102,10 @@ std::string OptimizerConfig::problem() const {
            (kind == "sgd"
                 ? "sgd has one moment: write [0.9], or [0] for none"
                 : "adamw, which muon leaves all but the matrices of blocks to, has two moments: write [0.9, 0.999]");
+  if (consolidation && kind == "muon")
+    return "consolidation: holds weights by a term of the gradient, of whose size muon keeps nothing; write kind: "
+           "adamw or "
+           "sgd";
   for (double beta : betas)
     if (beta >= 1.0) return "betas: a decay of 1 never forgets; it must be below 1";
   return "";
@@ -110,6 +114,7 @@ std::string OptimizerConfig::problem() const {
 Optimizer::Optimizer(const OptimizerConfig& config, std::vector<std::pair<std::string, Tensor>> parameters,
                      const std::map<std::string, std::vector<int64_t>>& matrices, std::shared_ptr<const Ranks> ranks)
     : config_(config), muon_(config.muon.value_or(MuonConfig())), gradients_(std::move(ranks), tensors_of(parameters)) {
+  if (config.consolidation) consolidation_.emplace(*config.consolidation, parameters, gradients_);
   for (auto& [name, parameter] : parameters) {
     const bool owned = gradients_.owns(names_.size());
     names_.push_back(name);
@@ -159,6 +164,14 @@ double Optimizer::ask(double lr, bool bounded, const NoiseDraw& noise) {
 
   double largest = clips ? config_.max_grad_norm : norm;
   if (config_.noise) largest += add_noise(noise, largest);
+  if (consolidation_) {
+    asked_.held_scale = asked_.gradient_scale;
+    if (consolidation_->pulls()) {
+      const Consolidation::Pull pull = consolidation_->pull();
+      largest += pull.largest, asked_.held = pull.penalty;
+      asked_.gradient_scale = 1;  // apply() scales, before it adds the pull
+    }
+  }
   asked_.bound = bound_.after(config_, lr, largest);
   if (bounded && !asked_.bound.finite()) {
     bound_.weights = largest_weight();
@@ -252,6 +265,9 @@ double Optimizer::largest_weight() const {
 
 void Optimizer::apply() {
   torch::NoGradGuard no_grad;
+  if (consolidation_)
+    for (const size_t i : asked_.present)
+      consolidation_->apply(i, parameters_[i].grad(), asked_.held_scale, asked_.held.has_value());
   Group groups[2];  // of torch's updates. groups[0]: norms, biases and γ, without decay; groups[1]: matrices
   std::vector<Tensor> unscaled;
   for (const size_t i : asked_.present) {
@@ -292,7 +308,8 @@ void Optimizer::apply() {
 
 std::vector<Tensor> Optimizer::moments() const {
   std::vector<Tensor> moments;
-  for (const auto& [name, tensor] : own_state()) moments.push_back(tensor);
+  for (const auto& [name, tensor] : own_state())
+    if (!Consolidation::stays(name)) moments.push_back(tensor);
   return moments;
 }
 
@@ -304,6 +321,7 @@ std::map<std::string, Tensor> Optimizer::own_state() const {
     state["second." + names_[i]] = second_[i];
     state["step." + names_[i]] = steps_[i];
   }
+  if (consolidation_) state.merge(consolidation_->state());
   return state;
 }
 
@@ -312,6 +330,8 @@ std::vector<std::pair<std::string, std::vector<int64_t>>> Optimizer::layout(int6
   for (size_t i = 0; i < names_.size(); ++i) {
     if (gradients_.owners()[i] != rank) continue;
     shapes["first." + names_[i]] = parameters_[i].sizes().vec();
+    for (const std::string& part : Consolidation::parts())
+      if (consolidation_) shapes[part + names_[i]] = parameters_[i].sizes().vec();
     if (!adamw_[i]) continue;
     shapes["second." + names_[i]] = parameters_[i].sizes().vec();
     shapes["step." + names_[i]] = {};
@@ -378,7 +398,25 @@ void Optimizer::restore(const std::map<std::string, Tensor>& state) {
     bound.ratio = std::max(bound.ratio, root * root);
   }
   for (const auto& [name, tensor] : own_state()) tensor.copy_(state.at(name));
+  if (consolidation_) consolidation_->restored();
   bound_ = bound;
+}
+
+std::optional<double> Optimizer::held() const {
+  if (!consolidation_) return std::nullopt;
+  const double all = gradients_.ranks().sum(asked_.held.value_or(0));
+  return asked_.held || all > 0 ? std::optional(all) : std::nullopt;
+}
+
+std::map<std::string, Tensor> Optimizer::left() const {
+  return consolidation_ ? consolidation_->left(gradients_.ranks()) : std::map<std::string, Tensor>();
+}
+
+void Optimizer::begin_task(const std::map<std::string, Tensor>& left) {
+  if (!consolidation_ || left.empty()) return;
+  const torch::NoGradGuard no_grad;
+  consolidation_->begin_task(left, gradients_.ranks());
+  gradients_.gather_weights();
 }
 
 }  // namespace isentrope::train

@@ -16,6 +16,7 @@
 
 #include "csrc/field.h"
 #include "csrc/train/adamw.h"
+#include "csrc/train/consolidation.h"
 #include "csrc/train/gradients.h"
 #include "csrc/train/muon.h"
 #include "csrc/train/update_bound.h"
@@ -53,6 +54,7 @@ struct OptimizerConfig {
   double max_grad_norm = 1.0;
   std::optional<MuonConfig> muon = {};
   std::optional<NoiseConfig> noise = {};
+  std::optional<ConsolidationConfig> consolidation = {};
 
   std::string problem() const;
 
@@ -70,6 +72,10 @@ struct OptimizerConfig {
     v("muon", muon, "What muon does to the matrices of the decoder's blocks; all keys have defaults.");
     v("noise", noise,
       "Gaussian noise that is added to the clipped gradient and falls with the steps (docs/options.md); absent: none.");
+    v("consolidation", consolidation,
+      "The phase is one of a sequence of tasks: weights that the phases before it need are held, and slow weights "
+      "follow "
+      "from phase to phase (csrc/train/consolidation.h, docs/options.md); absent: none.");
   }
 };
 
@@ -90,6 +96,8 @@ class Optimizer {
   double ask(double lr, bool bounded, const NoiseDraw& noise = {});
   // Of the update that was asked: the expected norm of its noise over that of the clipped gradient; 0 without noise.
   double noise_ratio() const { return asked_.noise_ratio; }
+  // Of the update that was asked: λ/2 Σ Ω (θ − θ*)² (csrc/train/consolidation.h); nothing where no weight is held. A verb of Ranks.
+  std::optional<double> held() const;
   void apply();
   double step(double lr) {
     const double norm = ask(lr, false);
@@ -104,6 +112,11 @@ class Optimizer {
   std::vector<torch::Tensor> moments() const;  // this rank's, as they are
   Gradients& gradients() { return gradients_; }
 
+  // What the phase leaves of optimizer.consolidation to the next, whole on all ranks; empty without. A verb of Ranks.
+  std::map<std::string, torch::Tensor> left() const;
+  // At the beginning of a phase with consolidation: takes what the one before left, or begins. A verb of Ranks.
+  void begin_task(const std::map<std::string, torch::Tensor>& left);
+
  private:
   std::map<std::string, torch::Tensor> own_state() const;
   std::vector<std::pair<std::string, std::vector<int64_t>>> layout(int64_t rank) const;  // of its state: names, shapes
@@ -116,6 +129,8 @@ class Optimizer {
   // What ask() prepared for apply().
   struct Update {
     double lr = 0, gradient_scale = 1, noise_ratio = 0;
+    double held_scale = 1;  // of the gradients that apply() gives to consolidation
+    std::optional<double> held = {};
     std::vector<size_t> present;  // parameters that have a gradient
     std::vector<AdamwRun> runs;   // of those that csrc/train/adamw.h moves
     UpdateBound bound = {};
@@ -123,6 +138,7 @@ class Optimizer {
 
   OptimizerConfig config_;
   MuonConfig muon_;
+  std::optional<Consolidation> consolidation_;
   UpdateBound bound_;
   Update asked_;
   Gradients gradients_;

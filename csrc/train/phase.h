@@ -35,7 +35,8 @@ struct Trainer::Phase {
   std::optional<int64_t> data_digest;  // of its examples; a corpus has its own in the source's state
   std::unique_ptr<Objective> objective;
   Optimizer optimizer;
-  std::unique_ptr<HeldOut> validation, test;  // null where nothing is evaluated
+  std::unique_ptr<HeldOut> validation, test;                            // null where nothing is evaluated
+  std::vector<std::pair<std::string, std::unique_ptr<HeldOut>>> tasks;  // test.tasks: of phases up to this one
   std::optional<model::Decoder> reference;
   // It is not the model at the phase's start, whose frozen weights an adapter would share.
   bool own_reference() const { return config.objective.reference && !config.objective.reference->from.empty(); }

@@ -66,11 +66,17 @@ double passing_of_block(const model::DecoderConfig& m) {
   return 2 * number(m.hidden_size) + (m.merged_mlp() ? number(m.hidden_size) : 3 * number(m.intermediate_size));
 }
 
+// Rows of an update that an example of its data has.
+int64_t rows_of_example(const PhaseConfig& phase) {
+  if (phase.objective.of_matches()) return 1 + phase.objective.contrastive.positives;
+  return phase.objective.kind == "dpo" ? 2 : 1;
+}
+
 // Tokens that are computed together.
 double tokens_of_micro(const PhaseConfig& phase, const Lengths& lengths, int64_t context, double ranks) {
   const double update = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations) /
                                             number(phase.rollout->mini_batches)
-                                      : number(phase.batch.sequences * (phase.objective.kind == "dpo" ? 2 : 1));
+                                      : number(phase.batch.sequences * rows_of_example(phase));
   const double rows = std::ceil(update / ranks);
   double width = std::max(lengths.longest, 1.0), all = rows * width;
   const double micro = number(phase.batch.micro_tokens);
@@ -132,12 +138,16 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   // The largest tensor has one owner.
   const double n = number(ranks), largest = sizes.lora ? 0 : number(vocabulary) * C,
                owned = ranks > 1 ? std::min(std::max(trained / n, largest), trained) : trained;
-  plan.optimizer = kFloat * moments * owned / trained;
+  // θ*, Ω, φ and Σ g² (csrc/train/consolidation.h), of which a step changes the last.
+  const double kept_of_tasks = phase.optimizer.consolidation ? 4 * trained : 0;
+  plan.optimizer = kFloat * (moments + kept_of_tasks) * owned / trained;
   const int64_t updates = phase.rollout ? phase.rollout->mini_batches * phase.rollout->epochs : 1;
-  plan.snapshot = keeps_copies(config, phase, updates, ranks) ? kFloat * trained + plan.optimizer : 0;
+  plan.snapshot = keeps_copies(config, phase, updates, ranks)
+                      ? kFloat * (trained + (moments + kept_of_tasks / 4) * owned / trained)
+                      : 0;
   // With learned spectral norms a checkpoint has the matrices twice, folded and as they are.
   if (config.run.checkpoint_every > 0)
-    plan.checkpoint = kFloat * (trained + moments + (reference ? trained : 0) +
+    plan.checkpoint = kFloat * (trained + moments + kept_of_tasks + (reference ? trained : 0) +
                                 (m.sigma_reparam.any() ? sizes.matrices + sizes.embedding : 0));
   const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings, n);
   double all = 0, largest_block = 0;

@@ -17,7 +17,7 @@ nlohmann::ordered_json to_json(const std::string& phase, const std::string& spli
 
 }  // namespace
 
-std::string short_name(const std::string& name) { return name.substr(name.find('/') + 1); }
+std::string short_name(const std::string& name) { return name.starts_with("eval/") ? name.substr(5) : name; }
 
 std::string evaluation_json(const std::string& phase, const std::string& split, const Evaluation& evaluation,
                             const Intervals& intervals) {

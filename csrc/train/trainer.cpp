@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "csrc/data/contrastive_source.h"
 #include "csrc/data/corpus.h"
 #include "csrc/data/packed_source.h"
 #include "csrc/data/random.h"
@@ -151,6 +152,9 @@ Standing Trainer::prepare(bool resume) {
   last_checkpoint_ = standing.from;
   const bool resumed = !standing.from.empty() && (standing.goes_on || !ended_.empty());
   if (resumed) steps_of_run_ = standing.state.steps_of_run;
+  if (!standing.goes_on && standing.phase > 0)
+    for (const auto& [name, tensor] : standing.state.optimizer)
+      if (Consolidation::owns(name)) left_[name] = tensor;
   if (standing.goes_on) evaluated_ = standing.state.evaluated || standing.state.phase_finished;
   // Weights that others replace are not drawn; the directions of learned spectral norms are.
   const bool drawn = standing.from.empty() || config_.model.sigma_reparam.any();
@@ -278,6 +282,9 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
   }
   if (phase.objective.kind == "tag")
     return std::make_unique<data::TagSource>(examples, tokenizer_, phase.batch.sequences, context, phase.objective.tag);
+  if (phase.objective.of_matches())
+    return std::make_unique<data::ContrastiveSource>(examples, tokenizer_, phase.batch.sequences, context,
+                                                     phase.objective.contrastive, data_seed);
   const int64_t micro = phase.batch.micro_tokens, row = micro > 0 ? std::min(micro, context) : context;
   return std::make_unique<data::SftSource>(examples, tokenizer_, phase.batch.sequences, context, phase.data.truncation,
                                            phase.data.packing ? row : 0, phase.objective.kind == "dpo");
@@ -364,8 +371,10 @@ void Trainer::open_phase(const CheckpointState* state) {
                                             .optimizer = std::move(optimizer),
                                             .validation = std::move(validation),
                                             .test = std::move(test),
+                                            .tasks = tasks(),
                                             .reference = reference,
                                             .before = Snapshot(changed)});
+  if (!state) begin_task(*open);
   if (state) {
     const auto data = state->extra.find(kData);
     if (digest && data != state->extra.end() && data->second.item<int64_t>() != *digest)

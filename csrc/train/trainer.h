@@ -13,6 +13,7 @@
 //   trainer.cpp              how a run and a phase begin
 //   training_loop.cpp        advance() and step()
 //   trainer_weights.cpp      the weights that a run begins with, and which of them it trains
+//   trainer_tasks.cpp        what passes from phase to phase, and what was forgotten of those before
 //   trainer_checkpoint.cpp   what a checkpoint holds, and when it is written
 //   resume.h                 where a run begins, and what is refused
 #pragma once
@@ -115,6 +116,10 @@ class Trainer {
   RunHeader describe() const;
   std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);
   void open_phase(const CheckpointState* state);
+  std::vector<std::pair<std::string, std::unique_ptr<HeldOut>>> tasks() const;
+  void tell_tasks(Evaluation& found) const;  // into found, of the open phase's end
+  void begin_task(Phase& opened);            // what optimizer.consolidation takes over from the phase before
+  void leave_task();                         // what it leaves to the next
   void mix_into(model::Decoder& reference, double share) const;
   void sync_reference();  // where it follows the model
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, std::optional<int64_t>& digest,
@@ -176,6 +181,7 @@ class Trainer {
   int64_t origin_ = 0;       // of a run that began with the weights of another: weights_digest() of these
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::vector<std::pair<std::string, Evaluation>> results_;
+  std::map<std::string, torch::Tensor> left_;  // Optimizer::left() of the phase before
   std::atomic<bool> working_ = false;
   bool attends_ = true;  // the model has rows of a softmax, which can be watched
   bool beside_ = false;  // there is room for a copy of what a checkpoint holds

@@ -178,6 +178,7 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   stats["grad_norm"] = open_->optimizer.ask(learnt.lr, /*bounded=*/!learnt.goes_back,
                                             {seed_of(phase.name, data::Purpose::gradient, step_, u), step_});
   if (phase.optimizer.noise) stats["added_noise/ratio"] = open_->optimizer.noise_ratio();
+  if (const auto held = open_->optimizer.held()) stats["consolidation/penalty"] = *held;
   if (measures) tell_noise(update, stats["grad_norm"], learnt);
   if (looks) learnt.attention = watch.statistics();
   if (learnt.goes_back) {
@@ -344,6 +345,7 @@ Record Trainer::evaluate(const std::string& split, std::vector<std::string>& sho
   Evaluation found =
       (test ? open_->test : open_->validation)
           ->evaluate(model_, test ? config_.test : open_->config.evaluation, &samples, nullptr, nullptr, *ranks_);
+  if (test) tell_tasks(found);
   if (!samples.empty()) shown.push_back(to_json(open_->config.name, step_, split, samples));
   found["time_s"] = seconds_since(begun_);
   return {.phase = open_->config.name,
@@ -385,6 +387,7 @@ std::vector<Record> Trainer::advance() {
   if (at_end()) {
     open_->optimizer.zero_grad();
     checkpoint(true);
+    leave_task();
     ended_.push_back(open_->config.name);
     open_.reset();
     ++phase_;

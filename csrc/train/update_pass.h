@@ -9,6 +9,7 @@
 
 #include "csrc/methods/chain.h"
 #include "csrc/ops/ops.h"
+#include "csrc/train/contrastive_objective.h"
 #include "csrc/train/objective.h"
 
 namespace isentrope::train {
@@ -48,6 +49,13 @@ class Pass {
     rows_ = micro.real();
     target_ = micro.target;
     return model->label_logits(micro.tokens, records_ ? &record_ : nullptr, micro.lengths);
+  }
+
+  // Vectors of the tokens, [rows, T, D], of which vectors_of (csrc/train/contrastive_objective.h) tells.
+  Tensor vectors(model::Decoder& model, const Batch& micro) {
+    rows_ = micro.real();
+    target_ = micro.target;
+    return vectors_of(model, micro, records_ ? &record_ : nullptr);
   }
 
   const model::AttentionRecord& record() const { return record_; }

@@ -264,8 +264,9 @@ TEST_F(ConfigTest, ValuesOutOfRange) {
             "run.yaml:8: phases.sft.optimizer.lr: 0 is out of range; wanted above 0");
   EXPECT_EQ(error(with("sampled: 0.28", "sampled: 28")),
             "run.yaml:11: phases.sft.stop.sampled: 28 is out of range; wanted 0 to 1");
-  EXPECT_EQ(error(with("kind: grpo", "kind: gpro")),
-            "run.yaml:13: phases.grpo.objective.kind: 'gpro' is not one of pretrain, sft, dpo, grpo, mlm, tag");
+  EXPECT_EQ(
+      error(with("kind: grpo", "kind: gpro")),
+      "run.yaml:13: phases.grpo.objective.kind: 'gpro' is not one of pretrain, sft, dpo, grpo, mlm, tag, contrastive");
 }
 
 TEST_F(ConfigTest, BrokenFiles) {

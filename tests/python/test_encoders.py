@@ -167,7 +167,7 @@ REFUSED = [
     (MLM, ["model.causal=true", "model.mixers=[softmax]"], "model.causal is true"),
     (MLM, ["model.causal=true"], "hierarchical pools tokens that stand behind"),
     (MLM, ["model.mixers=[linear]"], "a layer of kind linear cannot see"),
-    (MLM, ["phases.mlm.objective.kind=pretrain"], "wanted mlm or tag"),
+    (MLM, ["phases.mlm.objective.kind=pretrain"], "wanted mlm, tag or contrastive"),
     (MLM, ["phases.mlm.objective.masking.mask_token='<mask>'"], "objective.masking.mask_token"),
     (MLM, ["phases.mlm.objective.masking.random_replace_prob=0.5"], "add up to"),
     (MLM, ["phases.mlm.objective.attention_entropy.bound=true"], "attention_entropy.bound"),
@@ -175,8 +175,8 @@ REFUSED = [
     (TAG, ["model.num_labels=0"], "model.num_labels is 0"),
     (TAG, ["model.causal=true"], "num_labels: 2 classes"),
     (TAG, ["phases.tag.objective.kind=mlm"], "learns text"),
-    ("configs/tiny/sft.yaml", ["model.causal=false"], "wanted mlm or tag"),
-    ("configs/tiny/grpo.yaml", ["model.causal=false"], "wanted mlm or tag"),
+    ("configs/tiny/sft.yaml", ["model.causal=false"], "wanted mlm, tag or contrastive"),
+    ("configs/tiny/grpo.yaml", ["model.causal=false"], "wanted mlm, tag or contrastive"),
 ]
 
 
