@@ -75,6 +75,7 @@ Tensor empg(const Tensor& advantage, const Tensor& entropy, const Tensor& mask, 
 }
 
 void Empg::bind(const TokenText& tokens) {
+  if (needs_turns()) return;
   if (!tokens.writes(marker))
     throw std::invalid_argument("marker: the tokenizer cannot write \"" + marker +
                                 "\", and no step would ever end; take a text that it can");
@@ -84,14 +85,18 @@ void Empg::bind(const TokenText& tokens) {
 void Empg::apply(Completions& c, Context& context) const {
   const Tensor token = c.token.contiguous();
   const int64_t B = token.size(0), T = token.size(1);
-  Tensor step = torch::zeros({B, T}, torch::kInt64);
+  const Tensor step = needs_turns() && c.turn.defined() ? c.turn : torch::zeros({B, T}, torch::kInt64);
   const auto length = c.length.accessor<int64_t, 1>();
   double steps = 0;
   for (int64_t b = 0; b < B; ++b) {
-    const std::span<const int64_t> own(token.const_data_ptr<int64_t>() + b * T, static_cast<size_t>(length[b]));
-    const std::vector<int64_t> found = steps_of(own, text, marker);
-    std::copy(found.begin(), found.end(), step.mutable_data_ptr<int64_t>() + b * T);
-    if (!found.empty()) steps += static_cast<double>(found.back() + 1);
+    if (length[b] == 0) continue;
+    int64_t* row = step.mutable_data_ptr<int64_t>() + b * T;
+    if (!needs_turns()) {
+      const std::span<const int64_t> own(token.const_data_ptr<int64_t>() + b * T, static_cast<size_t>(length[b]));
+      const std::vector<int64_t> found = steps_of(own, text, marker);
+      std::copy(found.begin(), found.end(), row);
+    }
+    steps += static_cast<double>(row[length[b] - 1] + 1);
   }
   if (B > 0) context.stats["empg/steps"] = steps / static_cast<double>(B);
   c.advantage = empg(c.advantage, c.entropy, c.mask, step, k, future_k, zeta, centre);

@@ -27,7 +27,9 @@ struct Empg {
   static constexpr const char* kScope = "step";
   static constexpr const char* kHelp =
       "Steps of low entropy learn more and hesitant ones less, a step gains where the next one is sure, and the mean "
-      "over the step's steps is taken away (EMPG, arXiv 2509.09265). A completion's steps end with the marker.";
+      "over the step's steps is taken away (EMPG, arXiv 2509.09265). A completion's steps end with a text, or are its "
+      "turns.";
+  std::string steps = "marker";
   std::string marker = "\n\n";
   double k = 1.0;
   double future_k = 1.0;
@@ -37,9 +39,12 @@ struct Empg {
   std::string problem() const { return marker.empty() ? "marker: is empty; wanted the text that ends a step" : ""; }
   template <class Visitor>
   void visit(Visitor& v) {
+    v("steps", steps,
+      "What the steps are: marker, stretches that a text ends; turns, those of a conversation with an environment, as "
+      "in the paper.",
+      one_of({"marker", "turns"}));
     v("marker", marker,
-      "Text that ends a step, over however many tokens; a token that holds part of it belongs to the step that ends. "
-      "The paper's steps are the turns of an agent.");
+      "Text that ends a step, over however many tokens; a token that holds part of it belongs to the step that ends.");
     v("k", k, "How much less hesitant steps learn; 0: all alike.", at_least(0));
     v("future_k", future_k, "How fast the gain falls with the entropy of the next step.", at_least(0));
     v("zeta", zeta, "Gain of a step whose next one is the surest; 0: none. One port has 0.05.", at_least(0));
@@ -48,6 +53,7 @@ struct Empg {
       one_of({"steps", "tokens", "none"}));
   }
 
+  bool needs_turns() const { return steps == "turns"; }
   TextOf text = {};  // of tokens, by bind(); not a key
   // Throws std::invalid_argument where the marker cannot be written in tokens.
   void bind(const TokenText& tokens);

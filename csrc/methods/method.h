@@ -15,7 +15,7 @@
 // is the model and whose tokens are the targets.
 //
 // A reward method has observe(seen, context) where it follows what updates saw. A method of rewards or advantages has bind(tokens_called)
-// where its keys name tokens, bind(token_text) where they name texts.
+// where its keys name tokens, bind(token_text) where they name texts; needs_turns() says whether it looks at the turns of conversations.
 //
 // A method's struct is its configuration (csrc/one_of.h): kKind, kHelp, members with visit(), maybe problem(). What passes from step
 // to step is a tensor of doubles, in and out: Tensor initial_state() const says how it begins, and a method without it has none; its size
@@ -64,6 +64,11 @@ struct Completions {
   int64_t longest = 0;  // length limit of completions, 0: that of the context
   int64_t step = 0;     // of the phase, from 0
   Tensor prompt = {};   // [B] int64 of the prompt, the same whenever it comes again; below 2^53
+
+  // Of conversations: [B, T] int64, the turn of each token, from 0; and, by the name of an environment's score, what each turn added to
+  // it, [B, K] double, NaN behind a row's last turn. Undefined and empty where no turn was answered.
+  Tensor turn = {};
+  std::map<std::string, Tensor> turn_reward = {};
 
   Tensor reward;                                           // [B] double
   std::vector<std::pair<std::string, Tensor>> added = {};  // by kind, what a method added to it: [B] double

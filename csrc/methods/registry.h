@@ -35,6 +35,7 @@
 #include "csrc/methods/steer.h"
 #include "csrc/methods/surprisal_band.h"
 #include "csrc/methods/top_entropy.h"
+#include "csrc/methods/turn_credit.h"
 #include "csrc/one_of.h"
 
 namespace isentrope::methods {
@@ -75,6 +76,7 @@ using Advantage = OneOf<        //
     Empg,                       // arXiv 2509.09265
     Hicra,                      // arXiv 2509.03646
     CeehAdvantage,              // arXiv 2602.22642
+    TurnCredit,                 // arXiv 2505.11821
     OwnAdvantage                // one's own, behind one of those
     >;
 

@@ -1,6 +1,7 @@
 #include "csrc/rl/policy_batch.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "csrc/rl/tree.h"
 
@@ -111,6 +112,50 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
   return batch;
 }
 
+// Turns of the tokens, and what each added to the environment's scores, of which one that a turn does not tell is as it was. What was drawn
+// behind the last answer is a turn that added nothing.
+void add_turns(const std::vector<Completion>& completions, Completions& c) {
+  const auto turns_of = [](const Completion& one) {
+    const int64_t answered = std::ssize(one.turns);
+    return answered + (std::ssize(one.tokens) > (answered > 0 ? one.turns.back().end : 0) ? 1 : 0);
+  };
+  int64_t K = 0;
+  bool any = false;
+  for (const Completion& one : completions) {
+    K = std::max(K, turns_of(one));
+    for (const Exchange& turn : one.turns) {
+      any = true;
+      for (const auto& [name, score] : turn.scores) c.turn_reward.emplace(name, Tensor());
+    }
+  }
+  if (!any) return;
+  const int64_t B = std::ssize(completions), T = c.token.size(1);
+  c.turn = torch::zeros({B, T}, torch::kInt64);
+  auto turn = c.turn.accessor<int64_t, 2>();
+  for (int64_t i = 0; i < B; ++i) {
+    const Completion& one = completions[i];
+    for (size_t k = 0; k < one.turns.size(); ++k)
+      std::fill(turn[i].data() + one.turns[k].end, turn[i].data() + std::ssize(one.tokens),
+                static_cast<int64_t>(k) + 1);
+  }
+  for (auto& [name, reward] : c.turn_reward) {
+    reward = torch::full({B, K}, std::nan(""), torch::kFloat64);
+    auto added = reward.accessor<double, 2>();
+    for (int64_t i = 0; i < B; ++i) {
+      double before = 0;
+      for (int64_t k = 0; k < turns_of(completions[i]); ++k) {
+        added[i][k] = 0;
+        if (k >= std::ssize(completions[i].turns)) continue;
+        const auto& scores = completions[i].turns[k].scores;
+        if (const auto found = scores.find(name); found != scores.end()) {
+          added[i][k] = found->second - before;
+          before = found->second;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 Completions completions_of(const Kept& kept, double unit, int64_t longest, bool mask_truncated) {
@@ -148,6 +193,7 @@ Completions completions_of(const Kept& kept, double unit, int64_t longest, bool 
       for (size_t r = 0; r < kept.scores.size(); ++r)
         c.scores.mutable_data_ptr<double>()[i * c.scores.size(1) + static_cast<int64_t>(r)] = kept.scores[r][i];
     }
+  add_turns(kept.completions, c);
   return c;
 }
 

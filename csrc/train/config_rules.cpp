@@ -60,6 +60,17 @@ rl::SamplingConfig PhaseConfig::sampling(const data::Tokenizer& tokenizer) const
 
 namespace {
 
+bool looks_at_turns(const methods::Advantage& method) {
+  return std::visit(
+      [](const auto& one) {
+        if constexpr (requires { one.needs_turns(); })
+          return one.needs_turns();
+        else
+          return false;
+      },
+      method.value);
+}
+
 // What does not go together with an environment, or without one.
 std::string environment_problem(const PhaseConfig& phase) {
   const std::vector<rl::RewardConfig> scores = phase.scores();
@@ -71,6 +82,9 @@ std::string environment_problem(const PhaseConfig& phase) {
     for (const rl::RewardConfig& one : scores)
       if (one.kind == "environment")
         return "reward: environment takes the score " + one.name + " of an environment, and the phase has none";
+    for (const methods::Advantage& one : phase.advantage)
+      if (looks_at_turns(one))
+        return "advantage: " + one.kind() + " looks at the turns of conversations, and the phase has no environment";
     return "";
   }
   if (phase.objective.kind != "grpo" && phase.objective.kind != "sft")
@@ -83,6 +97,11 @@ std::string environment_problem(const PhaseConfig& phase) {
         std::find(known.begin(), known.end(), one.name) == known.end())
       return "reward: the environment " + phase.environment->kind() + " has no score " + excerpt(one.name) +
              "; it has " + list;
+  for (const methods::Advantage& one : phase.advantage)
+    if (const auto* credit = one.get<methods::TurnCredit>();
+        credit && !known.empty() && std::find(known.begin(), known.end(), credit->score) == known.end())
+      return "advantage: turn_credit: the environment " + phase.environment->kind() + " has no score " +
+             excerpt(credit->score) + " of turns; it has " + list.substr(std::string("limit, ").size());
   const rl::ConversationConfig& limits = rl::limits_of(*phase.environment);
   if (phase.rollout && limits.at_limit == "penalise" && !named("limit"))
     return "environment.at_limit: penalise lowers the score `limit`, which no reward takes; write reward: [{kind: "

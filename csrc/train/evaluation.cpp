@@ -122,6 +122,19 @@ Interval of_share(const std::vector<double>& right, int64_t samples) {
   return interval;
 }
 
+// Of conversations what a step has as turns/…, and the means of the environment's scores.
+void tell_turns(const std::vector<rl::Completion>& completions, Evaluation& found) {
+  rl::TurnTally tally;
+  Evaluation turns;
+  for (const rl::Completion& one : completions) {
+    tally.add(one);
+    for (const auto& [name, score] : one.scores)
+      if (name != "limit") turns["score/" + name] += score / static_cast<double>(completions.size());
+  }
+  tally.tell(turns);
+  for (const auto& [name, value] : turns) found["eval/" + name] = value;
+}
+
 std::vector<rl::RewardConfig> first_of(const std::vector<rl::RewardConfig>& rewards) {
   rl::RewardConfig first = rewards.empty() ? rl::RewardConfig{.kind = "exact"} : rewards.front();
   first.weight = 1;
@@ -329,6 +342,7 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
   if (greedy.unscored + sampled.unscored > 0)
     found["eval/unscored"] =
         (greedy.unscored + sampled.unscored) / static_cast<double>(greedy.right.size() + sampled.right.size());
+  if (sampling.conversing) tell_turns(sampled.drawn.completions, found);
   if (reference_) {
     prefer(model, prompts, found, peers);
     if (!sampled_prompts.empty())

@@ -134,7 +134,8 @@ class HeldOutText : public HeldOut {
 };
 
 // Prompts and what a right answer to them is: eval/greedy, eval/sampled, eval/pass@<k> for the k of
-// rl::pass_ks(config.num_generations), eval/entropy, eval/length; where the prompts are of several sizes also
+// rl::pass_ks(config.num_generations), eval/entropy, eval/length; of conversations eval/turns/… (csrc/rl/conversation.h) and
+// eval/score/<name>, the mean of each of the environment's scores, of the samples; where the prompts are of several sizes also
 // eval/sampled/<size> and eval/length/<size> of each. On request eval/loss: the mean cross-entropy of the tokens of the
 // completions that the data have for the prompts answered greedily, nats a token; prompts are not counted, ends of sequence
 // are (csrc/data/collate.h). eval/unscored, where it is not 0: share of the answers that the first reward does not apply to; they are

@@ -12,6 +12,14 @@ def f64(x):
     return torch.tensor(x, dtype=torch.float64)
 
 
+def turn_rewards(turn, mask, g):
+    """[B, K] rewards of turns, NaN behind a row's last one; of a row without tokens one turn. Some are equal over rows."""
+    last = torch.where(mask, turn, 0).amax(1) if turn.numel() else torch.zeros(len(turn), dtype=torch.int64)
+    K = int(last.max()) + 1 if len(last) else 1
+    drawn = torch.randint(-2, 3, (len(last), K), generator=g) / 2
+    return torch.where(torch.arange(K) <= last[:, None], drawn, nan).double()
+
+
 def batch(B=6, T=37, seed=0, dtype=torch.float64, none=False):
     """What such a method may be given, of ragged completions, one with no token and one with holes; NaN where nothing counts."""
     g = torch.Generator().manual_seed(seed)
@@ -34,6 +42,8 @@ def batch(B=6, T=37, seed=0, dtype=torch.float64, none=False):
         "entropy": fill(2 * torch.rand(B, T, generator=g)),
         "group": torch.arange(B) * 2 // 5,
         "step": (torch.rand(B, T, generator=g) < 0.2).cumsum(1),
+        "turn": (step := (torch.rand(B, T, generator=g) < 0.15).cumsum(1)),
+        "reward": turn_rewards(step, mask, g),
         "planning": torch.rand(B, T, generator=g) < 0.3,
         "right": torch.rand(B, generator=g) < 0.5,
         "state": torch.tensor([0.9, 1.4], dtype=torch.float64),
@@ -50,6 +60,7 @@ TAKES = {
     "empg": ["advantage", "entropy", "mask", "step"],
     "hicra": ["advantage", "planning", "mask"],
     "gtpo": ["entropy", "right", "mask", "group"],
+    "turn_credit": ["advantage", "reward", "mask", "turn", "group"],
 }
 
 
@@ -182,6 +193,26 @@ def empg(x, k=1.0, future_k=1.0, zeta=0.1, centre="steps"):
     elif centre == "tokens":
         taken = mean(list(new.values()))
     return loop(x, lambda b, t: new[b, t] - taken)
+
+
+def turn_credit(x, coef=1.0, discount=1.0, normalize="turn", eps=1e-6):
+    v = listed(x)
+    returns = {}
+    for b, rewards in enumerate(v["reward"]):
+        there = [r for r in rewards if not math.isnan(r)]
+        for k in range(len(there)):
+            returns[b, k] = math.fsum(discount ** (j - k) * there[j] for j in range(k, len(there)))
+
+    def credit(b, k):
+        if normalize == "none":
+            return returns[b, k]
+        among = [G for (row, turn), G in returns.items() if v["group"][row] == v["group"][b] and (normalize == "group" or turn == k)]
+        if len(among) < 2 or max(among) - min(among) < 1e-9:
+            return 0.0
+        m = mean(among)
+        return (returns[b, k] - m) / (math.sqrt(math.fsum((G - m) ** 2 for G in among) / (len(among) - 1)) + eps)
+
+    return loop(x, lambda b, t: v["advantage"][b][t] + coef * credit(b, v["turn"][b][t]))
 
 
 def hicra(x, alpha=0.2):

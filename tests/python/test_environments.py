@@ -64,6 +64,10 @@ def test_a_run_has_conversations(whole, kind):
     assert len(steps) == 5
     for key in ["turns/mean", "turns/tokens", "turns/given", "turns/limit", "turns/calls", "reward/answer"]:
         assert key in steps[-1], key
+    evaluation = [line for line in lines(folder) if line["phase"] == "grpo" and "eval/split" in line][-1]
+    for key in ["turns/mean", "turns/tokens", "turns/limit", "score/answer"]:
+        assert "eval/" + key in evaluation, key
+    assert evaluation["eval/score/answer"] == pytest.approx(evaluation["eval/sampled"])
     rollouts = lines(folder, "rollouts/grpo.jsonl")
     assert len(rollouts) == 5 * 16
     for rollout in rollouts:
@@ -75,6 +79,32 @@ def test_a_run_has_conversations(whole, kind):
     last = [rollout for rollout in rollouts if rollout["step"] == steps[-1]["step"]]
     mean = sum(rollout["length"] for rollout in last) / len(last)
     assert mean == pytest.approx(steps[-1]["length/mean"], rel=1e-6), "given tokens do not count"
+
+
+def learnt(folder):
+    """Of the saved conversations whose tokens differ in their advantages: these, and where turns end."""
+    return [(line["advantages"], [turn["end"] for turn in line["turns"]]) for line in lines(folder, "rollouts/grpo.jsonl") if "advantages" in line]
+
+
+def test_turns_have_credits_of_their_own(tmp_path, whole):
+    """Within a turn all tokens have one advantage, turns differ; without weight the run is the plain one, bit for bit."""
+    advantage = "phases.grpo.advantage=[{{kind: grpo}}, {{kind: turn_credit, score: information_gain, coef: {}}}]"
+    train(tmp_path / "credit", CONFIGS / "twenty_questions.yaml", *SHORT, advantage.format(1))
+    found = learnt(tmp_path / "credit")
+    assert len(found) > 10
+    for advantages, ends in found:
+        turns = [advantages[begin:end] for begin, end in zip([0, *ends], ends)]
+        assert all(len({*turn}) == 1 for turn in turns)
+    train(tmp_path / "none", CONFIGS / "twenty_questions.yaml", *SHORT, advantage.format(0))
+    assert lines(tmp_path / "none") == lines(whole("twenty_questions")) != lines(tmp_path / "credit")
+
+
+def test_steps_of_empg_are_turns(tmp_path):
+    train(tmp_path / "run", CONFIGS / "twenty_questions.yaml", *SHORT, "phases.grpo.advantage=[{kind: grpo}, {kind: empg, steps: turns}]")
+    told = [line for line in lines(tmp_path / "run") if "empg/steps" in line]
+    assert told
+    for line in told:  # the same conversations
+        assert line["empg/steps"] == pytest.approx(line["turns/mean"])
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
@@ -101,6 +131,10 @@ def test_a_killed_run_repeats_itself(whole, tmp_path, kind):
         (["phases.grpo.environment.at_limit=penalise"], "penalise lowers the score `limit`, which no reward takes"),
         (["phases.grpo.reward.0.name=answers"], "has no score answers; it has limit, answer, information_gain, turns"),
         (["phases.grpo.reward.0={kind: environment}"], "says which score of the environment"),
+        (["phases.grpo.environment=null", "phases.grpo.reward=[{kind: answer}]", "phases.grpo.advantage=[{kind: grpo}, {kind: turn_credit, score: answer}]"], "turn_credit looks at the turns of conversations, and the phase has no environment"),
+        (["phases.grpo.environment=null", "phases.grpo.reward=[{kind: answer}]", "phases.grpo.advantage=[{kind: grpo}, {kind: empg, steps: turns}]"], "empg looks at the turns of conversations, and the phase has no environment"),
+        (["phases.grpo.advantage=[{kind: grpo}, {kind: turn_credit, score: gain}]"], "has no score gain of turns; it has answer, information_gain, turns"),
+        (["phases.grpo.advantage=[{kind: grpo}, {kind: turn_credit}]"], "score: is missing; it says which score of the environment"),
         (["phases.grpo.rollout.stop=[x]"], "environment.stop says what ends a turn"),
         (["phases.grpo.rollout.branch={}"], "conversations do not branch"),
         (["phases.grpo.environment.stop=[ü]"], "no tokens of the tokenizer can write"),

@@ -23,6 +23,7 @@ NEUTRAL = {
     "gepo": [{"low": 1.0, "high": 1.0}],
     "empg": [{"k": 0.0, "zeta": 0.0, "centre": "none"}],
     "hicra": [{"alpha": 0.0}],
+    "turn_credit": [{"coef": 0.0}, {"coef": 0.0, "normalize": "none"}],
 }
 EFFECT = {
     "entropy_advantage": ({}, {"alpha": 0.1, "kappa": 3.0}),
@@ -33,6 +34,7 @@ EFFECT = {
     "empg": ({}, {"k": 2.0, "zeta": 0.3, "centre": "tokens"}),
     "hicra": ({}, {"alpha": 0.7}),
     "gtpo": ({}, {"share": 0.5, "over": "outcome"}),
+    "turn_credit": ({}, {"discount": 0.0, "normalize": "group"}),
 }
 
 
@@ -51,6 +53,7 @@ def made(name, x, **keys):
     ("repo", {"beta": 0.5, "centre": "batch"}), ("repo", {"beta": -2.0, "form": "rescale"}),
     ("gepo", {"low": 0.0, "high": 0.0, "spread_low": -1.0}),
     ("empg", {"k": 0.5, "future_k": 3.0, "zeta": 1.0, "centre": "none"}),
+    ("turn_credit", {"coef": 0.5, "discount": 0.9, "normalize": "none"}), ("turn_credit", {"discount": 0.5, "eps": 0.1}),
     ("gtpo", {"outcome": 0.0, "share": 2.0, "eps": 0.1}), ("gtpo", {"outcome": 0.9}),
 ])  # fmt: skip
 @pytest.mark.parametrize("B, T", [(6, 37), (1, 1), (9, 61), (0, 7), (4, 0)])
@@ -153,6 +156,21 @@ def test_empg_of_one_step_and_of_equal_entropies():
 def test_hicra_golden():
     got = methods.hicra(f64([[1, -1, 1, 0]]), torch.tensor([[1, 1, 0, 1]]), torch.ones(1, 4))
     torch.testing.assert_close(got, f64([[1.2, -0.8, 1, 0]]))
+
+
+def test_turn_credit_golden():
+    """By hand: two conversations of a group, of two turns and of one. Returns 3, 2 and 1; the first turns' 3 and 1 have mean 2 and std √2."""
+    A, mask, group = f64([[1, 1, 1], [-1, -1, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([0, 0])
+    reward, turn = f64([[1, 2], [1, nan]]), torch.tensor([[0, 0, 1], [0, 0, 0]])
+    half = 2**-0.5
+    got = methods.turn_credit(A, reward, mask, turn, group, eps=0.0)
+    torch.testing.assert_close(got, f64([[1 + half, 1 + half, 1], [-1 - half, -1 - half, 0]]))  # a second turn alone: nothing
+    got = methods.turn_credit(A, reward, mask, turn, group, normalize="none", coef=2.0, discount=0.5)
+    torch.testing.assert_close(got, f64([[5, 5, 5], [1, 1, 0]]))
+    got = methods.turn_credit(A, reward, mask, turn, group, discount=0.0, eps=0.0)  # 1 and 1 are equal
+    assert got.tolist() == [[1, 1, 1], [-1, -1, 0]]
+    got = methods.turn_credit(A, reward, mask, turn, group, normalize="group", eps=0.0)  # 3, 2, 1: mean 2, std 1
+    torch.testing.assert_close(got, f64([[2, 2, 1], [-2, -2, 0]]))
 
 
 def test_gtpo_golden():
@@ -316,7 +334,7 @@ def test_no_effect_is_the_identity_bit_for_bit(name, dtype):
         assert got.dtype == dtype and torch.equal(got, torch.where(x["mask"], x["advantage"], 0)), keys
 
 
-@pytest.mark.parametrize("name", [name for name in TAKES if name not in ("repo", "empg", "gtpo")])
+@pytest.mark.parametrize("name", [name for name in TAKES if name not in ("repo", "empg", "gtpo", "turn_credit")])
 def test_no_sign_turns(name):
     x = batch()
     for keys in EFFECT[name]:
@@ -403,6 +421,9 @@ REFUSED = [
     ("empg", {"zeta": inf}, "zeta is inf; wanted at least 0, and finite"),
     ("empg", {"centre": "rows"}, 'centre is "rows"; wanted "steps", "tokens" or "none"'),
     ("hicra", {"alpha": 1.5}, r"alpha is 1\.5; wanted 0 to 1"),
+    ("turn_credit", {"coef": -1.0}, "coef is -1; wanted at least 0, and finite"),
+    ("turn_credit", {"discount": 1.5}, r"discount is 1\.5; wanted 0 to 1"),
+    ("turn_credit", {"normalize": "batch"}, 'normalize is "batch"; wanted "turn", "group" or "none"'),
     ("gtpo", {"share": -1.0}, "share is -1; wanted at least 0"),
     ("gtpo", {"outcome": 0.0, "share": 0.0}, "share is 0; wanted at least 0, and above it where outcome is 0"),
     ("gtpo", {"over": "all"}, 'over is "all"; wanted "group" or "outcome"'),
@@ -426,6 +447,10 @@ def test_refuses_keys(name, keys, message):
     ("gepo", {"state": torch.zeros(2)}, TypeError, "state has dtype Float; wanted Double"),
     ("empg", {"step": torch.zeros(6, 37)}, TypeError, "step has dtype Float; wanted Long, Int"),
     ("hicra", {"planning": torch.zeros(6)}, ValueError, r"planning has shape \[6\]; wanted \[6, 37\], as advantage"),
+    ("turn_credit", {"reward": torch.zeros(5, 3)}, ValueError, r"reward has shape \[5, 3\]; wanted \[6, K\], a row for each of advantage"),
+    ("turn_credit", {"reward": torch.full((6, 3), nan)}, ValueError, r"turn is \d+ at token \d+ of row 0, and that turn has no reward; wanted 0 … 2"),
+    ("turn_credit", {"reward": torch.tensor([[nan, 1.0]] * 6)}, ValueError, "reward of turn 0 in row 0 is nan; wanted a finite number, or NaN behind"),
+    ("turn_credit", {"turn": torch.zeros(6, 37)}, TypeError, "turn has dtype Float; wanted Long, Int"),
     ("gtpo", {"right": torch.zeros(2)}, ValueError, r"right has shape \[2\]; wanted \[6\], one a row of entropy"),
 ])  # fmt: skip
 def test_refuses_tensors_by_name(name, change, error, message):

@@ -47,6 +47,7 @@ from isentrope.methods.shaping import (
     perplexity,
     position,
     repo,
+    turn_credit,
 )
 from isentrope.methods.weight import (
     attention_entropy,
@@ -121,4 +122,5 @@ __all__ = [
     "surprisal_band",
     "tea",
     "top_entropy",
+    "turn_credit",
 ]

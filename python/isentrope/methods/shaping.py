@@ -184,6 +184,52 @@ def empg(
     return made
 
 
+def turn_credit(
+    advantage: Tensor,
+    reward: Tensor,
+    mask: Tensor,
+    turn: Tensor,
+    group: Tensor,
+    *,
+    coef: float = 1.0,
+    discount: float = 1.0,
+    normalize: str = "turn",
+    eps: float = 1e-6,
+) -> Tensor:
+    """A + coef (G_k - mean) / (std + eps) on the tokens of turn k, G_k = sum over j ≥ k of discount^(j - k) · reward of turn j.
+
+    Args:
+        advantage: [B, T] float32 or float64.
+        reward: [B, K] float32 or float64, of each turn of the conversation; NaN behind a row's last turn.
+        mask: [B, T] bool or number; tokens of tools and observations are 0 there.
+        turn: [B, T] integer: of each token the number of its turn, from 0.
+        group: [B] integer, rising: rows of one prompt.
+        coef: at least 0, which changes nothing.
+        discount: 0, a turn has its own reward alone as in the paper, to 1.
+        normalize: what mean and std (n - 1) are of: "turn", the group's turns of the same number; "group", all of its turns; or "none",
+            neither is used. Values that are equal up to rounding, or one alone, add nothing.
+        eps: added to std.
+
+    Returns:
+        [B, T] of advantage's dtype; 0 where mask is.
+
+    Source: turn-level credit assignment, arXiv 2505.11821; csrc/methods/turn_credit.h.
+    """
+    made: Tensor = call(
+        torch.ops.isentrope.method_turn_credit,
+        advantage,
+        reward,
+        mask,
+        turn,
+        group,
+        coef=coef,
+        discount=discount,
+        normalize=normalize,
+        eps=eps,
+    )
+    return made
+
+
 def hicra(advantage: Tensor, planning: Tensor, mask: Tensor, *, alpha: float = 0.2) -> Tensor:
     """A + alpha · abs A on planning tokens.
 

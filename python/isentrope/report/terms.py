@@ -255,6 +255,8 @@ TERMS: dict[str, str] = {
     "turns/limit": "Share of conversations that a limit of the environment ended.",
     "turns/entropy_before": "Mean entropy of the last tokens, ten at most, of the turns before a text of the environment, nats.",
     "turns/entropy_after": "Mean entropy of the first tokens, ten at most, of the turns behind a text of the environment, nats.",
+    "eval/turns/*": "What turns/… tells of a step, of held-out samples.",
+    "eval/score/*": "Mean over held-out samples of a score of the environment.",
     "eval/sampled/*": "Sampled accuracy of prompts of one size.",
     "eval/unscored": "Share of the answers that the first reward does not apply to; they count as not right.",
     "eval/length/*": "Completion length of prompts of one size, in evaluations.",

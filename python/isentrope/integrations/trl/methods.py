@@ -30,6 +30,7 @@ _REFUSED = {
     "gepo": "TRL's advantages are one number a completion; isentrope.methods.gepo takes them by token",
     "empg": "TRL's advantages are one number a completion; isentrope.methods.empg takes them by token",
     "hicra": "TRL's advantages are one number a completion; isentrope.methods.hicra takes them by token",
+    "turn_credit": "TRL's rewards are of whole completions; isentrope.methods.turn_credit takes those of turns",
     "ceeh": "TRL's advantages are one number a completion; isentrope.methods.ceeh takes them by token",
     "siren": "TRL's bonus is over the whole vocabulary; wanted adaptive",
     "aent": "TRL's bonus is over the whole vocabulary; wanted adaptive",
