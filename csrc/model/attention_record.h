@@ -7,6 +7,15 @@
 
 namespace isentrope::model {
 
+// What a layer with a state says of its weights and its state, without gradient. A state is a head's.
+struct StateRecord {
+  int64_t layer;  // of the decoder, from 0
+  at::Tensor
+      entropy;  // [B, H, T] nats: of a row's weights made to sum to 1; undefined where the kind's weights may be negative
+  at::Tensor rank;  // [sequences, states]: effective rank of the states behind their last tokens, 0 of a state of zeros
+  at::Tensor there;  // [sequences] bool: those that are no padding
+};
+
 // One tensor a layer that has such rows (csrc/model/mixer.h: attends), in their order.
 struct AttentionRecord {
   std::vector<at::Tensor> entropy;    // [B, H, T] nats, differentiable
@@ -18,6 +27,9 @@ struct AttentionRecord {
   at::Tensor lengths = {};
   bool with_bound = false;        // asks for:
   std::vector<at::Tensor> bound;  // [B, H, T] nats, what the entropy is at least (csrc/model/entropy_bound.h)
+  bool with_states = false;       // asks for:
+  std::vector<StateRecord> states = {};
+  at::Tensor real = {};  // [B, T] bool: tokens that are no padding, which stands behind the others; undefined: all
 };
 
 // Keys that each position sees without a window, [1 or B, T] of those options.

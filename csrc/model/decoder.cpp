@@ -187,6 +187,8 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
                                                         const Places& places, AttentionRecord* record) const {
   const LayerWeights& layer = layers_[index];
   const bool records = record != nullptr && layer.mixer->shape.attends, with_bound = records && record->with_bound;
+  const bool with_states = record != nullptr && record->with_states;
+  const Tensor real = with_states ? record->real : Tensor();
   const auto run = [=, this](const Tensors& inputs) -> Tensors {
     AttentionRecord own{.entropy = {},
                         .max_logit = {},
@@ -195,8 +197,12 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
                         .position = {},
                         .with_bound = with_bound,
                         .bound = {}};
-    const auto [sum, out] =
-        block(inputs[0], inputs[1], index, cosine, sine, packing.get(), places, records ? &own : nullptr);
+    // States are told once, by the pass without a graph; record may be gone when the block is made again.
+    own.with_states = with_states && !torch::GradMode::is_enabled();
+    own.real = real;
+    const auto [sum, out] = block(inputs[0], inputs[1], index, cosine, sine, packing.get(), places,
+                                  records || own.with_states ? &own : nullptr);
+    if (own.with_states) record->states.insert(record->states.end(), own.states.begin(), own.states.end());
     Tensors outputs{sum, out};
     if (records) outputs.insert(outputs.end(), {own.entropy[0], own.max_logit[0]});
     if (with_bound) outputs.push_back(own.bound[0]);

@@ -115,6 +115,7 @@ struct DecoderConfig {
   NormalizedMixerConfig normalized;
   GatedDeltaMixerConfig gated_delta;
   SsdMixerConfig ssd;
+  NatslMixerConfig natsl;
   HierarchicalMixerConfig hierarchical;
   SigmaConfig sigma_reparam;
   std::optional<LoraConfig> lora = {};
@@ -208,7 +209,7 @@ struct DecoderConfig {
       "What stands between the norm and the output projection of each block (docs/mixers.md): a pattern that repeats "
       "over the layers, as [linear, linear, softmax]; num_hidden_layers is a multiple of its length.",
       one_of({"softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd",
-              "hierarchical"}));
+              "natsl", "hierarchical"}));
     v("attention", attention, "What is done to the logits of attention, in layers of kinds softmax and softmax_rnn.");
     v("softmax_rnn", softmax_rnn,
       "Layers of kind softmax_rnn: softmax attention with its denominator left out or replaced, and with gates "
@@ -225,6 +226,10 @@ struct DecoderConfig {
       "framework, arXiv 2405.15731).");
     v("gated_delta", gated_delta, "Layers of kind gated_delta: gated delta networks (arXiv 2412.06464).");
     v("ssd", ssd, "Layers of kind ssd: the state space of Mamba-2 (arXiv 2405.21060).");
+    v("natsl", natsl,
+      "Layers of kind natsl: chunks of tokens are seen by softmax attention or kept in the state of a gated delta "
+      "rule, "
+      "as a router says (NAtS-L).");
     v("hierarchical", hierarchical,
       "Layers of kind hierarchical, of encoders: softmax attention tied in blocks by a tree over the tokens (arXiv "
       "2509.15448).");

@@ -5,6 +5,7 @@
 
 #include "csrc/model/mixers/hierarchical.h"
 #include "csrc/model/mixers/kinds.h"
+#include "csrc/model/mixers/natsl.h"
 #include "csrc/model/mixers/recurrence.h"
 #include "csrc/model/mixers/routed.h"
 #include "csrc/model/mixers/softmax.h"
@@ -26,6 +27,7 @@ std::shared_ptr<Mixer> make_softmax(const MixerBuilder& builder) {
 }
 
 std::shared_ptr<Mixer> make_routed(const MixerBuilder& builder) { return std::make_shared<RoutedMixer>(builder); }
+std::shared_ptr<Mixer> make_natsl(const MixerBuilder& builder) { return std::make_shared<NatslMixer>(builder); }
 std::shared_ptr<Mixer> make_hierarchical(const MixerBuilder& builder) {
   return std::make_shared<HierarchicalMixer>(builder);
 }
@@ -41,6 +43,7 @@ const struct {
             {kNormalized, make_recurrence<normalized_options>},
             {kGatedDelta, make_recurrence<gated_delta_options>},
             {kSsd, make_recurrence<ssd_options>},
+            {kNatsl, make_natsl},
             {kHierarchical, make_hierarchical}};
 
 // The names of isentrope.nn's modules, which for q, k and v are those of transformers.

@@ -71,10 +71,13 @@ class Mixer {
   // Weights beside the projections, those that are undefined too.
   virtual std::vector<MixerWeight> others() { return {}; }
 
-  // What the passes with gradients of an update have summed up for centres that no gradient reaches, to be added over ranks and taken
-  // over behind the update; undefined where the kind has none.
+  // What the passes with gradients of an update have summed up, for centres that no gradient reaches or to be told, to be added over
+  // ranks and taken over behind the update; undefined where the kind has none.
   virtual torch::Tensor seen() const { return {}; }
   virtual void take(const torch::Tensor&) {}
+  // [H]: of the tokens of the last update that was taken, all ranks', the share that is seen by softmax attention; undefined where the
+  // kind has no such choice, and before.
+  virtual torch::Tensor softmax_share() const { return {}; }
 
   // Decoding (csrc/model/mixer_decode.h): the weights in ATen, which are this mixer's, and a session's memory; or packed for the CPU.
   virtual std::unique_ptr<AtenMixerSession> session(int64_t pages, int64_t history) const = 0;

@@ -7,8 +7,53 @@ namespace isentrope::train {
 
 using torch::Tensor;
 
+namespace {
+
+HeadTable table_of(const Tensor& x) {  // [L, H]
+  const Tensor y = x.to(torch::kCPU, torch::kFloat64).contiguous();
+  HeadTable t;
+  for (int64_t l = 0; l < y.size(0); ++l)
+    t.emplace_back(y.const_data_ptr<double>() + l * y.size(1), y.const_data_ptr<double>() + (l + 1) * y.size(1));
+  return t;
+}
+
+}  // namespace
+
 void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& rows) {
   const torch::NoGradGuard no_grad;
+  if (!record.entropy.empty()) add_attention(record, rows);
+  if (!record.states.empty()) add_states(record, rows);
+}
+
+void AttentionWatch::add_states(const model::AttentionRecord& record, const Tensor& rows) {
+  const Tensor keys = model::keys_in_sight(record, rows.size(1), rows.options().dtype(torch::kFloat64));
+  const Tensor weight = (rows & (keys > 1)).to(torch::kFloat64);  // [B, T]
+  const Tensor inverse_log = torch::where(keys > 1, keys.log().reciprocal(), 0.0).unsqueeze(1);
+  for (size_t i = 0; i < record.states.size(); ++i) {
+    const model::StateRecord& one = record.states[i];
+    const Tensor there = one.there.to(torch::kFloat64);
+    States now{one.layer,    {},         {}, one.rank.to(torch::kFloat64).mul(there.unsqueeze(1)).sum(0),
+               weight.sum(), there.sum()};
+    if (one.entropy.defined()) {
+      const Tensor H = one.entropy.to(torch::kFloat64) * weight.unsqueeze(1);  // [B, H, T]
+      now.entropy = H.sum(at::IntArrayRef({0, 2}));
+      now.normalized = (H * inverse_log).sum(at::IntArrayRef({0, 2}));
+    }
+    if (states_.size() <= i) {
+      states_.push_back(now);
+      continue;
+    }
+    States& sum = states_[i];
+    for (const auto& [to, more] : {std::pair(&sum.entropy, &now.entropy),
+                                   {&sum.normalized, &now.normalized},
+                                   {&sum.rank, &now.rank},
+                                   {&sum.rows, &now.rows},
+                                   {&sum.sequences, &now.sequences}})
+      if (to->defined()) *to = *to + *more;
+  }
+}
+
+void AttentionWatch::add_attention(const model::AttentionRecord& record, const Tensor& rows) {
   const auto wide = rows.options().dtype(torch::kFloat64);
   const Tensor keys = model::keys_in_sight(record, rows.size(1), wide);
   std::vector<Tensor> entropy, normalized, max_logit, bound, certified, count;
@@ -39,6 +84,10 @@ void AttentionWatch::add(const model::AttentionRecord& record, const Tensor& row
 
 void AttentionWatch::over(const Ranks& ranks) {
   if (ranks.alone()) return;
+  for (States& one : states_)
+    for (Tensor* sum : {&one.entropy, &one.normalized, &one.rank, &one.rows, &one.sequences})
+      if (sum->defined()) ranks.sum(*sum);
+  if (empty()) return;
   for (Tensor* sum : {&entropy_, &normalized_, &bound_, &certified_, &count_})
     if (sum->defined()) {
       *sum = sum->contiguous();
@@ -50,19 +99,12 @@ void AttentionWatch::over(const Ranks& ranks) {
 
 AttentionStatistics AttentionWatch::statistics() const {
   const Tensor rows = count_.clamp_min(1).unsqueeze(1);  // [L, 1]
-  const auto table = [](const Tensor& x) {
-    const Tensor y = x.to(torch::kCPU, torch::kFloat64).contiguous();
-    HeadTable t;
-    for (int64_t l = 0; l < y.size(0); ++l)
-      t.emplace_back(y.const_data_ptr<double>() + l * y.size(1), y.const_data_ptr<double>() + (l + 1) * y.size(1));
-    return t;
-  };
   AttentionStatistics s;
   s.layers = layers_;
-  s.entropy = table(entropy_ / rows);
-  s.normalized = table(normalized_ / rows);
-  s.max_logit = table(max_logit_);
-  if (bound_.defined()) s.bound = table(bound_ / rows), s.certified = table(certified_ / rows);
+  s.entropy = table_of(entropy_ / rows);
+  s.normalized = table_of(normalized_ / rows);
+  s.max_logit = table_of(max_logit_);
+  if (bound_.defined()) s.bound = table_of(bound_ / rows), s.certified = table_of(certified_ / rows);
   double largest = 0, heads = 0;
   for (const auto& layer : s.entropy)
     for (const double H : layer) largest = std::max(largest, H), ++heads;
@@ -71,6 +113,20 @@ AttentionStatistics AttentionWatch::statistics() const {
       s.collapsed += (s.normalized[l][h] < kCollapsed) / heads;
       s.overloaded += (s.entropy[l][h] >= 0.75 * largest) / heads;
     }
+  return s;
+}
+
+StateStatistics AttentionWatch::states() const {
+  StateStatistics s;
+  for (const States& one : states_) {
+    const auto mean = [](const Tensor& sum, const Tensor& count) {
+      return sum.defined() ? table_of((sum / count.clamp_min(1)).unsqueeze(0)).front() : std::vector<double>();
+    };
+    s.layers.push_back(one.layer);
+    s.entropy.push_back(mean(one.entropy, one.rows));
+    s.normalized.push_back(mean(one.normalized, one.rows));
+    s.rank.push_back(mean(one.rank, one.sequences));
+  }
   return s;
 }
 

@@ -19,7 +19,8 @@ namespace isentrope::train {
 // Sums over the micro-batches of an update. Only sizes are known on the host until statistics(), which waits for a device.
 class AttentionWatch {
  public:
-  explicit AttentionWatch(bool with_bound = false) : with_bound_(with_bound) {}
+  explicit AttentionWatch(bool with_bound = false, bool with_states = false)
+      : with_bound_(with_bound), with_states_(with_states) {}
   // What the next forward pass is to fill in.
   model::AttentionRecord record() const {
     return {.entropy = {},
@@ -28,16 +29,30 @@ class AttentionWatch {
             .window = {},
             .position = {},
             .with_bound = with_bound_,
-            .bound = {}};
+            .bound = {},
+            .with_states = with_states_};
   }
   // rows [B, T] bool: the tokens that are no padding.
   void add(const model::AttentionRecord& record, const torch::Tensor& rows);
   void over(const Ranks& ranks);  // sums and maxima of all ranks
   bool empty() const { return !entropy_.defined(); }
-  AttentionStatistics statistics() const;
+  AttentionStatistics statistics() const;  // of a watch that is not empty
+  StateStatistics states() const;          // without layers where no layer has a state
 
  private:
-  bool with_bound_;
+  void add_attention(const model::AttentionRecord& record, const torch::Tensor& rows);
+  void add_states(const model::AttentionRecord& record, const torch::Tensor& rows);
+
+  // Of a layer with a state.
+  struct States {
+    int64_t layer;
+    torch::Tensor entropy, normalized;  // [H] double: sums over rows; undefined where the entropy is
+    torch::Tensor rank;                 // [states] double: sum over sequences
+    torch::Tensor rows, sequences;      // [] double
+  };
+
+  bool with_bound_, with_states_;
+  std::vector<States> states_;
   torch::Tensor entropy_, normalized_, max_logit_, bound_, certified_;  // [L, H] double, max_logit_ float
   std::vector<int64_t> layers_;                                         // L
   torch::Tensor count_;                                                 // [L] double: rows

@@ -77,7 +77,7 @@ std::string to_json(const HeadTable& table) {
   for (const auto& layer : table) {
     std::string heads;
     for (const double value : layer) heads += (heads.empty() ? "" : ", ") + number(value);
-    text += (text.empty() ? "[" : ", [") + heads + "]";
+    text += (text.empty() ? "" : ", ") + (layer.empty() ? "null" : "[" + heads + "]");
   }
   return "[" + text + "]";
 }
@@ -95,6 +95,11 @@ std::string to_json(const AttentionStatistics& a) {
          (a.bound.empty() ? "" : ", \"bound\": " + to_json(a.bound) + ", \"certified\": " + to_json(a.certified)) +
          ", \"collapsed\": " + number(a.collapsed) + ", \"overloaded\": " + number(a.overloaded) +
          ", \"alarms\": " + nlohmann::json(a.alarms).dump() + "}";
+}
+
+std::string to_json(const StateStatistics& s) {
+  return "{\"layers\": " + nlohmann::json(s.layers).dump() + ", \"entropy\": " + to_json(s.entropy) +
+         ", \"normalized\": " + to_json(s.normalized) + ", \"rank\": " + to_json(s.rank) + "}";
 }
 
 std::string to_json(const std::vector<SigmaFigures>& layers) {
@@ -124,6 +129,7 @@ std::string to_json(const Record& record) {
   if (!record.split.empty()) line += ", \"eval/split\": " + quoted(record.split);
   for (const auto& [key, value] : in_order(record.values)) line += ", " + quoted(key) + ": " + number(value);
   if (record.attention) line += ", \"attention_entropy\": " + to_json(*record.attention);
+  if (record.states) line += ", \"mixer_state\": " + to_json(*record.states);
   if (!record.sigma.empty()) line += ", \"sigma\": " + to_json(record.sigma);
   if (!record.warnings.empty()) line += ", \"warnings\": " + nlohmann::json(record.warnings).dump();
   return line + "}";

@@ -34,6 +34,14 @@ struct AttentionStatistics {
   std::vector<int64_t> layers = {};  // which they are of the model's; told where these are not the first L
 };
 
+// Of the layers with a state in the place of keys and values, of one update (csrc/model/attention_record.h); rows as above.
+struct StateStatistics {
+  std::vector<int64_t> layers;  // L of the model's
+  HeadTable entropy;     // [L][H] as above, of weights made to sum to 1; a layer whose weights may be negative: empty
+  HeadTable normalized;  // [L][H] the same
+  HeadTable rank;        // [L][states] mean over sequences of the effective rank of the state behind the last token
+};
+
 // A layer of learned spectral norm after an update.
 struct SigmaFigures {
   std::string layer;               // "layers.0.q", "head"
@@ -51,6 +59,7 @@ struct Record {
   std::vector<SigmaFigures> sigma = {};
   int64_t global_step = 0;                 // steps of the run so far, over all phases; 0: not told
   std::vector<std::string> warnings = {};  // new in this step (csrc/train/policy_watch.h)
+  std::optional<StateStatistics> states = {};
 };
 
 // Named values in the order above.

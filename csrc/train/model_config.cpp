@@ -221,6 +221,7 @@ void for_mixer_options(Config& config, const F& visit) {
   visit("normalized", config.normalized);
   visit("gated_delta", config.gated_delta);
   visit("ssd", config.ssd);
+  visit("natsl", config.natsl);
   visit("hierarchical", config.hierarchical);
 }
 

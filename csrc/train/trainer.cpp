@@ -161,6 +161,8 @@ Standing Trainer::prepare(bool resume) {
   const uint64_t seed = derived_seed(config_.run.seed, data::Purpose::initialisation, 0);
   model_ = model::Decoder(config_.model, drawn ? std::optional(seed) : std::nullopt);
   attends_ = model::attending_layers(config_.model) > 0;
+  for (int64_t i = 0; i < config_.model.num_hidden_layers; ++i)
+    has_states_ = has_states_ || model::mixer_shape(config_.model, i).state > 0;
   if (!standing.from.empty()) take_weights(standing);
   if (const auto told = standing.state.extra.find(kOrigin); resumed && told != standing.state.extra.end())
     origin_ = told->second.item<int64_t>();

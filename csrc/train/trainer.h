@@ -183,8 +183,9 @@ class Trainer {
   std::vector<std::pair<std::string, Evaluation>> results_;
   std::map<std::string, torch::Tensor> left_;  // Optimizer::left() of the phase before
   std::atomic<bool> working_ = false;
-  bool attends_ = true;  // the model has rows of a softmax, which can be watched
-  bool beside_ = false;  // there is room for a copy of what a checkpoint holds
+  bool attends_ = true;      // the model has rows of a softmax, which can be watched
+  bool has_states_ = false;  // or layers with a state
+  bool beside_ = false;      // there is room for a copy of what a checkpoint holds
   TimeLimit time_limit_;
   std::vector<std::string> lost_;  // of checkpoints that could not be written beside training,
   size_t lost_told_ = 0;           // so many of them in a line of metrics

@@ -43,8 +43,20 @@ std::vector<SigmaFigures> sigma_figures(const model::Decoder& model, const std::
   return figures;
 }
 
-// Room in metrics.jsonl for the figures of time, which the line has when the update is made: six keys, two dozen digits each.
-constexpr int64_t kTimes = 320;
+// Room in metrics.jsonl for the figures that the line has when the update is made, of time and of mixers: nine keys, two dozen digits each.
+constexpr int64_t kTimes = 512;
+
+// What chunks of the last update were routed to, over all layers and heads that route some.
+std::map<std::string, double> routing_figures(const model::Decoder& model) {
+  std::vector<torch::Tensor> shares;
+  for (const model::LayerWeights& layer : model->layers())
+    if (const torch::Tensor share = layer.mixer->softmax_share(); share.defined()) shares.push_back(share);
+  if (shares.empty()) return {};
+  const torch::Tensor all = torch::cat(shares);
+  return {{"natsl/softmax_share", all.mean().item<double>()},
+          {"natsl/softmax_share/least", all.min().item<double>()},
+          {"natsl/softmax_share/most", all.max().item<double>()}};
+}
 
 // What an update of so many learnt tokens has to be computed.
 StepWork of_update(const model::DecoderConfig& config, const data::Batch& update, double learnt) {
@@ -88,6 +100,7 @@ struct Trainer::Learnt {
   UpdateFigures figures = {};
   StepWork work = {};
   std::optional<AttentionStatistics> attention = {};
+  std::optional<StateStatistics> states = {};
   std::vector<double> sigmas = {};
   double sigma_seconds = 0;
   std::map<std::string, double> noise = {}, inside = {};
@@ -131,12 +144,14 @@ Record Trainer::step() {
   if (work.generated > 0) values["rollout_tokens_per_s"] = work.generated / source_seconds;
   if (!ranks_->alone()) values["ranks/bytes"] = ranks_->sum(static_cast<double>(ranks_->bytes_sent() - sent_before));
   Record record = record_of(std::move(values), std::move(learnt.attention), learnt.sigmas, data.warnings);
+  record.states = std::move(learnt.states);
   record.warnings.insert(record.warnings.end(), learnt.warnings.begin(), learnt.warnings.end());
   if (!learnt.goes_back && !data.updates.empty()) {
     metrics_->make_room(static_cast<int64_t>(to_json(record).size()) + kTimes);
     apply_update();
     open_->made = true;
   }
+  record.values.merge(routing_figures(model_));
   const double seconds = seconds_since(start);
   record.values["tokens_per_s"] = work.tokens / seconds;
   record.values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;
@@ -165,11 +180,11 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   const data::Batch update = given.to(model_->embedding().device());
   open_->optimizer.zero_grad(), model_->forget_seen();
   const bool clips = config_.model.attention.qk_clip > 0,
-             looks = u == 0 && due(phase.objective.attention_entropy.every) && attends_;
+             looks = u == 0 && due(phase.objective.attention_entropy.every) && (attends_ || has_states_);
   const bool measures = u == 0 && due(config_.metrics.gradient_noise_scale);
   if (measures) open_->optimizer.gradients().measure();
   if (u == 0 && due(config_.metrics.representation.every)) tell_inside(update, learnt);
-  AttentionWatch watch(looks && phase.objective.attention_entropy.bound);
+  AttentionWatch watch(looks && phase.objective.attention_entropy.bound, looks && has_states_);
   auto stats = open_->objective->backward(model_, update, seed_of(phase.name, data::Purpose::selection, step_, u),
                                           looks || clips ? &watch : nullptr, &open_->optimizer.gradients());
   if (!std::isfinite(stats["loss"]))
@@ -180,7 +195,8 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   if (phase.optimizer.noise) stats["added_noise/ratio"] = open_->optimizer.noise_ratio();
   if (const auto held = open_->optimizer.held()) stats["consolidation/penalty"] = *held;
   if (measures) tell_noise(update, stats["grad_norm"], learnt);
-  if (looks) learnt.attention = watch.statistics();
+  if (looks && attends_) learnt.attention = watch.statistics();
+  if (looks && has_states_) learnt.states = watch.states();
   if (learnt.goes_back) {
     apply_update();
     if (clips) stats["qk_clip/heads"] = static_cast<double>(model_->qk_clip(watch.statistics().max_logit));

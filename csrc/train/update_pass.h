@@ -38,7 +38,7 @@ class Pass {
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature,
                            const std::optional<ops::Keep>& keep = {}, bool moments = false,
                            std::optional<int64_t> inner = {}) {
-    rows_ = micro.real();
+    rows_ = record_.real = micro.real();
     target_ = micro.target;
     return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr,
                                 {micro.position, micro.prefix}, keep, moments, inner);
@@ -46,7 +46,7 @@ class Pass {
 
   // Logits of the classes of each token, [rows, T, num_labels].
   Tensor labels(model::Decoder& model, const Batch& micro) {
-    rows_ = micro.real();
+    rows_ = record_.real = micro.real();
     target_ = micro.target;
     return model->label_logits(micro.tokens, records_ ? &record_ : nullptr, micro.lengths);
   }

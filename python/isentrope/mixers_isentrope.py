@@ -317,3 +317,69 @@ class Recurrence(nn.Module):
             out = out * gate
         result: Tensor = self.o_proj(out.to(x.dtype).transpose(1, 2).flatten(-2))
         return result
+
+
+class Natsl(nn.Module):
+    """Softmax attention and the gated delta rule on the same queries, keys and values, between which a router shares out chunks of tokens:
+    csrc/model/mixers/natsl.h."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        C, H, D, o, eps = config.hidden_size, config.num_attention_heads, config.head_dim, config.natsl, config.rms_norm_eps
+        self.H, self.D, self.chunk, self.beta = H, D, o["chunk"], 2 if o["allow_negative"] else 1
+        self.q_proj, self.k_proj, self.v_proj, self.g_proj = (nn.Linear(C, H * D, bias=False) for _ in range(4))
+        self.b_proj, self.decay, self.route_proj = nn.Linear(C, H, bias=False), Decay(C, H), nn.Linear(C, 2 * H)
+        self.blend, self.o_proj = nn.Linear(D, 2, bias=False), nn.Linear(H * D, C, bias=False)
+        self.q_norm, self.k_norm, self.soft_norm, self.linear_norm, self.o_norm = (nn.RMSNorm(D, eps) for _ in range(5))
+        if o["conv_size"] > 1:
+            self.conv = nn.Conv1d(3 * H * D, 3 * H * D, o["conv_size"], groups=3 * H * D, bias=False)
+
+    def _heads(self, x: Tensor, seen: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v [B, H, T, D] behind the convolution."""
+        inputs = torch.cat([p(x) for p in (self.q_proj, self.k_proj, self.v_proj)], -1) * seen[..., None]
+        if hasattr(self, "conv"):
+            weight = self.conv.weight
+            inputs = silu(conv1d(nn.functional.pad(inputs.mT, (weight.shape[-1] - 1, 0)), weight, groups=len(weight)).mT)
+        return tuple(_heads(y, self.D) for y in inputs.chunk(3, -1))
+
+    def sight(self, x: Tensor, seen: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, H, T, T] bool: the keys that a row sees by softmax attention, and those whose writes it finds in the state."""
+        chunk = position // self.chunk
+        of = (chunk[..., None] == torch.arange(int(chunk.max()) + 1, device=x.device)) & seen[..., None]  # [B, T, chunks]
+        route = self.route_proj(x).to(torch.promote_types(x.dtype, torch.float32))
+        mean = (of.to(route.dtype).mT @ route / self.chunk).gather(1, chunk[..., None].expand_as(route))  # of a chunk that has ended
+        logits = mean.unflatten(-1, (self.H, 2)).movedim(2, 1)  # [B, H, T, 2], of the chunk of each token
+        soft = (logits[..., 0] >= logits[..., 1])[..., None, :]
+        there = (position[:, :, None] >= position[:, None, :]) & seen[:, None, :]
+        there = (there | torch.eye(x.shape[1], dtype=torch.bool, device=x.device))[:, None]  # a row of padding sees itself
+        own = (chunk[:, :, None] == chunk[:, None, :])[:, None]
+        return there & (own | soft), there & (own | ~soft)
+
+    def rows(self, x: Tensor, seen: Tensor, position: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, H, T, T] of softmax attention, −∞ where a key is not in sight, and the values of the heads [B, H, T, D]."""
+        q, k, v = self._heads(x, seen)
+        logits = (self.q_norm(q) @ self.k_norm(k).mT).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(self.D)
+        return logits.masked_fill(~self.sight(x, seen, position)[0], -torch.inf), v
+
+    def written(self, x: Tensor, seen: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the delta rule q, k and what they write, u [B, H, T, D], and what of each write a row finds, [B, H, T, T]."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        q, k, v = (y.to(wide) for y in self._heads(x, seen))
+        q, k = normalize(q, dim=-1) / math.sqrt(self.D), normalize(k, dim=-1) * seen[:, None, :, None]
+        step = softplus(self.decay.proj(x).to(wide) + self.decay.dt_bias.to(wide)).mT
+        sums = (-self.decay.A_log.to(wide).exp()[:, None] * step).cumsum(-1)
+        left = (sums[..., :, None] - sums[..., None, :]).tril().exp() * self.sight(x, seen, position)[1]
+        beta = (self.beta * self.b_proj(x).to(wide).sigmoid()).mT[..., None]
+        u = torch.linalg.solve_triangular((beta * (k @ k.mT) * left).tril(-1), beta * v, upper=False, unitriangular=True)
+        return q, k, u, left
+
+    def forward(self, x: Tensor, seen: Tensor, position: Tensor, *_: Tensor) -> Tensor:
+        logits, v = self.rows(x, seen, position)
+        q, k, u, left = self.written(x, seen, position)
+        soft, linear = logits.softmax(-1).to(u.dtype) @ v.to(u.dtype), ((q @ k.mT) * left) @ u
+        w = nn.functional.linear(self._heads(x, seen)[0].to(u.dtype), self.blend.weight.to(u.dtype)).softmax(-1)
+        norms = (rms_norm(y, (self.D,), n.weight.to(u.dtype), n.eps) for y, n in ((soft, self.soft_norm), (linear, self.linear_norm)))
+        out = sum(w[..., i : i + 1] * y for i, y in enumerate(norms))
+        out = rms_norm(out, (self.D,), self.o_norm.weight.to(u.dtype), self.o_norm.eps) * silu(_heads(self.g_proj(x), self.D))
+        result: Tensor = self.o_proj(out.to(x.dtype).transpose(1, 2).flatten(-2))
+        return result

@@ -18,9 +18,9 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, MaskedLMOutput, TokenClassifierOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .mixers_isentrope import Hierarchical, Recurrence, Routed, Softmax
+from .mixers_isentrope import Hierarchical, Natsl, Recurrence, Routed, Softmax
 
-KINDS = ("softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd", "hierarchical")
+KINDS = ("softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd", "natsl", "hierarchical")
 
 
 class IsentropeConfig(PretrainedConfig):
@@ -82,7 +82,8 @@ class Block(nn.Module):
         if attends:
             self.self_attn = attends(config, layer, getattr(config, kind, {}))
         else:
-            self.self_attn = Routed(config) if kind == "routed" else Recurrence(config, kind)
+            routes = {"routed": Routed, "natsl": Natsl}.get(kind)
+            self.self_attn = routes(config) if routes else Recurrence(config, kind)
         self.mlp = Mlp(config)
         if config.norm == "pre" or config.norm == "post" and layer > 0:  # behind every sum, and there is none before the first block
             self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -43,6 +43,12 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
                         add(f"attention/layers.{layer}/min", min(finite, default=None))
             for share in ("collapsed", "overloaded"):
                 add("attention/" + share, value.get(share))
+        elif name == "mixer_state":
+            for table in ("normalized", "rank"):
+                for layer, heads in zip(value["layers"], value[table]):
+                    finite = [x for x in heads or [] if x is not None]
+                    if finite:
+                        add(f"mixer_state/layers.{layer}/{table}", sum(finite) / len(finite))
         elif name == "sigma":
             for layer, figures in value.items():
                 for what, figure in zip(("sigma", "gamma", "svd"), figures):

@@ -8,6 +8,10 @@ Routed: 2 layers of width 256 with 4 heads, 2 of them routed, and an MLP of 8 (a
 windows of 91 tokens, a training step as above, beside the same of softmax attention: by argmax and by balanced clusters. Values first: the
 logits of 512 tokens in 8 clusters are those of dense attention under masks in torch.
 
+NAtS-L: the model of the routed rows with layers of kind natsl, chunks of 64, whose routers are biased such that a quarter of each head's tokens are
+softmax attention's, a training step beside the same of softmax attention. The values are held to the
+layer's definition by tests/csrc/natsl_test.cpp; what is looked at here is the share.
+
 Encoder: 2 layers of width 64 whose tokens see all others, one sequence of 4096 bytes, forward and backward; layers of kind hierarchical in
 families of 8 beside softmax layers of the same size, which is the program's own dense attention. Values first: with one family of all
 tokens they are the same. The MLP, the projections and the head, which both have, are in both times.
@@ -25,9 +29,9 @@ import torch.nn.functional as F
 from plain_model import PlainDecoder, Program, fixed_tokens
 from timing import interleaved
 
-TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0, "dense": 4.0, "dense, bidirectional": 10.0}
+TARGETS = {"chunked torch, compiled": 2.5, "chunked torch": 2.5, "softmax": 3.0, "dense": 4.0, "dense, natsl": 2.0, "dense, bidirectional": 10.0}
 KINDS = {"softmax": 0, "linear": 1, "normalized": 2, "gated_delta": 3, "ssd": 4}
-ROUTED, HIERARCHICAL = 5, 7
+ROUTED, HIERARCHICAL, NATSL = 5, 7, 8
 STEP = {"layers": 6, "width": 256, "heads": 4, "kv_heads": 4, "mlp": 768, "vocabulary": 256, "context": 2048, "batch": 1, "length": 2048}
 ROLLOUT = {**STEP, "context": 1056, "batch": 1, "length": 16, "prompts": 24, "samples": 1, "prompt": 16, "new_tokens": 1024, "min_tokens": 1024}
 
@@ -117,6 +121,19 @@ def routed_rows(program_path, rounds, threads):
                "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS["dense"]}  # fmt: skip
 
 
+def natsl_rows(program_path, rounds, threads):
+    shape = {key: value for key, value in LONG.items() if key not in ("clusters", "window")}
+    ours, dense = Program(program_path, threads, **shape, mixer=NATSL, softmax=25), Program(program_path, threads, **shape)
+    share = ours("share")
+    assert 0.2 <= share["least"] <= share["most"] <= 0.3, share
+    seconds = interleaved({"ours": lambda: ours("update"), "dense": lambda: dense("update")}, rounds)
+    ours.close(), dense.close()
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["dense"])]
+    yield {"op": "mixers", "shape": "natsl 2 x 256, T 8192, chunks of 64, 25 % softmax tokens, training step", "dtype": "float32", "threads": threads,
+           "ours_s": statistics.median(seconds["ours"]), "peer": "dense", "peer_s": statistics.median(seconds["dense"]),
+           "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": TARGETS["dense, natsl"]}  # fmt: skip
+
+
 def encoder_rows(program_path, rounds, threads):
     shape = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 4, "mlp": 192, "vocabulary": 256, "batch": 1, "causal": 0}
     tree, dense = (Program(program_path, threads, **shape, context=8, length=8, mixer=mixer) for mixer in (HIERARCHICAL, 0))
@@ -159,4 +176,4 @@ def rows(program_path, rounds=5, threads=1):
     """One dictionary a row of the table: shape, seconds (medians), ratio with its range."""
     torch.set_num_threads(threads)
     step, routed, encoder = step_rows(program_path, rounds, threads), routed_rows(program_path, rounds, threads), encoder_rows(program_path, rounds, threads)
-    return [*step, *routed, *encoder, *rollout_rows(program_path, rounds, threads)]
+    return [*step, *routed, *natsl_rows(program_path, rounds, threads), *encoder, *rollout_rows(program_path, rounds, threads)]

@@ -99,6 +99,37 @@ TEST(AttentionWatch, TellsTheBoundWhereItIsAskedFor) {
   EXPECT_TRUE(AttentionWatch().record().bound.empty());
 }
 
+// Of a layer whose entropies are defined and one whose are not, over two micro-batches; padding and its sequence are left out.
+TEST(AttentionWatch, TellsStatesWhereTheyAreAskedFor) {
+  EXPECT_FALSE(AttentionWatch(true).record().with_states);
+  AttentionWatch watch(/*with_bound=*/false, /*with_states=*/true), cut(false, true);
+  model::AttentionRecord record = watch.record();
+  ASSERT_TRUE(record.with_states);
+  const Tensor ranks = torch::tensor({1.0, 2.0, 3.0, 4.0}, torch::kFloat32).view({2, 2});
+  const Tensor there = torch::tensor({true, true});
+  record.states = {{0, entropies(), ranks, there}, {2, {}, ranks * 2, there}};
+  watch.add(record, kRows);
+  EXPECT_TRUE(watch.empty()) << "no layer has rows of a softmax";
+  for (int64_t b = 0; b < 2; ++b) {
+    record.states = {{0, entropies().slice(0, b, b + 1), ranks.slice(0, b, b + 1), there.slice(0, 0, 1)},
+                     {2, {}, 2 * ranks.slice(0, b, b + 1), there.slice(0, 0, 1)}};
+    cut.add(record, kRows.slice(0, b, b + 1));
+  }
+  for (const AttentionWatch* one : {&watch, &cut}) {
+    const StateStatistics s = one->states();
+    EXPECT_EQ(s.layers, (std::vector<int64_t>{0, 2}));
+    EXPECT_NEAR(s.entropy[0][0], (0.5 + 1.0 + 1.2 + 0.6) / 4, 1e-6);
+    EXPECT_NEAR(s.normalized[0][1],
+                (0.1 / std::log(2.0) + 0.2 / std::log(3.0) + 0.3 / std::log(4.0) + 0.3 / std::log(2.0)) / 4, 1e-6);
+    EXPECT_TRUE(s.entropy[1].empty());
+    EXPECT_EQ(s.rank, (HeadTable{{2, 3}, {4, 6}}));
+  }
+  AttentionWatch padded(false, true);
+  record.states = {{0, {}, ranks, torch::tensor({true, false})}};
+  padded.add(record, kRows);
+  EXPECT_EQ(padded.states().rank, (HeadTable{{1, 2}}));
+}
+
 AttentionStatistics normalized(std::vector<double> heads) {
   AttentionStatistics s;
   s.normalized = {std::move(heads)};

@@ -56,6 +56,14 @@ TEST(ToJson, EvaluationsNameTheirSplit) {
             R"("eval/pass@2": 0.5, "eval/pass@10": 1, "eval/entropy": 2})");
 }
 
+TEST(ToJson, StatesAreAnObjectWhoseUndefinedLayersAreNull) {
+  Record record{"sft", 20, {{"loss", 1}}};
+  record.states = StateStatistics{{0, 2}, {{0.5, 1}, {}}, {{0.25, 0.5}, {}}, {{1.5, 2}, {3, 4}}};
+  EXPECT_EQ(to_json(record),
+            R"({"phase": "sft", "step": 20, "loss": 1, "mixer_state": {"layers": [0,2], )"
+            R"("entropy": [[0.5, 1], null], "normalized": [[0.25, 0.5], null], "rank": [[1.5, 2], [3, 4]]}})");
+}
+
 TEST(ToJson, AttentionIsAnObjectOfTables) {
   Record record{"sft", 20, {{"loss", 1}}};
   record.attention =

@@ -65,6 +65,14 @@ inline std::vector<std::pair<std::string, DecoderConfig>> mixer_cases() {
   cases.emplace_back("gated_delta plain", small_mixers({"gated_delta"}));
   cases.back().second.gated_delta = {.expand_v = 1, .conv_size = 1, .allow_negative = true};
   cases.emplace_back("ssd", small_mixers({"ssd"}));
+  const auto routed_chunks = [&](const std::string& name, std::vector<std::string> mixers, NatslMixerConfig options) {
+    cases.emplace_back(name, small_mixers(std::move(mixers)));
+    cases.back().second.num_key_value_heads = 4;
+    cases.back().second.natsl = options;
+  };
+  routed_chunks("natsl", {"natsl"}, {.chunk = 16});
+  routed_chunks("natsl plain", {"natsl"}, {.chunk = 16, .conv_size = 1, .allow_negative = true});
+  routed_chunks("natsl of longer chunks", {"natsl", "gated_delta"}, {.chunk = 32, .conv_size = 2});
   cases.emplace_back("hybrid", small_mixers({"gated_delta", "softmax"}));
   cases.emplace_back("hybrid of softmax", small_mixers({"softmax", "softmax_rnn"}));
   cases.emplace_back("hybrid of two recurrences", small_mixers({"linear", "ssd"}));

@@ -217,7 +217,7 @@ TEST(Mixers, AreWhatTheirShapeSays) {
       if (config.attention.qk_norm && shape.attends) planned += 2 * config.head_size();
       if (config.attention.bias == "all") planned += shape.rows() + C;
       EXPECT_EQ(shape.attends, shape.cached > 0) << name;
-      EXPECT_EQ(shape.attends, shape.state == 0) << name;
+      EXPECT_EQ(shape.attends, shape.state == 0 || config.mixer_of(i) == "natsl") << name;  // which has both
     }
     EXPECT_EQ(planned, numbers) << name;
   }
@@ -267,7 +267,7 @@ TEST(Mixers, RefuseWhatDoesNotFit) {
   EXPECT_EQ(of_rows([](DecoderConfig& c) { c.attention.softcap = 30; }), "");
   EXPECT_EQ(message([] { mixer_kind("softmix"); }),
             "model.mixers: there is no 'softmix'; wanted one of softmax, softmax_rnn, routed, linear, prefix_linear, "
-            "normalized, gated_delta, ssd, hierarchical");
+            "normalized, gated_delta, ssd, natsl, hierarchical");
 }
 
 // The convolution of one sequence by its definition, and its gradients by finite differences.

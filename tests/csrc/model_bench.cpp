@@ -19,6 +19,8 @@
 //                       rounded and packed for them, and of torch's three of the same sizes, whose operands are bfloat16 already
 //   draw PATH           no timing, for tests/python/test_sampling.py: PATH holds {"logits": […], "before": [tokens], "draws": n} and the
 //                       keys of a SamplingConfig, its texts for kind bytes; prints how often each token is drawn by n even uniforms
+//   share               with mixer natsl and softmax=25: biases of the routers, by bisection, with which that many percent of each head's tokens are
+//                       softmax attention's; prints the least and the largest share
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <ATen/Parallel.h>
 #include <malloc.h>
@@ -69,11 +71,11 @@ void write_floats(const std::string& path, const std::vector<Tensor>& tensors) {
 
 struct Bench {
   std::map<std::string, int64_t> shape{
-      {"layers", 3},      {"width", 64},     {"heads", 4},       {"kv_heads", 4}, {"mlp", 192},
-      {"vocabulary", 25}, {"context", 64},   {"batch", 64},      {"length", 50},  {"prompts", 32},
-      {"samples", 8},     {"prompt", 16},    {"new_tokens", 34}, {"threads", 1},  {"stops", 0},
-      {"sigma", 0},       {"min_tokens", 0}, {"rows", 24},       {"tied", 0},     {"bfloat16", 0},
-      {"mixer", 0},       {"clusters", 8},   {"window", 32},     {"balanced", 0}, {"causal", 1}};
+      {"layers", 3},      {"width", 64},   {"heads", 4},   {"kv_heads", 4}, {"mlp", 192},      {"vocabulary", 25},
+      {"context", 64},    {"batch", 64},   {"length", 50}, {"prompts", 32}, {"samples", 8},    {"prompt", 16},
+      {"new_tokens", 34}, {"threads", 1},  {"stops", 0},   {"sigma", 0},    {"min_tokens", 0}, {"rows", 24},
+      {"tied", 0},        {"bfloat16", 0}, {"mixer", 0},   {"clusters", 8}, {"window", 32},    {"balanced", 0},
+      {"causal", 1},      {"softmax", 0}};
   Decoder model{nullptr};
   Tensor tokens;  // [batch, length]
   std::vector<std::vector<int64_t>> prompts;
@@ -93,8 +95,8 @@ struct Bench {
     config.vocabulary = shape["vocabulary"];
     config.max_position_embeddings = shape["context"];
     config.tie_word_embeddings = shape["tied"] != 0;
-    static const char* const kMixers[]{"softmax", "linear", "normalized",    "gated_delta",
-                                       "ssd",     "routed", "prefix_linear", "hierarchical"};
+    static const char* const kMixers[]{"softmax", "linear",        "normalized",   "gated_delta", "ssd",
+                                       "routed",  "prefix_linear", "hierarchical", "natsl"};
     config.mixers = {kMixers[shape["mixer"]]};
     config.routed.assign = shape["balanced"] != 0 ? "balanced" : "argmax";
     config.routed.clusters = shape["clusters"];
@@ -167,6 +169,31 @@ struct Bench {
         << ", \"prefill_seconds\": " << prefill << ", \"logits\": [";
     for (size_t i = 0; i < logits.size(); ++i) out << (i > 0 ? ", " : "") << logits[i];
     out << "]}";
+    return out.str();
+  }
+
+  std::string share() {
+    const double wanted = static_cast<double>(shape["softmax"]) / 100;
+    Tensor found;
+    for (size_t layer = 0; layer < model->layers().size(); ++layer) {
+      auto& mixer = *model->layers()[layer].mixer;
+      Tensor bias;
+      for (const auto& weight : mixer.others())
+        if (weight.name == "self_attn.route_proj.bias") bias = weight.tensor->detach().view({-1, 2}).select(1, 0);
+      Tensor low = torch::full_like(bias, -8), high = torch::full_like(bias, 8);
+      for (int i = 0; i < 16; ++i) {
+        bias.copy_((low + high) / 2);
+        model->forget_seen();
+        model(tokens);
+        model->take_seen([](Tensor&) {});
+        const Tensor more = mixer.softmax_share() < wanted;
+        low = torch::where(more, bias, low), high = torch::where(more, high, bias);
+      }
+      const Tensor shares = mixer.softmax_share();
+      found = found.defined() ? torch::cat({found, shares}) : shares;
+    }
+    std::ostringstream out;
+    out << "{\"least\": " << found.min().item<double>() << ", \"most\": " << found.max().item<double>() << "}";
     return out.str();
   }
 
@@ -301,6 +328,8 @@ struct Bench {
       return draws(path);
     } else if (command == "products") {
       return products();
+    } else if (command == "share") {
+      return share();
     } else if (command == "gemm") {
       const Tensor a = torch::ones({1024, 1024}), b = torch::ones({1024, 1024});
       const double from = now();

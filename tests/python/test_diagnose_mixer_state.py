@@ -20,6 +20,7 @@ OPTIONS = {
     "normalized": {"denominator": "rms", "conv_size": 1},
     "gated_delta": {"expand_v": 1, "conv_size": 2, "allow_negative": False},
     "ssd": {"expand_v": 1, "conv_size": 2},
+    "natsl": {"chunk": 16, "conv_size": 2, "allow_negative": False},
 }
 
 
@@ -112,6 +113,26 @@ def test_kinds_beside_each_other_padding_and_batches():
     apart = [[row["rank"] for row in table_of(one) if row["kind"] != "softmax"] for one in alone]
     assert ranks == pytest.approx([sum(three) / 3 for three in zip(*apart)], rel=1e-6)
     assert any("gated_delta" in note and "not defined" in note for note in result.notes)
+
+
+def test_of_natsl_the_rows_of_softmax_attention_are_measured():
+    model = model_of("natsl")
+    text = texts(40)
+    layer = model.blocks()[0]
+    seen = {}
+    hook = layer.self_attn.register_forward_pre_hook(lambda _, inputs: seen.update(inputs=inputs))
+    found = mixer_state.measure(model, text)
+    hook.remove()
+    with torch.no_grad():
+        x, there, position = seen["inputs"][:3]
+        sight, writes = layer.self_attn.sight(x, there, position)
+        logits = layer.self_attn.rows(x, there, position)[0]
+    assert bool((sight | writes).equal(torch.ones(1, 4, 40, 40).tril().bool()))
+    chunk = torch.arange(40) // 16
+    own = (chunk[:, None] == chunk) & torch.ones(40, 40).tril().bool()
+    assert bool((sight & writes).equal(own.expand_as(sight))), "its own chunk a token sees by both, others by one"
+    entropy = torch.special.entr(logits.double().softmax(-1)).sum(-1)[0, :, 1:].mean(-1)  # of more than one key
+    assert [row["entropy"] for row in table_of(found)] == pytest.approx(entropy.tolist(), rel=1e-9)
 
 
 def test_other_models_are_refused_by_name():

@@ -53,6 +53,8 @@ def test_each_config_trains_draws_and_goes_on_bit_for_bit(config, tmp_path):
     losses = [line["loss"] for line in said if line["phase"] == "sft" and "loss" in line]
     assert len(losses) == 6 and losses[-1] < losses[0]
     assert sum(line["phase"] == "grpo" and "reward/mean" in line for line in said) == 2
+    shares = [line["natsl/softmax_share"] for line in said if "natsl/softmax_share" in line]
+    assert len(shares) == (8 if config.stem == "natsl" else 0) and all(0 <= share <= 1 for share in shares)
     shutil.copytree(whole, part)
     for checkpoint in (part / "checkpoints").iterdir():  # as after a kill within the first phase
         if not checkpoint.name == "sft-000004":
@@ -212,6 +214,25 @@ def test_checkpoints_are_the_modules_of_isentrope_nn(config, options, tmp_path):
         torch.testing.assert_close(torch.tensor(one["entropy"], dtype=torch.float64), -(logprob.exp() * logprob).sum(-1), rtol=0, atol=2e-5)
 
 
+def test_states_are_watched_and_change_nothing(tmp_path):
+    """mixer_state of linear attention beside the delta rule and softmax attention, and the same run without it."""
+    words = ["model.num_hidden_layers=4", "model.mixers=[linear, gated_delta, softmax, natsl]", "model.gated_delta.expand_v=1", "model.natsl.chunk=16"]
+    watched = train(ROOT / "configs/mixers/linear.yaml", tmp_path / "watched", *words, "phases.sft.objective.attention_entropy.every=2", "phases.grpo.objective.attention_entropy.every=1")
+    assert watched.returncode == 0, watched.stderr
+    plain = train(ROOT / "configs/mixers/linear.yaml", tmp_path / "plain", *words, *(f"phases.{name}.objective.attention_entropy.every=0" for name in ("sft", "grpo")))
+    assert plain.returncode == 0, plain.stderr
+    said = lines(tmp_path / "watched")
+    states = [line["mixer_state"] for line in said if "mixer_state" in line]
+    assert len(states) == 5 and all(state["layers"] == [0, 1, 3] for state in states)
+    for state in states:
+        assert [layer is None for layer in state["entropy"]] == [layer is None for layer in state["normalized"]] == [False, True, True]
+        assert all(0 < share <= 1 for share in state["normalized"][0]) and all(nats > 0 for nats in state["entropy"][0])
+        assert all(len(layer) == 4 and all(1 < rank <= 16 for rank in layer) for layer in state["rank"])
+    assert all(line["attention_entropy"]["layers"] == [2, 3] for line in said if "mixer_state" in line)
+    kept = [{key: value for key, value in line.items() if key not in ("mixer_state", "attention_entropy")} for line in said]
+    assert kept == [{key: value for key, value in line.items() if key != "attention_entropy"} for line in lines(tmp_path / "plain")]
+
+
 def test_lora_and_bfloat16_train_on_states(tmp_path):
     base = tmp_path / "base"
     assert train(ROOT / "configs/mixers/hybrid.yaml", base).returncode == 0
@@ -242,6 +263,10 @@ def test_lora_and_bfloat16_train_on_states(tmp_path):
         ("routed", ["model.num_key_value_heads=2"], "model: num_key_value_heads: 2; heads of kind routed have keys and values of their own"),
         ("routed", ["model.attention.softcap=5"], "model: attention.softcap: layers of kind routed have none, and layer 0 is one"),
         ("prefix_linear", ["phases.grpo.rollout.cache_tokens=4096"], "no layer of model.mixers keeps keys and values in pages"),
+        ("natsl", ["model.natsl.chunk=20"], "model: natsl.chunk: 20 is no multiple of 16"),
+        ("natsl", ["model.num_key_value_heads=2"], "model: num_key_value_heads: 2; heads of kind natsl have keys and values of their own"),
+        ("natsl", ["model.compute=bfloat16"], "model: natsl.chunk: 16, and with model.compute bfloat16 blocks of keys are of 64"),
+        ("natsl", ["model.attention.softcap=5"], "model: attention.softcap: layers of kind natsl have none, and layer 0 is one"),
         ("gated_delta", ["phases.sft.data.tint.queries=9"], "a problem of recall may have 8 keys"),
         ("gated_delta", ["phases.sft.data.tint.terms=[17]"], "the keys of recall are of 16 letters"),
     ],

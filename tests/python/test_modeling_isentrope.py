@@ -31,6 +31,8 @@ CASES = {
     "prefix_linear, taylor2, shared keys": ("prefix_linear", ["num_key_value_heads=2", "prefix_linear.feature_map=taylor2", "prefix_linear.conv_size=1", "prefix_linear.mask_weight=0"]),
     "prefix_linear beside softmax": ("prefix_linear", ["mixers=[softmax, prefix_linear]"]),
     "routed": ("routed", []),
+    "natsl": ("natsl", []),
+    "natsl, plain, negative, beside softmax": ("natsl", ["mixers=[natsl, softmax]", "natsl={chunk: 16, conv_size: 1, allow_negative: true}"]),
     "hybrid": ("hybrid", []),
     "softmax, every option": ("softmax", ["num_key_value_heads=1", "norm=post", "attention.softcap=5", "attention.temperature=row", "attention.qk_norm=true", "attention.bias=qkv", "mlp_bias=true",
                                           "attention.window=6", "attention.layer_types=[sliding_attention, full_attention]", "tie_word_embeddings=true"]),

@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "csrc/model/layers.h"
 
@@ -108,6 +109,16 @@ Tensor continued_convolution(const Tensor& x, const Tensor& weight, Tensor& tail
     y = y + all.slice(1, K - 1 - l, K - 1 - l + T) * weight.select(2, K - 1 - l).squeeze(1);
   tail = all.slice(1, T);
   return y;
+}
+
+void convolve_token(int64_t channels, int64_t K, const float* taps, const float* x, const float* from, float* to,
+                    float* y) {
+  for (int64_t c = 0; c < channels; ++c) y[c] = taps[(K - 1) * channels + c] * x[c];
+  for (int64_t j = 0; j < K - 1; ++j)
+    for (int64_t c = 0; c < channels; ++c) y[c] += taps[j * channels + c] * from[j * channels + c];
+  for (int64_t j = 0; j + 1 < K - 1; ++j) std::copy_n(from + (j + 1) * channels, channels, to + j * channels);
+  std::copy_n(x, channels, to + (K - 2) * channels);
+  for (int64_t c = 0; c < channels; ++c) y[c] /= 1 + std::exp(-y[c]);
 }
 
 }  // namespace isentrope::model

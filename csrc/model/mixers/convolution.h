@@ -14,4 +14,9 @@ Tensor short_convolution(const Tensor& x, const Tensor& weight, const Tensor& po
 // The same of B sequences that go on from tail [B, K − 1, channels], the inputs before x [B, T, channels]; tail becomes the last inputs.
 Tensor continued_convolution(const Tensor& x, const Tensor& weight, Tensor& tail);
 
+// The same of one token x [channels], with taps [K, channels], K ≥ 2, and a SiLU behind it → y [channels]. from, to [K − 1, channels]: the
+// inputs before it and, which may be the same, those of the next, the oldest first.
+void convolve_token(int64_t channels, int64_t K, const float* taps, const float* x, const float* from, float* to,
+                    float* y);
+
 }  // namespace isentrope::model

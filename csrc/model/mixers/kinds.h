@@ -16,6 +16,7 @@ extern const MixerKind kPrefixLinear;
 extern const MixerKind kNormalized;
 extern const MixerKind kGatedDelta;
 extern const MixerKind kSsd;
+extern const MixerKind kNatsl;
 extern const MixerKind kHierarchical;
 
 }  // namespace isentrope::model

@@ -157,6 +157,24 @@ struct SsdMixerConfig {
   }
 };
 
+struct NatslMixerConfig {
+  int64_t chunk = 64;
+  int64_t conv_size = 4;
+  bool allow_negative = false;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("chunk", chunk,
+      "Tokens that are routed together, a multiple of 16: tokens behind a chunk see it by softmax attention or in the "
+      "state of the gated delta rule, its own tokens by both.",
+      between(16, 256));
+    v("conv_size", conv_size,
+      "Tokens that the causal convolution of each channel of q, k and v sees, with a SiLU behind it; 1: neither.",
+      between(1, 64));
+    v("allow_negative", allow_negative, "As gated_delta.allow_negative.");
+  }
+};
+
 struct HierarchicalMixerConfig {
   int64_t branching = 8;
 

@@ -7,6 +7,7 @@
 
 #include "csrc/model/layers.h"
 #include "csrc/model/mixers/convolution.h"
+#include "csrc/model/mixers/state_record.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::model {
@@ -90,8 +91,23 @@ Tensor RecurrenceMixer::mapped(const Tensor& x) const {
   return r_.unit ? of_unit_length(x) : x;
 }
 
+Tensor RecurrenceMixer::convolved(const Tensor& inputs, int64_t T, const Packing* packing,
+                                  RecurrentState* state) const {
+  if (!conv.defined()) return inputs;
+  const int64_t N = inputs.size(0), B = N / std::max<int64_t>(T, 1);
+  if (state != nullptr)
+    return at::silu(continued_convolution(inputs.view({B, T, -1}), conv, state->tail).reshape({N, -1}));
+  const Tensor position =
+      packing ? packing->position : torch::arange(T, inputs.options().dtype(torch::kLong)).repeat({B});
+  return at::silu(short_convolution(inputs, conv, position));
+}
+
+Tensor RecurrenceMixer::steps(const Tensor& decay) const {
+  return at::softplus(wide(decay) + dt_bias.expand_as(decay));
+}
+
 Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* packing, RecurrentState* state,
-                            const Tensor& prefix) const {
+                            const Tensor& prefix, AttentionRecord* record) const {
   const int64_t N = projected.size(0), B = N / std::max<int64_t>(T, 1), S = r_.states();
   const size_t mapped_parts = r_.prefix ? 5 : 3;  // q, k, v, and of a prefix k and v
   std::vector<int64_t> heights{r_.channels()};
@@ -102,17 +118,7 @@ Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* p
       if (shape.parts[i].first == name) return parts[i + 1 - mapped_parts];
     return Tensor();
   };
-  Tensor inputs = parts[0];  // [N, channels]
-  if (conv.defined()) {
-    if (state != nullptr) {
-      inputs = continued_convolution(inputs.view({B, T, -1}), conv, state->tail).reshape({N, -1});
-    } else {
-      const Tensor position =
-          packing ? packing->position : torch::arange(T, inputs.options().dtype(torch::kLong)).repeat({B});
-      inputs = short_convolution(inputs, conv, position);
-    }
-    inputs = at::silu(inputs);
-  }
+  const Tensor inputs = convolved(parts[0], T, packing, state);
   const int64_t of_keys = r_.keys * r_.D, of_values = r_.values * r_.E;
   std::vector<int64_t> widths{r_.queries * r_.D, of_keys, of_values};
   if (r_.prefix) widths.insert(widths.end(), {of_keys, of_values});
@@ -124,7 +130,7 @@ Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* p
 
   Tensor log_decay, written = v;  // [N, S]
   if (A_log.defined()) {
-    const Tensor step = at::softplus(wide(part("decay")) + dt_bias.expand({N, S}));
+    const Tensor step = steps(part("decay"));
     log_decay = -A_log.exp().expand({N, S}) * step;
     if (r_.steps) written = v * step.to(v.scalar_type()).unsqueeze(2);
   }
@@ -141,9 +147,11 @@ Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* p
   const auto given = [](const Tensor& x) { return x.defined() ? std::optional(x) : std::nullopt; };
   const std::optional<Tensor> ends = packing ? std::optional(packing->ends) : std::nullopt;
   std::optional<Tensor> before = state ? std::optional(state->matrix) : std::nullopt;
+  Tensor early;  // φ of the keys of a prefix, [N, keys, features]
   if (r_.prefix && prefix.defined()) {
     // The keys of other tokens are 0 behind φ, so that they add nothing to the sum of the weights either.
     const Tensor e = mapped(qkv_parts[3].view({N, r_.keys, r_.D})) * prefix.to(k.scalar_type()).view({N, 1, 1});
+    early = e;
     const Tensor w = qkv_parts[4].view({N, r_.values, r_.E});
     before = ops::linear_attention(
                  laid(e.detach()), laid(e), laid(w),
@@ -151,8 +159,8 @@ Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* p
                  .state;
   }
   ops::LinearAttention found;
+  const Tensor beta = r_.beta > 0 ? wide(part("b")).sigmoid() * r_.beta : Tensor();
   if (r_.beta > 0) {
-    const Tensor beta = wide(part("b")).sigmoid() * r_.beta;
     found = ops::gated_delta_rule(laid(q), laid(k), laid(written), laid(beta), given(laid(log_decay)),
                                   {.write = {}, .state = before, .key_lengths = {}, .cu_seqlens = ends});
   } else {
@@ -164,6 +172,23 @@ Tensor RecurrenceMixer::mix(const Tensor& projected, int64_t T, const Packing* p
                                    .normalizer = r_.normalizer});
   }
   if (state != nullptr) state->matrix = found.state;
+  if (record != nullptr && record->with_states) {
+    const auto again = [&](std::optional<Tensor> lengths) {
+      const Tensor u = laid(written);
+      return r_.beta > 0
+                 ? ops::gated_delta_rule(laid(q), laid(k), u, laid(beta), given(laid(log_decay)),
+                                         {.write = {}, .state = before, .key_lengths = lengths, .cu_seqlens = {}})
+                 : ops::linear_attention(laid(q), laid(k), u,
+                                         {.log_decay = given(laid(log_decay)),
+                                          .state = before,
+                                          .key_lengths = lengths,
+                                          .cu_seqlens = {},
+                                          .normalizer = r_.normalizer});
+    };
+    tell_states(*record, layer_, packing, found.state, r_.E,
+                [&](const Tensor& lengths) { return again(lengths).state; });
+    if (r_.weighs()) record->states.back().entropy = weight_entropy(q, k, log_decay, early, T, packing);
+  }
   const Tensor out = packing ? found.out : found.out.transpose(1, 2).reshape({N, r_.heads(), r_.E});
   return finished(out, v, part("g"), part("n"));
 }
@@ -185,7 +210,7 @@ Tensor RecurrenceMixer::finished(Tensor out, const Tensor& v, const Tensor& gate
 Tensor RecurrenceMixer::forward(const Tensor& x, const Origin& origin, const MixerPass& pass) const {
   const Tensor projected = model::linear(x, qkv, origin);
   const Tensor mixed =
-      mix(projected, pass.packing ? x.size(0) : pass.cosine.size(0), pass.packing, nullptr, pass.prefix);
+      mix(projected, pass.packing ? x.size(0) : pass.cosine.size(0), pass.packing, nullptr, pass.prefix, pass.record);
   return model::linear(mixed, o);
 }
 

@@ -8,6 +8,7 @@
 //   gated_delta  u_t = β_t (v_t − a_t S_{t-1}ᵀ k_t)           rms_norm(out_t) · silu(g_t)
 //   prefix_linear as linear, from S_0 = Σ φ(e_j) w_jᵀ: csrc/model/mixers/prefix_linear.h
 //   ssd          u_t = Δ_t v_t, a_t = exp(−A Δ_t)             rms_norm((out_t + D v_t) · silu(g_t))
+//   natsl        as gated_delta, beside softmax attention: csrc/model/mixers/natsl.h
 //
 // q, k and v may go through a short causal convolution first. One class is all of them, by options; kinds are files beside it.
 #pragma once
@@ -37,8 +38,9 @@ class RecurrenceMixer : public Mixer {
 
   // projected [B · T, shape.rows()] → [B · T, shape.output]. packing: or null. state: of B sequences, gone on from and replaced; null:
   // nothing stands before them. prefix [B · T] bool: of options().prefix, of sequences whose first token is here; undefined: none.
+  // record: whose states are told where it asks for them; or null.
   torch::Tensor mix(const torch::Tensor& projected, int64_t T, const Packing* packing, RecurrentState* state,
-                    const torch::Tensor& prefix = {}) const;
+                    const torch::Tensor& prefix = {}, AttentionRecord* record = nullptr) const;
   RecurrentState empty_state(int64_t sequences) const;
 
   const RecurrenceOptions& options() const { return r_; }
@@ -51,11 +53,17 @@ class RecurrenceMixer : public Mixer {
   torch::Tensor skip;            // [states], of steps
   torch::Tensor o_norm;          // [E]
 
- private:
-  torch::Tensor mapped(const torch::Tensor& x) const;  // [N, heads, D] → [N, heads, features]
+ protected:
+  // inputs [N, channels] of rows of T → the same behind the convolution and its SiLU, or as they are without one; packing and state as
+  // in mix().
+  torch::Tensor convolved(const torch::Tensor& inputs, int64_t T, const Packing* packing, RecurrentState* state) const;
+  torch::Tensor steps(const torch::Tensor& decay) const;  // of decay token: softplus(w·x + dt_bias), [N, states] float
   // [N, heads, E], the values [N, values, E] as they were → [N, shape.output]
   torch::Tensor finished(torch::Tensor out, const torch::Tensor& v, const torch::Tensor& gate,
                          const torch::Tensor& denominator) const;
+
+ private:
+  torch::Tensor mapped(const torch::Tensor& x) const;  // [N, heads, D] → [N, heads, features]
 
   RecurrenceOptions r_;
 };

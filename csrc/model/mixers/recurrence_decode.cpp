@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "csrc/model/mixer_decode.h"
+#include "csrc/model/mixers/convolution.h"
 #include "csrc/model/mixers/recurrence.h"
 
 namespace isentrope::model {
@@ -174,15 +175,9 @@ class PackedRecurrenceSession : public PackedMixerSession<Storage> {
 
   // The convolution of one token; from and to [conv_size − 1, channels], the oldest first.
   const float* convolved(const float* x, const float* from, float* to) {
-    const int64_t W = m_.r.channels(), K = m_.r.conv_size;
-    if (K == 1) return x;
-    const auto* taps = m_.taps.template const_data_ptr<float>();
-    for (int64_t c = 0; c < W; ++c) inputs_[c] = taps[(K - 1) * W + c] * x[c];
-    for (int64_t j = 0; j < K - 1; ++j)
-      for (int64_t c = 0; c < W; ++c) inputs_[c] += taps[j * W + c] * from[j * W + c];
-    for (int64_t j = 0; j + 1 < K - 1; ++j) std::copy_n(from + (j + 1) * W, W, to + j * W);
-    std::copy_n(x, W, to + (K - 2) * W);
-    for (float& value : inputs_) value = silu(value);
+    if (m_.r.conv_size == 1) return x;
+    convolve_token(m_.r.channels(), m_.r.conv_size, m_.taps.template const_data_ptr<float>(), x, from, to,
+                   inputs_.data());
     return inputs_.data();
   }
 

@@ -24,6 +24,8 @@ struct RecurrenceOptions {
   bool prefix = false;               // a second key and value, of a prefix that the state begins with
   bool gate = false;                 // times silu(g); before the norm with steps, behind it without
 
+  // Whether a row's weights φ(q)·φ(k) are never below 0, and what writes them takes nothing away.
+  bool weighs() const { return feature_map != "none" && beta == 0; }
   int64_t states() const { return std::max(keys, values); }
   int64_t heads() const { return std::max(queries, states()); }  // of the result
   int64_t features() const;                                      // height of the state

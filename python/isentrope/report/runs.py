@@ -128,6 +128,12 @@ def read_metrics(run: Run) -> None:
                         line[f"attention/{key}"] = attention[key]
                 if attention.get("alarms"):
                     run.alarms.append((phase, step, [str(alarm) for alarm in attention["alarms"]]))
+            if "mixer_state" in line:
+                state = line.pop("mixer_state")
+                for name in ("rank", "normalized"):
+                    heads = [value for layer in state[name] if layer is not None for value in layer if value is not None]
+                    if heads:
+                        line[f"mixer_state/{name}"] = float(np.mean(heads))
             if warnings := line.pop("warnings", None):
                 run.alarms.append((phase, step, [str(warning) for warning in warnings]))
             if "sigma" in line:
