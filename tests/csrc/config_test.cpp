@@ -573,7 +573,8 @@ TEST_F(ConfigTest, MethodsThatDoNotGoTogether) {
     expect_readable(said);
   }
   for (const std::vector<std::string>& right : std::vector<std::vector<std::string>>{
-           {advantage("{kind: repo}, {kind: empg}, {kind: entropy_advantage}, {kind: perplexity}, {kind: position}, "
+           {advantage("{kind: repo}, {kind: empg, marker: \"=\"}, {kind: entropy_advantage}, {kind: perplexity}, "
+                      "{kind: position}, "
                       "{kind: gepo}")},
            {weight("{kind: clip_v}, {kind: clip_b}, {kind: steer}, {kind: top_entropy}")},
            {weight("{kind: correction}, {kind: correction, mode: reject, level: sequence}")},

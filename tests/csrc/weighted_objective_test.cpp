@@ -91,8 +91,7 @@ TEST(WeightedObjective, ControllersSeeTheWholeUpdateHoweverItIsCut) {
   ObjectiveConfig plain = grpo("clip");
   plain.entropy = std::nullopt;
   for (const methods::EntropyControl& one : std::vector<methods::EntropyControl>{
-           methods::EntroPic{.target = 0.3, .proportional = 0.1},
-           methods::EntropyBand{.from = {0.1, 0.2}, .to = {0.1, 0.2}},
+           methods::EntroPic{.target = 0.3, .proportional = 0.1}, methods::EntropyBand{.from = {9, 10}, .to = {9, 10}},
            methods::AdaptiveEntropy{.target = 9, .coef = 0.1, .delta = 0.3}, methods::ConstantEntropy{.coef = 0.3},
            methods::ScheduledEntropy{.from = 0.3}, methods::TableOfEntropy{.coefs = {0.3}}}) {
     ObjectiveConfig held = plain;
