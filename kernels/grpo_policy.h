@@ -8,8 +8,9 @@
 //                      that mean clamped to [-20, 10]                                            2507.18071
 //   luspo              as gspo, under an aggregation that sums over the tokens of a sequence: its length weighs its loss
 //                                                                                                2602.05261
-//   geo_mean           -A g_i exp(e - sg e), e = d at most clip_high where A > 0, else at least -clip_low, and
-//                      g_i = exp(mean_t e), that mean clamped as for gspo                        2507.20673
+//   geo_mean           -A g_i exp(e - sg e), e = d at most clip_high where A has no minus sign, else at least -clip_low, and
+//                      g_i = exp(mean_t e), that mean clamped as for gspo. A zero has a sign too: a token whose A was
+//                      multiplied by 0 has no term and keeps the side of its clip in the mean of its sequence  2507.20673
 //   cispo              -sg[clip(r)] A ℓ                                                          2506.13585
 //   reinforce          -sg[min(r, delta)] A ℓ
 //   dppo_tv, dppo_kl   -sg[min(r, delta)] A ℓ, and 0 where A > 0 and D > clip_high, or A ≤ 0 and D < -clip_low; D of
@@ -129,7 +130,7 @@ ISENTROPE_HOST_DEVICE inline T grpo_sequence_term(const GrpoLossRule& rule, T di
   if constexpr (form == GrpoForm::kGeometricMean) {
     const T low = T(rule.lower), high = T(rule.upper), most = difference > high ? high : difference;
     const T least = difference < low ? low : difference;
-    return advantage > T(0) ? most : least;
+    return copysign(T(1), advantage) > T(0) ? most : least;
   } else if constexpr (form == GrpoForm::kGammaWeight) {
     return grpo_clamp(difference, -T(kMaxLogRatio), T(kMaxLogRatio));
   } else {

@@ -26,9 +26,11 @@ struct Batch {
       {};  // [B, T] float, nats, of the policy that drew, 0 where target is −100; policy batches only
   torch::Tensor rescored =
       {};  // [B, T] float, log-probability under the policy at the step's beginning; where methods ask
-  torch::Tensor old_sum_p2 = {};   // [B, T] float, Σ p² of the policy that drew; where methods ask
-  torch::Tensor ref_logprob = {};  // [B, T] float, under the reference, where a reward has asked for it
-  torch::Tensor hard = {};         // [B] bool, of a prompt that a method's record calls hard; undefined where none says
+  torch::Tensor old_sum_p2 = {};        // [B, T] float, Σ p² of the policy that drew; where methods ask
+  torch::Tensor sampling_logprob = {};  // [B, T] float, under the distribution that the tokens were drawn from, where
+                                        // keys of sampling cut or change the policy's own; else undefined
+  torch::Tensor ref_logprob = {};       // [B, T] float, under the reference, where a reward has asked for it
+  torch::Tensor hard = {};      // [B] bool, of a prompt that a method's record calls hard; undefined where none says
   torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
   torch::Tensor prefix = {};    // [B, T] bool, of tokens of a prompt; undefined: the source has none
   int64_t together = 1;         // rows, one behind the other, that no cut parts: 2 of a pair
@@ -55,9 +57,9 @@ struct Batch {
   template <class Function>
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
-    return {of(tokens),      of(target),  of(old_logprob), of(advantage), of(ref_kl_weight),
-            of(difficulty),  of(lengths), of(old_entropy), of(rescored),  of(old_sum_p2),
-            of(ref_logprob), of(hard),    of(position),    of(prefix),    together};
+    return {of(tokens),  of(target),      of(old_logprob), of(advantage),  of(ref_kl_weight),    of(difficulty),
+            of(lengths), of(old_entropy), of(rescored),    of(old_sum_p2), of(sampling_logprob), of(ref_logprob),
+            of(hard),    of(position),    of(prefix),      together};
   }
 };
 

@@ -1,5 +1,8 @@
-// Weight: importance weights for rollouts whose policy is not the one that is trained, and how far the two are apart. The policy that
-// drew differs where rollouts have another precision, top-k or top-p, or older weights.
+// Weight: importance weights π/μ for rollouts that were not drawn from the policy that is trained, π, and how far the two are apart. They
+// differ where rollouts have another precision or older weights, and where keys of sampling cut or change the distribution: μ is what
+// repetition_penalty, bad_words, min_new_tokens, top_k, top_p and min_p leave, divided by its sum. A cut alone that keeps the mass m of π
+// gives each token that is drawn the weight m. Tokens outside it have μ = 0 and are never drawn, so that weighted means are over what was
+// kept, with π's own probabilities: no weight makes up for the rest.
 #pragma once
 #include <optional>
 #include <stdexcept>
@@ -27,7 +30,7 @@ namespace isentrope::methods {
 // delta: a row with advantage below 0 on average and mean_t (old_logprob − logprob) > delta has factor 0. Only reject removes: as in
 // TRL and verl, what is masked by weight or by delta keeps its place in denominators, and what verl's rejection drops does not.
 //
-// rescored: log-probs of the policy that is trained, before the update; old_logprob: of the policy that drew; logprob: of the policy
+// rescored: log-probs of the policy that is trained, before the update; old_logprob: of μ; logprob: of the policy
 // that learns, rescored where there is none. Nats. low 0: no lower bound; high may be infinite. 0 ≤ low ≤ high, delta ≥ 0; delta wants
 // advantage. float32 or float64.
 std::tuple<Tensor, Tensor> correction(const Tensor& rescored, const Tensor& old_logprob, const Tensor& mask,
@@ -49,8 +52,9 @@ struct Correction {
   static constexpr const char* kKind = "correction";
   static constexpr const char* kScope = "completion";
   static constexpr const char* kHelp =
-      "Weights tokens by the probability that the trained policy had for them before the update, over that of the "
-      "policy that drew them, within bounds (truncated importance sampling; masked, as IcePop, arXiv 2510.18855; "
+      "Weights tokens by the probability that the trained policy had for them before the update, over the one by "
+      "which they were drawn, after top_k, top_p and what else cuts, within bounds (truncated importance sampling; "
+      "masked, as IcePop, arXiv 2510.18855; "
       "verl 0.9.1 rollout_correction, TRL 1.16.0 vllm_importance_sampling_mode). Completions are scored anew for it.";
   static constexpr bool kNeedsRescored = true;  // Update::rescored
   std::string level = "token";
@@ -73,8 +77,9 @@ struct Correction {
     v("low", low, "Least weight; 0: no lower bound.", at_least(0));
     v("high", high, "Greatest weight. verl's default is 2, TRL's 3; IcePop has 0.5 and 5.", above(0));
     v("delta", delta,
-      "Completions of negative advantage do not learn where the log-prob of their tokens has fallen by more than "
-      "this on average since they were drawn (off-policy sequence mask of DeepSeek-V3.2, arXiv 2512.02556); they "
+      "Completions of negative advantage do not learn where the log-prob of their tokens is by more than this on "
+      "average below the one by which they were drawn (off-policy sequence mask of DeepSeek-V3.2, arXiv 2512.02556); "
+      "they "
       "keep their place in denominators.",
       at_least(0));
   }
@@ -86,7 +91,7 @@ struct Correction {
       throw std::invalid_argument(
           "correction: the update has no rescored log-probs; wanted those of the trained policy before it");
     const auto [factor, removed] =
-        correction(u.rescored, u.old_logprob, u.mask, u.advantage, u.logprob, level, mode, low, high, delta);
+        correction(u.rescored, u.drawn_by(), u.mask, u.advantage, u.logprob, level, mode, low, high, delta);
     return {factor, mode == "reject" ? removed : Tensor()};
   }
 };

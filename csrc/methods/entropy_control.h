@@ -34,7 +34,7 @@ Tensor entropy_band_coef(const Tensor& state, double entropy, double low, double
 
 struct ConstantEntropy {
   static constexpr const char* kKind = "constant";
-  static constexpr const char* kHelp = "An entropy bonus of one coefficient.";
+  static constexpr const char* kHelp = "An entropy bonus of one coefficient (A3C, arXiv 1602.01783).";
   double coef = 0.01;
 
   template <class Visitor>
@@ -46,7 +46,9 @@ struct ConstantEntropy {
 
 struct ScheduledEntropy {
   static constexpr const char* kKind = "schedule";
-  static constexpr const char* kHelp = "An entropy bonus whose coefficient goes from one value to another over steps.";
+  static constexpr const char* kHelp =
+      "An entropy bonus (A3C, arXiv 1602.01783) whose coefficient goes from one value to another over steps; the "
+      "cosine is that of learning rates (arXiv 1608.03983).";
   std::string shape = "linear";
   double from = 0.01;
   double to = 0.0;
@@ -66,7 +68,8 @@ struct ScheduledEntropy {
 
 struct TableOfEntropy {
   static constexpr const char* kKind = "table";
-  static constexpr const char* kHelp = "An entropy bonus whose coefficient is told for stretches of steps.";
+  static constexpr const char* kHelp =
+      "An entropy bonus (A3C, arXiv 1602.01783) whose coefficient is told for stretches of steps.";
   std::vector<int64_t> steps = {0};
   std::vector<double> coefs = {0.01};
 

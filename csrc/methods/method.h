@@ -49,21 +49,22 @@ using torch::Tensor;
 // Completions of a step, B of them, their own tokens from the first on, padded on the right to T. Natural logarithms, nats.
 // Groups, the completions of one prompt, stand one behind the other.
 struct Completions {
-  Tensor mask;          // [B, T] bool: tokens that are learnt
-  Tensor token;         // [B, T] int64
-  Tensor logprob;       // [B, T] float, under the policy that drew them
-  Tensor entropy;       // [B, T] float, of that policy
-  Tensor sum_p2;        // [B, T] float, Σ p² of that policy; undefined where no method asks (kNeedsSumP2)
-  Tensor ref_logprob;   // [B, T] float, under the reference; undefined where no method asks (kNeedsReference)
-  Tensor length;        // [B] int64, tokens drawn, the end of sequence included
-  Tensor stopped;       // [B] bool; false: cut at the length limit
-  Tensor group;         // [B] int64, rising from 0
-  Tensor right;         // [B] bool, by the first reward
-  Tensor scores;        // [B, R] double, of each reward, not weighted; NaN where it does not apply
-  double unit = 1;      // what a right answer is worth: the weight of the first reward
-  int64_t longest = 0;  // length limit of completions, 0: that of the context
-  int64_t step = 0;     // of the phase, from 0
-  Tensor prompt = {};   // [B] int64 of the prompt, the same whenever it comes again; below 2^53
+  Tensor mask;              // [B, T] bool: tokens that are learnt
+  Tensor token;             // [B, T] int64
+  Tensor logprob;           // [B, T] float, under the policy that drew them
+  Tensor entropy;           // [B, T] float, of that policy
+  Tensor sum_p2;            // [B, T] float, Σ p² of that policy; undefined where no method asks (kNeedsSumP2)
+  Tensor sampling_logprob;  // [B, T] float, as in Update
+  Tensor ref_logprob;       // [B, T] float, under the reference; undefined where no method asks (kNeedsReference)
+  Tensor length;            // [B] int64, tokens drawn, the end of sequence included
+  Tensor stopped;           // [B] bool; false: cut at the length limit
+  Tensor group;             // [B] int64, rising from 0
+  Tensor right;             // [B] bool, by the first reward
+  Tensor scores;            // [B, R] double, of each reward, not weighted; NaN where it does not apply
+  double unit = 1;          // what a right answer is worth: the weight of the first reward
+  int64_t longest = 0;      // length limit of completions, 0: that of the context
+  int64_t step = 0;         // of the phase, from 0
+  Tensor prompt = {};       // [B] int64 of the prompt, the same whenever it comes again; below 2^53
 
   // Of conversations: [B, T] int64, the turn of each token, from 0; and, by the name of an environment's score, what each turn added to
   // it, [B, K] double, NaN behind a row's last turn. Undefined and empty where no turn was answered.
@@ -100,14 +101,21 @@ struct Update {
   Tensor sum_p2 = {}, sum_p2_logp = {};  // [B, T] float, Σ p² and Σ p² log p of the policy that learns; where a method
                                          // asks (kNeedsMoments)
   Tensor old_sum_p2 = {};                // [B, T] float, Σ p² of the one that drew; likewise (kNeedsOldSumP2)
+  Tensor sampling_logprob =
+      {};            // [B, T] float, under the distribution that the tokens were drawn from, after top_k, top_p
+                     // and what else cuts or changes the policy's own; undefined where nothing does
   Tensor kept = {};  // [B, T] float, entropy of what objective.entropy_keep keeps, else entropy; for controllers
   Tensor hard = {};  // [B] bool, of a prompt that a reward's or advantage's record calls hard; where one does
 
+  // Log-probs by which the tokens were drawn.
+  const Tensor& drawn_by() const { return sampling_logprob.defined() ? sampling_logprob : old_logprob; }
+
   Update rows(int64_t begin, int64_t end) const {
     const auto of = [&](const Tensor& x) { return x.defined() ? x.slice(0, begin, end) : x; };
-    return {of(mask),     of(advantage),         of(logprob), of(old_logprob), of(entropy),    of(old_entropy),
-            of(rescored), of(attention_entropy), of(sum_p2),  of(sum_p2_logp), of(old_sum_p2), of(kept),
-            of(hard)};
+    return {of(mask),    of(advantage),   of(logprob),    of(old_logprob),
+            of(entropy), of(old_entropy), of(rescored),   of(attention_entropy),
+            of(sum_p2),  of(sum_p2_logp), of(old_sum_p2), of(sampling_logprob),
+            of(kept),    of(hard)};
   }
 };
 

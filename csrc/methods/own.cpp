@@ -88,8 +88,13 @@ c10::OperatorHandle find(const std::string& op) {
 }
 
 NamedTensors tensors_of(const Update& u) {
-  return {{"mask", u.mask},       {"advantage", u.advantage},    {"logprob", u.logprob}, {"old_logprob", u.old_logprob},
-          {"entropy", u.entropy}, {"old_entropy", u.old_entropy}};
+  return {{"mask", u.mask},
+          {"advantage", u.advantage},
+          {"logprob", u.logprob},
+          {"old_logprob", u.old_logprob},
+          {"entropy", u.entropy},
+          {"old_entropy", u.old_entropy},
+          {"sampling_logprob", u.drawn_by()}};
 }
 
 NamedTensors tensors_of(const Completions& c, bool advantage) {

@@ -1,11 +1,12 @@
-// A method of one's own: any torch operator, in every place of the registry. It may be written in C++ (one file with TORCH_LIBRARY, which
-// run.libraries loads) or in Python (isentrope.methods.register): examples/own_method.
+// A method of one's own: any torch operator, as a reward, an advantage or a weight (a controller of the entropy sets numbers from step to step;
+// those of one's own stand in objective.entropy {kind: table}). It may be written in C++ (one file with TORCH_LIBRARY, which run.libraries
+// loads) or in Python (isentrope.methods.register): examples/own_method.
 //
-// The operator's arguments are found by name. Tensors: of a weight mask, advantage, logprob, old_logprob, entropy, old_entropy [B, T]
-// (methods::Update); of a reward or advantage mask, token, logprob, entropy [B, T], length, stopped, group, right, reward [B]
-// (methods::Completions), of an advantage also advantage [B, T]. Numbers, texts, true and false come from the entry's other keys, or
-// are the operator's defaults. It returns one tensor: of a weight the factor [B, T], 0 or more; of a reward [B], which is added to the
-// rewards; of an advantage the new advantages [B, T].
+// The operator's arguments are found by name. Tensors: of a weight mask, advantage, logprob, old_logprob, sampling_logprob, entropy,
+// old_entropy [B, T] (methods::Update; sampling_logprob is old_logprob where nothing cuts what is drawn); of a reward or advantage mask,
+// token, logprob, entropy [B, T], length, stopped, group, right, reward [B] (methods::Completions), of an advantage also advantage [B, T].
+// Numbers, texts, true and false come from the entry's other keys, or are the operator's defaults. It returns one tensor: of a weight the
+// factor [B, T], 0 or more; of a reward [B], which is added to the rewards; of an advantage the new advantages [B, T].
 #pragma once
 #include <map>
 #include <string>

@@ -15,7 +15,7 @@ struct Random {
   static constexpr const char* kScope = "update";  // of what the loss selects in, objective.scope
   static constexpr const char* kHelp =
       "The control of a selection: as many tokens as the loss clip_cov or kl_cov selects, drawn at random, take their "
-      "place.";
+      "place (control of arXiv 2505.22617).";
 
   template <class Visitor>
   void visit(Visitor&) {}

@@ -16,7 +16,7 @@ struct RandomTokens {
   static constexpr const char* kScope = "update";
   static constexpr const char* kHelp =
       "Only a share of the tokens learns, drawn anew for each update; the others keep their place in denominators. The "
-      "control of methods that choose: what they gain beyond it is the choice's.";
+      "control of methods that choose (arXiv 2506.01939): what they gain beyond it is the choice's.";
   double fraction = 0.2;
   int64_t seed = 1;
   std::string scope = "update";

@@ -76,6 +76,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
               torch::zeros({B, T}, torch::kFloat32), torch::zeros({B, T}, torch::kFloat32)};
   batch.old_entropy = torch::zeros({B, T}, torch::kFloat32);
   if (c.sum_p2.defined()) batch.old_sum_p2 = torch::zeros({B, T}, torch::kFloat32);
+  if (c.sampling_logprob.defined()) batch.sampling_logprob = torch::zeros({B, T}, torch::kFloat32);
   if (c.ref_logprob.defined()) batch.ref_logprob = torch::zeros({B, T}, torch::kFloat32);
   batch.lengths = torch::empty({B}, torch::kInt64);
   batch.prefix = torch::zeros({B, T}, torch::kBool);
@@ -106,6 +107,7 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
       put(float{}, batch.old_entropy, c.entropy, row, i, start);
       put(float{}, batch.advantage, c.advantage, row, i, start);
       if (batch.old_sum_p2.defined()) put(float{}, batch.old_sum_p2, c.sum_p2, row, i, start);
+      if (batch.sampling_logprob.defined()) put(float{}, batch.sampling_logprob, c.sampling_logprob, row, i, start);
       if (batch.ref_logprob.defined()) put(float{}, batch.ref_logprob, c.ref_logprob, row, i, start);
       if (batch.ref_kl_weight.defined()) put(float{}, batch.ref_kl_weight, c.ref_kl_weight, row, i, start);
     }
@@ -168,6 +170,8 @@ Completions completions_of(const Kept& kept, double unit, int64_t longest, bool 
   c.logprob = torch::zeros({B, T}, torch::kFloat32);
   c.entropy = torch::zeros({B, T}, torch::kFloat32);
   if (B > 0 && !kept.completions.front().sum_p2.empty()) c.sum_p2 = torch::zeros({B, T}, torch::kFloat32);
+  if (B > 0 && !kept.completions.front().sampling_logprob.empty())
+    c.sampling_logprob = torch::zeros({B, T}, torch::kFloat32);
   for (Tensor* of : {&c.length, &c.group, &c.prompt}) *of = torch::zeros({B}, torch::kInt64);
   for (Tensor* of : {&c.stopped, &c.right}) *of = torch::zeros({B}, torch::kBool);
   c.scores = torch::empty({B, std::ssize(kept.scores)}, torch::kFloat64);
@@ -183,6 +187,9 @@ Completions completions_of(const Kept& kept, double unit, int64_t longest, bool 
       std::copy(one.entropy.begin(), one.entropy.end(), c.entropy.mutable_data_ptr<float>() + i * T);
       if (c.sum_p2.defined())
         std::copy(one.sum_p2.begin(), one.sum_p2.end(), c.sum_p2.mutable_data_ptr<float>() + i * T);
+      if (c.sampling_logprob.defined())
+        std::copy(one.sampling_logprob.begin(), one.sampling_logprob.end(),
+                  c.sampling_logprob.mutable_data_ptr<float>() + i * T);
       bool* mask = c.mask.mutable_data_ptr<bool>() + i * T;
       if (!mask_truncated || one.stopped) std::fill(mask + one.begin, mask + n, true);
       c.length.mutable_data_ptr<int64_t>()[i] = n;

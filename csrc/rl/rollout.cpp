@@ -84,6 +84,8 @@ std::vector<std::string> SamplingConfig::off_policy() const {
   return keys;
 }
 
+bool SamplingConfig::cuts() const { return temperature > 0 && (min_new_tokens > 0 || !off_policy().empty()); }
+
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,

@@ -36,6 +36,8 @@ struct SamplingConfig {
 
   // The keys that keep the policy from drawing what it would, as they are set.
   std::vector<std::string> off_policy() const;
+  // Whether tokens may be drawn from another distribution than the policy's own: by these keys, or min_new_tokens.
+  bool cuts() const;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -113,6 +115,8 @@ struct Completion {
   std::vector<float> logprob;
   std::vector<float> entropy;      // of that same distribution, in nats
   std::vector<float> sum_p2 = {};  // Σ p² of it; of SamplingConfig::sum_p2 alone
+  // Of each token under the distribution that it was drawn from, after all of that; of SamplingConfig::cuts() alone.
+  std::vector<float> sampling_logprob = {};
   bool stopped = false;  // it ends in a stop token, or in what completes a text of stop; false: cut at the length limit
   std::vector<Exchange> turns = {};           // of a conversation, those that the environment answered
   std::map<std::string, double> scores = {};  // of a conversation, the environment's last

@@ -16,6 +16,7 @@ void RolloutWorker::extend(Sequence& s, const float* logits) {
   c.logprob.push_back(draw.logprob);
   c.entropy.push_back(draw.entropy);
   if (job_.sampling.sum_p2) c.sum_p2.push_back(draw.sum_p2);
+  if (cuts_) c.sampling_logprob.push_back(draw.sampling_logprob);
   const TextRules* rules = job_.sampling.rules.get();
   c.stopped = job_.stops[draw.token] || (rules && !early && rules->stops(std::span(c.tokens).subspan(turn_of(c))));
   ++counts_.drawn;
@@ -94,6 +95,7 @@ void RolloutWorker::try_branch(Sequence& s, bool ended) {
   mine.logprob.assign(c.logprob.begin(), c.logprob.begin() + t);
   mine.entropy.assign(c.entropy.begin(), c.entropy.begin() + t);
   if (!c.sum_p2.empty()) mine.sum_p2.assign(c.sum_p2.begin(), c.sum_p2.begin() + t);
+  if (cuts_) mine.sampling_logprob.assign(c.sampling_logprob.begin(), c.sampling_logprob.begin() + t);
   branch->leaf.path = s.leaf.path;
   branch->leaf.path.push_back(t);
   branch->table = table_.fork(*s.table, position(*branch));

@@ -65,11 +65,7 @@ bool Methods::needs_reference() const {
 }
 
 std::string Methods::problem(const RolloutConfig& rollout) const {
-  std::vector<std::string> seen;
   for (const Shaping& one : reward) {
-    if (std::find(seen.begin(), seen.end(), one.kind()) != seen.end())
-      return "reward: " + one.kind() + " stands there twice; once does it";
-    seen.push_back(one.kind());
     const int64_t longest = rollout.sampling.max_new_tokens;
     const auto* overlong = one.get<methods::Overlong>();
     if (overlong && longest == 0)

@@ -17,6 +17,7 @@ RolloutWorker::RolloutWorker(RolloutJob& job, int64_t most, int64_t pages, Rollo
                                   job_.branching ? job_.branching->window + 1 : 1)),
       table_(session_->pages()),
       sampler_(job_.sampling, job_.vocabulary),
+      cuts_(job_.sampling.cuts()),
       counts_(counts) {}
 
 int64_t RolloutWorker::longest_prompt() const {

@@ -148,6 +148,7 @@ class RolloutWorker {
   std::unique_ptr<model::DecodeSession> session_;
   model::PageTable& table_;
   Sampler sampler_;
+  const bool cuts_;                          // SamplingConfig::cuts()
   std::vector<int64_t> before_, forbidden_;  // of the draw in hand: prompt and completion, tokens that are not drawn
   RolloutCounts& counts_;
   std::vector<Owned> running_;  // in the order of their admission

@@ -29,26 +29,31 @@ Draw Sampler::draw(const float* logits, double uniform, std::span<const int64_t>
     sum_p2 = static_cast<float>(squares / (static_cast<double>(total) * total));
   }
   const bool penalises = config_.repetition_penalty != 1 && !seen.empty();
-  const float left = forbidden.empty() && !penalises ? total : change(logits, scale, forbidden, seen);
+  const bool changes = penalises || !forbidden.empty();
+  highest_ = maximum, mass_ = total;
+  if (changes) change(logits, scale, forbidden, seen);
   int64_t token = V;
   if (config_.temperature == 0) {
     token = std::max_element(weight_.begin(), weight_.end()) - weight_.begin();
   } else if (config_.top_k < V || config_.top_p < 1) {
-    token = truncated(uniform, left);
+    token = truncated(uniform);
   } else {
+    if (config_.min_p > 0) cut_unlikely();
     double passed = 0;
-    const double goal = uniform * (config_.min_p > 0 ? cut_unlikely() : left);
+    const double goal = uniform * mass_;
     for (int64_t n = 0; n < V && passed <= goal; ++n)
       if (weight_[n] > 0) {
         passed += weight_[n];
         token = n;
       }
   }
-  return {token, logits[token] * scale - maximum - std::log(total), entropy, sum_p2};
+  const float chosen = changes ? allowed_[token] : logits[token];  // the same bits as logprob where nothing is cut
+  return {token, logits[token] * scale - maximum - std::log(total), entropy, sum_p2,
+          config_.temperature > 0 ? chosen * scale - highest_ - std::log(static_cast<float>(mass_)) : 0};
 }
 
-float Sampler::change(const float* logits, float scale, std::span<const int64_t> forbidden,
-                      std::span<const int64_t> seen) {
+void Sampler::change(const float* logits, float scale, std::span<const int64_t> forbidden,
+                     std::span<const int64_t> seen) {
   const int64_t V = weight_.size();
   std::copy_n(logits, V, allowed_.begin());
   if (config_.repetition_penalty != 1) {
@@ -62,26 +67,25 @@ float Sampler::change(const float* logits, float scale, std::span<const int64_t>
     for (const int64_t token : seen) penalised_[token] = false;
   }
   for (const int64_t token : forbidden) allowed_[token] = -INFINITY;
-  float highest, left, unused;
-  model::cpu_kernels<float>().softmax(V, scale, allowed_.data(), weight_.data(), &highest, &left, &unused);
-  if (highest == -INFINITY) throw NothingAllowed();
-  if (!std::isfinite(highest) || !std::isfinite(left)) {
+  float left, unused;
+  model::cpu_kernels<float>().softmax(V, scale, allowed_.data(), weight_.data(), &highest_, &left, &unused);
+  if (highest_ == -INFINITY) throw NothingAllowed();
+  if (!std::isfinite(highest_) || !std::isfinite(left)) {
     std::ostringstream text;
     text << "rollout: the logits leave the range of float32 under repetition_penalty (" << config_.repetition_penalty
          << ") and temperature (" << config_.temperature << ")";
     throw std::runtime_error(text.str());
   }
-  return left;
+  mass_ = left;
 }
 
-double Sampler::cut_unlikely() {
+void Sampler::cut_unlikely() {
   const double least = config_.min_p * *std::max_element(weight_.begin(), weight_.end());
-  double left = 0;
+  mass_ = 0;
   for (float& weight : weight_) {
     if (weight < least) weight = 0;
-    left += weight;
+    mass_ += weight;
   }
-  return left;
 }
 
 std::string Sampler::why_not_finite(const float* logits) const {
@@ -95,14 +99,14 @@ std::string Sampler::why_not_finite(const float* logits) const {
          ") leave the range of float32; raise it, or take 0 for the likeliest token";
 }
 
-int64_t Sampler::truncated(double uniform, float total) {
+int64_t Sampler::truncated(double uniform) {
   auto less_likely = [&](int32_t a, int32_t b) { return weight_[a] != weight_[b] ? weight_[a] < weight_[b] : a > b; };
   std::iota(ranking_.begin(), ranking_.end(), 0);
   std::make_heap(ranking_.begin(), ranking_.end(), less_likely);
   // The heap gives up its likeliest one after the other, to the back of the vector.
   auto rest = ranking_.end();
   int64_t kept = 0;
-  double mass = 0, enough = config_.top_k < static_cast<int64_t>(weight_.size()) ? INFINITY : config_.top_p * total;
+  double mass = 0, enough = config_.top_k < static_cast<int64_t>(weight_.size()) ? INFINITY : config_.top_p * mass_;
   do {
     std::pop_heap(ranking_.begin(), rest, less_likely);
     mass += weight_[*--rest];
@@ -119,6 +123,7 @@ int64_t Sampler::truncated(double uniform, float total) {
     mass = weight_[rank(0)];
     for (kept = 1; kept < before && weight_[rank(kept)] >= least; ++kept) mass += weight_[rank(kept)];
   }
+  mass_ = mass;
   double passed = 0;
   int64_t i = 0;
   while (i + 1 < kept && (passed += weight_[rank(i)]) <= uniform * mass) ++i;

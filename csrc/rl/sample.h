@@ -13,9 +13,11 @@ namespace isentrope::rl {
 
 struct Draw {
   int64_t token;
-  float logprob, entropy;  // of softmax(logits / temperature) over the whole vocabulary; at temperature 0, of
-                           // softmax(logits)
-  float sum_p2 = 0;        // Σ p² of the same, where SamplingConfig::sum_p2 asks for it
+  float logprob, entropy;      // of softmax(logits / temperature) over the whole vocabulary; at temperature 0, of
+                               // softmax(logits)
+  float sum_p2 = 0;            // Σ p² of the same, where SamplingConfig::sum_p2 asks for it
+  float sampling_logprob = 0;  // of what is left of it after all changes and cuts, of which the token was drawn; at
+                               // temperature 0, where one token is left, 0
 };
 
 // Every token that the logits allow is forbidden.
@@ -39,10 +41,10 @@ class Sampler {
             std::span<const int64_t> seen = {});
 
  private:
-  // Those after repetition_penalty and without `forbidden` become the weights to draw by. Returns their sum.
-  float change(const float* logits, float scale, std::span<const int64_t> forbidden, std::span<const int64_t> seen);
-  int64_t truncated(double uniform, float total);
-  double cut_unlikely();  // weights that min_p cuts become 0; the sum of the others
+  // Those after repetition_penalty and without `forbidden` become the weights to draw by, mass_ their sum.
+  void change(const float* logits, float scale, std::span<const int64_t> forbidden, std::span<const int64_t> seen);
+  int64_t truncated(double uniform);  // what top_k, top_p and min_p leave is mass_
+  void cut_unlikely();                // weights that min_p cuts become 0, mass_ the sum of the others
   std::string why_not_finite(const float* logits) const;
 
   SamplingConfig config_;
@@ -50,6 +52,8 @@ class Sampler {
   std::vector<float> allowed_;    // [V] logits as they were changed
   std::vector<int32_t> ranking_;  // [V]
   std::vector<bool> penalised_;   // [V], of the draw in hand
+  float highest_ = 0;             // max y
+  double mass_ = 0;               // Σ of the weights that are drawn among
 };
 
 }  // namespace isentrope::rl

@@ -116,6 +116,7 @@ void gather(const Peers& peers, std::vector<Completion>& completions, Rewards& r
     own.put(c.logprob);
     own.put(c.entropy);
     own.put(c.sum_p2);
+    own.put(c.sampling_logprob);
     put_conversation(own, c);
     own.put(rewards.total[i]);
     own.put(rewards.first[i]);
@@ -144,6 +145,7 @@ void gather(const Peers& peers, std::vector<Completion>& completions, Rewards& r
       from.take(c.logprob);
       from.take(c.entropy);
       from.take(c.sum_p2);
+      from.take(c.sampling_logprob);
       take_conversation(from, c);
       from.take(one.total);
       from.take(one.first);

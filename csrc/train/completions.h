@@ -14,7 +14,8 @@ namespace isentrope::train {
 // group: number of the prompt. Its tokens are the T that were drawn, the end of sequence included:
 //   {"group": g, "sample": s, "prompt": "…", "completion": "…", "tokens": [T texts], "ids": [T integers], "logprob": [T nats],
 //    "entropy": [T nats], "length": T, "finished": whether the end of sequence was drawn, or a text of stop written}
-// completion is the text without the end of sequence. logprob and entropy read back to the same float32.
+// and where keys of sampling cut or change the policy's distribution, "sampling_logprob": [T nats].
+// completion is the text without the end of sequence. logprob, entropy and sampling_logprob read back to the same float32.
 nlohmann::ordered_json to_json(int64_t group, const std::string& prompt, const rl::Completion& completion,
                                const data::Tokenizer& tokenizer);
 

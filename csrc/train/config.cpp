@@ -122,8 +122,9 @@ std::string moved(const std::string& path, const std::string& name, const YAML::
     return "is an entry of the list " + phase + "." + list + " now; write " + list + ": " + form;
   };
   if (path.ends_with(".rollout")) {
-    if (name == "ares") return say("reward", "[..., " + entry("ares") + "]");
-    if (name == "overlong_buffer") return say("reward", "[..., " + entry("overlong") + "]");
+    if (name == "ares" || name == "overlong_buffer")
+      return say("reward", "[..., " + entry(name == "ares" ? name : "overlong") + "]");
+    if (name == "filter_groups" && !node.as<bool>(true)) return "is off where reward has no such entry; leave it out";
     if (name == "filter_groups") return say("reward", "[..., {kind: filter_groups}]");
     if (name == "max_draws" || name == "max_empty_steps")
       return say("reward", "[..., {kind: filter_groups, " + name + ": " + flow(node) + "}]");
@@ -158,10 +159,7 @@ bool from_text(const std::string& text, bool& value) {
 }
 
 bool from_text(const std::string& text, double& value) {
-  if (text == ".inf" || text == "+.inf" || text == "-.inf") {
-    value = text[0] == '-' ? -HUGE_VAL : HUGE_VAL;
-    return true;
-  }
+  if (text == ".inf" || text == "+.inf" || text == "-.inf") return value = text[0] == '-' ? -HUGE_VAL : HUGE_VAL, true;
   const char* begin = text.data() + (text.starts_with('+') ? 1 : 0);
   const auto [end, error] = std::from_chars(begin, text.data() + text.size(), value);
   return error == std::errc() && end == text.data() + text.size() && std::isfinite(value);

@@ -13,6 +13,7 @@
 #include "csrc/data/tokenizer.h"
 #include "csrc/field.h"
 #include "csrc/message.h"
+#include "csrc/methods/combinations.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/environment_config.h"
 #include "csrc/rl/reward.h"
@@ -113,6 +114,7 @@ struct PhaseConfig {
   // Of the rollouts and of evaluations, with the environment if there is one.
   rl::SamplingConfig sampling(const data::Tokenizer& tokenizer) const;
   rl::Methods methods() const { return {rl::shaping_of(reward), advantage}; }
+  methods::Chosen chosen() const;  // what the rules of csrc/methods/combinations.h look at
   // Whether the phase measures a divergence from a reference, in its loss or in its rewards.
   bool needs_reference() const { return objective.has_reference() || methods().needs_reference(); }
   bool evaluates() const { return evaluation.every > 0 && !evaluation.skip; }  // while it runs

@@ -71,6 +71,18 @@ bool looks_at_turns(const methods::Advantage& method) {
       method.value);
 }
 
+methods::Listed listed(const std::string& kind, const auto& value) {
+  methods::Listed one{.kind = kind};
+  std::visit(
+      [&]<class M>(const M& method) {
+        if constexpr (requires { method.op; }) one.detail = method.op;
+        if constexpr (std::is_same_v<M, methods::Correction>) one.detail = method.mode;
+        if constexpr (requires { method.scope; }) one.micro = method.scope == "micro";
+      },
+      value);
+  return one;
+}
+
 // What does not go together with an environment, or without one.
 std::string environment_problem(const PhaseConfig& phase) {
   const std::vector<rl::RewardConfig> scores = phase.scores();
@@ -114,6 +126,19 @@ std::string environment_problem(const PhaseConfig& phase) {
 
 }  // namespace
 
+methods::Chosen PhaseConfig::chosen() const {
+  methods::Chosen chosen{.loss = objective.loss,
+                         .entropy = objective.entropy ? objective.entropy->kind() : "",
+                         .inner_policy = objective.inner_policy.has_value(),
+                         .micro_loss = objective.selects() && objective.scope == "micro",
+                         .cut = batch.micro_tokens > 0};
+  for (const rl::Shaping& one : methods().reward) chosen.reward.push_back(listed(one.kind(), one.value));
+  for (const methods::Advantage& one : advantage) chosen.advantage.push_back(listed(one.kind(), one.value));
+  for (const methods::Weight& one : weight) chosen.weight.push_back(listed(one.kind(), one.value));
+  for (const rl::RewardConfig& one : scores()) chosen.scores += one.weight != 0;
+  return chosen;
+}
+
 std::string PhaseConfig::problem() const {
   const bool plain =
       std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-'; });
@@ -138,6 +163,7 @@ std::string PhaseConfig::problem() const {
                " looks at advantages or at the policy that drew, and an sft phase has neither; wanted " +
                listed_of_targets();
   }
+  if (const std::string problem = methods::problem_of(chosen()); !problem.empty()) return problem;
   if (objective.entropy && objective.entropy->get<methods::CeehEntropy>() &&
       !std::any_of(reward.begin(), reward.end(), [](const auto& one) { return one.kind() == "ceeh"; }) &&
       !std::any_of(advantage.begin(), advantage.end(), [](const auto& one) { return one.kind() == "ceeh"; }))

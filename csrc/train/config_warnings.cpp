@@ -81,10 +81,12 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
                   "its reward "
                   "alone; give 2 or more, or advantage: [{kind: reinforce_plus_plus_baseline}]");
   if (const std::vector<std::string> keys = r.sampling.off_policy(); !keys.empty())
-    out.push_back(path + ".rollout." + keys.front() + ": with it" +
-                  (keys.size() > 1 ? ", " + join({keys.begin() + 1, keys.end()}) : "") +
-                  " completions are not drawn from softmax(logits / temperature), the policy, whose log-probabilities "
-                  "the update takes for those that they were drawn by");
+    out.push_back(
+        path + ".rollout." + keys.front() + ": with it" +
+        (keys.size() > 1 ? ", " + join({keys.begin() + 1, keys.end()}) : "") +
+        " completions are not drawn from softmax(logits / temperature), the policy, to whose log-probabilities "
+        "the ratios of the loss are; mismatch/* tell how far the two are apart, and weight: [{kind: "
+        "correction}] weighs tokens for it");
   if (r.save_every > phase.steps)
     out.push_back(path + ".rollout.save_every: " + text(r.save_every) + ", and the phase has " + text(phase.steps) +
                   " steps; no rollout is saved");
@@ -138,6 +140,7 @@ std::vector<std::string> warnings(const TrainConfig& config, const std::set<std:
     of_optimizer(path, phase, out);
     of_evaluation(path, phase, out);
     of_policy(path, phase, functions, out);
+    for (const std::string& one : methods::warnings_of(phase.chosen())) out.push_back(path + "." + one);
   }
   return out;
 }

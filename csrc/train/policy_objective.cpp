@@ -40,9 +40,10 @@ Tensor kept_of(const ops::TokenEntropy& policy) {
 // What the ratio is taken to: the policy at the step's beginning where completions were scored anew, else the one that drew them.
 const Tensor& old_of(const Batch& batch) { return batch.rescored.defined() ? batch.rescored : batch.old_logprob; }
 
-// How far the policy that learns is from the one that drew, before anything is learnt: rounding, or another precision, top-k, top-p.
+// How far the policy that learns is from what drew, before anything is learnt: rounding, or another precision, top-k, top-p.
 std::map<std::string, double> mismatch_of(const Tensor& logprob, const Batch& update) {
-  const Tensor found = methods::mismatch(logprob, update.old_logprob, update.target != data::kIgnore, std::nullopt);
+  const Tensor& drawn_by = update.sampling_logprob.defined() ? update.sampling_logprob : update.old_logprob;
+  const Tensor found = methods::mismatch(logprob, drawn_by, update.target != data::kIgnore, std::nullopt);
   const double* x = found.const_data_ptr<double>();
   return {{"mismatch/max", x[0]},
           {"mismatch/mean", x[1]},
@@ -249,6 +250,7 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
                          .sum_p2 = all_of(own.sum_p2),
                          .sum_p2_logp = all_of(own.sum_p2_logp),
                          .old_sum_p2 = update.old_sum_p2,
+                         .sampling_logprob = update.sampling_logprob,
                          .kept = all_of(own.kept),
                          .hard = update.hard};
     if (weighs_) decided.factor = weigh(weight_, seen, update, batch_.micro_tokens, values);

@@ -29,7 +29,8 @@ std::vector<std::string> PolicyWatch::look(const std::string& phase, const std::
   std::snprintf(figure, sizeof(figure), "%.2g", k3->second);
   texts.push_back("the policy that draws is not the one that is trained: before anything was learnt they were " +
                   std::string(figure) + " nats a token apart (mismatch/k3). phases." + phase +
-                  ".rollout.dtype: model, or phases." + phase + ".weight: [{kind: correction}]");
+                  ".rollout: dtype: model and no top_k, top_p, min_p, repetition_penalty or bad_words make them one; " +
+                  "phases." + phase + ".weight: [{kind: correction}] weighs tokens for it");
   return texts;
 }
 

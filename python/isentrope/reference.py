@@ -361,7 +361,7 @@ def grpo_sequence_log_ratio(mode: str, l: Tensor, old: Tensor, A: Tensor, mask: 
     """[B, 1]: log s of gspo and luspo, log g of geo_mean, log w of vespo, before their clamps."""
     d = l - old
     if mode == "geo_mean":
-        d = torch.where(A > 0, d.clamp(max=high), d.clamp(min=-low))
+        d = torch.where(A.signbit(), d.clamp(min=-low), d.clamp(max=high))  # A may be -0.0: a factor of 0 keeps the side
     total = (d.clamp(-20, 20) if mode == "vespo" else d).where(mask, 0).sum(1, keepdim=True)
     return total if mode == "vespo" else total / mask.sum(1, keepdim=True).clamp(min=1)
 

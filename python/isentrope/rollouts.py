@@ -24,6 +24,7 @@ order in which the run has them. It takes the Python package pyarrow. Columns:
     reward, scores, advantage    double, map<string, double>, double: "rewards" of the JSON lines is scores
     overlong, ares, pear, ceeh, kl double: null where these methods are not there
     advantages, weight           list<float>: of each token, null where no method makes them differ
+    sampling_logprob             list<float>: nats, of each token as it was drawn, null where nothing cuts the policy
     parent, begin                int64: null without rollout.branch
 """
 
@@ -82,7 +83,7 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
         row |= {"tokens": line["ids"], "token_texts": line.get("tokens")}
         row |= {name: line.get(name) for name in ("logprob", "entropy", "finished", "reward")}
         row |= {"scores": list(line["rewards"].items())}
-        row |= {name: line.get(name) for name in ("advantage", "overlong", "ares", "pear", "ceeh", "kl", "advantages", "weight", "parent", "begin")}
+        row |= {name: line.get(name) for name in ("advantage", "overlong", "ares", "pear", "ceeh", "kl", "advantages", "weight", "sampling_logprob", "parent", "begin")}
         yield row
 
 
@@ -101,7 +102,7 @@ def write(files: Sequence[Path], out: Path) -> int:
         {"phase": text, "step": whole, "group": whole, "sample": whole, "prompt": text, "completion": text,
          "tokens": pa.list_(whole), "token_texts": pa.list_(text), "logprob": pa.list_(number), "entropy": pa.list_(number),
          "finished": pa.bool_(), "reward": real, "scores": pa.map_(text, real), "advantage": real, "overlong": real, "ares": real, "pear": real, "ceeh": real, "kl": real,
-         "advantages": pa.list_(number), "weight": pa.list_(number), "parent": whole, "begin": whole}.items()
+         "advantages": pa.list_(number), "weight": pa.list_(number), "sampling_logprob": pa.list_(number), "parent": whole, "begin": whole}.items()
     )  # fmt: skip
     count = 0
     with replaced(out) as beside:

@@ -512,6 +512,8 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {"phases.grpo.rollout.ares={kl: {every: 2}}", "write reward: [..., {kind: ares, kl: {every: 2}}]"},
            {"phases.grpo.rollout.ares={}", "write reward: [..., {kind: ares}]"},
            {"phases.grpo.rollout.filter_groups=true", "write reward: [..., {kind: filter_groups}]"},
+           {"phases.grpo.rollout.filter_groups=false",
+            "filter_groups: is off where reward has no such entry; leave it out"},
            {"phases.grpo.rollout.max_draws=5", "write reward: [..., {kind: filter_groups, max_draws: 5}]"},
            {"phases.grpo.rollout.advantage={kind: rloo}", "write advantage: [{kind: rloo}]"},
            {"phases.grpo.advantage=[{kind: rloo}, {kind: grpo}]",
@@ -544,6 +546,44 @@ TEST_F(ConfigTest, AFilterNeedsGroups) {
   EXPECT_NE(said.find("reward: filter_groups: a group of one"), std::string::npos) << said;
 }
 
+TEST_F(ConfigTest, MethodsThatDoNotGoTogether) {
+  const std::string inner = "phases.grpo.objective.inner_policy={layer: 0, steps: 2}";
+  struct Case {
+    std::vector<std::string> overrides;
+    const char* said;
+  };
+  const auto advantage = [](const std::string& list) { return "phases.grpo.advantage=[{kind: grpo}, " + list + "]"; };
+  const auto weight = [](const std::string& list) { return "phases.grpo.weight=[" + list + "]"; };
+  for (const Case& wrong : std::vector<Case>{
+           {{advantage("{kind: repo}, {kind: repo, beta: 1}")}, "advantage: repo stands there twice; once does it"},
+           {{weight("{kind: top_entropy}, {kind: steer}, {kind: top_entropy, fraction: 0.1}")},
+            "weight: top_entropy stands there twice"},
+           {{weight("{kind: correction}, {kind: correction, mode: mask, level: sequence}")},
+            "weight: correction stands there twice; once does it, or one of mode reject beside one that weighs"},
+           {{advantage("{kind: position}, {kind: entropy_advantage}")},
+            "advantage: entropy_advantage stands behind position, and "},
+           {{advantage("{kind: perplexity}, {kind: empg}")},
+            "write them in the order empg, entropy_advantage or ceeh, perplexity, position, hicra"},
+           {{weight("{kind: top_entropy}, {kind: clip_b}")}, "weight: clip_b stands behind top_entropy, and "},
+           {{"phases.grpo.advantage=[{kind: gdpo}]"}, "advantage: gdpo normalises each reward by itself"},
+           {{weight("{kind: attention_entropy}"), inner},
+            "weight: attention_entropy together with objective.inner_policy: "},
+           {{weight("{kind: correction}"), inner}, "weight: correction together with objective.inner_policy: "}}) {
+    const std::string said = error(kGood, wrong.overrides);
+    EXPECT_NE(said.find(wrong.said), std::string::npos) << wrong.overrides[0] << "\n" << said;
+    expect_readable(said);
+  }
+  for (const std::vector<std::string>& right : std::vector<std::vector<std::string>>{
+           {advantage("{kind: repo}, {kind: empg, marker: \"=\"}, {kind: entropy_advantage}, {kind: perplexity}, "
+                      "{kind: position}, "
+                      "{kind: gepo}")},
+           {weight("{kind: clip_v}, {kind: clip_b}, {kind: steer}, {kind: top_entropy}")},
+           {weight("{kind: correction}, {kind: correction, mode: reject, level: sequence}")},
+           {"phases.grpo.advantage=[{kind: gdpo}]", "phases.grpo.reward=[{kind: answer}, {kind: exact}]"},
+           {weight("{kind: steer}"), inner}})
+    EXPECT_EQ(error(kGood, right), "no error") << right[0];
+}
+
 TEST_F(ConfigTest, WhatIsAllowedAndNotMeantIsWarnedOf) {
   const auto said = [&](const std::string& override) {
     std::string all;
@@ -573,6 +613,12 @@ TEST_F(ConfigTest, WhatIsAllowedAndNotMeantIsWarnedOf) {
            {"phases.grpo.rollout={min_p: 0.1, bad_words: a}",
             "phases.grpo.rollout.min_p: with it, bad_words completions"},
            {"phases.grpo.objective.ref_kl=k1", "phases.grpo.objective.ref_kl: "},
+           {"phases.grpo.objective={kind: grpo, loss: clip_cov, entropy: {kind: entropic}}",
+            "phases.grpo.objective.entropy: entropic together with objective.loss clip_cov: "},
+           {"phases.grpo.weight=[{kind: steer}, {kind: top_entropy, scope: micro}]",
+            "phases.grpo.weight.1.scope: micro is of each micro-batch, and batch.micro_tokens is 0"},
+           {"phases.grpo.objective={kind: grpo, loss: kl_cov, scope: micro}",
+            "phases.grpo.objective.scope: micro is of each micro-batch"},
            {"phases.grpo.rollout.num_generations=1", "phases.grpo.rollout.num_generations: "},
            {"phases.grpo.reward=[{kind: answer}, {kind: exact, weight: 0}]", "phases.grpo.reward.1.weight: 0"},
            {"phases.grpo.reward=[{kind: answer, weight: -1}]", "phases.grpo.reward.0.weight: below 0"},

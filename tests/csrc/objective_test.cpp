@@ -19,8 +19,8 @@ constexpr std::pair<int64_t, int64_t> kCuts[] = {{6, 33}, {6, 25}, {6, 11}, {5, 
 
 TEST(Objective, DoesNotDependOnHowAnUpdateIsCut) {
   const data::Batch update = update_of();
-  for (const char* loss : {"clip", "clip_cov", "kl_cov", "gspo", "geo_mean", "reinforce", "dppo_tv", "dppo_kl", "sapo",
-                           "vespo", "ce_gppo", "dro"})
+  for (const char* loss : {"clip", "clip_higher", "clip_cov", "kl_cov", "gspo", "cispo", "gpg", "geo_mean", "reinforce",
+                           "dppo_tv", "dppo_kl", "sapo", "vespo", "ce_gppo", "dro"})
     for (const auto& [rows, micro_tokens] : kCuts) {
       const data::Batch part = update.rows(0, rows);
       expect_same(run(grpo(loss), 0, part), run(grpo(loss), micro_tokens, part), loss);
@@ -140,6 +140,40 @@ TEST(Objective, TheDivergenceMaskSeesBothPoliciesHoweverTheUpdateIsCut) {
   EXPECT_GT(whole.stats.at("weight/zero"), 0.1);
   EXPECT_LT(whole.stats.at("weight/zero"), 0.9);
   EXPECT_EQ(whole.stats.at("weight/removed"), 0);
+}
+
+// What cut the draws is measured and weighed; ratios, entropies and all else stay those of the policy.
+TEST(Objective, CorrectionIsToTheDistributionThatDrew) {
+  data::Batch update = update_of();
+  model::Decoder model = small_model();
+  const Tensor mask = update.target != data::kIgnore;
+  update.old_logprob = model->token_entropy(update.tokens, update.target).logprob.detach().masked_fill(~mask, 0);
+  update.rescored = update.old_logprob;
+  const Outcome own = run(grpo("clip"), 0, update), same = run(grpo("clip"), 0, update, {methods::Correction()});
+  EXPECT_NEAR(own.stats.at("mismatch/k3"), 0, 1e-9);
+  EXPECT_NEAR(own.stats.at("mismatch/ess"), 1, 1e-9);
+  EXPECT_NEAR(same.stats.at("weight/mean"), 1, 1e-6);
+
+  // The kept mass is a half in the even columns and 0.8 in the others: such are the weights.
+  const Tensor mass = torch::where(torch::arange(11) % 2 == 0, 0.5, 0.8).expand({6, 11}).to(torch::kFloat32);
+  update.sampling_logprob = (update.old_logprob - mass.log()).masked_fill(~mask, 0);
+  const Outcome plain = run(grpo("clip"), 0, update), whole = run(grpo("clip"), 0, update, {methods::Correction()});
+  for (const int64_t micro_tokens : {11, 25})
+    expect_same(whole, run(grpo("clip"), micro_tokens, update, {methods::Correction()}), "cut");
+  for (size_t p = 0; p < plain.gradient.size(); ++p) EXPECT_TRUE(torch::equal(plain.gradient[p], own.gradient[p])) << p;
+  for (const auto& [name, value] : own.stats) {
+    if (name.starts_with("mismatch/")) continue;
+    EXPECT_EQ(plain.stats.at(name), value) << name;
+  }
+  const Tensor w = mass.masked_select(mask).to(torch::kFloat64);
+  EXPECT_NEAR(plain.stats.at("mismatch/k3"), (w - 1 - w.log()).mean().item<double>(), 1e-6);
+  EXPECT_NEAR(plain.stats.at("mismatch/ess"), (w.sum().square() / (w.numel() * w.square().sum())).item<double>(), 1e-6);
+  EXPECT_NEAR(whole.stats.at("weight/mean"), w.mean().item<double>(), 1e-6);
+  data::Batch weighed = update;
+  weighed.advantage = update.advantage * mass;
+  const Outcome wanted = run(grpo("clip"), 0, weighed);
+  for (size_t p = 0; p < wanted.gradient.size(); ++p)
+    EXPECT_TRUE(torch::allclose(whole.gradient[p], wanted.gradient[p], 1e-5, 1e-7)) << p;
 }
 
 // The controller follows the entropy that the bonus is about.

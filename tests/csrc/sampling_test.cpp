@@ -94,6 +94,44 @@ TEST(Sampler, WhatIsRecordedKnowsOfNoneOfThese) {
   }
 }
 
+// π(token) / μ(token) of a token that a cut leaves is the mass of π that it leaves, whatever the token.
+TEST(Sampler, RecordsTheDistributionThatTheTokenWasDrawnFrom) {
+  const std::vector<double> p{0.05, 0.3, 0.01, 0.2, 0.24, 0.2};
+  const std::vector<float> logits = logits_of(p, 3);
+  const auto expect = [&](const SamplingConfig& config, const std::vector<double>& kept,
+                          const std::vector<int64_t>& forbidden = {}, const std::vector<int64_t>& seen = {},
+                          double whole = 1) {
+    Sampler sampler(config, 6);
+    const double mass = std::accumulate(kept.begin(), kept.end(), 0.0);
+    for (int i = 0; i < 50; ++i) {
+      const Draw draw = sampler.draw(logits.data(), (i + 0.5) / 50, forbidden, seen);
+      EXPECT_NEAR(std::exp(static_cast<double>(draw.sampling_logprob)), kept[draw.token] / mass, 1e-6) << draw.token;
+      if (seen.empty()) {
+        EXPECT_NEAR(std::exp(static_cast<double>(draw.logprob - draw.sampling_logprob)), mass / whole, 1e-6);
+      }
+    }
+  };
+  expect({.top_p = 0.5}, {0, 0.3, 0, 0, 0.24, 0});  // weights of 0.54
+  expect({.top_k = 3}, {0, 0.3, 0, 0.2, 0.24, 0});
+  expect({.top_k = 3, .top_p = 0.7}, {0, 0.3, 0, 0, 0.24, 0});
+  expect({.min_p = 0.1}, {0.05, 0.3, 0, 0.2, 0.24, 0.2});
+  expect({.top_p = 0.6, .min_p = 0.7}, {0, 0.3, 0, 0, 0.24, 0});
+  expect({.min_p = 0.9}, {0, 0, 0, 0, 0.24, 0}, {1});
+  expect({}, {0.05, 0.3, 0.01, 0.2, 0, 0.2}, {4});
+  expect({.temperature = 0.5, .top_p = 0.6}, {0, 0.09, 0, 0, 0.0576, 0}, {}, {},
+         0.0025 + 0.09 + 0.0001 + 0.0976 + 0.04);
+  // x / 2 of a logit above 0: e^(log(0.3) / 2 + 1.5), beside 0.24 e³ and so on.
+  const double e = std::exp(3.0);
+  expect({.repetition_penalty = 2}, {0.05 * e, std::sqrt(0.3 * e), 0.01 * e, 0.2 * e, 0.24 * e, 0.2 * e}, {}, {1, 1});
+  for (const double temperature : {0.7, 1.0})  // nothing is cut: the same bits
+    for (const SamplingConfig& config : {SamplingConfig{.temperature = temperature},
+                                         SamplingConfig{.temperature = temperature, .repetition_penalty = 2}}) {
+      const Draw draw = Sampler(config, 6).draw(logits.data(), 0.4);
+      EXPECT_EQ(draw.logprob, draw.sampling_logprob);
+    }
+  EXPECT_EQ(Sampler({.temperature = 0, .min_p = 0.5}, 6).draw(logits.data(), 0.4).sampling_logprob, 0);
+}
+
 TEST(Sampler, SaysWhyNothingIsLeft) {
   const std::vector<float> logits{1, -INFINITY, 2};
   const auto refused = [&](const SamplingConfig& config, const std::vector<int64_t>& forbidden) {
@@ -215,6 +253,7 @@ void expect_all_same(const std::vector<Completion>& a, const std::vector<Complet
   for (size_t i = 0; i < a.size(); ++i) {
     EXPECT_EQ(a[i].tokens, b[i].tokens);
     EXPECT_EQ(a[i].logprob, b[i].logprob);
+    EXPECT_EQ(a[i].sampling_logprob, b[i].sampling_logprob);
     EXPECT_EQ(a[i].entropy, b[i].entropy);
     EXPECT_EQ(std::tuple(a[i].prompt, a[i].sample, a[i].parent, a[i].begin, a[i].stopped),
               std::tuple(b[i].prompt, b[i].sample, b[i].parent, b[i].begin, b[i].stopped));
@@ -306,6 +345,11 @@ TEST(Rollout, RulesAreFunctionsOfTheTokensAlone) {
     const auto roomy = drawer.draw(all, {}, branching, &free);
     EXPECT_TRUE(!branching || free.branches > 0);
     int64_t by_text = 0;
+    for (const Completion& c : roomy) {
+      ASSERT_EQ(c.sampling_logprob.size(), c.tokens.size());
+      for (int64_t t = 0; c.parent >= 0 && t < c.begin; ++t)  // a branch has its parent's
+        EXPECT_EQ(c.sampling_logprob[t], roomy[c.parent].sampling_logprob[t]);
+    }
     for (const Completion& c : roomy) by_text += c.stopped && c.tokens.back() != 24;
     EXPECT_GT(by_text, 0);
     for (const int64_t pages : {7, 11})
@@ -323,7 +367,10 @@ TEST(Rollout, RulesAreFunctionsOfTheTokensAlone) {
        {SamplingConfig{.repetition_penalty = 1.3}, SamplingConfig{.bad_words = {"9"}}, SamplingConfig{.min_p = 0.2}}) {
     std::vector<std::vector<int64_t>> with, without;
     for (const Completion& c : drawer.draw(one)) with.push_back(c.tokens);
-    for (const Completion& c : drawer.draw({})) without.push_back(c.tokens);
+    for (const Completion& c : drawer.draw({})) {
+      without.push_back(c.tokens);
+      EXPECT_TRUE(c.sampling_logprob.empty());  // the policy's own: nothing is kept twice
+    }
     EXPECT_NE(with, without);
   }
 }

@@ -48,6 +48,75 @@ TEST(WeightedObjective, WeightedBonusesHaveTheirGradientHoweverTheUpdateIsCut) {
   }
 }
 
+// Tokens a pass: rows of 11 tokens, so that the six make 2 micro-batches, and five of them 5.
+constexpr std::pair<int64_t, int64_t> kCuts[] = {{6, 33}, {5, 11}};
+
+TEST(WeightedObjective, EveryWeightIsOfTheWholeUpdateHoweverItIsCut) {
+  data::Batch update = update_of();
+  const Tensor mask = update.target != data::kIgnore;
+  model::Decoder model = small_model();
+  const auto seen = model->token_entropy(update.tokens, update.target);
+  torch::manual_seed(11);
+  update.old_entropy = (seen.entropy.detach() * (0.8 + 0.4 * torch::rand({6, 11}))).masked_fill(~mask, 0);
+  update.rescored = (update.old_logprob + 0.5 * torch::randn({6, 11})).masked_fill(~mask, 0);
+  for (const methods::Weight& one : std::vector<methods::Weight>{
+           methods::Steer{.low = 0.5}, methods::Stare{.target = 5, .fraction = 0.3, .up = 2, .down = 0.5},
+           methods::AttentionEntropy{.coef = -3}, methods::RandomTokens{.fraction = 0.4},
+           methods::SoftWindow{.window = 3}, methods::SurprisalBand{.low = 0.5, .high = 1.2},
+           methods::EntropyRatioBand{.low = 0.9, .high = 1.1}, methods::Correction{.high = 1.2},
+           methods::Correction{.level = "geometric", .mode = "reject", .low = 0.9, .high = 1.1}}) {
+    for (const auto& [rows, micro_tokens] : kCuts) {
+      const data::Batch part = update.rows(0, rows);
+      expect_same(run(grpo("clip"), 0, part, {one}), run(grpo("clip"), micro_tokens, part, {one}), one.kind());
+    }
+    EXPECT_FALSE(torch::allclose(run(grpo("clip"), 0, update, {one}).gradient[0],
+                                 run(grpo("clip"), 0, update).gradient[0], 1e-4, 1e-6))
+        << one.kind() << ": nothing was weighted";
+  }
+}
+
+// The second of two updates, by what a controller has seen of the first.
+TEST(WeightedObjective, ControllersSeeTheWholeUpdateHoweverItIsCut) {
+  const data::Batch all = update_of();
+  const auto second = [](const ObjectiveConfig& config, int64_t micro_tokens, const data::Batch& update) {
+    model::Decoder model = small_model();
+    const auto objective =
+        make_objective(config, {.micro_tokens = micro_tokens}, model, 1.0, std::nullopt, std::make_shared<Ranks>(), {});
+    objective->backward(model, update, 5, nullptr);
+    for (const Tensor& parameter : model->parameters()) parameter.mutable_grad() = Tensor();
+    Outcome out{objective->backward(model, update, 6, nullptr), {}};
+    for (const Tensor& parameter : model->parameters()) out.gradient.push_back(parameter.grad().clone());
+    return out;
+  };
+  ObjectiveConfig plain = grpo("clip");
+  plain.entropy = std::nullopt;
+  for (const methods::EntropyControl& one : std::vector<methods::EntropyControl>{
+           methods::EntroPic{.target = 0.3, .proportional = 0.1}, methods::EntropyBand{.from = {9, 10}, .to = {9, 10}},
+           methods::AdaptiveEntropy{.target = 9, .coef = 0.1, .delta = 0.3}, methods::ConstantEntropy{.coef = 0.3},
+           methods::ScheduledEntropy{.from = 0.3}, methods::TableOfEntropy{.coefs = {0.3}}}) {
+    ObjectiveConfig held = plain;
+    held.entropy = one;
+    for (const auto& [rows, micro_tokens] : kCuts) {
+      const data::Batch part = all.rows(0, rows);
+      expect_same(second(held, 0, part), second(held, micro_tokens, part), one.kind());
+    }
+    EXPECT_FALSE(torch::allclose(second(held, 0, all).gradient[0], second(plain, 0, all).gradient[0], 1e-4, 1e-6))
+        << one.kind() << ": its coefficient moves no gradient";
+  }
+  // Coefficients at which nothing changes, bit for bit.
+  for (const methods::EntropyControl& one : std::vector<methods::EntropyControl>{
+           methods::EntroPic{.target = 0.3, .proportional = 0, .integral = 0},
+           methods::EntropyBand{.from = {0, 99}, .to = {0, 99}}, methods::AdaptiveEntropy{.target = 1e-9, .coef = 0.1},
+           methods::ConstantEntropy{.coef = 0}, methods::ScheduledEntropy{.from = 0},
+           methods::TableOfEntropy{.coefs = {0}}}) {
+    ObjectiveConfig held = plain;
+    held.entropy = one;
+    const Outcome with = second(held, 0, all), without = second(plain, 0, all);
+    for (size_t p = 0; p < with.gradient.size(); ++p)
+      EXPECT_TRUE(torch::equal(with.gradient[p], without.gradient[p])) << one.kind() << " parameter " << p;
+  }
+}
+
 // Entropy-SFT: the mean cross-entropy of the tokens that are kept, as of an update without the others.
 TEST(WeightedObjective, TheChoiceOfAnSftPhaseIsNotThereHoweverTheUpdateIsCut) {
   data::Batch update = update_of();

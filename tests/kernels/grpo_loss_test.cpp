@@ -80,6 +80,8 @@ Case random_case(int64_t B, int64_t T, const std::string& mode = "clip", bool ex
   const int64_t n = B * T;
   t.logprob = uniform(n, 1, -4, -0.01);
   t.advantage = normal(n, 3);
+  if (t.rule.form == GrpoForm::kGeometricMean)  // a zero has a sign, by which its token is clipped
+    for (int64_t i = 3; i < n; i += 7) t.advantage[i] = std::copysign(0.0, t.advantage[i]);
   const bool gamma = t.rule.form == GrpoForm::kGammaWeight;  // of the sum over a sequence: it has to stay near 0
   const std::vector<double> d = normal(n, 2, gamma ? 0.02 : 0.3), delta = normal(n, 4, 0.5),
                             chance = uniform(n, 5, 0, 1);
@@ -147,7 +149,7 @@ struct Expected {
   static A of_sequence(const GrpoLossRule& rule, A d, A advantage) {
     if (rule.form == GrpoForm::kGammaWeight) return std::clamp(d, A(-20), A(20));
     if (rule.form != GrpoForm::kGeometricMean) return d;
-    return advantage > 0 ? std::min(d, A(rule.upper)) : std::max(d, A(rule.lower));
+    return std::signbit(advantage) ? std::max(d, A(rule.lower)) : std::min(d, A(rule.upper));
   }
 
   static A weight_of(const Case& t, A N, A S, A tokens) {

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import isentrope
+from isentrope import reference
 
 NAN = float("nan")
 # What grpo_loss takes for a coefficient where nothing is given.
@@ -146,7 +147,7 @@ def term(mode, l, at, old, A, known, o):
         return -math.exp(rate - rate * known) * known**k * A * l
     if mode == "geo_mean":
         def e(x):
-            return min(x - old, high) if A > 0 else max(x - old, -low)
+            return max(x - old, -low) if math.copysign(1, A) < 0 else min(x - old, high)
 
         return -A * known * math.exp(e(l) - e(at))
     ratio = known * math.exp(l - at) if mode in ("gspo", "luspo") else math.exp(d)
@@ -165,7 +166,7 @@ def number_of_sequence(mode, tokens, o):
     if mode == "vespo":
         return math.exp(max(math.log(1e-8), min(sum(d), 20.0)))
     if mode == "geo_mean":
-        d = [min(x, high) if A > 0 else max(x, -o["clip_low"]) for x, (_, _, A) in zip(d, tokens)]
+        d = [max(x, -o["clip_low"]) if math.copysign(1, A) < 0 else min(x, high) for x, (_, _, A) in zip(d, tokens)]
     return math.exp(max(-20.0, min(sum(d) / len(d), 10.0)))
 
 
@@ -250,6 +251,24 @@ def test_each_coefficient_moves_the_gradient(mode, name, one, other):
     fixed = {"clip_low": 0.05, **fitting(mode)} if mode in ("gspo", "luspo") else fitting(mode)
     first, second = (run(mode, x, **{**fixed, name: value})[2] for value in (one, other))
     assert (first - second).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("mode", ["gspo", "luspo", "vespo", "geo_mean", "sapo", "dppo_tv", "clip", "cispo"])
+def test_a_factor_of_0_leaves_the_terms_of_the_other_tokens(mode):
+    """A factor of a token's term is one of its advantage: what the others add does not know of it. GMPO's clip has a side by the sign of A."""
+    d = torch.tensor([[1.0, 0.1], [-1.0, -0.3]], dtype=torch.float64)
+    old = torch.full_like(d, -2.0)
+    advantage = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    factor = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    options = {"clip_low": 0.2, "clip_high": 0.4, "aggregate": "token-sum"}
+    _, whole, _, _ = run(mode, [old + d, old, advantage, torch.ones_like(d)], **options)
+    loss, part, gradient, _ = run(mode, [old + d, old, advantage * factor, torch.ones_like(d)], **options)
+    torch.testing.assert_close(part, whole * factor, rtol=0, atol=0)
+    assert (gradient[:, 0] == 0).all()
+    if mode == "geo_mean":
+        torch.testing.assert_close(part[0, 1].item(), -math.exp((0.4 + 0.1) / 2))
+    expected = reference.grpo_loss(old + d, old, advantage * factor, torch.ones_like(d).bool(), mode=mode, **options)
+    torch.testing.assert_close(part, expected[1])
 
 
 def test_neutral_coefficients_are_the_plain_loss_bit_for_bit():

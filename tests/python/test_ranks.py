@@ -192,6 +192,18 @@ def test_the_reward_kl_is_that_of_one_rank(tmp_path, policy):
     assert_within_rounding(metrics(three), metrics(one))
 
 
+def test_weights_of_an_update_and_what_drew_it_are_those_of_one_rank(tmp_path, policy):
+    """Two ranks have half of the update each, and quantiles, means and mismatch are of all of it."""
+    words = grpo(policy, "grpo", 2, "phases.grpo.optimizer.lr=1e-9", "phases.grpo.schedule.warmup_steps=0", "phases.grpo.rollout.top_p=0.8",
+                 "phases.grpo.weight=[{kind: correction}, {kind: steer, low: 0.5}, {kind: top_entropy, fraction: 0.5}]")  # fmt: skip
+    one, two = (train(n, tmp_path / str(n), TINY / "grpo.yaml", *words) for n in (1, 2))
+    first = [[json.loads(line) for line in (f / "rollouts" / "grpo.jsonl").read_text().splitlines()[:32]] for f in (one, two)]
+    assert [line["sampling_logprob"] for line in first[0]] == [line["sampling_logprob"] for line in first[1]]
+    assert any(x > y for line in first[1] for x, y in zip(line["sampling_logprob"], line["logprob"], strict=True))
+    assert_within_rounding(metrics(two), metrics(one))
+    assert all(line["mismatch/k3"] > 1e-3 and 0 < line["weight/mean"] < 1 for line in metrics(two) if "weight/mean" in line)
+
+
 def test_gradient_noise_of_ranks(tmp_path):
     """Their first micro-batches are its parts; what is told goes with the norm of the whole."""
     words = ["phases.sft.steps=6", "phases.sft.evaluation.every=0", "test.skip=true", "metrics.gradient_noise_scale=2"]

@@ -1,6 +1,7 @@
 """What rollouts draw, against the logits processors of transformers, on random logits."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -122,6 +123,30 @@ def whole(tmp_path_factory):
     told = program("train", GRPO, f"run.dir={folder}", "--quiet", RULES, "phases.grpo.steps=8")
     assert "phases.grpo.rollout.top_p: with it, min_p, repetition_penalty, bad_words completions are not drawn from" in told.stderr
     return folder
+
+
+def test_what_top_p_cuts_is_told_and_corrected(tmp_path):
+    """Of a mass of half or more that is kept: every token was likelier than the policy has it, by at most a factor of 2."""
+    told, cut, weighed = {}, "phases.grpo.rollout.top_p=0.5", "phases.grpo.weight=[{kind: correction}]"
+    rollout = "phases.grpo.rollout={prompts: 8, num_generations: 4, max_new_tokens: 20, save_every: 1}"
+    for name, more in (("whole", ()), ("cut", (cut,)), ("corrected", (cut, weighed))):
+        stderr = program("train", GRPO, f"run.dir={tmp_path / name}", "--quiet", "phases.grpo.steps=1", rollout, *more).stderr
+        assert ("before anything was learnt they were" in stderr) == (name != "whole")
+        metrics = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        told[name] = next(line for line in metrics if "mismatch/k3" in line)
+    assert told["whole"]["mismatch/k3"] < 1e-9 and told["whole"]["mismatch/ess"] > 1 - 1e-6
+    assert not any("sampling_logprob" in line for line in saved(tmp_path / "whole"))
+    lines = saved(tmp_path / "cut")
+    pairs = [pair for line in lines for pair in zip(line["logprob"], line["sampling_logprob"], strict=True)]
+    d = torch.tensor([own - drawn_by for own, drawn_by in pairs], dtype=torch.float64)
+    assert -math.log(2) - 1e-5 < d.min() and d.max() < 1e-5
+    w = d.exp()
+    assert told["cut"]["mismatch/k3"] == pytest.approx((w - 1 - d).mean().item(), rel=1e-4) and told["cut"]["mismatch/k3"] > 0.01
+    assert told["cut"]["mismatch/ess"] == pytest.approx((w.sum() ** 2 / (len(w) * (w**2).sum())).item(), rel=1e-5)
+    assert told["cut"]["mismatch/ess"] < 0.99
+    assert told["corrected"]["weight/mean"] == pytest.approx(w.mean().item(), rel=1e-5)
+    for key in ("ratio/mean", "entropy/mean", "reward/mean"):
+        assert told["corrected"][key] == told["cut"][key]
 
 
 def test_a_run_draws_by_its_rules(whole):

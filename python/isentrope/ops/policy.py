@@ -130,8 +130,9 @@ def grpo_loss(
     kl_cov       -A r, plus kl_cov_coef abs(d) on selected tokens where abs(d) is more than rounding; no clip
     gspo         as clip with r = sg[s] exp(logprob - sg[logprob]), s = exp(mean of d over the sequence)
     luspo        as gspo; its aggregate sums over the tokens of a sequence, whose length so weighs its loss
-    geo_mean     -A g exp(e - sg[e]), e = min(d, clip_high) where A > 0, else max(d, -clip_low), and
-                 g = exp(mean of e over the sequence): GMPO
+    geo_mean     -A g exp(e - sg[e]), e = min(d, clip_high) where A has no minus sign, else max(d, -clip_low), and
+                 g = exp(mean of e over the sequence): GMPO. A token whose A was multiplied by 0 has no term, and
+                 its zero keeps the sign that says how its d is clipped in g
     cispo        -sg[clip(r)] A logprob
     reinforce    -sg[min(r, delta)] A logprob; delta is 2 unless given
     dppo_tv      -sg[min(r, delta)] A logprob, delta 20 unless given; and 0 where A > 0 and D > clip_high, or A ≤ 0 and
