@@ -103,6 +103,7 @@ Record Trainer::step() {
   const int64_t sent_before = ranks_->bytes_sent();
   const PhaseConfig& phase = open_->config;
   open_->saved.clear();
+  open_->optimizer.zero_grad();  // those of the step before are not wanted beside what is drawn
   data::StepData data = open_->source->next(step_);
   const double source_seconds = seconds_since(start);
   open_->objective->begin(step_, model_, data.updates);
