@@ -12,7 +12,6 @@ int main(int argc, char** argv) {
   try {
     const int code = isentrope::run(argc, argv, {.program = argc > 0 ? argv[0] : "isentrope"});
     isentrope::train::end_output();
-    isentrope::train::BlockCache::of_process().release();  // libraries that end take pages of their own
     return code;
   } catch (...) {
     std::fprintf(stderr, "isentrope: %s\n", isentrope::message_of().c_str());

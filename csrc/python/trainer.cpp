@@ -355,9 +355,7 @@ int run_program(std::vector<std::string> words, const py::function& load) {
   const Host host{words.at(0), loader(load), python::load_environment};
   try {
     const py::gil_scoped_release unlocked;
-    const int code = run(static_cast<int>(argv.size()), argv.data(), host);
-    train::BlockCache::of_process().release();
-    return code;
+    return run(static_cast<int>(argv.size()), argv.data(), host);
   } catch (const py::error_already_set&) {
     throw;
   } catch (...) {

@@ -131,7 +131,10 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   // Copies of the blocks' weights in bfloat16, for the products of both passes (csrc/model/bfloat16_training.h); a reference has
   // them for the forward pass alone, and with model.lora it shares them, as it shares the weights.
   const bool narrow = m.compute == "bfloat16" && model::takes_bfloat16_weights(), reference = phase.needs_reference();
-  const double copies = narrow ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
+  const auto [tokens, whole] = micro_of(phase, lengths, m.max_position_embeddings, number(ranks));
+  // In a pass that uses each weight once they are there one after the other.
+  const bool single = m.recompute == "none" && !sizes.lora && (phase.batch.micro_tokens == 0 || (whole && ranks == 1));
+  const double copies = narrow && !single ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
   const double trained = sizes.trained();
   const double moments = phase.optimizer.kind == "adamw"  ? 2 * trained
                          : phase.optimizer.kind == "muon" ? trained + (sizes.lora ? 0 : sizes.embedding)
@@ -148,7 +151,6 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   if (config.run.checkpoint_every > 0)
     plan.checkpoint = kFloat * (trained + moments + (reference ? trained : 0) +
                                 (m.sigma_reparam.any() ? sizes.matrices + sizes.embedding : 0));
-  const auto [tokens, whole] = micro_of(phase, lengths, m.max_position_embeddings, n);
   double all = 0, largest_block = 0;
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const double block = kept_of_block(m, i);
