@@ -75,7 +75,7 @@ bool has(const Chosen& chosen, const std::string& list, const std::string& kind)
 bool again(const std::string& list, const Listed& one, const Listed& other) {
   if (one.kind != other.kind) return false;
   if (list == "weight" && one.kind == "correction") return (one.detail == "reject") == (other.detail == "reject");
-  return one.kind != "op" || one.detail == other.detail;
+  return (one.kind != "op" && one.kind != "turn_credit") || one.detail == other.detail;
 }
 
 std::string twice(const Chosen& chosen) {

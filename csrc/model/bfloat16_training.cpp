@@ -3,15 +3,22 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "csrc/model/bfloat16_kernels.h"
+#include "csrc/model/single_pass.h"
 #include "csrc/ops/cpu_parallel.h"
 
 namespace isentrope::model {
 namespace {
 
 using at::Tensor;
+
+thread_local bool single_pass = false;  // what SinglePass says
+
+// Whether a copy of the weight is wanted once alone. A weight that is not trained is the same in the next update.
+bool once(const Tensor& weight) { return single_pass && weight.requires_grad(); }
 
 // Rows of a task: each reads all of B once from the third-level cache for as long as its products take.
 constexpr int64_t kTaskRows = 48;
@@ -70,6 +77,9 @@ Tensor product_of(int64_t rows, const uint16_t* a, int64_t lda, const Bfloat16Pa
 
 }  // namespace
 
+SinglePass::SinglePass(bool single) : before_(std::exchange(single_pass, single)) {}
+SinglePass::~SinglePass() { single_pass = before_; }
+
 void Bfloat16Copy::look(const Tensor& weight, const Tensor& scale) {
   const bool same_scale = scale.defined() == scale_.defined() && (!scale.defined() || at::equal(scale, scale_));
   if (data_ == weight.const_data_ptr() && version_ == weight._version() && same_scale) return;
@@ -82,23 +92,26 @@ void Bfloat16Copy::look(const Tensor& weight, const Tensor& scale) {
 std::shared_ptr<const Bfloat16Panels> Bfloat16Copy::for_output(const Tensor& weight, const Tensor& scale) {
   const std::lock_guard lock(mutex_);
   look(weight, scale);
-  if (output_) return output_;
+  if (output_) return once(weight) ? std::exchange(output_, nullptr) : output_;
   const int64_t M = weight.size(0), K = weight.size(1);
   const Tensor narrow = rounded(weight, scale);
   auto panels = std::make_shared<Bfloat16Panels>(K, M);
   for_runs(M, kPairPanel, [&](int64_t first, int64_t count) {
     bfloat16_kernels().pack_columns(count, K, bits(narrow) + first * K, K, panels->panel(first / kPairPanel));
   });
-  return output_ = panels;
+  if (!once(weight)) output_ = panels;
+  return panels;
 }
 
 std::shared_ptr<const Bfloat16Panels> Bfloat16Copy::for_gradient(const Tensor& weight, const Tensor& scale) {
   const std::lock_guard lock(mutex_);
   look(weight, scale);
-  if (gradient_) return gradient_;
+  if (gradient_) return once(weight) ? std::exchange(gradient_, nullptr) : gradient_;
   const Tensor narrow = rounded(weight, scale);
   const int64_t M = weight.size(0), K = weight.size(1);
-  return gradient_ = std::make_shared<Bfloat16Panels>(row_panels(M, K, bits(narrow), K));
+  auto panels = std::make_shared<Bfloat16Panels>(row_panels(M, K, bits(narrow), K));
+  if (!once(weight)) gradient_ = panels;
+  return panels;
 }
 
 Tensor bfloat16_operand(const Tensor& x_in) {

@@ -32,6 +32,7 @@ struct Block {
   void* data = nullptr;
 };
 
+std::atomic<bool (*)()> heap_serves = nullptr;
 std::atomic<Block*> waiting[4];  // without a lock, which a fork may find taken
 
 void give_back(Block* block) {
@@ -53,11 +54,14 @@ Block* take(size_t size) {
 
 }  // namespace
 
+void heap_serves_where(bool (*here)()) { heap_serves = here; }
+
 at::Tensor result_like(const at::Tensor& like, at::ScalarType dtype) {
   const size_t size = static_cast<size_t>(like.numel()) * c10::elementSize(dtype);
   const auto options = at::TensorOptions().dtype(dtype);
   static const c10::Allocator* const torchs = c10::GetDefaultCPUAllocator();
-  if (size < kLeast || c10::GetCPUAllocator() != torchs) return at::empty(like.sizes(), options);
+  const auto here = heap_serves.load();
+  if (size < kLeast || (c10::GetCPUAllocator() != torchs && !(here && here()))) return at::empty(like.sizes(), options);
   Block* block = take(size);
   return at::from_blob(
       block->data, like.sizes(), [block](void*) { give_back(block); }, options);

@@ -11,4 +11,8 @@ namespace isentrope::ops {
 at::Tensor result_like(const at::Tensor& like, at::ScalarType dtype);
 inline at::Tensor result_like(const at::Tensor& like) { return result_like(like, like.scalar_type()); }
 
+// Where torch's allocator is another one that leaves some threads to the heap: whether this thread is one of them. They are served as
+// with the allocator that torch begins with.
+void heap_serves_where(bool (*here)());
+
 }  // namespace isentrope::ops

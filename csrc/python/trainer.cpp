@@ -92,6 +92,7 @@ rl::RewardFunction from_python(py::function function) {
     py::gil_scoped_acquire lock;
     const KeptModes trainers;
     const KeptFolder started;
+    const train::TensorMemory users(false);
     const py::object loads = py::module_::import("json").attr("loads");
     py::list answers, meta;
     for (size_t i = 0; i < completions.size(); ++i) {
@@ -197,12 +198,17 @@ class Handle {
         {.words = {}, .load = loader(load), .load_environment = python::load_environment, .go_on = {}}, read);
     for (const auto& [name, function] : rewards) functions[name] = from_python(function);
     const TrainingModes modes;
+    const train::TensorMemory own(true);
     trainer_ = std::make_unique<train::Trainer>(read, resume, functions);
     look();
   }
   ~Handle() {
-    if (process_ != getpid())
+    if (process_ != getpid()) {
       static_cast<void>(trainer_.release());  // its files belong to the process that opened them
+      return;
+    }
+    trainer_.reset();
+    train::BlockCache::of_process().release();
   }
 
   py::list advance() {
@@ -318,6 +324,7 @@ class Handle {
    private:
     Handle& handle_;
     TrainingModes modes_;
+    train::TensorMemory own_{true};
   };
 
   void look() {

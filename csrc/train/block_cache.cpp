@@ -6,6 +6,9 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <utility>
+
+#include "csrc/ops/result_memory.h"
 
 namespace isentrope::train {
 namespace {
@@ -36,8 +39,7 @@ c10::DataPtr BlockCache::allocate(size_t bytes) {
   const std::lock_guard hold(lock_);
   void* address = take(size);
   if (!address) {
-    const size_t most = std::max(most_, used_ + size);
-    shrink(most + most / 8 - used_ - size);
+    shrink(std::max(most_, used_ + size) - used_ - size);
     address = map(size);
     if (!address) {
       shrink(0);
@@ -107,6 +109,12 @@ size_t BlockCache::most() const {
   return most_;
 }
 
+void BlockCache::release() {
+  const std::lock_guard hold(lock_);
+  shrink(0);
+  most_ = used_;
+}
+
 void BlockCache::hold_in_forks() {
   static const int once = ::pthread_atfork([] { of_process().lock_.lock(); }, [] { of_process().lock_.unlock(); },
                                            [] { of_process().lock_.unlock(); });
@@ -118,6 +126,49 @@ void keep_tensor_memory() {
   c10::SetCPUAllocator(&BlockCache::of_process(), /*priority=*/1);
 }
 
-bool keeps_tensor_memory() { return c10::GetCPUAllocator() == &BlockCache::of_process(); }
+namespace {
+
+thread_local bool in_blocks = false;  // what TensorMemory says
+
+// The cache for threads with a TensorMemory, the heap for all others. Every tensor is given back to where it came from.
+class ByThread final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override { return chosen().allocate(bytes); }
+  // Knows its blocks by their addresses, and leaves what is none of them to the heap.
+  c10::DeleterFnPtr raw_deleter() const override { return BlockCache::of_process().raw_deleter(); }
+  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+ private:
+  static c10::Allocator& chosen() {
+    if (in_blocks) return BlockCache::of_process();
+    return *c10::GetDefaultCPUAllocator();
+  }
+};
+
+// Never destroyed, as the cache.
+ByThread& by_thread() {
+  static auto* const one = new ByThread();
+  return *one;
+}
+
+}  // namespace
+
+TensorMemory::TensorMemory(bool kept) : before_(std::exchange(in_blocks, kept)) {
+  static const int once = [] {
+    if (c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator()) return 0;  // another's, or the program's
+    BlockCache::hold_in_forks();
+    c10::SetCPUAllocator(&by_thread(), /*priority=*/1);
+    ops::heap_serves_where([] { return !in_blocks; });
+    return 0;
+  }();
+  static_cast<void>(once);
+}
+
+TensorMemory::~TensorMemory() { in_blocks = before_; }
+
+bool keeps_tensor_memory() {
+  const c10::Allocator* now = c10::GetCPUAllocator();
+  return now == &BlockCache::of_process() || (in_blocks && now == &by_thread());
+}
 
 }  // namespace isentrope::train

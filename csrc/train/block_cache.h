@@ -4,9 +4,9 @@
 // and every step pays for their pages anew, or keeps them and cuts them up: of a step with 1.29 GB in use at once 1.72 GB stayed
 // (tests/python/test_training_options.py has its configuration). Here a block is of one tensor at a time and is never cut, and
 //
-//   bytes in use + bytes kept ≤ 9/8 · the most bytes that were in use at once so far,
+//   bytes in use + bytes kept ≤ the most bytes that were in use at once so far,
 //
-// so what a process takes follows from what it uses.
+// so a process takes what it uses at the moment when it uses most, and nothing beside.
 #pragma once
 #include <c10/core/Allocator.h>
 
@@ -38,7 +38,8 @@ class BlockCache final : public c10::Allocator {
 
   size_t used() const;  // bytes of the blocks that tensors have
   size_t kept() const;  // and of those that wait for one
-  size_t most() const;  // that were in use at once so far
+  size_t most() const;  // that were in use at once since the last release()
+  void release();       // gives all back that waits, and forgets how much was in use
 
  private:
   struct Kept {
@@ -62,6 +63,19 @@ class BlockCache final : public c10::Allocator {
 
 // Makes it the allocator of all tensors on the CPU from here on. Of the program alone: in another process memory is not ours to arrange.
 void keep_tensor_memory();
-bool keeps_tensor_memory();  // whether it is
+
+// While one stands, tensors that its thread makes have blocks of it, or with false do not; those of other threads are where they were.
+// For a trainer in a process of somebody else, around all that it does. Where that process has an allocator of its own: nothing.
+class TensorMemory {
+ public:
+  explicit TensorMemory(bool kept);
+  ~TensorMemory();
+  TensorMemory(const TensorMemory&) = delete;
+
+ private:
+  bool before_;
+};
+
+bool keeps_tensor_memory();  // whether tensors that this thread makes have blocks of it
 
 }  // namespace isentrope::train

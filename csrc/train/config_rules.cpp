@@ -77,6 +77,7 @@ methods::Listed listed(const std::string& kind, const auto& value) {
       [&]<class M>(const M& method) {
         if constexpr (requires { method.op; }) one.detail = method.op;
         if constexpr (std::is_same_v<M, methods::Correction>) one.detail = method.mode;
+        if constexpr (std::is_same_v<M, methods::TurnCredit>) one.detail = method.score;
         if constexpr (requires { method.scope; }) one.micro = method.scope == "micro";
       },
       value);

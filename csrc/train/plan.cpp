@@ -44,9 +44,11 @@ Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
           .lora = m.lora.has_value()};
 }
 
-// gate and up, or what stands before and behind another activation.
-double kept_of_mlp(const model::DecoderConfig& m) {
-  return m.merged_mlp() ? number(m.hidden_size) : 2 * number(m.intermediate_size);
+// gate and up, or what stands before another activation (of relu behind it) and its product's input. narrow: as below.
+double kept_of_mlp(const model::DecoderConfig& m, bool narrow) {
+  const double before = number(m.intermediate_size), behind = m.swiglu() ? before : narrow ? before / 2 : before;
+  if (m.merged_mlp()) return number(m.hidden_size);
+  return m.activation == "relu" && !narrow ? behind : before + behind;
 }
 
 // Numbers that the backward pass of one block keeps of a token. The norms' outputs and the MLP's product are made again in it
@@ -54,8 +56,9 @@ double kept_of_mlp(const model::DecoderConfig& m) {
 double kept_of_block(const model::DecoderConfig& m, int64_t layer) {
   const double C = number(m.hidden_size);
   const model::MixerShape mixer = model::mixer_shape(m, layer);
-  const double single = 2 * C + mixer.kept + kept_of_mlp(m);  // with the two sums
-  if (m.compute != "bfloat16" || !model::takes_bfloat16_weights()) return single;
+  const bool narrow = m.compute == "bfloat16" && model::takes_bfloat16_weights();
+  const double single = 2 * C + mixer.kept + kept_of_mlp(m, narrow);  // with the two sums
+  if (!narrow) return single;
   // What products and attention take is kept in half as many bytes, where the processor has such products.
   const double halved = mixer.attends ? number(mixer.rows() + mixer.output) / 2 : 0;
   return single - halved - (m.norm == "none" ? C : 0);
@@ -72,8 +75,13 @@ int64_t rows_of_example(const PhaseConfig& phase) {
   return phase.objective.kind == "dpo" ? 2 : 1;
 }
 
-// Tokens that are computed together.
-double tokens_of_micro(const PhaseConfig& phase, const Lengths& lengths, int64_t context, double ranks) {
+// Tokens that are computed together, and whether they are all that a rank has of an update.
+struct Micro {
+  double tokens;
+  bool whole;
+};
+
+Micro micro_of(const PhaseConfig& phase, const Lengths& lengths, int64_t context, double ranks) {
   const double update = phase.rollout ? number(phase.rollout->prompts) * number(phase.rollout->num_generations) /
                                             number(phase.rollout->mini_batches)
                                       : number(phase.batch.sequences * rows_of_example(phase));
@@ -84,7 +92,8 @@ double tokens_of_micro(const PhaseConfig& phase, const Lengths& lengths, int64_t
     width = std::max(width, std::min(micro > 0 ? micro : number(context), rows * lengths.mean));
     all = std::max(width, rows * lengths.mean);
   }
-  return micro > 0 ? std::min(all, std::max(1.0, std::floor(micro / width)) * width) : all;
+  const double fit = micro > 0 ? std::max(1.0, std::floor(micro / width)) * width : all;
+  return {std::min(all, fit), all <= fit};
 }
 
 // Keys and values of all sequences that are generated at a time, as csrc/rl/rollout.cpp lays them out, and the packed weights.
@@ -128,7 +137,10 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   // Copies of the blocks' weights in bfloat16, for the products of both passes (csrc/model/bfloat16_training.h); a reference has
   // them for the forward pass alone, and with model.lora it shares them, as it shares the weights.
   const bool narrow = m.compute == "bfloat16" && model::takes_bfloat16_weights(), reference = phase.needs_reference();
-  const double copies = narrow ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
+  const auto [tokens, whole] = micro_of(phase, lengths, m.max_position_embeddings, number(ranks));
+  // In a pass that uses each weight once they are there one after the other.
+  const bool single = m.recompute == "none" && !sizes.lora && (phase.batch.micro_tokens == 0 || (whole && ranks == 1));
+  const double copies = narrow && !single ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
   const double trained = sizes.trained();
   const double moments = phase.optimizer.kind == "adamw"  ? 2 * trained
                          : phase.optimizer.kind == "muon" ? trained + (sizes.lora ? 0 : sizes.embedding)
@@ -149,7 +161,6 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   if (config.run.checkpoint_every > 0)
     plan.checkpoint = kFloat * (trained + moments + kept_of_tasks + (reference ? trained : 0) +
                                 (m.sigma_reparam.any() ? sizes.matrices + sizes.embedding : 0));
-  const double tokens = tokens_of_micro(phase, lengths, m.max_position_embeddings, n);
   double all = 0, largest_block = 0;
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
     const double block = kept_of_block(m, i);
@@ -159,14 +170,15 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
   plan.gradients = kFloat * (ranks > 1 ? 2 * trained + n * owned : trained);
+  plan.of_head = sizes.lora ? 0 : (narrow ? 1.5 : 1) * kFloat * number(vocabulary) * C;  // narrow: in bfloat16 first
+  plan.in_turn = ranks == 1 && whole;
   plan.at_once = plan.snapshot > 0 && (updates > 1 || !keeps_tensor_memory());
   plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
   if (!phase.rollout) return plan;
-  const double rollout = rollout_memory(config, phase, lengths, sizes.all(), n);
-  if (rollout <= plan.activations) return plan;
-  plan.activations = rollout;
-  plan.of_rollouts = true;
-  return plan;
+  MemoryPlan rollouts = plan;
+  rollouts.activations = rollout_memory(config, phase, lengths, sizes.all(), n);
+  rollouts.of_rollouts = true;
+  return rollouts.total() > plan.total() ? rollouts : plan;
 }
 
 MemoryPlan memory_plan(const TrainConfig& config, const std::vector<PhaseData>& phases, int64_t ranks) {
@@ -209,13 +221,15 @@ std::string to_text(const MemoryPlan& p) {
   const std::string snapshot = "copies before the update " + bytes_text(p.snapshot),
                     activations =
                         (p.of_rollouts ? "cache and weights of rollouts " : "activations ") + bytes_text(p.activations);
-  return bytes_text(p.total()) + ": weights " + bytes_text(p.weights) + ", gradients " + bytes_text(p.gradients) +
-         ", optimiser " + bytes_text(p.optimizer) + ", " +
+  const char* const gone = p.of_rollouts                  ? " (gone by then)"
+                           : p.in_turn && p.snapshot == 0 ? " (as activations go)"
+                                                          : "";
+  return bytes_text(p.total()) + ": weights " + bytes_text(p.weights) + ", gradients " +
+         bytes_text(p.gradients + p.of_head) + gone + ", optimiser " + bytes_text(p.optimizer) + ", " +
          (p.snapshot == 0              ? activations
           : p.at_once                  ? snapshot + ", " + activations
           : p.snapshot > p.activations ? snapshot + " (" + activations + " are gone by then)"
                                        : activations + " (" + snapshot + " take their place)") +
-         ", kept for the next tensors " + bytes_text(p.spare()) +
          (p.checkpoint > 0 ? "; and " + bytes_text(p.checkpoint) + " while a checkpoint is written" : "");
 }
 

@@ -26,18 +26,21 @@ struct MemoryPlan {
   double activations =
       0;  // of a micro-batch: what its backward pass needs, or the cache and packed weights of rollouts
   bool of_rollouts = false;
+  double of_head = 0;  // gradients: that of the head while it is on its way to the others
+  // Whether an update is one pass over one micro-batch on one rank: gradients then take the place of activations, block by block.
+  bool in_turn = false;
   // Whether activations are there beside the snapshot: those of the step's second update; and, in a process whose tensors are not in
-  // block_cache.h (a Trainer in Python), always, since the snapshot's memory stays its own.
+  // block_cache.h, always, since the heap does not give one's memory to the other.
   bool at_once = false;
   // Beside all of that, on the CPU: what a checkpoint is written from while training goes on (checkpoint.h: copy_of); 0 where none is
   // written within a phase. A run that has no room for it waits for its checkpoints.
   double checkpoint = 0;
-  double spare() const { return in_use() / 8; }  // that csrc/train/block_cache.h keeps for the next tensors
-  double total() const { return in_use() + spare(); }
-
- private:
-  double in_use() const {
-    return weights + gradients + optimizer + (at_once ? snapshot + activations : std::max(snapshot, activations));
+  double total() const {
+    const double pass = of_head + (in_turn ? std::max(gradients, activations) : gradients + activations);
+    return weights + optimizer +
+           (of_rollouts ? activations  // gradients of the step before are gone by then
+            : at_once   ? snapshot + pass
+                        : std::max(snapshot + gradients, pass));
   }
 };
 

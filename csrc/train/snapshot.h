@@ -1,15 +1,13 @@
 // Tensors as they were, to go back to: what lets a step that is broken off leave no trace. AdamW's update cannot be undone in
 // floating point, so where something can refuse behind the first update of a step (keeps_copies), weights and moments are copied
-// before it: in the program where the activations of its loss stood, whose memory is free then, and the copies' is free again for
-// those of the next step.
+// before it: where the activations of its loss stood, whose memory is free then (csrc/train/block_cache.h), and the copies' is free
+// again for those of the next step.
 #pragma once
-#include <ATen/EmptyTensor.h>
 #include <torch/types.h>
 
 #include <utility>
 #include <vector>
 
-#include "csrc/train/block_cache.h"
 #include "csrc/train/config.h"
 
 namespace isentrope::train {
@@ -29,7 +27,7 @@ class Snapshot {
   void take() {
     const torch::NoGradGuard no_grad;
     std::vector<torch::Tensor> copies;  // all of them or, where memory does not suffice, none
-    for (const torch::Tensor& tensor : live_) copies.push_back(like(tensor).copy_(tensor));
+    for (const torch::Tensor& tensor : live_) copies.push_back(tensor.detach().clone());
     copies_ = std::move(copies);
   }
   // Puts the tensors back as they were at take(); nothing where none was taken since the last drop().
@@ -41,14 +39,6 @@ class Snapshot {
   void drop() { copies_.clear(); }
 
  private:
-  // In blocks that stay for the next step's, in Python too, where the other tensors have the memory of whoever called: a step of
-  // 124 million weights would else spend a quarter of its time on the pages of 1.5 GB.
-  static torch::Tensor like(const torch::Tensor& tensor) {
-    if (!tensor.is_cpu()) return torch::empty_like(tensor);
-    return at::detail::empty_generic(tensor.sizes(), &BlockCache::of_process(),
-                                     c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.scalar_type(), std::nullopt);
-  }
-
   std::vector<torch::Tensor> live_, copies_;
 };
 

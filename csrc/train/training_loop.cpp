@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "csrc/data/random.h"
+#include "csrc/model/single_pass.h"
 #include "csrc/train/completions.h"
 #include "csrc/train/composition.h"
 #include "csrc/train/finite.h"
@@ -116,6 +117,7 @@ Record Trainer::step() {
   const int64_t sent_before = ranks_->bytes_sent();
   const PhaseConfig& phase = open_->config;
   open_->saved.clear();
+  open_->optimizer.zero_grad();  // those of the step before are not wanted beside what is drawn
   data::StepData data = open_->source->next(step_);
   const double source_seconds = seconds_since(start);
   open_->objective->begin(step_, model_, data.updates);
@@ -184,6 +186,8 @@ double Trainer::learn(const data::Batch& given, size_t u, Learnt& learnt) {
   const bool measures = u == 0 && due(config_.metrics.gradient_noise_scale);
   if (measures) open_->optimizer.gradients().measure();
   if (u == 0 && due(config_.metrics.representation.every)) tell_inside(update, learnt);
+  const int64_t micro = phase.batch.micro_tokens;
+  const model::SinglePass single(config_.model.recompute == "none" && (micro == 0 || update.tokens.numel() <= micro));
   AttentionWatch watch(looks && phase.objective.attention_entropy.bound, looks && has_states_);
   auto stats = open_->objective->backward(model_, update, seed_of(phase.name, data::Purpose::selection, step_, u),
                                           looks || clips ? &watch : nullptr, &open_->optimizer.gradients());

@@ -20,7 +20,7 @@ other time new some""".split())
 
 OURS = """
 run: {{dir: {folder}/run, seed: 1, threads: {threads}, checkpoint_every: 0}}
-model: {{pretrained: {model}, max_position_embeddings: {context}}}
+model: {{pretrained: {model}, max_position_embeddings: {context}, compute: {compute}}}
 phases:
   - name: {task}
     objective: {objective}
@@ -72,9 +72,9 @@ def wait():
     return time.perf_counter()
 
 
-def our_config(task, threads, path, dtype, model):
+def our_config(task, threads, path, dtype, model, compute="float32"):
     """The text of a configuration whose data it writes beside it."""
-    about = {"folder": path, "threads": threads, "model": model, "task": task, "rate": RATE, "steps": STEPS, "context": 512,
+    about = {"folder": path, "threads": threads, "model": model, "task": task, "rate": RATE, "steps": STEPS, "context": 512, "compute": compute,
              "data": f"{{jsonl: {{path: {path}/data.jsonl}}}}"}  # fmt: skip
     if task == "pretrain":
         (path / "data.txt").write_text(WINDOW * 256)
@@ -92,10 +92,10 @@ def our_config(task, threads, path, dtype, model):
     return OURS.format(**about, objective="{kind: grpo, loss: clip}" if task == "grpo" else "{kind: sft}", more=more)
 
 
-def ours(task, threads, path, dtype, model):
+def ours(task, threads, path, dtype, model, compute):
     import isentrope
 
-    (path / "config.yaml").write_text(our_config(task, threads, path, dtype, model))
+    (path / "config.yaml").write_text(our_config(task, threads, path, dtype, model, compute))
     trainer = isentrope.Trainer(path / "config.yaml", rewards={"letters": lambda prompts, texts, meta: letters(texts)} if task == "grpo" else {})
     start = wait()
     for metrics in trainer:
@@ -147,6 +147,6 @@ if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     where, model = Path(options["folder"]), Path(options["model"])
     if options["side"] == "ours":
-        ours(options["task"], options["threads"], where, options.get("dtype", "model"), model)
+        ours(options["task"], options["threads"], where, options.get("dtype", "model"), model, options.get("compute", "float32"))
     else:
         rival(options["task"], options["threads"], where, options.get("autocast", False), model)

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "csrc/model/decoder.h"
+#include "csrc/model/single_pass.h"
 #include "csrc/ops/bfloat16_product.h"
 
 namespace isentrope::model {
@@ -137,6 +138,26 @@ TEST(Bfloat16Copy, IsKeptUntilTheWeightIsAnother) {
   EXPECT_EQ(copy.for_output(weight, scale.clone()), scaled) << "the same scale in another place";
   EXPECT_NE(copy.for_output(weight, 2 * scale), scaled);
   EXPECT_NE(copy.for_output(weight.clone(), {}), first) << "another weight";
+}
+
+TEST(Bfloat16Copy, OfASinglePassIsKeptByNobody) {
+  if (!takes_bfloat16_weights()) GTEST_SKIP() << "the processor has no products of bfloat16";
+  const Tensor trained = drawn({7, 5}, 1).requires_grad_(), frozen = drawn({7, 5}, 1),
+               x = bfloat16_operand(drawn({3, 5}, 2));
+  Bfloat16Copy copy, of_frozen;
+  const auto kept = copy.for_output(trained, {});
+  EXPECT_EQ(kept.use_count(), 2);
+  const Tensor y = bfloat16_product_with(x, *kept);
+  const SinglePass single(true);
+  EXPECT_EQ(copy.for_output(trained, {}), kept) << "one that is there is taken";
+  EXPECT_EQ(kept.use_count(), 1) << "and let go";
+  const auto output = copy.for_output(trained, {}), gradient = copy.for_gradient(trained, {});
+  EXPECT_EQ(output.use_count(), 1);
+  EXPECT_EQ(gradient.use_count(), 1);
+  EXPECT_TRUE(torch::equal(bfloat16_product_with(x, *output), y));
+  EXPECT_EQ(of_frozen.for_output(frozen, {}).use_count(), 2) << "the next update has the same weight";
+  const SinglePass several(false);
+  EXPECT_EQ(copy.for_output(trained, {}).use_count(), 2);
 }
 
 TEST(Bfloat16Linear, FollowsTheWeight) {

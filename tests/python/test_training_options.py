@@ -192,6 +192,38 @@ def test_the_memory_that_is_told_is_the_memory_that_is_taken(wide, overrides):
     assert estimate(wide, "run") == pytest.approx(taken, rel=0.15), f"told {estimate(wide, 'run'):.4g}, taken {taken:.4g}"
 
 
+TRAINER = '''
+import re, sys
+import isentrope
+
+def memory(key):
+    return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+import torch
+torch.ones(64, 64).requires_grad_().matmul(torch.ones(64, 64)).sum().backward()
+small = isentrope.Trainer("small.yaml")
+list(small)
+before = memory("VmRSS")
+trainer = isentrope.Trainer("config.yaml")
+list(trainer)
+peak = memory("VmHWM")
+del trainer
+print(peak - before, memory("VmRSS") - before)
+'''
+
+
+def test_a_trainer_in_python_takes_what_the_program_takes(wide):
+    """And gives it back. Beside the heap's memory of what is small."""
+    model = "model: {num_hidden_layers: 1, hidden_size: 8, num_attention_heads: 1, num_key_value_heads: 1, intermediate_size: 8, max_position_embeddings: 256}"
+    text = (wide / "config.yaml").read_text()
+    (wide / "small.yaml").write_text(re.sub("model: .*", model, text).replace("dir: run", "dir: small").replace("sequences: 32", "sequences: 1"))
+    told = subprocess.run([sys.executable, "-c", TRAINER], cwd=wide, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    taken, left = map(int, told.stdout.split()[-2:])
+    assert taken <= 1.15 * estimate(wide, "run"), f"told {estimate(wide, 'run'):.4g}, taken {taken:.4g}"
+    assert left <= 0.15 * taken, f"of {taken:.4g} bytes {left:.4g} are there behind the trainer's end"
+
+
 def test_plan_tells_and_refuses(wide):
     said = subprocess.run([binary(), "plan", "config.yaml"], cwd=wide, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
