@@ -42,6 +42,7 @@ Json to_json(int64_t group, const std::string& prompt, const rl::Completion& com
             {"entropy", numbers(completion.entropy)},
             {"length", completion.tokens.size()},
             {"finished", completion.stopped}};
+  if (!completion.kept.empty()) line["kept"] = completion.kept;
   // What an environment answered: behind how many of the tokens, its text and its scores.
   for (const rl::Exchange& turn : completion.turns)
     line["turns"].push_back(

@@ -35,6 +35,7 @@ struct EvaluationConfig {
   std::vector<std::string> stop = {}, bad_words = {};
   std::string probe;
   bool repeat_prompt = false;
+  std::optional<model::PruneConfig> prune = {};
   int64_t windows = 64;
   int64_t show = 4;
 
@@ -64,6 +65,9 @@ struct EvaluationConfig {
     v("repeat_prompt", repeat_prompt,
       "Prompts stand twice before the answer, a line break between (JRT-Prompt, arXiv 2407.05483), which helps models "
       "that cannot look back. Rewards read the prompt once.");
+    v("prune", prune,
+      "Tokens of each prompt that later layers do not read, by their matrix entropy (EntropyPrune, docs/options.md); "
+      "what needs no answers, as eval/loss, is not measured then. Absent: none.");
     v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.", at_least(1));
     v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.",
       at_least(0));
