@@ -13,6 +13,7 @@
 #include "csrc/message.h"
 #include "csrc/train/commands.h"
 #include "csrc/train/process.h"
+#include "csrc/train/prune_words.h"
 
 namespace isentrope {
 namespace {
@@ -138,6 +139,15 @@ int run(int argc, char** argv, const Host& host) {
   draw->add_option("--probe", sample.probe,
                    "File of isentrope probe: temperature and length as it foretells for each prompt.")
       ->excludes(temperature);
+  draw->add_option(
+      "--prune", sample.prune,
+      "Let later layers read a part of each prompt alone (EntropyPrune): KEY=VALUE,… of layer, keep, matrix, "
+      "form, first, as --prune layer=2,keep=0.5; layer=auto is the default.");
+  draw->add_option(
+          "--prefix", sample.prefix,
+          "File .safetensors with embeddings [P, C] that stand before each prompt, as those of an image; --prune "
+          "drops of these alone.")
+      ->excludes("--probe");
   draw->add_option("--top-k", sample.top_k, "0 for all tokens.")->capture_default_str()->check(CLI::NonNegativeNumber);
   draw->add_option("--top-p", sample.top_p, "1 for all tokens.")->capture_default_str()->check(CLI::Range(0.0, 1.0));
   draw->add_option("--min-p", sample.min_p,
@@ -170,6 +180,8 @@ int run(int argc, char** argv, const Host& host) {
   judge->add_option("--completions", evaluation.completions, "File that gets every answer, a JSON object a line.");
   bool twice = false;
   judge->add_flag("--repeat-prompt", twice, "Feed each prompt twice, as test.repeat_prompt=true does.");
+  std::string pruned;
+  judge->add_option("--prune", pruned, "As of isentrope sample; test.prune sets the same.");
   judge->add_flag("--json", evaluation.json, "Print one JSON object, every figure in full.");
 
   auto* probe =
@@ -218,6 +230,12 @@ int run(int argc, char** argv, const Host& host) {
                    "Word that stays, or marks whose words do; may be given several times.")
       ->allow_extra_args(false);
   compress->add_flag("--force-keep-digits", compression.keep_digits, "Words with a digit stay.");
+  compress
+      ->add_option("--compute", compression.compute,
+                   "Operands of products: float32, or bfloat16, which takes about half the time where the processor "
+                   "multiplies it, and may tell words near the threshold otherwise.")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
   compress->add_flag("--json", compression.json, "Print an object a text, with the probability of each word.");
 
   auto* write = app.add_subcommand("export", "Write the model of a checkpoint, an adapter merged, for transformers.");
@@ -261,6 +279,11 @@ int run(int argc, char** argv, const Host& host) {
   if (*plan) return plan_command(config, overrides);
   if (*draw) return sample_command(checkpoint, sample);
   if (twice) evaluation.words.emplace_back("test.repeat_prompt=true");
+  if (!pruned.empty()) try {
+      evaluation.words.push_back("test.prune=" + to_yaml(parse_prune(pruned)));
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error(std::string("--").append(error.what()));
+    }
   if (*judge) return evaluate_command(checkpoint, evaluation);
   if (*probe) return probe_command(checkpoint, probing);
   if (*compress) return compress_command(checkpoint, compression);

@@ -46,7 +46,8 @@ class PackedModel : public DecodeModel {
     }
   }
 
-  std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows, int64_t history) const override;
+  std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows, int64_t history, const Pruning* pruning,
+                                         int64_t later_pages) const override;
   // The processor's products of bfloat16 are worth as many rows as a panel of weight serves from the cache.
   int64_t preferred_rows() const override { return packer.pairs ? 64 : 24; }
   bool parallel() const override { return true; }
@@ -71,16 +72,22 @@ class PackedModel : public DecodeModel {
 template <class Storage>
 class PackedSession : public DecodeSession {
  public:
-  PackedSession(const PackedModel<Storage>& model, int64_t pages, int64_t rows, int64_t history)
-      : model_(model),
+  PackedSession(const PackedModel<Storage>& model, int64_t pages, int64_t rows, int64_t history, const Pruning* pruning,
+                int64_t later_pages)
+      : DecodeSession(model.config.num_hidden_layers, rows, pruning),
+        model_(model),
         pages_(
             pages,
             [this](int32_t from, int32_t to) {
-              for (const auto& layer : layers_) layer->copy_page(from, to);
+              for (int64_t l = 0; l < cut_; ++l) layers_[l]->copy_page(from, to);
             },
             [this](int64_t from, int64_t to) {
               for (const auto& layer : layers_) layer->copy_state(from, to);
             }),
+        later_(later_pages,
+               [this](int32_t from, int32_t to) {
+                 for (int64_t l = cut_; l < std::ssize(layers_); ++l) layers_[l]->copy_page(from, to);
+               }),
         scratch_(rows, model.widest([](const MixerShape& s) { return s.rows(); }),
                  model.widest([](const MixerShape& s) { return s.output; }),
                  model.config.num_attention_heads * pages_of(model.config.max_position_embeddings) * kPagePositions,
@@ -90,23 +97,64 @@ class PackedSession : public DecodeSession {
         gate_up_(buffer(rows, model.config.mlp_rows())),
         inner_(buffer(rows, model.config.merged_mlp() ? model.config.hidden_size : model.config.intermediate_size)),
         logits_(buffer(rows, model.config.token_count())) {
-    for (const PackedLayer<Storage>& layer : model.layers) layers_.push_back(layer.mixer->session(pages, history));
+    for (int64_t l = 0; l < model.config.num_hidden_layers; ++l)
+      layers_.push_back(model.layers[l].mixer->session(l < cut_ ? pages : later_pages, history));
+    if (pruning) pages_.lead(later_);
   }
 
   Logits step(std::span<const DecodeRow> rows, int64_t logits_from, bool prefix) override {
-    const DecoderConfig& c = model_.config;
     scratch_.prefix = prefix;
-    const int64_t n = rows.size(), C = c.hidden_size, M = c.intermediate_size;
-    for (int64_t i = 0; i < n; ++i) {
-      const Storage* from = model_.data(model_.embedding) + rows[i].token * C;
-      if constexpr (std::is_same_v<Storage, float>)
-        std::copy_n(from, C, row(x_, i));
-      else
-        for (int64_t k = 0; k < C; ++k) row(x_, i)[k] = c10::BFloat16(from[k], c10::BFloat16::from_bits());
+    const int64_t n = rows.size();
+    for (int64_t i = 0; i < n; ++i) embed(rows[i].token, row(x_, i));
+    run(rows, 0, cut_);
+    if (cut_ < layer_count_) {
+      behind_.assign(rows.begin(), rows.end());
+      for (DecodeRow& one : behind_) one.slot = one.position - pages_.shorter(one.sequence);
+      run(behind_, cut_, layer_count_);
     }
-    for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
+    return logits(logits_from, n);
+  }
+
+  PageTable& pages() override { return pages_; }
+
+ protected:
+  void blocks(std::span<const DecodeRow> rows, int64_t first, int64_t last, Tensor& x) override {
+    scratch_.prefix = false;
+    x_.slice(0, 0, x.size(0)).copy_(x);
+    run(rows, first, last);
+    x.copy_(x_.slice(0, 0, x.size(0)));
+  }
+  Tensor embedded(std::span<const int64_t> tokens) const override {
+    Tensor x = torch::zeros({std::ssize(tokens), model_.config.hidden_size}, torch::kFloat32);
+    for (int64_t i = 0; i < std::ssize(tokens); ++i)
+      if (tokens[i] != kHidden) embed(tokens[i], row(x, i));
+    return x;
+  }
+  Logits head(const Tensor& x) override {
+    x_.slice(0, 0, x.size(0)).copy_(x);
+    return logits(0, x.size(0));
+  }
+
+ private:
+  static Tensor buffer(int64_t rows, int64_t width) { return torch::empty({rows, width}, torch::kFloat32); }
+  static float* row(const Tensor& x, int64_t i) { return x.data_ptr<float>() + i * x.size(1); }
+
+  void embed(int64_t token, float* x) const {
+    const int64_t C = model_.config.hidden_size;
+    const Storage* from = model_.data(model_.embedding) + token * C;
+    if constexpr (std::is_same_v<Storage, float>)
+      std::copy_n(from, C, x);
+    else
+      for (int64_t k = 0; k < C; ++k) x[k] = c10::BFloat16(from[k], c10::BFloat16::from_bits());
+  }
+
+  // Blocks first … last − 1 of the stream x_.
+  void run(std::span<const DecodeRow> rows, int64_t first, int64_t last) {
+    const DecoderConfig& c = model_.config;
+    const int64_t n = rows.size(), C = c.hidden_size, M = c.intermediate_size;
+    for (int64_t l = first; l < last; ++l) {
       const PackedLayer<Storage>& layer = model_.layers[l];
-      layers_[l]->step(rows, pages_, row(normed(n, x_, layer.input_norm), 0), row(x_, 0), scratch_);
+      layers_[l]->step(rows, l < cut_ ? pages_ : later_, row(normed(n, x_, layer.input_norm), 0), row(x_, 0), scratch_);
       const Tensor branch = normed(n, x_, layer.post_norm);
       if (c.merged_mlp()) {
         multiply(n, branch, layer.down, inner_, false);
@@ -121,17 +169,15 @@ class PackedSession : public DecodeSession {
         inner_.slice(0, 0, n).copy_(activated(c.activation, gate_up_.slice(0, 0, n), layer.epsilon));
       multiply(n, inner_, layer.down, x_, true);
     }
-    const Tensor last = normed(n - logits_from, x_.slice(0, logits_from), model_.final_norm);
-    multiply(n - logits_from, last, model_.head, logits_, false);
+  }
+
+  // Of rows from … n − 1 of the stream x_.
+  Logits logits(int64_t from, int64_t n) {
+    const Tensor last = normed(n - from, x_.slice(0, from), model_.final_norm);
+    multiply(n - from, last, model_.head, logits_, false);
     if (model_.packer.pairs) end_bfloat16_step();
     return {row(logits_, 0), logits_.size(1)};
   }
-
-  PageTable& pages() override { return pages_; }
-
- private:
-  static Tensor buffer(int64_t rows, int64_t width) { return torch::empty({rows, width}, torch::kFloat32); }
-  static float* row(const Tensor& x, int64_t i) { return x.data_ptr<float>() + i * x.size(1); }
 
   // What the next branch reads of the first n rows of the stream x: x itself where no norm stands here, its norm, or that in
   // the place of x.
@@ -148,14 +194,16 @@ class PackedSession : public DecodeSession {
 
   const PackedModel<Storage>& model_;
   std::vector<std::unique_ptr<PackedMixerSession<Storage>>> layers_;
-  PageTable pages_;
+  PageTable pages_, later_;  // of blocks before cut_, and from there on
+  std::vector<DecodeRow> behind_;
   DecodeScratch<Storage> scratch_;
   Tensor x_, normed_, gate_up_, inner_, logits_;
 };
 
 template <class Storage>
-std::unique_ptr<DecodeSession> PackedModel<Storage>::session(int64_t pages, int64_t rows, int64_t history) const {
-  return std::make_unique<PackedSession<Storage>>(*this, pages, rows, history);
+std::unique_ptr<DecodeSession> PackedModel<Storage>::session(int64_t pages, int64_t rows, int64_t history,
+                                                             const Pruning* pruning, int64_t later_pages) const {
+  return std::make_unique<PackedSession<Storage>>(*this, pages, rows, history, pruning, later_pages);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "csrc/model/decoder.h"
 #include "csrc/model/mixer_decode.h"
 #include "csrc/model/page_table.h"
+#include "csrc/model/prune.h"
 
 namespace isentrope::model {
 
@@ -25,6 +26,33 @@ class DecodeSession {
   // prefix: the rows are a sequence from its first token on, and all of its prefix (csrc/model/places.h).
   virtual Logits step(std::span<const DecodeRow> rows, int64_t logits_from, bool prefix = false) = 0;
   virtual PageTable& pages() = 0;
+
+  // Feeds a whole prompt, from the first token of a sequence on, whose pages have room for it; of a session with pruning it is pruned, and
+  // the caller has said so beforehand: pages().shorten(sequence, pruning.dropped(…)). Tokens kHidden at its begin are embedded as the rows of
+  // embeddings [P, C] in their places. → the logits behind its last token. kept: gets the places of the tokens that all layers read.
+  Logits prefill(std::span<const int64_t> tokens, int64_t sequence, const Tensor& embeddings = {},
+                 std::vector<int64_t>* kept = nullptr);
+  // Of a session without pruning: feeds a prompt likewise → [layers] double, of each block the sum over the tokens of by.entropies() of what
+  // enters it.
+  Tensor matrix_entropies(std::span<const int64_t> tokens, int64_t sequence, const Pruning& by,
+                          const Tensor& embeddings = {});
+
+ protected:
+  DecodeSession(int64_t layers, int64_t rows, const Pruning* pruning)
+      : layer_count_(layers), rows_(rows), pruning_(pruning), cut_(pruning ? pruning->layer() : layers) {}
+  // Blocks first … last − 1 of the stream x [n, C], n ≤ rows, in its place. They are all below cut_, or none is.
+  virtual void blocks(std::span<const DecodeRow> rows, int64_t first, int64_t last, Tensor& x) = 0;
+  virtual Tensor embedded(std::span<const int64_t> tokens) const = 0;  // [n, C]; zeros for kHidden
+  virtual Logits head(const Tensor& x) = 0;                            // x [n, C] behind the last block
+
+  const int64_t layer_count_, rows_;
+  const Pruning* const pruning_;
+  const int64_t cut_;  // the first block that reads kept tokens alone
+
+ private:
+  Tensor embedded(std::span<const int64_t> tokens, const Tensor& embeddings) const;
+  // All rows through those blocks, as many at a time as a step takes.
+  void pass(std::span<const DecodeRow> rows, int64_t first, int64_t last, const Tensor& stream);
 };
 
 // A decoder made ready to decode: weights are packed once, and shared by the sessions. Good until the weights
@@ -34,7 +62,9 @@ class DecodeModel {
   virtual ~DecodeModel() = default;
   // rows: most rows of one step. history: a sequence may be forked at its last `history` lengths, the one it has among them; where
   // every layer keeps its positions in pages, at any.
-  virtual std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows, int64_t history = 1) const = 0;
+  // pruning: of every prompt; blocks from its layer on have `later_pages`.
+  virtual std::unique_ptr<DecodeSession> session(int64_t pages, int64_t rows, int64_t history = 1,
+                                                 const Pruning* pruning = nullptr, int64_t later_pages = 0) const = 0;
   // Rows that one step is best given, and whether sessions may run side by side, one a thread.
   virtual int64_t preferred_rows() const = 0;
   virtual bool parallel() const = 0;

@@ -20,9 +20,10 @@ namespace isentrope::model {
 using at::Tensor;
 
 // A token to be fed, its place in its sequence, and the sequence of the page table that holds the positions before it and has
-// room for this one.
+// room for this one. slot: how many it holds before it, fewer than position where tokens before it were pruned (csrc/model/prune.h).
 struct DecodeRow {
   int64_t token, position, sequence;
+  int64_t slot = position;
 };
 
 // ---- in ATen ---------------------------------------------------------------------------------------------------------
@@ -30,10 +31,10 @@ struct DecodeRow {
 // n rows of a step. S positions at most.
 struct AtenRows {
   std::span<const DecodeRow> rows;
-  Tensor position, own;  // [n]: the rows' positions, and where in the planes they lie
-  Tensor places;         // [n, S]: where the positions of each row's sequence lie; those after the row's own are masked
-  Tensor cosine, sine;   // [n, 1, D/2]
-  bool prefix = false;   // DecodeSession::step
+  Tensor position, slot, own;  // [n]: the rows' positions and slots, and where in the planes they lie
+  Tensor places;        // [n, S]: where the slots of each row's sequence lie; those after the row's own are masked
+  Tensor cosine, sine;  // [n, 1, D/2]
+  bool prefix = false;  // DecodeSession::step
 };
 
 class AtenMixerSession {

@@ -22,6 +22,11 @@ void PageTable::release(int32_t page) {
 }
 
 int64_t PageTable::open() {
+  if (later_) later_->open();  // the same number: both have opened and closed the same
+  return number();
+}
+
+int64_t PageTable::number() {
   if (closed_.empty()) {
     sequences_.emplace_back();
     return static_cast<int64_t>(sequences_.size()) - 1;
@@ -32,17 +37,20 @@ int64_t PageTable::open() {
 }
 
 int64_t PageTable::fork(int64_t sequence, int64_t count) {
-  const int64_t child = open();  // may move sequences_
+  if (later_) later_->fork(sequence, count - shorter(sequence));
+  const int64_t child = number();  // may move sequences_
   Sequence& to = sequences_[child];
   const Sequence& from = sequences_[sequence];
   to.pages.assign(from.pages.begin(), from.pages.begin() + pages_of(count));
   to.length = count;
+  to.shorter = from.shorter;
   for (const int32_t page : to.pages) ++references_[page];
   if (forked_) forked_(sequence, child);
   return child;
 }
 
 void PageTable::close(int64_t sequence) {
+  if (later_) later_->close(sequence);
   for (const int32_t page : sequences_[sequence].pages) release(page);
   sequences_[sequence] = {};
   closed_.push_back(sequence);
@@ -54,6 +62,7 @@ bool PageTable::extend(int64_t sequence, int64_t count) {
   // Of the pages held, only one that is partly filled is written to again.
   const bool shared = count > s.length && s.length % kPagePositions != 0 && references_[s.pages.back()] > 1;
   if (std::max<int64_t>(wanted - held, 0) + shared > free_pages()) return false;
+  if (later_ && !later_->extend(sequence, count - s.shorter)) return false;
   if (shared) {
     const int32_t own = take();
     copy_(s.pages.back(), own);

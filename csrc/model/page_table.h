@@ -29,6 +29,16 @@ class PageTable {
   // False, and nothing has changed, where too few pages are free.
   bool extend(int64_t sequence, int64_t count);
 
+  // Another table, of layers that hold fewer positions of the same sequences: what is done to this one is done to it. Both are new.
+  void lead(PageTable& later) { later_ = &later; }
+  // The later table holds so many positions of a sequence fewer, which has none yet; of what is forked from it too.
+  void shorten(int64_t sequence, int64_t positions) { sequences_[sequence].shorter = positions; }
+  int64_t shorter(int64_t sequence) const { return sequences_[sequence].shorter; }
+  // Whether so many pages are free, and of the later table, if there is one, so many.
+  bool has_free(int64_t pages, int64_t later) const {
+    return pages <= free_pages() && (!later_ || later <= later_->free_pages());
+  }
+
   int64_t length(int64_t sequence) const { return sequences_[sequence].length; }
   // Page i holds positions i · kPagePositions and on.
   std::span<const int32_t> pages(int64_t sequence) const { return sequences_[sequence].pages; }
@@ -39,11 +49,13 @@ class PageTable {
  private:
   struct Sequence {
     std::vector<int32_t> pages;
-    int64_t length = 0;
+    int64_t length = 0, shorter = 0;
   };
+  int64_t number();
   int32_t take();
   void release(int32_t page);
 
+  PageTable* later_ = nullptr;
   std::function<void(int32_t, int32_t)> copy_;
   std::function<void(int64_t, int64_t)> forked_;
   std::vector<int32_t> references_;  // [pages]

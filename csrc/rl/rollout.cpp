@@ -15,7 +15,11 @@ namespace isentrope::rl {
 namespace {
 
 void check(const model::DecoderConfig& config, const std::vector<std::vector<int64_t>>& prompts,
-           const std::vector<int64_t>& samples, const std::vector<int64_t>& stop_tokens) {
+           const std::vector<int64_t>& samples, const std::vector<int64_t>& stop_tokens,
+           const std::vector<at::Tensor>& embeddings) {
+  if (!embeddings.empty() && embeddings.size() != prompts.size())
+    throw std::invalid_argument("rollout: embeddings of " + std::to_string(embeddings.size()) + " prompts for " +
+                                std::to_string(prompts.size()) + "; wanted those of each, or none");
   if (samples.size() != prompts.size())
     throw std::invalid_argument("rollout: " + std::to_string(samples.size()) + " counts of samples for " +
                                 std::to_string(prompts.size()) + " prompts; wanted one a prompt");
@@ -31,7 +35,19 @@ void check(const model::DecoderConfig& config, const std::vector<std::vector<int
                                   " tokens and leaves no room in model.max_position_embeddings (" +
                                   std::to_string(config.max_position_embeddings) +
                                   "); shorten it or raise model.max_position_embeddings");
-    for (const int64_t token : prompts[i])
+    int64_t prefix = 0;
+    if (!embeddings.empty()) {
+      const at::Tensor& given = embeddings[i];
+      if (!given.defined() || given.dim() != 2 || given.size(1) != config.hidden_size ||
+          given.scalar_type() != at::kFloat || given.size(0) >= std::ssize(prompts[i]))
+        throw std::invalid_argument(name + ": its embeddings are not [P, " + std::to_string(config.hidden_size) +
+                                    "] float with at least one token behind them");
+      prefix = given.size(0);
+      if (std::any_of(prompts[i].begin(), prompts[i].begin() + prefix, [](int64_t t) { return t != model::kHidden; }))
+        throw std::invalid_argument(name + " has " + std::to_string(prefix) +
+                                    " embeddings; wanted as many hidden tokens (-1) at its begin");
+    }
+    for (const int64_t token : std::span(prompts[i]).subspan(prefix))
       if (!in_vocabulary(token)) throw std::invalid_argument(name + " holds token " + std::to_string(token) + range);
   }
   for (const int64_t token : stop_tokens)
@@ -92,7 +108,7 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                                 const CacheConfig& cache, const std::optional<Branching>& branching,
                                 RolloutCounts* counts, const Peers& peers, std::span<const data::Example> examples) {
   const model::DecoderConfig& config = decoder->config();
-  check(config, prompts, samples, stop_tokens);
+  check(config, prompts, samples, stop_tokens, sampling.embeddings);
   if (!sampling.rules && !(sampling.stop.empty() && sampling.bad_words.empty()))
     throw std::invalid_argument("rollout: stop and bad_words are texts; give them their tokens by with_rules()");
   if (prompts.empty()) return {};
@@ -101,9 +117,20 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                                 std::to_string(prompts.size()) + " prompts; conversations want one a prompt");
   if (sampling.conversing && branching)
     throw std::invalid_argument("rollout: conversations do not branch; leave branching or the environment out");
+  if (branching && (sampling.prune || !sampling.embeddings.empty()))
+    throw std::invalid_argument(
+        "rollout: sequences whose prompt is pruned or has embeddings do not branch; leave one out");
+  if (sampling.prune && !sampling.prune->layer)
+    throw std::invalid_argument("rollout: prune has no layer; model::with_layer finds one");
+  std::optional<model::Pruning> pruning;
+  if (sampling.prune) pruning.emplace(decoder, *sampling.prune);
   const auto model = model::make_decode_model(decoder, cache.dtype == "bfloat16");
+  if (!sampling.embeddings.empty() && model->reads_prefix())
+    throw std::invalid_argument("rollout: a layer reads prompts as a whole (prefix_linear), and these have embeddings");
   const int64_t threads = model->parallel() ? at::get_num_threads() : 1;
   RolloutJob job{*model,
+                 pruning ? &*pruning : nullptr,
+                 0,
                  prompts,
                  samples,
                  config.token_count(),
@@ -122,9 +149,12 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
   make_tasks(job, threads * peers.size());
   job.next_task = peers.queue();
 
-  int64_t longest = 0, workers = std::min<int64_t>(threads, job.tasks.size());
-  for (size_t p = 0; p < prompts.size(); ++p)
-    longest = std::max(longest, static_cast<int64_t>(prompts[p].size()) + job.limit(p));
+  int64_t longest = 0, later = 0, workers = std::min<int64_t>(threads, job.tasks.size());
+  for (size_t p = 0; p < prompts.size(); ++p) {
+    const int64_t tokens = static_cast<int64_t>(prompts[p].size()) + job.limit(p);
+    longest = std::max(longest, tokens);
+    later = std::max(later, tokens - job.dropped(p));
+  }
   // A worker must hold one whole sequence beside the prompt in hand, of whose pages it has a copy of one and one of its own.
   const int64_t least = model::pages_of(longest) + 2, held = cache.cache_tokens / model::kPagePositions;
   if (cache.cache_tokens > 0 && held < least)
@@ -136,8 +166,11 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
   const int64_t trees = job.trees.size(), rows = model->preferred_rows(), all = workers * peers.size();
   const int64_t most = branching && peers.size() == 1 ? rows : std::min(rows, (trees + all - 1) / all);
   // With branches as many may stand still as run. No more is needed, and with less they wait.
-  const int64_t pages =
-      cache.cache_tokens > 0 ? held / workers : ((branching ? 2 : 1) * most + 1) * model::pages_of(longest) + most;
+  const auto pages_for = [&](int64_t tokens) {
+    return cache.cache_tokens > 0 ? held / workers : ((branching ? 2 : 1) * most + 1) * model::pages_of(tokens) + most;
+  };
+  const int64_t pages = pages_for(longest);
+  if (pruning) job.later_pages = pages_for(later);
 
   std::mutex mutex;
   RolloutCounts sum;

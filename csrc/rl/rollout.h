@@ -13,6 +13,7 @@
 #include "csrc/data/example.h"
 #include "csrc/field.h"
 #include "csrc/model/decoder.h"
+#include "csrc/model/prune.h"
 #include "csrc/rl/peers.h"
 
 namespace isentrope::rl {
@@ -33,6 +34,10 @@ struct SamplingConfig {
   std::shared_ptr<const TextRules> rules = {};  // what these are in tokens: with_rules() of csrc/rl/text_rules.h
   // Where the policy speaks with an environment (csrc/rl/environment.h); stop then ends its turns. No key: the phase's environment.
   std::shared_ptr<const Conversing> conversing = {};
+  // How prompts are pruned, with a layer (model::with_layer); no key: that of an evaluation, or a word of sample.
+  std::optional<model::PruneConfig> prune = {};
+  // Of each prompt [P, C] float, what its first P tokens, which are kHidden, are embedded as; none: no prompt has any.
+  std::vector<at::Tensor> embeddings = {};
 
   // The keys that keep the policy from drawing what it would, as they are set.
   std::vector<std::string> off_policy() const;
@@ -121,6 +126,7 @@ struct Completion {
   std::vector<Exchange> turns = {};           // of a conversation, those that the environment answered
   std::map<std::string, double> scores = {};  // of a conversation, the environment's last
   bool at_limit = false;                      // of a conversation: a limit of environment ended it
+  std::vector<int64_t> kept = {};  // of a prompt that was pruned: the places of the tokens that all layers read
 
   // Tokens behind the prompt, drawn and given.
   int64_t size() const;
@@ -160,7 +166,8 @@ struct RolloutCounts {
 // examples: where sampling.conversing is given, what each prompt is about. Every turn that ends is answered by the environment, and the
 // conversation goes on in the same pages of the cache.
 // Throws where a prompt is empty, holds a token outside the vocabulary, or leaves no room in the context, where the cache
-// cannot hold one sequence, where sampling has texts and no rules, and where min_new_tokens and bad_words leave no token to draw.
+// cannot hold one sequence, where sampling has texts and no rules, and where min_new_tokens and bad_words leave no token to draw; where
+// prompts are to be pruned and the model cannot, or sequences are to branch.
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,

@@ -41,7 +41,7 @@ Draw RolloutWorker::draw(Sequence& s, const float* logits, bool early) {
   before_.clear();
   forbidden_.clear();
   if (sampling.rules || sampling.repetition_penalty != 1) {
-    before_ = prompt_of(s);
+    before_.assign(prompt_of(s).begin() + job_.prefix(s.leaf.completion.prompt), prompt_of(s).end());
     const std::vector<int64_t> said = s.leaf.completion.said();
     before_.insert(before_.end(), said.begin(), said.end());
   }

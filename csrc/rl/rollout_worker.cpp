@@ -14,7 +14,7 @@ RolloutWorker::RolloutWorker(RolloutJob& job, int64_t most, int64_t pages, Rollo
       reads_prefix_(job_.model.reads_prefix()),
       // A branch leaves `window` tokens behind the last that its parent was fed.
       session_(job_.model.session(pages, std::max({most, prompt_rows_, reads_prefix_ ? longest_prompt() : 0}),
-                                  job_.branching ? job_.branching->window + 1 : 1)),
+                                  job_.branching ? job_.branching->window + 1 : 1, job_.pruning, job_.later_pages)),
       table_(session_->pages()),
       sampler_(job_.sampling, job_.vocabulary),
       cuts_(job_.sampling.cuts()),
@@ -73,7 +73,7 @@ void RolloutWorker::admit() {
 bool RolloutWorker::restore(Sequence& s) {
   const int64_t last = position(s);
   if (s.table) return true;
-  if (model::pages_of(last + 1) > table_.free_pages()) return false;
+  if (!has_room(s.leaf.completion.prompt, last + 1)) return false;
   s.table = table_.open();
   feed(s, *s.table, last, /*logits=*/false);
   counts_.recomputed += last;
@@ -81,11 +81,19 @@ bool RolloutWorker::restore(Sequence& s) {
 }
 
 model::Logits RolloutWorker::feed(const Sequence& s, int64_t table, int64_t count, bool logits) {
+  const int64_t prompt = s.leaf.completion.prompt, prefix = job_.prefix(prompt);
+  const bool in_one = prefix > 0 || job_.pruning;
+  if (job_.pruning) table_.shorten(table, job_.dropped(prompt));
   table_.extend(table, count);
   model::Logits out{};
   std::vector<DecodeRow> rows;
   const int64_t whole = reads_prefix_ ? std::ssize(prompt_of(s)) : 0;
-  for (int64_t t = 0; t < count; ++t) {
+  if (in_one) {
+    out = session_->prefill(prompt_of(s), table, prefix > 0 ? job_.sampling.embeddings[prompt] : at::Tensor(),
+                            logits ? &prompt_kept_ : nullptr);
+    counts_.fed += std::ssize(prompt_of(s));
+  }
+  for (int64_t t = in_one ? std::ssize(prompt_of(s)) : 0; t < count; ++t) {
     rows.push_back({token_at(s, t), t, table});
     const bool full = static_cast<int64_t>(rows.size()) >= prompt_rows_;
     if (t + 1 < count && (t < whole ? t + 1 < whole : !full)) continue;
@@ -149,7 +157,7 @@ bool RolloutWorker::more_samples() {
 bool RolloutWorker::begin_sample() {
   const auto length = static_cast<int64_t>(job_.prompts[prompt_].size());
   // Of its own it needs the page of its first token, and a copy of the last one of its prompt.
-  if ((prompt_table_ ? 2 : model::pages_of(length + 1)) > table_.free_pages()) return false;
+  if (prompt_table_ ? !table_.has_free(2, 2) : !has_room(prompt_, length + 1)) return false;
   auto s = first_of_tree(prompt_, sample_);
   if (!prompt_table_) {
     prompt_table_ = table_.open();
@@ -158,6 +166,7 @@ bool RolloutWorker::begin_sample() {
   }
   ++sample_;
   s->table = table_.fork(*prompt_table_, length);
+  s->leaf.completion.kept = prompt_kept_;
   running_.push_back(std::move(s));
   extend(*running_.back(), prompt_logits_.data());
   std::erase_if(running_, [](const auto& r) { return r == nullptr; });

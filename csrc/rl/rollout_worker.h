@@ -28,6 +28,8 @@ struct RolloutJob {
     int64_t prompt, first_sample, last_sample;
   };
   const model::DecodeModel& model;
+  const model::Pruning* pruning;  // of prompts; null: none
+  int64_t later_pages;            // of a worker, for the layers that read kept tokens alone
   const std::vector<std::vector<int64_t>>& prompts;
   const std::vector<int64_t>& samples;
   int64_t vocabulary, context;
@@ -42,6 +44,11 @@ struct RolloutJob {
   std::vector<std::vector<Leaf>> trees;  // [samples of all prompts], each written by one worker
   std::function<int64_t()> next_task;    // of all peers; a place behind the last where none is left
 
+  // Tokens of a prompt that stand for embeddings, and those that later layers do not read.
+  int64_t prefix(int64_t prompt) const { return sampling.embeddings.empty() ? 0 : sampling.embeddings[prompt].size(0); }
+  int64_t dropped(int64_t prompt) const {
+    return pruning ? pruning->dropped(std::ssize(prompts[prompt]), prefix(prompt)) : 0;
+  }
   int64_t limit(int64_t prompt) const {  // most tokens of a completion; of a conversation with those that are given
     const int64_t room = context - static_cast<int64_t>(prompts[prompt].size());
     const int64_t most = sampling.conversing ? sampling.conversing->limits.tokens : sampling.max_new_tokens;
@@ -97,6 +104,10 @@ class RolloutWorker {
   void admit();
   // Gives a waiting sequence its pages; false where too few are free.
   bool restore(Sequence& s);
+  // Whether as many pages are free as so many tokens of a sequence take.
+  bool has_room(int64_t prompt, int64_t tokens) const {
+    return table_.has_free(model::pages_of(tokens), model::pages_of(tokens - job_.dropped(prompt)));
+  }
   // Feeds the first `count` tokens of a sequence that has none in the cache yet. → the logits after the last of them.
   model::Logits feed(const Sequence& s, int64_t table, int64_t count, bool logits);
   model::Logits step(std::span<const model::DecodeRow> rows, int64_t logits_from, bool prefix = false);
@@ -157,6 +168,7 @@ class RolloutWorker {
           last_sample_ = 0;              // the task in hand: samples sample_ … last_sample_ − 1 have not begun
   std::optional<int64_t> prompt_table_;  // where its prompt is in the cache
   std::vector<float> prompt_logits_;     // [V], after the prompt's last token
+  std::vector<int64_t> prompt_kept_;     // Completion::kept
 };
 
 }  // namespace isentrope::rl

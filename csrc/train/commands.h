@@ -45,7 +45,9 @@ struct SampleOptions {
   double repetition_penalty = 1.0;
   int64_t max_new_tokens = 0, min_new_tokens = 0;
   std::vector<std::string> stop, bad_words;
-  std::string probe;  // file of csrc/train/probe.h, which says temperature and length by prompt; "" for none
+  std::string probe;   // file of csrc/train/probe.h, which says temperature and length by prompt; "" for none
+  std::string prune;   // words of csrc/train/prune_words.h; "" for none
+  std::string prefix;  // file of embeddings that stand before every prompt; "" for none
   uint64_t seed = 1;
   GivenRewards rewards;  // each tells its score of every completion
 };
@@ -85,7 +87,8 @@ struct CompressOptions {
   double rate = 0.5;  // of words that stay
   std::vector<std::string>
       force_keep;  // words that stay whatever the model says, by data::compared_word; marks: words that hold them
-  bool keep_digits = false;  // words with a digit stay
+  bool keep_digits = false;         // words with a digit stay
+  std::string compute = "float32";  // of the operands of products, as model.compute
   bool json = false;
 };
 // Prints each text of a file without the words that the labels of an encoder's tokens would have go first.

@@ -43,6 +43,7 @@ Json to_json(int64_t group, const std::string& prompt, const rl::Completion& com
             {"length", completion.tokens.size()},
             {"finished", completion.stopped}};
   if (!completion.sampling_logprob.empty()) line["sampling_logprob"] = numbers(completion.sampling_logprob);
+  if (!completion.kept.empty()) line["kept"] = completion.kept;
   // What an environment answered: behind how many of the tokens, its text and its scores.
   for (const rl::Exchange& turn : completion.turns)
     line["turns"].push_back(

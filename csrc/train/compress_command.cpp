@@ -68,6 +68,19 @@ std::vector<double> kept_probabilities(model::Decoder& model, const data::TokenW
   return sums;
 }
 
+// The model with that model.compute, which its folder does not tell.
+model::Decoder computed_in(const std::string& compute, const model::Decoder& model) {
+  if (compute == model->config().compute) return model;
+  const torch::NoGradGuard no_grad;
+  model::DecoderConfig config = model->config();
+  config.compute = compute;
+  config.lora.reset();
+  model::Decoder other(config, std::nullopt);
+  const auto from = model->folded_weights(), to = other->named_weights();
+  for (size_t i = 0; i < to.size(); ++i) torch::Tensor(to[i].second).copy_(from[i].second);
+  return other;
+}
+
 bool forced(const std::string& word, const CompressOptions& options) {
   if (options.keep_digits && std::any_of(word.begin(), word.end(), [](unsigned char c) { return std::isdigit(c); }))
     return true;
@@ -85,7 +98,7 @@ int compress_command(const std::string& path, const CompressOptions& options) {
                              " is out of range; wanted the share of words that stay, above 0, at most 1");
   const std::string checkpoint = resolve_checkpoint(path);
   const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
-  model::Decoder model = load_model(checkpoint, tokenizer.size());
+  model::Decoder model = computed_in(options.compute, load_model(checkpoint, tokenizer.size()));
   if (model->config().num_labels != 2)
     throw std::runtime_error(checkpoint + ": has " + std::to_string(model->config().num_labels) +
                              " labels of tokens (num_labels in config.json), and a word is kept or dropped by 2; train "

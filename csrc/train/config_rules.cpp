@@ -317,11 +317,15 @@ std::string encoder_problem(const PhaseConfig& phase, const model::DecoderConfig
 }
 
 std::string evaluation_problem(const EvaluationConfig& evaluation, const PhaseConfig& phase,
-                               const data::TokenizerConfig& tokenizer, int64_t width) {
-  if (evaluation.repeat_prompt && (phase.data.corpus || phase.objective.of_encoders() || phase.objective.of_matches()))
-    return "repeat_prompt: the data of phase " + phase.name + " are text, which has no prompts; leave it out";
+                               const data::TokenizerConfig& tokenizer, const model::DecoderConfig& model) {
+  for (const auto& [key, given] :
+       {std::pair{"repeat_prompt", evaluation.repeat_prompt}, {"prune", evaluation.prune.has_value()}})
+    if (given && (phase.data.text() || phase.objective.of_encoders() || phase.objective.of_matches()))
+      return std::string(key) + ": the data of phase " + phase.name + " are text, which has no prompts; leave it out";
+  if (evaluation.prune)
+    if (const std::string wrong = model::problem_of(*evaluation.prune, model); !wrong.empty()) return "prune." + wrong;
   if (!evaluation.probe.empty()) try {
-      load_probe(evaluation.probe, width);
+      load_probe(evaluation.probe, model.hidden_size);
     } catch (const std::exception& error) {
       return "probe: " + std::string(error.what());
     }
@@ -415,8 +419,7 @@ std::string TrainConfig::problem() const {
       return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
-    if (const std::string wrong = evaluation_problem(phase.evaluation, phase, tokenizer, model.hidden_size);
-        !wrong.empty())
+    if (const std::string wrong = evaluation_problem(phase.evaluation, phase, tokenizer, model); !wrong.empty())
       return path + ".evaluation." + wrong;
     if (phase.evaluation.tasks)
       return path +
@@ -427,7 +430,7 @@ std::string TrainConfig::problem() const {
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
   }
-  if (const std::string wrong = evaluation_problem(test, phases.back(), tokenizer, model.hidden_size); !wrong.empty())
+  if (const std::string wrong = evaluation_problem(test, phases.back(), tokenizer, model); !wrong.empty())
     return "test." + wrong;
   if (test.max_new_tokens >= model.max_position_embeddings)
     return "test.max_new_tokens: " + std::to_string(test.max_new_tokens) +

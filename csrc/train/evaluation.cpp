@@ -20,27 +20,29 @@ namespace isentrope::train {
 namespace {
 
 struct Answers {
-  std::vector<double> right;      // [prompts · samples], 1 or 0
-  std::vector<double> lengths;    // [prompts · samples], tokens
-  std::vector<double> entropies;  // [prompts · samples], sum over tokens
-  double entropy = 0;             // mean over tokens
-  double unscored = 0;            // answers
-  std::vector<Sample> shown;      // the first to each of the first prompts
-  rl::Kept drawn;                 // prompts and completions
-  std::vector<int64_t> classes;   // of each prompt, where a probe told
+  std::vector<double> right;                     // [prompts · samples], 1 or 0
+  std::vector<double> lengths;                   // [prompts · samples], tokens
+  std::vector<double> entropies;                 // [prompts · samples], sum over tokens
+  double entropy = 0;                            // mean over tokens
+  double unscored = 0;                           // answers
+  std::vector<Sample> shown;                     // the first to each of the first prompts
+  rl::Kept drawn;                                // prompts and completions
+  std::vector<int64_t> classes;                  // of each prompt, where a probe told
+  std::optional<model::PruneConfig> prune = {};  // with its layer
 };
 
 Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
-               const std::vector<data::Example>& examples, const rl::RewardSum& score,
-               const rl::SamplingConfig& sampling, int64_t samples, const rl::CacheConfig& cache, int64_t show,
-               std::vector<Answer>* told, const rl::Peers& peers, bool twice, const Probe* probe = nullptr) {
+               const std::vector<data::Example>& examples, const rl::RewardSum& score, rl::SamplingConfig sampling,
+               int64_t samples, const rl::CacheConfig& cache, int64_t show, std::vector<Answer>* told,
+               const rl::Peers& peers, const EvaluationConfig& config, const Probe* probe = nullptr) {
   const rl::RolloutKey key{.evaluation = true};
   std::vector<std::vector<int64_t>> prompts;
   for (const data::Example& one : examples) {
     const data::Example example = rl::opened(one, sampling, key, std::ssize(prompts));
-    prompts.push_back(rl::encode_prompt(twice ? rl::read_twice(example) : example, tokenizer,
+    prompts.push_back(rl::encode_prompt(config.repeat_prompt ? rl::read_twice(example) : example, tokenizer,
                                         model->config().max_position_embeddings));
   }
+  if (sampling.prune && !prompts.empty()) sampling.prune = model::with_layer(*sampling.prune, model, prompts);
   std::optional<std::vector<int64_t>> classes;
   if (probe) classes = probe->classes(hidden_of(model, prompts));
   rl::RolloutCounts counts;
@@ -60,6 +62,7 @@ Answers answer(const model::Decoder& model, const data::Tokenizer& tokenizer,
   if (peers.size() > 1) rl::gather(peers, completions, rewards, counts);
 
   Answers answers;
+  answers.prune = sampling.prune;
   double tokens = 0;
   for (const rl::Completion& completion : completions) {
     answers.lengths.push_back(static_cast<double>(completion.tokens.size()));
@@ -306,19 +309,20 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
                                                 .max_new_tokens = most,
                                                 .stop = config.stop.empty() ? rollouts_.stop : config.stop,
                                                 .bad_words = config.bad_words,
-                                                .conversing = rollouts_.conversing},
+                                                .conversing = rollouts_.conversing,
+                                                .prune = config.prune},
                                                tokenizer_);
   const std::vector<data::Example> prompts = take(config.prompts, nullptr);
-  const Answers greedy =
-      answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers, peers, config.repeat_prompt);
+  const Answers greedy = answer(model, tokenizer_, prompts, score_, sampling, 1, cache_, 0, answers, peers, config);
   sampling.temperature = config.temperature;
+  sampling.prune = greedy.prune;
   std::vector<size_t> part_of;
   const auto sampled_prompts = take(config.sampled_prompts, &part_of);
   const int64_t n = config.num_generations;
   std::optional<Probe> probe;
   if (!config.probe.empty()) probe = load_probe(config.probe, model->config().hidden_size);
   const Answers sampled = answer(model, tokenizer_, sampled_prompts, score_, sampling, n, cache_, config.show, answers,
-                                 peers, config.repeat_prompt, probe ? &*probe : nullptr);
+                                 peers, config, probe ? &*probe : nullptr);
   if (shown) *shown = sampled.shown;
 
   std::map<int64_t, std::vector<double>> passed;  // k → of each prompt
@@ -343,13 +347,13 @@ Evaluation HeldOutPrompts::evaluate(const model::Decoder& model, const Evaluatio
     found["eval/unscored"] =
         (greedy.unscored + sampled.unscored) / static_cast<double>(greedy.right.size() + sampled.right.size());
   if (sampling.conversing) tell_turns(sampled.drawn.completions, found);
-  if (reference_) {
+  if (reference_ && !config.prune) {
     prefer(model, prompts, found, peers);
     if (!sampled_prompts.empty())
       found["eval/information"] = information(sampled.drawn, {*reference_}, config.temperature, n, peers);
   }
   Interval of_loss;
-  if (loss_rows_ > 0)
+  if (loss_rows_ > 0 && !config.prune)
     if (const auto nats = loss(model, prompts, intervals ? &of_loss : nullptr, peers)) found["eval/loss"] = *nats;
   for (const auto& [k, chances] : passed) found["eval/pass@" + std::to_string(k)] = mean(chances);
   for (size_t i = 0; i < parts_.size() && parts_.size() > 1; ++i) {

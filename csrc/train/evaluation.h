@@ -36,6 +36,7 @@ struct EvaluationConfig {
   std::string probe;
   bool repeat_prompt = false;
   bool tasks = false;
+  std::optional<model::PruneConfig> prune = {};
   int64_t windows = 64;
   int64_t show = 4;
 
@@ -68,6 +69,9 @@ struct EvaluationConfig {
     v("tasks", tasks,
       "Of test: at the end of each phase also on the test data of every phase up to it, and what was forgotten of them "
       "(docs/metrics.md).");
+    v("prune", prune,
+      "Tokens of each prompt that later layers do not read, by their matrix entropy (EntropyPrune, docs/options.md); "
+      "what needs no answers, as eval/loss, is not measured then. Absent: none.");
     v("windows", windows, "Held-out windows of a context each whose loss is measured; pretrain phases.", at_least(1));
     v("show", show, "Samples, or windows of text, that go to samples.jsonl with the entropy of each token.",
       at_least(0));

@@ -13,6 +13,7 @@
 #include "csrc/train/block_cache.h"
 #include "csrc/train/flops.h"
 #include "csrc/train/snapshot.h"
+#include "csrc/train/weight_list.h"
 
 namespace isentrope::train {
 namespace {
@@ -27,8 +28,9 @@ struct Sizes {
   double embedding = 0;  // with the head
   double adapter = 0;    // of model.lora, which is trained in the place of all else
   bool lora = false;
+  TrainedNumbers trained = {};
   double all() const { return matrices + embedding + adapter; }
-  double trained() const { return lora ? adapter : all(); }
+  double apart() const { return lora ? adapter : all(); }  // what a reference or a checkpoint has of its own
 };
 
 Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
@@ -38,10 +40,18 @@ Sizes sizes_of(const model::DecoderConfig& m, int64_t vocabulary) {
     const model::MixerShape mixer = model::mixer_shape(m, i);
     matrices += C * number(mixer.rows() + mixer.output) + number(mixer.others) + mlp + 2 * C;
   }
-  return {.matrices = matrices,
-          .embedding = (m.tie_word_embeddings ? 1 : 2) * number(vocabulary) * C,
-          .adapter = number(numbers_of_adapter(m)),
-          .lora = m.lora.has_value()};
+  Sizes sizes{.matrices = matrices,
+              .embedding = (m.tie_word_embeddings ? 1 : 2) * number(vocabulary) * C,
+              .adapter = number(numbers_of_adapter(m)),
+              .lora = m.lora.has_value()};
+  if (m.compose || m.train_only || !m.freeze.empty())
+    sizes.trained = trained_numbers(m, vocabulary);
+  else
+    sizes.trained = {.all = sizes.apart(),
+                     .gradients = sizes.apart(),
+                     .embedding = sizes.lora ? 0 : sizes.embedding,
+                     .largest = sizes.lora ? 0 : number(vocabulary) * C};
+  return sizes;
 }
 
 // gate and up, or what stands before another activation (of relu behind it) and its product's input. narrow: as below.
@@ -141,15 +151,15 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   // In a pass that uses each weight once they are there one after the other.
   const bool single = m.recompute == "none" && !sizes.lora && (phase.batch.micro_tokens == 0 || (whole && ranks == 1));
   const double copies = narrow && !single ? 2 * (reference && !sizes.lora ? 3 : 2) * sizes.matrices : 0;
-  const double trained = sizes.trained();
+  const double trained = sizes.trained.all, apart = sizes.apart();
   const double moments = phase.optimizer.kind == "adamw"  ? 2 * trained
-                         : phase.optimizer.kind == "muon" ? trained + (sizes.lora ? 0 : sizes.embedding)
+                         : phase.optimizer.kind == "muon" ? trained + sizes.trained.embedding
                                                           : trained;
   MemoryPlan plan{.phase = phase.name};
-  plan.weights = weights + (reference ? kFloat * trained : 0) + copies;
+  plan.weights = weights + (reference ? kFloat * apart : 0) + copies;
   // The largest tensor has one owner.
-  const double n = number(ranks), largest = sizes.lora ? 0 : number(vocabulary) * C,
-               owned = ranks > 1 ? std::min(std::max(trained / n, largest), trained) : trained;
+  const double n = number(ranks),
+               owned = ranks > 1 ? std::min(std::max(trained / n, sizes.trained.largest), trained) : trained;
   // θ*, Ω, φ and Σ g² (csrc/train/consolidation.h), of which a step changes the last.
   const double kept_of_tasks = phase.optimizer.consolidation ? 4 * trained : 0;
   plan.optimizer = kFloat * (moments + kept_of_tasks) * owned / trained;
@@ -159,7 +169,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
                       : 0;
   // With learned spectral norms a checkpoint has the matrices twice, folded and as they are.
   if (config.run.checkpoint_every > 0)
-    plan.checkpoint = kFloat * (trained + moments + kept_of_tasks + (reference ? trained : 0) +
+    plan.checkpoint = kFloat * (apart + moments + kept_of_tasks + (reference ? apart : 0) +
                                 (m.sigma_reparam.any() ? sizes.matrices + sizes.embedding : 0));
   double all = 0, largest_block = 0;
   for (int64_t i = 0; i < m.num_hidden_layers; ++i) {
@@ -169,8 +179,8 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double kept = m.recompute == "blocks" ? layers * 2 * C + largest_block : all;  // of a block its input
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
-  plan.gradients = kFloat * (ranks > 1 ? 2 * trained + n * owned : trained);
-  plan.of_head = sizes.lora ? 0 : (narrow ? 1.5 : 1) * kFloat * number(vocabulary) * C;  // narrow: in bfloat16 first
+  plan.gradients = kFloat * (ranks > 1 ? sizes.trained.gradients + trained + n * owned : sizes.trained.gradients);
+  plan.of_head = sizes.trained.embedding == 0 ? 0 : (narrow ? 1.5 : 1) * kFloat * number(vocabulary) * C;  // narrow: in bfloat16 first
   plan.in_turn = ranks == 1 && whole;
   plan.at_once = plan.snapshot > 0 && (updates > 1 || !keeps_tensor_memory());
   plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;

@@ -16,7 +16,9 @@
 #include "csrc/train/completions.h"
 #include "csrc/train/probe.h"
 #include "csrc/train/process.h"
+#include "csrc/train/prune_words.h"
 #include "csrc/train/run_checkpoints.h"
+#include "csrc/train/safetensors.h"
 
 namespace isentrope::train {
 namespace {
@@ -96,6 +98,18 @@ rl::SamplingConfig sampling_of(const SampleOptions& options, const data::Tokeniz
   }
 }
 
+// The embeddings of a file, [P, C] float; undefined where there is no file.
+torch::Tensor prefix_of(const std::string& file, int64_t width) {
+  if (file.empty()) return {};
+  const auto tensors = read_safetensors(file);
+  const auto found = tensors.find("embeddings");
+  if (found == tensors.end() || found->second.dim() != 2 || found->second.size(0) < 1 ||
+      found->second.size(1) != width || !found->second.is_floating_point())
+    throw std::runtime_error("--prefix: " + file + " has no tensor embeddings of [P, " + std::to_string(width) +
+                             "] floats, rows as wide as the model's hidden_size");
+  return found->second.to(torch::kFloat32);
+}
+
 std::string shown(const std::optional<double>& score) {
   if (!score) return "none";
   char text[32];
@@ -138,15 +152,24 @@ int sample_command(const std::string& path, const SampleOptions& options) {
   if (!options.file.empty())
     for (data::Prompt& prompt : data::read_prompts(options.file, options.chat)) prompts.push_back(std::move(prompt));
   if (options.chat) render(prompts, options.system, checkpoint, tokenizer);
+  const torch::Tensor prefix = prefix_of(options.prefix, decoder->config().hidden_size);
+  const int64_t P = prefix.defined() ? prefix.size(0) : 0;
   std::vector<std::vector<int64_t>> tokens;
   for (data::Prompt prompt : prompts) {
     if (options.repeat_prompt)
       prompt.text = rl::read_twice({.prompt = prompt.text, .completion = "", .answer = ""}).prompt;
-    tokens.push_back(encoded(prompt, options.chat, tokenizer, decoder->config().max_position_embeddings));
+    tokens.push_back(encoded(prompt, options.chat, tokenizer, decoder->config().max_position_embeddings - P));
+    tokens.back().insert(tokens.back().begin(), P, model::kHidden);
   }
 
   const auto rewards = load_rewards(options.rewards);
-  const rl::SamplingConfig sampling = sampling_of(options, tokenizer);
+  rl::SamplingConfig sampling = sampling_of(options, tokenizer);
+  if (!options.prune.empty()) try {
+      sampling.prune = model::with_layer(parse_prune(options.prune), decoder, tokens,
+                                         std::vector<torch::Tensor>(P > 0 ? tokens.size() : 0, prefix));
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error(std::string("--").append(error.what()));
+    }
   std::optional<Probe> probe;
   if (!options.probe.empty()) probe = load_probe(options.probe, decoder->config().hidden_size);
   const auto count = static_cast<int64_t>(prompts.size()), some = std::max<int64_t>(kTogether / options.samples, 1);
@@ -155,6 +178,7 @@ int sample_command(const std::string& path, const SampleOptions& options) {
                                                  tokens.begin() + std::min(first + some, count));
     std::string text;
     const rl::RolloutKey key{.seed = options.seed, .first_prompt = first};
+    sampling.embeddings.assign(P > 0 ? part.size() : 0, prefix);
     const auto completions = probe ? rollout_by_class(*probe, probe->classes(hidden_of(decoder, part)), decoder, part,
                                                       options.samples, sampling, tokenizer.end_ids(), key)
                                    : rl::rollout(decoder, part, options.samples, sampling, tokenizer.end_ids(), key);

@@ -3,12 +3,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "csrc/train/machine_memory.h"
+#include "csrc/train/weight_list.h"
 #include "tests/csrc/message.h"
 
 namespace isentrope::train {
@@ -54,6 +57,61 @@ TEST(Plan, CountsMomentsAndCopies) {
   TrainConfig referred = some_config();
   referred.phases[0].objective.ref_kl_coef = 0.1;
   EXPECT_EQ(memory_plan(referred, lengths(100)).weights, 2 * adamw.weights);
+}
+
+// Sizes are those that a model itself has under these names; whoever trains less has moments, gradients and copies of that alone.
+TEST(Plan, CountsWhatIsTrainedAlone) {
+  TrainConfig config = some_config("adamw");
+  const int64_t V = data::Tokenizer(config.tokenizer).size();
+  config.model.vocabulary = V;
+  for (const bool biases : {false, true}) {
+    config.model.attention.qk_norm = biases;
+    config.model.attention.bias = biases ? "all" : "none";
+    config.model.mlp_bias = biases;
+    config.model.tie_word_embeddings = biases;
+    std::map<std::string, int64_t> listed, there;
+    for (const WeightSize& one : weight_list(config.model, V)) listed[one.name] = one.numbers();
+    const model::Decoder model(config.model, std::nullopt);
+    for (const auto& [name, weight] : model->named_weights()) there[name] = weight.numel();
+    EXPECT_EQ(listed, there);
+  }
+  config.model = some_config().model;
+  const MemoryPlan all = memory_plan(config, lengths(100));
+  const auto planned = [&](const model::TrainOnlyConfig& only, const std::vector<std::string>& freeze = {}) {
+    TrainConfig changed = config;
+    changed.model.train_only = only;
+    changed.model.freeze = freeze;
+    return memory_plan(changed, lengths(100));
+  };
+  const int64_t C = 64, M = 192, kFloat = 4, layers = 8;
+  const MemoryPlan mlp = planned({.names = {"*.mlp.*"}});
+  EXPECT_EQ(mlp.optimizer, 2 * kFloat * 3 * C * M * layers);
+  EXPECT_EQ(mlp.gradients, kFloat * 3 * C * M * layers);
+  EXPECT_EQ(mlp.weights, all.weights);
+  EXPECT_EQ(mlp.activations, all.activations);
+  EXPECT_EQ(mlp.checkpoint, all.weights + mlp.optimizer) << "a checkpoint has all weights";
+  // The gradient of gate and up is one, and stays whole.
+  const MemoryPlan gate = planned({.names = {"*.gate_proj.*"}, .blocks = {1, 2}});
+  EXPECT_EQ(gate.optimizer, 2 * kFloat * C * M * 2);
+  EXPECT_EQ(gate.gradients, kFloat * 2 * C * M * 2);
+  const MemoryPlan best = planned({.condition_number = 2});  // no more than the two largest: embedding and head
+  EXPECT_EQ(best.optimizer, 2 * kFloat * 2 * V * C);
+  TrainConfig frozen = config;
+  frozen.model.freeze = {"qk"};
+  EXPECT_EQ(memory_plan(frozen, lengths(100)).optimizer,
+            2 * kFloat * (2 * V * C + layers * (2 * C * C + 3 * C * M + 2 * C) + C));
+  EXPECT_LT(memory_plan(frozen, lengths(100)).total(), all.total());
+  // Adapters of the chosen weights.
+  TrainConfig lora = config;
+  lora.model.lora.emplace();
+  lora.model.train_only = {.names = {"*.q_proj.*"}};
+  EXPECT_EQ(memory_plan(lora, lengths(100)).optimizer, 2 * kFloat * 2 * C * lora.model.lora->rank * layers);
+  // A coefficient a tensor and vector; the gradient of one parameter at a time.
+  TrainConfig composed = config;
+  composed.model.compose = {.vectors = {"a", "b"}};
+  const MemoryPlan sum = memory_plan(composed, lengths(100));
+  EXPECT_EQ(sum.optimizer, 2 * kFloat * 2 * static_cast<double>(weight_list(config.model, V).size()));
+  EXPECT_EQ(sum.gradients, kFloat * std::max(2 * C * M, V * C));
 }
 
 TEST(Plan, ActivationsFollowWhatIsComputedTogether) {

@@ -110,6 +110,8 @@ def test_learns_and_compresses(tmp_path):
     assert (half["words"], half["kept"], len(half["prompt"].split())) == (12, 6, 6)
     above = [word for word, p in zip(half["original"].split(), half["probability"]) if p >= half["threshold"]]
     assert half["prompt"].split() == above
+    (narrow,) = (json.loads(isentrope(*compress, "--rate", 0.5, "--compute", "bfloat16", "--json")),)
+    assert narrow["probability"] != half["probability"] and narrow["probability"] == pytest.approx(half["probability"], abs=0.05)
     assert isentrope(*compress, "--rate", 1e-3, "--force-keep", "The", "--force-keep-digits").split() == ["the", "7"]
     for rate in ("0", "-1", "1.5"):
         assert f"--rate: {float(rate):g}" in isentrope(*compress, "--rate", rate, code=1).replace(".0 ", " ")

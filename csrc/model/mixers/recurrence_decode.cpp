@@ -61,7 +61,7 @@ class AtenRecurrence : public AtenMixerSession {
     std::vector<int64_t> from, to;
     std::vector<bool> begins;
     for (size_t i = 0; i < (of_one ? 1 : rows.size()); ++i) {
-      const auto [token, position, sequence] = rows[i];
+      const auto [token, position, sequence, slot] = rows[i];
       make_room(sequence);
       from.push_back(sequence * history_ + position % history_);
       const int64_t fed = of_one ? static_cast<int64_t>(rows.size()) : 1;

@@ -100,7 +100,7 @@ class PackedRoutedSession : public PackedMixerSession<Storage> {
     auto* mixed = scratch.mixed.template data_ptr<float>();
     scratch.multiply(n, x, m_.qkv, projected, false);
     for (int64_t i = 0; i < n; ++i) {
-      const auto [token, position, sequence] = rows[i];
+      const auto [token, position, sequence, slot] = rows[i];
       const auto table = pages.pages(sequence);
       const auto place = [&](int64_t s) { return table[s / kPagePositions] * kPagePositions + s % kPagePositions; };
       float* q = projected + i * 3 * width_;

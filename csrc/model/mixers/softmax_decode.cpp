@@ -23,7 +23,7 @@ class AtenSoftmax : public AtenMixerSession {
     const DecoderConfig& c = m_.config();
     const int64_t n = x.size(0), H = c.num_attention_heads, G = c.num_key_value_heads, D = c.head_size();
     ops::EntropyAttentionOptions attention;
-    attention.query_start = rows.position;
+    attention.query_start = rows.slot;
     attention.return_entropy = false;
     if (m_.options().softcap > 0) attention.softcap = m_.options().softcap;
     if (m_.window() > 0) attention.window = m_.window();
@@ -51,7 +51,7 @@ class AtenSoftmax : public AtenMixerSession {
                                values_.index({rows.places}).transpose(1, 2), attention);
     if (m_.options().plain()) return plain_product(found.out.reshape({n, H * D}), m_.o);
     const Tensor mixed =
-        m_.finished(found.out.reshape({n, H, D}), found.lse.reshape({n, H}), rows.position, projected.output_gate);
+        m_.finished(found.out.reshape({n, H, D}), found.lse.reshape({n, H}), rows.slot, projected.output_gate);
     return plain_product(mixed.to(x.scalar_type()), m_.o);
   }
 
@@ -117,10 +117,10 @@ class PackedSoftmaxSession : public PackedMixerSession<Storage> {
  private:
   Storage* page(int32_t i) { return memory_.data() + i * page_stride_; }
 
-  // key, value [G, D] of one position, in their places.
-  void put(const PageTable& pages, int64_t sequence, int64_t position, const float* key, const float* value) {
-    const int64_t G = m_.config.num_key_value_heads, D = m_.config.head_size(), n = position % kPagePositions;
-    Storage* keys = page(pages.pages(sequence)[position / kPagePositions]);
+  // key, value [G, D] of one slot, in their places.
+  void put(const PageTable& pages, int64_t sequence, int64_t slot, const float* key, const float* value) {
+    const int64_t G = m_.config.num_key_value_heads, D = m_.config.head_size(), n = slot % kPagePositions;
+    Storage* keys = page(pages.pages(sequence)[slot / kPagePositions]);
     Storage* values = keys + G * plane_;
     for (int64_t g = 0; g < G; ++g) {
       for (int64_t d = 0; d < D; ++d) narrow(1, key + g * D + d, keys + g * plane_ + d * kPagePositions + n);
@@ -148,7 +148,7 @@ class PackedSoftmaxSession : public PackedMixerSession<Storage> {
     p.page_stride = page_stride_;
     p.scores = scratch.scores.data();
     for (size_t i = 0; i < rows.size(); ++i) {
-      const auto [token, position, sequence] = rows[i];
+      const auto [token, position, sequence, slot] = rows[i];
       float* qkv = projected + static_cast<int64_t>(i) * m_.qkv.rows;
       norm_heads(qkv, H, m_.q_norm);
       norm_heads(qkv + H * D, G, m_.k_norm);
@@ -159,8 +159,8 @@ class PackedSoftmaxSession : public PackedMixerSession<Storage> {
         for (int64_t g = 0; g < G; ++g) scale(D, sigmoid(gates[g]), qkv + (H + G + g) * D);
         gates += G;
       }
-      put(pages, sequence, position, qkv + H * D, qkv + (H + G) * D);
-      p.count = position + 1;
+      put(pages, sequence, slot, qkv + H * D, qkv + (H + G) * D);
+      p.count = slot + 1;
       p.first = m_.window > 0 ? std::max<int64_t>(p.count - m_.window, 0) : 0;
       if (const Tensor& t = m_.temperature; t.defined()) {
         p.temperature = t.data_ptr<float>() + (t.size(1) > 1 ? position : 0);
