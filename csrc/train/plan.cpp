@@ -180,7 +180,9 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   const double logits = m.fused_head ? 0 : 2 * number(vocabulary);
   const double batch = kInteger * 2 * tokens;
   plan.gradients = kFloat * (ranks > 1 ? sizes.trained.gradients + trained + n * owned : sizes.trained.gradients);
-  plan.of_head = sizes.trained.embedding == 0 ? 0 : (narrow ? 1.5 : 1) * kFloat * number(vocabulary) * C;  // narrow: in bfloat16 first
+  plan.of_head = sizes.trained.embedding == 0
+                     ? 0
+                     : (narrow ? 1.5 : 1) * kFloat * number(vocabulary) * C;  // narrow: in bfloat16 first
   plan.in_turn = ranks == 1 && whole;
   plan.at_once = plan.snapshot > 0 && (updates > 1 || !keeps_tensor_memory());
   plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;

@@ -96,4 +96,12 @@ std::vector<std::pair<std::string, torch::Tensor>> Trainer::trained_parameters()
   return parameters;
 }
 
+std::vector<double> Trainer::power_step() {
+  std::vector<double> sigmas = model_->power_step();
+  for (size_t i = 0; i < sigmas.size(); ++i)
+    if (!std::isfinite(sigmas[i]))
+      throw NonFinite("the spectral norm of " + model_->sigma_layers()[i].name + " is not finite after the update");
+  return sigmas;
+}
+
 }  // namespace isentrope::train

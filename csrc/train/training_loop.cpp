@@ -269,14 +269,6 @@ Record Trainer::record_of(std::map<std::string, double> values, std::optional<At
   return record;
 }
 
-std::vector<double> Trainer::power_step() {
-  std::vector<double> sigmas = model_->power_step();
-  for (size_t i = 0; i < sigmas.size(); ++i)
-    if (!std::isfinite(sigmas[i]))
-      throw NonFinite("the spectral norm of " + model_->sigma_layers()[i].name + " is not finite after the update");
-  return sigmas;
-}
-
 void Trainer::sync_reference() {
   const auto& config = open_->config.objective.reference;
   if (open_->reference && config && config->sync_every > 0 && step_ % config->sync_every == 0)
