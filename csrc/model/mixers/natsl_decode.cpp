@@ -93,7 +93,7 @@ class AtenNatsl : public AtenMixerSession {
     const int64_t n = end - begin, H = m_.options().queries, D = m_.options().D, chunk = m_.config().natsl.chunk;
     std::vector<int64_t> from, to, ended;
     for (int64_t i = begin; i < end; ++i) {
-      const auto [token, position, sequence] = of.rows[i];
+      const auto [token, position, sequence, slot] = of.rows[i];
       make_room(sequence);
       from.push_back(sequence * history_ + position % history_);
       to.push_back(sequence * history_ + (position + 1) % history_);
