@@ -119,6 +119,16 @@ def corrected(*given, **keys):
     return methods.correction(*given, **keys).factor
 
 
+def with_statistics(function, statistics):
+    """What verl's compute_rollout_correction_and_rejection_mask has in one call, and our trainer in each update: weights, and how far the policies are apart."""
+
+    def both(*given, **keys):
+        statistics(*given)  # whose values the row mismatch compares
+        return function(*given, **keys)
+
+    return both
+
+
 LOGPROBS = ["logprob", "old_logprob", "mask"]
 SIGNED = ["logprob", "entropy", "advantage", "mask"]
 WINDOW = ["entropy", "advantage", "mask"]
@@ -135,6 +145,8 @@ WEIGHTS = {
     "correction, token, truncate": entry(corrected, torch_correction, LOGPROBS),
     "correction, token, mask": entry(corrected, torch_correction, LOGPROBS, mode="mask", low=0.5, high=5.0),
     "correction, sequence, truncate": entry(corrected, torch_correction, LOGPROBS, level="sequence"),
+    "correction, token, truncate, with mismatch": entry(with_statistics(corrected, stacked), with_statistics(torch_correction, torch_mismatch), LOGPROBS),
+    "correction, sequence, truncate, with mismatch": entry(with_statistics(corrected, stacked), with_statistics(torch_correction, torch_mismatch), LOGPROBS, level="sequence"),
     "mismatch": entry(stacked, torch_mismatch, LOGPROBS),
 }
 
