@@ -51,8 +51,9 @@ void Console::step(const Record& record) {
                               : ""));
     alarms_ = record.attention->alarms;
   }
-  for (const std::string& warning : record.warnings)
-    warn(record.phase + ", step " + std::to_string(record.step) + ": " + warning);
+  for (const auto* list : {&record.warnings, &record.of_times})
+    for (const std::string& warning : *list)
+      warn(record.phase + ", step " + std::to_string(record.step) + ": " + warning);
   if (!record.split.empty()) {
     print(evaluation_line(record));
     return;

@@ -19,7 +19,7 @@ class Console {
   ~Console();
   void begin_phase(const std::string& name, int64_t steps, int64_t done = 0);
   // Shows step, reward or loss, entropy, tokens/s and the time left, and prints an evaluation as a line of its own. Prints
-  // warnings, and warns of an alarm when it begins or changes.
+  // warnings, those of times too, and warns of an alarm when it begins or changes.
   void step(const Record& record);
   void end_phase();                     // leaves the last line standing
   void print(const std::string& text);  // a line of its own; the bar is cleared before and drawn again after

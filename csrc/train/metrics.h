@@ -59,6 +59,7 @@ struct Record {
   std::vector<SigmaFigures> sigma = {};
   int64_t global_step = 0;                 // steps of the run so far, over all phases; 0: not told
   std::vector<std::string> warnings = {};  // new in this step (csrc/train/policy_watch.h)
+  std::vector<std::string> of_times = {};  // warnings that two equal runs need not share: shown, not written
   std::optional<StateStatistics> states = {};
 };
 

@@ -163,7 +163,7 @@ Record Trainer::step() {
     const int64_t every = config_.metrics.representation.every;
     if (const std::string slow = slow_look(learnt.inside_seconds, seconds - learnt.inside_seconds, every);
         step_ + 1 == 2 * every && !slow.empty())  // the second of the phase: the first one warms up
-      record.warnings.push_back(slow);
+      record.of_times.push_back(slow);
   }
   record.values["time_s"] = seconds_since(begun_);
   return record;

@@ -91,7 +91,7 @@ def test_turns_have_credits_of_their_own(tmp_path, whole):
     advantage = "phases.grpo.advantage=[{{kind: grpo}}, {{kind: turn_credit, score: information_gain, coef: {}}}]"
     train(tmp_path / "credit", CONFIGS / "twenty_questions.yaml", *SHORT, advantage.format(1))
     found = learnt(tmp_path / "credit")
-    assert len(found) > 10
+    assert len(found) > 3
     for advantages, ends in found:
         turns = [advantages[begin:end] for begin, end in zip([0, *ends], ends)]
         assert all(len({*turn}) == 1 for turn in turns)
