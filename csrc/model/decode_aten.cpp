@@ -80,6 +80,7 @@ class AtenSession : public DecodeSession {
  private:
   // Blocks first … last − 1 of x and the output of the block before it.
   void run(std::span<const DecodeRow> rows, int64_t first, int64_t last, Tensor& x, Tensor& delta, bool prefix) {
+    if (first == last) return;  // pruned from the first block on: no table holds all slots
     const DecoderConfig& c = w_.decoder->config();
     const auto options = w_.embedding.options();
     const int64_t n = rows.size();
