@@ -341,10 +341,10 @@ def workplace(tmp_path_factory):
 
 @needs_program
 # test_parquet.py runs rollouts, test_preference.py pairs and test_cold_start.py cold-start, of a run that saved some; test_probe.py makes and uses probes;
-    # test_encoders.py compresses.
+    # test_encoders.py compresses, test_prune.py prunes.
 # models/smollm2 is what import-gguf makes of a file that a test here does not have; test_chat_template.py samples with --chat. data/diagnose/ is what
 # examples/diagnose_data.py writes; test_diagnose.py measures checkpoints of a run.
-@pytest.mark.parametrize("words", [w for w in TOOL if w[0] not in ("train", "import-gguf", "rollouts", "pairs", "grams", "cold-start", "compress") and not {"--watch", "models/smollm2"} & {*w} and not any(word.startswith("data/diagnose/") for word in w) and "probe" not in " ".join(w)], ids=" ".join)
+@pytest.mark.parametrize("words", [w for w in TOOL if w[0] not in ("train", "import-gguf", "rollouts", "pairs", "grams", "cold-start", "compress") and not {"--watch", "models/smollm2"} & {*w} and not any(word.startswith("data/diagnose/") for word in w) and not re.search("probe|prune", " ".join(w))], ids=" ".join)
 def test_the_tool_runs_as_shown(words, workplace):
     folder, tiny = workplace
     if words[0] == "tasks":
