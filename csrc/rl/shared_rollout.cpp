@@ -117,6 +117,7 @@ void gather(const Peers& peers, std::vector<Completion>& completions, Rewards& r
     own.put(c.entropy);
     own.put(c.sum_p2);
     own.put(c.sampling_logprob);
+    own.put(c.kept);
     put_conversation(own, c);
     own.put(rewards.total[i]);
     own.put(rewards.first[i]);
@@ -146,6 +147,7 @@ void gather(const Peers& peers, std::vector<Completion>& completions, Rewards& r
       from.take(c.entropy);
       from.take(c.sum_p2);
       from.take(c.sampling_logprob);
+      from.take(c.kept);
       take_conversation(from, c);
       from.take(one.total);
       from.take(one.first);

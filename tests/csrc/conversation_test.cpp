@@ -365,7 +365,10 @@ TEST(Conversation, TalliesTurns) {
 TEST(Conversation, PassesBetweenRanks) {
   const Table table;
   auto completions = table.draw(table.sampling(std::make_shared<Echo>(3), {.turns = 4}));
-  for (Completion& c : completions) c.sampling_logprob.assign(c.tokens.size(), -0.5f - static_cast<float>(c.sample));
+  for (Completion& c : completions) {
+    c.sampling_logprob.assign(c.tokens.size(), -0.5f - static_cast<float>(c.sample));
+    c.kept = {0, 2 + c.sample};
+  }
   const auto before = completions;
   Rewards rewards{std::vector<double>(completions.size(), 1.0), {}, {}};
   rewards.first.resize(completions.size());
@@ -375,6 +378,7 @@ TEST(Conversation, PassesBetweenRanks) {
   for (size_t i = 0; i < before.size(); ++i) {
     expect_same(before[i], completions[i]);
     EXPECT_EQ(before[i].sampling_logprob, completions[i].sampling_logprob);
+    EXPECT_EQ(before[i].kept, completions[i].kept);
     for (size_t t = 0; t < before[i].turns.size(); ++t) {
       EXPECT_EQ(before[i].turns[t].scores, completions[i].turns[t].scores);
       EXPECT_EQ(before[i].turns[t].error, completions[i].turns[t].error);
