@@ -175,6 +175,7 @@ Standing Trainer::prepare(bool resume) {
   }
   model_->to(cuda ? torch::kCUDA : torch::kCPU);
   choose_trained(standing, resumed);
+  if (!standing.from.empty() && !resumed) warn_of_ties();
   if (config_.metrics.representation.every > 0) matrices_that_fit(model_, config_.metrics.representation.weights);
   if (!finished()) open_phase(standing.goes_on ? &standing.state : nullptr);
   header_ = describe();

@@ -112,6 +112,7 @@ class Trainer {
   void take_weights(const Standing& standing);
   void take_adapter(const Standing& standing);
   void choose_trained(const Standing& standing, bool resumed);  // model.freeze, train_only, compose
+  void warn_of_ties();
   std::vector<std::pair<std::string, torch::Tensor>> trained_parameters() const;
   RunHeader describe() const;
   std::unique_ptr<Metrics> open_log(const std::string& file, const Standing& standing, const std::string& key);

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "csrc/train/adapter.h"
+#include "csrc/train/bfloat16_ties.h"
 #include "csrc/train/composition.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/phase.h"
@@ -94,6 +95,27 @@ std::vector<std::pair<std::string, torch::Tensor>> Trainer::trained_parameters()
   for (const auto& parameter : model_->named_parameters())
     if (parameter.value().requires_grad()) parameters.emplace_back(parameter.key(), parameter.value());
   return parameters;
+}
+
+// Of the matrices that are trained, since products round these.
+void Trainer::warn_of_ties() {
+  if (config_.model.compute != "bfloat16" || composition_) return;
+  int64_t ties = 0, numbers = 0;
+  for (const auto& [name, weight] : trained_parameters())
+    if (weight.dim() > 1) {
+      ties += bfloat16_ties(weight);
+      numbers += weight.numel();
+    }
+  if (static_cast<double>(ties) <= kManyTies * static_cast<double>(numbers)) return;
+  char share[16];
+  std::snprintf(share, sizeof(share), "%.2g", 100.0 * static_cast<double>(ties) / static_cast<double>(numbers));
+  warnings_.push_back("model.pretrained: " + std::string(share) +
+                      " % of the weights lie halfway between two values of bfloat16, as weights of a float16 or "
+                      "quantised file do; with "
+                      "model.compute: bfloat16 half of these go over to the other value in the first update, however "
+                      "small learning_rate is; "
+                      "a folder saved in bfloat16 (isentrope import-gguf --dtype bfloat16, or model.bfloat16() in "
+                      "transformers) has none");
 }
 
 std::vector<double> Trainer::power_step() {

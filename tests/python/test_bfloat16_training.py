@@ -3,11 +3,12 @@ tests/csrc/bfloat16_training_test.cpp."""
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_train import ROOT, binary, metrics, weights
 
 SFT = ROOT / "configs" / "tiny" / "sft.yaml"
@@ -73,3 +74,24 @@ def test_a_run_may_go_on_in_the_other_type(tmp_path):
         done.unlink()
     said = run(tmp_path, "run", NARROW, resume=True)
     assert "model.compute" in said and "float32 → bfloat16" in said
+
+
+def test_weights_between_two_bfloat16_values_are_told(tmp_path):
+    """An eighth of those on float16's grid, whose copies move at the first update (findings/torch_float16_ties.sh); none of a folder in bfloat16, nor
+    of one that was trained, nor where products are in float32."""
+    run(tmp_path, "start")
+    trained = sorted((tmp_path / "start" / "checkpoints").iterdir())[-1]
+    told = {}
+    for grid in (torch.float16, torch.bfloat16, torch.float32):
+        folder = tmp_path / str(grid)
+        folder.mkdir()
+        for name in ("config.json", "tokenizer.json"):
+            shutil.copy(trained / name, folder)
+        tensors = load_file(trained / "model.safetensors")
+        save_file({name: tensor.to(grid).float() for name, tensor in tensors.items()}, folder / "model.safetensors")
+        words = (NARROW, f"model={{pretrained: {folder}, compute: bfloat16}}")
+        told[grid] = run(tmp_path, f"from_{grid}", *words)
+    assert "12 % of the weights lie halfway between two values of bfloat16" in told[torch.float16], told[torch.float16]
+    assert not any("halfway" in told[grid] for grid in (torch.bfloat16, torch.float32))
+    wide = run(tmp_path, "wide", f"model={{pretrained: {tmp_path / 'torch.float16'}}}")
+    assert "halfway" not in wide
