@@ -59,14 +59,14 @@ class Tasks {
 };
 
 // Sums over conversations behind t questions, and where the rule stops.
-struct Found {
+struct PolicyFigures {
   std::vector<double> right, covered, size, entropy;  // [T + 1]
   double questions = 0, stopped_right = 0, stopped_covered = 0, gained = 0;
   std::vector<double> thresholds = {};  // [T + 1]
   double power = 1;
   double conversations = 0;
 
-  explicit Found(size_t lengths) : right(lengths), covered(lengths), size(lengths), entropy(lengths) {}
+  explicit PolicyFigures(size_t lengths) : right(lengths), covered(lengths), size(lengths), entropy(lengths) {}
   void add(const rl::QuestionRecord& record, const rl::EnvironmentScores& scores) {
     for (size_t t = 0; t < right.size(); ++t) {
       right[t] += record.right[t];
@@ -182,7 +182,7 @@ int policy_command(const std::string& path, const EvaluateOptions& options) {
     std::vector<rl::QuestionTask> calibration;
     for (size_t i = 0; i < drawn.size(); ++i) calibration.push_back(calibrating.open(drawn[i], i));
     const rl::QuestionPlayer player(policy, std::move(calibration), questions, config.run.seed);
-    Found found(static_cast<size_t>(questions) + 1);
+    PolicyFigures found(static_cast<size_t>(questions) + 1);
     found.thresholds = player.thresholds();
     found.power = player.power();
     std::string lines;
