@@ -182,6 +182,12 @@ int run(int argc, char** argv, const Host& host) {
   judge->add_flag("--repeat-prompt", twice, "Feed each prompt twice, as test.repeat_prompt=true does.");
   std::string pruned;
   judge->add_option("--prune", pruned, "As of isentrope sample; test.prune sets the same.");
+  judge
+      ->add_option("--policy", evaluation.policies,
+                   "Let a policy without a model ask the questions of twenty_questions or diagnosis: conformal, "
+                   "information or random, then KEY=VALUE of alpha, temper, …, as --policy conformal,alpha=0.1; may be "
+                   "given several times. A YAML file may then stand for the checkpoint.")
+      ->allow_extra_args(false);
   judge->add_flag("--json", evaluation.json, "Print one JSON object, every figure in full.");
 
   auto* probe =
@@ -284,6 +290,7 @@ int run(int argc, char** argv, const Host& host) {
     } catch (const std::invalid_argument& error) {
       throw std::runtime_error(std::string("--").append(error.what()));
     }
+  if (*judge && !evaluation.policies.empty()) return policy_command(checkpoint, evaluation);
   if (*judge) return evaluate_command(checkpoint, evaluation);
   if (*probe) return probe_command(checkpoint, probing);
   if (*compress) return compress_command(checkpoint, compression);

@@ -182,6 +182,65 @@ Example SearchTask::draw(Stream& stream, Stream* teacher) const {
   return example;
 }
 
+Example InterpreterTask::draw(Stream& stream, Stream* teacher) const {
+  const auto number = [&] {
+    int64_t n = 1 + below(stream, 9);
+    for (int64_t more = below(stream, digits); more > 0; --more) n = 10 * n + below(stream, 10);
+    return n;
+  };
+  std::string text;
+  int64_t sum = 0, product = 1, sign = 1;  // what stands before the last + or -, and what is multiplied behind it
+  for (int64_t i = 0; i < terms; ++i) {
+    if (i > 0) {
+      const char operation = "+-*"[below(stream, 3)];
+      text += operation;
+      if (operation != '*') {
+        sum += sign * product;
+        product = 1;
+        sign = operation == '+' ? 1 : -1;
+      }
+    }
+    const int64_t a = number(), b = number(), c = number();
+    const std::string x = std::to_string(a), y = std::to_string(b), z = std::to_string(c);
+    switch (below(stream, 5)) {
+      case 0:
+        text += x, product *= a;
+        break;
+      case 1:
+        text += "max(" + x + "," + y + ")", product *= std::max(a, b);
+        break;
+      case 2:
+        text += "min(" + x + "," + y + ")", product *= std::min(a, b);
+        break;
+      case 3:
+        text += "sum((" + x + "," + y + "," + z + "))", product *= a + b + c;
+        break;
+      default: {
+        int64_t power = 1 % c;
+        for (int64_t k = 0; k < b; ++k) power = power * a % c;
+        text += "pow(" + x + "," + y + "," + z + ")", product *= power;
+      }
+    }
+  }
+  const std::string value = std::to_string(sum + sign * product);
+  Example example{.prompt = text + "=", .completion = "A" + value, .answer = value, .columns = "{}"};
+  if (teacher == nullptr) return example;
+  if (happens(*teacher, direct)) {
+    char& last = example.completion.back();
+    if (teacher->bits() & 1) last = static_cast<char>('0' + (last - '0' + 1 + below(*teacher, 9)) % 10);
+    return example;
+  }
+  Told told;
+  if (happens(*teacher, malformed)) {
+    told.say(">" + text + "+-*"[below(*teacher, 3)] + "\n");
+    told.hear("?\n");
+  }
+  told.say(">" + text + "\n");
+  told.hear(value + "\n");
+  example.turns = std::move(told.turns);
+  return example;
+}
+
 Episodes::Episodes(const EpisodesConfig& config, uint64_t seed, Split split, const Use* use)
     : config_(config), seed_(seed), taught_(use && use->learnt) {
   const std::string kind = "episodes: " + config_.kind() + ": ";

@@ -5,6 +5,8 @@
 //   twenty_questions  a100;b010;c011;d001:       ?1↵«y↵»?2↵«n↵»!b                                  {"table":{"a":"100",…}}
 //   calculator        37*48-5=                   [37*48-5]«1771;»A1771                             {}
 //   search            ba.c.k?                    gba.c;qba c↵«ba c do↵»r1gdo.k;qdo k↵«do k ru↵»r1Aru   {"facts":["ba c do",…]}
+//   diagnosis         a0592;b9710;c5050:         ?1↵«y↵»?0↵«n↵»!a                               csrc/data/diagnosis.h
+//   interpreter       max(37,48)*3=              >max(37,48)*3↵«144↵»A144                       {}
 //
 // (↵ is a line feed; the end of sequence stands behind the last turn.)
 //
@@ -14,11 +16,13 @@
 // search: who lives where (relation c), and what colour places have (relation k): the prompt asks for the colour of somebody's place, and
 // a retriever finds the facts (csrc/data/facts.h). A turn judges the fact before it by its goal (r1: it is what was looked for, r0: it
 // is not), then names the next goal and the query, or the answer.
+// interpreter: an expression of Python, which an interpreter works out (csrc/rl/interpreter.h).
 #pragma once
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "csrc/data/diagnosis.h"
 #include "csrc/data/example.h"
 #include "csrc/data/fit.h"
 #include "csrc/data/random.h"
@@ -102,7 +106,32 @@ struct SearchTask {
   }
 };
 
-using EpisodesConfig = OneOf<TwentyQuestionsTask, CalculatorTask, SearchTask>;
+struct InterpreterTask {
+  static constexpr const char* kKind = "interpreter";
+  static constexpr const char* kHelp = "Expressions of Python whose value an interpreter works out.";
+  int64_t terms = 2;
+  int64_t digits = 2;
+  double direct = 0.2;
+  double malformed = 0.1;
+  int64_t held_out = 256;
+
+  Example draw(Stream& stream, Stream* teacher) const;  // null: no conversation
+  bool few() const { return false; }
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("terms", terms, "Terms of an expression: numbers, max(a,b), min(a,b), sum((a,b,c)) and pow(a,b,c).",
+      between(1, 4));
+    v("digits", digits, "Most digits of a number.", between(1, 4));
+    v("direct", direct, "Probability that the teacher answers without a call, off by one digit as often as not.",
+      between(0, 1));
+    v("malformed", malformed,
+      "Probability that the teacher's first call has no meaning, and is followed by a right one.", between(0, 1));
+    v("held_out", held_out, "Prompts in the validation list and in the test list.", between(1, 1 << 20));
+  }
+};
+
+using EpisodesConfig = OneOf<TwentyQuestionsTask, CalculatorTask, SearchTask, DiagnosisTask, InterpreterTask>;
 
 // The table of a fixed TwentyQuestionsTask: a row of 0 and 1 an object.
 std::vector<std::string> fixed_table(const TwentyQuestionsTask& task);

@@ -2,7 +2,9 @@
 #pragma once
 #include "csrc/one_of.h"
 #include "csrc/rl/calculator.h"
+#include "csrc/rl/diagnosis.h"
 #include "csrc/rl/environment.h"
+#include "csrc/rl/interpreter.h"
 #include "csrc/rl/python_environment.h"
 #include "csrc/rl/rollout.h"
 #include "csrc/rl/search.h"
@@ -11,7 +13,7 @@
 
 namespace isentrope::rl {
 
-using EnvironmentConfig = OneOf<TwentyQuestions, Calculator, Search, PythonEnvironment>;
+using EnvironmentConfig = OneOf<TwentyQuestions, Calculator, Search, Diagnosis, Interpreter, PythonEnvironment>;
 
 // Names that rewards of kind environment may have; empty where only the environment knows.
 inline std::vector<std::string> scores_of(const EnvironmentConfig& config) {

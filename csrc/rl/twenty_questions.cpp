@@ -7,65 +7,40 @@
 #include "csrc/data/json_object.h"
 #include "csrc/data/random.h"
 #include "csrc/message.h"
+#include "csrc/rl/question_game.h"
 
 namespace isentrope::rl {
 namespace {
 
-double likelihood(const std::string& row, int64_t attribute, char answer, double noise) {
-  return row[attribute] == answer ? 1 - noise : noise;
+data::Question question_about(const std::vector<std::string>& rows, int64_t attribute, double noise) {
+  data::Question question;
+  for (const std::string& row : rows) {
+    const bool has = row.at(static_cast<size_t>(attribute)) == '1';
+    question.yes.push_back(has ? 1 - noise : noise);
+    question.no.push_back(has ? noise : 1 - noise);
+  }
+  return question;
 }
-
-class Game : public Episode {
- public:
-  Game(const TwentyQuestions& config, const data::Example& example, uint64_t seed) : config_(config), seed_(seed) {
-    const auto columns = data::parse_json_object(example.columns);
-    for (const auto& [name, row] : columns.at("table").items()) {
-      if (name == example.answer) hidden_ = rows_.size();
-      names_.push_back(name);
-      rows_.push_back(row.get<std::string>());
-    }
-    if (hidden_ == names_.size())
-      throw std::runtime_error("the table has no object " + isentrope::quoted(example.answer));
-    belief_.assign(rows_.size(), 1.0 / static_cast<double>(rows_.size()));
-    scores = {{"answer", 0}, {"information_gain", 0}, {"turns", 0}};
-  }
-
-  Reply step(const std::string& said) override {
-    std::string text = said;
-    while (!text.empty() && text.back() == '\n') text.pop_back();
-    if (text.starts_with('!')) {
-      scores["answer"] = text.substr(1) == names_[hidden_] ? 1 : 0;
-      return {.done = true};
-    }
-    const auto turn = static_cast<uint64_t>(scores["turns"]++);
-    const auto attributes = static_cast<int64_t>(rows_.front().size());
-    const int64_t asked = text.size() == 2 && text[0] == '?' ? text[1] - '0' : -1;
-    if (asked < 0 || asked >= attributes) return {.text = "e\n", .error = true};
-    data::Stream stream(seed_, data::Purpose::noise, turn);
-    const bool flips = config_.noise > 0 && stream.uniform() < config_.noise;
-    const char answer = (rows_[hidden_][asked] == '1') != flips ? '1' : '0';
-    const std::vector<double> after = believe(belief_, rows_, asked, answer, config_.noise);
-    const double gain = config_.gain == "expected" ? expected_gain(belief_, rows_, asked, config_.noise)
-                                                   : entropy_of(belief_) - entropy_of(after);
-    scores["information_gain"] += gain / std::log(static_cast<double>(rows_.size()));
-    belief_ = after;
-    return {.text = answer == '1' ? "y\n" : "n\n"};
-  }
-
- private:
-  TwentyQuestions config_;
-  uint64_t seed_;
-  size_t hidden_ = static_cast<size_t>(-1);
-  std::vector<std::string> names_, rows_;
-  std::vector<double> belief_;
-};
 
 class Games : public Environment {
  public:
   explicit Games(const TwentyQuestions& config) : config_(config) {}
   std::unique_ptr<Episode> reset(const data::Example& example, uint64_t seed, std::string*) const override {
     try {
-      return std::make_unique<Game>(config_, example, seed);
+      data::QuestionTable table = questions_table(example.columns, config_.noise);
+      const size_t hidden = table.find(example.answer), objects = table.names.size();
+      if (hidden == objects) throw std::runtime_error("the table has no object " + isentrope::quoted(example.answer));
+      std::vector<bool> has;
+      for (const data::Question& question : questions_table(example.columns, /*noise=*/0).questions)
+        has.push_back(question.yes[hidden] > 0);
+      const auto respond = [has, seed, noise = config_.noise](size_t question, uint64_t turn) {
+        data::Stream stream(seed, data::Purpose::noise, turn);
+        const bool flips = noise > 0 && stream.uniform() < noise;
+        return has[question] != flips;
+      };
+      return std::make_unique<QuestionGame>(
+          std::move(table), hidden, respond,
+          QuestionGame::Counting{.gain = config_.gain, .scale = std::log(static_cast<double>(objects))});
     } catch (const std::exception& error) {
       throw std::runtime_error("environment, twenty_questions: the example " + isentrope::quoted(example.prompt) +
                                ": " + error.what() + "; it wants those of data.episodes");
@@ -80,32 +55,29 @@ class Games : public Environment {
 
 std::shared_ptr<const Environment> TwentyQuestions::make() const { return std::make_shared<Games>(*this); }
 
-double entropy_of(const std::vector<double>& belief) {
-  double H = 0;
-  for (const double b : belief)
-    if (b > 0) H -= b * std::log(b);
-  return H;
+data::QuestionTable questions_table(const std::string& columns, double noise) {
+  data::QuestionTable table;
+  std::vector<std::string> rows;
+  const auto object = data::parse_json_object(columns);
+  for (const auto& [name, row] : object.at("table").items()) {
+    table.names.push_back(name);
+    rows.push_back(row.get<std::string>());
+  }
+  if (rows.empty()) throw std::invalid_argument("the table has no object");
+  table.prior.assign(rows.size(), 1.0 / static_cast<double>(rows.size()));
+  for (int64_t a = 0; a < std::ssize(rows.front()); ++a) table.questions.push_back(question_about(rows, a, noise));
+  table.forgets = true;
+  return table;
 }
 
 std::vector<double> believe(const std::vector<double>& belief, const std::vector<std::string>& rows, int64_t attribute,
                             char answer, double noise) {
-  std::vector<double> after = belief;
-  double sum = 0;
-  for (size_t i = 0; i < rows.size(); ++i) sum += after[i] *= likelihood(rows[i], attribute, answer, noise);
-  if (!(sum > 0)) throw std::invalid_argument("no object is left that would be answered so");
-  for (double& b : after) b /= sum;
-  return after;
+  return data::believe(belief, question_about(rows, attribute, noise).likelihood(answer == '1'));
 }
 
 double expected_gain(const std::vector<double>& belief, const std::vector<std::string>& rows, int64_t attribute,
                      double noise) {
-  double gain = entropy_of(belief);
-  for (const char answer : {'0', '1'}) {
-    double probability = 0;
-    for (size_t i = 0; i < rows.size(); ++i) probability += belief[i] * likelihood(rows[i], attribute, answer, noise);
-    if (probability > 0) gain -= probability * entropy_of(believe(belief, rows, attribute, answer, noise));
-  }
-  return std::max(gain, 0.0);
+  return data::expected_gain(belief, question_about(rows, attribute, noise));
 }
 
 }  // namespace isentrope::rl

@@ -5,16 +5,9 @@
 //   !OBJECT         (over)          the guess
 //   another         e\n             an error
 //
-// The belief b over the N objects begins uniform; an answer multiplies it by its likelihood (1 − noise where the object would be answered
-// so, else noise) and it is scaled to 1. H = −Σ b ln b, nats. It is the joint belief: were it the product of beliefs about single
-// attributes, attributes that depend on each other would count twice (csrc/rl/twenty_questions.cpp, and a test).
-//
-// Scores:
-//   answer            1 where the guess is the object, else 0
-//   information_gain  Σ over questions of what they tell, over ln N. realised: H before less H after the answer, below 0 where an unlikely
-//                     answer makes the object less certain; expected: the mutual information of answer and object, H before less the
-//                     mean of H after over the answers that the belief foresees, never below 0
-//   turns             questions asked, and turns that were errors
+// The belief over the N objects begins uniform; an answer is as likely as 1 − noise where the object would be answered so, else as noise.
+// Scores as csrc/rl/question_game.h has them, information_gain over ln N. A question that is asked again is answered by a new draw of the
+// noise.
 //
 // After "Dialogue as Discovery" (arXiv 2510.27410), whose reward is the drop of entropy of a belief that factorises over attributes.
 #pragma once
@@ -22,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/data/questions.h"
 #include "csrc/rl/environment.h"
 
 namespace isentrope::rl {
@@ -45,15 +39,15 @@ struct TwentyQuestions : ConversationConfig {
   }
 };
 
-// H of a belief, nats.
-double entropy_of(const std::vector<double>& belief);
+using data::entropy_of;
 
-// The belief after an answer: rows [objects] of 0 and 1 by attribute, answer '0' or '1'. Throws std::invalid_argument where no object is
-// left.
+// The table of an example, which says 0 or 1 of each object and attribute. Throws std::exception where its columns have none.
+data::QuestionTable questions_table(const std::string& columns, double noise);
+
+// rows [objects] of 0 and 1 by attribute: the belief behind an answer '0' or '1', and the mutual information of the object and the answer,
+// nats (csrc/data/questions.h).
 std::vector<double> believe(const std::vector<double>& belief, const std::vector<std::string>& rows, int64_t attribute,
                             char answer, double noise);
-
-// Mutual information of the object and the answer to the question about an attribute, nats.
 double expected_gain(const std::vector<double>& belief, const std::vector<std::string>& rows, int64_t attribute,
                      double noise);
 

@@ -62,11 +62,16 @@ struct EvaluateOptions {
   std::string
       completions;  // file that gets every answer, csrc/train/completions.h with decoding (greedy or sampled), score and
                     // right; "" for none
-  bool json = false;  // one object in full digits instead of a table with intervals
+  bool json = false;                       // one object in full digits instead of a table with intervals
+  std::vector<std::string> policies = {};  // words of --policy, in the place of a model; none: the checkpoint's
   GivenRewards rewards;
 };
 // Evaluates a checkpoint on held-out data of the configuration's last phase.
 int evaluate_command(const std::string& checkpoint, const EvaluateOptions& options);
+// Evaluates policies that ask questions by the table of a task (csrc/rl/question_policy.h) in the last phase's environment. path: a
+// configuration, or a checkpoint or run for its own; of words its overrides. completions: gets the turns of the last policy, up to where
+// it stops, as data.jsonl reads them.
+int policy_command(const std::string& path, const EvaluateOptions& options);
 
 struct ProbeOptions {
   std::vector<std::string> words;  // as those of EvaluateOptions

@@ -19,7 +19,7 @@ SHORT = ["phases.sft.steps=12", "phases.sft.schedule.warmup_steps=0", "phases.gr
          "phases.grpo.rollout.prompts=4", "phases.grpo.rollout.num_generations=4", "phases.grpo.rollout.save_every=1", "run.threads=1",
          "phases.sft.evaluation.every=0", "phases.grpo.evaluation={every: 3, prompts: 4, sampled_prompts: 4, num_generations: 2}",
          "test={prompts: 4, sampled_prompts: 3, num_generations: 2}", "run.checkpoint_every=1"]  # fmt: skip
-BUILT_IN = ["twenty_questions", "calculator", "search"]
+BUILT_IN = ["twenty_questions", "calculator", "search", "diagnosis", "interpreter"]
 
 
 def binary():
@@ -140,6 +140,8 @@ def test_a_killed_run_repeats_itself(whole, tmp_path, kind):
         (["phases.grpo.environment.stop=[ü]"], "no tokens of the tokenizer can write"),
         (["phases.grpo.data.episodes.objects=26", "phases.grpo.data.episodes.attributes=4"], "tell at most 16 objects apart"),
         (["phases.grpo.environment.kind=questions"], "twenty_questions"),
+        (["phases.grpo.data={episodes: {kind: diagnosis, given: [{name: a, findings: [0.5]}]}}"], "has one disease; wanted two at least"),
+        (["phases.grpo.data={episodes: {kind: diagnosis}}"], "it wants those of data.episodes"),
         (["phases.grpo.data={episodes: {kind: calculator}}", "tokenizer.kind=bytes"], "it wants those of data.episodes"),
     ],
 )
