@@ -7,6 +7,7 @@ keeps what was measured; `isentrope budget` (isentrope.budget) searches over the
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,8 @@ Answer the questions of a data set by the stages of a pipeline, and score the la
 the {names} of earlier stages that a model answers, several times where it says so, with a vote or the best by a scorer; a function in
 Python; or a list of stages of its own. Models are folders as `isentrope sample` takes them (docs/pipelines.md).
 
-Writes answers.jsonl (what each stage said) and result.json into the folder `dir`. The same command goes on where it was stopped.
+Writes answers.jsonl (what each stage said) and result.json into the folder `dir`, and after each block of questions blocks.jsonl, from
+which the same command goes on where it was stopped.
 """
 
 
@@ -68,13 +70,15 @@ def plan_table(stages: dict[str, float]) -> str:
 
 
 def answered(trials: Trials, setting: Setting, say: Callable[[int], None]) -> Measured:
-    """Measures a block at a time."""
+    """Measures a block at a time, and writes answers.jsonl, a question a line."""
+    from isentrope.pipeline.cache import replace
+
     count = len(trials.pipeline.questions)
-    done = 0
+    answers: list[str] = []
     for block in trials.blocks(0, count):
-        trials.line(setting, block)
-        done += len(block)
-        say(done)
+        answers += [json.dumps(one, ensure_ascii=False) + "\n" for one in trials.line(setting, block)["answers"]]
+        say(len(answers))
+    replace(trials.pipeline.folder / "answers.jsonl", "".join(answers))
     return trials.measure(setting, 0, count)
 
 
@@ -119,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{len(pipeline.questions)} questions, scorer {pipeline.scorer.name}\n{plan_table(stages)}")
             return 0
         with sole(pipeline.folder):
-            trials = Trials(pipeline, runner, pipeline.folder / "answers.jsonl", keep=True)
+            trials = Trials(pipeline, runner, pipeline.folder / "blocks.jsonl", keep=True)
             found = answered(trials, setting, progress(len(pipeline.questions)))
             print(told(pipeline, setting, found, sum(stages.values()), time.monotonic() - begun))
         return 0

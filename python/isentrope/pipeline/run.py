@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +101,7 @@ class Runner:
     """Runs blocks of questions. Equal draws are made once: a stage that is asked the same in another setting answers the same.
 
     Attributes:
-        seconds: what the draws of the last block took, also of those that were made before.
+        seconds: what models and functions took for the last block, draws that were made before among them.
     """
 
     pipeline: Pipeline
@@ -165,6 +165,7 @@ class Runner:
 
     def _function(self, stage: Stage, choice: Choice, rows: Sequence[Row], texts: Sequence[str], seed: int) -> list[list[str]]:
         assert stage.function is not None and stage.costs is not None
+        begun = time.monotonic()
         told = {"stage": stage.path, "model": choice.model, "samples": choice.samples, "max_new_tokens": choice.max_new_tokens, "seed": seed}
         try:
             answers = stage.function(list(texts), [{**row.question.example, "number": row.question.number} for row in rows], told)
@@ -178,6 +179,7 @@ class Runner:
             if not own or not all(isinstance(one, str) for one in own):
                 raise PipelineError(f"{stage.place}: its function returned the answer {answer!r:.80}; wanted a text, or a list of texts")
             found.append(own)
+        self.seconds += time.monotonic() - begun
         for row in rows:
             row.meter.flops += stage.costs.flops(choice.model, choice.samples, choice.max_new_tokens)
         return found
@@ -256,9 +258,9 @@ class Runner:
                     chain.answered(answer)
         found: list[list[str]] = []
         for i in range(len(rows)):
-            own = chains[i * choice.samples : (i + 1) * choice.samples]
-            rows[i].trace.append({"stage": f"{stage.path}.calls", "transcripts": [chain.transcript for chain in own]})
-            found.append([chain.answer for chain in own])
+            of_row = chains[i * choice.samples : (i + 1) * choice.samples]
+            rows[i].trace.append({"stage": f"{stage.path}.calls", "transcripts": [chain.transcript for chain in of_row]})
+            found.append([chain.answer for chain in of_row])
         return found
 
 
@@ -296,12 +298,3 @@ class Chain:
         self.answer = text
         self.transcript += text + "\n"
 
-
-def totals(outcomes: Sequence[Outcome]) -> Mapping[str, float]:
-    """Means over questions: score (of those that have one), right (a score of at least 0.5), flops, prompt_tokens, tokens; and the sum of errors."""
-    count = max(len(outcomes), 1)
-    scores = [one.score for one in outcomes if one.score is not None]
-    return {"questions": len(outcomes), "scored": len(scores), "right": sum(score >= 0.5 for score in scores),
-            "score": sum(scores) / max(len(scores), 1), "flops": sum(one.meter.flops for one in outcomes) / count,
-            "prompt_tokens": sum(one.meter.prompt_tokens for one in outcomes) / count, "tokens": sum(one.meter.tokens for one in outcomes) / count,
-            "errors": sum(one.meter.errors for one in outcomes)}  # fmt: skip
