@@ -67,7 +67,10 @@ class Planner:
     def _count(self, stage: Stage, model: str, text: str) -> int:
         own = self.runner.model(model)
         if not stage.options["chat"]:
-            return own.tokens(text) if text else 0
+            try:
+                return own.tokens(text) if text else 0
+            except PipelineError as error:
+                raise PipelineError(f"{stage.place}: {error}") from None
         system = [{"role": "system", "content": stage.options["system"]}] if stage.options["system"] else []
         try:
             return len(own.tokenizer.apply_chat_template([*system, {"role": "user", "content": text}], add_generation_prompt=True))

@@ -134,6 +134,8 @@ def read_stage(section: Section, path: str, before: Sequence[str]) -> Stage:
         stage = Stage(path, place, kind, prompt, stages=read_stages(section.sections("stages"), f"{path}."))
         section.done()
         return stage
+    if kind == "prompt" and (missing := [key for key in ("model", "max_new_tokens") if key not in section]):
+        raise section.wrong("", f"has no {missing[0]}; wanted model: the folder of a model, and max_new_tokens: the longest answer (or function, or stages)")
     samples = section.several("samples", [1], int, 1)
     lengths = section.several("max_new_tokens", [0], int, 1 if kind == "prompt" else 0)
     select = section.text("select", "vote", SELECT)
@@ -146,9 +148,7 @@ def read_stage(section: Section, path: str, before: Sequence[str]) -> Stage:
         models = section.several("model", [""], str)
         made = Stage(path, place, kind, prompt, models, lengths=lengths, function=function_of(section, "function", section.text("function")), costs=costs_of(section, models), **common)
     else:
-        models = section.several("model", [], str)
-        if not models or "max_new_tokens" not in section:
-            raise section.wrong("", f"has no {'model' if not models else 'max_new_tokens'}; wanted model: the folder of a model, and max_new_tokens: the longest answer (or function, or stages)")
+        models = section.several("model", [""], str)
         handlers = read_handlers(section.section("handlers"), path) if "handlers" in section else {}
         made = Stage(path, place, kind, prompt, models, lengths=lengths, options=options_of(section), handlers=handlers,
                      turns=section.number("turns", 8, 1), end=section.text("end", "[EOQ]"), **common)  # fmt: skip
@@ -195,12 +195,9 @@ def costs_of(section: Section, models: Sequence[str]) -> Costs:
     for key in ("once", "each", "token"):
         value = inner.raw(key)
         if isinstance(value, dict):
-            for model in value:
-                if model not in models:
-                    raise inner.wrong(f"{key}.{model}", f"is no model of the stage; {nearest(model, list(models), 'its models')}")
             if missing := [model for model in models if model not in value]:
                 raise inner.wrong(key, f"has no number for {missing[0]}")
-            found[key] = {model: inner.checked(key, one, float, 0) for model, one in value.items()}
+            found[key] = {model: inner.checked(key, value[model], float, 0) for model in models}
         else:
             found[key] = {"": inner.checked(key, 0.0 if value is None else value, float, 0)}
     inner.done()
