@@ -30,6 +30,8 @@ constexpr std::pair<const char*, const char*> kPythonCommands[]{
      "Write right answers, of the completions that a run saved, whose length goes with their prompt's difficulty."},
     {"grams", "Write the phrases that right answers plan with, for the method hicra."},
     {"tasks", "Write problems of reasoning-gym as a data set."},
+    {"pipeline", "Answer questions by stages of prompts, models and functions, and score the answers."},
+    {"budget", "Find samples, model and length of each stage of a pipeline under a budget of FLOPs."},
     {"stability", "Train small models at rising learning rates, and tell which lose their attention."},
     {"merge", "Add what models learnt from a base to the base's weights: task arithmetic."},
     {"import-gguf", "Turn a GGUF file into a folder that transformers opens and a run starts from."},

@@ -1,0 +1,5 @@
+import sys
+
+from isentrope.budget import main
+
+sys.exit(main())

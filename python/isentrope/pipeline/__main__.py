@@ -1,0 +1,5 @@
+import sys
+
+from isentrope.pipeline import main
+
+sys.exit(main())
