@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isentrope.whole_folder import whole_folder
+
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a run leaves in a checkpoint beside its model.
 OF_RUNS = {"trainer.safetensors", "trainer.json", "config.yaml", "DONE", WHOLE, INDEX}
@@ -198,10 +200,7 @@ def merge(base: str, folders: Sequence[str], out: Path, *, method: str = "linear
     origin = Weights(base)
     others = [Weights(folder) for folder in folders]
     names = check(origin, others, any_base)
-    making = out.with_name(out.name + ".tmp")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    try:
+    with whole_folder(out) as making:
         for file in sorted(set(origin.file_of.values())):
             # Wide elements first: every tensor is then aligned to its own without gaps.
             within = sorted((name for name in origin.file_of if origin.file_of[name] == file), key=lambda name: (-origin[name].element_size(), name))
@@ -219,10 +218,6 @@ def merge(base: str, folders: Sequence[str], out: Path, *, method: str = "linear
                 shutil.copyfile(path, making / path.name)
         if (origin.folder / INDEX).exists() and WHOLE not in origin.file_of.values():
             shutil.copyfile(origin.folder / INDEX, making / INDEX)
-        making.rename(out)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        raise
     return names
 
 

@@ -70,7 +70,10 @@ def test_what_is_refused_is_named(family, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "began from other weights" in told(family / "base", family / "foreign") and "--any-base" in told(family / "base", family / "foreign")
+    (tmp_path / "taken.tmp").mkdir()
+    (tmp_path / "taken.tmp" / "notes").write_text("mine")
     assert merging.main([str(family / "base"), str(family / "foreign"), "-o", str(tmp_path / "taken"), "--any-base"]) == 0
+    assert (tmp_path / "taken.tmp" / "notes").read_text() == "mine" and (tmp_path / "taken" / "config.json").exists()
     assert "1 weights for 2 folders" in told(family / "base", family / "a", family / "b", "--weight", "1")
     assert "density is 0" in told(family / "base", family / "a", "--density", "0")
     assert "no such folder" in told(family / "base", tmp_path / "nothing")
