@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -186,11 +187,14 @@ def merge(base: str, folders: Sequence[str], out: Path, *, method: str = "linear
         density: ties: the share of each tensor's elements that is kept, above 0 up to 1.
 
     Raises:
-        MergeFailed: a folder that was not trained from the base, tensors that are missing or of another shape, numbers out of range; nothing of out is left.
+        MergeFailed: a folder that was not trained from the base, tensors that are missing or of another shape, weights that are not finite, numbers out of range; nothing of out is left.
     """
     given = list(weights) if weights is not None else [1 / len(folders) if method == "linear" else 1.0] * len(folders)
     if len(given) != len(folders):
         raise MergeFailed(f"{len(given)} weights for {len(folders)} folders; wanted one each")
+    for name, value in (*(("weight", weight) for weight in given), ("scale", scale)):
+        if not math.isfinite(value):
+            raise MergeFailed(f"{name} is {value:g}; wanted a finite number")
     if not 0 < density <= 1:
         raise MergeFailed(f"density is {density:g}; wanted above 0, up to 1")
     if method == "ties" and any(weight <= 0 for weight in given):
@@ -209,7 +213,12 @@ def merge(base: str, folders: Sequence[str], out: Path, *, method: str = "linear
                 for name in within:
                     own = origin[name]
                     if name in names:
+                        for held in (origin, *others):
+                            if not held[name].isfinite().all():
+                                raise MergeFailed(f"{held.folder}: {name} is not finite everywhere; take another folder")
                         own = METHODS[method](own.float(), [other[name].float() for other in others], given, density, scale).to(own.dtype)
+                        if not own.isfinite().all():
+                            raise MergeFailed(f"{name} is too large for {own.dtype} once merged; lower --weight or --scale")
                     yield name, own
 
             write(making / file, within, origin, made())
