@@ -278,6 +278,12 @@ def test_old_spelling_of_config(tmp_path, tokenizer):
     assert_same_model(model, folder)
 
 
+@pytest.mark.parametrize("option", ["--temperature", "--top-p", "--min-p", "--repetition-penalty"])
+def test_numbers_that_are_none_are_refused(option):
+    for value in ("nan", "inf", "-nan"):
+        assert option in run("sample", "nowhere", "--prompt", "a", option, value, code=2).stderr
+
+
 def test_an_empty_rope_scaling_leaves_rope_parameters(tmp_path, tokenizer):
     folder = save(make("llama-linear"), tmp_path / "model", tokenizer)
     path = folder / "config.json"
