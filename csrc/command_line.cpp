@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <optional>
 #include <sstream>
@@ -63,6 +64,17 @@ std::optional<int> parse(CLI::App& app, int argc, char** argv) {
   if (argc < 2) return wrong("no command was given" + suggestion("", commands, "the commands"));
   if (!first.starts_with("-") && std::find(commands.begin(), commands.end(), first) == commands.end())
     return wrong("there is no command '" + first + "'" + suggestion(first, commands, "the commands"));
+  // nan passes the comparisons of a range.
+  const CLI::Validator finite(
+      [](const std::string& text) {
+        double value = 0;
+        return CLI::detail::lexical_cast(text, value) && !std::isfinite(value) ? "wanted a finite number, got " + text
+                                                                               : std::string();
+      },
+      "");
+  for (CLI::App* command : app.get_subcommands({}))
+    for (CLI::Option* option : command->get_options())
+      if (option->get_type_name().find("FLOAT") != std::string::npos) option->check(finite);
   try {
     app.parse(argc, argv);
     return std::nullopt;

@@ -230,12 +230,10 @@ CheckpointParts copy_of(CheckpointParts parts) {
 
 namespace {
 
-// The folder dir with what write(folder) puts there, or nothing new.
+// The folder dir with what write(folder) puts there, or nothing new; temporary is a new folder beside it.
 template <class Write>
-void put_folder(const std::string& dir, const char* what, const Write& write) {
-  const std::string temporary = dir + ".tmp";
+void put_folder(const std::string& dir, const std::string& temporary, const char* what, const Write& write) {
   try {
-    fs::remove_all(temporary);
     fs::create_directory(temporary);
     write(temporary);
     move_into_place(temporary, dir);
@@ -259,19 +257,29 @@ void save_checkpoint(const std::string& dir, const CheckpointParts& parts, const
     throw std::runtime_error(dir + ": not written: the weight " + bad + " is not finite");
   std::error_code error;
   fs::create_directory(fs::path(dir).parent_path(), error);  // where it fails the next one does
-  put_folder(dir, "the checkpoint", [&](const std::string& folder) { write_folder(folder, parts, tokenizer, config); });
+  const std::string temporary = dir + ".tmp";
+  fs::remove_all(temporary, error);  // of a write that was killed
+  if (error) throw std::runtime_error(temporary + ": cannot be removed: " + error.message());
+  put_folder(dir, temporary, "the checkpoint",
+             [&](const std::string& folder) { write_folder(folder, parts, tokenizer, config); });
 }
 
-void save_model(const std::string& dir, const model::Decoder& decoder, const data::Tokenizer& tokenizer) {
+void save_model(const std::string& folder, const model::Decoder& decoder, const data::Tokenizer& tokenizer) {
   std::error_code error;
+  fs::path path = folder;
+  if (!path.has_filename() && path.has_relative_path()) path = path.parent_path();  // models/mine/
+  const std::string dir = path.string();
   if (fs::exists(fs::symlink_status(dir, error)))
     throw std::runtime_error(dir + ": is there already; name a folder that is not");
   fs::create_directories(fs::absolute(dir).parent_path(), error);  // where it fails the next one does
-  put_folder(dir, "the model", [&](const std::string& folder) {
-    write_model(folder, decoder->folded_weights(), decoder->config(), tokenizer);
-    tokenizer.save(folder);
-    for (const auto& entry : fs::directory_iterator(folder)) sync_file(entry.path());
-    sync_folder(folder);
+  std::string temporary = dir + ".tmp";
+  for (int i = 1; fs::exists(fs::symlink_status(temporary, error)); ++i)  // somebody else's
+    temporary = dir + "." + std::to_string(i) + ".tmp";
+  put_folder(dir, temporary, "the model", [&](const std::string& place) {
+    write_model(place, decoder->folded_weights(), decoder->config(), tokenizer);
+    tokenizer.save(place);
+    for (const auto& entry : fs::directory_iterator(place)) sync_file(entry.path());
+    sync_folder(place);
   });
 }
 

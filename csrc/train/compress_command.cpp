@@ -96,6 +96,12 @@ int compress_command(const std::string& path, const CompressOptions& options) {
   if (!(options.rate > 0 && options.rate <= 1))
     throw std::runtime_error("--rate: " + to_text(options.rate) +
                              " is out of range; wanted the share of words that stay, above 0, at most 1");
+  for (const std::string& one : options.force_keep)  // "" stands in every word, "New York" in none
+    if (one.empty() || std::any_of(one.begin(), one.end(), [](unsigned char c) { return std::isspace(c); }))
+      throw std::runtime_error(
+          "--force-keep: '" + one +
+          "' is not one word; words are parted by white space: give one, or marks that words hold, "
+          "and the option once for each");
   const std::string checkpoint = resolve_checkpoint(path);
   const data::Tokenizer tokenizer = load_tokenizer(checkpoint);
   model::Decoder model = computed_in(options.compute, load_model(checkpoint, tokenizer.size()));

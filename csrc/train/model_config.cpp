@@ -91,11 +91,12 @@ class InRange {
   std::string file_;
 };
 
-// transformers 5 takes rope_scaling where it is no null, else rope_parameters; 4 knows rope_scaling alone. Without a base there
-// it is rope_theta beside them, which 5 no longer writes.
+// transformers 5 takes rope_scaling where it is neither null nor empty, else rope_parameters; 4 knows rope_scaling alone. Without
+// a base there it is rope_theta beside them, which 5 no longer writes.
 void read_rope(const std::string& file, const Object& keys, model::DecoderConfig& config) {
   config.rope_theta = keys.read<double>("rope_theta", 10000.0);
-  const char* section = keys.has("rope_scaling") ? "rope_scaling" : "rope_parameters";
+  const bool older = keys.has("rope_scaling") && keys.at("rope_scaling") != json::object();
+  const char* section = older ? "rope_scaling" : "rope_parameters";
   if (!keys.has(section)) return;
   if (!keys.at(section).is_object()) keys.fail(section, "wanted an object");
   for (const char* type : {kFull, kSliding})
@@ -367,6 +368,8 @@ model::DecoderConfig parse_model_config(const std::string& file) {
   if (keys.has("quantization_config"))
     keys.fail("quantization_config", "quantised weights are not read; take the folder of the model that was quantised");
   keys.require("hidden_act", "silu");
+  if (keys.has("is_causal") && keys.at("is_causal") != true)  // transformers turns the mask off by it
+    keys.fail("is_causal", "a decoder that sees later tokens is opened with model.causal false, without this key");
 
   model::DecoderConfig config;
   if (!family.own) config.family = family.type;

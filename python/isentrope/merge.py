@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from isentrope.whole_folder import whole_folder
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a run leaves in a checkpoint beside its model.
@@ -184,11 +187,14 @@ def merge(base: str, folders: Sequence[str], out: Path, *, method: str = "linear
         density: ties: the share of each tensor's elements that is kept, above 0 up to 1.
 
     Raises:
-        MergeFailed: a folder that was not trained from the base, tensors that are missing or of another shape, numbers out of range; nothing of out is left.
+        MergeFailed: a folder that was not trained from the base, tensors that are missing or of another shape, weights that are not finite, numbers out of range; nothing of out is left.
     """
     given = list(weights) if weights is not None else [1 / len(folders) if method == "linear" else 1.0] * len(folders)
     if len(given) != len(folders):
         raise MergeFailed(f"{len(given)} weights for {len(folders)} folders; wanted one each")
+    for name, value in (*(("weight", weight) for weight in given), ("scale", scale)):
+        if not math.isfinite(value):
+            raise MergeFailed(f"{name} is {value:g}; wanted a finite number")
     if not 0 < density <= 1:
         raise MergeFailed(f"density is {density:g}; wanted above 0, up to 1")
     if method == "ties" and any(weight <= 0 for weight in given):
@@ -198,10 +204,7 @@ def merge(base: str, folders: Sequence[str], out: Path, *, method: str = "linear
     origin = Weights(base)
     others = [Weights(folder) for folder in folders]
     names = check(origin, others, any_base)
-    making = out.with_name(out.name + ".tmp")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    try:
+    with whole_folder(out) as making:
         for file in sorted(set(origin.file_of.values())):
             # Wide elements first: every tensor is then aligned to its own without gaps.
             within = sorted((name for name in origin.file_of if origin.file_of[name] == file), key=lambda name: (-origin[name].element_size(), name))
@@ -210,7 +213,12 @@ def merge(base: str, folders: Sequence[str], out: Path, *, method: str = "linear
                 for name in within:
                     own = origin[name]
                     if name in names:
+                        for held in (origin, *others):
+                            if not held[name].isfinite().all():
+                                raise MergeFailed(f"{held.folder}: {name} is not finite everywhere; take another folder")
                         own = METHODS[method](own.float(), [other[name].float() for other in others], given, density, scale).to(own.dtype)
+                        if not own.isfinite().all():
+                            raise MergeFailed(f"{name} is too large for {own.dtype} once merged; lower --weight or --scale")
                     yield name, own
 
             write(making / file, within, origin, made())
@@ -219,10 +227,6 @@ def merge(base: str, folders: Sequence[str], out: Path, *, method: str = "linear
                 shutil.copyfile(path, making / path.name)
         if (origin.folder / INDEX).exists() and WHOLE not in origin.file_of.values():
             shutil.copyfile(origin.folder / INDEX, making / INDEX)
-        making.rename(out)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        raise
     return names
 
 

@@ -115,6 +115,8 @@ def test_learns_and_compresses(tmp_path):
     assert isentrope(*compress, "--rate", 1e-3, "--force-keep", "The", "--force-keep-digits").split() == ["the", "7"]
     for rate in ("0", "-1", "1.5"):
         assert f"--rate: {float(rate):g}" in isentrope(*compress, "--rate", rate, code=1).replace(".0 ", " ")
+    for word in ("", "stone bread"):  # which every word would hold, and none
+        assert f"--force-keep: '{word}' is not one word" in isentrope(*compress, "--force-keep", word, code=1)
 
 
 def test_resumed_phase_repeats_itself(tmp_path):

@@ -249,6 +249,7 @@ WRONG = {
     "wanted default, linear, dynamic, yarn or llama3": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0}},
     "rope_parameters.'factor' is missing": {"rope_parameters": {"rope_type": "linear"}},
     "factor is 0.5; wanted 1 to": {"rope_scaling": {"type": "linear", "factor": 0.5}},
+    "is_causal is false": {"is_causal": False},
     "partial_rotary_factor is 0.5": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
     "hidden_size is 32.5; wanted an integer": {"hidden_size": 32.5},
     "num_hidden_layers is -4.0; wanted 1 to": {"num_hidden_layers": -4},
@@ -275,6 +276,31 @@ def test_old_spelling_of_config(tmp_path, tokenizer):
     path.write_text(json.dumps({**config, "torch_dtype": config.pop("dtype"), "rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}))
     assert_same_model(transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), folder)
     assert_same_model(model, folder)
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-p", "--min-p", "--repetition-penalty"])
+def test_numbers_that_are_none_are_refused(option):
+    for value in ("nan", "inf", "-nan"):
+        assert option in run("sample", "nowhere", "--prompt", "a", option, value, code=2).stderr
+
+
+def test_an_empty_rope_scaling_leaves_rope_parameters(tmp_path, tokenizer):
+    folder = save(make("llama-linear"), tmp_path / "model", tokenizer)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_scaling": {}, "rope_theta": 700.0}))
+    assert_same_model(transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), folder)
+
+
+def test_export_leaves_what_lies_beside_its_folder(tmp_path, tokenizer):
+    model = make("llama")
+    folder = save(model, tmp_path / "model", tokenizer)
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "notes").write_text("mine")
+    run("export", folder, f"{tmp_path}/out/")  # as a shell completes it
+    assert (tmp_path / "out.tmp" / "notes").read_text() == "mine"
+    assert_same_model(model, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "out.tmp"]
+    assert "is there already" in run("export", folder, tmp_path / "out", code=1).stderr
 
 
 # ---- model.pretrained --------------------------------------------------------------------------------------------------------

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import numpy
 import pytest
+import tokenizers
 import torch
 from test_families import BINARY, completions, logprobs, make, run
+from test_tokenizer import CHAT_END, END, LLAMA3, QWEN, behind, sources, texts, trained
+from tokenizers import normalizers, pre_tokenizers
+
+import isentrope
+from isentrope import import_gguf
 
 gguf = pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
@@ -131,6 +137,141 @@ def test_what_cannot_be_imported_is_named(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     assert "general.architecture is 'gemma3'; wanted one of llama, qwen2, qwen3" in refused(tmp_path / "other.gguf")
+
+
+# Keys of the architecture → what is said; none of them has a word in config.json, and without them logits would be others.
+CHANGING = {
+    "rope.scaling.attn_factor": (1.5, "is 1.5; models with it are not read"),
+    "rope.dimension_count": (4, "is 4; wanted 8, the size of a head"),
+    "attention.value_length": (16, "is 16; wanted 8"),
+    "attention.sliding_window": (4, "is 4; models with windows"),
+    "attention.causal": (False, "is False; wanted a model that sees no later token"),
+    "rope.scale_linear": (4.0, "is 4.0; models with it"),
+    "expert_count": (8, "is 8; models with it"),
+    "attention.head_count": ([4, 4, 4, 2], "is [4, 4, 4, 2]; wanted an integer above 0"),
+    "block_count": (0, "is 0; wanted an integer above 0"),
+}  # fmt: skip
+KINDS = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, list: gguf.GGUFValueType.ARRAY}
+
+
+def with_keys(monkeypatch, keys, drop=(), add=()):
+    """write() with these keys of the architecture, and without or with these tensors."""
+    header = gguf.GGUFWriter.write_header_to_file
+
+    def changed(self, *given, **named):
+        for key, value in keys.items():
+            self.kv_data[0][f"{self.arch}.{key}"] = gguf.gguf_writer.GGUFValue(value=value, type=KINDS[type(value)])
+        for name in drop:
+            self.tensors[0].pop(name)
+        for name, shape in add:
+            self.add_tensor(name, numpy.zeros(shape, numpy.float32))
+        return header(self, *given, **named)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", changed)
+
+
+def refused_by(file, folder, capsys):
+    """The message of the command, in this process; the folder is not there, nor anything that was to become it."""
+    assert import_gguf.main([str(file), str(folder)]) == 1
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(folder.name)]
+    return capsys.readouterr().err
+
+
+def test_keys_that_change_the_model_are_not_passed_over(tmp_path, monkeypatch, capsys):
+    for key, (value, said) in CHANGING.items():
+        with monkeypatch.context() as patch:
+            with_keys(patch, {key: value})
+            write(tmp_path / "model.gguf", make("llama"))
+        assert f"llama.{key} {said}" in refused_by(tmp_path / "model.gguf", tmp_path / "folder", capsys)
+    harmless = {"vocab_size": 272, "rope.dimension_count": 8, "attention.sliding_window": 96, "expert_count": 0, "logit_scale": 1.0, "attention.causal": True}
+    with_keys(monkeypatch, harmless)
+    assert import_gguf.main([str(write(tmp_path / "model.gguf", make("llama"))), str(tmp_path / "folder")]) == 0
+
+
+def test_the_ramp_of_yarn_is_read(tmp_path, monkeypatch):
+    with_keys(monkeypatch, {"rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0})
+    scaling = {"rope_scaling_type": gguf.RopeScalingType.YARN, "rope_scaling_factor": 4.0, "rope_scaling_orig_ctx_len": 24}
+    yarn, _ = imported(write(tmp_path / "model.gguf", make("qwen2"), **scaling), tmp_path / "folder")
+    assert (yarn.config.rope_parameters["beta_fast"], yarn.config.rope_parameters["beta_slow"]) == (8.0, 2.0)
+
+
+def test_tensors_are_looked_at_before_a_folder_is_made(tmp_path, monkeypatch, capsys):
+    for drop, add, said in ((["blk.1.attn_q.weight", "output_norm.weight"], [], "lacks output_norm.weight, blk.1.attn_q.weight"),
+                            (["blk.2.attn_k.bias"], [], "lacks blk.2.attn_k.bias"),
+                            ([], [("blk.9.attn_q.weight", (32, 32))], "tensors that no qwen2 has: blk.9.attn_q.weight"),
+                            (["blk.0.ffn_up.weight"], [("blk.0.ffn_up.weight", (48, 31))], "blk.0.ffn_up.weight is [48, 31], wanted [48, 32]")):  # fmt: skip
+        with monkeypatch.context() as patch:
+            with_keys(patch, {}, drop, add)
+            write(tmp_path / "model.gguf", make("qwen2"))
+        assert said in refused_by(tmp_path / "model.gguf", tmp_path / "folder", capsys)
+
+
+def test_what_lies_beside_the_folder_stays(tmp_path, capsys):
+    (tmp_path / "folder.tmp").mkdir()
+    (tmp_path / "folder.tmp" / "notes").write_text("mine")
+    assert import_gguf.main([str(write(tmp_path / "model.gguf", make("llama"))), str(tmp_path / "folder")]) == 0
+    assert (tmp_path / "folder.tmp" / "notes").read_text() == "mine" and (tmp_path / "folder" / "config.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.tmp", "model.gguf"]
+
+
+# ---- the tokenizer -----------------------------------------------------------------------------------------------------------
+
+WORDS = {
+    "gpt-2": (pre_tokenizers.ByteLevel(add_prefix_space=False), None),
+    "smollm": (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]), None),
+    "qwen2": (behind(QWEN), normalizers.NFC()),
+    "llama-bpe": (behind(LLAMA3), None),
+}  # fmt: skip
+
+
+def write_tokenizer(path, words, pre, monkeypatch, normalizer=None):
+    """A model with a tokenizer whose merges are learnt behind `words`; returns it."""
+    tokenizer = trained(words, normalizer, size=700)
+    parts = json.loads(tokenizer.to_str())
+    if pre == "llama-bpe":  # words of five characters are reached by this alone
+        parts["model"]["ignore_merges"] = True
+        parts["model"]["merges"] = [merge for merge in parts["model"]["merges"] if len("".join(merge)) != 5]
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(parts))
+    names = [name for name, _ in sorted(tokenizer.get_vocab().items(), key=lambda one: one[1])]
+    header = gguf.GGUFWriter.write_header_to_file
+
+    def with_tokenizer(self, *given, **named):
+        self.add_tokenizer_model("gpt2")
+        if pre:
+            self.add_tokenizer_pre(pre)
+        self.add_token_list(names)
+        self.add_token_types([3 if name in (END, CHAT_END) else 1 for name in names])
+        self.add_token_merges([" ".join(merge) for merge in parts["model"]["merges"]])
+        self.add_eos_token_id(names.index(END))
+        return header(self, *given, **named)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", with_tokenizer)
+    write(path, make("llama", vocab_size=len(names)))
+    return tokenizer
+
+
+@pytest.mark.parametrize("pre", WORDS)
+def test_text_is_cut_into_the_words_of_the_vocabulary(pre, tmp_path, monkeypatch):
+    words, normalizer = WORDS[pre]
+    truth = write_tokenizer(tmp_path / "model.gguf", words, pre, monkeypatch, normalizer)
+    assert import_gguf.main([str(tmp_path / "model.gguf"), str(tmp_path / "folder")]) == 0
+    for read in (isentrope.Tokenizer(tmp_path / "folder").encode, transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "folder").encode):
+        for case in ["x\n\n12 + 3 = ", "a  12\t\t5", "1234567 ½²", "It's e\u0301", *texts(3, [END, " ", "x"], count=60), *sources(20_000)]:
+            assert read(case) == truth.encode(case).ids, case
+
+
+def test_words_that_are_not_known_make_no_tokenizer(tmp_path, monkeypatch, capsys):
+    write_tokenizer(tmp_path / "model.gguf", WORDS["gpt-2"][0], "bloom", monkeypatch)
+    assert import_gguf.main([str(tmp_path / "model.gguf"), str(tmp_path / "folder")]) == 0
+    assert "(tokenizer.ggml.pre 'bloom') is not known here; put the tokenizer.json" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_tokenizer_that_cannot_be_made_is_named(tmp_path, monkeypatch, capsys):
+    header = gguf.GGUFWriter.write_header_to_file
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", lambda self, *given: (self.add_tokenizer_model("gpt2"), header(self, *given)))
+    write(tmp_path / "model.gguf", make("llama"))
+    assert "transformers makes no tokenizer of it: KeyError: 'tokens'" in refused_by(tmp_path / "model.gguf", tmp_path / "folder", capsys)
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path):

@@ -70,9 +70,15 @@ def test_what_is_refused_is_named(family, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "began from other weights" in told(family / "base", family / "foreign") and "--any-base" in told(family / "base", family / "foreign")
+    (tmp_path / "taken.tmp").mkdir()
+    (tmp_path / "taken.tmp" / "notes").write_text("mine")
     assert merging.main([str(family / "base"), str(family / "foreign"), "-o", str(tmp_path / "taken"), "--any-base"]) == 0
+    assert (tmp_path / "taken.tmp" / "notes").read_text() == "mine" and (tmp_path / "taken" / "config.json").exists()
     assert "1 weights for 2 folders" in told(family / "base", family / "a", family / "b", "--weight", "1")
     assert "density is 0" in told(family / "base", family / "a", "--density", "0")
+    assert "weight is nan" in told(family / "base", family / "a", "--weight", "nan") and "weight is inf" in told(family / "base", family / "a", "--weight", "inf")
+    assert "scale is nan" in told(family / "base", family / "a", "--scale", "nan", "--method", "ties")
+    assert "is too large for torch.float32 once merged" in told(family / "base", family / "a", "--weight", "1e39")
     assert "no such folder" in told(family / "base", tmp_path / "nothing")
     lacking = tmp_path / "lacking"
     shutil.copytree(final_checkpoint(family / "a"), lacking)
@@ -86,6 +92,10 @@ def test_what_is_refused_is_named(family, tmp_path, capsys):
     tensors["model.norm.weight"] = torch.ones(32)
     save_file(tensors, lacking / "model.safetensors")
     assert "model.layers.0.mlp.up_proj.weight [3, 4], wanted [64, 32]" in told(family / "base", lacking)
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.ones(64, 32)
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, lacking / "model.safetensors")
+    assert "lacking: model.layers.0.mlp.up_proj.weight is not finite everywhere" in told(family / "base", lacking)
 
 
 # ---- model.compose ---------------------------------------------------------------------------------------------------
