@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy
 import pytest
-import tokenizers
 import torch
 from test_families import BINARY, completions, logprobs, make, run
 from test_tokenizer import CHAT_END, END, LLAMA3, QWEN, behind, sources, texts, trained
-from tokenizers import normalizers, pre_tokenizers
 
 import isentrope
 from isentrope import import_gguf
 
 gguf = pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+normalizers, pre_tokenizers = tokenizers.normalizers, tokenizers.pre_tokenizers
 
 NAMES = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
          "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
