@@ -16,6 +16,16 @@ struct StateRecord {
   at::Tensor there;  // [sequences] bool: those that are no padding
 };
 
+// The softmax attention of a layer in full, without gradient: what a student's layer is compared with. S sequences of L tokens at most.
+struct AttentionMap {
+  int64_t layer;       // of the decoder, from 0
+  at::Tensor weights;  // [S, H, L, L], rows and columns behind a sequence's end are anything
+  at::Tensor out;      // [B · T, H · D], before the output projection
+};
+
+// What layers say of how far they are from full attention, means over heads, in the order of kLosses.
+enum AttentionLoss { kEstimateKl, kEstimateSquare, kAttentionKl, kAttentionSquare, kContextSquare, kLosses };
+
 // One tensor a layer that has such rows (csrc/model/mixer.h: attends), in their order.
 struct AttentionRecord {
   std::vector<at::Tensor> entropy;    // [B, H, T] nats, differentiable
@@ -29,6 +39,13 @@ struct AttentionRecord {
   std::vector<at::Tensor> bound;  // [B, H, T] nats, what the entropy is at least (csrc/model/entropy_bound.h)
   bool with_states = false;       // asks for:
   std::vector<StateRecord> states = {};
+  bool with_maps = false;  // asks for, of layers of kind softmax:
+  std::vector<AttentionMap> maps = {};
+  bool with_losses = false;  // asks for:
+  // [B, T, kLosses], differentiable: of layers of kind estimated with their own full attention, where teacher is null, the first alone;
+  // else of these and of those of kind softmax with the teacher's layer of the same number.
+  std::vector<at::Tensor> losses = {};
+  const std::vector<AttentionMap>* teacher = nullptr;  // of each layer one; until the backward pass has ended
   at::Tensor real = {};  // [B, T] bool: tokens that are no padding, which stands behind the others; undefined: all
 };
 

@@ -188,7 +188,9 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
   const LayerWeights& layer = layers_[index];
   const bool records = record != nullptr && layer.mixer->shape.attends, with_bound = records && record->with_bound;
   const bool with_states = record != nullptr && record->with_states;
-  const Tensor real = with_states ? record->real : Tensor();
+  const bool with_losses = records && record->with_losses;
+  const Tensor real = with_states || with_losses ? record->real : Tensor();
+  const std::vector<AttentionMap>* const teacher = with_losses ? record->teacher : nullptr;
   const auto run = [=, this](const Tensors& inputs) -> Tensors {
     AttentionRecord own{.entropy = {},
                         .max_logit = {},
@@ -200,12 +202,15 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
     // States are told once, by the pass without a graph; record may be gone when the block is made again.
     own.with_states = with_states && !torch::GradMode::is_enabled();
     own.real = real;
+    own.with_losses = with_losses;
+    own.teacher = teacher;
     const auto [sum, out] = block(inputs[0], inputs[1], index, cosine, sine, packing.get(), places,
                                   records || own.with_states ? &own : nullptr);
     if (own.with_states) record->states.insert(record->states.end(), own.states.begin(), own.states.end());
     Tensors outputs{sum, out};
     if (records) outputs.insert(outputs.end(), {own.entropy[0], own.max_logit[0]});
     if (with_bound) outputs.push_back(own.bound[0]);
+    outputs.insert(outputs.end(), own.losses.begin(), own.losses.end());
     return outputs;
   };
   Tensors parameters;
@@ -225,6 +230,7 @@ std::pair<Tensor, Tensor> DecoderImpl::recomputed_block(const Tensor& x, const T
     record->entropy.push_back(outputs[2]);
     record->max_logit.push_back(outputs[3].detach());
     if (with_bound) record->bound.push_back(outputs[4].detach());
+    if (outputs.size() > (with_bound ? 5 : 4)) record->losses.push_back(outputs.back());
     record->layer.push_back(static_cast<int64_t>(index));
     const int64_t sight = layer.mixer->shape.sight;
     record->window.push_back(sight > 0 ? sight : config_.attention.window_of(static_cast<int64_t>(index)));

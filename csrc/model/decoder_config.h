@@ -116,6 +116,7 @@ struct DecoderConfig {
   GatedDeltaMixerConfig gated_delta;
   SsdMixerConfig ssd;
   NatslMixerConfig natsl;
+  EstimatedMixerConfig estimated;
   HierarchicalMixerConfig hierarchical;
   SigmaConfig sigma_reparam;
   std::optional<LoraConfig> lora = {};
@@ -209,7 +210,7 @@ struct DecoderConfig {
       "What stands between the norm and the output projection of each block (docs/mixers.md): a pattern that repeats "
       "over the layers, as [linear, linear, softmax]; num_hidden_layers is a multiple of its length.",
       one_of({"softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd",
-              "natsl", "hierarchical"}));
+              "natsl", "estimated", "hierarchical"}));
     v("attention", attention, "What is done to the logits of attention, in layers of kinds softmax and softmax_rnn.");
     v("softmax_rnn", softmax_rnn,
       "Layers of kind softmax_rnn: softmax attention with its denominator left out or replaced, and with gates "
@@ -230,6 +231,9 @@ struct DecoderConfig {
       "Layers of kind natsl: chunks of tokens are seen by softmax attention or kept in the state of a gated delta "
       "rule, "
       "as a router says (NAtS-L).");
+    v("estimated", estimated,
+      "Layers of kind estimated: softmax attention over the tokens that a linear-cost estimate of it holds for the "
+      "largest (SEA, arXiv 2310.01777).");
     v("hierarchical", hierarchical,
       "Layers of kind hierarchical, of encoders: softmax attention tied in blocks by a tree over the tokens (arXiv "
       "2509.15448).");

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "csrc/model/mixers/estimated.h"
 #include "csrc/model/mixers/hierarchical.h"
 #include "csrc/model/mixers/kinds.h"
 #include "csrc/model/mixers/natsl.h"
@@ -28,6 +29,7 @@ std::shared_ptr<Mixer> make_softmax(const MixerBuilder& builder) {
 
 std::shared_ptr<Mixer> make_routed(const MixerBuilder& builder) { return std::make_shared<RoutedMixer>(builder); }
 std::shared_ptr<Mixer> make_natsl(const MixerBuilder& builder) { return std::make_shared<NatslMixer>(builder); }
+std::shared_ptr<Mixer> make_estimated(const MixerBuilder& builder) { return std::make_shared<EstimatedMixer>(builder); }
 std::shared_ptr<Mixer> make_hierarchical(const MixerBuilder& builder) {
   return std::make_shared<HierarchicalMixer>(builder);
 }
@@ -44,6 +46,7 @@ const struct {
             {kGatedDelta, make_recurrence<gated_delta_options>},
             {kSsd, make_recurrence<ssd_options>},
             {kNatsl, make_natsl},
+            {kEstimated, make_estimated},
             {kHierarchical, make_hierarchical}};
 
 // The names of isentrope.nn's modules, which for q, k and v are those of transformers.

@@ -79,6 +79,10 @@ class Mixer {
   // kind has no such choice, and before.
   virtual torch::Tensor softmax_share() const { return {}; }
 
+  // [H, 2] likewise: the divergence of an estimate from the attention that it was compared with, nats, and the share of that attention at
+  // the tokens that the estimate has chosen; undefined where the kind has none, before, and where nothing was compared.
+  virtual torch::Tensor estimate() const { return {}; }
+
   // Decoding (csrc/model/mixer_decode.h): the weights in ATen, which are this mixer's, and a session's memory; or packed for the CPU.
   virtual std::unique_ptr<AtenMixerSession> session(int64_t pages, int64_t history) const = 0;
   virtual std::unique_ptr<PackedMixer<float>> packed(const Packer<float>& packer) const = 0;

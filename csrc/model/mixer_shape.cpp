@@ -10,8 +10,8 @@ namespace isentrope::model {
 
 namespace {
 
-const MixerKind* const kKinds[]{&kSoftmax,    &kSoftmaxRnn, &kRouted, &kLinear, &kPrefixLinear,
-                                &kNormalized, &kGatedDelta, &kSsd,    &kNatsl,  &kHierarchical};
+const MixerKind* const kKinds[]{&kSoftmax,    &kSoftmaxRnn, &kRouted, &kLinear,    &kPrefixLinear, &kNormalized,
+                                &kGatedDelta, &kSsd,        &kNatsl,  &kEstimated, &kHierarchical};
 
 }  // namespace
 

@@ -24,6 +24,7 @@ struct MixerShape {
   bool attends = false;       // whether its rows are a softmax, which AttentionRecord tells of
   int64_t sight = 0;          // keys that a row sees at most, where attention.window does not say; 0: it does
   bool reads_prefix = false;  // whether a prefix is read as a whole (csrc/model/places.h)
+  bool estimates = false;     // whether it learns an estimate of its own attention (AttentionRecord::losses)
   bool decodes = true;        // whether a token's output depends on those before it alone
 
   int64_t rows() const;

@@ -194,9 +194,9 @@ std::string PhaseConfig::problem() const {
   if (pretrain && !data.text())
     return "data: a phase of kind " + objective.kind + " learns text; write data: {corpus: {paths: [...]}}" +
            (masked ? "" : ", or hmm: {}");
-  if (!pretrain && data.text())
+  if (!pretrain && objective.kind != "distill" && data.text())
     return std::string("data: ") + (data.corpus ? "corpus" : "hmm") +
-           " belongs to pretrain and mlm phases, and objective.kind is " + objective.kind;
+           " belongs to pretrain, distill and mlm phases, and objective.kind is " + objective.kind;
   if (masked && data.hmm)
     return "data: the tokenizer of hmm has no mask token, and its filter tells the loss of what follows, not of what "
            "is "
@@ -210,14 +210,14 @@ std::string PhaseConfig::problem() const {
   if (objective.kind == "dpo" && !data.jsonl)
     return "data: a dpo phase learns from pairs of completions; write data: {jsonl: {path: ...}}, whose lines have a "
            "prompt, chosen and rejected";
-  if (data.packing && objective.kind != "sft")
-    return "data: packing belongs to sft phases, and objective.kind is " + objective.kind +
+  if (data.packing && objective.kind != "sft" && objective.kind != "distill")
+    return "data: packing belongs to sft and distill phases, and objective.kind is " + objective.kind +
            (pretrain ? ", whose windows have no padding" : "") + "; leave it out";
   if (stop && !stop->sampled && !stop->greedy && !stop->bits_per_byte)
     return "stop: name at least one of sampled, greedy, bits_per_byte";
   if (stop && (objective.of_encoders() || objective.of_matches()))
     return "stop: it knows no value of a phase of kind " + objective.kind + "; leave it out";
-  if (stop && (pretrain ? stop->sampled || stop->greedy : stop->bits_per_byte.has_value()))
+  if (stop && (data.text() ? stop->sampled || stop->greedy : stop->bits_per_byte.has_value()))
     return "stop: a pretrain phase stops at bits_per_byte, others at sampled and greedy; objective.kind is " +
            objective.kind;
   if (stop && evaluation.every == 0)

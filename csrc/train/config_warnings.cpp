@@ -54,6 +54,8 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
                                     {"dpo_sft_coef", o.dpo_sft_coef > 0}})
     if (given && o.kind != "dpo")
       out.push_back(path + ".objective." + name + ": belongs to dpo phases; it has no effect");
+  if (o.kind != "distill" && !o.distill.teacher.empty())
+    out.push_back(path + ".objective.distill: belongs to distill phases; it has no effect");
   if (o.kind != "grpo") {
     for (const auto& [name, given] : {std::pair{"entropy", o.entropy.has_value()},
                                       {"ref_kl_coef", o.ref_kl_coef > 0},

@@ -223,6 +223,7 @@ void for_mixer_options(Config& config, const F& visit) {
   visit("gated_delta", config.gated_delta);
   visit("ssd", config.ssd);
   visit("natsl", config.natsl);
+  visit("estimated", config.estimated);
   visit("hierarchical", config.hierarchical);
 }
 

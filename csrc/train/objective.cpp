@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "csrc/train/contrastive_objective.h"
+#include "csrc/train/distill_objective.h"
 #include "csrc/train/policy_objective.h"
 #include "csrc/train/preference_objective.h"
 #include "csrc/train/prefix.h"
@@ -159,6 +160,9 @@ std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const B
   if (config.kind == "dpo")
     return std::make_unique<PreferenceObjective>(std::move(attention), config, batch, std::move(reference),
                                                  std::move(ranks));
+  if (config.kind == "distill")
+    return std::make_unique<DistillObjective>(std::move(attention), config.distill, batch, model, std::move(reference),
+                                              std::move(ranks));
   if (config.kind == "tag") return std::make_unique<TagObjective>(std::move(attention), batch, std::move(ranks));
   if (config.kind == "contrastive")
     return std::make_unique<ContrastiveObjective>(std::move(attention), config.contrastive, batch, std::move(ranks));

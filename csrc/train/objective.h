@@ -16,6 +16,7 @@
 #include "csrc/model/decoder.h"
 #include "csrc/train/attention_entropy.h"
 #include "csrc/train/attention_watch.h"
+#include "csrc/train/distill_config.h"
 #include "csrc/train/gradients.h"
 
 namespace isentrope::train {
@@ -130,6 +131,7 @@ struct ObjectiveConfig {
   data::MaskingConfig masking;
   data::TagConfig tag;
   data::ContrastiveConfig contrastive;
+  DistillConfig distill;
   AttentionEntropyConfig attention_entropy;
 
   std::string problem() const;
@@ -138,7 +140,9 @@ struct ObjectiveConfig {
   // Whether the loss treats tokens apart that it selects.
   bool selects() const { return loss == "clip_cov" || loss == "kl_cov"; }
   // Whether the phase keeps a model that stays behind.
-  bool has_reference() const { return kind == "dpo" || ref_kl_coef > 0; }
+  bool has_reference() const { return kind == "dpo" || kind == "distill" || ref_kl_coef > 0; }
+  // The folder of that model; empty: it is the model at the start of the phase.
+  std::string reference_from() const { return kind == "distill" ? distill.teacher : reference ? reference->from : ""; }
   // Why the law of csrc/rl/entropy_law.h cannot hold here: something keeps the entropy up. "" where it may be fitted.
   std::string holds_entropy() const;
 
@@ -146,12 +150,13 @@ struct ObjectiveConfig {
   void visit(Visitor& v) {
     v("kind", kind,
       "pretrain: cross-entropy of text; sft: cross-entropy of completions; dpo: a loss on pairs of completions, the "
-      "better beside the worse; grpo: a policy loss on rollouts; of encoders (model.causal: false) mlm: cross-entropy "
+      "better beside the worse; grpo: a policy loss on rollouts; distill: the divergence from a teacher, of text or of "
+      "completions; of encoders (model.causal: false) mlm: cross-entropy "
       "of "
       "masked tokens of text; tag: of a label of each token, whether a compressed text keeps it; of encoders and "
       "decoders "
       "contrastive: which texts match a prompt.",
-      one_of({"pretrain", "sft", "dpo", "grpo", "mlm", "tag", "contrastive"}));
+      one_of({"pretrain", "sft", "dpo", "grpo", "distill", "mlm", "tag", "contrastive"}));
     v("loss", loss,
       "Policy loss (formulas and papers: kernels/grpo_policy.h). verl and TRL aggregate sapo and geo_mean by "
       "seq-mean-token-mean alone, verl gspo by default; luspo needs an aggregate that sums over the tokens of a "
@@ -265,6 +270,7 @@ struct ObjectiveConfig {
     v("masking", masking, "mlm: which tokens are masked, and by what.");
     v("tag", tag, "tag: which words of a text its compression keeps.");
     v("contrastive", contrastive, "contrastive: how texts are matched.");
+    v("distill", distill, "distill: the teacher, and what is learnt of it.");
     v("attention_entropy", attention_entropy,
       "The entropy of attention: watched, and kept in a band where coef is above 0.");
   }

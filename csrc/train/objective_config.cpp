@@ -84,6 +84,13 @@ std::string ObjectiveConfig::problem() const {
       return "dpo_label_smoothing: the losses sigmoid, sigmoid_norm and robust have it, and dpo_loss is " + dpo_loss +
              "; leave it out";
   }
+  if (kind == "distill") {
+    if (distill.teacher.empty())
+      return "distill.teacher: is empty; name the folder of the model that the student learns from";
+    if (reference) return "reference: the teacher of a distill phase is distill.teacher; leave it out";
+    if (distill.logits == 0 && distill.targets == 0 && distill.layers.value_or(1) == 0)
+      return "distill.logits: the weights logits, targets and layers are all 0; give one of them a value above 0";
+  }
   if (kind != "grpo") return "";
   if (std::string bounds = problem_of_bounds(*this); !bounds.empty()) return bounds;
   if (loss == "luspo" && (aggregate == "token-mean" || aggregate == "seq-mean-token-mean"))

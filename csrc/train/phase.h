@@ -39,7 +39,7 @@ struct Trainer::Phase {
   std::vector<std::pair<std::string, std::unique_ptr<HeldOut>>> tasks;  // test.tasks: of phases up to this one
   std::optional<model::Decoder> reference;
   // It is not the model at the phase's start, whose frozen weights an adapter would share.
-  bool own_reference() const { return config.objective.reference && !config.objective.reference->from.empty(); }
+  bool own_reference() const { return !config.objective.reference_from().empty(); }
   Snapshot
       before;  // weights, power vectors, moments and thresholds at the start of the step, where it can be gone back from
   bool made = false;                         // the update of the step, from which nothing goes back

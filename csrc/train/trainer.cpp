@@ -48,14 +48,16 @@ RunFolder open_folder(const std::string& dir, bool resume, const Ranks& ranks) {
   }
 }
 
-// Of objective.reference.from, which may be another model and must have the vocabulary of this one.
-model::DecoderConfig reference_config(const std::string& folder, const model::DecoderConfig& model) {
+// Of objective.reference.from, or of a teacher, which may be another model and must have the vocabulary of this one.
+model::DecoderConfig reference_config(const ObjectiveConfig& objective, const std::string& folder,
+                                      const model::DecoderConfig& model) {
   model::DecoderConfig found = read_model_config(folder);
   if (found.vocabulary == 0) found.vocabulary = model.vocabulary;
   if (found.token_count() != model.token_count())
-    throw std::runtime_error("objective.reference.from: " + folder + " has a vocabulary of " +
-                             std::to_string(found.token_count()) + " tokens, and the model one of " +
-                             std::to_string(model.token_count()) + "; a divergence wants the same tokens");
+    throw std::runtime_error(
+        (objective.kind == "distill" ? "objective.distill.teacher: " : "objective.reference.from: ") + folder +
+        " has a vocabulary of " + std::to_string(found.token_count()) + " tokens, and the model one of " +
+        std::to_string(model.token_count()) + "; a divergence wants the same tokens");
   found.max_position_embeddings = model.max_position_embeddings;
   return found;
 }
@@ -308,11 +310,11 @@ void Trainer::open_phase(const CheckpointState* state) {
   std::optional<model::Decoder> reference;
   if (phase.needs_reference()) {
     torch::NoGradGuard no_grad;
-    const std::string from = phase.objective.reference ? phase.objective.reference->from : "";
+    const std::string from = phase.objective.reference_from();
     const bool lora = config_.model.lora && from.empty();  // what does not change is there once
     if (!from.empty()) {
       const std::string folder = resolve_checkpoint(from);
-      reference = model::Decoder(reference_config(folder, config_.model), 0);
+      reference = model::Decoder(reference_config(phase.objective, folder, config_.model), 0);
       if (!state) load_weights(folder, *reference);
       (*reference)->to(model_->embedding().device());
     } else if (lora) {

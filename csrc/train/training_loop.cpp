@@ -14,6 +14,7 @@
 #include "csrc/train/composition.h"
 #include "csrc/train/finite.h"
 #include "csrc/train/flops.h"
+#include "csrc/train/mixer_figures.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/process.h"
 #include "csrc/train/update_figures.h"
@@ -44,20 +45,8 @@ std::vector<SigmaFigures> sigma_figures(const model::Decoder& model, const std::
   return figures;
 }
 
-// Room in metrics.jsonl for the figures that the line has when the update is made, of time and of mixers: nine keys, two dozen digits each.
-constexpr int64_t kTimes = 512;
-
-// What chunks of the last update were routed to, over all layers and heads that route some.
-std::map<std::string, double> routing_figures(const model::Decoder& model) {
-  std::vector<torch::Tensor> shares;
-  for (const model::LayerWeights& layer : model->layers())
-    if (const torch::Tensor share = layer.mixer->softmax_share(); share.defined()) shares.push_back(share);
-  if (shares.empty()) return {};
-  const torch::Tensor all = torch::cat(shares);
-  return {{"natsl/softmax_share", all.mean().item<double>()},
-          {"natsl/softmax_share/least", all.min().item<double>()},
-          {"natsl/softmax_share/most", all.max().item<double>()}};
-}
+// Room in metrics.jsonl for the figures that the line has when the update is made, of time and of mixers: 13 keys, two dozen digits each.
+constexpr int64_t kTimes = 768;
 
 // What an update of so many learnt tokens has to be computed.
 StepWork of_update(const model::DecoderConfig& config, const data::Batch& update, double learnt) {
@@ -153,7 +142,7 @@ Record Trainer::step() {
     apply_update();
     open_->made = true;
   }
-  record.values.merge(routing_figures(model_));
+  record.values.merge(mixer_figures(model_));
   const double seconds = seconds_since(start);
   record.values["tokens_per_s"] = work.tokens / seconds;
   record.values["mfu"] = model_flops(config_.model, work) / seconds / header_.product_rate;

@@ -38,32 +38,40 @@ class Pass {
   ops::TokenEntropy tokens(model::Decoder& model, const Batch& micro, double temperature,
                            const std::optional<ops::Keep>& keep = {}, bool moments = false,
                            std::optional<int64_t> inner = {}) {
-    rows_ = record_.real = micro.real();
-    target_ = micro.target;
+    look(model, micro);
     return model->token_entropy(micro.tokens, micro.target, temperature, records_ ? &record_ : nullptr,
                                 {micro.position, micro.prefix}, keep, moments, inner);
   }
 
   // Logits of the classes of each token, [rows, T, num_labels].
   Tensor labels(model::Decoder& model, const Batch& micro) {
-    rows_ = record_.real = micro.real();
-    target_ = micro.target;
+    look(model, micro);
     return model->label_logits(micro.tokens, records_ ? &record_ : nullptr, micro.lengths);
+  }
+
+  // Logits of the next token, [rows, T, V]. teacher: of each layer its attention, which layers tell of beside their own; or null.
+  Tensor logits(model::Decoder& model, const Batch& micro, const std::vector<model::AttentionMap>* teacher) {
+    look(model, micro);
+    if (teacher) records_ = record_.with_losses = true, record_.teacher = teacher, self_weight_ = 0;
+    return model->forward(micro.tokens, records_ ? &record_ : nullptr, {micro.position, micro.prefix});
   }
 
   // Vectors of the tokens, [rows, T, D], of which vectors_of (csrc/train/contrastive_objective.h) tells.
   Tensor vectors(model::Decoder& model, const Batch& micro) {
     rows_ = micro.real();
     target_ = micro.target;
+    ask(model);
     return vectors_of(model, micro, records_ ? &record_ : nullptr);
   }
 
   const model::AttentionRecord& record() const { return record_; }
 
-  // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention. Returns their sum.
+  // Backpropagates loss and, times share (of the update's rows), the penalty on the entropy of attention and what estimates of it learn from.
+  // Returns their sum.
   // last: this is the last pass of the update. gradients may be null.
   double backward(const Tensor& loss, double share, Gradients* gradients, bool last) {
-    const Tensor whole = attention_.regularises() ? loss + share * attention_.penalty(record_, rows_, over_) : loss;
+    Tensor whole = attention_.regularises() ? loss + share * attention_.penalty(record_, rows_, over_) : loss;
+    if (self_weight_ > 0) whole = whole + share * self_weight_ * divergence();
     if (gradients && last) gradients->arm();
     whole.backward();
     if (gradients) gradients->passed(target_);
@@ -72,10 +80,31 @@ class Pass {
   }
 
  private:
+  void look(const model::Decoder& model, const Batch& micro) {
+    rows_ = record_.real = micro.real();
+    target_ = micro.target;
+    ask(model);
+  }
+  void ask(const model::Decoder& model) {
+    if (!model::any_mixer(model->config(), &model::MixerShape::estimates)) return;
+    self_weight_ = model->config().estimated.self_weight;
+    records_ = record_.with_losses = true;
+  }
+  // Of estimates from the attention that they are of, the mean over rows, sum over layers.
+  Tensor divergence() const {
+    Tensor sum;
+    for (const Tensor& layer : record_.losses) {
+      const Tensor one = layer.select(2, model::kEstimateKl).masked_select(rows_).sum();
+      sum = sum.defined() ? sum + one : one;
+    }
+    return sum / rows_.sum().clamp_min(1);
+  }
+
   const AttentionEntropy& attention_;
   AttentionWatch* watch_;
   const Ranks* over_;
-  bool records_;  // whether record() is filled
+  bool records_;            // whether record() is filled
+  double self_weight_ = 0;  // of divergence()
   model::AttentionRecord record_;
   Tensor rows_;    // [B, T] bool: no padding
   Tensor target_;  // [B, T]

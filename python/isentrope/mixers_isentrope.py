@@ -164,6 +164,66 @@ class Routed(nn.Module):
         return out
 
 
+class Estimated(nn.Module):
+    """Softmax attention over tokens that an estimate of it holds for the largest, and the mean of the values: csrc/model/mixers/estimated.h."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        C, H, G, D, o, eps = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.estimated, config.rms_norm_eps
+        self.q_proj, self.k_proj, self.v_proj, self.estimate_q_proj, self.estimate_k_proj = (nn.Linear(C, n * D, bias=False) for n in (H, G, G, H, G))
+        self.o_proj, self.o_norm = nn.Linear(H * D, C, bias=False), nn.RMSNorm(D, eps)
+        self.estimator = nn.ModuleDict({"in_proj": nn.Linear(4 * D, 2 * D, bias=False), "norm": nn.RMSNorm(2 * D, eps), "columns": nn.Linear(2 * D, o["columns"]),
+                                        "conv": nn.Conv1d(H, H, 3, padding=1, bias=False), "gate": nn.Linear(2 * D, 2)})  # fmt: skip
+        self.map, self.columns, self.keep, self.H, self.D = FEATURE_MAPS[o["feature_map"]], o["columns"], o["keep"], H, D
+
+    def estimated(self, x: Tensor, there: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log of the estimate [B, H, T, M], the cell of each token for each row [B, T, T], gates [B, H, T, 2]; there [B, T, T]: tokens in sight."""
+        H, M = self.H, self.columns
+        a, b, v = (_heads(p(x), self.D) for p in (self.estimate_q_proj, self.estimate_k_proj, self.v_proj))
+        a, b, v = self.map(a), self.map(b).repeat_interleave(H // b.shape[1], 1), v.repeat_interleave(H // v.shape[1], 1)
+        code = torch.cat([cosine, sine], -1).to(v.dtype).expand(len(x), H, -1, -1)
+        weights = (a @ b.mT) * there[:, None]
+        found = (weights @ torch.cat([v, code], -1)) / weights.sum(-1, keepdim=True)
+        c, s = cosine.to(v.dtype), sine.to(v.dtype)
+        value, p, r = found.split([self.D, self.D // 2, self.D // 2], -1)
+        z = nn.functional.gelu(self.estimator["norm"](self.estimator["in_proj"](torch.cat([value, c * p + s * r, s * p - c * r, v, code], -1))))
+        rows = self.estimator["columns"](z).transpose(1, 2)  # [B, T, H, M]
+        rows = rows + self.estimator["conv"](rows.flatten(0, 1)).view_as(rows)
+        count = position[..., None] + 1
+        begin = (torch.arange(M + 1, device=x.device) * count + M - 1) // M  # [B, T, M + 1]
+        rows = rows.masked_fill((begin[..., :-1] == begin[..., 1:])[:, :, None], -torch.inf).transpose(1, 2)
+        return rows.log_softmax(-1), (position[:, None, :] * M // count).clamp(0, M - 1), self.estimator["gate"](z).sigmoid()
+
+    def rows(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, H, T, T], −∞ where a key is not chosen, and the values of the heads [B, H, T, D]."""
+        logits, v, _gates, _there = self._rows(x, seen, position, cosine, sine)
+        return logits, v
+
+    def _rows(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        there = (position[:, :, None] >= position[:, None, :]) & seen[:, None, :] | itself  # a row of padding sees itself
+        log, cell, gates = self.estimated(x, there, position, cosine, sine)
+        count = position + 1
+        wanted = ((2 * self.keep * self.columns + count) // (2 * count)).clamp_min(1) * self.H  # [B, T]
+        order = log.transpose(1, 2).flatten(-2).argsort(dim=-1, descending=True, stable=True)
+        taken = (order.argsort(-1) < wanted[..., None]).unflatten(-1, (self.H, self.columns)).transpose(1, 2)
+        sight = there[:, None] & (taken.gather(-1, cell[:, None].expand(-1, self.H, -1, -1)) | itself)
+        q, k, v = (_heads(p(x), self.D) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = _rotated(q, cosine, sine), _rotated(k, cosine, sine)
+        k, v = (y.repeat_interleave(self.H // k.shape[1], 1) for y in (k, v))
+        logits = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(self.D)
+        return logits.masked_fill(~sight, -torch.inf), v, gates, there
+
+    def forward(self, x: Tensor, seen: Tensor, position: Tensor, cosine: Tensor, sine: Tensor, *_: Tensor) -> Tensor:
+        logits, v, gates, there = self._rows(x, seen, position, cosine, sine)
+        mean = there.to(v.dtype) @ v.transpose(0, 1) / there.sum(-1, keepdim=True)
+        f, g = gates[..., :1], gates[..., 1:]
+        rows = g * f * (logits.softmax(-1).to(v.dtype) @ v) + (1 - g) * mean.transpose(0, 1)
+        rows = rows + self.o_norm(rows)
+        out: Tensor = self.o_proj(rows.to(x.dtype).transpose(1, 2).flatten(-2))
+        return out
+
+
 class Hierarchical(Softmax):
     """Softmax attention tied in blocks by a tree: of families of `branching` neighbours, and of as many families (arXiv 2509.15448)."""
 

@@ -18,9 +18,9 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, MaskedLMOutput, TokenClassifierOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .mixers_isentrope import Hierarchical, Natsl, Recurrence, Routed, Softmax
+from .mixers_isentrope import Estimated, Hierarchical, Natsl, Recurrence, Routed, Softmax
 
-KINDS = ("softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd", "natsl", "hierarchical")
+KINDS = ("softmax", "softmax_rnn", "routed", "linear", "prefix_linear", "normalized", "gated_delta", "ssd", "natsl", "estimated", "hierarchical")
 
 
 class IsentropeConfig(PretrainedConfig):
@@ -82,7 +82,7 @@ class Block(nn.Module):
         if attends:
             self.self_attn = attends(config, layer, getattr(config, kind, {}))
         else:
-            routes = {"routed": Routed, "natsl": Natsl}.get(kind)
+            routes = {"routed": Routed, "natsl": Natsl, "estimated": Estimated}.get(kind)
             self.self_attn = routes(config) if routes else Recurrence(config, kind)
         self.mlp = Mlp(config)
         if config.norm == "pre" or config.norm == "post" and layer > 0:  # behind every sum, and there is none before the first block

@@ -73,6 +73,10 @@ inline std::vector<std::pair<std::string, DecoderConfig>> mixer_cases() {
   routed_chunks("natsl", {"natsl"}, {.chunk = 16});
   routed_chunks("natsl plain", {"natsl"}, {.chunk = 16, .conv_size = 1, .allow_negative = true});
   routed_chunks("natsl of longer chunks", {"natsl", "gated_delta"}, {.chunk = 32, .conv_size = 2});
+  cases.emplace_back("estimated", small_mixers({"estimated"}));
+  cases.back().second.estimated = {.columns = 8, .keep = 3};
+  cases.emplace_back("estimated of many cells", small_mixers({"estimated", "linear"}));
+  cases.back().second.estimated = {.columns = 40, .keep = 5, .feature_map = "exp_normalized"};
   cases.emplace_back("hybrid", small_mixers({"gated_delta", "softmax"}));
   cases.emplace_back("hybrid of softmax", small_mixers({"softmax", "softmax_rnn"}));
   cases.emplace_back("hybrid of two recurrences", small_mixers({"linear", "ssd"}));

@@ -135,6 +135,13 @@ TEST(Mixers, AForkedSequenceGoesOnAsOneAlone) {
     }
 }
 
+// What a pass says of estimates of its attention, to be learnt beside its logits.
+Tensor estimates_of(const AttentionRecord& record) {
+  Tensor sum = torch::zeros({}, torch::kFloat64);
+  for (const Tensor& layer : record.losses) sum = sum + layer.select(2, kEstimateKl).sum();
+  return sum;
+}
+
 TEST(Mixers, PackedRowsAreComputedAsAlone) {
   for (const auto& [name, config] : mixer_cases()) {
     Decoder decoder = made(config);
@@ -148,9 +155,11 @@ TEST(Mixers, PackedRowsAreComputedAsAlone) {
       std::vector<Tensor> row, place;
       for (size_t i = 0; i < lengths[r].size(); ++i) {
         const auto tokens = some_tokens(lengths[r][i], config.vocabulary, static_cast<int64_t>(10 * r + i));
-        const Tensor logits = decoder->forward(row_of(tokens))[0];
+        AttentionRecord record;
+        record.with_losses = true;
+        const Tensor logits = decoder->forward(row_of(tokens), &record)[0];
         alone.push_back(logits.detach());
-        sum = sum + logits.square().sum();
+        sum = sum + logits.square().sum() + estimates_of(record);
         row.push_back(torch::tensor(tokens));
         place.push_back(torch::arange(lengths[r][i]));
       }
@@ -159,8 +168,10 @@ TEST(Mixers, PackedRowsAreComputedAsAlone) {
     }
     const auto parameters = decoder->parameters();
     separate_grads = torch::autograd::grad({sum}, parameters);
-    const Tensor packed = decoder->forward(torch::stack(rows), nullptr, torch::stack(places));
-    packed_grads = torch::autograd::grad({packed.square().sum()}, parameters);
+    AttentionRecord record;
+    record.with_losses = true;
+    const Tensor packed = decoder->forward(torch::stack(rows), &record, torch::stack(places));
+    packed_grads = torch::autograd::grad({packed.square().sum() + estimates_of(record)}, parameters);
     const Tensor expected = torch::cat(alone);
     EXPECT_LE(distance(packed.reshape({-1, config.vocabulary}), expected), 1e-11 * expected.abs().max().item<double>())
         << name;
@@ -182,8 +193,9 @@ TEST(Mixers, RecomputedBlocksHaveTheSameBits) {
       config.recompute = recompute;
       Decoder decoder = made(config);
       AttentionRecord record;
+      record.with_losses = true;
       const Tensor logits = decoder->forward(tokens, &record);
-      grads.push_back(torch::autograd::grad({logits.square().mean()}, decoder->parameters()));
+      grads.push_back(torch::autograd::grad({logits.square().mean() + estimates_of(record)}, decoder->parameters()));
       EXPECT_EQ(static_cast<int64_t>(record.entropy.size()), attending_layers(config)) << name;
     }
     for (size_t i = 0; i < grads[0].size(); ++i)
@@ -217,7 +229,8 @@ TEST(Mixers, AreWhatTheirShapeSays) {
       if (config.attention.qk_norm && shape.attends) planned += 2 * config.head_size();
       if (config.attention.bias == "all") planned += shape.rows() + C;
       EXPECT_EQ(shape.attends, shape.cached > 0) << name;
-      EXPECT_EQ(shape.attends, shape.state == 0 || config.mixer_of(i) == "natsl") << name;  // which has both
+      EXPECT_EQ(shape.attends, shape.state == 0 || config.mixer_of(i) == "natsl" || config.mixer_of(i) == "estimated")
+          << name;  // which have both
     }
     EXPECT_EQ(planned, numbers) << name;
   }
@@ -267,7 +280,7 @@ TEST(Mixers, RefuseWhatDoesNotFit) {
   EXPECT_EQ(of_rows([](DecoderConfig& c) { c.attention.softcap = 30; }), "");
   EXPECT_EQ(message([] { mixer_kind("softmix"); }),
             "model.mixers: there is no 'softmix'; wanted one of softmax, softmax_rnn, routed, linear, prefix_linear, "
-            "normalized, gated_delta, ssd, natsl, hierarchical");
+            "normalized, gated_delta, ssd, natsl, estimated, hierarchical");
 }
 
 // The convolution of one sequence by its definition, and its gradients by finite differences.

@@ -66,7 +66,9 @@ TEST(StateRecord, EntropyIsThatOfTheWeightsOfARow) {
 // The states are those behind the last token that is no padding, as of the sequence alone; rows that are packed or recomputed say the same.
 TEST(StateRecord, IsThatOfEachSequenceAlone) {
   for (const auto& [name, config] : mixer_cases()) {
-    if (mixer_shape(config, 0).state == 0 || config.mixers.size() > 1 || config.mixers[0] == "natsl") continue;
+    if (mixer_shape(config, 0).state == 0 || config.mixers.size() > 1 || config.mixers[0] == "natsl" ||
+        config.mixers[0] == "estimated")
+      continue;
     Decoder decoder = made(config);
     decoder->to(torch::kFloat64);
     const Tensor tokens = torch::arange(2 * 30).square().remainder(config.vocabulary).view({2, 30});

@@ -17,6 +17,7 @@ extern const MixerKind kNormalized;
 extern const MixerKind kGatedDelta;
 extern const MixerKind kSsd;
 extern const MixerKind kNatsl;
+extern const MixerKind kEstimated;
 extern const MixerKind kHierarchical;
 
 }  // namespace isentrope::model

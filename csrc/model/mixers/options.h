@@ -175,6 +175,32 @@ struct NatslMixerConfig {
   }
 };
 
+struct EstimatedMixerConfig {
+  int64_t columns = 64;
+  int64_t keep = 16;
+  std::string feature_map = "elu_plus_one";
+  double self_weight = 0.1;
+
+  template <class Visitor>
+  void visit(Visitor& v) {
+    v("columns", columns,
+      "Columns of the estimated attention matrix: a row with n tokens in sight has them in so many cells of n / "
+      "columns "
+      "tokens (the authors: 128 or 256).",
+      between(2, 4096));
+    v("keep", keep,
+      "Tokens that a row keeps of a head's, mean over its heads: the cells of the largest estimates of all of them. "
+      "Itself is always among them (the authors: 7 to 64).",
+      between(1, 1 << 16));
+    v("feature_map", feature_map, "Of the linear attention that the estimate is made of, as linear.feature_map.",
+      one_of({"elu_plus_one", "exp_normalized"}));
+    v("self_weight", self_weight,
+      "Weight of the divergence of the estimate from the layer's own attention over all tokens, from which it learns "
+      "where no teacher is (objective distill); 0: from nothing.",
+      at_least(0));
+  }
+};
+
 struct HierarchicalMixerConfig {
   int64_t branching = 8;
 

@@ -53,9 +53,8 @@ void RoutedMixer::count(const Tensor& q, const Tensor& nearest) const {
   sums.add_(at::embedding_dense_backward(rows, place.flatten(), heads * C, /*padding_idx=*/-1, false).view_as(sums_));
 }
 
-RoutedMixer::Attended RoutedMixer::local(const Tensor& q, const Tensor& k, const Tensor& v, const MixerPass& pass,
-                                         int64_t B) const {
-  const int64_t rows = pass.packing ? 1 : B;
+RoutedMixer::Attended RoutedMixer::local(const Tensor& q, const Tensor& k, const Tensor& v,
+                                         const MixerPass& pass) const {
   const Tensor joined = torch::cat({q, k, v}, 1).flatten(1);
   const auto [turned_q, turned_k, laid_v] = rotary_split(joined, pass.cosine, pass.sine, q.size(1), q.size(1));
   ops::EntropyAttentionOptions options;
@@ -64,8 +63,7 @@ RoutedMixer::Attended RoutedMixer::local(const Tensor& q, const Tensor& k, const
   const ops::EntropyAttention found = pass.packing
                                           ? packed_attention(turned_q, turned_k, laid_v, options, *pass.packing)
                                           : ops::entropy_attention(turned_q, turned_k, laid_v, options);
-  return {found.out.transpose(1, 2).reshape({q.size(0), q.size(1), q.size(2)}), found.entropy,
-          found.max_logit.defined() ? found.max_logit.reshape({rows, q.size(1), -1}) : Tensor()};
+  return {found.out.transpose(1, 2).reshape({q.size(0), q.size(1), q.size(2)}), found.entropy, found.max_logit};
 }
 
 RoutedMixer::Attended RoutedMixer::by_argmax(const Tensor& q, const Tensor& k, const Tensor& v, const MixerPass& pass,
@@ -135,7 +133,7 @@ Tensor RoutedMixer::forward(const Tensor& x, const Origin& origin, const MixerPa
   const auto heads = [&](size_t part, int64_t first, int64_t count) {
     return parts[part].slice(1, first, first + count);
   };
-  const Attended a = local(heads(0, 0, near), heads(1, 0, near), heads(2, 0, near), pass, B);
+  const Attended a = local(heads(0, 0, near), heads(1, 0, near), heads(2, 0, near), pass);
   const int64_t far = H - near;
   const auto route = config_.routed.assign == "argmax" ? &RoutedMixer::by_argmax : &RoutedMixer::balanced;
   const Attended b = (this->*route)(heads(0, near, far), heads(1, near, far), heads(2, near, far), pass, B);

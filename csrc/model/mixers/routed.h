@@ -38,8 +38,7 @@ class RoutedMixer : public Mixer {
     torch::Tensor entropy, max_logit;  // [B, heads, T]
   };
   // q, k, v [B · T, heads, D]
-  Attended local(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const MixerPass& pass,
-                 int64_t B) const;
+  Attended local(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const MixerPass& pass) const;
   Attended by_argmax(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const MixerPass& pass,
                      int64_t B) const;
   Attended balanced(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, const MixerPass& pass,

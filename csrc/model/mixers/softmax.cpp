@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "csrc/model/attention_losses.h"
 #include "csrc/model/entropy_bound.h"
 #include "csrc/model/layers.h"
 #include "csrc/ops/ops.h"
@@ -117,6 +118,8 @@ Tensor SoftmaxMixer::forward(const Tensor& x, const Origin& origin, const MixerP
       rotary_split(projected, pass.cosine, pass.sine, config_.num_attention_heads, config_.num_key_value_heads);
   if (r_.plain()) {
     const Tensor heads = attend(q, k, v, pass).out;
+    if (pass.record != nullptr && (pass.record->with_maps || pass.record->teacher != nullptr))
+      tell_map(q, k, token_rows(heads), pass);
     return model::linear(token_rows(heads), o, pass.keeps_inputs ? Origin() : token_rows_origin(heads));
   }
   const int64_t B = q.size(0), H = q.size(1), T = q.size(2), D = q.size(3), N = B * T;
@@ -130,6 +133,21 @@ Tensor SoftmaxMixer::forward(const Tensor& x, const Origin& origin, const MixerP
   const Tensor mixed = finished(attention.out.transpose(1, 2).reshape({N, H, D}),
                                 attention.lse.transpose(1, 2).reshape({N, H}), position, output_gate);
   return model::linear(mixed, o);
+}
+
+void SoftmaxMixer::tell_map(const Tensor& q, const Tensor& k, const Tensor& out, const MixerPass& pass) const {
+  if (config_.mixer_of(layer_) != "softmax") return;
+  AttentionRecord& record = *pass.record;
+  const int64_t N = out.size(0), B = pass.packing ? pass.packing->rows : q.size(0);
+  const auto rows = [&](const Tensor& x) {
+    return padded(x.transpose(1, 2).reshape({N, x.size(1), x.size(3)}), B, pass.packing);
+  };
+  const Tensor log = full_attention(rows(q), rows(k), window(), r_.softcap);
+  if (record.with_maps) record.maps.push_back({layer_, log.detach().exp(), out.detach()});
+  if (!record.with_losses || record.teacher == nullptr) return;
+  std::vector<Tensor> losses(kLosses);
+  compare_with_teacher(losses, record.teacher->at(layer_), log, out, B, pass.packing);
+  record.losses.push_back(losses_of_rows(losses, B, N, pass.packing));
 }
 
 int64_t SoftmaxMixer::qk_clip(const std::vector<double>& max_logit) {

@@ -55,6 +55,8 @@ class SoftmaxMixer : public Mixer {
                                        const MixerPass& pass) const;
 
  private:
+  // Tells the record of the full attention of q, k, and of the rows out [N, H·D] that it gives; of kind softmax.
+  void tell_map(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& out, const MixerPass& pass) const;
   // qkv [N, (H + 2G)·D] with every query and key head through its norm.
   torch::Tensor normed_heads(const torch::Tensor& qkv) const;
 

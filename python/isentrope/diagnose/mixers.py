@@ -59,7 +59,7 @@ def watched(model: Model, batch: Batch) -> Iterator[list[MixerRows]]:
 
     def look(module: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         kind = kinds[len(found) % len(kinds)]
-        if kind in ("softmax", "softmax_rnn", "routed", "natsl"):
+        if kind in ("softmax", "softmax_rnn", "routed", "natsl", "estimated"):
             weights = module.rows(*inputs)[0].double().softmax(-1).nan_to_num(0)
             found.append(MixerRows(kind, entropy_of_rows(weights), (weights > 0).any(1).sum(-1)))
             return
