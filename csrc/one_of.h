@@ -12,6 +12,7 @@
 // A struct without kKind, the first if any, declares `kind` among its own keys and takes every kind that is no other's.
 #pragma once
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -104,6 +105,17 @@ struct OneOf {
         },
         value);
   }
+};
+
+// A list of entries that may be written as a single one: `key: {kind: a}` is `key: [{kind: a}]`, and printed so.
+template <class Entry>
+struct OneOrMore : std::vector<Entry> {
+  bool listed = false;  // written as a list
+
+  using std::vector<Entry>::vector;
+  template <class T>
+  requires std::is_constructible_v<Entry, T> OneOrMore(T one)
+      : std::vector<Entry>{Entry(std::move(one))} {}  // NOLINT: a list of what stands there
 };
 
 }  // namespace isentrope

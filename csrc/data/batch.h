@@ -20,8 +20,9 @@ struct Batch {
   torch::Tensor old_logprob;         // [B, T] float, 0 where target is −100; policy batches only
   torch::Tensor advantage;           // [B, T] float, 0 where target is −100; policy batches only
   torch::Tensor ref_kl_weight = {};  // [B, T] float, of the divergence from the reference; undefined: 1 everywhere
-  torch::Tensor difficulty = {};     // [B] int64, methods::Difficulty of the prompt; undefined where nobody asks
-  torch::Tensor lengths = {};        // [B] int64, tokens of each row before its padding; undefined: T everywhere
+  torch::Tensor ref_kl_part =
+      {};  // [B] int64, which of ref_kl_parts a row's divergence from the reference is of; undefined: none
+  torch::Tensor lengths = {};  // [B] int64, tokens of each row before its padding; undefined: T everywhere
   torch::Tensor old_entropy =
       {};  // [B, T] float, nats, of the policy that drew, 0 where target is −100; policy batches only
   torch::Tensor rescored =
@@ -34,8 +35,9 @@ struct Batch {
   torch::Tensor position = {};  // [B, T] int64, of each token in its sequence, where rows hold several; else undefined
   torch::Tensor prefix = {};    // [B, T] bool, of tokens of a prompt; undefined: the source has none
   int64_t together = 1;         // rows, one behind the other, that no cut parts: 2 of a pair
+  std::vector<std::string> ref_kl_parts = {};  // by which that divergence is told
   // Of policy batches: completions of a second set, advantage [B, T] the weight of each token's log-probability; null: none.
-  std::shared_ptr<const Batch> tempered = {};
+  std::shared_ptr<const Batch> second = {};
 
   int64_t size() const { return tokens.size(0); }
   // [B, T] bool: true where no padding is.
@@ -45,10 +47,10 @@ struct Batch {
   }
   Batch to(torch::Device device) const {
     Batch moved = each([&](const torch::Tensor& x) { return x.to(device); });
-    if (tempered) moved.tempered = std::make_shared<const Batch>(tempered->to(device));
+    if (second) moved.second = std::make_shared<const Batch>(second->to(device));
     return moved;
   }
-  // Without what is tempered, which no cut of the rows cuts.
+  // Without the second set, which no cut of the rows cuts.
   Batch rows(int64_t begin, int64_t end) const {
     return each([&](const torch::Tensor& x) { return x.slice(0, begin, end); });
   }
@@ -57,9 +59,9 @@ struct Batch {
   template <class Function>
   Batch each(Function function) const {
     auto of = [&](const torch::Tensor& x) { return x.defined() ? function(x) : x; };
-    return {of(tokens),  of(target),      of(old_logprob), of(advantage),  of(ref_kl_weight),    of(difficulty),
+    return {of(tokens),  of(target),      of(old_logprob), of(advantage),  of(ref_kl_weight),    of(ref_kl_part),
             of(lengths), of(old_entropy), of(rescored),    of(old_sum_p2), of(sampling_logprob), of(ref_logprob),
-            of(hard),    of(position),    of(prefix),      together};
+            of(hard),    of(position),    of(prefix),      together,       ref_kl_parts};
   }
 };
 

@@ -118,40 +118,69 @@ std::vector<double> numbers_of(const Tensor& state) {
 
 }  // namespace
 
-void AresConfig::apply(Completions& c, Context& context) const {
-  Ares ares(*this);
-  ares.restore(numbers_of(context.state));
-  const Tensor token = c.token.contiguous(), entropy = c.entropy.to(torch::kFloat32).contiguous();
-  const int64_t B = token.size(0), T = token.size(1);
-  const auto right = c.right.accessor<bool, 1>();
-  const auto length = c.length.accessor<int64_t, 1>();
+AresMade ares(const Tensor& entropy, const Tensor& length, const Tensor& right, const Tensor& group,
+              const Tensor& trigger, const Tensor& state, const AresConfig& config) {
+  AresConfig own = config;
+  own.trigger = {false, true};  // tokens are told apart by that alone
+  Ares ares(own);
+  ares.restore(numbers_of(state));
+  const int64_t B = entropy.size(0), T = entropy.size(1);
+  const Tensor H = entropy.to(torch::kFloat32).contiguous();
+  const Tensor token = trigger.defined() ? trigger.to(torch::kInt64).contiguous() : torch::zeros({B, T}, torch::kInt64);
+  const auto is_right = right.accessor<bool, 1>();
+  const auto lengths = length.accessor<int64_t, 1>();
   std::vector<AresCompletion> completions;
   for (int64_t b = 0; b < B; ++b) {
-    const auto n = static_cast<size_t>(length[b]);
+    const auto n = static_cast<size_t>(lengths[b]);
     completions.push_back(
-        {{token.const_data_ptr<int64_t>() + b * T, n}, {entropy.const_data_ptr<float>() + b * T, n}, right[b]});
+        {{token.const_data_ptr<int64_t>() + b * T, n}, {H.const_data_ptr<float>() + b * T, n}, is_right[b]});
   }
-  const AresStep step = ares.step(completions, groups_of(c.group));
-  context.stats.insert(step.stats.begin(), step.stats.end());
-  c.add(kKind, c.unit * torch::tensor(step.shaping, torch::kFloat64));
+  const AresStep step = ares.step(completions, groups_of(group));
+  AresMade made{.shaping = torch::tensor(step.shaping, torch::kFloat64),
+                .difficulty = torch::empty({B}, torch::kInt64),
+                .ref_kl_weight = config.kl ? torch::ones({B, T}, torch::kFloat32) : Tensor(),
+                .state = torch::tensor(ares.state(), torch::kFloat64),
+                .stats = step.stats};
+  std::copy(step.difficulty.begin(), step.difficulty.end(), made.difficulty.mutable_data_ptr<int64_t>());
+  for (size_t b = 0; b < step.kl_weight.size(); ++b)
+    std::copy(step.kl_weight[b].begin(), step.kl_weight[b].end(),
+              made.ref_kl_weight.mutable_data_ptr<float>() + static_cast<int64_t>(b) * T);
+  return made;
+}
+
+Tensor ares_measured(const Tensor& state, const Tensor& kl, const AresConfig& config) {
+  Ares ares(config);
+  ares.restore(numbers_of(state));
+  for (int d = 0; d < kDifficulties; ++d)
+    if (const double found = kl.const_data_ptr<double>()[d]; !std::isnan(found))
+      ares.measured(static_cast<Difficulty>(d), found);
+  return torch::tensor(ares.state(), torch::kFloat64);
+}
+
+void AresConfig::apply(Completions& c, Context& context) const {
+  Tensor triggers_of = {};
+  if (!triggers.empty()) {
+    Tensor called = torch::empty({std::ssize(trigger)}, torch::kBool);
+    std::copy(trigger.begin(), trigger.end(), called.mutable_data_ptr<bool>());
+    triggers_of = called.index({c.token});
+  }
+  AresMade made = ares(c.entropy, c.length, c.right, c.group, triggers_of, context.state, *this);
+  context.stats.insert(made.stats.begin(), made.stats.end());
+  c.add(kKind, c.unit * made.shaping);
   if (kl) {
-    c.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
-    c.difficulty = torch::empty({B}, torch::kInt64);
-    for (int64_t b = 0; b < B; ++b) {
-      c.difficulty.mutable_data_ptr<int64_t>()[b] = step.difficulty[b];
-      std::copy(step.kl_weight[b].begin(), step.kl_weight[b].end(), c.ref_kl_weight.mutable_data_ptr<float>() + b * T);
-    }
+    c.ref_kl_weight = made.ref_kl_weight;
+    c.ref_kl_part = made.difficulty;
+    c.ref_kl_parts.assign(kDifficultyNames, kDifficultyNames + kDifficulties);
   }
-  context.state = torch::tensor(ares.state(), torch::kFloat64);
+  context.state = made.state;
 }
 
 void AresConfig::observe(const std::map<std::string, double>& seen, Context& context) const {
-  Ares ares(*this);
-  ares.restore(numbers_of(context.state));
+  Tensor measured = torch::full({kDifficulties}, std::numeric_limits<double>::quiet_NaN(), torch::kFloat64);
   for (int d = 0; d < kDifficulties; ++d)
     if (const auto found = seen.find(std::string("ref_kl/") + kDifficultyNames[d]); found != seen.end())
-      ares.measured(static_cast<Difficulty>(d), found->second);
-  context.state = torch::tensor(ares.state(), torch::kFloat64);
+      measured.mutable_data_ptr<double>()[d] = found->second;
+  context.state = ares_measured(context.state, measured, *this);
 }
 
 Ares::Ares(const AresConfig& config) : config_(config) { alpha_.fill(config.alpha); }

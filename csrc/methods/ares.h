@@ -153,7 +153,7 @@ struct AresConfig {
     v("kl", kl, "Steer the weight of the divergence from the reference for each difficulty; absent: it stays.");
   }
 
-  // The tokens that are triggers, found by bind(); not a key.
+  // Of each token whether it is a trigger, found by bind(); not a key.
   std::vector<bool> trigger = {};
 
   // Throws std::invalid_argument that names a trigger which is no token.
@@ -175,11 +175,27 @@ Difficulty difficulty(double accuracy, const AresConfig& config);
 double ares_shaping(const AresConfig& config, Difficulty difficulty, bool right, double high, double target,
                     double lambda = 0);
 
+// A step. entropy [B, T] float32 or float64, nats, of each completion's tokens from the first on; length [B] int64, how many of them there
+// are; right [B] bool; group [B] int64, rising; trigger [B, T] bool, where config names triggers, else undefined; state as
+// AresConfig::initial_state() begins it. What config.trigger says is not looked at.
+struct AresMade {
+  Tensor shaping;     // [B] double, to be added to rewards of which a right answer has 1
+  Tensor difficulty;  // [B] int64
+  Tensor
+      ref_kl_weight;  // [B, T] float, of the divergence from the reference; 1 behind a completion's tokens. Undefined without kl
+  Tensor state;  // for the next step
+  std::map<std::string, double> stats;
+};
+AresMade ares(const Tensor& entropy, const Tensor& length, const Tensor& right, const Tensor& group,
+              const Tensor& trigger, const Tensor& state, const AresConfig& config);
+// The state after an update: kl [3], nats a token, of each difficulty, NaN where the update has no token of it.
+Tensor ares_measured(const Tensor& state, const Tensor& kl, const AresConfig& config);
+
 // ---- from step to step ----------------------------------------------------------------------------------------------
 
 struct AresCompletion {
-  std::span<const int64_t> tokens;
-  std::span<const float> entropy;  // of each token
+  std::span<const int64_t> tokens;  // numbers of AresConfig::trigger
+  std::span<const float> entropy;   // of each token
   bool right;
 };
 

@@ -44,12 +44,13 @@ class Chain {
       if constexpr (requires { method.apply(input, context); }) method.apply(input, context);
     });
   }
-  // What an update has seen, by the names of csrc/train/metrics.h, for those that follow it.
-  void observe(const std::map<std::string, double>& seen) {
-    std::map<std::string, double> none;
-    each(none, [&](const auto& method, Context context) {
+  // What an update has seen, by the names of csrc/train/metrics.h, for those that follow it; what they say of themselves.
+  std::map<std::string, double> observe(const std::map<std::string, double>& seen) {
+    std::map<std::string, double> told;
+    each(told, [&](const auto& method, Context context) {
       if constexpr (requires { method.observe(seen, context); }) method.observe(seen, context);
     });
+    return told;
   }
   // Whether one of them says so: kNeeds… of its struct.
   template <class Question>
@@ -60,17 +61,19 @@ class Chain {
     return found;
   }
 
-  // For a checkpoint: "<place>/<number>/<kind>" of each method that has a state.
+  // For a checkpoint: "<place>/<number>/<kind>" of each method that has a state; "<place>.<kind>" of one that has kAlone, which no list
+  // holds but a key of its own.
   void save(const std::string& place, std::map<std::string, Tensor>& state) const {
     for (size_t i = 0; i < entries_.size(); ++i)
       if (states_[i].defined()) state[key(place, i)] = states_[i];
   }
-  // Throws std::runtime_error where a method's state is not there, or of another size.
+  // Throws std::runtime_error where a method's state is not there, or of another size; one that has kAlone then begins anew.
   void restore(const std::string& place, const std::map<std::string, Tensor>& state) {
     std::vector<Tensor> found = states_;
     for (size_t i = 0; i < entries_.size(); ++i) {
       if (!states_[i].defined()) continue;
       const auto one = state.find(key(place, i));
+      if (one == state.end() && alone(i)) continue;
       if (one == state.end())
         throw std::runtime_error(place + ": the checkpoint stands in a phase without " + entries_[i].kind() +
                                  " at place " + std::to_string(i) +
@@ -91,7 +94,14 @@ class Chain {
 
  private:
   std::string key(const std::string& place, size_t i) const {
-    return place + "/" + std::to_string(i) + "/" + entries_[i].kind();
+    return alone(i) ? place + "." + entries_[i].kind() : place + "/" + std::to_string(i) + "/" + entries_[i].kind();
+  }
+  bool alone(size_t i) const {
+    return std::visit(
+        []<class M>(const M&) {
+          return requires { M::kAlone; };
+        },
+        entries_[i].value);
   }
 
   std::vector<Entry> entries_;

@@ -62,11 +62,15 @@ constexpr Exclusion kAgainst[] = {
 // ---- what they say ----------------------------------------------------------------------------------------------
 
 const std::vector<Listed>& list_of(const Chosen& chosen, const std::string& name) {
-  return name == "reward" ? chosen.reward : name == "advantage" ? chosen.advantage : chosen.weight;
+  return name == "reward"      ? chosen.reward
+         : name == "advantage" ? chosen.advantage
+         : name == "entropy"   ? chosen.entropy
+                               : chosen.weight;
 }
 
+std::string key_of(const std::string& list) { return list == "entropy" ? "objective.entropy" : list; }
+
 bool has(const Chosen& chosen, const std::string& list, const std::string& kind) {
-  if (list == "entropy") return chosen.entropy == kind;
   const std::vector<Listed>& all = list_of(chosen, list);
   return std::any_of(all.begin(), all.end(), [&](const Listed& one) { return one.kind == kind; });
 }
@@ -79,12 +83,12 @@ bool again(const std::string& list, const Listed& one, const Listed& other) {
 }
 
 std::string twice(const Chosen& chosen) {
-  for (const char* name : {"reward", "advantage", "weight"}) {
+  for (const char* name : {"reward", "advantage", "weight", "entropy"}) {
     const std::vector<Listed>& list = list_of(chosen, name);
     for (size_t i = 0; i < list.size(); ++i)
       for (size_t j = 0; j < i; ++j)
         if (again(name, list[i], list[j]))
-          return std::string(name) + ": " + list[i].kind + " stands there twice; once does it" +
+          return key_of(name) + ": " + list[i].kind + " stands there twice; once does it" +
                  (list[i].kind == "correction" ? ", or one of mode reject beside one that weighs" : "");
   }
   return "";
@@ -128,9 +132,8 @@ bool holds(const Chosen& chosen, const Exclusion& rule) {
 }
 
 std::string said(const Chosen& chosen, const Exclusion& rule) {
-  const bool controller = std::string(rule.list) == "entropy";
-  return (controller ? std::string("objective.entropy: ") : std::string(rule.list) + ": ") + rule.one +
-         " together with objective." + rule.key + (rule.values[0] ? " " + chosen.loss : "") + ": " + rule.reason;
+  return key_of(rule.list) + ": " + rule.one + " together with objective." + rule.key +
+         (rule.values[0] ? " " + chosen.loss : "") + ": " + rule.reason;
 }
 
 }  // namespace

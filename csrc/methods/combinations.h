@@ -17,8 +17,8 @@ struct Listed {
 // The methods of a phase.
 struct Chosen {
   std::vector<Listed> reward = {}, advantage = {}, weight = {};  // in their order; reward: without the scores
+  std::vector<Listed> entropy = {};                              // objective.entropy
   std::string loss;                                              // objective.loss
-  std::string entropy = {};                                      // kind of objective.entropy, "" where there is none
   bool inner_policy = false;                                     // objective.inner_policy is there
   bool micro_loss = false;  // the loss selects tokens, and objective.scope is micro
   int64_t scores = 0;       // rewards whose weight is not 0

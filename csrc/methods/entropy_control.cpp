@@ -31,9 +31,94 @@ const double* entropy_in(const std::map<std::string, double>& seen) {
 
 }  // namespace
 
-double entropy_schedule(int64_t step, const std::string& shape, double from, double to, int64_t steps) {
+double entropy_schedule(int64_t step, std::string_view shape, double from, double to, int64_t steps) {
   const double way = std::clamp(static_cast<double>(step) / static_cast<double>(steps), 0.0, 1.0);
   return from + (to - from) * (shape == "cosine" ? (1 - std::cos(std::numbers::pi * way)) / 2 : way);
+}
+
+namespace {
+
+// [...] double: of each of step [...].
+template <class Of>
+Tensor of_steps(const char* op, const Tensor& step, Of of) {
+  ops::check_dtype(op, "step", step, {torch::kInt64});
+  const Tensor own = host(step);
+  Tensor made = torch::empty(own.sizes(), torch::kFloat64);
+  for (int64_t i = 0; i < own.numel(); ++i) {
+    const int64_t s = own.const_data_ptr<int64_t>()[i];
+    OP_CHECK(op, s >= 0, "step is ", s, "; wanted 0 or more");
+    made.mutable_data_ptr<double>()[i] = of(s);
+  }
+  return made.to(step.device());
+}
+
+Tensor steps_meta(const Tensor& step) {
+  return torch::empty_symint(step.sym_sizes(), step.options().dtype(torch::kFloat64));
+}
+
+void check_way(const char* op, std::string_view shape, int64_t steps) {
+  OP_CHECK(op, shape == "linear" || shape == "cosine", "shape is \"", std::string(shape),
+           "\"; wanted linear or cosine");
+  OP_CHECK(op, steps >= 1, "steps is ", steps, "; wanted 1 or more");
+}
+
+void check_coef(const char* op, const char* name, double coef) {
+  check_number(op, name, coef, coef >= 0 && std::isfinite(coef), "at least 0, and finite");
+}
+
+std::string problem_of_table(at::IntArrayRef steps, at::ArrayRef<double> coefs) {
+  if (steps.empty() || steps.size() != coefs.size())
+    return "steps: " + std::to_string(steps.size()) + " of them and " + std::to_string(coefs.size()) +
+           " coefs; wanted one coefficient for each stretch";
+  if (steps.front() != 0 || !std::is_sorted(steps.begin(), steps.end(), std::less_equal<>()))
+    return "steps: wanted numbers that rise from 0";
+  return "";
+}
+
+Tensor one_step(int64_t step) { return torch::full({}, step, torch::kInt64); }
+
+std::string_view view(c10::string_view text) { return {text.data(), text.size()}; }
+
+}  // namespace
+
+Tensor constant_coef(const Tensor& step, double coef) {
+  constexpr const char* kOp = "method_constant";
+  check_coef(kOp, "coef", coef);
+  return of_steps(kOp, step, [&](int64_t) { return coef; });
+}
+
+Tensor scheduled_coef(const Tensor& step, std::string_view shape, double start, double end, int64_t steps) {
+  constexpr const char* kOp = "method_schedule";
+  check_way(kOp, shape, steps);
+  check_coef(kOp, "start", start);
+  check_coef(kOp, "end", end);
+  return of_steps(kOp, step, [&](int64_t s) { return entropy_schedule(s, shape, start, end, steps); });
+}
+
+Tensor table_of_coef(const Tensor& step, at::IntArrayRef steps, at::ArrayRef<double> coefs) {
+  constexpr const char* kOp = "method_table";
+  const std::string problem = problem_of_table(steps, coefs);
+  OP_CHECK(kOp, problem.empty(), problem);
+  for (const double coef : coefs) check_coef(kOp, "coefs", coef);
+  return of_steps(kOp, step, [&](int64_t s) {
+    return coefs[static_cast<size_t>(std::upper_bound(steps.begin(), steps.end(), s) - steps.begin()) - 1];
+  });
+}
+
+Tensor band_factors(const Tensor& state, int64_t step, std::string_view shape, at::ArrayRef<double> start,
+                    at::ArrayRef<double> end, int64_t steps) {
+  constexpr const char* kOp = "method_band";
+  ops::check_dtype(kOp, "state", state, {torch::kDouble});
+  OP_CHECK(kOp, state.dim() == 1 && state.numel() == 1, "state has shape ", state.sizes(), "; wanted [1]");
+  OP_CHECK(kOp, step >= 0, "step is ", step, "; wanted 0 or more");
+  check_way(kOp, shape, steps);
+  for (const auto& [name, ends] : {std::pair{"start", start}, {"end", end}})
+    OP_CHECK(kOp, ends.size() == 2 && ends[0] <= ends[1], name,
+             ": wanted two numbers, the lower end of the band and the upper one");
+  const double H = *host(state).const_data_ptr<double>();  // unknown: within the band
+  const bool below = H < entropy_schedule(step, shape, start[0], end[0], steps);
+  const bool above = H > entropy_schedule(step, shape, start[1], end[1], steps);
+  return two(below ? 0.0 : 1.0, above ? 0.0 : 1.0).to(state.device());
 }
 
 Tensor adaptive_entropy(const Tensor& state, double entropy, double target, double delta, double least, double most) {
@@ -74,24 +159,46 @@ TORCH_LIBRARY_FRAGMENT(isentrope, m) {
       "method_aent(Tensor state, float entropy, float low=0.05, float high=0.23, float rate=0.001, float least=1e-05, "
       "float most=0.003, int warmup=0) -> Tensor",
       entropy_band_coef);
+  define(
+      m, "method_constant(Tensor step, *, float coef=0.01) -> Tensor", constant_coef,
+      +[](const Tensor& step, double) { return steps_meta(step); });
+  define(
+      m,
+      "method_schedule(Tensor step, *, str shape='linear', float start=0.01, float end=0.0, int steps=100) -> Tensor",
+      +[](const Tensor& step, c10::string_view shape, double start, double end, int64_t steps) {
+        return scheduled_coef(step, view(shape), start, end, steps);
+      },
+      +[](const Tensor& step, c10::string_view, double, double, int64_t) { return steps_meta(step); });
+  define(
+      m, "method_table(Tensor step, *, int[] steps, float[] coefs) -> Tensor", table_of_coef,
+      +[](const Tensor& step, at::IntArrayRef, at::ArrayRef<double>) { return steps_meta(step); });
+  define(
+      m,
+      "method_band(Tensor state, int step, *, str shape='linear', float[] start, float[] end, int steps=100) -> Tensor",
+      +[](const Tensor& state, int64_t step, c10::string_view shape, at::ArrayRef<double> start,
+          at::ArrayRef<double> end,
+          int64_t steps) { return band_factors(state, step, view(shape), start, end, steps); },
+      +[](const Tensor& state, int64_t, c10::string_view, at::ArrayRef<double>, at::ArrayRef<double>, int64_t) {
+        return torch::empty({2}, state.options());
+      });
   define(m,
          "method_entropic(Tensor state, float entropy, float target=0.3, float proportional=1.0, float integral=0.01) "
          "-> Tensor",
          entropic);
 }
 
-std::string TableOfEntropy::problem() const {
-  if (steps.empty() || steps.size() != coefs.size())
-    return "steps: " + std::to_string(steps.size()) + " of them and " + std::to_string(coefs.size()) +
-           " coefs; wanted one coefficient for each stretch";
-  if (steps.front() != 0 || !std::is_sorted(steps.begin(), steps.end(), std::less_equal<>()))
-    return "steps: wanted numbers that rise from 0";
-  return "";
+std::string TableOfEntropy::problem() const { return problem_of_table(steps, coefs); }
+
+Control ConstantEntropy::at(int64_t step, const Tensor&) const {
+  return {.entropy_coef = constant_coef(one_step(step), coef).item<double>()};
+}
+
+Control ScheduledEntropy::at(int64_t step, const Tensor&) const {
+  return {.entropy_coef = scheduled_coef(one_step(step), shape, from, to, steps).item<double>()};
 }
 
 Control TableOfEntropy::at(int64_t step, const Tensor&) const {
-  const auto behind = std::upper_bound(steps.begin(), steps.end(), step);
-  return {.entropy_coef = coefs.at(behind - steps.begin() - 1)};
+  return {.entropy_coef = table_of_coef(one_step(step), steps, coefs).item<double>()};
 }
 
 std::string AdaptiveEntropy::problem() const {
@@ -165,10 +272,9 @@ std::string EntropyBand::problem() const {
 Tensor EntropyBand::initial_state() const { return torch::full({1}, kUnknown, torch::kFloat64); }
 
 Control EntropyBand::at(int64_t step, const Tensor& state) const {
-  const double H = *state.const_data_ptr<double>();  // unknown: within the band
-  const bool below = H<entropy_schedule(step, shape, from[0], to[0], steps), above = H> entropy_schedule(
-      step, shape, from[1], to[1], steps);
-  return {.positive = below ? 0.0 : 1.0, .negative = above ? 0.0 : 1.0};
+  const Tensor factors = band_factors(state, step, shape, from, to, steps);
+  const double* factor = factors.const_data_ptr<double>();
+  return {.positive = factor[0], .negative = factor[1]};
 }
 
 void EntropyBand::observe(const std::map<std::string, double>& seen, Context& context) const {

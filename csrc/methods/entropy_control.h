@@ -1,13 +1,15 @@
 // Controllers of the policy's entropy: what an update adds for it, from the number of the step and the entropies of the updates
-// before. The key objective.entropy takes one of them. H: mean entropy of an update's learnt tokens, nats; H* the target.
+// before. The key objective.entropy takes some of them, in order: bonuses add up, factors of advantages multiply. H: mean entropy of an update's learnt tokens, nats; H* the target.
 #pragma once
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "csrc/field.h"
 #include "csrc/methods/ceeh.h"
 #include "csrc/methods/control.h"
+#include "csrc/methods/own.h"
 #include "csrc/methods/tea.h"
 #include "csrc/one_of.h"
 
@@ -16,7 +18,19 @@ namespace isentrope::methods {
 // ---- pure functions -------------------------------------------------------------------------------------------------
 
 // From `from` at step 0 to `to` at step `steps` and after it, in a straight line or along half a cosine.
-double entropy_schedule(int64_t step, const std::string& shape, double from, double to, int64_t steps);
+double entropy_schedule(int64_t step, std::string_view shape, double from, double to, int64_t steps);
+
+// Of each of step [...] int64, from 0, as [...] double: coef; the schedule above; the one of coefs whose stretch, that begins at the one of
+// steps, holds it (steps rise from 0).
+Tensor constant_coef(const Tensor& step, double coef);
+Tensor scheduled_coef(const Tensor& step, std::string_view shape, double start, double end, int64_t steps);
+Tensor table_of_coef(const Tensor& step, at::IntArrayRef steps, at::ArrayRef<double> coefs);
+
+// state [1] double: the entropy H of the update before, NaN: none. [2] double: factors of advantages above 0 and below 0 at that step,
+// 0 and 1 below the band, 1 and 0 above it, 1 and 1 within or without an H. start, end: lower and upper end at step 0 and from step
+// `steps` on; between them as the schedule goes.
+Tensor band_factors(const Tensor& state, int64_t step, std::string_view shape, at::ArrayRef<double> start,
+                    at::ArrayRef<double> end, int64_t steps);
 
 // state [2]: the coefficient, and the last H (NaN: none). After an update of entropy H: coefficient + delta where H ≤ target, else
 // − delta, within [least, most].
@@ -41,7 +55,7 @@ struct ConstantEntropy {
   void visit(Visitor& v) {
     v("coef", coef, "Weight of the entropy, nats, which is subtracted from each token's loss.", at_least(0));
   }
-  Control at(int64_t, const Tensor&) const { return {.entropy_coef = coef}; }
+  Control at(int64_t step, const Tensor&) const;
 };
 
 struct ScheduledEntropy {
@@ -61,9 +75,7 @@ struct ScheduledEntropy {
     v("to", to, "Coefficient from step `steps` on.", at_least(0));
     v("steps", steps, "Steps of the way.", at_least(1));
   }
-  Control at(int64_t step, const Tensor&) const {
-    return {.entropy_coef = entropy_schedule(step, shape, from, to, steps)};
-  }
+  Control at(int64_t step, const Tensor&) const;
 };
 
 struct TableOfEntropy {
@@ -230,7 +242,8 @@ using EntropyControl = OneOf<  //
     EntroPic,                  // arXiv 2511.15248
     EntropyBand,               // arXiv 2604.26326
     Tea,                       // arXiv 2508.03178
-    CeehEntropy                // arXiv 2602.22642
+    CeehEntropy,               // arXiv 2602.22642
+    OwnEntropy                 // one's own
     >;
 
 }  // namespace isentrope::methods

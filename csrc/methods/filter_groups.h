@@ -5,6 +5,11 @@
 
 namespace isentrope::methods {
 
+// Of each completion whether its group is kept: [B] bool. A group is one whose rewards differ by more than rounding (2^-21 of the largest
+// in size, or 1e-12), or one of a single completion. reward [B] float32 or float64, what is compared, 1 and 0 of answers that are right
+// and wrong; group [B] int64, rising.
+Tensor filter_groups(const Tensor& reward, const Tensor& group);
+
 struct FilterGroups {
   static constexpr const char* kKind = "filter_groups";
   static constexpr const char* kScope = "group";
@@ -24,6 +29,7 @@ struct FilterGroups {
     v("max_empty_steps", max_empty_steps,
       "So many steps in a row that find fewer groups than updates, and are skipped, stop the run.", at_least(1));
   }
+  Selection selection() const;
 };
 
 }  // namespace isentrope::methods

@@ -8,6 +8,8 @@ namespace isentrope::methods {
 
 // After an update whose mean divergence was kl: coef · (1 + clip(kl / target − 1, ±0.2) / horizon). target > 0, horizon ≥ 1, in updates.
 double adaptive_kl(double coef, double kl, double target, double horizon);
+// The same of each of coef and kl, float32 or float64 of one shape.
+Tensor adaptive_kl_each(const Tensor& coef, const Tensor& kl, double target, double horizon);
 
 struct KlControl {
   double target = 0.1;

@@ -14,7 +14,8 @@
 // A weight has kOfTargets where mask, logprob and entropy of an update are all that it looks at: then an sft phase has it too, whose policy
 // is the model and whose tokens are the targets.
 //
-// A reward method has observe(seen, context) where it follows what updates saw. A method of rewards or advantages has bind(tokens_called)
+// A reward method has observe(seen, context) where it follows what updates saw, and selection() where it says which groups a step learns
+// from. A method of rewards or advantages has bind(tokens_called)
 // where its keys name tokens, bind(token_text) where they name texts; needs_turns() says whether it looks at the turns of conversations.
 //
 // A method's struct is its configuration (csrc/one_of.h): kKind, kHelp, members with visit(), maybe problem(). What passes from step
@@ -76,8 +77,10 @@ struct Completions {
   Tensor advantage;  // [B, T] float, 0 where mask is false; undefined before the estimator
 
   Tensor ref_kl_weight = {};  // [B, T] float factor of the divergence from the reference; undefined: 1
-  Tensor difficulty = {};  // [B] int64 of the prompt, by which that divergence is counted; undefined where nobody asks
-  Tensor hard = {};        // [B] bool, of a prompt that a record calls hard; undefined where no method has one
+  Tensor ref_kl_part =
+      {};  // [B] int64, which of ref_kl_parts the divergence is counted in; undefined where nobody asks
+  std::vector<std::string> ref_kl_parts = {};  // names: ref_kl/<name> of csrc/train/metrics.h
+  Tensor hard = {};  // [B] bool, of a prompt that a record calls hard; undefined where no method has one
 
   // A reward method of that kind adds to the rewards.
   void add(const std::string& kind, const Tensor& amount) {
@@ -136,6 +139,23 @@ struct Weighted {
 
 // Values in groups, one group behind the other: those of group g are number groups[g] … groups[g + 1] − 1.
 using Groups = std::vector<int64_t>;
+
+// What a reward method that chooses groups sees: one entry a completion of a batch of prompts.
+struct Judged {
+  const std::vector<double>& reward;  // the weighted sum of the scores
+  const std::vector<double>& right;   // 1 or 0
+  const Groups& groups;
+};
+
+// Which groups a step learns from. It draws other prompts in place of those that are left out.
+struct Selection {
+  std::string kind;                                      // of the method that chooses
+  std::function<std::vector<bool>(const Judged&)> keep;  // of each group
+  int64_t draws = 1;                                     // most batches of prompts drawn in a step
+  int64_t empty_steps = 0;  // so many steps in a row that find fewer groups than updates stop the run
+  std::string wanted;       // of the groups, in a message
+  std::string advice;       // on what to change then
+};
 
 // What an estimator sees: one entry a tree of csrc/rl/tree.h, which without branches is a completion.
 struct Rewarded {

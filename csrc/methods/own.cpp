@@ -97,6 +97,13 @@ NamedTensors tensors_of(const Update& u) {
           {"sampling_logprob", u.drawn_by()}};
 }
 
+NamedTensors tensors_of(const Update& u, int64_t step) {
+  NamedTensors all = tensors_of(u);
+  all["kept"] = u.kept;
+  all["step"] = torch::full({}, step, torch::kInt64);
+  return all;
+}
+
 NamedTensors tensors_of(const Completions& c, bool advantage) {
   NamedTensors all{{"mask", c.mask},       {"token", c.token},   {"logprob", c.logprob},
                    {"entropy", c.entropy}, {"length", c.length}, {"stopped", c.stopped},
@@ -140,6 +147,11 @@ Weighted OwnWeight::apply(const Update& u, Context&) const {
   return {factor};
 }
 std::string OwnWeight::missing() const { return problem_of_own(op, tensors_of(Update()), settings); }
+
+Bonus OwnEntropy::bonus(const Update& u, int64_t step, Context&) const {
+  return {1, call_own(op, tensors_of(u, step), settings, u.mask.sizes()).to(torch::kFloat32)};
+}
+std::string OwnEntropy::missing() const { return problem_of_own(op, tensors_of(Update(), 0), settings); }
 
 void OwnReward::apply(Completions& c, Context&) const {
   c.add(op, call_own(op, tensors_of(c, false), settings, c.reward.sizes()).to(torch::kFloat64));

@@ -81,7 +81,10 @@ Batch collate(const Kept& kept, int64_t first, int64_t last, const Completions& 
   batch.lengths = torch::empty({B}, torch::kInt64);
   batch.prefix = torch::zeros({B, T}, torch::kBool);
   if (c.ref_kl_weight.defined()) batch.ref_kl_weight = torch::ones({B, T}, torch::kFloat32);
-  if (c.difficulty.defined()) batch.difficulty = c.difficulty.slice(0, begin, begin + B);
+  if (c.ref_kl_part.defined()) {
+    batch.ref_kl_part = c.ref_kl_part.slice(0, begin, begin + B);
+    batch.ref_kl_parts = c.ref_kl_parts;
+  }
   if (c.hard.defined()) batch.hard = c.hard.slice(0, begin, begin + B);
   const int64_t drawn = c.mask.size(1);
   const bool* mask = c.mask.const_data_ptr<bool>();

@@ -52,16 +52,27 @@ std::string RolloutConfig::problem() const {
   return "";
 }
 
-const methods::FilterGroups* Methods::filter() const {
+std::optional<methods::Selection> Methods::selection() const {
+  std::optional<methods::Selection> found;
   for (const Shaping& one : reward)
-    if (const auto* filter = one.get<methods::FilterGroups>()) return filter;
-  return nullptr;
+    std::visit(
+        [&](const auto& method) {
+          if constexpr (requires { method.selection(); })
+            if (!found) found = method.selection();
+        },
+        one.value);
+  return found;
 }
 
-bool Methods::needs_reference() const {
-  return methods::Chain(reward).any([]<class M>(const M&) {
-    return requires { M::kNeedsReference; };
-  });
+std::string Methods::needs_reference() const {
+  for (const Shaping& one : reward)
+    if (std::visit(
+            []<class M>(const M&) {
+              return requires { M::kNeedsReference; };
+            },
+            one.value))
+      return one.kind();
+  return "";
 }
 
 std::string Methods::problem(const RolloutConfig& rollout) const {
@@ -75,8 +86,9 @@ std::string Methods::problem(const RolloutConfig& rollout) const {
              " tokens, and the length limit that it counts back from, rollout.max_new_tokens, " +
              std::to_string(longest) + "; give a buffer of at most that";
   }
-  if (filter() && rollout.num_generations == 1 && !rollout.allocation)
-    return "reward: filter_groups: a group of one completion has nothing to differ from; give "
+  if (const auto chosen = selection(); chosen && rollout.num_generations == 1 && !rollout.allocation)
+    return "reward: " + chosen->kind +
+           ": a group of one completion has nothing to differ from; give "
            "rollout.num_generations of 2 or more";
   const int64_t fewest = rollout.allocation ? rollout.allocation->least : rollout.num_generations;
   if (!advantage.empty()) {

@@ -50,13 +50,15 @@ RolloutSource::RolloutSource(const RolloutConfig& config, const model::Decoder& 
       examples_(std::move(examples)),
       reward_(std::move(reward)),
       methods_(std::move(methods)),
+      selection_(methods_.selection()),
       seed_(seed),
       save_(std::move(save)),
       peers_(std::move(peers)) {
-  if (methods_.needs_reference()) {
+  if (const std::string kind = methods_.needs_reference(); !kind.empty()) {
     if (!reference)
       throw std::invalid_argument(
-          "reward, kl: it measures completions against a reference, and there is none; wanted a reference model");
+          "reward, " + kind +
+          ": it measures completions against a reference, and there is none; wanted a reference model");
     reference_ = std::move(reference);
   }
   for (Shaping& one : methods_.reward) bind(one, tokenizer_);
@@ -105,8 +107,7 @@ data::StepData RolloutSource::next(int64_t step) {
   Tally tally;
   SavedStep saved;
   const bool saves = save_ && config_.save_every > 0 && (step + 1) % config_.save_every == 0;
-  const methods::FilterGroups* filter = methods_.filter();
-  const double most_draws = filter ? static_cast<double>(filter->max_draws) : 1;
+  const double most_draws = selection_ ? static_cast<double>(selection_->draws) : 1;
   const bool greedy = pending_.advantage.any([]<class M>(const M&) {
     return requires { M::kNeedsGreedy; };
   });
@@ -134,7 +135,7 @@ data::StepData RolloutSource::next(int64_t step) {
     data.updates = policy_batches(kept, seen, config_.mini_batches, config_.epochs);
     tell_health(data.updates, data.stats);
     if (saves) saved.learnt(seen, data.updates);
-    if (config_.tempered && config_.tempered->coef > 0) temper(step, kept, mean(tally.entropy), data, tally);
+    if (config_.draws_second()) draw_second(step, config_.second(mean(tally.entropy)), kept, data, tally);
   }
   if (!tally.thresholds.empty()) {
     const double seen = mean(tally.thresholds), decay = config_.branch->decay;
@@ -219,29 +220,29 @@ std::vector<double> RolloutSource::greedy_rewards(const Drawn& drawn) const {
   return reward_(prompts, answers, drawn.examples).total;
 }
 
-void RolloutSource::temper(int64_t step, const Kept& kept, double entropy, data::StepData& data, Tally& tally) const {
-  const TemperedConfig& tempered = *config_.tempered;
+void RolloutSource::draw_second(int64_t step, const SecondSet& set, const Kept& kept, data::StepData& data,
+                                Tally& tally) const {
   SamplingConfig sampling = config_.sampling;
-  sampling.temperature = entropy < tempered.target ? tempered.high : tempered.low;
+  sampling.temperature = set.temperature;
   Drawn drawn;
   drawn.examples = kept.examples, drawn.prompts = kept.prompts;
-  drawn.samples.assign(kept.prompts.size(), tempered.num_generations);
+  drawn.samples.assign(kept.prompts.size(), set.num_generations);
   const uint64_t seed = data::Stream(seed_, data::Purpose::rollout, /*a=*/1).bits();  // not that of the first set
   drawn.completions = rollout(model_, drawn.prompts, drawn.samples, sampling, tokenizer_.end_ids(),
                               {.seed = seed, .step = step}, config_.cache, {}, &drawn.counts, *peers_, drawn.examples);
   score(drawn);
   tally.counts += drawn.counts;
-  data.stats["tempered/temperature"] = sampling.temperature;
-  data.stats["tempered/reward"] = mean(drawn.rewards.total);
+  data.stats[set.name + "/temperature"] = sampling.temperature;
+  data.stats[set.name + "/reward"] = mean(drawn.rewards.total);
   Kept second;
   second.prompts = std::move(drawn.prompts), second.groups = drawn.groups;
   second.completions = std::move(drawn.completions), second.rewards = drawn.rewards.total;
   second.right = {drawn.right.begin(), drawn.right.end()};
   methods::Completions c = completions_of(second, 1, config_.sampling.max_new_tokens, config_.mask_truncated);
-  c.advantage = (tempered.coef * c.reward).unsqueeze(1).to(torch::kFloat32) * c.mask;
+  c.advantage = (set.coef * c.reward).unsqueeze(1).to(torch::kFloat32) * c.mask;
   const std::vector<data::Batch> batches = policy_batches(second, c, config_.mini_batches);
   for (size_t u = 0; u < data.updates.size(); ++u)
-    data.updates[u].tempered = std::make_shared<const data::Batch>(batches[u % batches.size()]);
+    data.updates[u].second = std::make_shared<const data::Batch>(batches[u % batches.size()]);
 }
 
 void RolloutSource::tally(const Drawn& drawn, Tally& tally) const {
@@ -284,9 +285,8 @@ void RolloutSource::warn(const Drawn& drawn, std::vector<std::string>& warnings)
 }
 
 void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, SavedStep* saved) {
-  const methods::FilterGroups* filter = methods_.filter();
-  const std::vector<bool> differs =
-      methods::keep_groups(filter && filter->by == "right" ? drawn.right : drawn.rewards.total, drawn.groups);
+  const std::vector<bool> differs = selection_ ? selection_->keep({drawn.rewards.total, drawn.right, drawn.groups})
+                                               : methods::keep_groups(drawn.rewards.total, drawn.groups);
   const std::vector<double> weights = reward_.weights();
   kept.scores.resize(weights.size());
   kept.weights = weights;
@@ -306,7 +306,7 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, SavedStep* save
     if (saved)
       saved->add(drawn.first + p, drawn.examples[p].prompt, drawn.completions, begin, end, drawn.rewards,
                  config_.branch.has_value());
-    if (kept.size() == config_.prompts || (filter && !differs[p])) continue;
+    if (kept.size() == config_.prompts || (selection_ && !differs[p])) continue;
     const auto moved = static_cast<int64_t>(kept.completions.size()) - drawn.groups[p];
     for (int64_t i = drawn.groups[p]; i < drawn.groups[p + 1]; ++i) {
       Completion& completion = drawn.completions[i];
@@ -321,7 +321,7 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, SavedStep* save
       kept.completions.push_back(std::move(completion));
     }
     kept.prompts.push_back(std::move(drawn.prompts[p]));
-    if (config_.tempered) kept.examples.push_back(drawn.examples[p]);
+    if (config_.draws_second()) kept.examples.push_back(drawn.examples[p]);
     if (!drawn.greedy.empty()) kept.greedy.push_back(drawn.greedy[p]);
     kept.groups.push_back(static_cast<int64_t>(kept.completions.size()));
   }
@@ -329,13 +329,11 @@ void RolloutSource::keep(Drawn& drawn, Kept& kept, Tally& tally, SavedStep* save
 
 void RolloutSource::count_empty_step(int64_t groups) {
   pending_.empty = groups < config_.mini_batches ? pending_.empty + 1 : 0;
-  const methods::FilterGroups* filter = methods_.filter();
-  if (pending_.empty == 0 || !filter || pending_.empty < filter->max_empty_steps) return;
-  throw std::runtime_error(
-      "reward, filter_groups: " + std::to_string(pending_.empty) + " steps in a row of " +
-      std::to_string(filter->max_draws) + " batches of " + std::to_string(config_.prompts) +
-      " prompts each found too few groups whose rewards differ to make an update of; the task is too "
-      "easy or too hard for the model, or max_draws is too small");
+  if (pending_.empty == 0 || !selection_ || pending_.empty < selection_->empty_steps) return;
+  throw std::runtime_error("reward, " + selection_->kind + ": " + std::to_string(pending_.empty) +
+                           " steps in a row of " + std::to_string(selection_->draws) + " batches of " +
+                           std::to_string(config_.prompts) + " prompts each found too few groups " +
+                           selection_->wanted + " to make an update of; " + selection_->advice);
 }
 
 void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional<Branching>& branching,
@@ -350,7 +348,7 @@ void RolloutSource::tell(const Tally& tally, int64_t groups, const std::optional
   stats["reward/group_std"] = mean(tally.spread);
   stats["length/truncated"] = tally.truncated / static_cast<double>(tally.length.size());
   stats["groups/flat"] = tally.flat / tally.prompts;
-  if (methods_.filter()) {
+  if (selection_) {
     stats["groups/kept"] = static_cast<double>(groups);
     stats["groups/empty_steps"] = static_cast<double>(pending_.empty);
   }

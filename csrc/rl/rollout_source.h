@@ -50,6 +50,15 @@ struct BranchConfig {
   }
 };
 
+// Completions that a step draws besides its own, for the prompts that it keeps, and of whose rewards the policy learns too: the loss has
+// − coef Σ R ℓ more.
+struct SecondSet {
+  std::string name;  // of its metrics
+  double temperature;
+  double coef;
+  int64_t num_generations;  // a prompt
+};
+
 // A second set of completions of a step's prompts, drawn at another temperature, whose rewards R the policy learns from besides (AEPO,
 // arXiv 2510.08141). The loss has − coef Σ R ℓ more, over the tokens of the second set and aggregated as the loss is, with ℓ their
 // log-probabilities under the policy itself, at rollout.temperature. What colder completions teach lowers the policy's entropy, what
@@ -63,6 +72,13 @@ struct TemperedConfig {
   int64_t num_generations = 1;
 
   std::string problem() const { return low > high ? "low: is above high; wanted at most as large" : ""; }
+  // entropy: mean of the step's own completions, nats a token.
+  SecondSet second(double entropy) const {
+    return {.name = "tempered",
+            .temperature = entropy < target ? high : low,
+            .coef = coef,
+            .num_generations = num_generations};
+  }
   template <class Visitor>
   void visit(Visitor& v) {
     v("target", target, "Mean entropy of a token, nats, that is steered to (the authors' scripts: 0.5).", at_least(0));
@@ -92,6 +108,8 @@ struct RolloutConfig {
   int64_t most_samples() const {
     return allocation->most > 0 ? allocation->most : 2 * num_generations;
   }  // with allocation
+  bool draws_second() const { return tempered && tempered->coef > 0; }
+  SecondSet second(double entropy) const { return tempered->second(entropy); }  // where it does
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -129,8 +147,8 @@ struct Methods {
   std::vector<Shaping> reward = {};
   std::vector<methods::Advantage> advantage = {};
 
-  const methods::FilterGroups* filter() const;  // null: every group is kept
-  bool needs_reference() const;                 // whether a reward is measured against one
+  std::optional<methods::Selection> selection() const;  // nothing: every group is kept
+  std::string needs_reference() const;  // the kind of a reward that is measured against one, "" for none
   // What is wrong with them for these rollouts; "" if nothing is.
   std::string problem(const RolloutConfig& rollout) const;
 };
@@ -172,8 +190,8 @@ class RolloutSource : public data::BatchSource {
   Drawn draw(int64_t step, const std::optional<Branching>& branching);
   void score(Drawn& drawn) const;
   std::vector<double> greedy_rewards(const Drawn& drawn) const;  // of each prompt
-  // The second set for the prompts kept, and each update's share of it; entropy: mean of the step's own completions.
-  void temper(int64_t step, const Kept& kept, double entropy, data::StepData& data, Tally& tally) const;
+  // The second set for the prompts kept, and each update's share of it.
+  void draw_second(int64_t step, const SecondSet& set, const Kept& kept, data::StepData& data, Tally& tally) const;
   void tally(const Drawn& drawn, Tally& tally) const;
   void warn(const Drawn& drawn, std::vector<std::string>& warnings);    // of its rewards, each kind once
   void keep(Drawn& drawn, Kept& kept, Tally& tally, SavedStep* saved);  // the groups that the step learns from
@@ -187,6 +205,7 @@ class RolloutSource : public data::BatchSource {
   std::shared_ptr<const data::ExampleSource> examples_;
   RewardSum reward_;
   Methods methods_;
+  std::optional<methods::Selection> selection_;
   uint64_t seed_;
   SaveRollouts save_;
   std::shared_ptr<const Peers> peers_;

@@ -215,12 +215,13 @@ class Reader {
       Reader reader(document, node, path);
       value.visit(reader);
     } else if constexpr (is_list<T>) {
-      if (node.IsScalar() && std::is_same_v<T, std::vector<std::string>>) {  // one text: a list of it
-        value.clear();
+      const bool texts = std::is_same_v<T, std::vector<std::string>>;
+      value = T();
+      if (texts ? node.IsScalar() : is_one_or_more<T> && node.IsMap())  // one: a list of it
         return read(document, node, path, value.emplace_back(), allowed);
-      }
+      if (is_one_or_more<T> && node.IsNull()) return;
       if (!node.IsSequence()) wrong_type();
-      value.clear();
+      if constexpr (is_one_or_more<T>) value.listed = true;
       for (size_t i = 0; i < node.size(); ++i)
         read(document, node[i], child_path(path, std::to_string(i)), value.emplace_back(), allowed);
     } else if constexpr (std::is_same_v<T, std::string>) {
@@ -307,7 +308,7 @@ class Validator {
     if constexpr (is_optional<T>) {
       if (value) check(document, path, *value);
     } else if constexpr (is_list<T>) {
-      for (size_t i = 0; i < value.size(); ++i) check(document, child_path(path, std::to_string(i)), value[i]);
+      for (size_t i = 0; i < value.size(); ++i) check(document, entry_path(path, value, i), value[i]);
     } else if constexpr (Section<T>) {
       Validator inner(document, path);
       value.visit(inner);

@@ -116,7 +116,7 @@ struct PhaseConfig {
   rl::Methods methods() const { return {rl::shaping_of(reward), advantage}; }
   methods::Chosen chosen() const;  // what the rules of csrc/methods/combinations.h look at
   // Whether the phase measures a divergence from a reference, in its loss or in its rewards.
-  bool needs_reference() const { return objective.has_reference() || methods().needs_reference(); }
+  bool needs_reference() const { return objective.has_reference() || !methods().needs_reference().empty(); }
   bool evaluates() const { return evaluation.every > 0 && !evaluation.skip; }  // while it runs
   // As of its objective, or that its rewards are shaped by entropy.
   std::string holds_entropy() const {

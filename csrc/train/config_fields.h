@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "csrc/one_of.h"
 #include "csrc/train/config.h"
 
 namespace isentrope::train {
@@ -18,6 +19,13 @@ template <class T>
 inline constexpr bool is_list = false;
 template <class T>
 inline constexpr bool is_list<std::vector<T>> = true;
+// Lists that may be written as their only entry.
+template <class T>
+inline constexpr bool is_one_or_more = false;
+template <class T>
+inline constexpr bool is_one_or_more<OneOrMore<T>> = true;
+template <class T>
+inline constexpr bool is_list<OneOrMore<T>> = true;
 template <class T>
 inline constexpr bool is_optional = false;
 template <class T>
@@ -55,6 +63,8 @@ template <class T>
 std::string type_name(bool plural = false) {
   if constexpr (is_optional<T>)
     return type_name<typename T::value_type>(plural);
+  else if constexpr (is_one_or_more<T>)
+    return "a section of keys or a list of them";
   else if constexpr (is_list<T>)
     return "a list of " + type_name<typename T::value_type>(true);
   else if constexpr (Section<T>)
@@ -90,6 +100,13 @@ std::string range(const Allowed& allowed);
 // The place of a key: "phases.0.steps".
 inline std::string child_path(const std::string& path, const std::string& name) {
   return path.empty() ? name : path + "." + name;
+}
+// Of an entry of a list: that of the list where it is written as that entry.
+template <class T>
+std::string entry_path(const std::string& path, const T& list, size_t i) {
+  if constexpr (is_one_or_more<T>)
+    if (!list.listed && list.size() == 1) return path;
+  return child_path(path, std::to_string(i));
 }
 
 // The configuration as YAML, every line that holds a value followed by what origin says of its path, if

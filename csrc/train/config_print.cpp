@@ -95,13 +95,13 @@ class Printer {
         lines_.push_back({head + " null", path});
     } else if constexpr (is_optional<T>) {
       lines_.push_back({head + " " + (member ? to_text(*member) : "null"), path});
+    } else if constexpr (is_one_or_more<T>) {
+      if (member.size() == 1 && !member.listed)
+        section(head, path, member.front());
+      else
+        list(head, path, member, "null");
     } else if constexpr (is_list_of_sections<T>) {
-      lines_.push_back({head + (member.empty() ? " []" : ""), member.empty() ? path : ""});
-      for (size_t i = 0; i < member.size(); ++i) {
-        const size_t first = lines_.size();
-        nested(child_path(path, std::to_string(i)), indent_ + 4, member[i]);
-        lines_[first].text[indent_ + 2] = '-';
-      }
+      list(head, path, member, "[]");
     } else {
       lines_.push_back({head + " " + to_text(member), path});
     }
@@ -114,6 +114,15 @@ class Printer {
   void section(const std::string& head, const std::string& path, T& value) {
     lines_.push_back({head, ""});
     nested(path, indent_ + 2, value);
+  }
+  template <class T>
+  void list(const std::string& head, const std::string& path, T& entries, const std::string& none) {
+    lines_.push_back({head + (entries.empty() ? " " + none : ""), entries.empty() ? path : ""});
+    for (size_t i = 0; i < entries.size(); ++i) {
+      const size_t first = lines_.size();
+      nested(child_path(path, std::to_string(i)), indent_ + 4, entries[i]);
+      lines_[first].text[indent_ + 2] = '-';
+    }
   }
   template <class T>
   void nested(const std::string& path, size_t indent, T& value) {
@@ -148,7 +157,7 @@ class Explainer {
       blocks_[block_].keys.push_back({name, "any value", help});
     } else if constexpr (Section<T>) {
       section(path, help, member);
-    } else if constexpr (is_optional_section<T>) {
+    } else if constexpr (is_optional_section<T> || is_one_or_more<T>) {
       each_kind<typename T::value_type>(path, std::string(help) + " (Absent unless written.)");
     } else if constexpr (is_list_of_sections<T>) {
       each_kind<typename T::value_type>(path + "[]", help);

@@ -129,13 +129,13 @@ std::string environment_problem(const PhaseConfig& phase) {
 
 methods::Chosen PhaseConfig::chosen() const {
   methods::Chosen chosen{.loss = objective.loss,
-                         .entropy = objective.entropy ? objective.entropy->kind() : "",
                          .inner_policy = objective.inner_policy.has_value(),
                          .micro_loss = objective.selects() && objective.scope == "micro",
                          .cut = batch.micro_tokens > 0};
   for (const rl::Shaping& one : methods().reward) chosen.reward.push_back(listed(one.kind(), one.value));
   for (const methods::Advantage& one : advantage) chosen.advantage.push_back(listed(one.kind(), one.value));
   for (const methods::Weight& one : weight) chosen.weight.push_back(listed(one.kind(), one.value));
+  for (const methods::EntropyControl& one : objective.entropy) chosen.entropy.push_back(listed(one.kind(), one.value));
   for (const rl::RewardConfig& one : scores()) chosen.scores += one.weight != 0;
   return chosen;
 }
@@ -165,7 +165,8 @@ std::string PhaseConfig::problem() const {
                listed_of_targets();
   }
   if (const std::string problem = methods::problem_of(chosen()); !problem.empty()) return problem;
-  if (objective.entropy && objective.entropy->get<methods::CeehEntropy>() &&
+  if (std::any_of(objective.entropy.begin(), objective.entropy.end(),
+                  [](const auto& one) { return one.kind() == "ceeh"; }) &&
       !std::any_of(reward.begin(), reward.end(), [](const auto& one) { return one.kind() == "ceeh"; }) &&
       !std::any_of(advantage.begin(), advantage.end(), [](const auto& one) { return one.kind() == "ceeh"; }))
     return "objective.entropy: ceeh weighs tokens of hard prompts, and nothing says which these are; write a "

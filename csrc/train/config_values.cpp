@@ -28,6 +28,10 @@ class Lister {
         add(path, *member);
       else
         values[path] = "null";
+    } else if constexpr (is_one_or_more<T>) {  // however it is written
+      if (member.empty()) values[path] = "null";
+      for (size_t i = 0; i < member.size(); ++i)
+        add(member.size() == 1 ? path : child_path(path, std::to_string(i)), member[i]);
     } else if constexpr (is_list<T>) {
       if constexpr (Section<typename T::value_type>) {
         for (size_t i = 0; i < member.size(); ++i) add(child_path(path, name_of(member[i], i)), member[i]);

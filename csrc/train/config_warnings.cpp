@@ -57,7 +57,7 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
   if (o.kind != "distill" && !o.distill.teacher.empty())
     out.push_back(path + ".objective.distill: belongs to distill phases; it has no effect");
   if (o.kind != "grpo") {
-    for (const auto& [name, given] : {std::pair{"entropy", o.entropy.has_value()},
+    for (const auto& [name, given] : {std::pair{"entropy", !o.entropy.empty()},
                                       {"ref_kl_coef", o.ref_kl_coef > 0},
                                       {"inner_policy", o.inner_policy.has_value()},
                                       {"dual_clip", o.dual_clip > 0},
@@ -72,7 +72,7 @@ void of_policy(const std::string& path, const PhaseConfig& phase, const std::set
   if (o.ref_kl != ObjectiveConfig().ref_kl && o.ref_kl_coef == 0)
     out.push_back(path + ".objective.ref_kl: ref_kl_coef is 0; it has no effect");
 
-  if (o.entropy_keep && !o.entropy)
+  if (o.entropy_keep && o.entropy.empty())
     out.push_back(path + ".objective.entropy_keep: without objective.entropy there is no bonus; it has no effect");
 
   const rl::RolloutConfig& r = *phase.rollout;

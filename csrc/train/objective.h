@@ -11,7 +11,7 @@
 #include "csrc/data/masking.h"
 #include "csrc/field.h"
 #include "csrc/methods/entropy_control.h"
-#include "csrc/methods/kl_control.h"
+#include "csrc/methods/objective_control.h"
 #include "csrc/methods/registry.h"
 #include "csrc/model/decoder.h"
 #include "csrc/train/attention_entropy.h"
@@ -76,23 +76,6 @@ struct ReferenceConfig {
   }
 };
 
-// For the first steps the policy of an inner layer learns in the place of the whole (BuPO, arXiv 2512.19673).
-struct InnerPolicyConfig {
-  int64_t layer = 0;
-  int64_t steps = 30;
-
-  template <class Visitor>
-  void visit(Visitor& v) {
-    v("layer", layer,
-      "Block, from 0, behind which the head reads the residual stream, without the last norm (the authors: 5 of Qwen3, "
-      "26 "
-      "of Llama); no gradient reaches the blocks behind it, and the last block is the whole.",
-      at_least(0));
-    v("steps", steps, "Steps of the phase that it takes, of which too many harm (the authors: 30 of 300).",
-      at_least(1));
-  }
-};
-
 struct ObjectiveConfig {
   std::string kind = "sft";
   std::string loss = "clip";
@@ -125,9 +108,9 @@ struct ObjectiveConfig {
   std::optional<ReferenceConfig> reference;
   std::optional<methods::KlControl> ref_kl_control;
   std::optional<double> max_kl;
-  std::optional<methods::EntropyControl> entropy;
+  OneOrMore<methods::EntropyControl> entropy;
   std::optional<KeepConfig> entropy_keep;
-  std::optional<InnerPolicyConfig> inner_policy;
+  std::optional<methods::InnerPolicy> inner_policy;
   data::MaskingConfig masking;
   data::TagConfig tag;
   data::ContrastiveConfig contrastive;
@@ -258,7 +241,7 @@ struct ObjectiveConfig {
       "The updates of a step end behind one whose mean kl/k3, nats a token from the policy that drew, is above this; "
       "absent: all are made.",
       above(0));
-    v("entropy", entropy, "What keeps the policy's entropy up, or steers it.");
+    v("entropy", entropy, "What keeps the policy's entropy up, or steers it; one, or a list of them, in order.");
     v("entropy_keep", entropy_keep,
       "The bonus raises the entropy of these tokens of the vocabulary alone, renormalised; absent: of all. "
       "entropy/mean "

@@ -112,7 +112,7 @@ std::string ObjectiveConfig::problem() const {
 
 std::string ObjectiveConfig::holds_entropy() const {
   if (kind != "grpo") return "it is no phase of rollouts";
-  if (entropy) return "objective.entropy steers the entropy";
+  if (!entropy.empty()) return "objective.entropy steers the entropy";
   if (selects() || loss == "ce_gppo") return "loss " + loss + " holds the entropy up";
   if (loss == "clip_higher" || clip_high.value_or(clip_low) > clip_low) return "clip_high is above clip_low";
   if (ref_kl_coef > 0) return "a reference holds the policy back";

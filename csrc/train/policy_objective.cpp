@@ -10,13 +10,13 @@
 namespace isentrope::train {
 namespace {
 
-// For each difficulty [kDifficulties, 2]: the sum of k3 (kernels/grpo_loss.h) over its tokens, and how many these are.
-Tensor divergence_by_difficulty(const Tensor& logprob, const Tensor& reference, const Batch& batch) {
+// For each of the parts that the batch tells [parts, 2]: the sum of k3 (kernels/grpo_loss.h) over its tokens, and how many these are.
+Tensor divergence_by_part(const Tensor& logprob, const Tensor& reference, const Batch& batch) {
   const Tensor counts = (batch.target != data::kIgnore).to(torch::kFloat64);
   const Tensor delta = (logprob.detach() - reference).to(torch::kFloat64).clamp(-20, 20);
   const Tensor k3 = ((-delta).exp() + delta - 1).clamp_max(10);
   const Tensor rows = torch::stack({(k3 * counts).sum(1), counts.sum(1)}, 1);  // [B, 2]
-  return torch::one_hot(batch.difficulty, methods::kDifficulties).to(torch::kFloat64).t().matmul(rows);
+  return torch::one_hot(batch.ref_kl_part, std::ssize(batch.ref_kl_parts)).to(torch::kFloat64).t().matmul(rows);
 }
 
 // About the means of the whole update, however it was cut: what clip_cov and kl_cov with scope global choose by.
@@ -28,8 +28,12 @@ std::map<std::string, double> covariances(const Tensor& logprob, const Batch& up
   return {{"cov/mean", c.mean().item<double>()}, {"cov/max", c.max().item<double>()}};
 }
 
-std::vector<methods::EntropyControl> list_of(const std::optional<methods::EntropyControl>& one) {
-  return one ? std::vector{*one} : std::vector<methods::EntropyControl>();
+std::vector<methods::ObjectiveControl> controls_of(const ObjectiveConfig& config) {
+  std::vector<methods::ObjectiveControl> all;
+  if (config.ref_kl_control)
+    all.emplace_back(methods::RefKlControl{.coef = config.ref_kl_coef, .control = *config.ref_kl_control});
+  if (config.inner_policy) all.emplace_back(*config.inner_policy);
+  return all;
 }
 
 // The entropy that the bonus is about, as a constant.
@@ -52,6 +56,14 @@ std::map<std::string, double> mismatch_of(const Tensor& logprob, const Batch& up
           {"mismatch/ess", x[7]}};
 }
 
+// What was measured is an inner layer's; the policy's own entropy is that of the completions, as they were drawn.
+void tell_inner(const Batch& update, std::map<std::string, double>& values) {
+  values["inner/entropy"] = values.at("entropy/mean");
+  values["entropy/mean"] =
+      update.old_entropy.masked_select(update.target != data::kIgnore).mean(torch::kFloat64).item<double>();
+  values.erase("entropy/std");
+}
+
 }  // namespace
 
 PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConfig& config, const BatchConfig& batch,
@@ -63,8 +75,8 @@ PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConf
       temperature_(temperature),
       reference_(std::move(reference)),
       weight_(std::move(weight)),
-      entropy_(list_of(config.entropy)),
-      ref_kl_coef_(config.ref_kl_coef) {
+      entropy_(config.entropy),
+      others_(controls_of(config)) {
   weighs_ = weight_.any([]<class M>(const M&) {
     return requires(const M& method, const methods::Update& seen, methods::Context& context) {
       method.apply(seen, context);
@@ -83,7 +95,8 @@ PolicyObjective::PolicyObjective(AttentionEntropy attention, const ObjectiveConf
 void PolicyObjective::begin(int64_t step, model::Decoder& model, std::vector<Batch>& updates) {
   Objective::begin(step, model, updates);
   first_ = true;
-  if (!rescores_ && !inner()) return;
+  control_.layer = set().layer;
+  if (!rescores_ && !control_.layer) return;
   for (Batch& update : updates) {
     const Batch here = update.to(model->embedding().device());
     const std::vector<Batch> micros = split(share_of_rank(here, ranks_->rank(), ranks_->size()), batch_.micro_tokens);
@@ -95,63 +108,56 @@ std::map<std::string, Tensor> PolicyObjective::state() const {
   std::map<std::string, Tensor> state;
   weight_.save("weight", state);
   entropy_.save("objective.entropy", state);
-  if (config_.ref_kl_control) state["objective.ref_kl_control"] = torch::tensor({ref_kl_coef_}, torch::kFloat64);
+  others_.save("objective", state);
   return state;
 }
 
 void PolicyObjective::restore(const std::map<std::string, Tensor>& state) {
   weight_.restore("weight", state);
   entropy_.restore("objective.entropy", state);
-  if (const auto coef = state.find("objective.ref_kl_control"); config_.ref_kl_control && coef != state.end())
-    ref_kl_coef_ = coef->second.item<double>();
+  others_.restore("objective", state);
 }
 
 std::map<std::string, double> PolicyObjective::backward(model::Decoder& model, const Batch& update, uint64_t seed,
                                                         AttentionWatch* watch, Gradients* gradients) {
   Found found;
   std::map<std::string, double> decided;
-  entropy_.each(decided,
-                [&](const auto& method, methods::Context context) { control_ = method.at(step_, context.state); });
+  control_ = set();
   passes(model, update, seed, watch, gradients, found, decided);
   if (watch) watch->over(*ranks_);
   auto values = values_of(ranks_->sum(found.loss), ranks_->rows(torch::stack(found.stats)));
   const Tensor logprob = of_update(*ranks_, torch::cat(found.logprobs), update);
-  if (values.at("tokens") > 0) values.merge(covariances(logprob, update));
-  if (found.kept.defined()) {
-    Tensor sums = found.kept.to(torch::kCPU).contiguous();
+  const bool learns = values.at("tokens") > 0;
+  if (learns) values.merge(covariances(logprob, update));
+  tell(found, update, values);
+  if (!learns) return values;
+  values.merge(decided);
+  if (std::exchange(first_, false) && !control_.layer) values.merge(mismatch_of(logprob, update));
+  if (control_.layer) tell_inner(update, values);
+  if (!entropy_.empty()) control_.tell(values);
+  auto told = entropy_.observe(values);
+  told.merge(others_.observe(values));
+  values.merge(told);
+  return values;
+}
+
+void PolicyObjective::tell(const Found& found, const Batch& update, std::map<std::string, double>& values) const {
+  const auto over_ranks = [&](const Tensor& x) {
+    Tensor sums = x.to(torch::kCPU).contiguous();
     ranks_->sum(sums);
+    return sums;
+  };
+  if (found.kept.defined()) {
+    const Tensor sums = over_ranks(found.kept);
     if (const double tokens = sums[1].item<double>(); tokens > 0)
       values["entropy/kept"] = sums[0].item<double>() / tokens;
   }
   if (found.divergence.defined()) {
-    Tensor sums = found.divergence.to(torch::kCPU).contiguous();
-    ranks_->sum(sums);
-    for (int64_t d = 0; d < methods::kDifficulties; ++d)
-      if (const double tokens = sums[d][1].item<double>(); tokens > 0)
-        values[std::string("ref_kl/") + methods::kDifficultyNames[d]] = sums[d][0].item<double>() / tokens;
+    const Tensor sums = over_ranks(found.divergence);
+    for (int64_t part = 0; part < std::ssize(update.ref_kl_parts); ++part)
+      if (const double tokens = sums[part][1].item<double>(); tokens > 0)
+        values["ref_kl/" + update.ref_kl_parts[part]] = sums[part][0].item<double>() / tokens;
   }
-  if (values.at("tokens") > 0) {
-    values.merge(decided);
-    if (std::exchange(first_, false) && !inner()) values.merge(mismatch_of(logprob, update));
-    if (inner()) {  // the policy's own entropy is that of the completions, as they were drawn
-      values["inner/entropy"] = values.at("entropy/mean");
-      values["entropy/mean"] =
-          update.old_entropy.masked_select(update.target != data::kIgnore).mean(torch::kFloat64).item<double>();
-      values.erase("entropy/std");
-    }
-    if (!entropy_.empty()) {
-      values["entropy_coef"] = control_.entropy_coef;
-      if (control_.positive != 1 || control_.negative != 1)
-        values.insert({{"advantage/positive", control_.positive}, {"advantage/negative", control_.negative}});
-    }
-    entropy_.observe(values);
-    if (config_.ref_kl_control && values.contains("ref_kl/k3")) {
-      values["ref_kl_coef"] = ref_kl_coef_;
-      ref_kl_coef_ = methods::adaptive_kl(ref_kl_coef_, values.at("ref_kl/k3"), config_.ref_kl_control->target,
-                                          config_.ref_kl_control->horizon);
-    }
-  }
-  return values;
 }
 
 void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_t seed, AttentionWatch* watch,
@@ -161,7 +167,7 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
   const bool one_pass = ranks_->alone() ? micros.size() == 1 : together;
   const Sent sent{gradients};
 
-  if (update.tempered) found.loss += reinforce(model, *update.tempered);  // no pass is the last yet
+  if (update.second) found.loss += reinforce(model, *update.second);  // no pass is the last yet
 
   // Of own rows. Where the update is cut, what its policy says of it takes passes of their own.
   const bool by_policy = decides_by_policy();
@@ -173,7 +179,8 @@ void PolicyObjective::passes(model::Decoder& model, const Batch& update, uint64_
   for (size_t m = 0; m < micros.size(); ++m) {
     const Batch& micro = micros[m];
     Pass pass(attention_, watch, together ? ranks_.get() : nullptr, attention_layer_.has_value());
-    const auto policy = pass.tokens(model, micro, temperature_, keep(), moments_ && by_policy && one_pass, inner());
+    const auto policy =
+        pass.tokens(model, micro, temperature_, keep(), moments_ && by_policy && one_pass, control_.layer);
     const Tensor logprob = policy.logprob.detach();
     if (by_policy && one_pass)
       decided = own(decide(update,
@@ -207,7 +214,7 @@ PolicyObjective::Seen PolicyObjective::look(model::Decoder& model, const std::ve
     model::AttentionRecord record;
     const auto out = model->token_entropy(micro.tokens, micro.target, temperature_,
                                           attention_layer_ ? &record : nullptr, {micro.position, micro.prefix},
-                                          control_.weighs ? keep() : std::nullopt, moments_, inner());
+                                          control_.weighs ? keep() : std::nullopt, moments_, control_.layer);
     logprobs.push_back(out.logprob);
     entropies.push_back(out.entropy);
     if (attention_layer_) attentions.push_back(attention_in(record));
@@ -255,14 +262,16 @@ PolicyObjective::Decided PolicyObjective::decide(const Batch& update, const Seen
                          .hard = update.hard};
     if (weighs_) decided.factor = weigh(weight_, seen, update, batch_.micro_tokens, values);
     decided.counts = seen.mask;
-    if (control_.weighs)
+    if (control_.weighs) {
+      std::vector<methods::Bonus> bonuses;
       entropy_.each(values, [&](const auto& method, methods::Context context) {
-        if constexpr (requires { method.bonus(seen, step_, context); }) {
-          const methods::Bonus bonus = method.bonus(seen, step_, context);
-          control_.entropy_coef = bonus.coef;
-          if (bonus.coef != 0) decided.bonus = bonus.weight;
-        }
+        if constexpr (requires { method.bonus(seen, step_, context); })
+          bonuses.push_back(method.bonus(seen, step_, context));
       });
+      const methods::Bonus all = methods::together(control_.entropy_coef, bonuses);
+      control_.entropy_coef = all.coef;
+      decided.bonus = all.weight;
+    }
   }
   weighed_ = decided.factor.defined() ? decided.factor : decided.bonus;
   decided.normalizer = normalizer_of(decided.counts);
@@ -306,17 +315,18 @@ Tensor PolicyObjective::select(const Tensor& logprob, const Batch& batch, const 
 }
 
 // Backpropagates − Σ advantage · ℓ of own rows, aggregated as the loss is.
-double PolicyObjective::reinforce(model::Decoder& model, const Batch& tempered) const {
+double PolicyObjective::reinforce(model::Decoder& model, const Batch& second) const {
   ops::GrpoLossOptions options;
   options.mode = "gpg";
   options.aggregate = config_.aggregate;
   options.statistics = false;
-  options.normalizer = normalizer_of(tempered.target != data::kIgnore);
+  options.normalizer = normalizer_of(second.target != data::kIgnore);
   double sum = 0;
-  for (const Batch& micro : split(share_of_rank(tempered, ranks_->rank(), ranks_->size()), batch_.micro_tokens)) {
-    const Tensor logprob =
-        model->token_entropy(micro.tokens, micro.target, temperature_, nullptr, {{}, micro.prefix}, {}, false, inner())
-            .logprob;
+  for (const Batch& micro : split(share_of_rank(second, ranks_->rank(), ranks_->size()), batch_.micro_tokens)) {
+    const Tensor logprob = model
+                               ->token_entropy(micro.tokens, micro.target, temperature_, nullptr, {{}, micro.prefix},
+                                               {}, false, control_.layer)
+                               .logprob;
     const Tensor loss =
         ops::grpo_loss(logprob, logprob.detach(), micro.advantage, micro.target != data::kIgnore, options).loss;
     loss.backward();
@@ -328,17 +338,18 @@ double PolicyObjective::reinforce(model::Decoder& model, const Batch& tempered) 
 ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Batch& batch, const Decided& decided,
                                        Found& found) const {
   std::optional<Tensor> reference;
-  if (reference_ && batch.ref_logprob.defined() && !inner()) {
+  if (reference_ && batch.ref_logprob.defined() && !control_.layer) {
     reference = batch.ref_logprob;
   } else if (reference_) {
     torch::NoGradGuard no_grad;
     model::Decoder model = *reference_;
-    reference =
-        model->token_entropy(batch.tokens, batch.target, temperature_, nullptr, {{}, batch.prefix}, {}, false, inner())
-            .logprob;
+    reference = model
+                    ->token_entropy(batch.tokens, batch.target, temperature_, nullptr, {{}, batch.prefix}, {}, false,
+                                    control_.layer)
+                    .logprob;
   }
-  if (reference && batch.difficulty.defined()) {
-    const Tensor own = divergence_by_difficulty(policy.logprob, *reference, batch);
+  if (reference && batch.ref_kl_part.defined()) {
+    const Tensor own = divergence_by_part(policy.logprob, *reference, batch);
     found.divergence = found.divergence.defined() ? found.divergence + own : own;
   }
   ops::GrpoLossOptions options;
@@ -359,7 +370,7 @@ ops::GrpoLoss PolicyObjective::loss_of(const ops::TokenEntropy& policy, const Ba
   options.dro_beta = config_.dro_beta;
   options.kl_cov_coef = config_.kl_cov_coef;
   options.ref_kl = config_.ref_kl;
-  options.ref_kl_coef = ref_kl_coef_;
+  options.ref_kl_coef = control_.ref_kl_coef.value_or(config_.ref_kl_coef);
   options.entropy_coef = control_.entropy_coef;
   if (decided.selected.defined()) options.selected = decided.selected;
   options.ref_logprob = reference;
@@ -406,9 +417,11 @@ std::optional<ops::Keep> PolicyObjective::keep() const {
   return ops::Keep{.kind = config_.entropy_keep->kind, .share = config_.entropy_keep->share};
 }
 
-std::optional<int64_t> PolicyObjective::inner() const {
-  if (!config_.inner_policy || step_ >= config_.inner_policy->steps) return std::nullopt;
-  return config_.inner_policy->layer;
+methods::Control PolicyObjective::set() {
+  methods::Control control;
+  methods::set(entropy_, step_, control);
+  methods::set(others_, step_, control);
+  return control;
 }
 
 double PolicyObjective::clip_high() const {

@@ -1,5 +1,5 @@
 // A policy loss on rollouts (kernels/grpo_loss.h). Which tokens learn, and how much, methods say (csrc/methods): `weight` factors of
-// each token's policy term, and `objective.entropy` the coefficient of a step.
+// each token's policy term, `objective.entropy` and other keys of the objective what a step sets.
 #pragma once
 #include <functional>
 #include <map>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "csrc/methods/chain.h"
+#include "csrc/methods/objective_control.h"
 #include "csrc/ops/ops.h"
 #include "csrc/train/objective.h"
 
@@ -49,7 +50,7 @@ class PolicyObjective : public Objective {
   struct Found {
     double loss = 0;
     std::vector<torch::Tensor> stats, logprobs;
-    torch::Tensor divergence = {};  // [kDifficulties, 2], where the batch tells difficulties
+    torch::Tensor divergence = {};  // [parts, 2], where the batch tells parts of it
     torch::Tensor kept = {};        // [2]: Σ kept entropy, tokens; where the bonus is about a part of the vocabulary
   };
 
@@ -63,13 +64,15 @@ class PolicyObjective : public Objective {
   torch::Tensor normalizer_of(const torch::Tensor& mask) const;
   torch::Tensor select(const torch::Tensor& logprob, const data::Batch& batch, const torch::Tensor& counts,
                        uint64_t seed) const;
-  double reinforce(model::Decoder& model, const data::Batch& tempered) const;  // Batch::tempered
+  double reinforce(model::Decoder& model, const data::Batch& second) const;  // Batch::second
   ops::GrpoLoss loss_of(const ops::TokenEntropy& policy, const data::Batch& batch, const Decided& decided,
                         Found& found) const;
   torch::Tensor advantage_of(const data::Batch& batch, const torch::Tensor& factor) const;
   std::map<std::string, double> values_of(double loss, const torch::Tensor& micro_stats) const;
+  // What was summed by passes, as metrics over all ranks.
+  void tell(const Found& found, const data::Batch& update, std::map<std::string, double>& values) const;
+  methods::Control set();                 // of this step
   std::optional<ops::Keep> keep() const;  // of this update's bonus
-  std::optional<int64_t> inner() const;   // the layer whose policy learns in this step; nothing: the whole
   double clip_high() const;
 
   ObjectiveConfig config_;
@@ -77,12 +80,12 @@ class PolicyObjective : public Objective {
   double temperature_;
   std::optional<model::Decoder> reference_;
   methods::Chain<methods::Weight> weight_;
-  methods::Chain<methods::EntropyControl> entropy_;  // of one, or none
-  std::optional<int64_t> attention_layer_;           // whose attention the weights look at
-  bool weighs_ = false;                              // whether one of them has a factor
+  methods::Chain<methods::EntropyControl> entropy_;
+  methods::Chain<methods::ObjectiveControl> others_;  // of other keys of the objective
+  std::optional<int64_t> attention_layer_;            // whose attention the weights look at
+  bool weighs_ = false;                               // whether one of them has a factor
   bool rescores_ = false, first_ = true;  // whether they ask for it; the next update is the first of its step
   bool moments_ = false;                  // whether they ask for Σ p² and Σ p² log p
-  double ref_kl_coef_;                    // as ref_kl_control has steered it
   methods::Control control_;              // of the update
   torch::Tensor weighed_;                 // likewise
 };

@@ -83,6 +83,7 @@ void load_own_methods(const TrainConfig& config) {
     look("reward", phase.reward);
     look("advantage", phase.advantage);
     look("weight", phase.weight);
+    look("objective.entropy", phase.objective.entropy);
   }
 }
 

@@ -410,6 +410,35 @@ TEST_F(ConfigTest, YamlThatNobodyMeans) {
   EXPECT_EQ(read(std::string("\xEF\xBB\xBF") + kGood).run.dir, "runs/x");
 }
 
+// One controller, or a list of them: either is printed as it was written.
+TEST_F(ConfigTest, AnEntryMayStandForItsList) {
+  write(kGood);
+  const auto read_with = [&](const std::string& entropy) {
+    return read_config(file_, {"phases.grpo.objective.entropy=" + entropy});
+  };
+  const auto kinds = [](const TrainConfig& config) {
+    std::string all;
+    for (const auto& one : config.phases.back().objective.entropy) all += one.kind() + " ";
+    return all;
+  };
+  EXPECT_EQ(kinds(read_with("{kind: constant, coef: 0.2}")), "constant ");
+  EXPECT_EQ(kinds(read_with("[{kind: constant}, {kind: entropic}]")), "constant entropic ");
+  EXPECT_EQ(kinds(read_with("[]")) + kinds(read_with("null")), "");
+  const auto printed = [&](const std::string& entropy) { return print_config(read_with(entropy)); };
+  EXPECT_NE(printed("{kind: constant, coef: 0.2}").find("entropy:\n        kind: constant\n        coef: 0.2\n"),
+            std::string::npos);
+  for (const std::string entropy :
+       {"{kind: constant}", "[{kind: constant}]", "[{kind: constant}, {kind: entropic}]", "null"}) {
+    const std::string first = printed(entropy);
+    write(first);
+    EXPECT_EQ(print_config(read_config(file_)), first) << entropy;
+    write(kGood);
+  }
+  EXPECT_EQ(kinds(read_config(file_, {"phases.grpo.objective.entropy=[{kind: constant}, {kind: entropic}]",
+                                      "phases.grpo.objective.entropy.1={kind: band}"})),
+            "constant band ");
+}
+
 TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
   const std::string rollout = "phases.grpo.rollout.", objective = "phases.grpo.objective.";
   struct Case {
@@ -463,6 +492,10 @@ TEST_F(ConfigTest, NonsenseByMeaningIsRefused) {
            {objective + "entropy={kind: constant, coef: .inf}", "entropy.coef: wanted a finite number"},
            {objective + "entropy={coef: 1}", "entropy: no kind is written; wanted one of constant"},
            {objective + "entropy={kind: konstant}", "entropy.kind: 'konstant' is not one of"},
+           {objective + "entropy=[{kind: constant}, {kind: adaptive, least: 2}]", "entropy.1: least: is above most"},
+           {objective + "entropy=[{kind: constant}, {kind: constant, coef: 1}]",
+            "objective.entropy: constant stands there twice"},
+           {objective + "entropy=constant", "entropy: wanted a section of keys or a list of them, got 'constant'"},
            {objective + "entropy_coef=0.1",
             "entropy_coef: is objective.entropy now; write entropy: {kind: constant, coef: 0.1}"},
            {"phases.grpo.objective={kind: grpo, loss: random, random_like: kl_cov}",

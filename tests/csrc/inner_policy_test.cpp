@@ -47,7 +47,7 @@ struct Outcome {
   std::map<std::string, Tensor> gradient;  // undefined where none came
 };
 
-Outcome run(std::optional<InnerPolicyConfig> inner, int64_t step = 0, int64_t micro_tokens = 0) {
+Outcome run(std::optional<methods::InnerPolicy> inner, int64_t step = 0, int64_t micro_tokens = 0) {
   model::Decoder model = model_of(true);
   ObjectiveConfig config;
   config.kind = "grpo", config.inner_policy = inner;
@@ -86,7 +86,7 @@ TEST(InnerPolicy, IsTheSoftmaxOfTheHeadOverTheStreamBehindABlock) {
 }
 
 TEST(InnerPolicy, LearnsAloneAndForItsStepsAlone) {
-  const Outcome inner = run(InnerPolicyConfig{.layer = 1, .steps = 2}), plain = run(std::nullopt);
+  const Outcome inner = run(methods::InnerPolicy{.layer = 1, .steps = 2}), plain = run(std::nullopt);
   EXPECT_NEAR(inner.stats.at("ratio/max"), 1, 1e-5) << "of the inner policy to itself";
   EXPECT_NEAR(inner.stats.at("kl/k3"), 0, 1e-6);
   EXPECT_DOUBLE_EQ(inner.stats.at("entropy/mean"), 1.5) << "of the policy that drew";
@@ -103,8 +103,8 @@ TEST(InnerPolicy, LearnsAloneAndForItsStepsAlone) {
     EXPECT_EQ(a.stats, b.stats);
     for (const auto& [name, gradient] : a.gradient) EXPECT_TRUE(gradient.equal(b.gradient.at(name))) << name;
   };
-  same(run(InnerPolicyConfig{.layer = 1, .steps = 2}, /*step=*/2), plain);
-  const Outcome cut = run(InnerPolicyConfig{.layer = 1, .steps = 2}, 0, /*micro_tokens=*/8);
+  same(run(methods::InnerPolicy{.layer = 1, .steps = 2}, /*step=*/2), plain);
+  const Outcome cut = run(methods::InnerPolicy{.layer = 1, .steps = 2}, 0, /*micro_tokens=*/8);
   for (const auto& [name, value] : inner.stats) EXPECT_NEAR(cut.stats.at(name), value, 1e-5) << name;
 }
 

@@ -200,7 +200,7 @@ TEST(Objective, AEntFollowsTheEntropyThatIsKept) {
 TEST(Objective, SirenHoldsTheTokensOfHighestEntropyHoweverTheUpdateIsCut) {
   const data::Batch update = update_of();
   ObjectiveConfig plain = grpo("clip"), held = plain, off = plain;
-  plain.entropy = std::nullopt;
+  plain.entropy = {};
   held.entropy = methods::Siren{.coef = 3, .share = 0.3, .anchor = 0.5};
   held.entropy_keep = KeepConfig{.share = 0.9};
   off.entropy = methods::Siren{.coef = 0};

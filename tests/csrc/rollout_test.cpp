@@ -525,7 +525,7 @@ TEST(RolloutSource, AresGoesOnFromItsState) {
   SourceOfSums sums;
   RolloutSource plain = sums.make_source();
   const data::StepData unshaped = plain.next(0);
-  EXPECT_FALSE(unshaped.updates[0].ref_kl_weight.defined() || unshaped.updates[0].difficulty.defined());
+  EXPECT_FALSE(unshaped.updates[0].ref_kl_weight.defined() || unshaped.updates[0].ref_kl_part.defined());
 
   sums.methods.reward = {methods::AresConfig{.window = 2, .kl = methods::AresKlConfig{.every = 1, .inside = 0.5}}};
   RolloutSource whole = sums.make_source(), resumed = sums.make_source();
@@ -554,11 +554,11 @@ TEST(RolloutSource, AresGoesOnFromItsState) {
     for (int u = 0; u < 2; ++u) {
       const data::Batch &x = a.updates[u], &y = b.updates[u];
       EXPECT_TRUE(torch::equal(x.tokens, y.tokens) && torch::equal(x.advantage, y.advantage) &&
-                  torch::equal(x.ref_kl_weight, y.ref_kl_weight) && torch::equal(x.difficulty, y.difficulty));
-      EXPECT_EQ(x.difficulty.sizes(), (std::vector<int64_t>{12}));
+                  torch::equal(x.ref_kl_weight, y.ref_kl_weight) && torch::equal(x.ref_kl_part, y.ref_kl_part));
+      EXPECT_EQ(x.ref_kl_part.sizes(), (std::vector<int64_t>{12}));
       EXPECT_TRUE(x.ref_kl_weight.masked_select(x.target == data::kIgnore).eq(1).all().item<bool>());
-      const Tensor hard = x.ref_kl_weight.index({x.difficulty == methods::kHard})
-                              .masked_select(x.target.index({x.difficulty == methods::kHard}) != data::kIgnore);
+      const Tensor hard = x.ref_kl_weight.index({x.ref_kl_part == methods::kHard})
+                              .masked_select(x.target.index({x.ref_kl_part == methods::kHard}) != data::kIgnore);
       const float beta = static_cast<float>(a.stats.at("ares/beta/hard"));
       EXPECT_TRUE(
           hard.eq(beta).logical_or(hard.eq(static_cast<float>(a.stats.at("ares/beta/hard") * 0.5))).all().item<bool>());

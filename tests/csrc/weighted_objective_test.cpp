@@ -19,7 +19,7 @@ TEST(WeightedObjective, WeightedBonusesHaveTheirGradientHoweverTheUpdateIsCut) {
   update.hard = torch::tensor({true, false, true, false, false, true});
   const Tensor mask = update.target != data::kIgnore;
   ObjectiveConfig plain = grpo("clip");
-  plain.entropy = std::nullopt;
+  plain.entropy = {};
   const Outcome without = run(plain, 0, update);
   const auto weights = [&](const ops::TokenEntropy& seen) {
     return std::vector<Tensor>{methods::tea(seen.logprob.detach(), update.advantage, mask, 4, 2),
@@ -89,7 +89,7 @@ TEST(WeightedObjective, ControllersSeeTheWholeUpdateHoweverItIsCut) {
     return out;
   };
   ObjectiveConfig plain = grpo("clip");
-  plain.entropy = std::nullopt;
+  plain.entropy = {};
   for (const methods::EntropyControl& one : std::vector<methods::EntropyControl>{
            methods::EntroPic{.target = 0.3, .proportional = 0.1}, methods::EntropyBand{.from = {9, 10}, .to = {9, 10}},
            methods::AdaptiveEntropy{.target = 9, .coef = 0.1, .delta = 0.3}, methods::ConstantEntropy{.coef = 0.3},
@@ -115,6 +115,69 @@ TEST(WeightedObjective, ControllersSeeTheWholeUpdateHoweverItIsCut) {
     for (size_t p = 0; p < with.gradient.size(); ++p)
       EXPECT_TRUE(torch::equal(with.gradient[p], without.gradient[p])) << one.kind() << " parameter " << p;
   }
+}
+
+// A list: its bonuses add up and its factors of advantages multiply, whatever the cut; alone an entry is what it was.
+TEST(WeightedObjective, ControllersOfAListAddUpHoweverTheUpdateIsCut) {
+  const data::Batch update = update_of();
+  const Tensor mask = update.target != data::kIgnore;
+  ObjectiveConfig plain = grpo("clip"), several = plain, one = plain;
+  plain.entropy = {};
+  one.entropy = methods::Tea{.coef = 0.5, .alpha = 4, .most = 2};
+  several.entropy = {methods::ConstantEntropy{.coef = 0.1}, methods::Tea{.coef = 0.5, .alpha = 4, .most = 2},
+                     methods::TableOfEntropy{.coefs = {0.2}}};
+  const Outcome without = run(plain, 0, update), with = run(several, 0, update);
+  for (const int64_t micro_tokens : {11, 25}) expect_same(with, run(several, micro_tokens, update), "list");
+  EXPECT_NEAR(with.stats.at("entropy_coef"), 0.8, 1e-12);
+  model::Decoder model = small_model();
+  const auto seen = model->token_entropy(update.tokens, update.target);
+  const Tensor weight = 0.3 + 0.5 * methods::tea(seen.logprob.detach(), update.advantage, mask, 4, 2);
+  (-(weight * seen.entropy).masked_select(mask).sum() / mask.sum()).backward();
+  for (size_t p = 0; p < with.gradient.size(); ++p)
+    EXPECT_TRUE(torch::allclose(with.gradient[p] - without.gradient[p], model->parameters()[p].grad(), 1e-3, 1e-5))
+        << "parameter " << p;
+  ObjectiveConfig alone = one;
+  alone.entropy = {methods::Tea{.coef = 0.5, .alpha = 4, .most = 2}, methods::ConstantEntropy{.coef = 0}};
+  const Outcome a = run(one, 0, update), b = run(alone, 0, update);
+  for (size_t p = 0; p < a.gradient.size(); ++p)
+    EXPECT_TRUE(torch::equal(a.gradient[p], b.gradient[p])) << "beside a coefficient of 0, parameter " << p;
+
+  const auto coefficients = [](const std::vector<methods::EntropyControl>& list) {
+    methods::Chain<methods::EntropyControl> chain(list);
+    chain.observe({{"entropy/mean", 0.5}});
+    methods::Control control;
+    methods::set(chain, 3, control);
+    return std::vector<double>{control.entropy_coef, control.positive, control.negative};
+  };
+  const methods::EntroPic pi{.target = 0.3, .proportional = 1, .integral = 0};
+  EXPECT_EQ(coefficients({pi, methods::ConstantEntropy{.coef = 0.2}, pi}),
+            (std::vector<double>{0.2, (1 + 0.2) * (1 + 0.2), (1 - 0.2) * (1 - 0.2)}));
+}
+
+// The keys of an objective that set something from step to step keep their names in checkpoints.
+TEST(WeightedObjective, AKeyAloneHasItsStateUnderItsName) {
+  using Chain = methods::Chain<methods::ObjectiveControl>;
+  Chain chain({methods::RefKlControl{.coef = 0.1, .control = {.target = 0.01, .horizon = 2}},
+               methods::InnerPolicy{.layer = 1, .steps = 3}});
+  EXPECT_EQ(chain.observe({{"ref_kl/k3", 0.02}}), (std::map<std::string, double>{{"ref_kl_coef", 0.1}}));
+  EXPECT_TRUE(chain.observe({}).empty());
+  std::map<std::string, Tensor> state;
+  chain.save("objective", state);
+  ASSERT_EQ(state.size(), 1u);
+  EXPECT_EQ(state.begin()->first, "objective.ref_kl_control");
+  EXPECT_NEAR(state.begin()->second.item<double>(), 0.11, 1e-12);
+  const auto set = [](Chain& of, int64_t step) {
+    methods::Control control;
+    methods::set(of, step, control);
+    return control;
+  };
+  Chain resumed(chain.entries()), anew(chain.entries());
+  resumed.restore("objective", state);
+  anew.restore("objective", {});  // of a phase that had no such key
+  EXPECT_NEAR(*set(resumed, 2).ref_kl_coef, 0.11, 1e-12);
+  EXPECT_EQ(*set(anew, 2).ref_kl_coef, 0.1);
+  EXPECT_EQ(set(anew, 2).layer, 1);
+  EXPECT_EQ(set(anew, 3).layer, std::nullopt);
 }
 
 // Entropy-SFT: the mean cross-entropy of the tokens that are kept, as of an update without the others.
@@ -150,12 +213,12 @@ TEST(WeightedObjective, TheChoiceOfAnSftPhaseIsNotThereHoweverTheUpdateIsCut) {
   EXPECT_LT(soft.stats.at("loss"), plain.stats.at("loss"));
 }
 
-// A second set adds − mean over its tokens of advantage · log-probability, and nothing else of it is told.
+// A second set (rollout.tempered) adds − mean over its tokens of advantage · log-probability, and nothing else of it is told.
 TEST(WeightedObjective, ASecondSetTeachesByItsLogProbabilityHoweverTheUpdateIsCut) {
   data::Batch update = update_of(), second = update_of().rows(0, 5);
   second.advantage = torch::where(second.target != data::kIgnore, 0.3f, 0.0f);
   const Outcome without = run(grpo("clip"), 0, update);
-  update.tempered = std::make_shared<const data::Batch>(second);
+  update.second = std::make_shared<const data::Batch>(second);
   const Outcome with = run(grpo("clip"), 0, update);
   for (const int64_t micro_tokens : {11, 25}) expect_same(with, run(grpo("clip"), micro_tokens, update), "cut");
   model::Decoder model = small_model();
@@ -168,7 +231,7 @@ TEST(WeightedObjective, ASecondSetTeachesByItsLogProbabilityHoweverTheUpdateIsCu
   for (size_t i = 0; i < with.gradient.size(); ++i)
     EXPECT_TRUE(torch::allclose(with.gradient[i] - without.gradient[i], model->parameters()[i].grad(), 1e-3, 1e-5))
         << i;
-  EXPECT_FALSE(update.rows(0, 2).tempered);
+  EXPECT_FALSE(update.rows(0, 2).second);
 }
 
 }  // namespace ISENTROPE_UNIT

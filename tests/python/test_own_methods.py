@@ -62,6 +62,11 @@ def test_all_places_and_what_is_refused(tmp_path):
         seen.append("weight")
         return torch.full_like(old_entropy, -1.0 if what == "negative" else float("nan") if what == "nan" else 1.0)
 
+    @isentrope.methods.register("own_bonus")
+    def own_bonus(mask: torch.Tensor, entropy: torch.Tensor, step: torch.Tensor, coef: float = 0.1) -> torch.Tensor:
+        seen.append(f"bonus of step {step.item()}")
+        return coef * torch.ones_like(entropy)
+
     def run(name, **overrides):
         trainer = isentrope.Trainer(CONFIG, overrides={"run.dir": tmp_path / name, "phases.sft.steps": 5, "phases.grpo.steps": 1, **overrides})
         list(trainer)
@@ -73,6 +78,15 @@ def test_all_places_and_what_is_refused(tmp_path):
     both = run("both", **{"phases.grpo.advantage": "[{kind: grpo}, {kind: op, op: own_advantage}]",
                           "phases.grpo.reward": "[{kind: answer}, {kind: op, op: own_reward, per_token: 0.125}]"})  # fmt: skip
     assert both["loss"] != plain["loss"] and {"reward", "advantage", "weight"} <= set(seen)
+    # What tokens weigh in the bonus: alike, it is the bonus of one coefficient.
+    bonus = run("bonus", **{"phases.grpo.objective.entropy": "{kind: op, op: own_bonus, coef: 0.25}"})
+    known = run("known", **{"phases.grpo.objective.entropy": "{kind: constant, coef: 0.25}"})
+    assert bonus["loss"] == pytest.approx(known["loss"], rel=1e-6) and bonus["grad_norm"] == pytest.approx(known["grad_norm"], rel=1e-5)
+    assert bonus["loss"] != plain["loss"] and "bonus of step 0" in seen
+    nothing = run("nothing", **{"phases.grpo.objective.entropy": "[{kind: constant, coef: 0}, {kind: op, op: own_bonus, coef: 0.0}]"})
+    assert nothing["grad_norm"] == plain["grad_norm"]
+    with pytest.raises(RuntimeError, match=r"objective\.entropy\.0: .*own_bonus has no argument size"):
+        run("size", **{"phases.grpo.objective.entropy": "{kind: op, op: own_bonus, size: 1}"})
     with pytest.raises((ValueError, RuntimeError), match="isentrope::method_own_weight returned a factor below 0"):
         run("negative", **{"phases.grpo.weight": "[{kind: op, op: own_weight, what: negative}]"})
     with pytest.raises((ValueError, RuntimeError), match="isentrope::method_own_weight returned a number that is not finite"):

@@ -35,9 +35,11 @@ from isentrope.methods.control import (
     siren,
     tea,
 )
+from isentrope.methods.group import AresOutput, ares, ares_kl, filter_groups
 from isentrope.methods.off_policy import CorrectionOutput, MismatchOutput, correction, mismatch
 from isentrope.methods.own import register
 from isentrope.methods.preference import differential_information, preference
+from isentrope.methods.schedule import band, constant, schedule, table
 from isentrope.methods.shaping import (
     GepoOutput,
     empg,
@@ -66,6 +68,7 @@ from isentrope.methods.weight import (
 )
 
 __all__ = [
+    "AresOutput",
     "CeehOutput",
     "CorrectionOutput",
     "GepoOutput",
@@ -74,12 +77,16 @@ __all__ = [
     "adaptive_entropy",
     "adaptive_kl",
     "aent",
+    "ares",
+    "ares_kl",
     "attention_entropy",
+    "band",
     "by_token",
     "ceeh",
     "ceeh_entropy",
     "clip_b",
     "clip_v",
+    "constant",
     "correction",
     "differential_information",
     "divergence_mask",
@@ -89,6 +96,7 @@ __all__ = [
     "entropy_advantage",
     "entropy_ratio_band",
     "entropy_sft",
+    "filter_groups",
     "gdpo",
     "gepo",
     "grpo",
@@ -115,11 +123,13 @@ __all__ = [
     "repo",
     "repo_beta",
     "rloo",
+    "schedule",
     "siren",
     "soft_window",
     "stare",
     "steer",
     "surprisal_band",
+    "table",
     "tea",
     "top_entropy",
     "turn_credit",

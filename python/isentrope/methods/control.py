@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -187,22 +187,30 @@ def adaptive_entropy(state: Tensor, entropy: float, *, target: float = 0.2, delt
     return new
 
 
-def adaptive_kl(coef: float, kl: float, *, target: float, horizon: float) -> float:
+@overload
+def adaptive_kl(coef: float, kl: float, *, target: float, horizon: float) -> float: ...
+@overload
+def adaptive_kl(coef: Tensor, kl: Tensor, *, target: float, horizon: float) -> Tensor: ...
+def adaptive_kl(coef: float | Tensor, kl: float | Tensor, *, target: float, horizon: float) -> float | Tensor:
     """The weight of the divergence from a reference after an update: coef · (1 + clip(kl / target - 1, ±0.2) / horizon).
 
     Args:
-        coef: the weight so far.
-        kl: the update's divergence, nats a token.
+        coef: the weight so far: a number, or a tensor of weights, float32 or float64.
+        kl: the update's divergence, nats a token; of a tensor of weights one each.
         target: above 0, nats a token.
         horizon: 1 or more, in updates.
 
     Returns:
-        The new weight.
+        The new weight, as coef came.
 
     Source: Ziegler et al., arXiv 1909.08593; csrc/methods/kl_control.h.
     """
-    new: float = call(torch.ops.isentrope.method_adaptive_kl, coef, kl, target, horizon)
-    return new
+    op = torch.ops.isentrope.method_adaptive_kl
+    if isinstance(coef, Tensor):
+        new: Tensor = call(op, coef, kl, target, horizon)
+        return new
+    given = (torch.tensor(float(x), dtype=torch.float64) for x in (coef, kl))
+    return float(call(op, *given, target, horizon))
 
 
 def aent(

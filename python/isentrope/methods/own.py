@@ -13,7 +13,7 @@ from isentrope import _library  # noqa: F401  registers torch.ops.isentrope
 
 def register(name: str) -> Callable[[Callable[..., Tensor]], Any]:
     """Makes a function of tensors the torch operator isentrope::method_<name>, which an entry {kind: op, op: <name>} of a phase's
-    lists reward, advantage or weight calls. The trainer finds its arguments by name (csrc/methods/own.h); those that are no tensors are
+    lists reward, advantage or weight, or of objective.entropy, calls. The trainer finds its arguments by name (csrc/methods/own.h); those that are no tensors are
     the entry's other keys.
 
     Args:
@@ -21,7 +21,8 @@ def register(name: str) -> Callable[[Callable[..., Tensor]], Any]:
 
     Returns:
         A decorator of a function with annotated arguments that returns one new tensor, which has the shape of its first argument: of a
-        weight the factor [B, T], of a reward what is added to it [B], of an advantage the new ones [B, T]. Its result is a constant to autograd.
+        weight the factor [B, T], of a reward what is added to it [B], of an advantage the new ones [B, T], under objective.entropy
+        what each token's entropy weighs in the bonus [B, T], the coefficient included. Its result is a constant to autograd.
 
     Source: torch.library.custom_op; csrc/methods/own.h.
     """

@@ -18,6 +18,8 @@ _WANTED: dict[str, tuple[Any, str]] = {
     "bool": ((bool, Tensor), "True or False"),
     "int": (INTEGER, "an integer"),
     "float": (NUMBER, "a number"),
+    "List[int]": ((list, tuple), "a list of integers"),
+    "List[float]": ((list, tuple), "a list of numbers"),
 }
 # The arguments that are True or False, of which torch would take None for False.
 _FLAGS = frozenset(["causal", "return_entropy", "moments", "statistics"])
