@@ -149,7 +149,13 @@ Weighted OwnWeight::apply(const Update& u, Context&) const {
 std::string OwnWeight::missing() const { return problem_of_own(op, tensors_of(Update()), settings); }
 
 Bonus OwnEntropy::bonus(const Update& u, int64_t step, Context&) const {
-  return {1, call_own(op, tensors_of(u, step), settings, u.mask.sizes()).to(torch::kFloat32)};
+  const Tensor weight = call_own(op, tensors_of(u, step), settings, u.mask.sizes()).to(torch::kFloat32);
+  const Tensor counted = weight.masked_select(u.mask);
+  const double size = counted.abs().mean(torch::kFloat64).item<double>();
+  if (!(size > 0)) return {};  // none, or no token
+  // The coefficient that is told is the mean of the weights in size, so that alike they are those of a constant.
+  const double coef = counted.sum(torch::kFloat64).item<double>() < 0 ? -size : size;
+  return {coef, weight / coef};
 }
 std::string OwnEntropy::missing() const { return problem_of_own(op, tensors_of(Update(), 0), settings); }
 
