@@ -268,6 +268,8 @@ def test_lora_and_bfloat16_train_on_states(tmp_path):
         ("natsl", ["model.num_key_value_heads=2"], "model: num_key_value_heads: 2; heads of kind natsl have keys and values of their own"),
         ("natsl", ["model.compute=bfloat16"], "model: natsl.chunk: 16, and with model.compute bfloat16 blocks of keys are of 64"),
         ("natsl", ["model.attention.softcap=5"], "model: attention.softcap: layers of kind natsl have none, and layer 0 is one"),
+        ("estimated", ["model.attention.softcap=5"], "model: attention.softcap: layers of kind estimated have none, and layer 0 is one"),
+        ("estimated", ["model.estimated.columns=1"], "model.estimated.columns: 1"),
         ("gated_delta", ["phases.sft.data.tint.queries=9"], "a problem of recall may have 8 keys"),
         ("gated_delta", ["phases.sft.data.tint.terms=[17]"], "the keys of recall are of 16 letters"),
     ],

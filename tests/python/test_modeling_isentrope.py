@@ -33,6 +33,8 @@ CASES = {
     "routed": ("routed", []),
     "natsl": ("natsl", []),
     "natsl, plain, negative, beside softmax": ("natsl", ["mixers=[natsl, softmax]", "natsl={chunk: 16, conv_size: 1, allow_negative: true}"]),
+    "estimated": ("estimated", []),
+    "estimated, shared keys, many cells, beside softmax": ("estimated", ["mixers=[estimated, softmax]", "num_key_value_heads=2", "estimated={columns: 50, keep: 4, feature_map: exp_normalized}"]),
     "hybrid": ("hybrid", []),
     "softmax, every option": ("softmax", ["num_key_value_heads=1", "norm=post", "attention.softcap=5", "attention.temperature=row", "attention.qk_norm=true", "attention.bias=qkv", "mlp_bias=true",
                                           "attention.window=6", "attention.layer_types=[sliding_attention, full_attention]", "tie_word_embeddings=true"]),
