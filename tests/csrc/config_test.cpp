@@ -264,9 +264,9 @@ TEST_F(ConfigTest, ValuesOutOfRange) {
             "run.yaml:8: phases.sft.optimizer.lr: 0 is out of range; wanted above 0");
   EXPECT_EQ(error(with("sampled: 0.28", "sampled: 28")),
             "run.yaml:11: phases.sft.stop.sampled: 28 is out of range; wanted 0 to 1");
-  EXPECT_EQ(
-      error(with("kind: grpo", "kind: gpro")),
-      "run.yaml:13: phases.grpo.objective.kind: 'gpro' is not one of pretrain, sft, dpo, grpo, distill, mlm, tag, contrastive");
+  EXPECT_EQ(error(with("kind: grpo", "kind: gpro")),
+            "run.yaml:13: phases.grpo.objective.kind: 'gpro' is not one of pretrain, sft, dpo, grpo, distill, mlm, "
+            "tag, contrastive");
 }
 
 TEST_F(ConfigTest, BrokenFiles) {
@@ -312,8 +312,9 @@ TEST_F(ConfigTest, KeysThatDoNotGoTogether) {
 
 TEST_F(ConfigTest, CorporaBelongToPretrainPhases) {
   const std::string corpus = "corpus: {python_sources: [stdlib]}", tint = "tint: {task: signed_sum, terms: [3, 4, 5]}";
-  EXPECT_EQ(error(with(tint, corpus)),
-            "run.yaml:7: phases.sft: data: corpus belongs to pretrain, distill and mlm phases, and objective.kind is sft");
+  EXPECT_EQ(
+      error(with(tint, corpus)),
+      "run.yaml:7: phases.sft: data: corpus belongs to pretrain, distill and mlm phases, and objective.kind is sft");
   EXPECT_EQ(
       error(kGood, {"phases.sft.objective.kind=pretrain"}),
       "run.yaml:7: phases.sft: data: a phase of kind pretrain learns text; write data: {corpus: {paths: [...]}}, or "

@@ -575,7 +575,7 @@ CORPUS_MISTAKES = [
     (["model.max_position_embeddings=100000"], ["tokens", "takes 100001", "model.max_position_embeddings"]),
     (["tokenizer.kind=characters"], [".txt", "is not in the alphabet", "kind bytes"]),
     (["tokenizer.kind=byte"], ["one of characters, bytes"]),
-    (["phases.pretrain.objective.kind=sft"], ["corpus belongs to pretrain and mlm phases"]),
+    (["phases.pretrain.objective.kind=sft"], ["corpus belongs to pretrain, distill and mlm phases"]),
     (["phases.pretrain.stop={greedy: 0.5}"], ["bits_per_byte"]),
     (["phases.pretrain.data.corpus.cache=/proc/none"], ["/proc/none", "data.corpus.cache"]),
 ]

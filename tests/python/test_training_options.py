@@ -164,7 +164,7 @@ def test_packed_examples_learn_what_separate_rows_learn(words):
 
 def test_packing_is_for_supervised_learning(words):
     said = subprocess.run([binary(), "config", str(TINY), "phases.pretrain.data.packing=true"], capture_output=True, text=True, cwd=ROOT)
-    assert said.returncode == 1 and re.search("packing belongs to sft phases.*no padding", said.stderr)
+    assert said.returncode == 1 and re.search("packing belongs to sft and distill phases.*no padding", said.stderr)
 
 
 # ---- what a run will take --------------------------------------------------------------------------------------------
