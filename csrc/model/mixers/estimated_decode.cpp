@@ -9,8 +9,8 @@
 #include <numeric>
 #include <set>
 
-#include "csrc/model/mixer_decode.h"
 #include "csrc/model/mixers/estimated.h"
+#include "csrc/model/mixers/session_memory.h"
 
 namespace isentrope::model {
 namespace {
@@ -63,15 +63,10 @@ class AtenEstimated : public AtenMixerSession {
     return plain_product(m_.joined(y, at::stack(mean), estimate.gates).to(x.scalar_type()), m_.o);
   }
 
-  void copy_page(int32_t from, int32_t to) override {
-    for (const Tensor& plane : {keys_, values_})
-      plane.slice(0, to * kPagePositions, (to + 1) * kPagePositions)
-          .copy_(plane.slice(0, from * kPagePositions, (from + 1) * kPagePositions));
-  }
+  void copy_page(int32_t from, int32_t to) override { copy_unit({keys_, values_}, from, to, kPagePositions); }
   void copy_state(int64_t from, int64_t to) override {
     make_room(std::max(from, to));
-    for (const Tensor& x : {matrix_, sums_})
-      x.slice(0, to * history_, (to + 1) * history_).copy_(x.slice(0, from * history_, (from + 1) * history_));
+    copy_unit({matrix_, sums_}, from, to, history_);
   }
 
  private:
@@ -163,9 +158,8 @@ class PackedEstimatedSession : public PackedMixerSession<Storage> {
         G_(m_.config.num_key_value_heads),
         D_(m_.config.head_size()),
         M_(m_.config.estimated.columns),
-        history_(history),
         matrix_(G_ * D_ * (2 * D_ + 1)),
-        size_(matrix_ + G_ * D_),
+        states_(history, matrix_ + G_ * D_),
         memory_(pages * kPagePositions * 2 * G_ * D_),
         a_(H_ * D_),
         b_(D_),
@@ -186,12 +180,9 @@ class PackedEstimatedSession : public PackedMixerSession<Storage> {
     const auto n = static_cast<int64_t>(rows.size());
     scratch.multiply(n, x, m_.qkv, projected, false);
     for (int64_t i = 0; i < n; ++i) {
-      std::vector<float>& states = of(rows[i].sequence);
-      const int64_t position = rows[i].position;
-      float* from = states.data() + position % history_ * size_;
-      if (position == 0) std::fill_n(from, size_, 0.0f);
-      mix(position, pages.pages(rows[i].sequence), projected + i * m_.qkv.rows, from,
-          states.data() + (position + 1) % history_ * size_, mixed + i * H_ * D_, scratch);
+      const auto [from, to] = states_.step(rows[i]);
+      mix(rows[i].position, pages.pages(rows[i].sequence), projected + i * m_.qkv.rows, from, to, mixed + i * H_ * D_,
+          scratch);
     }
     scratch.multiply(n, mixed, m_.o, stream, true);
   }
@@ -200,20 +191,10 @@ class PackedEstimatedSession : public PackedMixerSession<Storage> {
     const int64_t page = kPagePositions * 2 * G_ * D_;
     std::copy_n(memory_.data() + from * page, page, memory_.data() + to * page);
   }
-  void copy_state(int64_t from, int64_t to) override {
-    of(std::max(from, to));
-    states_[to] = states_[from];
-  }
+  void copy_state(int64_t from, int64_t to) override { states_.copy(from, to); }
 
  private:
   static const float* numbers(const Tensor& x) { return x.const_data_ptr<float>(); }
-
-  std::vector<float>& of(int64_t sequence) {
-    if (static_cast<int64_t>(states_.size()) <= sequence) states_.resize(sequence + 1);
-    std::vector<float>& states = states_[sequence];
-    if (states.empty()) states.resize(history_ * size_);
-    return states;
-  }
 
   // x [D] → φ(x), EstimatedMixer::mapped
   void map(const float* x, float* y) const {
@@ -356,9 +337,9 @@ class PackedEstimatedSession : public PackedMixerSession<Storage> {
   }
 
   const PackedEstimated<Storage>& m_;
-  int64_t H_, G_, D_, M_, history_, matrix_, size_;  // floats of the matrix of a state, and of a state
-  std::vector<Storage> memory_;                      // [pages · kPagePositions, keys | values, G, D]
-  std::vector<std::vector<float>> states_;           // by sequence: [history, size]
+  int64_t H_, G_, D_, M_, matrix_;  // floats of the matrix of a state
+  SequenceStates states_;
+  std::vector<Storage> memory_;  // [pages · kPagePositions, keys | values, G, D]
   std::vector<float> a_, b_, u_, out_, read_, z_, rows_, logits_, gates_, scores_, spare_;
   std::vector<int64_t> order_, seen_;  // cells h · M + m; places of the keys of a row
   std::vector<uint8_t> chosen_;        // [H, M]

@@ -7,9 +7,9 @@
 #include <limits>
 #include <set>
 
-#include "csrc/model/mixer_decode.h"
 #include "csrc/model/mixers/convolution.h"
 #include "csrc/model/mixers/natsl.h"
+#include "csrc/model/mixers/session_memory.h"
 #include "csrc/ops/ops.h"
 
 namespace isentrope::model {
@@ -55,15 +55,10 @@ class AtenNatsl : public AtenMixerSession {
     return plain_product(m_.joined(heads[0], soft, at::stack(lin), parts[1]).to(x.scalar_type()), m_.o);
   }
 
-  void copy_page(int32_t from, int32_t to) override {
-    for (const Tensor& plane : {keys_, values_, chosen_})
-      plane.slice(0, to * kPagePositions, (to + 1) * kPagePositions)
-          .copy_(plane.slice(0, from * kPagePositions, (from + 1) * kPagePositions));
-  }
+  void copy_page(int32_t from, int32_t to) override { copy_unit({keys_, values_, chosen_}, from, to, kPagePositions); }
   void copy_state(int64_t from, int64_t to) override {
     make_room(std::max(from, to));
-    for (const Tensor& x : all())
-      x.slice(0, to * history_, (to + 1) * history_).copy_(x.slice(0, from * history_, (from + 1) * history_));
+    copy_unit(all(), from, to, history_);
   }
 
  private:
@@ -181,10 +176,9 @@ class PackedNatslSession : public PackedMixerSession<Storage> {
       : m_(mixer),
         H_(m_.r.queries),
         D_(m_.r.D),
-        history_(history),
         matrix_(H_ * D_ * D_),
         tail_(m_.r.conv_size > 1 ? (m_.r.conv_size - 1) * m_.r.channels() : 0),
-        size_(2 * matrix_ + tail_ + 2 * H_),
+        states_(history, 2 * matrix_ + tail_ + 2 * H_),
         plane_(D_ * kPagePositions),
         page_stride_(2 * H_ * plane_),
         memory_(pages * page_stride_),
@@ -202,12 +196,9 @@ class PackedNatslSession : public PackedMixerSession<Storage> {
     const auto n = static_cast<int64_t>(rows.size());
     scratch.multiply(n, x, m_.qkv, projected, false);
     for (int64_t i = 0; i < n; ++i) {
-      std::vector<float>& states = of(rows[i].sequence);
-      const int64_t position = rows[i].position;
-      float* from = states.data() + position % history_ * size_;
-      if (position == 0) std::fill_n(from, size_, 0.0f);
-      mix(position, pages.pages(rows[i].sequence), projected + i * m_.qkv.rows, from,
-          states.data() + (position + 1) % history_ * size_, mixed + i * H_ * D_, scratch);
+      const auto [from, to] = states_.step(rows[i]);
+      mix(rows[i].position, pages.pages(rows[i].sequence), projected + i * m_.qkv.rows, from, to, mixed + i * H_ * D_,
+          scratch);
     }
     scratch.multiply(n, mixed, m_.o, stream, true);
   }
@@ -216,20 +207,10 @@ class PackedNatslSession : public PackedMixerSession<Storage> {
     std::copy_n(memory_.data() + from * page_stride_, page_stride_, memory_.data() + to * page_stride_);
     std::copy_n(chosen_.data() + from * H_, H_, chosen_.data() + to * H_);
   }
-  void copy_state(int64_t from, int64_t to) override {
-    of(std::max(from, to));
-    states_[to] = states_[from];
-  }
+  void copy_state(int64_t from, int64_t to) override { states_.copy(from, to); }
 
  private:
   static const float* numbers(const Tensor& x) { return x.const_data_ptr<float>(); }
-
-  std::vector<float>& of(int64_t sequence) {
-    if (static_cast<int64_t>(states_.size()) <= sequence) states_.resize(sequence + 1);
-    std::vector<float>& states = states_[sequence];
-    if (states.empty()) states.resize(history_ * size_);
-    return states;
-  }
 
   void unit(const float* x, float scale, float* y) const {
     float squares = 0;
@@ -324,12 +305,12 @@ class PackedNatslSession : public PackedMixerSession<Storage> {
   }
 
   const PackedNatsl<Storage>& m_;
-  int64_t H_, D_, history_, matrix_, tail_, size_;  // floats of the parts of a state, and of one
-  int64_t plane_, page_stride_;                     // of one head's keys or values in a page, of a page
-  std::vector<Storage> memory_;             // [pages, H, keys | values, …]: CpuKernels' PagedAttention of a head
-  std::vector<uint8_t> chosen_;             // [pages, H], of the last page of each chunk
-  std::vector<std::vector<float>> states_;  // by sequence: [history, size]
-  std::vector<int32_t> pages_;              // of the keys that a row of a head sees
+  int64_t H_, D_, matrix_, tail_;  // floats of the parts of a state
+  SequenceStates states_;
+  int64_t plane_, page_stride_;  // of one head's keys or values in a page, of a page
+  std::vector<Storage> memory_;  // [pages, H, keys | values, …]: CpuKernels' PagedAttention of a head
+  std::vector<uint8_t> chosen_;  // [pages, H], of the last page of each chunk
+  std::vector<int32_t> pages_;   // of the keys that a row of a head sees
   std::vector<float> inputs_, q_, k_, u_, lin_;
 };
 

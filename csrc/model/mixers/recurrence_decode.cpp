@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "csrc/model/mixer_decode.h"
 #include "csrc/model/mixers/convolution.h"
 #include "csrc/model/mixers/recurrence.h"
+#include "csrc/model/mixers/session_memory.h"
 
 namespace isentrope::model {
 namespace {
@@ -37,9 +37,7 @@ class AtenRecurrence : public AtenMixerSession {
 
   void copy_state(int64_t from, int64_t to) override {
     make_room(to);
-    for (const Tensor& x : {states_.matrix, states_.tail})
-      if (x.defined())
-        x.slice(0, to * history_, (to + 1) * history_).copy_(x.slice(0, from * history_, (from + 1) * history_));
+    copy_unit({states_.matrix, states_.tail}, from, to, history_);
   }
 
  private:
@@ -131,9 +129,9 @@ class PackedRecurrenceSession : public PackedMixerSession<Storage> {
  public:
   PackedRecurrenceSession(const PackedRecurrence<Storage>& mixer, int64_t history)
       : m_(mixer),
-        history_(history),
         matrix_(m_.r.states() * m_.r.features() * m_.r.width()),
         tail_(m_.r.conv_size > 1 ? (m_.r.conv_size - 1) * m_.r.channels() : 0),
+        states_(history, matrix_ + tail_),
         inputs_(m_.r.channels()),
         q_(m_.r.queries * m_.r.features()),
         k_(m_.r.keys * m_.r.features()),
@@ -148,31 +146,17 @@ class PackedRecurrenceSession : public PackedMixerSession<Storage> {
     const auto n = static_cast<int64_t>(rows.size());
     scratch.multiply(n, x, m_.qkv, projected, false);
     const bool prefix = m_.r.prefix && scratch.prefix;
-    if (prefix) read_prefix(n, projected, of(rows[0].sequence).data(), scratch.kernels);
+    if (prefix) read_prefix(n, projected, states_.of(rows[0].sequence), scratch.kernels);
     for (int64_t i = 0; i < n; ++i) {
-      std::vector<float>& states = of(rows[i].sequence);
-      const int64_t position = rows[i].position, size = matrix_ + tail_;
-      float* from = states.data() + position % history_ * size;
-      if (position == 0) std::fill_n(from + (prefix ? matrix_ : 0), prefix ? tail_ : size, 0.0f);
-      mix(projected + i * m_.qkv.rows, from, states.data() + (position + 1) % history_ * size,
-          mixed + i * m_.shape.output, scratch.kernels);
+      const auto [from, to] = states_.step(rows[i], prefix ? matrix_ : 0);
+      mix(projected + i * m_.qkv.rows, from, to, mixed + i * m_.shape.output, scratch.kernels);
     }
     scratch.multiply(n, mixed, m_.o, stream, true);
   }
 
-  void copy_state(int64_t from, int64_t to) override {
-    of(std::max(from, to));
-    states_[to] = states_[from];
-  }
+  void copy_state(int64_t from, int64_t to) override { states_.copy(from, to); }
 
  private:
-  std::vector<float>& of(int64_t sequence) {
-    if (static_cast<int64_t>(states_.size()) <= sequence) states_.resize(sequence + 1);
-    std::vector<float>& states = states_[sequence];
-    if (states.empty()) states.resize(history_ * (matrix_ + tail_));
-    return states;
-  }
-
   // The convolution of one token; from and to [conv_size − 1, channels], the oldest first.
   const float* convolved(const float* x, const float* from, float* to) {
     if (m_.r.conv_size == 1) return x;
@@ -285,8 +269,8 @@ class PackedRecurrenceSession : public PackedMixerSession<Storage> {
   }
 
   const PackedRecurrence<Storage>& m_;
-  int64_t history_, matrix_, tail_;         // states of a sequence, and floats of the parts of one
-  std::vector<std::vector<float>> states_;  // by sequence: [history, matrix | tail]
+  int64_t matrix_, tail_;  // floats of the parts of a state
+  SequenceStates states_;
   std::vector<float> inputs_, q_, k_, u_, v_, out_;
 };
 

@@ -6,8 +6,8 @@
 #include <limits>
 #include <stdexcept>
 
-#include "csrc/model/mixer_decode.h"
 #include "csrc/model/mixers/routed.h"
+#include "csrc/model/mixers/session_memory.h"
 
 namespace isentrope::model {
 namespace {
@@ -53,9 +53,7 @@ class AtenRouted : public AtenMixerSession {
   }
 
   void copy_page(int32_t from, int32_t to) override {
-    for (const Tensor& plane : {keys_, values_, clusters_})
-      plane.slice(0, to * kPagePositions, (to + 1) * kPagePositions)
-          .copy_(plane.slice(0, from * kPagePositions, (from + 1) * kPagePositions));
+    copy_unit({keys_, values_, clusters_}, from, to, kPagePositions);
   }
 
  private:

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "csrc/model/layers.h"
-#include "csrc/model/mixer_decode.h"
+#include "csrc/model/mixers/session_memory.h"
 #include "csrc/model/mixers/softmax.h"
 #include "csrc/ops/ops.h"
 
@@ -55,12 +55,7 @@ class AtenSoftmax : public AtenMixerSession {
     return plain_product(mixed.to(x.scalar_type()), m_.o);
   }
 
-  void copy_page(int32_t from, int32_t to) override {
-    for (const Tensor& plane : {keys_, values_}) {
-      const Tensor pages = plane.view({-1, kPagePositions, plane.size(1), plane.size(2)});
-      pages[to].copy_(pages[from]);
-    }
-  }
+  void copy_page(int32_t from, int32_t to) override { copy_unit({keys_, values_}, from, to, kPagePositions); }
 
  private:
   const SoftmaxMixer& m_;
