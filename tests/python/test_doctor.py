@@ -152,6 +152,8 @@ CASES = {
         ("grpo", {"columns": {"entropy/mean": line(1.5, 4.0)}}, "optimizer.lr", {"columns": {"entropy/mean": line(1.5, 2.9)}}),
         ("grpo", {"columns": {"entropy/mean": line(0.5, 1.5)}, "settings": {"objective.entropy": {"kind": "constant", "coef": 0.1}}}, "objective.entropy.coef",
          {"columns": {"entropy/mean": line(0.5, 1.5)}, "settings": {"objective.entropy": {"kind": "adaptive", "coef": 0.1, "target": 1.2}}}),
+        ("grpo", {"columns": {"entropy/mean": line(0.5, 1.5)}, "settings": {"objective.entropy": [{"kind": "entropic"}, {"kind": "constant", "coef": 0.1}]}}, "objective.entropy.1.coef",
+         {"columns": {"entropy/mean": line(0.5, 1.5)}, "settings": {"objective.entropy": [{"kind": "entropic"}, {"kind": "adaptive", "coef": 0.1, "target": 1.2}]}}),
     ],
     "dead groups": [
         ("grpo", {"columns": {"groups/flat": lambda x: 1.0 if 0.3 < x < 0.45 else 0.3}}, "rollout.num_generations", {"columns": {"groups/flat": lambda x: 1.0 if 0.3 < x < 0.37 else 0.3}}),

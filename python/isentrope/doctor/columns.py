@@ -123,6 +123,11 @@ class Phase:
         """What the configuration says under a whole path; "" where it says nothing."""
         return self.settings.get(path, "")
 
+    def key_of(self, section: str, name: str) -> str:
+        """The key `name` of a section of the phase or, where the section is a list, of its first element that has it."""
+        among = [f"{section}.{name}", *(f"{section}.{i}.{name}" for i in range(len(self.settings)))]
+        return next((key for key in among if self.path(key) in self.settings), among[0])
+
     def number(self, key: str, otherwise: float) -> float:
         """A number of the phase's configuration."""
         try:

@@ -37,8 +37,8 @@ def entropy_collapse(phase: Phase) -> Evidence | None:
         left = max(float(ceiling.values[-1]) - reward.tail().mean(), 0.0)
         figure += f"; by the law R = b - a exp(H) (R² {told(float(r2.values[-1]))}) the rest of it buys {told(left)} of reward"
     key, value = phase.path("objective.entropy"), f"{{kind: adaptive, target: {told(before / 3)}}}"
-    if phase.setting(phase.path("objective.entropy.kind")):
-        key = phase.path("objective.entropy.coef")
+    if phase.setting(phase.path(phase.key_of("objective.entropy", "kind"))):
+        key = phase.path(phase.key_of("objective.entropy", "coef"))
         value = times(phase.setting(key), 3, "larger")
     elif phase.setting(phase.path("objective.loss")) in ("clip", "clip_higher", "gspo", "reinforce"):
         key, value = phase.path("objective.loss"), "clip_cov"
@@ -50,10 +50,10 @@ def entropy_explosion(phase: Phase) -> Evidence | None:
     entropy = phase.column("entropy/mean")
     before, after = entropy.head().mean(), entropy.tail().mean()
     limit = max(GROWN * before, before + GROWN_BY)
-    target = phase.number("objective.entropy.target", 0.0)
+    target = phase.number(phase.key_of("objective.entropy", "target"), 0.0)
     if after <= max(limit, 1.5 * target):
         return None
-    key = phase.path("objective.entropy.coef")
+    key = phase.path(phase.key_of("objective.entropy", "coef"))
     now = phase.setting(key)
     if now and now != "0.0":
         cause, value = "the entropy bonus outweighs the reward", times(now, 0.3, "smaller")
