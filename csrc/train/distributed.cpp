@@ -128,23 +128,26 @@ struct Ranks::Group {
 
   // A verb cannot be completed. Names the ranks that are not there, so that a person knows whose log to read.
   [[noreturn]] void fail(const std::string& what, const std::string& why) {
-    std::string missing, places;
+    std::string missing, places = "every rank has left, the first for: " + why;
+    const auto has = [&](const char* key, int64_t r) { return store->check({key + std::to_string(r)}); };
     try {
       store->set("left", bytes(std::to_string(rank)));
       store->set("left/" + std::to_string(rank), bytes(what));
       const auto end = Clock::now() + std::min(kGrace, timeout);
       for (int64_t other = 0; other < size; ++other) {
-        const std::string key = "left/" + std::to_string(other);
-        while (!store->check({key}) && Clock::now() < end) std::this_thread::sleep_for(milliseconds(20));
-        if (!store->check({key})) missing.append(missing.empty() ? "" : ", ").append(std::to_string(other));
+        while (!has("left/", other) && Clock::now() < end) std::this_thread::sleep_for(milliseconds(20));
+        if (!has("left/", other)) missing.append(missing.empty() ? "" : ", ").append(std::to_string(other));
       }
+      store->set("looked/" + std::to_string(rank), bytes(what));
+      for (int64_t other = 0; rank == 0 && other < size; ++other)  // with the store, behind who has come
+        while (has("left/", other) && !has("looked/", other) && Clock::now() < end + kGrace)
+          std::this_thread::sleep_for(milliseconds(20));
       if (!missing.empty())
         places = "rank " + missing +
                  " did not come. It has died or hangs; its own text is in <run.dir>/ranks, or of rank 0 on the console";
     } catch (const std::exception&) {
       places = "nor is the store of " + variable("MASTER_ADDR") + ":" + variable("MASTER_PORT") + " there any more";
     }
-    if (places.empty()) places = "every rank has left, the first for: " + why;
     broken = "'" + what + "' could not be completed by all " + std::to_string(size) + " ranks (run.timeout_s is " +
              std::to_string(timeout.count() / 1000) + "): " + places;
     throw std::runtime_error(broken);
