@@ -56,8 +56,9 @@ const std::set<std::string> kHarmless{"peft_type",
                                       "qalora_group_size",
                                       "init_lora_weights"};
 
-bool says_nothing(const json& value) {
-  return value.is_null() || value == false || (value.is_structured() && value.empty()) || value == "" || value == 0;
+bool says_nothing(const std::string& key, const json& value) {
+  const bool zero = value == 0 && key != "layers_to_transform";  // there 0 is the first block
+  return value.is_null() || value == false || (value.is_structured() && value.empty()) || value == "" || zero;
 }
 
 [[noreturn]] void refuse(const std::string& dir, const std::string& key, const json& value, const std::string& wanted) {
@@ -115,7 +116,7 @@ model::LoraConfig read_adapter_config(const std::string& dir) {
   if (start.is_string() && start != "gaussian" && start != "orthogonal" && start != "eva")
     refuse(dir, "init_lora_weights", start, "it changes the weights of the base, which are read as they are");
   for (const auto& [key, value] : config.items())
-    if (!kHarmless.contains(key) && !says_nothing(value)) refuse(dir, key, value, "adapters with it are not read");
+    if (!kHarmless.contains(key) && !says_nothing(key, value)) refuse(dir, key, value, "adapters with it are not read");
 
   model::LoraConfig lora;
   const std::string file = dir + "/" + kConfig;

@@ -238,7 +238,8 @@ def test_adapters_that_are_refused(tmp_path, tokenizer):  # noqa: F811
 
     for keys in ({"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"modules_to_save": ["lm_head"]},
                  {"layer_replication": [[0, 2]]}, {"lora_bias": True}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"},
-                 {"peft_type": "LOHA"}, {"r": 0}, {"trainable_token_indices": [1]}, {"a_new_field": 1}):  # fmt: skip
+                 {"peft_type": "LOHA"}, {"r": 0}, {"trainable_token_indices": [1]}, {"layers_to_transform": 0},
+                 {"layers_to_transform": [1]}, {"a_new_field": 1}):  # fmt: skip
         told = refusal(keys)
         assert "config.yaml" not in told.split(": ")[1] and f"adapter_config.json: {next(iter(keys))} is" in told, told
     key = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
