@@ -157,12 +157,12 @@ const data::Example kAsked{"ba.c.k?", "", "ru", R"({"facts":["ba f do","wo k li"
 
 TEST(Search, TheRetrieverCountsRareWords) {
   const std::vector<std::string> facts{"ba f do", "wo k li", "ba c do", "do k ru", "jo c wo"};
-  EXPECT_EQ(data::retrieve(facts, "ba c"), 2u);
-  EXPECT_EQ(data::retrieve(facts, "ba"), 0u) << "of equals the first";
-  EXPECT_EQ(data::retrieve(facts, "c c  ba"), 2u);
-  EXPECT_EQ(data::retrieve(facts, "li do"), 1u) << "one document has li, three have do";
-  EXPECT_EQ(data::retrieve(facts, "xx"), 5u);
-  EXPECT_EQ(data::retrieve({}, "xx"), 0u);
+  EXPECT_EQ(data::Retriever(facts).best("ba c"), 2u);
+  EXPECT_EQ(data::Retriever(facts).best("ba"), 0u) << "of equals the first";
+  EXPECT_EQ(data::Retriever(facts).best("c c  ba"), 2u);
+  EXPECT_EQ(data::Retriever(facts).best("li do"), 1u) << "one document has li, three have do";
+  EXPECT_EQ(data::Retriever(facts).best("xx"), 5u);
+  EXPECT_EQ(data::Retriever({}).best("xx"), 0u);
 }
 
 TEST(Search, AConversation) {
