@@ -15,7 +15,7 @@ std::string described(size_t index, const Example& example) {
 }
 
 Sequence encode(size_t index, const Example& example, const Tokenizer& tokenizer) {
-  if (example.completion.empty())
+  if (example.completion.empty() && !example.drawn)
     throw std::invalid_argument(described(index, example) + " has no completion to learn");
   Sequence sequence = sequence_of(example, tokenizer);
   if (sequence.prompt == 0) throw std::invalid_argument(described(index, example) + " has an empty prompt");

@@ -162,6 +162,7 @@ Example SearchTask::draw(Stream& stream, Stream* teacher) const {
                   .answer = colour[place],
                   .columns = Json{{"facts", facts}}.dump()};
   if (teacher == nullptr) return example;
+  const Retriever library(facts);
   Told told;
   std::string judged;
   const auto look = [&](const std::string& entity, const std::string& relation) {
@@ -169,7 +170,7 @@ Example SearchTask::draw(Stream& stream, Stream* teacher) const {
       const bool fails = happens(*teacher, failed);
       const std::string query = fails ? (teacher->bits() & 1 ? entity : relation) : entity + " " + relation;
       told.say(judged + "g" + entity + "." + relation + ";q" + query + "\n");
-      const std::string& found = facts[retrieve(facts, query)];
+      const std::string& found = facts[library.best(query)];
       told.hear(found + "\n");
       met = found.starts_with(entity + " " + relation + " ");
       judged = met ? "r1" : "r0";

@@ -21,6 +21,13 @@ struct Turn {
   bool learnt = false;
 };
 
+// An example as the tokens that a model reads and learns.
+struct Sequence {
+  std::vector<int64_t> ids;
+  std::vector<bool> learnt;  // a token of a completion, or of an earlier turn that is learnt, or the end of one
+  int64_t prompt = 0;        // tokens before the completion
+};
+
 struct Example {
   std::string prompt;
   std::string completion;    // what SFT learns; empty where there is none
@@ -34,6 +41,8 @@ struct Example {
   std::shared_ptr<Example> rejected =
       {};  // of a pair: the same prompt with the completion that is worse; null: no pair
   std::vector<std::string> positives = {};  // texts that match the prompt, where the use asks for them
+  // Its tokens, where a model drew them: read and learnt as they are, whatever its texts would be encoded as; null: its texts count.
+  std::shared_ptr<const Sequence> drawn = {};
 };
 
 class ExampleSource {

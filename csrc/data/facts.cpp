@@ -1,7 +1,7 @@
 #include "csrc/data/facts.h"
 
+#include <algorithm>
 #include <cmath>
-#include <map>
 #include <set>
 
 namespace isentrope::data {
@@ -16,25 +16,26 @@ std::vector<std::string> words_of(std::string_view text) {
   return words;
 }
 
-size_t retrieve(const std::vector<std::string>& documents, std::string_view query) {
-  std::vector<std::set<std::string>> of;  // words of each document
-  std::map<std::string, double> have;
-  for (const std::string& document : documents) {
-    const auto words = words_of(document);
-    of.emplace_back(words.begin(), words.end());
-    for (const std::string& word : of.back()) ++have[word];
-  }
+Retriever::Retriever(const std::vector<std::string>& documents) : size_(documents.size()) {
+  for (uint32_t i = 0; i < documents.size(); ++i)
+    for (std::string& word : words_of(documents[i])) {
+      std::vector<uint32_t>& having = having_[std::move(word)];
+      if (having.empty() || having.back() != i) having.push_back(i);  // a word that stands twice counts once
+    }
+}
+
+size_t Retriever::best(std::string_view query) const {
   const auto asked = words_of(query);
-  const std::set<std::string> wanted(asked.begin(), asked.end());
-  size_t best = documents.size();
+  std::vector<double> scores(size_, -1);  // of a document that shares no word
+  for (const std::string& word : std::set<std::string>(asked.begin(), asked.end()))  // in one order, so that sums are
+    if (const auto found = having_.find(word); found != having_.end())
+      for (const double weight = std::log(static_cast<double>(size_) / static_cast<double>(found->second.size()));
+           const uint32_t document : found->second)
+        scores[document] = std::max(scores[document], 0.0) + weight;
+  size_t best = size_;
   double most = -1;
-  for (size_t i = 0; i < documents.size(); ++i) {
-    double score = 0;
-    bool shares = false;
-    for (const std::string& word : wanted)
-      if (of[i].contains(word)) score += std::log(static_cast<double>(documents.size()) / have[word]), shares = true;
-    if (shares && score > most) most = score, best = i;
-  }
+  for (size_t i = 0; i < size_; ++i)
+    if (scores[i] > most) most = scores[i], best = i;
   return best;
 }
 

@@ -10,9 +10,9 @@
 #include <set>
 #include <stdexcept>
 
+#include "csrc/data/example_list.h"
 #include "csrc/data/jsonl_files.h"
 #include "csrc/data/jsonl_line.h"
-#include "csrc/data/shuffle.h"
 #include "csrc/data/split.h"
 #include "csrc/message.h"
 
@@ -313,18 +313,7 @@ std::vector<std::string> Jsonl::notes() const {
 }
 
 std::vector<Example> Jsonl::take(int64_t first, int64_t count) const {
-  if (first < 0 || count < 0)
-    throw std::invalid_argument("jsonl: take(" + std::to_string(first) + ", " + std::to_string(count) +
-                                ") is negative");
-  std::vector<Example> examples;
-  examples.reserve(static_cast<size_t>(count));
-  const auto n = static_cast<uint64_t>(size());
-  std::optional<Shuffle> order;
-  for (auto i = static_cast<uint64_t>(first); i < static_cast<uint64_t>(first + count); ++i) {
-    if (!order || i % n == 0) order.emplace(seed_, i / n, n);
-    examples.push_back(examples_[split_ == Split::train ? (*order)(i % n) : i % n]);
-  }
-  return examples;
+  return take_of_list(examples_, seed_, split_ == Split::train, first, count);
 }
 
 }  // namespace isentrope::data

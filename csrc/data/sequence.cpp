@@ -33,10 +33,12 @@ Sequence prompt_of(const Example& example, const Tokenizer& tokenizer) {
 }  // namespace
 
 std::vector<int64_t> prompt_ids(const Example& example, const Tokenizer& tokenizer) {
+  if (example.drawn) return {example.drawn->ids.begin(), example.drawn->ids.begin() + example.drawn->prompt};
   return prompt_of(example, tokenizer).ids;
 }
 
 Sequence sequence_of(const Example& example, const Tokenizer& tokenizer) {
+  if (example.drawn) return *example.drawn;
   Sequence sequence = prompt_of(example, tokenizer);
   add(sequence, example.completion + example.end, true, example.templated, tokenizer);
   end(sequence, tokenizer);

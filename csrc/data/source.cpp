@@ -54,6 +54,12 @@ uint64_t stream_digest(const ExampleSource& source) {
       for (const std::string* text : {&example.prompt, &example.completion, &example.answer, &example.columns})
         if (text != &example.columns || !text->empty()) hash.add(*text);
       if (example.rejected) hash.add(example.rejected->completion);
+      for (const Example* one : {&example, static_cast<const Example*>(example.rejected.get())})
+        if (one && one->drawn) {
+          for (const int64_t id : one->drawn->ids) hash.add(static_cast<uint64_t>(id));
+          for (const bool learnt : one->drawn->learnt) hash.add(static_cast<uint64_t>(learnt));
+          hash.add(static_cast<uint64_t>(one->drawn->prompt));
+        }
     }
   return hash.value;
 }

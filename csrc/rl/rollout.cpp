@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -16,7 +17,7 @@ namespace {
 
 void check(const model::DecoderConfig& config, const std::vector<std::vector<int64_t>>& prompts,
            const std::vector<int64_t>& samples, const std::vector<int64_t>& stop_tokens,
-           const std::vector<at::Tensor>& embeddings) {
+           const std::vector<at::Tensor>& embeddings, int64_t least) {
   if (!embeddings.empty() && embeddings.size() != prompts.size())
     throw std::invalid_argument("rollout: embeddings of " + std::to_string(embeddings.size()) + " prompts for " +
                                 std::to_string(prompts.size()) + "; wanted those of each, or none");
@@ -24,7 +25,9 @@ void check(const model::DecoderConfig& config, const std::vector<std::vector<int
     throw std::invalid_argument("rollout: " + std::to_string(samples.size()) + " counts of samples for " +
                                 std::to_string(prompts.size()) + " prompts; wanted one a prompt");
   for (const int64_t count : samples)
-    if (count < 1) throw std::invalid_argument("rollout: samples is " + std::to_string(count) + ", wanted at least 1");
+    if (count < least)
+      throw std::invalid_argument("rollout: samples is " + std::to_string(count) + ", wanted at least " +
+                                  std::to_string(least));
   auto in_vocabulary = [&](int64_t token) { return token >= 0 && token < config.token_count(); };
   const std::string range = ", outside the vocabulary 0 … " + std::to_string(config.token_count() - 1);
   for (size_t i = 0; i < prompts.size(); ++i) {
@@ -52,6 +55,22 @@ void check(const model::DecoderConfig& config, const std::vector<std::vector<int
   }
   for (const int64_t token : stop_tokens)
     if (!in_vocabulary(token)) throw std::invalid_argument("rollout: stop token " + std::to_string(token) + range);
+}
+
+// Of conversations that go on: one a sample, each of whose turns was answered.
+void check_begun(std::span<const Completion> begun, const std::vector<int64_t>& samples, bool converses) {
+  if (begun.empty()) return;
+  const int64_t all = std::accumulate(samples.begin(), samples.end(), int64_t{0});
+  if (!converses || std::ssize(begun) != all)
+    throw std::invalid_argument("rollout: " + std::to_string(begun.size()) + " conversations that go on, and " +
+                                std::to_string(all) + " samples" + (converses ? "" : " without an environment") +
+                                "; wanted one a sample, with an environment");
+  for (const Completion& one : begun)
+    if (one.turns.empty() || one.turns.back().end != std::ssize(one.tokens))
+      throw std::invalid_argument(
+          "rollout: a conversation goes on behind a turn that was answered, and one has tokens behind its last turn, "
+          "or "
+          "no turn");
 }
 
 // Runs of samples, so many that every thread has one.
@@ -106,9 +125,11 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                                 const std::vector<int64_t>& samples, const SamplingConfig& sampling,
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
                                 const CacheConfig& cache, const std::optional<Branching>& branching,
-                                RolloutCounts* counts, const Peers& peers, std::span<const data::Example> examples) {
+                                RolloutCounts* counts, const Peers& peers, std::span<const data::Example> examples,
+                                std::span<const Completion> begun) {
   const model::DecoderConfig& config = decoder->config();
-  check(config, prompts, samples, stop_tokens, sampling.embeddings);
+  check(config, prompts, samples, stop_tokens, sampling.embeddings, /*least=*/begun.empty() ? 1 : 0);
+  check_begun(begun, samples, sampling.conversing != nullptr);
   if (!sampling.rules && !(sampling.stop.empty() && sampling.bad_words.empty()))
     throw std::invalid_argument("rollout: stop and bad_words are texts; give them their tokens by with_rules()");
   if (prompts.empty()) return {};
@@ -141,6 +162,7 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                  key,
                  branching,
                  examples,
+                 begun,
                  {},
                  {},
                  {},

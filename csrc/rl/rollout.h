@@ -112,7 +112,7 @@ struct Completion {
   int64_t prompt;       // index into the prompts of the call
   int64_t sample = 0;   // of the prompt: the tree that it belongs to
   int64_t parent = -1;  // index into the result of the completion that it branched off; −1: the first of its tree
-  int64_t begin = 0;    // first token of its own; those before are its parent's
+  int64_t begin = 0;    // first token of its own; those before are its parent's, or of a conversation that went on
   std::vector<int64_t>
       tokens;  // drawn, from the prompt on; the stop token included, where one was drawn. Of all turns, one behind the other
   // Of each token under softmax(logits / temperature), the policy's own distribution: before repetition_penalty changes it, and
@@ -150,7 +150,7 @@ struct RolloutCounts {
   int64_t branches = 0;    // that went on after their trial
   int64_t dropped = 0;     // after their trial
   int64_t preempted = 0;   // times that a sequence gave its pages up
-  int64_t recomputed = 0;  // tokens that were fed again therefore
+  int64_t recomputed = 0;  // tokens that were fed again therefore, or since a conversation goes on
   int64_t fed = 0;         // to the model, of prompts and all sequences; depends on how samples are shared out too
 
   RolloutCounts& operator+=(const RolloutCounts& other) {
@@ -165,6 +165,9 @@ struct RolloutCounts {
 // parents and counts of its own; gather() of csrc/rl/shared_rollout.h gives all to all.
 // examples: where sampling.conversing is given, what each prompt is about. Every turn that ends is answered by the environment, and the
 // conversation goes on in the same pages of the cache.
+// begun: of conversations, what was said before of each sample, one prompt's behind the other, each up to a turn that was answered and
+// not the last: it goes on from there, with draws of its own, under the limits of the whole; what comes out has all of it, and begin says
+// where it went on. The environment hears the turns again. A prompt may then have no sample. Empty: all begin.
 // Throws where a prompt is empty, holds a token outside the vocabulary, or leaves no room in the context, where the cache
 // cannot hold one sequence, where sampling has texts and no rules, and where min_new_tokens and bad_words leave no token to draw; where
 // prompts are to be pruned and the model cannot, or sequences are to branch.
@@ -173,7 +176,7 @@ std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector
                                 const std::vector<int64_t>& stop_tokens, const RolloutKey& key,
                                 const CacheConfig& cache = {}, const std::optional<Branching>& branching = {},
                                 RolloutCounts* counts = nullptr, const Peers& peers = Peers(),
-                                std::span<const data::Example> examples = {});
+                                std::span<const data::Example> examples = {}, std::span<const Completion> begun = {});
 // The same number of samples of each.
 std::vector<Completion> rollout(const model::Decoder& decoder, const std::vector<std::vector<int64_t>>& prompts,
                                 int64_t samples, const SamplingConfig& sampling,

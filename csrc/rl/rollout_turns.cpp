@@ -13,6 +13,27 @@ void RolloutWorker::begin_conversation(Sequence& s) const {
                                                            /*prompt=*/nullptr);
 }
 
+void RolloutWorker::go_on(Sequence& s) const {
+  const Completion& before = job_.begun[job_.first_tree[s.leaf.completion.prompt] + s.leaf.completion.sample];
+  Completion& c = s.leaf.completion;
+  c.begin = std::ssize(before.tokens);
+  c.tokens = before.tokens, c.logprob = before.logprob, c.entropy = before.entropy;
+  c.sum_p2 = before.sum_p2, c.sampling_logprob = before.sampling_logprob, c.turns = before.turns;
+  data::Stream mix(s.id, data::Purpose::rollout, static_cast<uint64_t>(c.begin), /*b=*/2);
+  s.id = (uint64_t{mix.bits()} << 32 | mix.bits()) | uint64_t{1} << 63;  // no number of a sample
+  s.stream = stream(c.prompt, s.id);
+  const Conversing& with = *job_.sampling.conversing;
+  int64_t begin = 0;
+  for (const Exchange& turn : c.turns) {
+    Episode* const episode = s.episode.get();
+    std::vector<int64_t> said(c.tokens.begin() + begin, c.tokens.begin() + turn.end);
+    if (with.tokenizer.ends(said.back())) said.pop_back();
+    const std::string text = with.tokenizer.decode(said);
+    with.environment->step({&episode, 1}, {&text, 1});
+    begin = turn.end;
+  }
+}
+
 void RolloutWorker::end_turn(Sequence& s) {
   Completion& c = s.leaf.completion;
   const ConversationConfig& limits = job_.sampling.conversing->limits;

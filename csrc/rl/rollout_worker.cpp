@@ -155,6 +155,11 @@ bool RolloutWorker::more_samples() {
 }
 
 bool RolloutWorker::begin_sample() {
+  if (!job_.begun.empty()) {  // it is fed like one that gave its pages up
+    waiting_.push_back(first_of_tree(prompt_, sample_++));
+    go_on(*waiting_.back());
+    return true;
+  }
   const auto length = static_cast<int64_t>(job_.prompts[prompt_].size());
   // Of its own it needs the page of its first token, and a copy of the last one of its prompt.
   if (prompt_table_ ? !table_.has_free(2, 2) : !has_room(prompt_, length + 1)) return false;

@@ -39,6 +39,7 @@ struct RolloutJob {
   const RolloutKey& key;
   const std::optional<Branching>& branching;
   std::span<const data::Example> examples;  // [prompts] of conversations
+  std::span<const Completion> begun;        // [samples of all prompts] of conversations that go on; else empty
   std::vector<Task> tasks;
   std::vector<int64_t> first_tree;       // [prompts]: the index of its first sample in trees
   std::vector<std::vector<Leaf>> trees;  // [samples of all prompts], each written by one worker
@@ -146,6 +147,8 @@ class RolloutWorker {
   // Tokens of a conversation's turn in hand begin here.
   static int64_t turn_of(const Completion& c) { return c.turns.empty() ? 0 : c.turns.back().end; }
   void begin_conversation(Sequence& s) const;
+  // Puts the sequence behind what was said before, which its environment hears; it has no pages yet.
+  void go_on(Sequence& s) const;
   // After a token was drawn: the turn may be over, or the conversation at a limit.
   void end_turn(Sequence& s);
   // The environment answers those whose turn has ended. Whether a conversation ended.

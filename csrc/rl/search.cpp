@@ -46,6 +46,7 @@ class Inquiry : public Episode {
       : perturb_(config.perturb), answer_(example.answer), seed_(seed) {
     const auto columns = data::parse_json_object(example.columns);
     for (const auto& fact : columns.at("facts")) facts_.push_back(fact);
+    library_.emplace(facts_);
     // The chain of the question ENTITY.RELATION.RELATION…?
     std::string entity = example.prompt.substr(0, example.prompt.find('.'));
     for (size_t at = entity.size() + 1; at < example.prompt.size();) {
@@ -76,7 +77,7 @@ class Inquiry : public Episode {
     for (const std::string& link : chain_) on_chain_ += link == *goal_;
     scores["searches"] = searches_;
     scores["goals"] = on_chain_ / searches_;
-    const size_t found = data::retrieve(facts_, sent(said->query));
+    const size_t found = library_->best(sent(said->query));
     const std::string fact = found < facts_.size() ? facts_[found] : "-";
     met_ = fact.starts_with(*goal_);
     return {.text = fact + "\n"};
@@ -106,6 +107,7 @@ class Inquiry : public Episode {
   std::string answer_;
   uint64_t seed_;
   std::vector<std::string> facts_, chain_;
+  std::optional<data::Retriever> library_;
   std::optional<std::string> goal_;  // of the fact that was given last
   bool met_ = false, valid_ = true;
   double searches_ = 0, on_chain_ = 0, judged_[2] = {}, right_[2] = {};

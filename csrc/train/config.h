@@ -16,6 +16,7 @@
 #include "csrc/methods/combinations.h"
 #include "csrc/model/decoder.h"
 #include "csrc/rl/environment_config.h"
+#include "csrc/rl/mined_pairs.h"
 #include "csrc/rl/reward.h"
 #include "csrc/rl/reward_list.h"
 #include "csrc/rl/rollout_source.h"
@@ -99,6 +100,7 @@ struct PhaseConfig {
   ScheduleConfig schedule;
   int64_t steps = 100;
   std::optional<rl::RolloutConfig> rollout;
+  std::optional<rl::PairsConfig> pairs;
   std::optional<rl::EnvironmentConfig> environment;
   std::vector<rl::RewardEntry> reward;
   std::vector<methods::Advantage> advantage;
@@ -108,7 +110,14 @@ struct PhaseConfig {
 
   std::string problem() const;  // keys that do not go together: a grpo phase without rollout or reward, …
   std::vector<rl::RewardConfig> scores() const { return rl::scores_of(reward); }  // the rewards that score completions
-  rl::PythonEnvironment* in_python() {  // the environment, where it is one in Python
+  // Those, or where there is none what an environment calls the answer.
+  std::vector<rl::RewardConfig> judging() const {
+    std::vector<rl::RewardConfig> all = scores();
+    if (all.empty() && environment) all.push_back({.kind = "environment", .name = "answer"});
+    return all;
+  }
+  bool draws() const { return rollout || pairs; }  // completions, of the prompts of its training data
+  rl::PythonEnvironment* in_python() {             // the environment, where it is one in Python
     return environment ? std::get_if<rl::PythonEnvironment>(&environment->value) : nullptr;
   }
   // Of the rollouts and of evaluations, with the environment if there is one.
@@ -140,11 +149,16 @@ struct PhaseConfig {
     v("schedule", schedule, "The learning rate over the steps of the phase.");
     v("steps", steps, "Steps of the phase; a grpo step is one batch of rollouts with all its updates.", at_least(1));
     v("rollout", rollout, "How completions are drawn; grpo phases only.");
+    v("pairs", pairs,
+      "How a dpo phase draws its pairs itself as it begins, of the prompts of its data by the policy as it stands then "
+      "(docs/environments.md); absent: its data have them.");
     v("environment", environment,
       "What answers the policy, so that completions are conversations (docs/environments.md); absent: nobody does. In "
       "sft phases it is for evaluations alone.");
     v("reward", reward,
-      "Rewards, added up by their weights, and what is done to their sum, in order; grpo phases only.");
+      "Rewards, added up by their weights, and what is done to their sum, in order; grpo phases. In dpo phases with "
+      "pairs "
+      "the first says which completions are right.");
     v("advantage", advantage,
       "How rewards become advantages, then what is done to these, in order; empty: [{kind: grpo}]. grpo phases only.");
     v("weight", weight,
@@ -177,6 +191,9 @@ struct TrainConfig {
     v("test", test, "Evaluation on the test part of the last phase's data, made at the end of every phase.");
   }
 };
+
+// What is wrong with the keys of phases that draw their pairs, and of others that have keys of these; "" if nothing is.
+std::string pairs_problem(const PhaseConfig& phase);
 
 // What a run may do, and nobody means: each text begins with the key. functions: kinds of
 // reward that were given to the trainer.

@@ -54,7 +54,7 @@ bool StopConfig::reached(const Evaluation& evaluation) const {
 }
 
 rl::SamplingConfig PhaseConfig::sampling(const data::Tokenizer& tokenizer) const {
-  const rl::SamplingConfig own = rollout ? rollout->sampling : rl::SamplingConfig();
+  const rl::SamplingConfig own = rollout ? rollout->sampling : pairs ? pairs->sampling : rl::SamplingConfig();
   return environment ? rl::with_environment(own, *environment, tokenizer) : rl::with_rules(own, tokenizer);
 }
 
@@ -100,8 +100,9 @@ std::string environment_problem(const PhaseConfig& phase) {
         return "advantage: " + one.kind() + " looks at the turns of conversations, and the phase has no environment";
     return "";
   }
-  if (phase.objective.kind != "grpo" && phase.objective.kind != "sft")
-    return "environment: belongs to grpo and sft phases, and objective.kind is " + phase.objective.kind;
+  if (phase.objective.kind != "grpo" && phase.objective.kind != "sft" && !phase.pairs)
+    return "environment: belongs to grpo and sft phases and to dpo phases with pairs, and objective.kind is " +
+           phase.objective.kind;
   std::vector<std::string> known = rl::scores_of(*phase.environment);
   std::string list = "limit";
   for (const std::string& name : known) list += ", " + name;
@@ -154,7 +155,7 @@ std::string PhaseConfig::problem() const {
     if (const std::string problem = methods().problem(*rollout); !problem.empty()) return problem;
   } else {
     if (rollout) return "rollout belongs to grpo phases, and objective.kind is " + objective.kind;
-    if (!reward.empty()) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
+    if (!reward.empty() && !pairs) return "reward belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!advantage.empty()) return "advantage belongs to grpo phases, and objective.kind is " + objective.kind;
     if (!weight.empty() && objective.kind != "sft")
       return "weight belongs to grpo and sft phases, and objective.kind is " + objective.kind;
@@ -164,6 +165,7 @@ std::string PhaseConfig::problem() const {
                " looks at advantages or at the policy that drew, and an sft phase has neither; wanted " +
                listed_of_targets();
   }
+  if (const std::string problem = pairs_problem(*this); !problem.empty()) return problem;
   if (const std::string problem = methods::problem_of(chosen()); !problem.empty()) return problem;
   if (std::any_of(objective.entropy.begin(), objective.entropy.end(),
                   [](const auto& one) { return one.kind() == "ceeh"; }) &&
@@ -208,9 +210,6 @@ std::string PhaseConfig::problem() const {
   if (objective.of_matches() && !data.jsonl)
     return "data: a contrastive phase learns from prompts and the texts that match them; write data: {jsonl: {path: "
            "...}}, whose lines have a prompt and positives, a list of texts";
-  if (objective.kind == "dpo" && !data.jsonl)
-    return "data: a dpo phase learns from pairs of completions; write data: {jsonl: {path: ...}}, whose lines have a "
-           "prompt, chosen and rejected";
   if (data.packing && objective.kind != "sft" && objective.kind != "distill")
     return "data: packing belongs to sft and distill phases, and objective.kind is " + objective.kind +
            (pretrain ? ", whose windows have no padding" : "") + "; leave it out";
@@ -413,13 +412,17 @@ std::string TrainConfig::problem() const {
       } catch (const std::invalid_argument& error) {
         return "model." + std::string(error.what());
       }
-    if (phase.rollout)
-      if (const std::string wrong = sampling_problem(phase.rollout->sampling, *this); !wrong.empty())
-        return path + ".rollout." + wrong;
-    if (phase.rollout && phase.rollout->sampling.max_new_tokens >= model.max_position_embeddings)
-      return path + ".rollout.max_new_tokens: " + std::to_string(phase.rollout->sampling.max_new_tokens) +
+    const auto draw_problem = [&](const std::string& section, const rl::SamplingConfig& sampling) -> std::string {
+      if (const std::string wrong = sampling_problem(sampling, *this); !wrong.empty())
+        return path + "." + section + "." + wrong;
+      if (sampling.max_new_tokens < model.max_position_embeddings) return "";
+      return path + "." + section + ".max_new_tokens: " + std::to_string(sampling.max_new_tokens) +
              " leaves no room for a prompt in model.max_position_embeddings (" +
              std::to_string(model.max_position_embeddings) + ")";
+    };
+    for (const std::string& wrong : {phase.rollout ? draw_problem("rollout", phase.rollout->sampling) : "",
+                                     phase.pairs ? draw_problem("pairs", phase.pairs->sampling) : ""})
+      if (!wrong.empty()) return wrong;
     if (const std::string wrong = evaluation_problem(phase.evaluation, phase, tokenizer, model); !wrong.empty())
       return path + ".evaluation." + wrong;
     if (phase.evaluation.tasks)

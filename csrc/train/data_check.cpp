@@ -23,14 +23,18 @@ namespace {
 
 // Most tokens behind a prompt of the rollouts, where a key says it; else 0.
 int64_t longest_of(const PhaseConfig& phase) {
-  return phase.environment ? rl::limits_of(*phase.environment).tokens : phase.rollout->sampling.max_new_tokens;
+  return phase.environment ? rl::limits_of(*phase.environment).tokens
+         : phase.rollout   ? phase.rollout->sampling.max_new_tokens
+                           : phase.pairs->sampling.max_new_tokens;
 }
 
 // What the prompts leave for completions, and what rollout() asks of the cache for the longest of them.
 void check_room(const PhaseConfig& phase, const data::ExampleSource& source, int64_t context,
                 const data::Tokenizer& tokenizer) {
-  const rl::SamplingConfig& sampling = phase.rollout->sampling;
-  const int64_t cache = phase.rollout->cache.cache_tokens, most = longest_of(phase);
+  const std::string section = phase.rollout ? "rollout" : "pairs";
+  const rl::SamplingConfig& sampling = phase.rollout ? phase.rollout->sampling : phase.pairs->sampling;
+  const int64_t cache = (phase.rollout ? phase.rollout->cache : phase.pairs->cache).cache_tokens,
+                most = longest_of(phase);
   if (cache == 0 && sampling.min_new_tokens == 0) return;
   constexpr int64_t kLooked = 1024;  // of a stream without end
   int64_t longest = 0, room = 0;     // of a whole sequence; of a completion, at most
@@ -41,12 +45,12 @@ void check_room(const PhaseConfig& phase, const data::ExampleSource& source, int
     longest = std::max(longest, prompt + (most > 0 ? std::min(most, left) : left));
   }
   if (sampling.min_new_tokens >= room)
-    throw std::runtime_error("rollout.min_new_tokens: " + std::to_string(sampling.min_new_tokens) +
+    throw std::runtime_error(section + ".min_new_tokens: " + std::to_string(sampling.min_new_tokens) +
                              ", and the shortest prompt leaves " + std::to_string(room) +
                              " tokens of model.max_position_embeddings: no completion could ever end");
   const int64_t least = (model::pages_of(longest) + 2) * model::kPagePositions;
   if (cache > 0 && cache < least)
-    throw std::runtime_error("rollout.cache_tokens: " + std::to_string(cache) + " cannot hold a sequence of " +
+    throw std::runtime_error(section + ".cache_tokens: " + std::to_string(cache) + " cannot hold a sequence of " +
                              std::to_string(longest) + " tokens; wanted at least " + std::to_string(least) +
                              ", or 0 for as many as are generated at a time");
 }
@@ -94,7 +98,7 @@ Lengths lengths_of(const data::ExampleSource& source, const PhaseConfig& phase, 
                    int64_t context) {
   constexpr int64_t kLooked = 4096, kEndless = 1024;
   auto examples = source.take(0, source.size() > 0 ? std::min(source.size(), kLooked) : kEndless);
-  if (phase.objective.kind == "dpo") examples = data::with_rejected(examples);
+  if (phase.objective.kind == "dpo" && !phase.pairs) examples = data::with_rejected(examples);
   Lengths lengths;
   if (phase.objective.of_matches()) {  // each prompt with the texts that are drawn for it, as rows of the same update
     std::vector<data::Example> texts;
@@ -105,7 +109,7 @@ Lengths lengths_of(const data::ExampleSource& source, const PhaseConfig& phase, 
   for (const data::Example& example : examples) {
     const auto prompt = static_cast<int64_t>(data::prompt_ids(example, tokenizer).size());
     int64_t length = 0;
-    if (phase.rollout) {
+    if (phase.draws()) {
       const int64_t drawn = longest_of(phase);
       length = std::min(context, drawn > 0 ? prompt + drawn : context);
     } else {
@@ -137,7 +141,7 @@ SplitSize check_training(const TrainConfig& config, const PhaseConfig& phase, co
   for (const std::string& note : source->notes()) notes.push_back("phase " + phase.name + ": " + note);
   if (phase.objective.kind == "tag")
     notes.push_back("phase " + phase.name + ": " + data::unaligned_note(*source, phase.objective.tag));
-  if (phase.rollout) check_room(phase, *source, config.model.max_position_embeddings, tokenizer);
+  if (phase.draws()) check_room(phase, *source, config.model.max_position_embeddings, tokenizer);
   return size;
 }
 
@@ -169,11 +173,11 @@ SplitSize check_held_out(const TrainConfig& config, const PhaseConfig& phase, co
 data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data::Tokenizer& tokenizer) {
   data::Use use{.tokenizer = &tokenizer,
                 .context = config.model.max_position_embeddings,
-                .learnt = !phase.rollout.has_value() && phase.objective.kind != "tag" && !phase.objective.of_matches(),
+                .learnt = !phase.draws() && phase.objective.kind != "tag" && !phase.objective.of_matches(),
                 .truncation = phase.data.truncation,
-                .columns = phase.environment.has_value() || rl::reads_columns(phase.scores()),
+                .columns = phase.environment.has_value() || rl::reads_columns(phase.judging()),
                 .chat = renderer_of(phase.data, tokenizer),
-                .pairs = phase.objective.kind == "dpo",
+                .pairs = phase.objective.kind == "dpo" && !phase.pairs,
                 .positives = phase.objective.of_matches()};
   if (use.positives)
     use.also = [&tokenizer, context = use.context](const data::Example& example) {
@@ -188,8 +192,8 @@ data::Use use_of(const TrainConfig& config, const PhaseConfig& phase, const data
     use.also = [](const data::Example& example) {
       return std::string(example.completion.empty() ? "there is no completion, the compression of the prompt" : "");
     };
-  if (phase.rollout)
-    use.also = [rewards = phase.scores(), stop = tokenizer.eos()](const data::Example& example) {
+  if (phase.draws())
+    use.also = [rewards = phase.judging(), stop = tokenizer.eos()](const data::Example& example) {
       for (const rl::RewardConfig& reward : rewards)
         if (const std::string wrong = rl::example_problem(reward, example, stop); !wrong.empty()) return wrong;
       return std::string();
@@ -227,7 +231,7 @@ DataReport check_data(const TrainConfig& config, const data::Tokenizer& tokenize
     Lengths lengths;
     const size_t notes = found.notes.size();
     try {
-      if (phase.rollout) rl::RewardSum(phase.scores(), tokenizer.eos(), rewards);
+      if (phase.draws()) rl::RewardSum(phase.judging(), tokenizer.eos(), rewards);
       splits.push_back(check_training(config, phase, tokenizer, found.notes, lengths));
       if (evaluates(config, phase, data::Split::validation))
         splits.push_back(check_held_out(config, phase, tokenizer, rewards, data::Split::validation, found));

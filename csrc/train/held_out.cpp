@@ -33,12 +33,13 @@ std::unique_ptr<HeldOut> held_out_of(const TrainConfig& config, const PhaseConfi
                                             phase.objective.contrastive, split);
   }
   const PhaseConfig& last = config.phases.back();
-  const PhaseConfig& answers = phase.rollout || phase.environment ? phase : last;
-  std::vector<rl::RewardConfig> scores = answers.scores();
-  if (scores.empty() && answers.environment) scores.push_back({.kind = "environment", .name = "answer"});
-  return std::make_unique<HeldOutPrompts>(
-      phase.data, scores, rewards, tokenizer, split, config.model.max_position_embeddings, answers.sampling(tokenizer),
-      answers.rollout ? answers.rollout->cache : rl::CacheConfig(), phase.rollout ? 0 : phase.batch.sequences);
+  const PhaseConfig& answers = phase.draws() || phase.environment ? phase : last;
+  return std::make_unique<HeldOutPrompts>(phase.data, answers.judging(), rewards, tokenizer, split,
+                                          config.model.max_position_embeddings, answers.sampling(tokenizer),
+                                          answers.rollout ? answers.rollout->cache
+                                          : answers.pairs ? answers.pairs->cache
+                                                          : rl::CacheConfig(),
+                                          phase.draws() ? 0 : phase.batch.sequences);
 }
 
 }  // namespace isentrope::train

@@ -31,7 +31,8 @@ struct Trainer::Follows {
 struct Trainer::Phase {
   const PhaseConfig& config;
   std::unique_ptr<RolloutLog> rollouts;
-  std::unique_ptr<data::BatchSource> source;
+  std::unique_ptr<data::BatchSource>
+      source;                          // null between the beginning of a phase that draws its pairs and their drawing
   std::optional<int64_t> data_digest;  // of its examples; a corpus has its own in the source's state
   std::unique_ptr<Objective> objective;
   Optimizer optimizer;
@@ -45,6 +46,7 @@ struct Trainer::Phase {
   bool made = false;                         // the update of the step, from which nothing goes back
   std::vector<rl::SavedRollout> saved = {};  // of the step in hand, where it saves any
   Follows follows = {};
+  std::map<std::string, double> mined = {};  // pairs/…, of its first step, where it has drawn its pairs
 };
 
 // A tensor of state.extra that the phase cannot go on without.

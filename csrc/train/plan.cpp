@@ -110,14 +110,18 @@ Micro micro_of(const PhaseConfig& phase, const Lengths& lengths, int64_t context
 double rollout_memory(const TrainConfig& config, const PhaseConfig& phase, const Lengths& lengths, double weights,
                       double ranks) {
   const model::DecoderConfig& m = config.model;
-  const rl::CacheConfig& cache = phase.rollout->cache;
+  const rl::CacheConfig& cache = phase.rollout ? phase.rollout->cache : phase.pairs->cache;
   const double bytes = cache.dtype == "bfloat16" ? 2 : kFloat;
   // Sequences of a thread: DecodeModel::preferred_rows.
   const double at_a_time = cache.dtype == "bfloat16" && model::takes_bfloat16_weights() ? 64 : 24;
   const double threads = number(at::get_num_threads());
   const double page = number(model::kPagePositions),
                pages = number(model::pages_of(static_cast<int64_t>(lengths.longest)));
-  const double rows = std::ceil(number(phase.rollout->prompts) * number(phase.rollout->num_generations) / ranks);
+  const double drawn = phase.rollout
+                           ? number(phase.rollout->prompts) * number(phase.rollout->num_generations)
+                           : number(phase.pairs->prompts) *
+                                 number(std::max(phase.pairs->samples, phase.pairs->steps * phase.pairs->branches));
+  const double rows = std::ceil(drawn / ranks);
   const double tokens = cache.cache_tokens > 0 ? number(cache.cache_tokens)
                                                : (std::min(rows, at_a_time * threads) + threads) * (pages + 1) * page;
   // A state of each sequence, that of the prompt in hand and, where they branch, those of `window` tokens before (rollout_worker.cpp).
@@ -126,7 +130,7 @@ double rollout_memory(const TrainConfig& config, const PhaseConfig& phase, const
     const model::MixerShape mixer = model::mixer_shape(m, i);
     cached += number(mixer.cached), states += number(mixer.state);
   }
-  const auto& branch = phase.rollout->branch;
+  const auto branch = phase.rollout ? phase.rollout->branch : std::nullopt;
   const double sequences =
       (std::min(rows, at_a_time * threads) + threads) * (branch ? 2 * number(branch->window + 1) : 1);
   return tokens * cached * bytes + sequences * states * kFloat + weights * bytes;
@@ -186,7 +190,7 @@ MemoryPlan memory_plan(const TrainConfig& config, const PhaseConfig& phase, cons
   plan.in_turn = ranks == 1 && whole;
   plan.at_once = plan.snapshot > 0 && (updates > 1 || !keeps_tensor_memory());
   plan.activations = kFloat * tokens * (kept + std::max(passing_of_block(m), 2 * C + logits) + 2 * C) + batch;
-  if (!phase.rollout) return plan;
+  if (!phase.draws()) return plan;
   MemoryPlan rollouts = plan;
   rollouts.activations = rollout_memory(config, phase, lengths, sizes.all(), n);
   rollouts.of_rollouts = true;

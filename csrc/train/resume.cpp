@@ -127,6 +127,7 @@ std::string fixed_within_phase(const std::string& key, const std::string& was, c
     return "it gives another stream of examples";
   if (key.starts_with("data.episodes.") && key != "data.episodes.held_out")
     return "it gives another stream of examples";
+  if (key.starts_with("pairs.")) return "its pairs are drawn by the other";
   if (key.starts_with("data.tint.") && key != "data.tint.held_out") return "it gives another stream of examples";
   return "";
 }

@@ -102,7 +102,7 @@ RunFolder::RunFolder(const std::string& dir, bool resume, bool owner) : owner_(o
 
 void RunFolder::begin() {
   std::error_code error;
-  for (const std::string name : {"checkpoints", "rollouts"})
+  for (const std::string name : {"checkpoints", "rollouts", "pairs"})
     if (const std::string folder = dir_ + "/" + name;
         fs::exists(folder, error) && (!fs::is_directory(folder, error) || ::access(folder.c_str(), W_OK | X_OK) != 0))
       throw std::runtime_error(folder + ": is no folder that can be written to, and " + name +

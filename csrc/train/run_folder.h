@@ -4,6 +4,7 @@
 //   <dir>/metrics.jsonl   csrc/train/metrics.h
 //   <dir>/samples.jsonl   csrc/train/samples.h
 //   <dir>/rollouts/       csrc/train/rollout_log.h, with rollout.save_every
+//   <dir>/pairs/          csrc/train/pairs_file.h, of dpo phases with pairs
 //   <dir>/tensorboard/    csrc/train/trackers.h, with metrics.tensorboard
 //   <dir>/trackers.json   the same, with metrics.trackers
 //   <dir>/checkpoints/    csrc/train/checkpoint.h
@@ -37,6 +38,7 @@ class RunFolder {
   std::string metrics() const { return dir_ + "/metrics.jsonl"; }
   std::string samples() const { return dir_ + "/samples.jsonl"; }
   std::string rollouts(const std::string& phase) const { return dir_ + "/rollouts/" + phase + ".jsonl"; }
+  std::string pairs(const std::string& phase) const { return dir_ + "/pairs/" + phase + ".jsonl"; }
   std::string config() const { return dir_ + "/config.yaml"; }
 
  private:

@@ -65,7 +65,9 @@ std::string phase_text(const PhaseHeader& p) {
   const std::string each = p.unit == "tokens" ? "windows" : p.unit;
   std::string text = grouped(p.steps) + " steps of " + grouped(p.batch) + " " + each;
   if (p.samples > 0) text += " × " + grouped(p.samples) + " completions";
-  if (p.train) {
+  if (p.pairs_of) {
+    text += " that are drawn of " + grouped(*p.pairs_of) + " prompts";
+  } else if (p.train) {
     text += "; training " + grouped(*p.train) + " " + p.unit;
     if (p.epoch_tokens && p.unit != "tokens") text += " (" + grouped(*p.epoch_tokens) + " tokens an epoch)";
     char epochs[48];
@@ -84,6 +86,7 @@ Json to_object(const PhaseHeader& p) {
   Json object{{"name", p.name}, {"objective", p.objective}, {"steps", p.steps}, {"batch", p.batch}};
   if (p.samples > 0) object["samples"] = p.samples;
   object["unit"] = p.unit;
+  if (p.pairs_of) object["pairs_of"] = *p.pairs_of;
   object["train"] = p.train ? Json(*p.train) : Json(nullptr);
   if (p.validation) object["validation"] = *p.validation;
   if (p.test) object["test"] = *p.test;
@@ -102,7 +105,7 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
   PhaseHeader p{.name = phase.name, .objective = phase.objective.kind, .steps = phase.steps};
   p.batch = phase.rollout ? phase.rollout->prompts : phase.batch.sequences;
   p.samples = phase.rollout ? phase.rollout->num_generations : 0;
-  p.unit = phase.data.text() ? "tokens" : phase.rollout ? "prompts" : "examples";
+  p.unit = phase.data.text() ? "tokens" : phase.rollout ? "prompts" : phase.pairs ? "pairs" : "examples";
   for (const SplitSize& split : sizes.splits) {
     if (split.split == data::Split::train) continue;
     (split.split == data::Split::test ? p.test : p.validation) = phase.data.text() ? split.tokens : split.examples;
@@ -124,7 +127,7 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
   const data::Use use = use_of(config, phase, tokenizer);
   const auto source = data::make_source(phase.data, seed, data::Split::train, &use);
   const auto ids_of = [&](const data::Example& example) {
-    if (phase.rollout) return data::prompt_ids(example, tokenizer);  // what follows is drawn
+    if (phase.draws()) return data::prompt_ids(example, tokenizer);  // what follows is drawn
     std::vector<int64_t> ids = data::sequence_of(example, tokenizer).ids;
     if (static_cast<int64_t>(ids.size()) > config.model.max_position_embeddings)
       ids.resize(static_cast<size_t>(config.model.max_position_embeddings));
@@ -133,6 +136,10 @@ PhaseHeader phase_header(const TrainConfig& config, const PhaseConfig& phase, co
   const data::Example first = source->take(0, 1)[0];
   p.example = beginning_of(tokenizer, ids_of(first));
   p.prompt = static_cast<int64_t>(data::prompt_ids(first, tokenizer).size());
+  if (phase.pairs) {
+    p.pairs_of = source->size() > 0 ? std::min(source->size(), phase.pairs->prompts) : phase.pairs->prompts;
+    return p;
+  }
   if (source->size() == 0) return p;
   p.train = source->size();
   p.epochs = steps * batch / static_cast<double>(*p.train);

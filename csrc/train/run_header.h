@@ -15,9 +15,10 @@ namespace isentrope::train {
 struct PhaseHeader {
   std::string name, objective;
   int64_t steps = 0;
-  int64_t batch = 0;    // a step: examples, prompts (grpo), windows (pretrain)
-  int64_t samples = 0;  // completions a prompt; 0 where there are no rollouts
-  std::string unit;     // of the splits: examples, prompts or tokens
+  int64_t batch = 0;                     // a step: examples, prompts (grpo), windows (pretrain)
+  int64_t samples = 0;                   // completions a prompt; 0 where there are no rollouts
+  std::string unit;                      // of the splits: examples, prompts, pairs or tokens
+  std::optional<int64_t> pairs_of = {};  // prompts whose pairs the phase draws itself
   std::optional<int64_t> train, validation,
       test;  // sizes; train: none for a stream without end, others: none where not used
   std::optional<double>

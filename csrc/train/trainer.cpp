@@ -23,6 +23,7 @@
 #include "csrc/train/finite.h"
 #include "csrc/train/flops.h"
 #include "csrc/train/machine_memory.h"
+#include "csrc/train/pairs_file.h"
 #include "csrc/train/phase.h"
 #include "csrc/train/rank_check.h"
 #include "csrc/train/run_checkpoints.h"
@@ -270,6 +271,7 @@ std::unique_ptr<data::BatchSource> Trainer::source_of(const PhaseConfig& phase, 
     return std::make_unique<data::PackedSource>(data::open_text(phase.data, tokenizer_, data::Split::train),
                                                 phase.batch.sequences, context, data_seed,
                                                 masking_of_phase(phase, tokenizer_));
+  if (phase.pairs) return source_of_pairs(phase, pairs_of_phase(folder_.pairs(phase.name)).text, digest);
   const data::Use use = use_of(config_, phase, tokenizer_);
   std::shared_ptr<const data::ExampleSource> examples =
       data::make_source(phase.data, data_seed, data::Split::train, &use);
@@ -363,10 +365,11 @@ void Trainer::open_phase(const CheckpointState* state) {
   auto rollouts = std::make_unique<RolloutLog>(folder_.rollouts(phase.name), saved);
   if (rollouts->lost()) notes_.push_back(rollouts->file() + " is not there: the rollouts that it held are lost");
   std::optional<int64_t> digest;
-  auto source = source_of(phase, digest, reference);
+  std::unique_ptr<data::BatchSource> source;
+  if (state || !phase.pairs) source = source_of(phase, digest, reference);  // pairs are drawn by the first step
   if (digest)
     check_same(*ranks_, "phases." + phase.name + ".data, the training examples", "digest " + std::to_string(*digest));
-  for (const auto& [name, value] : source->state())
+  for (const auto& [name, value] : source ? source->state() : std::map<std::string, torch::Tensor>())
     if (phase.data.text() && value.scalar_type() == torch::kInt64 && value.numel() == 1)
       check_same(*ranks_, "phases." + phase.name + ".data, the text: " + name, std::to_string(value.item<int64_t>()));
   auto open = std::make_unique<Phase>(Phase{.config = phase,

@@ -14,6 +14,7 @@
 //   training_loop.cpp        advance() and step()
 //   trainer_weights.cpp      the weights that a run begins with, and which of them it trains
 //   trainer_tasks.cpp        what passes from phase to phase, and what was forgotten of those before
+//   trainer_pairs.cpp        pairs that a dpo phase draws as it begins
 //   trainer_checkpoint.cpp   what a checkpoint holds, and when it is written
 //   resume.h                 where a run begins, and what is refused
 #pragma once
@@ -125,6 +126,9 @@ class Trainer {
   void sync_reference();  // where it follows the model
   std::unique_ptr<data::BatchSource> source_of(const PhaseConfig& phase, std::optional<int64_t>& digest,
                                                const std::optional<model::Decoder>& reference) const;
+  std::unique_ptr<data::BatchSource> source_of_pairs(const PhaseConfig& phase, const std::string& text,
+                                                     std::optional<int64_t>& digest) const;
+  void make_pairs();    // of the open phase, which draws them itself, and its source
   void cut_rollouts();  // to what stood there at the checkpoint that is gone on from
   uint64_t seed_of(const std::string& phase, data::Purpose purpose, uint64_t b = 0, uint64_t c = 0) const;
 

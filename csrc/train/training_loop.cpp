@@ -127,6 +127,7 @@ Record Trainer::step() {
   learnt.figures.into(values);
   values.merge(learnt.noise);
   values.merge(learnt.inside);
+  if (step_ == 0) values.insert(open_->mined.begin(), open_->mined.end());
   if (learnt.attention) learnt.attention->alarms = open_->follows.alarm.look(step_ + 1, *learnt.attention);
   if (phase.holds_entropy().empty()) fit_law(open_->follows.law, values);
   values["lr"] = learnt.lr;
@@ -376,11 +377,16 @@ int Trainer::agree_on_stop(int asked) const {
 
 std::vector<Record> Trainer::advance() {
   const Working working(working_);
-  const Clock::time_point start = Clock::now();
   std::vector<Record> records;
   if (finished()) return records;
   take_note(writer_.ended());
   if (!open_) ranks_->together([&] { open_phase(nullptr); });
+  if (!open_->source) try {
+      ranks_->together([&] { make_pairs(); });
+    } catch (...) {
+      rethrow_with_place("pairs");
+    }
+  const Clock::time_point start = Clock::now();  // of what every step takes: pairs are drawn once
   if (evaluated_ && !at_end()) whole_step(records);
   // The second where a resumed configuration ends the phase at the step that it stands at.
   if (!evaluated_ || (at_end() && !tested_)) evaluate_due(records);

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <set>
@@ -157,12 +158,43 @@ const data::Example kAsked{"ba.c.k?", "", "ru", R"({"facts":["ba f do","wo k li"
 
 TEST(Search, TheRetrieverCountsRareWords) {
   const std::vector<std::string> facts{"ba f do", "wo k li", "ba c do", "do k ru", "jo c wo"};
-  EXPECT_EQ(data::retrieve(facts, "ba c"), 2u);
-  EXPECT_EQ(data::retrieve(facts, "ba"), 0u) << "of equals the first";
-  EXPECT_EQ(data::retrieve(facts, "c c  ba"), 2u);
-  EXPECT_EQ(data::retrieve(facts, "li do"), 1u) << "one document has li, three have do";
-  EXPECT_EQ(data::retrieve(facts, "xx"), 5u);
-  EXPECT_EQ(data::retrieve({}, "xx"), 0u);
+  EXPECT_EQ(data::Retriever(facts).best("ba c"), 2u);
+  EXPECT_EQ(data::Retriever(facts).best("ba"), 0u) << "of equals the first";
+  EXPECT_EQ(data::Retriever(facts).best("c c  ba"), 2u);
+  EXPECT_EQ(data::Retriever(facts).best("li do"), 1u) << "one document has li, three have do";
+  EXPECT_EQ(data::Retriever(facts).best("xx"), 5u);
+  EXPECT_EQ(data::Retriever({}).best("xx"), 0u);
+}
+
+TEST(Search, TheIndexFindsWhatALookAtAllDocumentsFinds) {
+  data::Stream stream(3, data::Purpose::example, 0);
+  const auto word = [&] { return std::string(1, static_cast<char>('a' + stream.below(9))); };
+  for (int round = 0; round < 200; ++round) {
+    std::vector<std::string> documents;
+    for (uint32_t i = stream.below(12); i > 0; --i) documents.push_back(word() + " " + word() + " " + word());
+    const std::string query = word() + " " + word() + " " + word();
+    std::set<std::string> asked;
+    for (const std::string& one : data::words_of(query)) asked.insert(one);
+    const auto has = [](const std::string& document, const std::string& one) {
+      const auto words = data::words_of(document);
+      return std::find(words.begin(), words.end(), one) != words.end();
+    };
+    size_t best = documents.size();
+    double most = -1;
+    for (size_t i = 0; i < documents.size(); ++i) {
+      double score = 0;
+      bool shares = false;
+      for (const std::string& one : asked)
+        if (has(documents[i], one)) {
+          const auto having =
+              std::count_if(documents.begin(), documents.end(), [&](const auto& d) { return has(d, one); });
+          score += std::log(static_cast<double>(documents.size()) / static_cast<double>(having));
+          shares = true;
+        }
+      if (shares && score > most) most = score, best = i;
+    }
+    EXPECT_EQ(data::Retriever(documents).best(query), best) << query;
+  }
 }
 
 TEST(Search, AConversation) {

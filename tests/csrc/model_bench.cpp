@@ -21,6 +21,7 @@
 //                       keys of a SamplingConfig, its texts for kind bytes; prints how often each token is drawn by n even uniforms
 //   share               with mixer natsl and softmax=25: biases of the routers, by bisection, with which that many percent of each head's tokens are
 //                       softmax attention's; prints the least and the largest share
+//   converse FOLDER, retrieve N   of conversations: tests/csrc/conversation_bench.h
 //   gemm                the rate of a float product of 1024 × 1024 × 1024, the machine's limit
 #include <ATen/Parallel.h>
 #include <malloc.h>
@@ -45,6 +46,7 @@
 #include "csrc/train/objective.h"
 #include "csrc/train/optimizer.h"
 #include "csrc/train/process.h"
+#include "tests/csrc/conversation_bench.h"
 
 namespace {
 
@@ -330,6 +332,10 @@ struct Bench {
       return products();
     } else if (command == "share") {
       return share();
+    } else if (command == "converse") {
+      return isentrope::bench::converse(path);
+    } else if (command == "retrieve") {
+      return isentrope::bench::retrieve(std::stoll(path));
     } else if (command == "gemm") {
       const Tensor a = torch::ones({1024, 1024}), b = torch::ones({1024, 1024});
       const double from = now();
