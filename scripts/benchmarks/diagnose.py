@@ -4,12 +4,12 @@ layer by layer, on hidden states of reviews (examples/diagnose_data.py), 31 laye
 agree. circuit: the total effect of each of the 144 heads of a 12-layer model of width 192 on 64 prompts of 16 tokens, against one forward pass a
 head; effects agree.
 
-SEQUENCES of 64 tokens stand for 2000: both sides of the representation's row grow with their number alike, but for the spectra, which are timed for 2000.
+SEQUENCES of 64 tokens stand for 2000: both sides of the representation's row grow with their number alike, but for the spectra, which are timed for 2000. Seconds are of
+the processor where there is one thread.
 """
 
 import random
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,13 @@ from isentrope.diagnose.patching import Patching
 from isentrope.diagnose.probes import fit
 
 from smollm2 import ROOT, folder
-from timing import compare, interleaved
+from timing import clock_of, compare, interleaved
 
 SEQUENCES, LENGTH = 32, 64
 TARGETS = {"representation": 1 / 1.15, "probes": 3, "circuit": 3}
 
 
-def representation(model, rounds):
+def representation(model, rounds, clock):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (SEQUENCES, LENGTH), generator=generator).tolist()
     data = Data.of_ids(ids)
@@ -53,13 +53,13 @@ def representation(model, rounds):
         measure.finish()
 
     ours()
-    seconds = interleaved({"ours": ours, "forward passes": passes}, rounds)
-    final = interleaved({"spectra": spectra}, 1)["spectra"][0] * SEQUENCES / 2000
+    seconds = interleaved({"ours": ours, "forward passes": passes}, rounds, clock=clock)
+    final = interleaved({"spectra": spectra}, 1, clock=clock)["spectra"][0] * SEQUENCES / 2000
     seconds["ours"] = [one + final for one in seconds["ours"]]
     return {"op": "representation", "shape": f"{SEQUENCES} of 2000 × {LENGTH}", "dtype": "float32", **compare(seconds, "ours", "forward passes")}
 
 
-def probes(model, rounds):
+def probes(model, rounds, clock):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -95,10 +95,10 @@ def probes(model, rounds):
     ours(), theirs()
     apart = np.abs(found["ours"] - found["theirs"])[1:].max() * 800  # layer 0 is a constant: both guess
     assert apart <= 4.5, f"accuracies differ by {apart} of 800 texts"
-    return {"op": "concept-depth, probes", "shape": "31 × 2000 × 576", "dtype": "float32", **compare(interleaved({"ours": ours, "scikit-learn": theirs}, rounds), "ours", "scikit-learn")}
+    return {"op": "concept-depth, probes", "shape": "31 × 2000 × 576", "dtype": "float32", **compare(interleaved({"ours": ours, "scikit-learn": theirs}, rounds, clock=clock), "ours", "scikit-learn")}
 
 
-def circuit(rounds):
+def circuit(rounds, clock):
     import transformers
 
     torch.manual_seed(0)
@@ -134,20 +134,22 @@ def circuit(rounds):
     run, found = ours()  # to warm up, and to check
     seconds = {"ours": [], "a pass a head": []}
     for _ in range(rounds):  # a minute each: not warmed up twice, as interleaved() does
-        start = time.perf_counter()
+        start = clock()
         ours()
-        middle = time.perf_counter()
+        middle = clock()
         effects = theirs(run)
         seconds["ours"].append(middle - start)
-        seconds["a pass a head"].append(time.perf_counter() - middle)
+        seconds["a pass a head"].append(clock() - middle)
     torch.testing.assert_close(found, effects, rtol=1e-3, atol=1e-5)
     return {"op": "circuit", "shape": "12 × 12 heads, 64 × 16", "dtype": "float32", **compare(seconds, "ours", "a pass a head")}
 
 
 def rows(rounds=3, threads=1):
+    from threadpoolctl import threadpool_limits  # numpy's own, which scikit-learn's probes use
+
     torch.set_num_threads(threads)
-    model = diagnose.opened(Path(folder()))
-    table = []
-    for name, row in (("representation", representation(model, rounds)), ("probes", probes(model, rounds)), ("circuit", circuit(rounds))):
-        table.append({**row, "threads": threads, "target": round(TARGETS[name], 2)})
-    return table
+    clock = clock_of(threads)
+    with threadpool_limits(threads):
+        model = diagnose.opened(Path(folder()))
+        found = {"representation": representation(model, rounds, clock), "probes": probes(model, rounds, clock), "circuit": circuit(rounds, clock)}
+    return [{**row, "threads": threads, "target": round(TARGETS[name], 2)} for name, row in found.items()]

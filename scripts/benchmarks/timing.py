@@ -8,21 +8,26 @@ from pathlib import Path
 import torch
 
 
-def interleaved(contenders, rounds, before=lambda name: None):
+def clock_of(threads):
+    """The processor's time of this process where it has one thread, so that what else a machine does counts less; else the clock on the wall."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def interleaved(contenders, rounds, before=lambda name: None, clock=time.perf_counter):
     """contenders: {name: function}. Two calls each to warm up, then one a round, in an order that turns with the round.
-    before(name) runs untimed ahead of each call. Returns {name: [seconds of each round]}."""
+    before(name) runs untimed ahead of each call. Returns {name: [seconds of each round, by clock()]}."""
     names = list(contenders)
     seconds = {name: [] for name in names}
     for index in range(rounds + 2):
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
             before(name)
-            start = time.perf_counter()
+            start = clock()
             contenders[name]()
             if torch.cuda.is_initialized():  # there a call returns before the work is done
                 torch.cuda.synchronize()
             if index >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -1,6 +1,8 @@
 """`superposition`: gradients of the autoencoder, planted features with and without superposition, a toy model of it, dropout, bad input."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,41 +79,14 @@ def test_planted_features_are_counted():
     assert psi[0] < 1 < psi[1] < psi[2]
 
 
-def toy(sparsity, dropout=0.0, features=20, hidden=5, steps=400):
-    """x̂ = relu(WᵀWx + b) with fewer hidden units than features (Elhage et al. 2022, toy models of superposition); its hidden activations.
-
-    dropout: of hidden units in training.
-    """
-    generator = torch.Generator().manual_seed(0)
-    weight = (torch.randn(hidden, features, generator=generator) / math.sqrt(hidden)).requires_grad_()
-    bias = torch.zeros(features, requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=1e-2)
-
-    def draw(n):
-        return torch.rand(n, features, generator=generator) * (torch.rand(n, features, generator=generator) > sparsity)
-
-    importance = 0.9 ** torch.arange(features)
-    for _ in range(steps):
-        x = draw(512)
-        h = x @ weight.T
-        if dropout:
-            h = h * (torch.rand(h.shape, generator=generator) >= dropout) / (1 - dropout)
-        loss = (importance * (torch.relu(h @ weight + bias) - x).square()).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    x = draw(20000)
-    x = x[(x > 0).any(1)]
-    return (x @ weight.T).detach(), weight.detach()
-
-
 def test_toy_models_hold_more_features_where_they_are_sparse():
-    """ψ is near the number of features that the weights hold over the 5 hidden units; dropout of these lowers it, as the paper has it."""
+    """examples/toy_superposition.py: ψ is near the number of features that the weights hold over the 5 hidden units; dropout of these lowers it, as the
+    paper has it."""
+    measured = runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "toy_superposition.py"))["measured"]
     psi = {}
-    for name, of in (("denser", {"sparsity": 0.7}), ("sparse", {"sparsity": 0.97}), ("dropout", {"sparsity": 0.97, "dropout": 0.5})):
-        x, weight = toy(**of)
-        held = (weight.norm(dim=0) > 0.5).sum().item()
-        psi[name] = superposition(train(x, width=40, l1=0.2, epochs=12, batch=256, lr=1e-2), x).psi
+    for name, of in (("denser", {"on": 0.3}), ("sparse", {"on": 0.03}), ("dropout", {"on": 0.03, "dropout": 0.5})):
+        held, found = measured(**of)
+        psi[name] = found.psi
         assert psi[name] == pytest.approx(held / 5, rel=0.25), name
     assert psi["denser"] < psi["dropout"] < psi["sparse"] and psi["sparse"] > 1.4 * psi["denser"]
 

@@ -138,7 +138,7 @@ def options_of(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[str
         if not owners:
             every = sorted({key for name in names for key in known[name]})
             near = difflib.get_close_matches(key, every, 1, 0.4)
-            raise DiagnoseError(f"{word}: {', '.join(names)} has no option {key!r}; " + (f"did you mean {near[0]}? " if near else "") + f"It has {', '.join(every) or 'none'}")
+            raise DiagnoseError(f"{word}: {', '.join(names)} has no option {key!r}; " + (f"did you mean {near[0]}? It" if near else "it") + f" has {', '.join(every) or 'none'}")
         if len(owners) > 1:
             raise DiagnoseError(f"{word}: {' and '.join(owners)} have {key!r}; say which: {owners[0]}.{word}")
         found[owners[0]][key] = known[owners[0]][key].parse(path, value)

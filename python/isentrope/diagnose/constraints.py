@@ -31,7 +31,7 @@ def checked(constraint: Any) -> Mapping[str, Any]:
         return _checked_flow(constraint)
     if name not in KINDS:
         near = difflib.get_close_matches(name, [*KINDS, *FLOW], 1)
-        raise ConstraintError(f"there is no constraint {name!r}; " + (f"did you mean {near[0]}? " if near else "") + f"There are {', '.join([*KINDS, *FLOW])}")
+        raise ConstraintError(f"there is no constraint {name!r}; " + (f"did you mean {near[0]}? There" if near else "there") + f" are {', '.join([*KINDS, *FLOW])}")
     kind = KINDS[name]
     allowed = [*kind.keys, *(BOUNDS if kind.count else ())]
     for key, value in constraint.items():

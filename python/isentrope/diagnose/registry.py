@@ -18,6 +18,6 @@ def named(name: str) -> type[Measure]:
     """Raises DiagnoseError for a name that there is not."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), 1, 0.4)
-        raise DiagnoseError(f"there is no measure {name!r}; " + (f"did you mean {near[0]}? " if near else "") + f"There are {', '.join(names())}")
+        raise DiagnoseError(f"there is no measure {name!r}; " + (f"did you mean {near[0]}? There" if near else "there") + f" are {', '.join(names())}")
     found: type[Measure] = importlib.import_module(f"{measures.__name__}.{name.replace('-', '_')}").MEASURE
     return found

@@ -140,12 +140,12 @@ def draw(figure: Figure, table: Table, thirds: Table) -> None:
     left.errorbar(values, places, xerr=[values - low, high - values], fmt="o", capsize=3)
     left.axvline(0, color="grey", linewidth=0.8)
     left.set_yticks(list(places), names)
-    left.set(xlabel="log-odds a standard deviation")
+    left.set(xlabel="log-odds a standard deviation", ylim=(len(names) - 0.4, -0.6))  # from the top
     for name in [name for name in dict.fromkeys(thirds.column("predictor")) if name.endswith("logprob")]:
         rows = [row for row in thirds.rows if row[0] == name]
         other.errorbar([row[1] for row in rows], [row[5] for row in rows], yerr=[[row[5] - row[6] for row in rows], [row[7] - row[5] for row in rows]],
                        fmt="o-", capsize=3, label=name)  # fmt: skip
-    other.set(xlabel="third, from the least probable", ylabel="accuracy", ylim=(0, 1.02))
+    other.set(xlabel="third, from the least probable", ylabel="accuracy", ylim=(0, 1.02), xticks=(1, 2, 3))
     other.legend(fontsize=7)
 
 
