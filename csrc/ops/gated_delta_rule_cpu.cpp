@@ -18,8 +18,10 @@ constexpr int64_t kSolveRows = 16;  // solved row by row; what lies before them 
 template <class Real>
 struct ChunkBlocks {
   Decays<Real> decays;
-  Real *q, *k, *x, *u;  // [C, d or e]; x: X
-  Real* beta;           // [C]
+  Real *q, *k, *x,
+      *u;  // [C, d or e]; x: X; k: the keys where they have to be moved, then what next_state makes of them
+  Rows<const Real> keys;
+  Real* beta;  // [C]
   Real *k_columns, *u_rows;
   Real *minus_l, *scores;  // [C, c]; -L below the diagonal
   Real* S;
@@ -57,43 +59,43 @@ bool solve_lower(const Sizes<Real>& s, int64_t count, int64_t columns, const Rea
 
 // (I + L)ᵀ Y = Y in place, from the last row back.
 template <class Real>
-void solve_upper(const Sizes<Real>& s, int64_t count, int64_t columns, const Real* minus_l, Real* y, Real* y_rows) {
+void solve_upper(const Sizes<Real>& s, int64_t count, int64_t columns, const Real* minus_l, const Rows<Real>& y,
+                 Real* y_rows) {
   for (int64_t first = (count - 1) / kSolveRows * kSolveRows; first >= 0; first -= kSolveRows) {
     const int64_t end = smaller(first + kSolveRows, count);
     if (end < count)
-      product<true, true>(end - first, columns, kTile, minus_l + first, s.c, y_rows, s.C * kPanel<Real>,
-                          y + first * s.e, s.e, [=](int64_t, int64_t) {
+      product<true, true>(end - first, columns, kTile, minus_l + first, s.c, y_rows, s.C * kPanel<Real>, y[first],
+                          y.width, [=](int64_t, int64_t) {
                             return Span{end, count};
                           });
     for (int64_t i = end - 1; i >= first; --i)
-      for (int64_t j = i + 1; j < end; ++j) add_row(columns, minus_l[j * s.c + i], y + j * s.e, y + i * s.e);
-    pack_rows(end - first, s.e, y + first * s.e, s.e, y_rows + first * kPanel<Real>, s.C);
+      for (int64_t j = i + 1; j < end; ++j) add_row(columns, minus_l[j * s.c + i], y[j], y[i]);
+    pack_rows(end - first, s.e, y[first], y.width, y_rows + first * kPanel<Real>, s.C);
   }
 }
 
 // The chunk's keys, values and β, L, X and U with the state S before it. Returns whether U is finite.
 template <class Real, class Parameters>
 bool read_chunk(const Parameters& p, const Sizes<Real>& s, const Steps& steps, int64_t first, int64_t count,
-                const Real* S, ChunkBlocks<Real>& b) {
+                const Real* S, ChunkBlocks<Real>& b, Ahead* ahead) {
   const int64_t values = round_up(s.E, kLanes<Real>);
   const auto key = [&](const HeadStrides& x) {
     return [&steps, &x, first](int64_t t) { return steps.key(x, first + t); };
   };
-  load_rows(p.dtype, p.k, count, s.D, s.d, key(p.k_strides), b.k);
-  load_rows(p.dtype, p.v, count, s.E, s.e, key(p.v_strides), b.x);
+  b.keys = rows_of(p.dtype, p.k, p.k_strides.row, count, s.D, s.d, key(p.k_strides), b.k, /*filled=*/true);
+  const auto v = rows_of(p.dtype, p.v, p.v_strides.row, count, s.E, s.e, key(p.v_strides), b.x);
   b.decays.read(p.log_decay, count, s.c, key(p.decay_strides));
-  pack_transposed(count, s.D, b.k, s.d, b.k_columns);
-  lower_scores(s, count, s.D, b.k, s.d, b.k_columns, b.minus_l);
+  pack_transposed(count, s.D, b.keys.data, b.keys.width, b.k_columns);
+  lower_scores(s, count, s.D, b.keys.data, b.keys.width, b.k_columns, b.minus_l, ahead);
   weigh(s, count, b.decays, b.minus_l, /*strict=*/true);
-  std::memset(b.u, 0, s.C * s.e * sizeof(Real));
-  state_product<false>(count, values, s.D, b.k, s.d, S, b.u, s.e);
+  state_product<false>(count, values, s.D, b.keys.data, b.keys.width, S, b.u, s.e, ahead);
   for (int64_t t = 0; t < count; ++t) {
     b.beta[t] = static_cast<const Real*>(p.beta)[steps.key(p.beta_strides, first + t)];
     scale_row(s.C, -b.beta[t], b.minus_l + t * s.c);
-    add_row(values, -b.decays.rise[t], b.u + t * s.e, b.x + t * s.e);
-    std::memcpy(b.u + t * s.e, b.x + t * s.e, s.e * sizeof(Real));
-    scale_row(s.e, b.beta[t], b.u + t * s.e);
+    sum_of_rows(values, v[t], -b.decays.rise[t], b.u + t * s.e, b.x + t * s.e);
+    scaled_row(s.e, b.beta[t], b.x + t * s.e, b.u + t * s.e);
   }
+  std::memset(b.u + count * s.e, 0, (s.C - count) * s.e * sizeof(Real));
   return solve_lower(s, count, values, b.minus_l, b.u, b.u_rows);
 }
 
@@ -103,13 +105,13 @@ Real write_of(const Parameters& p, int64_t index, int64_t chunk) {
   return static_cast<const Real*>(p.write)[index * parts(p.shape.steps, p.shape.chunk) + chunk];
 }
 
-// S ← exp(b_C) S + write (fall ⊙ K)ᵀ U. k is lost. Nothing is added of a gate of 0, be U what it may.
+// S ← exp(b_C) S + write (fall ⊙ K)ᵀ U. Nothing is added of a gate of 0, be U what it may.
 template <class Real>
-void next_state(const Sizes<Real>& s, int64_t count, Real write, const ChunkBlocks<Real>& b, Real* S) {
+void next_state(const Sizes<Real>& s, int64_t count, Real write, const ChunkBlocks<Real>& b, Real* S, Ahead* ahead) {
   if (b.decays.given) scale_row(s.D * s.e, b.decays.total, S);
   if (write == 0) return;
-  for (int64_t t = 0; t < count; ++t) scale_row(s.d, write * b.decays.fall[t], b.k + t * s.d);
-  add_to_state(count, round_up(s.E, kLanes<Real>), s.D, b.k, s.d, b.u_rows, s.C, S);
+  for (int64_t t = 0; t < count; ++t) scaled_row(s.d, write * b.decays.fall[t], b.keys[t], b.k + t * s.d);
+  add_to_state(count, round_up(s.E, kLanes<Real>), s.D, b.k, s.d, b.u_rows, s.C, S, ahead);
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -130,21 +132,25 @@ void forward_head(const GatedDeltaForward& p, int64_t index) {
   read_state<Real>(p.state, s, index, 0, b.S, nullptr);
   for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
     const int64_t first = chunk * p.shape.chunk, count = smaller(p.shape.chunk, steps.rows.count - first);
-    const bool finite = read_chunk(p, s, steps, first, count, b.S, b);
+    Ahead ahead;
+    ask_forward(p, s, steps, first, count, 0, ahead);
+    const bool finite = read_chunk(p, s, steps, first, count, b.S, b, &ahead);
     for (int64_t i = 0; i < s.group; ++i) {
       const auto query = [&](const HeadStrides& x) {
         return [&, i](int64_t t) { return steps.query(x, i, first + t); };
       };
-      load_rows(p.dtype, p.q, count, s.D, s.d, query(p.q_strides), b.q);
-      lower_scores(s, count, s.D, b.q, s.d, b.k_columns, b.scores);
+      if (i > 0) ask_forward(p, s, steps, first, count, i, ahead);
+      const auto q = rows_of(p.dtype, p.q, p.q_strides.row, count, s.D, s.d, query(p.q_strides), b.q);
+      const auto out = target_of(p.dtype, p.out, p.out_strides.row, s.E, s.e, query(p.out_strides), b.out);
+      lower_scores(s, count, s.D, q.data, q.width, b.k_columns, b.scores, &ahead);
       weigh(s, count, b.decays, b.scores);
-      state_product<false>(count, values, s.D, b.q, s.d, b.S, b.out, s.e);
+      state_product<false>(count, values, s.D, q.data, q.width, b.S, out.data, out.width, &ahead);
       if (b.decays.given)
-        for (int64_t t = 0; t < count; ++t) scale_row(values, b.decays.rise[t], b.out + t * s.e);
-      lower_product<true>(s, count, values, b.scores, b.u_rows, finite, b.out, s.e);
-      store_rows(p.dtype, b.out, count, s.E, s.e, p.out, query(p.out_strides));
+        for (int64_t t = 0; t < count; ++t) scale_row(values, b.decays.rise[t], out[t]);
+      lower_product<true>(s, count, values, b.scores, b.u_rows, finite, out.data, out.width, &ahead);
+      store_rows(p.dtype, out, count, s.E, s.e, p.out, query(p.out_strides));
     }
-    next_state(s, count, write_of<Real>(p, index, chunk), b, b.S);
+    next_state(s, count, write_of<Real>(p, index, chunk), b, b.S, &ahead);
   }
   write_state<Real>(b.S, nullptr, s, index, 0, p.last_state);
   if (p.shape.cu_seqlens != nullptr) return;
@@ -158,6 +164,7 @@ void forward_head(const GatedDeltaForward& p, int64_t index) {
 template <class Real>
 struct BackwardBlocks : ChunkBlocks<Real> {
   Real *dq, *dk, *du, *dout, *of_keys;  // [C, d or e]; of_keys [C, d]
+  Rows<Real> dkeys, y;                  // in dk and du, or where they are wanted; y: dU, then Y, then dV
   Real *k_rows, *q_rows, *dout_rows, *dx_rows, *u_columns;
   Real *dscores, *columns_sum;  // [C, c], [C]
   Real *dS, *transposed, *dS_transposed, *staging;
@@ -180,20 +187,20 @@ struct BackwardBlocks : ChunkBlocks<Real> {
 
 // What dL gives: to β, the keys as rows and as columns of L, and the decays between. Y in du.
 template <class Real>
-void add_solve_gradient(const Sizes<Real>& s, int64_t count, bool k_finite, DecayTerms& terms,
-                        BackwardBlocks<Real>& b) {
+void add_solve_gradient(const Sizes<Real>& s, int64_t count, bool k_finite, DecayTerms& terms, BackwardBlocks<Real>& b,
+                        Ahead* ahead) {
   const int64_t keys = round_up(s.D, kLanes<Real>);
-  lower_scores(s, count, s.E, b.du, s.e, b.u_columns, b.dscores);  // Y Uᵀ = -dL
+  lower_scores(s, count, s.E, b.y.data, b.y.width, b.u_columns, b.dscores, ahead);  // Y Uᵀ = -dL
   if (b.decays.given) add_between(s, count, b.minus_l, b.dscores, b.columns_sum, terms.between);
   weigh(s, count, b.decays, b.dscores, /*strict=*/true);
-  lower_product<false>(s, count, keys, b.dscores, b.k_rows, k_finite, b.of_keys, s.d);
+  lower_product<false>(s, count, keys, b.dscores, b.k_rows, k_finite, b.of_keys, s.d, ahead);
   for (int64_t t = 0; t < count; ++t) {
-    b.dbeta[t] -= dot(keys, b.of_keys + t * s.d, b.k + t * s.d);
-    add_row(keys, -b.beta[t], b.of_keys + t * s.d, b.dk + t * s.d);
+    b.dbeta[t] -= dot(keys, b.of_keys + t * s.d, b.keys[t]);
+    add_row(keys, -b.beta[t], b.of_keys + t * s.d, b.dkeys[t]);
     scale_row(s.C, -b.beta[t], b.dscores + t * s.c);
     std::memset(b.dscores + t * s.c + t, 0, (s.C - t) * sizeof(Real));  // a β that is not finite
   }
-  upper_product(s, count, keys, b.dscores, b.k_rows, k_finite, b.dk, s.d);
+  upper_product(s, count, keys, b.dscores, b.k_rows, k_finite, b.dkeys.data, b.dkeys.width, ahead);
 }
 
 template <class Real>
@@ -204,9 +211,13 @@ void backward_chunk(const GatedDeltaBackward& p, const Sizes<Real>& s, const Ste
   const Real* S = b.before + chunk * b.state_size;
   const Real write = write_of<Real>(p, index, chunk);
   const auto key = [&](const HeadStrides& x) { return [&](int64_t t) { return steps.key(x, first + t); }; };
-  read_chunk(p, s, steps, first, count, S, b);
+  Ahead ahead;
+  ask_backward(p, s, steps, first, count, 0, b.before, b.state_size, ahead);
+  read_chunk(p, s, steps, first, count, S, b, &ahead);
+  b.dkeys = target_of(p.dtype, p.dk, p.dk_strides.row, s.D, s.d, key(p.dk_strides), b.dk);
+  b.y = target_of(p.dtype, p.dv, p.dv_strides.row, s.E, s.e, key(p.dv_strides), b.du);
   const Decays<Real>& decays = b.decays;
-  const bool k_finite = pack_rows(count, s.d, b.k, s.d, b.k_rows, s.C);
+  const bool k_finite = pack_rows(count, s.d, b.keys.data, b.keys.width, b.k_rows, s.C);
   pack_transposed(count, s.E, b.u, s.e, b.u_columns);
   transpose_state(s.D, s.E, S, b.transposed, b.staging);
   transpose_state(s.D, s.E, b.dS, b.dS_transposed, b.staging);
@@ -214,60 +225,62 @@ void backward_chunk(const GatedDeltaBackward& p, const Sizes<Real>& s, const Ste
   // What the state after the chunk gives to U, the keys and the gate.
   DecayTerms terms = {};
   double dwrite = 0;
-  std::memset(b.du, 0, s.C * s.e * sizeof(Real));
-  state_product<false>(count, values, s.D, b.k, s.d, b.dS, b.du, s.e);
-  state_product<false>(count, keys, s.E, b.u, s.e, b.dS_transposed, b.dk, s.d);
+  if (values < s.e) std::memset(b.du, 0, s.C * s.e * sizeof(Real));
+  state_product<false>(count, values, s.D, b.keys.data, b.keys.width, b.dS, b.y.data, b.y.width, &ahead);
+  state_product<false>(count, keys, s.E, b.u, s.e, b.dS_transposed, b.dkeys.data, b.dkeys.width, &ahead);
   for (int64_t t = 0; t < count; ++t) {
-    scale_row(values, write * decays.fall[t], b.du + t * s.e);
-    scale_row(keys, decays.fall[t], b.dk + t * s.d);
-    const double falling = dot(keys, b.k + t * s.d, b.dk + t * s.d);
+    scale_row(values, write * decays.fall[t], b.y[t]);
+    scale_row(keys, decays.fall[t], b.dkeys[t]);
+    const double falling = dot(keys, b.keys[t], b.dkeys[t]);
     dwrite += falling;
     terms.falling[t] = write == 0 ? 0 : write * falling;
-    scale_row(keys, write, b.dk + t * s.d);
+    scale_row(keys, write, b.dkeys[t]);
   }
   terms.through = static_cast<double>(dot(b.state_size, S, b.dS)) * decays.total;
   if (decays.given) scale_row(b.state_size, decays.total, b.dS);
 
   for (int64_t i = 0; i < s.group; ++i) {
     const auto query = [&](const HeadStrides& x) { return [&, i](int64_t t) { return steps.query(x, i, first + t); }; };
-    load_rows(p.dtype, p.q, count, s.D, s.d, query(p.q_strides), b.q);
-    load_rows(p.dtype, p.dout, count, s.E, s.e, query(p.dout_strides), b.dout);
-    const bool q_finite = pack_rows(count, s.d, b.q, s.d, b.q_rows, s.C);
-    const bool dout_finite = pack_rows(count, s.e, b.dout, s.e, b.dout_rows, s.C);
-    lower_scores(s, count, s.D, b.q, s.d, b.k_columns, b.scores);
-    lower_scores(s, count, s.E, b.dout, s.e, b.u_columns, b.dscores);
+    if (i > 0) ask_backward(p, s, steps, first, count, i, b.before, b.state_size, ahead);
+    const auto q = rows_of(p.dtype, p.q, p.q_strides.row, count, s.D, s.d, query(p.q_strides), b.q);
+    const auto dout = rows_of(p.dtype, p.dout, p.dout_strides.row, count, s.E, s.e, query(p.dout_strides), b.dout);
+    const auto dq = target_of(p.dtype, p.dq, p.dq_strides.row, s.D, s.d, query(p.dq_strides), b.dq);
+    const bool q_finite = pack_rows(count, s.d, q.data, q.width, b.q_rows, s.C);
+    const bool dout_finite = pack_rows(count, s.e, dout.data, dout.width, b.dout_rows, s.C);
+    lower_scores(s, count, s.D, q.data, q.width, b.k_columns, b.scores, &ahead);
+    lower_scores(s, count, s.E, dout.data, dout.width, b.u_columns, b.dscores, &ahead);
     weigh(s, count, decays, b.scores);
     if (decays.given) add_between(s, count, b.scores, b.dscores, b.columns_sum, terms.between);
     weigh(s, count, decays, b.dscores);
-    state_product<false>(count, keys, s.E, b.dout, s.e, b.transposed, b.dq, s.d);
+    state_product<false>(count, keys, s.E, dout.data, dout.width, b.transposed, dq.data, dq.width, &ahead);
     for (int64_t t = 0; t < count; ++t) {
-      scale_row(keys, decays.rise[t], b.dq + t * s.d);
-      terms.rising[t] += dot(keys, b.q + t * s.d, b.dq + t * s.d);
-      scale_row(s.d, decays.rise[t], b.q + t * s.d);
+      scale_row(keys, decays.rise[t], dq[t]);
+      terms.rising[t] += dot(keys, q[t], dq[t]);
+      scaled_row(s.d, decays.rise[t], q[t], b.q + t * s.d);
     }
-    lower_product<true>(s, count, keys, b.dscores, b.k_rows, k_finite, b.dq, s.d);
-    upper_product(s, count, values, b.scores, b.dout_rows, dout_finite, b.du, s.e);
-    upper_product(s, count, keys, b.dscores, b.q_rows, q_finite, b.dk, s.d);
-    add_to_state(count, values, s.D, b.q, s.d, b.dout_rows, s.C, b.dS);
-    store_rows(p.dtype, b.dq, count, s.D, s.d, p.dq, query(p.dq_strides));
+    lower_product<true>(s, count, keys, b.dscores, b.k_rows, k_finite, dq.data, dq.width, &ahead);
+    upper_product(s, count, values, b.scores, b.dout_rows, dout_finite, b.y.data, b.y.width, &ahead);
+    upper_product(s, count, keys, b.dscores, b.q_rows, q_finite, b.dkeys.data, b.dkeys.width, &ahead);
+    add_to_state(count, values, s.D, b.q, s.d, b.dout_rows, s.C, b.dS, &ahead);
+    store_rows(p.dtype, dq, count, s.D, s.d, p.dq, query(p.dq_strides));
   }
 
-  solve_upper(s, count, values, b.minus_l, b.du, b.dx_rows);
-  for (int64_t t = 0; t < count; ++t) b.dbeta[t] = dot(s.e, b.du + t * s.e, b.x + t * s.e);
-  add_solve_gradient(s, count, k_finite, terms, b);
-  for (int64_t t = 0; t < count; ++t) scale_row(s.e, b.beta[t], b.du + t * s.e);  // dX, dV
-  pack_rows(count, s.e, b.du, s.e, b.dx_rows, s.C);
-  state_product<false>(count, keys, s.E, b.du, s.e, b.transposed, b.of_keys, s.d);
+  solve_upper(s, count, values, b.minus_l, b.y, b.dx_rows);
+  for (int64_t t = 0; t < count; ++t) b.dbeta[t] = dot(s.e, b.y[t], b.x + t * s.e);
+  add_solve_gradient(s, count, k_finite, terms, b, &ahead);
+  for (int64_t t = 0; t < count; ++t) scale_row(s.e, b.beta[t], b.y[t]);  // dX, dV
+  pack_rows(count, s.e, b.y.data, b.y.width, b.dx_rows, s.C);
+  state_product<false>(count, keys, s.E, b.y.data, b.y.width, b.transposed, b.of_keys, s.d, &ahead);
   for (int64_t t = 0; t < count; ++t) {
     scale_row(keys, -decays.rise[t], b.of_keys + t * s.d);
-    terms.rising[t] += dot(keys, b.k + t * s.d, b.of_keys + t * s.d);
-    add_row(keys, Real(1), b.of_keys + t * s.d, b.dk + t * s.d);
-    scale_row(s.d, -decays.rise[t], b.k + t * s.d);
+    terms.rising[t] += dot(keys, b.keys[t], b.of_keys + t * s.d);
+    add_row(keys, Real(1), b.of_keys + t * s.d, b.dkeys[t]);
+    scaled_row(s.d, -decays.rise[t], b.keys[t], b.k + t * s.d);
   }
-  add_to_state(count, values, s.D, b.k, s.d, b.dx_rows, s.C, b.dS);
+  add_to_state(count, values, s.D, b.k, s.d, b.dx_rows, s.C, b.dS, &ahead);
 
-  store_rows(p.dtype, b.dk, count, s.D, s.d, p.dk, key(p.dk_strides));
-  store_rows(p.dtype, b.du, count, s.E, s.e, p.dv, key(p.dv_strides));
+  store_rows(p.dtype, b.dkeys, count, s.D, s.d, p.dk, key(p.dk_strides));
+  store_rows(p.dtype, b.y, count, s.E, s.e, p.dv, key(p.dv_strides));
   for (int64_t t = 0; t < count; ++t) static_cast<Real*>(p.dbeta)[steps.key(p.dbeta_strides, first + t)] = b.dbeta[t];
   if (p.dlog_decay != nullptr) store_ddecay(terms, count, static_cast<Real*>(p.dlog_decay), key(p.ddecay_strides));
   if (p.dwrite != nullptr)
@@ -283,9 +296,14 @@ void backward_head(const GatedDeltaBackward& p, int64_t index) {
   read_state<Real>(p.state, s, index, 0, b.before, nullptr);
   for (int64_t chunk = 0; chunk + 1 < s.chunks; ++chunk) {
     Real *S = b.before + chunk * b.state_size, *next = S + b.state_size;
-    read_chunk(p, s, steps, chunk * p.shape.chunk, p.shape.chunk, S, b);
+    const int64_t count = p.shape.chunk, first = chunk * count,
+                  later = smaller(count, steps.rows.count - first - count);
+    Ahead ahead;
+    ahead.add(p.dtype, p.k, steps.key(p.k_strides, first + count), p.k_strides.row, later, s.D);
+    ahead.add(p.dtype, p.v, steps.key(p.v_strides, first + count), p.v_strides.row, later, s.E);
+    read_chunk(p, s, steps, first, count, S, b, &ahead);
     std::memcpy(next, S, b.state_size * sizeof(Real));
-    next_state(s, p.shape.chunk, write_of<Real>(p, index, chunk), b, next);
+    next_state(s, count, write_of<Real>(p, index, chunk), b, next, &ahead);
   }
   read_state<Real>(p.dlast_state, s, index, 0, b.dS, nullptr);
   for (int64_t chunk = s.chunks - 1; chunk >= 0; --chunk) backward_chunk(p, s, steps, index, chunk, b);

@@ -1,4 +1,4 @@
-// A chunk of steps for the CPU backends of linear_attention and gated_delta_rule (kernels/recurrence.h): its rows, decays, and the
+// A chunk of steps for the CPU backends of linear_attention and gated_delta_rule (kernels/recurrence.h): its decays, and the
 // products of blocks in cache (csrc/ops/cpu_product.h).
 //
 // A block of rows is [C, width], width whole panels; rows and columns that do not exist are 0. As the right factor of a product a
@@ -8,127 +8,11 @@
 // Triangular products leave out what lies above the diagonal: tiles of kTile rows sum over the steps that some row of the tile
 // sees, where the others have 0; or, where an operand is not finite and 0 · NaN would be NaN, tiles are one row high.
 #pragma once
-#include "csrc/ops/cpu_product.h"
-#include "csrc/ops/cpu_rows.h"
-#include "kernels/recurrence.h"
+#include "csrc/ops/recurrence_rows.h"
 
 namespace isentrope::ops::CPU_CAPABILITY::recurrence {
 
-using kernels::HeadStrides;
-using kernels::RecurrenceShape;
-
 constexpr double kLog2e = 1.4426950408889634074;
-constexpr int64_t kPad = 16;  // added to the width of a square block, so that rows do not fall on the same cache sets
-constexpr int64_t kKeptBytes = int64_t{32} << 20;  // scratch above this goes back to the system after a task
-constexpr int64_t kMostChunk = 256;
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
-inline thread_local Scratch own_scratch;
-struct Lease {
-  ~Lease() {
-    if (own_scratch.bytes > kKeptBytes) own_scratch.release();
-  }
-};
-
-// Memory of a task, taken piece by piece: counted first, then given.
-template <class Real>
-struct Arena {
-  Real* next = nullptr;
-  int64_t counted = 0;
-  Real* take(int64_t count) {
-    count = round_up(count, kLanes<Real>);
-    counted += count;
-    return next == nullptr ? nullptr : (next += count) - count;
-  }
-};
-// A workspace W<Real>, whose constructor takes its pieces from an Arena.
-template <class W, class Real, class Sizes>
-W workspace_of(const Sizes& sizes) {
-  Arena<Real> count;
-  W(sizes, count);
-  Arena<Real> arena{own_scratch.get<Real>(count.counted), 0};
-  return W(sizes, arena);
-}
-
-// ---- sizes and steps ------------------------------------------------------------------------------------------------
-
-template <class Real>
-struct Sizes {
-  int64_t D, E, C;  // C: rows of a block, whole panels of steps
-  int64_t d, e, c;  // the width of a row of D, of E, of a square block
-  int64_t group;    // query heads of a key head
-  int64_t chunks;
-  Sizes(const RecurrenceShape& s, int64_t steps)
-      : D(s.key_size),
-        E(s.value_size),
-        C(round_up(s.chunk, kPanel<Real>)),
-        d(round_up(D, kPanel<Real>)),
-        e(round_up(E, kPanel<Real>)),
-        c(C + kPad),
-        group(s.heads / s.kv_heads),
-        chunks(parts(steps, s.chunk)) {}
-};
-
-// One key head g of one sequence n: its rows in every array.
-struct Steps {
-  int64_t n, g, group;
-  kernels::RecurrenceRows rows;
-  Steps(const RecurrenceShape& s, int64_t index)
-      : n(index / s.kv_heads),
-        g(index % s.kv_heads),
-        group(s.heads / s.kv_heads),
-        rows(kernels::recurrence_rows(s, index / s.kv_heads)) {}
-  int64_t at(const HeadStrides& x, int64_t head, int64_t t) const {
-    return rows.batch * x.batch + head * x.head + (rows.first + t) * x.row;
-  }
-  int64_t key(const HeadStrides& x, int64_t t) const { return at(x, g, t); }
-  int64_t query(const HeadStrides& x, int64_t i, int64_t t) const { return at(x, g * group + i, t); }
-};
-
-// ---- rows -----------------------------------------------------------------------------------------------------------
-
-// to [C, width] = count rows of n elements, at(t) where row t begins; 0 beyond, to whole panels of rows.
-template <class Real, class At>
-void load_rows(DType dtype, const void* x, int64_t count, int64_t n, int64_t width, const At& at, Real* to) {
-  for (int64_t t = 0; t < count; ++t, to += width) {
-    load_row(dtype, x, at(t), n, to);
-    for (int64_t i = n; i < width; ++i) to[i] = 0;
-  }
-  std::memset(to, 0, (round_up(count, kPanel<Real>) - count) * width * sizeof(Real));
-}
-template <class Real, class At>
-void store_rows(DType dtype, const Real* from, int64_t count, int64_t n, int64_t width, void* x, const At& at) {
-  for (int64_t t = 0; t < count; ++t, from += width) store_row(dtype, from, n, x, at(t));
-}
-
-// n of these counts whole vectors.
-template <class Real>
-void scale_row(int64_t n, Real factor, Real* x) {
-  for (int64_t i = 0; i < n; i += kLanes<Real>) *reinterpret_cast<Lanes<Real>*>(x + i) *= factor;
-}
-template <class Real>
-void add_row(int64_t n, Real factor, const Real* x, Real* to) {
-  for (int64_t i = 0; i < n; i += kLanes<Real>)
-    *reinterpret_cast<Lanes<Real>*>(to + i) += factor * load_lanes<Real>(x + i);
-}
-template <class Real>
-Real dot(int64_t n, const Real* a, const Real* b) {
-  using V = Vector<Real>;
-  V sum[2] = {V(Real(0)), V(Real(0))};
-  for (int64_t i = 0; i < n; i += kWidth<Real>) {
-    V& of = sum[i / kWidth<Real> % 2];
-    of = fma(load(a + i), load(b + i), of);
-  }
-  return reduce_add(sum[0] + sum[1]);
-}
-template <class Real>
-Real row_sum(int64_t n, const Real* a) {
-  Vector<Real> sum(Real(0));
-  for (int64_t i = 0; i < n; i += kWidth<Real>) sum = sum + load(a + i);
-  return reduce_add(sum);
-}
 
 // ---- states ---------------------------------------------------------------------------------------------------------
 
@@ -227,9 +111,10 @@ struct Decays {
 // to [count, c] = A [count, d] · Bᵀ at and below the diagonal (in whole tiles), columns: B's transpose in panels.
 template <class Real>
 void lower_scores(const Sizes<Real>& z, int64_t count, int64_t K, const Real* a, int64_t width, const Real* columns,
-                  Real* to) {
+                  Real* to, Ahead* ahead = nullptr) {
   product<false, false>(count, round_up(count, kPanel<Real>), kTile, a, width, columns, K * kPanel<Real>, to, z.c,
-                        [K](int64_t m, int64_t n) {
+                        [=](int64_t m, int64_t n) {
+                          if (ahead != nullptr) ahead->ask();
                           return n < m + kTile ? Span{0, K} : Span{};
                         });
 }
@@ -249,18 +134,20 @@ void weigh(const Sizes<Real>& z, int64_t count, const Decays<Real>& decays, Real
 // to [count, columns] (+)= L [count, c] · X, L lower triangular, X in panels of rows. finite: X is.
 template <bool kAdd, class Real>
 void lower_product(const Sizes<Real>& z, int64_t count, int64_t columns, const Real* lower, const Real* x, bool finite,
-                   Real* to, int64_t width) {
+                   Real* to, int64_t width, Ahead* ahead = nullptr) {
   const int64_t height = finite ? kTile : 1;
   product<false, kAdd>(count, columns, height, lower, z.c, x, z.C * kPanel<Real>, to, width, [=](int64_t m, int64_t) {
+    if (ahead != nullptr) ahead->ask();
     return Span{0, smaller(m + height, count)};
   });
 }
 // to [count, columns] += Lᵀ · X.
 template <class Real>
 void upper_product(const Sizes<Real>& z, int64_t count, int64_t columns, const Real* lower, const Real* x, bool finite,
-                   Real* to, int64_t width) {
+                   Real* to, int64_t width, Ahead* ahead = nullptr) {
   product<true, true>(count, columns, finite ? kTile : 1, lower, z.c, x, z.C * kPanel<Real>, to, width,
                       [=](int64_t m, int64_t) {
+                        if (ahead != nullptr) ahead->ask();
                         return Span{m, count};
                       });
 }
@@ -270,8 +157,9 @@ void upper_product(const Sizes<Real>& z, int64_t count, int64_t columns, const R
 // to [count, columns] (+)= A [count, width] · S, S [K, columns] in panels.
 template <bool kAdd, class Real>
 void state_product(int64_t count, int64_t columns, int64_t K, const Real* a, int64_t width, const Real* S, Real* to,
-                   int64_t to_width) {
-  product<false, kAdd>(count, columns, kTile, a, width, S, K * kPanel<Real>, to, to_width, [K](int64_t, int64_t) {
+                   int64_t to_width, Ahead* ahead = nullptr) {
+  product<false, kAdd>(count, columns, kTile, a, width, S, K * kPanel<Real>, to, to_width, [=](int64_t, int64_t) {
+    if (ahead != nullptr) ahead->ask();
     return Span{0, K};
   });
 }
@@ -279,13 +167,13 @@ void state_product(int64_t count, int64_t columns, int64_t K, const Real* a, int
 // S [K, columns] in panels += A [count, width]ᵀ · X, X in panels of rows, C apart.
 template <class Real>
 void add_to_state(int64_t count, int64_t columns, int64_t K, const Real* a, int64_t width, const Real* x, int64_t C,
-                  Real* S) {
+                  Real* S, Ahead* ahead = nullptr) {
   constexpr int64_t P = kPanel<Real>;
   for (int64_t n = 0; n < columns; n += P)
-    product<true, true>(K, smaller(P, columns - n), kTile, a, width, x + n * C, 0, S + n * K, P,
-                        [count](int64_t, int64_t) {
-                          return Span{0, count};
-                        });
+    product<true, true>(K, smaller(P, columns - n), kTile, a, width, x + n * C, 0, S + n * K, P, [=](int64_t, int64_t) {
+      if (ahead != nullptr) ahead->ask();
+      return Span{0, count};
+    });
 }
 
 // The transpose of x [C, width] in panels: of its first count rows, in whole panels.

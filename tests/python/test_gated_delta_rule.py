@@ -156,6 +156,27 @@ def test_cut_sequences_and_single_steps_are_the_whole(device):
         torch.testing.assert_close(state, whole.state, **tolerance)
 
 
+@pytest.mark.parametrize("D", [24, 64])  # rows that are copied, and rows that are read and written where they lie
+def test_strides(device, D):
+    q, v, dout = (torch.randn(2, 2, 70, D, device=device) for _ in range(3))
+    k = torch.nn.functional.normalize(torch.randn(2, 2, 70, D, device=device), dim=-1)
+    beta, decay = torch.rand(2, 2, 70, device=device), -0.2 * torch.rand(2, 2, 70, device=device)
+
+    def of(q, k, v, dout, beta, decay):
+        leaves = [x.requires_grad_() for x in (q, k, v, beta, decay)]
+        out, state = isentrope.gated_delta_rule(*leaves)
+        return [out.detach(), state.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+    inputs = [q, k, v, dout, beta, decay]
+    rows_first = lambda x: x.detach().transpose(1, 2).contiguous().transpose(1, 2)  # noqa: E731
+    found = of(*map(rows_first, inputs))
+    assert all(x.stride() == rows_first(x).stride() for x in (found[0], *found[2:5]))
+    assert all(torch.equal(a, e) for a, e in zip(found, of(*inputs)))
+    one = [x[:, :, :1].detach() for x in inputs]
+    repeated = [x.repeat_interleave(70, 2) for x in one]
+    assert all(torch.equal(a, e) for a, e in zip(of(*(x.expand_as(y) for x, y in zip(one, repeated))), of(*repeated)))
+
+
 def test_a_shut_gate_leaves_a_state_that_only_decayed(device):
     q, k, v = draw(1, 2, 128, 16, device=device)
     beta, decay, state = torch.rand(1, 2, 128, device=device), -torch.rand(1, 2, 128, device=device), torch.randn(1, 2, 16, 16, device=device)

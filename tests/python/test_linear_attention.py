@@ -264,15 +264,26 @@ def test_a_row_without_weight_is_zero(device):
     assert all(x.grad.isfinite().all() for x in leaves) and (q.grad[:, :, :5] == 0).all()
 
 
-def test_strides(device):
-    q, k, v = draw(2, 4, 70, 24, G=2, device=device)
-    wanted = isentrope.linear_attention(q, k, v)
-    rows_first = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-    out, state = isentrope.linear_attention(*rows_first)
-    assert out.stride() == torch.empty(2, 70, 4, 24).transpose(1, 2).stride()
-    assert torch.equal(out, wanted.out) and torch.equal(state, wanted.state)
-    turned = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]
-    assert torch.equal(isentrope.linear_attention(*turned).out, wanted.out)
+@pytest.mark.parametrize("D", [24, 64])  # rows that are copied, and rows that are read and written where they lie
+def test_strides(device, D):
+    q, k, v = draw(2, 4, 70, D, G=2, device=device)
+    dout = torch.randn_like(q)
+
+    def of(q, k, v, dout=dout):
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        out, state = isentrope.linear_attention(*leaves)
+        return [out.detach(), state.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+    wanted = of(q, k, v)
+    rows_first = lambda x: x.detach().transpose(1, 2).contiguous().transpose(1, 2)  # noqa: E731
+    found = of(rows_first(q), rows_first(k), rows_first(v), rows_first(dout))
+    assert all(x.stride() == rows_first(x).stride() for x in (found[0], *found[2:]))
+    turned = lambda x: x.detach().transpose(2, 3).contiguous().transpose(2, 3)  # noqa: E731
+    for other in (found, of(turned(q), turned(k), turned(v), turned(dout))):
+        assert all(torch.equal(a, e) for a, e in zip(other, wanted))
+    one = [x[:, :, :1].detach() for x in (q, k, v, dout)]
+    repeated = [x.repeat(1, 1, 70, 1) for x in one]
+    assert all(torch.equal(a, e) for a, e in zip(of(*(x.expand_as(y) for x, y in zip(one, repeated))), of(*repeated)))
 
 
 def test_weights_of_a_row_sum_to_one():

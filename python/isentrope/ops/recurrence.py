@@ -61,8 +61,8 @@ def linear_attention(
         key_lengths: [B] integers from 0 to T: steps at and after it do not exist. out is 0 there, and the state is that before them.
         cu_seqlens: [N + 1] integers, 0 first, then where each packed sequence ends: q is [total, H, D], k and v are [total, G, ...],
             log_decay is [total, G], and each sequence has a state of its own.
-        chunk: steps that are taken together, a multiple of 16 from 16 to 256: a matter of speed and of rounding alone. (On a GPU 64; the
-            backward pass on a CPU takes at most 32.)
+        chunk: steps that are taken together, a multiple of 16 from 16 to 256: a matter of speed and of rounding alone. (On a GPU 64, on a
+            CPU at most 32.)
 
     Returns:
         (out like q with the columns of v, state after the last step). Both have gradients, to q, k, v, log_decay and state. A sequence
