@@ -11,6 +11,10 @@
 #include "csrc/methods/entropy_advantage.h"
 #include "csrc/methods/entropy_control.h"
 #include "csrc/methods/estimator.h"
+#include "csrc/methods/kth.h"
+#include "csrc/methods/weight_cpu.h"
+#include "csrc/ops/cpu_dispatch.h"
+#include "csrc/ops/result_memory.h"
 
 namespace isentrope::methods {
 namespace {
@@ -125,10 +129,19 @@ Tensor ceeh_entropy(const Tensor& hard, const Tensor& mask, double factor) {
   OP_CHECK(kOp, hard.dim() == 1 && hard.size(0) == mask.size(0), "hard has shape ", hard.sizes(), "; wanted [",
            mask.size(0), "], one a row of mask");
   check_number(kOp, "factor", factor, factor >= 0 && std::isfinite(factor), "at least 0, and finite");
-  const Tensor counts = host_mask(mask).to(torch::kFloat64);
-  const Tensor w = torch::where(host_mask(hard).unsqueeze(1), factor, 1.0).to(torch::kFloat64) * counts;
-  const double sum = w.sum().item<double>(), tokens = counts.sum().item<double>();
-  return (sum > 0 ? w * (tokens / sum) : w).to(torch::kFloat32).to(mask.device());
+  const Tensor marks = host_mask(mask), hards = host_mask(hard), made = ops::result_like(marks, torch::kFloat32);
+  FillLoop p{{mask.size(0), mask.size(1), marks.const_data_ptr<bool>()}};
+  std::vector<double> w(static_cast<size_t>(p.rows));
+  double sum = 0, tokens = 0;
+  for (int64_t b = 0; b < p.rows; ++b) {
+    const auto n = static_cast<double>(count_marked(p.mask + b * p.length, p.length));
+    w[b] = hards.const_data_ptr<bool>()[b] ? factor : 1;
+    sum += w[b] * n, tokens += n;
+  }
+  for (double& x : w) x = sum > 0 ? x * (tokens / sum) : 0;
+  p.value = w.data(), p.factor = made.mutable_data_ptr();
+  ISENTROPE_PICK(fill_on_cpu)(p);
+  return made.to(mask.device());
 }
 
 Bonus CeehEntropy::bonus(const Update& u, int64_t step, Context&) const {

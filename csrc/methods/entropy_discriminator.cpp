@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include "csrc/methods/token_table.h"
+#include "csrc/methods/shaping_cpu.h"
+#include "csrc/methods/token_arguments.h"
 
 namespace isentrope::methods {
 namespace {
@@ -15,22 +18,29 @@ constexpr double kLeastStd = 1e-12;  // as released
 
 // What a method says of the tokens that count.
 struct Deviations {
-  std::vector<double> z;  // of each token
+  Tensor z;  // [B, T] of each token, on the CPU
   double mean = 0, std = 0;
+  int64_t tokens = 0;
 };
 
-// value(i) of each token that counts, with mean and population standard deviation.
-template <class Function>
-Deviations deviations(const TokenTable& given, const Function& value) {
-  Deviations d{std::vector<double>(static_cast<size_t>(given.size()))};
-  double sum = 0, tokens = 0, squares = 0;
-  for (int64_t i = 0; i < given.size(); ++i)
-    if (given.mask()[i]) sum += d.z[i] = value(i), ++tokens;
-  if (tokens == 0) return d;
-  d.mean = sum / tokens;
-  for (int64_t i = 0; i < given.size(); ++i)
-    if (given.mask()[i]) squares += (d.z[i] - d.mean) * (d.z[i] - d.mean);
-  d.std = std::sqrt(squares / tokens);
+// p (H + log p), less its mean under the policy where sum_p2 and sum_p2_logp are given, with mean and population standard deviation.
+Deviations deviations(const TokenArguments& given, const void* entropy, const void* sum_p2 = nullptr,
+                      const void* sum_p2_logp = nullptr) {
+  Deviations d{given.make()};
+  DiscriminatorLoop p{given.rows()};
+  std::vector<double> sums(static_cast<size_t>(p.rows));
+  std::vector<int64_t> counts(sums.size());
+  p.logprob = given.first(), p.entropy = entropy, p.sum_p2 = sum_p2, p.sum_p2_logp = sum_p2_logp;
+  p.z = d.z.mutable_data_ptr(), p.sum = sums.data(), p.count = counts.data();
+  ISENTROPE_PICK(discriminator_on_cpu)(p);
+  d.tokens = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  if (d.tokens == 0) return d;
+  const auto n = static_cast<double>(d.tokens);
+  d.mean = std::accumulate(sums.begin(), sums.end(), 0.0) / n;
+  SquareLoop squares{given.rows()};
+  squares.x = p.z, squares.centre = d.mean, squares.sum = sums.data();
+  ISENTROPE_PICK(square_on_cpu)(squares);
+  d.std = std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0) / n);
   return d;
 }
 
@@ -43,45 +53,35 @@ void check_keys(const char* op, double mu_low, std::optional<double> mu_high, c1
 }
 
 // The rule, of deviations from `centre`.
-Tensor taken_out(const TokenTable& given, const double* advantage, const Deviations& d, double centre, double mu_low,
+Tensor taken_out(const TokenArguments& given, const void* advantage, const Deviations& d, double centre, double mu_low,
                  std::optional<double> mu_high, c10::string_view signs, double max_frac) {
-  Tensor out = torch::zeros({given.rows(), given.length()}, torch::kBool);
-  if (!(d.std >= kLeastStd)) return given.give_flags(out);
-  const bool negative = signs != "pos", positive = signs != "neg";
-  std::vector<std::pair<double, int64_t>> beyond;  // by how far, and which
-  int64_t tokens = 0;
-  for (int64_t i = 0; i < given.size(); ++i) {
-    if (!given.mask()[i]) continue;
-    ++tokens;
-    if (!((negative && advantage[i] < 0) || (positive && advantage[i] > 0))) continue;
-    const double z = d.z[i] - centre, low = -z - mu_low * d.std, high = mu_high ? z - *mu_high * d.std : -1;
-    if (low > 0 || high > 0) beyond.emplace_back(std::max(low, high), i);
-  }
-  auto last = beyond.end();
-  if (static_cast<double>(beyond.size()) > max_frac * static_cast<double>(tokens)) {
-    const auto most = std::max<int64_t>(1, static_cast<int64_t>(max_frac * static_cast<double>(tokens)));
-    last = beyond.begin() + std::min<int64_t>(most, std::ssize(beyond));
-    std::partial_sort(beyond.begin(), last, beyond.end(), [](const auto& a, const auto& b) {
-      return a.first != b.first ? a.first > b.first : a.second < b.second;
-    });
-  }
-  for (auto one = beyond.begin(); one != last; ++one) out.mutable_data_ptr<bool>()[one->second] = true;
-  return given.give_flags(out);
-}
-
-// p (H + log p); a log-prob that rounding left above 0 counts as 0.
-double discriminator(double logprob, double entropy) {
-  const double l = std::min(logprob, 0.0);
-  return std::exp(l) * (entropy + l);
-}
-
-Deviations of_batch(TokenTable& given, const double* entropy) {
-  return deviations(given, [&](int64_t i) { return discriminator(given.first()[i], entropy[i]); });
-}
-Deviations of_vocabulary(TokenTable& given, const double* entropy, const double* sum_p2, const double* sum_p2_logp) {
-  return deviations(given, [&](int64_t i) {
-    return discriminator(given.first()[i], entropy[i]) - (entropy[i] * sum_p2[i] + sum_p2_logp[i]);
+  Tensor out = given.make_flags();
+  if (!(d.std >= kLeastStd)) return given.give(out.zero_());
+  const Tensor far = given.make();
+  BeyondLoop p{given.rows()};
+  std::vector<int64_t> counts(static_cast<size_t>(p.rows));
+  p.z = d.z.const_data_ptr(), p.advantage = advantage, p.centre = centre;
+  p.low = -mu_low * d.std, p.high = mu_high ? *mu_high * d.std : std::numeric_limits<double>::infinity();
+  p.negative = signs != "pos", p.positive = signs != "neg";
+  p.beyond = far.mutable_data_ptr(), p.out = out.mutable_data_ptr<bool>(), p.count = counts.data();
+  ISENTROPE_PICK(beyond_on_cpu)(p);
+  const auto found = static_cast<double>(std::accumulate(counts.begin(), counts.end(), int64_t{0})),
+             tokens = static_cast<double>(d.tokens);
+  if (found <= max_frac * tokens) return given.give(out);
+  // The farthest alone; of equal ones the earlier.
+  std::vector<std::pair<double, int64_t>> beyond;
+  for (int64_t i = 0; i < p.size(); ++i)
+    if (p.out[i])
+      beyond.emplace_back(
+          p.wide ? far.const_data_ptr<double>()[i] : static_cast<double>(far.const_data_ptr<float>()[i]), i);
+  const auto last = beyond.begin() + std::min<int64_t>(std::max<int64_t>(1, static_cast<int64_t>(max_frac * tokens)),
+                                                       std::ssize(beyond));
+  std::partial_sort(beyond.begin(), last, beyond.end(), [](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first > b.first : a.second < b.second;
   });
+  out.zero_();
+  for (auto one = beyond.begin(); one != last; ++one) p.out[one->second] = true;
+  return given.give(out);
 }
 
 Weighted weighted(const char* kind, const Tensor& removed, const Deviations& d, const Update& u, Context& context) {
@@ -98,10 +98,10 @@ Weighted weighted(const char* kind, const Tensor& removed, const Deviations& d, 
 Tensor clip_b(const Tensor& logprob, const Tensor& entropy, const Tensor& advantage, const Tensor& mask, double mu_low,
               std::optional<double> mu_high, c10::string_view signs, double max_frac) {
   constexpr const char* kOp = "method_clip_b";
-  TokenTable given(kOp, "logprob", logprob, mask);
-  const double *H = given.take("entropy", entropy), *A = given.take("advantage", advantage);
+  TokenArguments given(kOp, "logprob", logprob, mask);
+  const void *const H = given.take("entropy", entropy), *const A = given.take("advantage", advantage);
   check_keys(kOp, mu_low, mu_high, signs, max_frac);
-  const Deviations d = of_batch(given, H);
+  const Deviations d = deviations(given, H);
   return taken_out(given, A, d, d.mean, mu_low, mu_high, signs, max_frac);
 }
 
@@ -109,16 +109,17 @@ Tensor clip_v(const Tensor& logprob, const Tensor& entropy, const Tensor& sum_p2
               const Tensor& advantage, const Tensor& mask, double mu_low, std::optional<double> mu_high,
               c10::string_view signs, double max_frac) {
   constexpr const char* kOp = "method_clip_v";
-  TokenTable given(kOp, "logprob", logprob, mask);
-  const double *H = given.take("entropy", entropy), *p2 = given.take("sum_p2", sum_p2),
-               *p2_logp = given.take("sum_p2_logp", sum_p2_logp), *A = given.take("advantage", advantage);
+  TokenArguments given(kOp, "logprob", logprob, mask);
+  const void *const H = given.take("entropy", entropy), *const p2 = given.take("sum_p2", sum_p2),
+                    *const p2_logp = given.take("sum_p2_logp", sum_p2_logp),
+                    *const A = given.take("advantage", advantage);
   check_keys(kOp, mu_low, mu_high, signs, max_frac);
-  return taken_out(given, A, of_vocabulary(given, H, p2, p2_logp), 0, mu_low, mu_high, signs, max_frac);
+  return taken_out(given, A, deviations(given, H, p2, p2_logp), 0, mu_low, mu_high, signs, max_frac);
 }
 
 Weighted ClipB::apply(const Update& u, Context& context) const {
-  TokenTable given("method_clip_b", "logprob", u.logprob, u.mask);
-  const Deviations d = of_batch(given, given.take("entropy", u.entropy));
+  TokenArguments given("method_clip_b", "logprob", u.logprob, u.mask);
+  const Deviations d = deviations(given, given.take("entropy", u.entropy));
   return weighted(
       kKind, clip_b(u.logprob, u.entropy, u.advantage, u.mask, mu_low, mu_high, signs, max_frac).to(u.mask.device()), d,
       u, context);
@@ -128,10 +129,10 @@ Weighted ClipV::apply(const Update& u, Context& context) const {
   if (!u.sum_p2.defined() || !u.sum_p2_logp.defined())
     throw std::invalid_argument(
         "clip_v: the update has no Σ p² and Σ p² log p; wanted those of the policy that learns");
-  TokenTable given("method_clip_v", "logprob", u.logprob, u.mask);
-  const double *H = given.take("entropy", u.entropy), *p2 = given.take("sum_p2", u.sum_p2),
-               *p2_logp = given.take("sum_p2_logp", u.sum_p2_logp);
-  const Deviations d = of_vocabulary(given, H, p2, p2_logp);
+  TokenArguments given("method_clip_v", "logprob", u.logprob, u.mask);
+  const void *const H = given.take("entropy", u.entropy), *const p2 = given.take("sum_p2", u.sum_p2),
+                    *const p2_logp = given.take("sum_p2_logp", u.sum_p2_logp);
+  const Deviations d = deviations(given, H, p2, p2_logp);
   return weighted(
       kKind,
       clip_v(u.logprob, u.entropy, u.sum_p2, u.sum_p2_logp, u.advantage, u.mask, mu_low, mu_high, signs, max_frac)

@@ -4,7 +4,8 @@
 #include <limits>
 #include <vector>
 
-#include "csrc/methods/token_table.h"
+#include "csrc/methods/shaping_cpu.h"
+#include "csrc/methods/token_arguments.h"
 
 namespace isentrope::methods {
 
@@ -12,8 +13,10 @@ std::tuple<Tensor, Tensor> gepo(const Tensor& advantage, const Tensor& h, const 
                                 const Tensor& state, double low, double high, double spread_low, double spread_high,
                                 double rate) {
   constexpr const char* kOp = "method_gepo";
-  TokenTable given(kOp, "advantage", advantage, mask);
-  const double *A = given.first(), *hs = given.take("h", h);
+  TokenArguments given(kOp, "advantage", advantage, mask);
+  ScaleLoop p{given.rows()};
+  p.advantage = given.first();
+  const void* const hs = given.take("h", h);
   const Groups groups = given.take_groups(group);
   ops::check_dtype(kOp, "state", state, {torch::kDouble});
   OP_CHECK(kOp, state.dim() == 1 && state.numel() == 2, "state has shape ", state.sizes(), "; wanted [2]");
@@ -24,12 +27,13 @@ std::tuple<Tensor, Tensor> gepo(const Tensor& advantage, const Tensor& h, const 
   check_number(kOp, "rate", rate, rate >= 0 && rate <= 1, "0 to 1");
 
   std::vector<double> mean(groups.size(), std::numeric_limits<double>::quiet_NaN());  // of each group
+  const auto [row_sums, row_tokens] = given.sums(hs);
   double number = 0, sum = 0, squares = 0;
   for (size_t g = 0; g + 1 < groups.size(); ++g) {
     double total = 0, tokens = 0;
-    for (int64_t i = groups[g] * given.length(); i < groups[g + 1] * given.length(); ++i)
-      if (given.mask()[i]) total += hs[i], ++tokens;
-    if (tokens > 0) mean[g] = total / tokens, sum += mean[g], ++number;
+    for (int64_t b = groups[g]; b < groups[g + 1]; ++b)
+      if (row_tokens[b] > 0) total += row_sums[b], tokens += static_cast<double>(row_tokens[b]);
+    if (tokens > 0 && std::isfinite(total)) mean[g] = total / tokens, sum += mean[g], ++number;
   }
   const Tensor before = host(state);
   double bounds[2] = {before.const_data_ptr<double>()[0], before.const_data_ptr<double>()[1]};
@@ -44,14 +48,12 @@ std::tuple<Tensor, Tensor> gepo(const Tensor& advantage, const Tensor& h, const 
       bounds[k] = used[k] + rate * (now[k] - used[k]);
     }
   }
-  std::vector<size_t> of(static_cast<size_t>(given.rows()));
+  std::vector<double> up(static_cast<size_t>(p.rows), 1), down(up);
   for (size_t g = 0; g + 1 < groups.size(); ++g)
-    for (int64_t b = groups[g]; b < groups[g + 1]; ++b) of[b] = g;
-  Tensor made = given.give([&](int64_t i) {
-    const double own = mean[of[i / given.length()]];
-    if (A[i] > 0 && own < used[0]) return low * A[i];
-    return A[i] < 0 && own > used[1] ? high * A[i] : A[i];
-  });
+    for (int64_t b = groups[g]; b < groups[g + 1]; ++b)
+      up[b] = mean[g] < used[0] ? low : 1, down[b] = mean[g] > used[1] ? high : 1;
+  p.up = up.data(), p.down = down.data();
+  Tensor made = given.made(p, ISENTROPE_PICK(scale_on_cpu));
   return {std::move(made), torch::tensor({bounds[0], bounds[1]}, torch::kFloat64).to(state.device())};
 }
 

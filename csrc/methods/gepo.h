@@ -18,7 +18,7 @@ namespace isentrope::methods {
 
 // The new advantages [B, T] of advantage's dtype, 0 where mask does not mark, and the new state [2] double. h [B, T]: −logprob or entropy
 // of the policy that drew, nats; group [B] rising; state [2] double, h_low and h_high. low, high 0 to 1, which changes nothing. Groups
-// without a token are in no statistic. float32 or float64.
+// without a token, and those of a mean that is not finite, are in no statistic and keep their advantages. float32 or float64.
 std::tuple<Tensor, Tensor> gepo(const Tensor& advantage, const Tensor& h, const Tensor& mask, const Tensor& group,
                                 const Tensor& state, double low, double high, double spread_low, double spread_high,
                                 double rate);

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <stdexcept>
 
-#include "csrc/methods/token_table.h"
+#include "csrc/methods/shaping_cpu.h"
+#include "csrc/methods/token_arguments.h"
 
 namespace isentrope::methods {
 namespace {
@@ -44,11 +46,11 @@ std::vector<Word> words_of(const std::string& text) {
 
 Tensor hicra(const Tensor& advantage, const Tensor& planning, const Tensor& mask, double alpha) {
   constexpr const char* kOp = "method_hicra";
-  TokenTable given(kOp, "advantage", advantage, mask);
-  const double* A = given.first();
-  const bool* plans = given.take_flags("planning", planning);
+  TokenArguments given(kOp, "advantage", advantage, mask);
+  PlanLoop p{given.rows()};
+  p.advantage = given.first(), p.plans = given.take_flags("planning", planning), p.alpha = alpha;
   check_number(kOp, "alpha", alpha, alpha >= 0 && alpha <= 1, "0 to 1");
-  return given.give([&](int64_t i) { return plans[i] ? A[i] + alpha * std::abs(A[i]) : A[i]; });
+  return given.made(p, ISENTROPE_PICK(plan_on_cpu));
 }
 
 Grams::Grams(const std::vector<Gram>& grams) {
@@ -89,7 +91,22 @@ double semantic_entropy(const std::map<int64_t, int64_t>& counts) {
 }
 
 void Hicra::bind(const TokenText& tokens) {
-  found_in = std::make_shared<const Grams>(tokens.read_grams(grams));
+  const std::vector<Gram> read = tokens.read_grams(grams);
+  // Its words one by one, since a text may have nothing between them; a tokenizer may have letters of one case alone.
+  const auto writes = [&](const Gram& gram) {
+    const std::vector<Word> words = words_of(gram.text);
+    return std::all_of(words.begin(), words.end(), [&](const Word& word) {
+      std::string upper = word.text;
+      for (char& c : upper)
+        if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
+      return tokens.writes(word.text) || tokens.writes(upper);
+    });
+  };
+  if (std::none_of(read.begin(), read.end(), writes))
+    throw std::invalid_argument("grams: " + grams +
+                                ": the tokenizer can write none of its phrases; mine them of answers of this model, "
+                                "with isentrope grams");
+  found_in = std::make_shared<const Grams>(read);
   text = tokens.of;
 }
 

@@ -65,7 +65,7 @@ struct Hicra {
 
   TextOf text = {};                            // of tokens, by bind(); not a key
   std::shared_ptr<const Grams> found_in = {};  // what the file holds; not a key
-  // Throws std::invalid_argument where the file is none of grams.
+  // Throws std::invalid_argument where the file is none of grams, or none of its grams can be written in tokens.
   void bind(const TokenText& tokens);
   void apply(Completions& c, Context& context) const;
 };

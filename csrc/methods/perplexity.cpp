@@ -5,7 +5,8 @@
 #include <limits>
 #include <vector>
 
-#include "csrc/methods/token_table.h"
+#include "csrc/methods/shaping_cpu.h"
+#include "csrc/methods/token_arguments.h"
 #include "csrc/methods/windows.h"
 
 namespace isentrope::methods {
@@ -16,15 +17,11 @@ constexpr double kLeastDeviation =
     1e-6;  // as released: below it the group counts as of one perplexity, and is not scaled
 
 // Of each row −mean of logprob over its tokens that count; NaN where there is none.
-std::vector<double> log_perplexities(const TokenTable& given, const double* logprob) {
-  std::vector<double> u(static_cast<size_t>(given.rows()), std::numeric_limits<double>::quiet_NaN());
-  for (int64_t b = 0; b < given.rows(); ++b) {
-    double sum = 0;
-    int64_t tokens = 0;
-    for (int64_t i = b * given.length(); i < (b + 1) * given.length(); ++i)
-      if (given.mask()[i]) sum += logprob[i], ++tokens;
-    if (tokens > 0) u[b] = -sum / static_cast<double>(tokens);
-  }
+std::vector<double> log_perplexities(const TokenArguments& given, const void* logprob) {
+  const auto [sums, tokens] = given.sums(logprob);
+  std::vector<double> u(sums.size(), std::numeric_limits<double>::quiet_NaN());
+  for (size_t b = 0; b < u.size(); ++b)
+    if (tokens[b] > 0) u[b] = -sums[b] / static_cast<double>(tokens[b]);
   return u;
 }
 
@@ -49,8 +46,10 @@ std::pair<double, double> centre_of(const std::vector<double>& u) {
 Tensor perplexity(const Tensor& advantage, const Tensor& logprob, const Tensor& mask, const Tensor& group, double alpha,
                   double low, double high) {
   constexpr const char* kOp = "method_perplexity";
-  TokenTable given(kOp, "advantage", advantage, mask);
-  const double *A = given.first(), *logprobs = given.take("logprob", logprob);
+  TokenArguments given(kOp, "advantage", advantage, mask);
+  ScaleLoop p{given.rows()};
+  p.advantage = given.first();
+  const void* const logprobs = given.take("logprob", logprob);
   const Groups groups = given.take_groups(group);
   check_number(kOp, "alpha", alpha, std::isfinite(alpha), "a finite number");
   check_number(kOp, "low", low, low >= 0 && low <= 1, "0 to 1");
@@ -67,7 +66,8 @@ Tensor perplexity(const Tensor& advantage, const Tensor& logprob, const Tensor& 
     for (int64_t b = groups[g]; b < groups[g + 1]; ++b)
       if (std::isfinite(u[b])) factor[b] = std::clamp(1 - alpha * ((u[b] - mean) / deviation), low, high);
   }
-  return given.give([&](int64_t i) { return A[i] * factor[i / given.length()]; });
+  p.up = p.down = factor.data();
+  return given.made(p, ISENTROPE_PICK(scale_on_cpu));
 }
 
 TORCH_LIBRARY_FRAGMENT(isentrope, m) {

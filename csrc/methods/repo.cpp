@@ -2,30 +2,46 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
+#include "csrc/methods/shaping_cpu.h"
+#include "csrc/methods/token_arguments.h"
 #include "csrc/methods/token_table.h"
 
 namespace isentrope::methods {
+namespace {
+
+// Of the tokens that count and whose x is finite; 0 of none.
+double finite_mean(const TokenArguments& arguments, const void* taken, const Tensor& x, const Tensor& mask) {
+  const auto [sums, counts] = arguments.sums(taken);
+  const double all = std::accumulate(sums.begin(), sums.end(), 0.0);
+  if (std::isfinite(all)) {
+    const auto n = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+    return n > 0 ? all / static_cast<double>(n) : 0;
+  }
+  TokenTable given("method_repo", "logprob", x, mask);
+  double sum = 0, tokens = 0;
+  for (int64_t i = 0; i < given.size(); ++i)
+    if (given.mask()[i] && std::isfinite(given.first()[i])) sum += given.first()[i], ++tokens;
+  return tokens > 0 ? sum / tokens : 0;
+}
+
+}  // namespace
 
 Tensor repo(const Tensor& advantage, const Tensor& logprob, const Tensor& entropy, const Tensor& mask, double beta,
             c10::string_view form, c10::string_view centre) {
   constexpr const char* kOp = "method_repo";
-  TokenTable given(kOp, "advantage", advantage, mask);
-  const double *A = given.first(), *l = given.take("logprob", logprob), *H = given.take("entropy", entropy);
+  TokenArguments given(kOp, "advantage", advantage, mask);
+  RepoLoop p{given.rows()};
+  p.advantage = given.first(), p.logprob = given.take("logprob", logprob);
+  const void* const H = given.take("entropy", entropy);
   check_number(kOp, "beta", beta, std::isfinite(beta), "a finite number");
   const bool rescale = form == "rescale", batch = centre == "batch";
   OP_CHECK(kOp, rescale || form == "decorrelate", "form is \"", form, "\"; wanted \"decorrelate\" or \"rescale\"");
   OP_CHECK(kOp, batch || centre == "state", "centre is \"", centre, "\"; wanted \"state\" or \"batch\"");
-  if (rescale)
-    return given.give([&](int64_t i) {
-      if (A[i] > 0) return std::max(0.0, A[i] * (1 - beta * l[i]));
-      return A[i] < 0 ? std::min(0.0, A[i] * (1 + beta * l[i])) : A[i];
-    });
-  double sum = 0, tokens = 0;
-  for (int64_t i = 0; batch && i < given.size(); ++i)
-    if (given.mask()[i]) sum += l[i], ++tokens;
-  const double mean = tokens > 0 ? sum / tokens : 0;
-  return given.give([&](int64_t i) { return A[i] - beta * (batch ? l[i] - mean : l[i] + H[i]); });
+  p.beta = beta, p.rescale = rescale, p.entropy = batch ? nullptr : H;
+  if (batch && !rescale) p.centre = finite_mean(given, p.logprob, logprob, mask);
+  return given.made(p, ISENTROPE_PICK(repo_on_cpu));
 }
 
 Tensor repo_beta(const Tensor& state, double entropy, double rate, double most) {

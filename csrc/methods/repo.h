@@ -17,7 +17,7 @@ namespace isentrope::methods {
 // The paper steers beta to the entropy at the start. Here, where rate is above 0: after each step of mean entropy H of its tokens,
 // beta ← beta + rate (H* − H), within 0 and most, H* the target; a rule of ours.
 //
-// beta 0 changes nothing. logprob ℓ and entropy H of the policy that drew, nats; entropy is not looked at but for centre state.
+// beta 0 changes nothing. A token whose ℓ is not finite keeps its advantage and is in no mean. logprob ℓ and entropy H of the policy that drew, nats; entropy is not looked at but for centre state.
 // float32 or float64.
 Tensor repo(const Tensor& advantage, const Tensor& logprob, const Tensor& entropy, const Tensor& mask, double beta,
             c10::string_view form, c10::string_view centre);

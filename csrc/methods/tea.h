@@ -11,7 +11,8 @@ namespace isentrope::methods {
 //   weight = min(most, alpha softmax(c)),   the softmax over the tokens of the row that count
 //
 // A constant: the released code lets its gradient through c. logprob ℓ of the policy that learns, nats; advantage A. alpha, most ≥ 0.
-// The weights of a row sum to alpha at most, so that the mean falls with its length. float32 or float64.
+// The weights of a row sum to alpha at most, so that the mean falls with its length. A token whose ℓ or A is not finite weighs 0 and is
+// in no mean. float32 or float64.
 Tensor tea(const Tensor& logprob, const Tensor& advantage, const Tensor& mask, double alpha, double most);
 
 struct Tea {

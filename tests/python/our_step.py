@@ -25,7 +25,7 @@ phases:
   - name: grpo
     objective: {objective}
     data: {{jsonl: {{path: {folder}/data.jsonl, validation_fraction: 0}}}}
-    rollout: {{prompts: 4, num_generations: {k}, max_new_tokens: 8, mini_batches: 1, epochs: 2, save_every: 1}}
+    rollout: {{prompts: 4, num_generations: {k}, max_new_tokens: 8, mini_batches: 1, epochs: 2, save_every: 1{sampling}}}
     reward: [{{kind: sums}}]
     advantage: {advantage}
     weight: {weight}
@@ -41,6 +41,8 @@ class Completion(NamedTuple):
     prompt: list[int]
     own: list[int]
     logprob: list[float]
+    entropy: list[float]
+    drawn_by: list[float]  # log-probabilities under what it was drawn from
     reward: float
     group: int
 
@@ -57,16 +59,19 @@ def sums(prompts, completions, meta):
     return [(37 * sum(text.encode()) % 101) / 101 for text in completions]
 
 
-def step(folder, objective="{kind: grpo}", advantage="[{kind: grpo, eps: 1.0e-4}]", weight="[]"):
+def step(folder, objective="{kind: grpo}", advantage="[{kind: grpo, eps: 1.0e-4}]", weight="[]", sampling=""):
     lines = [json.dumps({"prompt": prompt, "completion": prompt[::-1] + "."}) for prompt in PROMPTS]
     (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
-    text = CONFIG.format(folder=folder, letters=LETTERS, k=K, lr=LR, objective=objective, advantage=advantage, weight=weight)
+    text = CONFIG.format(folder=folder, letters=LETTERS, k=K, lr=LR, objective=objective, advantage=advantage, weight=weight, sampling=sampling)
     (folder / "config.yaml").write_text(text)
     trainer = isentrope.Trainer(folder / "config.yaml", rewards={"sums": sums})
     (metrics,) = [line for line in trainer if line["phase"] == "grpo" and "loss" in line]
     number = {letter: i + 1 for i, letter in enumerate(LETTERS)}  # 0 pads
     drawn = [json.loads(line) for line in (folder / "run" / "rollouts" / "grpo.jsonl").read_text().splitlines()]
-    completions = [Completion([number[c] for c in x["prompt"]], x["ids"], x["logprob"], x["reward"], x["group"]) for x in drawn]
+    completions = [
+        Completion([number[c] for c in x["prompt"]], x["ids"], x["logprob"], x["entropy"], x.get("sampling_logprob", x["logprob"]), x["reward"], x["group"])
+        for x in drawn
+    ]  # fmt: skip
     assert len(completions) == 4 * K and len({x.reward for x in completions}) > K
     ((start,), (end,)) = ([*(folder / "run" / "checkpoints").glob(f"{phase}-*")] for phase in ("sft", "grpo"))
     return Step(start, end, metrics, completions)

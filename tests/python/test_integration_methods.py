@@ -21,6 +21,7 @@ def completions():
         "reward": torch.rand(B, generator=g, dtype=torch.float64), "length": length, "scores": torch.rand(2, B, generator=g, dtype=torch.float64),
         "greedy": torch.tensor([{"a": 0.2, "b": 0.7, "c": 0.1, "d": 0.5}[uid] for uid in UIDS], dtype=torch.float64),
         "logprob": -torch.rand(B, T, generator=g, dtype=torch.float64), "sum_p2": sum_p2, "mask": torch.arange(T) < length[:, None],
+        "entropy": torch.rand(B, T, generator=g, dtype=torch.float64), "right": torch.rand(B, generator=g) < 0.5,
     }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ the weights behind them. TRL's completions come from its own hook, rollout_func;
 Skipped where there is no TRL; scripts/integrations.sh trl runs this.
 """
 
+import json
+
 import pytest
 import torch
 
@@ -34,7 +36,25 @@ CASES = {
     "our loss": (OURS, {"loss_type": "bnpo", "loss": "kl_cov", "cov_ratio": 0.2}, None, {"objective": "{kind: grpo, loss: kl_cov, cov_ratio: 0.2}"}),
     "our methods": (OURS, {"loss_type": "bnpo"}, ["rloo", {"kind": "top_entropy", "fraction": 0.3}, {"kind": "steer", "low": 0.5}],
                     {"advantage": "[{kind: rloo}]", "weight": "[{kind: top_entropy, fraction: 0.3}, {kind: steer, low: 0.5}]"}),
+    "our shaping": (OURS, {"loss_type": "bnpo"},
+                    [{"kind": "grpo", "eps": 1e-4}, {"kind": "empg", "marker": "a", "zeta": 0.3}, {"kind": "entropy_advantage", "alpha": 0.2}, {"kind": "perplexity", "alpha": 0.3},
+                     {"kind": "position", "gamma": 0.3}, {"kind": "hicra", "grams": "GRAMS", "alpha": 0.5}, {"kind": "repo", "beta": 0.1}, {"kind": "gepo", "spread_low": -0.5}],
+                    {"advantage": "[{kind: grpo, eps: 1.0e-4}, {kind: empg, marker: a, zeta: 0.3}, {kind: entropy_advantage, alpha: 0.2}, {kind: perplexity, alpha: 0.3}, "
+                                  "{kind: position, gamma: 0.3}, {kind: hicra, grams: GRAMS, alpha: 0.5}, {kind: repo, beta: 0.1}, {kind: gepo, spread_low: -0.5}]"}),
+    "our gtpo": (OURS, {"loss_type": "bnpo"}, [{"kind": "gtpo", "share": 0.5}], {"advantage": "[{kind: gtpo, share: 0.5}]"}),
+    "TRL's estimator, shaped": (OURS, {"loss_type": "bnpo"}, [{"kind": "repo", "beta": 0.3}],
+                                {"advantage": "[{kind: grpo, eps: 1.0e-4}, {kind: repo, beta: 0.3}]"}),
 }  # fmt: skip
+
+
+def with_grams(given, folder):
+    """GRAMS is a file of a letter, which is a phrase of one word where it stands alone."""
+    file = folder / "grams.json"
+    file.write_text(json.dumps({"grams": [{"text": letter, "cluster": i} for i, letter in enumerate("abc.+=")]}))
+    put = lambda x: x.replace("GRAMS", str(file)) if isinstance(x, str) else x  # noqa: E731
+    if isinstance(given, dict):
+        return {key: put(value) for key, value in given.items()}
+    return given and [{key: put(value) for key, value in one.items()} if isinstance(one, dict) else one for one in given]
 
 
 def taken(house, fields, methods, ours, folder):
@@ -68,6 +88,7 @@ def taken(house, fields, methods, ours, folder):
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_of_trl_is_that_of_our_trainer(name, tmp_path):
     house, fields, methods, keys = CASES[name]
+    methods, keys = with_grams(methods, tmp_path), with_grams(keys, tmp_path)
     ours = our_step.step(tmp_path, **keys)
     losses, norms, weights = taken(house, fields, methods, ours, tmp_path / "trl")
     # Of two float32 programs, the second update behind weights that differ by the first one's rounding.

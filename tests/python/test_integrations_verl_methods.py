@@ -200,8 +200,7 @@ def test_without_weights_nothing_changes(laid):
 
 def test_weights_that_cannot_be_are_named():
     for weights, message in (
-        ([{"kind": "entropy_ratio_band"}], "entropy_ratio_band cannot be had here: verl keeps the entropies of the policy that drew"),
-        (["correction"], "correction cannot be had here: verl has it as algorithm.rollout_correction"),
+        (["attention_entropy"], "attention_entropy cannot be had here: verl hands over no attention"),
         (["top_entrpy"], r"policy_loss.isentrope_weight\[0\]: kind is 'top_entrpy'; wanted one of .* \(top_entropy\?\)"),
     ):
         with pytest.raises(ValueError, match=message):

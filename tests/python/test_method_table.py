@@ -41,14 +41,15 @@ def constant(path, name):
 
 def hosts(kind):
     """As GRPOTrainer's methods=[…], verl's estimators and isentrope_weight have it."""
-    offered = integration.ADVANTAGES | integration.WEIGHTS | integration.CONTROLLERS
+    offered = integration.ADVANTAGES | integration.SHAPING | integration.WEIGHTS | integration.CONTROLLERS
     found = ["trainer"]
     if kind in offered and kind not in constant("trl/methods.py", "_REFUSED"):
         found.append("TRL")
-    if kind in integration.ADVANTAGES:
-        found.append("verl (`own_names`)" if kind in constant("verl/advantages.py", "OF_ITS_NAME") else "verl")
-    if kind in integration.WEIGHTS and kind not in constant("verl/losses.py", "_NO_WEIGHT"):
-        found.append("verl")
+    if kind in integration.ADVANTAGES | integration.WEIGHTS and kind not in constant("verl/losses.py", "_NO_WEIGHT"):
+        with_shaping = kind in ("gtpo", "entropy_ratio_band")  # which look at entropies of the policy that drew
+        found.append("verl (`own_names`)" if kind in constant("verl/advantages.py", "OF_ITS_NAME") else "verl (`shaping`)" if with_shaping else "verl")
+    if kind in integration.SHAPING and kind not in constant("verl/shaping.py", "_REFUSED"):
+        found.append("verl (`shaping`)")
     return ", ".join(found)
 
 
@@ -57,7 +58,7 @@ def test_hosts_are_those_of_the_integrations():
     assert len(rows) > 25
     kinds = {kind for kind, _ in rows}
     assert {key: row[1] for key, row in rows.items()} == {key: hosts(key[0]) for key in rows}
-    assert not set(integration.ADVANTAGES | integration.WEIGHTS | integration.CONTROLLERS) - kinds
+    assert not set(integration.SHAPING | integration.ADVANTAGES | integration.WEIGHTS | integration.CONTROLLERS) - kinds
     for kind in constant("trl/methods.py", "_REFUSED"):
         assert kind in kinds, f"TRL refuses {kind!r}, which no method is called"
 

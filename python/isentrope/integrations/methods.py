@@ -17,7 +17,9 @@ from torch import Tensor
 
 from isentrope import methods
 
-__all__ = ["ADVANTAGES", "CONTROLLERS", "WEIGHTS", "Controller", "Entry", "advantage", "check_places", "factor", "factor_stats", "read", "subject"]
+__all__ = [
+    "ADVANTAGES", "CONTROLLERS", "SHAPING", "WEIGHTS", "Controller", "Entry", "advantage", "check_places", "factor", "factor_stats", "options_of", "read", "subject"
+]  # fmt: skip
 
 ADVANTAGES: dict[str, Callable[..., Tensor]] = {
     "grpo": methods.grpo,
@@ -32,7 +34,38 @@ ADVANTAGES: dict[str, Callable[..., Tensor]] = {
     "maxrl": methods.maxrl,
     "quantile": methods.quantile,
     "optimal_token_baseline": methods.optimal_token_baseline,
+    "gtpo": methods.gtpo,
 }
+# What changes advantages that an estimator has made, token by token: isentrope.integrations.shaping applies them.
+SHAPING: dict[str, Callable[..., Any]] = {
+    "empg": methods.empg,
+    "entropy_advantage": methods.entropy_advantage,
+    "perplexity": methods.perplexity,
+    "position": methods.position,
+    "hicra": methods.hicra,
+    "repo": methods.repo,
+    "gepo": methods.gepo,
+}
+
+
+def _correction(
+    old_logprob: Tensor,
+    sampling_logprob: Tensor,
+    mask: Tensor,
+    advantage: Tensor,
+    logprob: Tensor,
+    *,
+    level: str = "token",
+    mode: str = "truncate",
+    low: float = 0.0,
+    high: float = 2.0,
+    delta: float | None = None,
+) -> Tensor:
+    """isentrope.methods.correction of the policy before the update, old_logprob, to the log-probabilities that the rollout told."""
+    looks: dict[str, Tensor] = {} if delta is None else {"advantage": advantage, "logprob": logprob}
+    return methods.correction(old_logprob, sampling_logprob, mask, level=level, mode=mode, low=low, high=high, delta=delta, **looks).factor
+
+
 WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "top_entropy": methods.top_entropy,
     "surprisal_band": methods.surprisal_band,
@@ -40,9 +73,15 @@ WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "steer": methods.steer,
     "stare": methods.stare,
     "soft_window": methods.soft_window,
+    "correction": _correction,
 }
 CONTROLLERS: dict[str, Callable[..., Tensor]] = {"adaptive": methods.adaptive_entropy, "entropic": methods.entropic}
-_FUNCTIONS = ADVANTAGES | WEIGHTS | CONTROLLERS
+_FUNCTIONS = ADVANTAGES | SHAPING | WEIGHTS | CONTROLLERS
+# Keys of an entry that its function has no argument for: the coefficient of the first update; what steps end with; the file of the grams;
+# what a group's entropy is measured by.
+_MORE: dict[str, dict[str, Any]] = {
+    "adaptive": {"coef": 0.0}, "empg": {"marker": "\n\n"}, "hicra": {"grams": ""}, "gepo": {"of": "logprob"}
+}  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -60,7 +99,12 @@ def subject(kind: str) -> list[str]:
 def _keys(kind: str) -> dict[str, Any]:
     """The options of a method, with their defaults."""
     made = {name: one.default for name, one in inspect.signature(_FUNCTIONS[kind]).parameters.items() if one.default is not inspect.Parameter.empty}
-    return {"coef": 0.0, **made} if kind == "adaptive" else made  # that of the first update
+    return {**_MORE.get(kind, {}), **made}
+
+
+def options_of(entry: Entry) -> dict[str, Any]:
+    """All options of an entry."""
+    return {**_keys(entry.kind), **entry.options}
 
 
 # ---- what was given --------------------------------------------------------------------------------------------------
@@ -116,7 +160,8 @@ def _try_out(where: str, entry: Entry) -> None:
         "reward": torch.zeros(1, dtype=torch.float64), "group": alone, "length": alone + 1, "greedy": torch.zeros(1, dtype=torch.float64),
         "scores": torch.zeros(len(entry.options.get("weights") or [1]), 1, dtype=torch.float64),
     }  # fmt: skip
-    one |= {name: token for name in ("logprob", "old_logprob", "entropy", "old_entropy", "advantage", "sum_p2")} | {"mask": mask}
+    one |= {name: token for name in ("logprob", "old_logprob", "sampling_logprob", "entropy", "old_entropy", "advantage", "sum_p2", "h")} | {"mask": mask, "planning": mask}
+    one |= {"right": alone, "step": torch.zeros(1, 1, dtype=torch.int64), "state": torch.full((2,), math.nan, dtype=torch.float64)}
     try:
         if entry.kind in CONTROLLERS:
             _check_controller(entry)
@@ -139,8 +184,8 @@ def _check_controller(entry: Entry) -> None:
         raise ValueError(f"adaptive: coef is {options['coef']:g}; wanted least ({options['least']:g}) to most ({options['most']:g})")
 
 
-def _call(entry: Entry, tensors: Mapping[str, Any]) -> Tensor:
-    options = {name: value for name, value in entry.options.items() if (entry.kind, name) != ("adaptive", "coef")}
+def _call(entry: Entry, tensors: Mapping[str, Any]) -> Any:
+    options = {name: value for name, value in entry.options.items() if name not in _MORE.get(entry.kind, {})}
     if options.get("weights") is not None:
         options["weights"] = torch.as_tensor(options["weights"], dtype=torch.float64)
     return _FUNCTIONS[entry.kind](**tensors, **options)
@@ -168,11 +213,11 @@ def advantage(entry: Entry, index: Sequence[Any], **tensors: Tensor | None) -> T
         entry: of ADVANTAGES.
         index: [B], for each completion what names its prompt: anything hashable.
         tensors: what the method's function takes, without group, by name: reward [B], length [B], scores [R, B], greedy [B] (that of the
-            completion's prompt, the same for all of its completions), logprob, sum_p2 and mask [B, T]. A completion of reward NaN has
-            none, and is in no statistic.
+            completion's prompt, the same for all of its completions), right [B], logprob, entropy, sum_p2 and mask [B, T]. A completion of
+            reward NaN has none, and is in no statistic.
 
     Returns:
-        [B], or [B, T] of optimal_token_baseline.
+        [B], or [B, T] of optimal_token_baseline and gtpo.
 
     Raises:
         ValueError: a tensor is None, greedy differs within a prompt; and what the function refuses.
@@ -216,7 +261,7 @@ def factor(entries: Sequence[Entry], **tensors: Tensor) -> Tensor:
 
     Args:
         entries: of WEIGHTS, at least one.
-        tensors: mask, logprob, old_logprob, entropy, old_entropy and advantage, [B, T], those of them that the methods take.
+        tensors: mask, logprob, old_logprob, sampling_logprob, entropy, old_entropy and advantage, [B, T], those of them that the methods take.
     """
     made = None
     for entry in entries:
@@ -245,7 +290,7 @@ class Controller:
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        self.options = {**_keys(entry.kind), **entry.options}
+        self.options = options_of(entry)
         begun = [self.options["coef"], math.nan] if entry.kind == "adaptive" else [0.0, 0.0]
         self.state = torch.tensor(begun, dtype=torch.float64)
 

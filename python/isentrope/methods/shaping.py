@@ -101,7 +101,7 @@ def repo(
         centre: "state" or "batch", of form "decorrelate".
 
     Returns:
-        [B, T] of advantage's dtype; 0 where mask is.
+        [B, T] of advantage's dtype; 0 where mask is. A token whose logprob is not finite keeps its advantage, and is in no mean.
 
     Source: arXiv 2603.11682, which steers beta to the entropy at the start; csrc/methods/repo.h.
     """
@@ -143,7 +143,7 @@ def gepo(
         rate: 0 to 1.
 
     Returns:
-        advantage [B, T], 0 where mask is, and state [2].
+        advantage [B, T], 0 where mask is, and state [2]. A group whose mean h is not finite keeps its advantages, and is in no bound.
 
     Source: arXiv 2607.16850; csrc/methods/gepo.h.
     """

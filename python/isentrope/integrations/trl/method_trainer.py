@@ -11,6 +11,7 @@ import torch
 import trl
 from torch import Tensor
 
+from isentrope.integrations.shaping import TokenText
 from isentrope.integrations.trl.methods import Methods
 
 __all__ = ["MethodTrainer"]
@@ -27,6 +28,7 @@ class MethodTrainer(trl.GRPOTrainer):
     """What methods do around a loss, for GRPOTrainer."""
 
     _methods: Methods
+    _text: TokenText | None = None
     _rewards: Tensor | None = None  # [B, R] of the last generation, over all processes
     _factors: list[Tensor] = []  # of the micro-batches of the optimiser step that goes on
     _entropy_sums: Tensor | None = None  # [2]: of the step so far, the entropies and their number
@@ -39,26 +41,47 @@ class MethodTrainer(trl.GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self._methods.advantage is not None:
-            output["advantages"] = self._advantages(output)
-        if self._methods.needs_old_entropy:  # the policy that learns is still the one that drew
+        given = self._methods
+        looks = given.of_generation
+        drawn = {"mask": output["completion_mask"] * output.get("tool_mask", 1), "token": output["completion_ids"]}
+        if given.needs_old_entropy or looks & {"logprob", "entropy"}:  # the policy that learns is still the one that drew
             with torch.no_grad():
-                _, output["old_entropy"], _ = self._look(self.model, output, self.args.per_device_train_batch_size)
+                drawn["logprob"], drawn["entropy"], _ = self._look(self.model, output, self.args.per_device_train_batch_size)
+        if given.needs_old_entropy:
+            output["old_entropy"] = drawn["entropy"]
+        if given.advantage is not None or given.shaping.entries:
+            output["advantages"] = self._advantages(output["advantages"], drawn, looks)
         return output
 
-    def _advantages(self, output: dict[str, Any]) -> Tensor:
-        """[B] of this process, from the rewards over all of them; TRL's table of completions gets them too."""
-        assert self._rewards is not None
-        mask = output["completion_mask"] * output.get("tool_mask", 1)
-        length = self.accelerator.gather(mask.sum(1))
+    def _advantages(self, theirs: Tensor, drawn: dict[str, Tensor], looks: set[str]) -> Tensor:
+        """[B] or [B, T] of this process, from the rewards over all of them; TRL's table of completions gets their means.
+
+        Args:
+            theirs: [B], TRL's.
+            drawn: mask and token [B, T], and logprob and entropy where looks has one of them.
+        """
+        given, mask = self._methods, drawn["mask"]
         completions = self.num_generations if self.model.training else self.num_generations_eval
-        made = self._methods.advantages(self._rewards, self.reward_weights, completions, length).to(output["advantages"].dtype)
+        seen = {name: given.of_all(self.accelerator, drawn[name]) for name in ("mask", *sorted(looks))}
+        whole = {name: x.float() if x.is_floating_point() else x for name, x in seen.items()}
+        if given.advantage is None:
+            made = self.accelerator.gather(theirs)
+        else:
+            assert self._rewards is not None
+            of_tokens = {name: x for name, x in whole.items() if name in ("mask", "entropy")}
+            made = given.advantages(self._rewards, self.reward_weights, completions, whole["mask"].sum(1), **of_tokens).to(theirs.dtype)
+        if given.shaping.entries:
+            if self._text is None and "token" in looks:
+                self._text = TokenText(getattr(self.processing_class, "tokenizer", self.processing_class))
+            made = given.shaped(made, completions, self._text, self.model.training, **whole)
+        means = made if made.dim() == 1 else (made * whole["mask"]).sum(1) / whole["mask"].sum(1).clamp(min=1)
         told = self._logs["advantages"]
         for _ in range(min(len(told), len(made))):
             told.pop()
-        told.extend(made.tolist())
+        told.extend(means.tolist())
         begin = self.accelerator.process_index * len(mask)
-        return made[begin : begin + len(mask)]
+        own = made[begin : begin + len(mask)]
+        return own if own.dim() == 1 else own[:, : mask.shape[1]]
 
     def _look(self, model: Any, inputs: dict[str, Any], batch_size: int | None = None, aux_loss: bool = False) -> tuple[Tensor, Tensor, Any]:
         """Log-probabilities and entropies [B, T] of the completions, and TRL's loss of routers."""
@@ -130,11 +153,11 @@ class MethodTrainer(trl.GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self._methods.controller is not None and self.args.should_save:
+        if self._methods.state() and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             (folder / _STATE).write_text(json.dumps(self._methods.state()))
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self._methods.controller is not None and checkpoint is not None and (Path(checkpoint) / _STATE).exists():
+        if self._methods.state() and checkpoint is not None and (Path(checkpoint) / _STATE).exists():
             self._methods.restore(json.loads((Path(checkpoint) / _STATE).read_text()))

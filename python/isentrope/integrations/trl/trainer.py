@@ -149,8 +149,8 @@ class GRPOTrainer(MethodTrainer):
         args, inside = self.args, self._methods.in_the_loss
         if self._methods.advantage is not None:  # what the sizes of groups and the number of rewards forbid
             for size in {self.num_generations, self.num_generations if args.eval_strategy == "no" else self.num_generations_eval}:
-                rewards = torch.zeros(size, len(self.reward_weights))
-                self._methods.advantages(rewards, self.reward_weights, size, torch.ones(size, dtype=torch.int64))
+                rewards, one = torch.zeros(size, len(self.reward_weights)), torch.ones(size, 1)
+                self._methods.advantages(rewards, self.reward_weights, size, torch.ones(size, dtype=torch.int64), mask=one, entropy=one)
         if inside and self._rule is None:
             raise ValueError(f"GRPOTrainer: methods has {inside[0]}, and TRL computes the loss of these arguments itself; wanted a loss of Isentrope, as loss='clip'")
         if self._methods.controller and self._entropy_bonus_enabled:

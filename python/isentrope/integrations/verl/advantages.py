@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 from verl.trainer.ppo import core_algos
 
 from isentrope.integrations import methods
+from isentrope.integrations.verl.losses import OLD_ENTROPY
 
-__all__ = ["ESTIMATORS", "estimate", "register"]
+__all__ = ["BATCH", "ESTIMATORS", "estimate", "register"]
 
 ESTIMATORS: dict[str, str] = {f"isentrope.{kind}": kind for kind in methods.ADVANTAGES}
 OPTIONS = "isentrope"  # key of verl's algorithm
@@ -24,6 +26,9 @@ OF_ITS_NAME = {
     "remax": "its trainer of before version 1 (trainer.use_v1=False), which draws the greedy completion",
     "optimal_token_baseline": "actor_rollout_ref.actor.calculate_sum_pi_squared=True",
 }
+
+# The driver's batch while it computes advantages, laid out by isentrope.integrations.verl.shaping.
+BATCH: contextvars.ContextVar[Any] = contextvars.ContextVar("isentrope_batch", default=None)
 
 
 def register() -> None:
@@ -59,7 +64,8 @@ def estimate(
         config: verl's algorithm; its key isentrope has the options of the method, gdpo_reward_keys and gdpo_reward_weights the rewards of gdpo.
         reward_baselines: [B] rewards of the greedy completions, for remax.
         non_tensor_batch, batch: verl's, for gdpo.
-        old_log_probs, sum_pi_squared: [B, T], for optimal_token_baseline.
+        old_log_probs, sum_pi_squared: [B, T], for optimal_token_baseline. gtpo has its entropies from isentrope.integrations.verl.shaping, and
+            calls a completion right whose reward is at least 0.5.
         rollout_is_weights: None; the baseline takes none.
 
     Returns:
@@ -76,6 +82,8 @@ def estimate(
     given: dict[str, Tensor | None] = {"reward": reward, "length": mask.sum(-1), "mask": mask}
     if kind == "gdpo":
         given["scores"], entry = _scores(name, entry, config, non_tensor_batch, reward.device)
+    if kind == "gtpo":
+        given["entropy"], given["right"] = _entropy(name).double(), reward >= 0.5
     if kind == "remax":
         given["greedy"] = _handed("reward_baselines", reward_baselines, kind)
     if kind == "optimal_token_baseline":
@@ -104,6 +112,17 @@ def _entry(name: str, kind: str, config: Any) -> methods.Entry:
     if config is not None and kind == "reinforce_plus_plus" and config.get("gamma", 1.0) != 1:
         raise ValueError(f"{name}: algorithm.gamma is {config.get('gamma'):g}; wanted 1, since a completion has one return")
     return entry
+
+
+def _entropy(name: str) -> Tensor:
+    batch = BATCH.get()
+    if batch is None or OLD_ENTROPY not in batch:
+        raise ValueError(
+            f"{name}: verl hands over no entropies of the policy that drew; wanted VERL_USE_EXTERNAL_MODULES=isentrope.integrations.verl.shaping in the "
+            "environment, trainer.use_v1=False, and log-probabilities that the actor computes (rollout_correction.bypass_mode=False)"
+        )
+    entropy: Tensor = batch[OLD_ENTROPY]
+    return entropy
 
 
 def _handed(what: str, given: Any, kind: str) -> Any:

@@ -64,12 +64,20 @@ _VERL_NAMES = {"clip/frac": "actor/pg_clipfrac", "clip/dual": "actor/pg_clipfrac
 _TOLD = ("ratio/max", "kl/k3", "clip/low", "clip/high")
 _TOLD_OF_SELECTION = ("cov/mean", "cov/max", "select/frac")
 
-# The entropies [B, T] of the micro-batch whose loss is computed, laid out by isentrope.integrations.verl.weight.
+# The entropies [B, T] of the micro-batch whose loss is computed, and, where its data have them, those of the policy that drew and the
+# log-probabilities that the rollout told; laid out by isentrope.integrations.verl.weight.
 ENTROPY: contextvars.ContextVar[Tensor | None] = contextvars.ContextVar("isentrope_entropy", default=None)
+DRAWN: contextvars.ContextVar[dict[str, Tensor]] = contextvars.ContextVar("isentrope_drawn", default={})  # noqa: B039  never written into
+OLD_ENTROPY, ROLLOUT = "old_entropys", "rollout_log_probs"  # what they are called in verl's data
 _NO_WEIGHT = {
-    "entropy_ratio_band": "verl keeps the entropies of the policy that drew from the actor's batch",
     "attention_entropy": "verl hands over no attention",
-    "correction": "verl has it as algorithm.rollout_correction, whose weights a loss takes",
+}
+
+
+# What a weight needs of the data besides, and where it comes from.
+_OF_DRAWING = {
+    "entropy_ratio_band": (OLD_ENTROPY, "VERL_USE_EXTERNAL_MODULES=isentrope.integrations.verl.shaping and trainer.use_v1=False"),
+    "correction": (ROLLOUT, "actor_rollout_ref.rollout.calculate_log_probs=True"),
 }
 
 
@@ -86,8 +94,12 @@ class PolicyLossConfig(verl_config.PolicyLossConfig):
 
 
 def _weights(config: Any) -> list[methods.Entry]:
-    known = [kind for kind in methods.WEIGHTS if kind not in _NO_WEIGHT]
-    return methods.read("policy_loss.isentrope_weight", getattr(config, "isentrope_weight", None), known, _NO_WEIGHT)
+    where, known = "policy_loss.isentrope_weight", [kind for kind in methods.WEIGHTS if kind not in _NO_WEIGHT]
+    entries = methods.read(where, getattr(config, "isentrope_weight", None), known, _NO_WEIGHT)
+    for number, entry in enumerate(entries):
+        if entry.kind == "correction" and entry.options.get("mode") == "reject":
+            raise ValueError(f"{where}[{number}]: mode is 'reject', and verl counts its own tokens; wanted 'truncate' or 'mask'")
+    return entries
 
 
 def register() -> None:
@@ -178,9 +190,17 @@ def _factor(name: str, config: Any, log_prob: Tensor, old_log_prob: Tensor, adva
             f"{name}: policy_loss.isentrope_weight has {entries[0].kind}, and verl hands over no entropies; wanted "
             "actor_rollout_ref.model.external_lib=isentrope.integrations.verl.weight and actor_rollout_ref.actor.calculate_entropy=True"
         )
-    return methods.factor(
-        entries, mask=response_mask, logprob=log_prob.detach(), old_logprob=old_log_prob, entropy=entropy.to(log_prob.dtype), advantage=advantages
-    )
+    seen = {"mask": response_mask, "logprob": log_prob.detach(), "old_logprob": old_log_prob, "entropy": entropy.to(log_prob.dtype), "advantage": advantages}
+    drawn = DRAWN.get()
+    for entry in entries:
+        what, advice = _OF_DRAWING.get(entry.kind, ("", ""))
+        if what and what not in drawn:
+            raise ValueError(f"{name}: policy_loss.isentrope_weight has {entry.kind}, and the data have no {what}; wanted {advice}")
+    if OLD_ENTROPY in drawn:
+        seen["old_entropy"] = drawn[OLD_ENTROPY].to(log_prob.dtype)
+    if ROLLOUT in drawn:
+        seen["sampling_logprob"] = drawn[ROLLOUT].to(log_prob.dtype)
+    return methods.factor(entries, **seen)
 
 
 @functools.cache

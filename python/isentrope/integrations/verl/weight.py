@@ -6,7 +6,7 @@ actor_rollout_ref.model.external_lib is for.
     actor_rollout_ref.actor.policy_loss._target_=isentrope.integrations.verl.PolicyLossConfig
     '+actor_rollout_ref.actor.policy_loss.isentrope_weight=[{kind: top_entropy, fraction: 0.2}]'
 
-verl (0.9.1) hands entropies to no policy loss. install() puts a function around its ppo_loss, which lays those of the micro-batch out
+verl (0.9.1) hands entropies to no policy loss, and no log-probabilities of the rollout. install() puts a function around its ppo_loss, which lays those of the micro-batch out
 for the policy loss that it calls; the rest of ppo_loss is verl's.
 """
 
@@ -28,13 +28,18 @@ _own: dict[str, Any] = {}
 
 
 def ppo_loss(config: Any, model_output: Any, data: Any, dp_group: Any = None) -> Any:
-    """verl's ppo_loss, with the entropies of the micro-batch [B, T] where a policy loss of Isentrope finds them."""
+    """verl's ppo_loss, with the entropies of the micro-batch [B, T] where a policy loss of Isentrope finds them, and what its data tell of the
+    policy that drew."""
     entropy = model_output.get("entropy", None)
+    names = [name for name in (losses.OLD_ENTROPY, losses.ROLLOUT) if name in data]
+    drawn = data.select(*names).to_padded_tensor()
     laid = losses.ENTROPY.set(None if entropy is None else no_padding_2_padding(entropy, data).detach())
+    drew = losses.DRAWN.set({name: drawn[name] for name in names})
     try:
         return theirs.ppo_loss(config, model_output, data, dp_group)
     finally:
         losses.ENTROPY.reset(laid)
+        losses.DRAWN.reset(drew)
 
 
 def install() -> None:
