@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "csrc/data/lemmas.h"
+
 namespace isentrope::data {
 namespace {
 
@@ -36,24 +38,31 @@ std::string compared_word(std::string_view word) {
   return found;
 }
 
-Alignment align_words(std::string_view text, std::string_view compressed, int64_t window) {
-  std::vector<std::string> own;
-  for (const Word& word : words_of(text)) own.push_back(compared_word(text.substr(word.text, word.end - word.text)));
+Alignment align_words(std::string_view text, std::string_view compressed, const TagConfig& config) {
+  // Of each word the forms of which one has to be equal.
+  const auto forms = [&](std::string_view of) {
+    std::vector<std::vector<std::string>> found;
+    for (const Word& word : words_of(of)) {
+      const std::string one = compared_word(of.substr(word.text, word.end - word.text));
+      found.push_back(config.match == "lemmas" ? lemmas(one) : std::vector<std::string>{one});
+    }
+    return found;
+  };
+  const std::vector<std::vector<std::string>> own = forms(text);
   Alignment found{.kept = std::vector<bool>(own.size())};
   const auto n = static_cast<int64_t>(own.size());
   int64_t last = 0;
-  for (const Word& word : words_of(compressed)) {
-    const std::string wanted = compared_word(compressed.substr(word.text, word.end - word.text));
+  for (const std::vector<std::string>& wanted : forms(compressed)) {
     const auto takes = [&](int64_t i) {
-      if (i < 0 || i >= n || found.kept[i] || own[i] != wanted) return false;
+      if (i < 0 || i >= n || found.kept[i] || !share_lemma(own[i], wanted)) return false;
       found.kept[i] = true;
       return true;
     };
     ++found.compressed;
     bool there = false;
-    for (int64_t i = 0; i < window && !there; ++i) {
+    for (int64_t i = 0; i < config.window && !there; ++i) {
       if ((there = takes(last + i)))
-        last += std::min(i, std::max<int64_t>(window / 2, 1));
+        last += std::min(i, std::max<int64_t>(config.window / 2, 1));
       else if ((there = takes(last - i)))
         last -= i;
     }

@@ -12,12 +12,18 @@ namespace isentrope::data {
 
 struct TagConfig {
   int64_t window = 150;
+  std::string match = "words";
 
   template <class Visitor>
   void visit(Visitor& v) {
     v("window", window,
       "Words on either side of the last one found within which a word of the compression is looked for in its text.",
       between(1, 1 << 20));
+    v("match", match,
+      "What a word of the compression and one of its text have in common: the word, or its lemma (lemmas, English "
+      "alone: "
+      "inflections of one word count as that word, as in LLMLingua-2).",
+      one_of({"words", "lemmas"}));
   }
 };
 
@@ -35,8 +41,9 @@ struct Alignment {
   int64_t unaligned = 0;   // of them those that the text has not within the window
 };
 // Each word of the compression keeps the first equal word of the text that none before it kept, looked for from the last one found
-// outwards, forwards before backwards; one step goes at most half a window forwards. Without the lemmas of the authors' code.
-Alignment align_words(std::string_view text, std::string_view compressed, int64_t window);
+// outwards, forwards before backwards; one step goes at most half a window forwards. Words are equal by compared_word(), or with
+// match = lemmas where they may be forms of one word (lemmas.h): the authors' code compares lemmas, of a model of the language.
+Alignment align_words(std::string_view text, std::string_view compressed, const TagConfig& config);
 
 // The text's tokens, word by word, and the word that each is of; -1 of those that begin a sequence. No token is of two words.
 struct TokenWords {

@@ -11,7 +11,7 @@ Batch tag_batch(const std::vector<Example>& examples, const Tokenizer& tokenizer
   std::vector<std::vector<int64_t>> ids, labels;
   int64_t longest = 1;
   for (const Example& example : examples) {
-    const Alignment found = align_words(example.prompt, example.completion, config.window);
+    const Alignment found = align_words(example.prompt, example.completion, config);
     TokenWords of = token_words(example.prompt, words_of(example.prompt), tokenizer);
     of.ids.resize(std::min<size_t>(of.ids.size(), static_cast<size_t>(context)));
     longest = std::max(longest, std::ssize(of.ids));
@@ -36,7 +36,7 @@ std::string unaligned_note(const ExampleSource& source, const TagConfig& config)
   constexpr int64_t kLooked = 4096;
   int64_t words = 0, unaligned = 0;
   for (const Example& example : source.take(0, source.size() > 0 ? std::min(source.size(), kLooked) : kLooked)) {
-    const Alignment found = align_words(example.prompt, example.completion, config.window);
+    const Alignment found = align_words(example.prompt, example.completion, config);
     words += found.compressed, unaligned += found.unaligned;
   }
   char share[32];

@@ -2,15 +2,17 @@
 one of its fast steps, of the figures that metrics.jsonl has.
 
 Gradient noise: the quickstart's model and batch. Composing four task vectors: the same model, whose coefficients are learned, beside the training of its
-weights; both steps with their updates.
+weights; both steps with their updates. Consolidation: the last of the three phases of configs/options/continual.yaml, which pulls to the weights
+before it and adds up squares; it has no target.
 """
 
 import json
 import os
-import statistics
 import subprocess
 import tempfile
 from pathlib import Path
+
+from timing import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "build" / "release" / "bin" / "isentrope"
@@ -30,16 +32,21 @@ test: {skip: true}
 """
 
 
-def step_seconds(folder, threads, *words):
-    """Of a token, in the step that nine of ten take as long as or longer: what else the machine does counts little in it."""
-    config = Path(folder).parent / "options.yaml"
-    config.write_text(CONFIG)
+CONTINUAL = ROOT / "configs" / "options" / "continual.yaml"
+TASKS = ("sort", "recall", "median")  # its phases
+
+
+def step_seconds(folder, threads, *words, config=None, phases=("sft",)):
+    """Of 1000 tokens, in the step of the last of the phases that nine of ten take as long as or longer: what else the machine does counts little in it."""
+    if config is None:
+        config = Path(folder).parent / "options.yaml"
+        config.write_text(CONFIG)
     command = [PROGRAM, "train", config, f"run.dir={folder}", f"run.threads={threads}", "run.device=cpu", "run.checkpoint_every=0", "--quiet",
-               f"phases.sft.steps={STEPS}", *words]  # fmt: skip
+               *(f"phases.{phase}.steps={STEPS}" for phase in phases), *words]  # fmt: skip
     subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["tokens_per_s"] for line in lines if line.get("phase") == "sft" and "tokens_per_s" in line]
-    return 1 / sorted(rates)[len(rates) * 9 // 10]
+    rates = [line["tokens_per_s"] for line in lines if line.get("phase") == phases[-1] and "tokens_per_s" in line]
+    return 1000 / sorted(rates)[len(rates) * 9 // 10]
 
 
 def rows(threads=1, rounds=7):
@@ -52,17 +59,19 @@ def rows(threads=1, rounds=7):
             step_seconds(folder, threads, f"run.seed={seed + 1}", *start)
             models.append(folder)
         start = f"model.pretrained={models[0]}"
+        quick, continual = {"shape": "quickstart, 1000 tokens"}, {"shape": "continual.yaml, 1000 tokens"}
+        tasks = {"config": CONTINUAL, "phases": TASKS}
+        null = [f"phases.{name}.optimizer.consolidation=null" for name in TASKS]
         contenders = {
-            "gradient noise": (["phases.sft.optimizer.noise={eta: 1.0e-8}"], ["phases.sft.optimizer.noise=null"], 1 / 1.02, "the step without"),
-            "composing 4 task vectors": ([start, f"model.compose={{vectors: [{', '.join(models[1:])}]}}"], [start], 1 / 1.3, "a step of plain training"),
+            "gradient noise": (["phases.sft.optimizer.noise={eta: 1.0e-8}"], ["phases.sft.optimizer.noise=null"], "the step without", {}, quick | {"target": 1 / 1.02}),
+            "composing 4 task vectors": ([start, f"model.compose={{vectors: [{', '.join(models[1:])}]}}"], [start], "a step of plain training", {}, quick | {"target": 1 / 1.3}),
+            "consolidation": (["test={skip: true}"], ["test={skip: true}", *null], "the step without", tasks, continual),
         }
         table = []
-        for name, (with_it, without, target, rival) in contenders.items():
+        for name, (with_it, without, rival, more, about) in contenders.items():
             ours, theirs = [], []
             for round_ in range(rounds):
                 for words, times in ((with_it, ours), (without, theirs))[:: 1 if round_ % 2 else -1]:
-                    times.append(step_seconds(f"{place}/run{len(ours)}{len(theirs)}{name[0]}", threads, *words))
-            ratios = [b / a for a, b in zip(ours, theirs)]
-            table.append({"op": name, "shape": "quickstart, a token", "dtype": "float32", "threads": threads, "ours_s": statistics.median(ours), "peer": rival,
-                          "peer_s": statistics.median(theirs), "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "target": target})  # fmt: skip
+                    times.append(step_seconds(f"{place}/{name.replace(' ', '_')}_{len(ours)}_{len(theirs)}", threads, *words, **more))
+            table.append({"op": name, "dtype": "float32", "threads": threads, **about, **compare({"ours": ours, rival: theirs}, "ours", rival)})
     return table

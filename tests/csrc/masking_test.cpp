@@ -10,6 +10,7 @@
 
 #include "csrc/data/batch.h"
 #include "csrc/data/keep_labels.h"
+#include "csrc/data/lemmas.h"
 #include "tests/csrc/message.h"
 
 namespace isentrope::data {
@@ -77,8 +78,9 @@ TEST(Masking, TheMaskIsPaddingWhereATokenizerHasNoOther) {
   EXPECT_NE((MaskingConfig{.random_replace_prob = 0.3, .mask_token = ""}.problem()), "");
 }
 
-std::string kept(const std::string& text, const std::string& compressed, int64_t window, int64_t unaligned) {
-  const Alignment found = align_words(text, compressed, window);
+std::string kept(const std::string& text, const std::string& compressed, int64_t window, int64_t unaligned,
+                 const std::string& match = "words") {
+  const Alignment found = align_words(text, compressed, {.window = window, .match = match});
   EXPECT_EQ(found.unaligned, unaligned) << compressed;
   std::string marks;
   for (const bool one : found.kept) marks += one ? '1' : '0';
@@ -95,6 +97,37 @@ TEST(Align, WordsOfTheCompressionAreFoundInTheirText) {
   EXPECT_EQ(kept("", "x", 150, 1), "");
   EXPECT_EQ(compared_word("--"), "--");
   EXPECT_EQ(compared_word("(Über!)"), "Über");
+}
+
+TEST(Align, FormsOfAWordAreThatWordWhereLemmasAreCompared) {
+  const std::string text = "Two cats were chasing mice and stopped.";
+  EXPECT_EQ(kept(text, "cat is chased mouse stop", 150, 5), "0000000");
+  EXPECT_EQ(kept(text, "cat is chased mouse stop", 150, 0, "lemmas"), "0111101");
+  EXPECT_EQ(kept(text, "Two cats mice stopped", 150, 0, "lemmas"), kept(text, "Two cats mice stopped", 150, 0));
+  EXPECT_EQ(kept("go go went", "gone went", 150, 0, "lemmas"), "110");  // the first that has the lemma, as with words
+  EXPECT_EQ(kept("Über Übers", "über", 150, 1, "lemmas"), "00");  // letters small in ASCII alone, and no rule beyond it
+}
+
+TEST(Align, LemmasAreThoseOfTheRules) {
+  const auto one = [](const std::string& a, const std::string& b) { return share_lemma(lemmas(a), lemmas(b)); };
+  for (const auto& [a, b] : std::vector<std::pair<std::string, std::string>>{
+           {"cats", "cat"},          {"cat's", "cats"},       {"boxes", "box"},      {"houses", "house"},
+           {"cities", "city"},       {"movies", "movie"},     {"knives", "knife"},   {"children", "child"},
+           {"analyses", "analysis"}, {"was", "being"},        {"went", "goes"},      {"stopping", "stop"},
+           {"stopped", "stops"},     {"hoping", "hopes"},     {"falling", "fall"},   {"visited", "visits"},
+           {"made", "making"},       {"carried", "carrying"}, {"died", "dying"},     {"agreed", "agree"},
+           {"seeing", "saw"},        {"used", "using"},       {"passes", "passing"}, {"played", "plays"},
+           {"lay", "lies"}})
+    EXPECT_TRUE(one(a, b)) << a << " " << b;
+  for (const auto& [a, b] : std::vector<std::pair<std::string, std::string>>{
+           {"hoping", "hop"}, {"planed", "plan"}, {"news", "new"},    {"its", "it"},    {"his", "hi"},
+           {"used", "us"},    {"need", "ne"},     {"king", "kings'"}, {"bus", "bu"},    {"pass", "pas"},
+           {"bed", "be"},     {"thing", "the"},   {"cat", "dog"},     {"basis", "bas"}, {"seed", "see"},
+           {"red", "reds!"},  {"bring", "br"},    {"this", "thi"},    {"42s", "42"},    {"read", "red"}})
+    EXPECT_FALSE(one(a, b)) << a << " " << b;
+  EXPECT_EQ(lemmas(""), std::vector<std::string>{""});
+  EXPECT_EQ(lemmas("s"), std::vector<std::string>{"s"});
+  EXPECT_EQ(lemmas("ing"), std::vector<std::string>{"ing"});
 }
 
 TEST(Align, TokensAreOfOneWordEach) {

@@ -119,6 +119,16 @@ def test_learns_and_compresses(tmp_path):
         assert f"--force-keep: '{word}' is not one word" in isentrope(*compress, "--force-keep", word, code=1)
 
 
+def test_words_that_cannot_be_aligned_are_told(tmp_path):
+    lines = [{"prompt": f"cats number {i} were chasing mice", "completion": f"{i} cat chased dogs"} for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["train", TAG, f"phases.tag.data.jsonl.path={tmp_path / 'data.jsonl'}", "phases.tag.data.jsonl.validation_fraction=0",
+             "phases.tag.data.jsonl.test_fraction=0", "phases.tag.evaluation.every=0", "test.skip=true", "phases.tag.steps=1", "phases.tag.schedule.warmup_steps=0"]  # fmt: skip
+    for match, unaligned in (("words", "120 of 160 words of the compressions (75 %)"), ("lemmas", "40 of 160 words of the compressions (25 %)")):
+        told = isentrope(*words, f"run.dir={tmp_path / match}", f"phases.tag.objective.tag.match={match}")
+        assert f"phase tag: {unaligned} are not in their texts within objective.tag.window" in told
+
+
 def test_resumed_phase_repeats_itself(tmp_path):
     run = tmp_path / "run"
     words = ["train", TAG, f"run.dir={run}", "--quiet", *SHORT, "run.checkpoint_every=4", "test.skip=true"]
