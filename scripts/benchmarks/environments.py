@@ -127,7 +127,11 @@ class Sleepy:
 
 
 def ids_of(text):
-    return [CHARACTERS.index(one) for one in text]
+    return [1 + CHARACTERS.index(one) for one in text]  # 0 is padding
+
+
+def text_of(ids):
+    return "".join(CHARACTERS[token - 1] for token in ids)
 
 
 def padded(rows, left):
@@ -156,7 +160,7 @@ class Loop:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-9, betas=(0.9, 0.99), weight_decay=0.0)
         self.taken = 0
-        self.stops = [CHARACTERS.index("\n"), CHARACTERS.index("$")]
+        self.stops = ids_of("\n$")
 
     def step(self):
         """→ tokens drawn"""
@@ -179,7 +183,7 @@ class Loop:
                 learnt[i] += [True] * len(said)
                 if end is None:
                     continue  # the turn is too long: the conversation ends
-                given, done = sides[i].step("".join(CHARACTERS[token] for token in said).rstrip("$"))
+                given, done = sides[i].step(text_of(said).rstrip("$"))
                 if not done and len(rows[i]) + len(given) < CONTEXT:
                     rows[i] += ids_of(given)
                     learnt[i] += [False] * len(given)
@@ -221,7 +225,7 @@ def check(folder, loop):
             said = line["ids"][begin:end]
             row, learnt, begin = row + said, learnt + [True] * len(said), end
             if turn:
-                given, done = side.step("".join(CHARACTERS[token] for token in said).rstrip("$"))
+                given, done = side.step(text_of(said).rstrip("$"))
                 assert turn["given"] in ("", given) and (turn["given"] == given or done or turn is line["turns"][-1]), (turn, given)
                 row, learnt = row + ids_of(turn["given"]), learnt + [False] * len(turn["given"])
         with torch.no_grad():

@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
     return folder
 
 
-ALPHABET = "0123456789+-*/=[];?A$"  # of the configuration
+ALPHABET = "_0123456789+-*/=[];?A$"  # of the configuration, behind the padding
 
 
 def drawn(pair, side):
@@ -147,7 +147,7 @@ def test_a_phase_goes_on_with_its_own_pairs_alone(whole, tmp_path):
     assert "its training examples are not those that this run began with" in told.stderr
     file.write_text(text.replace('"chosen_ids":[', '"chosen_ids":[999,', 1))
     told = train(folder, CONFIG, *SHORT, resume=True, code=1)
-    assert "loop1.jsonl:1: this is no pair that a phase drew: token 999, outside the vocabulary 0 … 20" in told.stderr
+    assert "loop1.jsonl:1: this is no pair that a phase drew: token 999, outside the vocabulary 0 … 21" in told.stderr
     file.unlink()
     told = train(folder, CONFIG, *SHORT, resume=True, code=1)
     assert "loop1.jsonl: is not there, and the phase goes on with the pairs that it held" in told.stderr
