@@ -13,6 +13,7 @@
 namespace isentrope::ops::CPU_CAPABILITY::recurrence {
 
 constexpr double kLog2e = 1.4426950408889634074;
+constexpr double kMostExponent = 120;  // of exp2 of vectors, either sign: its results are normal floats
 
 // ---- states ---------------------------------------------------------------------------------------------------------
 
@@ -87,12 +88,27 @@ struct Decays {
       const double g = static_cast<double>(static_cast<const Real*>(log_decay)[at(t)]) * kLog2e;
       b[t] = sum += g < kernels::kLowestLogDecay ? kernels::kLowestLogDecay : g;
     }
+    Real rest[kMostChunk];
     for (int64_t t = 0; t < whole; ++t) {
-      const double x = b[smaller(t, count - 1)];
+      const double x = b[smaller(t, count - 1)], y = sum - x;
       high[t] = static_cast<Real>(x);  // a sum of two parts, of which differences keep their digits
       low[t] = static_cast<Real>(x - static_cast<double>(high[t]));
-      rise[t] = static_cast<Real>(::exp2(x));
-      fall[t] = static_cast<Real>(::exp2(sum - x));
+      fall[t] = static_cast<Real>(y);
+      rest[t] = static_cast<Real>(y - static_cast<double>(fall[t]));
+    }
+    const auto power_of_parts = [](V high, V low) {
+      const V first = exp2(high);
+      return fma(first * V(Real(1 / kLog2e)), low, first);
+    };
+    for (int64_t t = 0; t < whole; t += kWidth<Real>) {
+      store(rise + t, power_of_parts(load(high + t), load(low + t)));
+      store(fall + t, power_of_parts(load(fall + t), load(rest + t)));
+    }
+    // Each step by itself, so that one that is not finite leaves those before it as they are.
+    for (int64_t t = 0; t < whole; ++t) {
+      const double x = b[smaller(t, count - 1)], y = sum - x;
+      if (!(::fabs(x) <= kMostExponent)) rise[t] = static_cast<Real>(::exp2(x));
+      if (!(::fabs(y) <= kMostExponent)) fall[t] = static_cast<Real>(::exp2(y));
     }
     total = rise[count - 1];
     const V most(Real(-127) * (sizeof(Real) == 8 ? 8 : 1));  // of exp2
@@ -108,15 +124,19 @@ struct Decays {
 
 // ---- square blocks --------------------------------------------------------------------------------------------------
 
-// to [count, c] = A [count, d] · Bᵀ at and below the diagonal (in whole tiles), columns: B's transpose in panels.
+// to [count, c] = A [count, d] · Bᵀ at and below the diagonal (in whole vectors), columns: B's transpose in panels.
 template <class Real>
 void lower_scores(const Sizes<Real>& z, int64_t count, int64_t K, const Real* a, int64_t width, const Real* columns,
                   Real* to, Ahead* ahead = nullptr) {
-  product<false, false>(count, round_up(count, kPanel<Real>), kTile, a, width, columns, K * kPanel<Real>, to, z.c,
-                        [=](int64_t m, int64_t n) {
-                          if (ahead != nullptr) ahead->ask();
-                          return n < m + kTile ? Span{0, K} : Span{};
-                        });
+  for (int64_t n = 0; n < count; n += kPanel<Real>, columns += K * kPanel<Real>)
+    for (int64_t m = n / kTile * kTile; m < count; m += kTile) {
+      if (ahead != nullptr) ahead->ask();
+      const int64_t rows = smaller(kTile, count - m);
+      if (m + rows <= n + kLanes<Real>)
+        tile_of<Real, 1, false, false>(rows, K, a + m * width, width, columns, to + m * z.c + n, z.c);
+      else
+        tile_of<Real, 2, false, false>(rows, K, a + m * width, width, columns, to + m * z.c + n, z.c);
+    }
 }
 
 // x ⊙ Γ at and below the diagonal (below it, if strict), 0 above.
