@@ -100,7 +100,10 @@ struct SearchTask {
     v("people", people, "People, each with a place.", between(1, 40));
     v("places", places, "Places, each with a colour.", between(1, 20));
     v("distractors", distractors, "Facts of another relation (f) about the same people and places.", between(0, 40));
-    v("failed", failed, "Probability that the teacher's query leaves a word out, so that it may have to search again.",
+    v("failed", failed,
+      "Probability that the teacher's query leaves a word out, so that it may have to search again; twice for a fact "
+      "at "
+      "most.",
       between(0, 0.9));
     v("held_out", held_out, "Prompts in the validation list and in the test list.", between(1, 1 << 20));
   }

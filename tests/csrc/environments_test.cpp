@@ -339,6 +339,19 @@ TEST(Episodes, TheTeacherTalksWithTheEnvironment) {
   }
 }
 
+// An endless stream is looked at in its beginning alone, so that its conversations must not grow by chance: those of
+// configs/environments/search.yaml stay below its context of 160.
+TEST(Episodes, ConversationsOfASearchAreBounded) {
+  const data::Tokenizer tokenizer(data::TokenizerConfig{.characters = "\n abcdefghijklmnopqrstuvwxyzA01.;?-$"});
+  const data::Use learnt{.tokenizer = &tokenizer, .context = 160, .learnt = true};
+  const data::Episodes taught(data::SearchTask{.distractors = 4, .failed = 0.9}, 1, data::Split::train, &learnt);
+  size_t longest = 0;
+  for (const data::Example& example : taught.take(0, 3000))
+    longest = std::max(longest, data::sequence_of(example, tokenizer).ids.size());
+  EXPECT_LE(longest, 150u);
+  EXPECT_GT(longest, 130u) << "some queries fail twice for both facts";
+}
+
 TEST(Episodes, SplitsAreApartAndFixed) {
   for (const auto& task : all_tasks()) {
     std::map<std::string, std::set<data::Split>> where;
