@@ -1,5 +1,7 @@
 """Methods of policy learning (isentrope.methods) against plain torch in the form of the code that was released for each: of estimators a
-loop over the groups of a step, of weights whole tensors. Groups of 8 completions of ragged lengths."""
+loop over the groups of a step, of weights whole tensors. Groups of 8 completions of ragged lengths. gtpo and siren
+go token by token in double, and random and random_tokens rank a number of a counter-based generator for each token, so that the draw is the same for any number of threads:
+these are below the target. Rewards (pear, kl, overlong) have none."""
 
 import torch
 
