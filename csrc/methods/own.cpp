@@ -3,12 +3,15 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/jit_type.h>
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <stdexcept>
 
 namespace isentrope::methods {
 namespace {
+
+constexpr const char* kState = "state";
 
 std::string full_name(const std::string& op) {
   return op.find("::") == std::string::npos ? "isentrope::method_" + op : op;
@@ -51,6 +54,7 @@ std::optional<c10::IValue> value_of(const std::string& text, const c10::TypePtr&
 torch::jit::Stack arguments_of(const c10::FunctionSchema& schema, const NamedTensors& tensors,
                                const std::map<std::string, std::string>& settings) {
   const std::string name = schema.name();
+  const bool keeps = tensors.contains(kState);
   torch::jit::Stack stack;
   auto left = settings;
   for (const c10::Argument& argument : schema.arguments()) {
@@ -64,6 +68,8 @@ torch::jit::Stack arguments_of(const c10::FunctionSchema& schema, const NamedTen
                                     argument.type()->str());
       stack.push_back(*value);
       left.erase(setting);
+    } else if (argument.name() == kState) {
+      throw std::invalid_argument(name + " keeps a state; say what it begins with, as state: [0.0]");
     } else if (argument.default_value()) {
       stack.push_back(*argument.default_value());
     } else {
@@ -73,8 +79,14 @@ torch::jit::Stack arguments_of(const c10::FunctionSchema& schema, const NamedTen
   }
   if (!left.empty())
     throw std::invalid_argument(name + " has no argument " + left.begin()->first + "; take the key out");
-  if (schema.returns().size() != 1 || schema.returns()[0].type()->kind() != c10::TypeKind::TensorType)
-    throw std::invalid_argument(name + " returns something else than one tensor");
+  if (keeps && !schema.argumentIndexWithName(kState))
+    throw std::invalid_argument(name + " has no argument state; take the key out");
+  const auto& returns = schema.returns();
+  if (returns.size() != (keeps ? 2 : 1) || !std::all_of(returns.begin(), returns.end(), [](const c10::Argument& one) {
+        return one.type()->kind() == c10::TypeKind::TensorType;
+      }))
+    throw std::invalid_argument(name + " returns something else than " +
+                                (keeps ? "two tensors, its result and the new state" : "one tensor"));
   return stack;
 }
 
@@ -114,8 +126,10 @@ NamedTensors tensors_of(const Completions& c, bool advantage) {
 
 }  // namespace
 
-std::string problem_of_own(const std::string& op, const NamedTensors& names,
-                           const std::map<std::string, std::string>& settings) {
+Tensor OwnMethod::initial_state() const { return state.empty() ? Tensor() : torch::tensor(state, torch::kFloat64); }
+
+std::string OwnMethod::problem_with(NamedTensors names) const {
+  if (!state.empty()) names[kState] = Tensor();
   try {
     arguments_of(find(op).schema(), names, settings);
     return "";
@@ -124,10 +138,10 @@ std::string problem_of_own(const std::string& op, const NamedTensors& names,
   }
 }
 
-Tensor call_own(const std::string& op, const NamedTensors& tensors, const std::map<std::string, std::string>& settings,
-                at::IntArrayRef wanted) {
+Tensor OwnMethod::call(NamedTensors tensors, at::IntArrayRef wanted, Context& context) const {
   const torch::NoGradGuard no_grad;
   const c10::OperatorHandle handle = find(op);
+  if (!state.empty()) tensors[kState] = context.state.clone();  // an operator may write into what it is given
   torch::jit::Stack stack = arguments_of(handle.schema(), tensors, settings);
   handle.callBoxed(stack);
   const Tensor result = stack.at(0).toTensor();
@@ -137,19 +151,26 @@ Tensor call_own(const std::string& op, const NamedTensors& tensors, const std::m
   if (result.sizes() != wanted)
     refuse("a tensor of shape " + c10::str(result.sizes()) + "; wanted " + c10::str(wanted));
   if (!result.isfinite().all().item<bool>()) refuse("a number that is not finite");
+  if (state.empty()) return result;
+  const Tensor next = stack.at(1).toTensor();
+  if (next.sizes() != context.state.sizes() || next.scalar_type() != torch::kFloat64)
+    refuse("a state of shape " + c10::str(next.sizes()) + " and dtype " + c10::toString(next.scalar_type()) +
+           "; wanted " + c10::str(context.state.sizes()) + " of Double, as the key state has them");
+  if (next.isinf().any().item<bool>()) refuse("a state that is not finite");
+  context.state = next.to(torch::kCPU).clone();
   return result;
 }
 
-Weighted OwnWeight::apply(const Update& u, Context&) const {
-  const Tensor factor = call_own(op, tensors_of(u), settings, u.mask.sizes()).to(torch::kFloat32);
+Weighted OwnWeight::apply(const Update& u, Context& context) const {
+  const Tensor factor = call(tensors_of(u), u.mask.sizes(), context).to(torch::kFloat32);
   if (factor.masked_select(u.mask).lt(0).any().item<bool>())
     throw std::invalid_argument(full_name(op) + " returned a factor below 0; wanted 0 or more");
   return {factor};
 }
-std::string OwnWeight::missing() const { return problem_of_own(op, tensors_of(Update()), settings); }
+std::string OwnWeight::missing() const { return problem_with(tensors_of(Update())); }
 
-Bonus OwnEntropy::bonus(const Update& u, int64_t step, Context&) const {
-  const Tensor weight = call_own(op, tensors_of(u, step), settings, u.mask.sizes()).to(torch::kFloat32);
+Bonus OwnEntropy::bonus(const Update& u, int64_t step, Context& context) const {
+  const Tensor weight = call(tensors_of(u, step), u.mask.sizes(), context).to(torch::kFloat32);
   const Tensor counted = weight.masked_select(u.mask);
   const double size = counted.abs().mean(torch::kFloat64).item<double>();
   if (!(size > 0)) return {};  // none, or no token
@@ -157,18 +178,17 @@ Bonus OwnEntropy::bonus(const Update& u, int64_t step, Context&) const {
   const double coef = counted.sum(torch::kFloat64).item<double>() < 0 ? -size : size;
   return {coef, weight / coef};
 }
-std::string OwnEntropy::missing() const { return problem_of_own(op, tensors_of(Update(), 0), settings); }
+std::string OwnEntropy::missing() const { return problem_with(tensors_of(Update(), 0)); }
 
-void OwnReward::apply(Completions& c, Context&) const {
-  c.add(op, call_own(op, tensors_of(c, false), settings, c.reward.sizes()).to(torch::kFloat64));
+void OwnReward::apply(Completions& c, Context& context) const {
+  c.add(op, call(tensors_of(c, false), c.reward.sizes(), context).to(torch::kFloat64));
 }
-std::string OwnReward::missing() const { return problem_of_own(op, tensors_of(Completions(), false), settings); }
+std::string OwnReward::missing() const { return problem_with(tensors_of(Completions(), false)); }
 
-void OwnAdvantage::apply(Completions& c, Context&) const {
-  c.advantage = call_own(op, tensors_of(c, true), settings, c.mask.sizes())
-                    .to(torch::kFloat32)
-                    .masked_fill(c.mask.logical_not(), 0);
+void OwnAdvantage::apply(Completions& c, Context& context) const {
+  c.advantage =
+      call(tensors_of(c, true), c.mask.sizes(), context).to(torch::kFloat32).masked_fill(c.mask.logical_not(), 0);
 }
-std::string OwnAdvantage::missing() const { return problem_of_own(op, tensors_of(Completions(), true), settings); }
+std::string OwnAdvantage::missing() const { return problem_with(tensors_of(Completions(), true)); }
 
 }  // namespace isentrope::methods

@@ -1,18 +1,42 @@
 #include "csrc/train/policy_watch.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <iterator>
 #include <stdexcept>
+#include <utility>
 
 namespace isentrope::train {
 namespace {
 
-enum Kind : int64_t { kFlat = 1, kAllZero = 2, kAllOne = 4, kAllEqual = 8, kMismatch = 16, kNoise = 32 };
+enum Kind : int64_t { kFlat = 1, kAllZero = 2, kAllOne = 4, kAllEqual = 8, kMismatch = 16, kNoise = 32, kAwait = 64 };
+
+// A text that a method waits for, and the value of a metric where no completion of a step has it.
+struct Awaited {
+  const char* metric;
+  double none;
+  const char* what;    // it means
+  const char* advice;  // behind the phase's key
+};
+constexpr Awaited kAwaited[] = {
+    {"pear/tagged", 0, "no completion had the tag that ends the thinking",
+     ".reward, pear: tag: write the text that the answers have (samples.jsonl), or train an sft phase before whose "
+     "answers have it; all of an answer is thinking till then"},
+    {"empg/steps", 1, "every completion was a single step",
+     ".advantage, empg: marker: write a text that the answers have (samples.jsonl), or steps: turns for conversations; "
+     "no step has a next one till then"},
+    {"hicra/planning", 0, "no completion had one of the strategic grams",
+     ".advantage, hicra: grams: mine them of right answers of this model with isentrope grams; no advantage is changed "
+     "till then"},
+};
+static_assert(std::size(kAwaited) == 3, "PolicyWatch::without_ counts them");
 
 }  // namespace
 
 std::vector<std::string> PolicyWatch::look(const std::string& phase, const std::map<std::string, double>& values) {
   std::vector<std::string> texts = of_rewards(phase, values);
+  for (std::string& text : of_texts(phase, values)) texts.push_back(std::move(text));
   if (const auto noise = values.find("added_noise/ratio");
       noise != values.end() && noise->second > kMostNoise && !(told_ & kNoise)) {
     told_ |= kNoise;
@@ -31,6 +55,24 @@ std::vector<std::string> PolicyWatch::look(const std::string& phase, const std::
                   std::string(figure) + " nats a token apart (mismatch/k3). phases." + phase +
                   ".rollout: dtype: model and no top_k, top_p, min_p, repetition_penalty or bad_words make them one; " +
                   "phases." + phase + ".weight: [{kind: correction}] weighs tokens for it");
+  return texts;
+}
+
+std::vector<std::string> PolicyWatch::of_texts(const std::string& phase, const std::map<std::string, double>& values) {
+  std::vector<std::string> texts;
+  for (size_t i = 0; i < without_.size(); ++i) {
+    const Awaited& one = kAwaited[i];
+    const auto found = values.find(one.metric);
+    if (found == values.end()) continue;
+    without_[i] = found->second == one.none ? without_[i] + 1 : 0;
+    const int64_t kind = kAwait << i;
+    if (without_[i] < kSteps || (told_ & kind)) continue;
+    told_ |= kind;
+    char value[32];
+    std::snprintf(value, sizeof(value), "%g", one.none);
+    texts.push_back("in the last " + std::to_string(kSteps) + " steps " + one.what + " (" + one.metric + " " + value +
+                    "). phases." + phase + one.advice);
+  }
   return texts;
 }
 
@@ -76,15 +118,23 @@ std::vector<std::string> PolicyWatch::of_rewards(const std::string& phase,
 }
 
 std::vector<double> PolicyWatch::state() const {
-  if (flat_ == 0 && equal_ == 0 && told_ == 0) return {};
-  return {static_cast<double>(flat_), static_cast<double>(equal_), reward_, static_cast<double>(told_)};
+  const bool waits = std::any_of(without_.begin(), without_.end(), [](int64_t steps) { return steps > 0; });
+  if (flat_ == 0 && equal_ == 0 && told_ == 0 && !waits) return {};
+  std::vector<double> state{static_cast<double>(flat_), static_cast<double>(equal_), reward_,
+                            static_cast<double>(told_)};
+  if (waits) state.insert(state.end(), without_.begin(), without_.end());
+  return state;
 }
 
 void PolicyWatch::restore(const std::vector<double>& state) {
-  if (state.size() != 4) throw std::runtime_error("the checkpoint's policy_watch has not four numbers; it is damaged");
+  if (state.size() != 4 && state.size() != 4 + without_.size())
+    throw std::runtime_error("the checkpoint's policy_watch has " + std::to_string(state.size()) +
+                             " numbers, wanted 4 or " + std::to_string(4 + without_.size()) + "; it is damaged");
   flat_ = std::llround(state[0]), equal_ = std::llround(state[1]);
   reward_ = state[2];
   told_ = std::llround(state[3]);
+  without_ = {};
+  for (size_t i = 0; 4 + i < state.size(); ++i) without_[i] = std::llround(state[4 + i]);
 }
 
 }  // namespace isentrope::train

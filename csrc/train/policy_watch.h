@@ -1,6 +1,7 @@
 // Warns once a phase where a policy cannot learn from its rewards, since they tell no two completions of a prompt apart, step after step;
-// where the policy that draws is not the one that is trained; and, in every phase, where optimizer.noise dwarfs the gradient.
+// where the policy that draws is not the one that is trained; where a text that a method waits for never comes; and, in every phase, where optimizer.noise dwarfs the gradient.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -22,16 +23,19 @@ class PolicyWatch {
   // each kind once.
   std::vector<std::string> look(const std::string& phase, const std::map<std::string, double>& values);
 
-  // What a resumed run goes on from, nothing where there is nothing: steps in a row, their one reward, and what was told.
+  // What a resumed run goes on from, nothing where there is nothing: steps in a row, their one reward, what was told, and of each text that a
+  // method waits for the steps in a row without it.
   std::vector<double> state() const;
   void restore(const std::vector<double>& state);  // throws std::runtime_error for what state() does not give
 
  private:
+  std::vector<std::string> of_texts(const std::string& phase, const std::map<std::string, double>& values);
   std::vector<std::string> of_rewards(const std::string& phase, const std::map<std::string, double>& values);
 
   int64_t flat_ = 0, equal_ = 0;  // steps in a row in which every group was flat; in which all rewards were reward_
   double reward_ = 0;
-  int64_t told_ = 0;  // bits: one a kind
+  int64_t told_ = 0;                     // bits: one a kind
+  std::array<int64_t, 3> without_ = {};  // steps in a row, of each of kAwaited
 };
 
 }  // namespace isentrope::train

@@ -263,6 +263,33 @@ TEST(PolicyWatch, TellsOnceOfAPolicyThatIsNotTheOneTrained) {
   EXPECT_TRUE(after(resumed, 3, {{"mismatch/k3", 0.02}}).empty());
 }
 
+TEST(PolicyWatch, TellsOnceOfATextThatNeverComes) {
+  constexpr int64_t n = PolicyWatch::kSteps;
+  const struct {
+    const char* metric;
+    double none, some;
+    const char* key;
+  } cases[] = {{"pear/tagged", 0, 0.1, "phases.rl.reward, pear: tag"},
+               {"empg/steps", 1, 1.5, "phases.rl.advantage, empg: marker"},
+               {"hicra/planning", 0, 0.01, "phases.rl.advantage, hicra: grams"}};
+  for (const auto& one : cases) {
+    PolicyWatch watch;
+    EXPECT_TRUE(after(watch, n - 1, {{one.metric, one.none}}).empty()) << one.metric;
+    EXPECT_TRUE(after(watch, 1, {{one.metric, one.some}}).empty()) << one.metric;
+    EXPECT_TRUE(after(watch, 6, {{one.metric, one.none}}).empty()) << one.metric;
+    PolicyWatch resumed;  // which has counted on
+    resumed.restore(watch.state());
+    EXPECT_TRUE(after(resumed, n - 7, {{one.metric, one.none}}).empty()) << one.metric;
+    const auto told = after(resumed, 3 * n, {{one.metric, one.none}});
+    ASSERT_EQ(told.size(), 1u) << one.metric;
+    EXPECT_NE(told[0].find(one.key), std::string::npos) << told[0];
+    EXPECT_NE(told[0].find(one.metric), std::string::npos) << told[0];
+    PolicyWatch again;
+    again.restore(resumed.state());
+    EXPECT_TRUE(after(again, 3 * n, {{one.metric, one.none}}).empty()) << one.metric;
+  }
+}
+
 TEST(PolicyWatch, GoesOnWhereItWas) {
   PolicyWatch watch, resumed;
   after(watch, 6, figures(1, 0, 0));
