@@ -221,7 +221,8 @@ RewardSum odd_lengths() {
 
 TEST(MinedPairs, PairsAreThoseOfTheSeedWhateverTheThreads) {
   const Room room({.turns = 5, .at_limit = "end"});
-  PairsConfig config{.samples = 3, .steps = 2, .branches = 2, .per_prompt = 4};
+  PairsConfig config;
+  config.samples = 3, config.steps = 2, config.branches = 2, config.per_prompt = 4;
   config.sampling = room.sampling;
   const auto mine = [&](int threads, uint64_t seed, int64_t pages = 0) {
     at::set_num_threads(threads);
@@ -250,7 +251,8 @@ TEST(MinedPairs, PairsAreThoseOfTheSeedWhateverTheThreads) {
 
 TEST(MinedPairs, HardPairsAreAsManyAsAsked) {
   const Room room({.turns = 5, .at_limit = "end"});
-  PairsConfig config{.samples = 6, .steps = 0, .rule = "difficulty", .per_prompt = 6};
+  PairsConfig config;
+  config.samples = 6, config.steps = 0, config.rule = "difficulty", config.per_prompt = 6;
   config.sampling = room.sampling;
   const auto counts = [&](std::optional<double> share) {
     config.hard_share = share;
