@@ -6,7 +6,7 @@
 
 namespace isentrope::data {
 
-std::vector<std::string> words_of(std::string_view text) {
+std::vector<std::string> terms_of(std::string_view text) {
   std::vector<std::string> words;
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find(' ', at), text.size());
@@ -18,14 +18,14 @@ std::vector<std::string> words_of(std::string_view text) {
 
 Retriever::Retriever(const std::vector<std::string>& documents) : size_(documents.size()) {
   for (uint32_t i = 0; i < documents.size(); ++i)
-    for (std::string& word : words_of(documents[i])) {
+    for (std::string& word : terms_of(documents[i])) {
       std::vector<uint32_t>& having = having_[std::move(word)];
       if (having.empty() || having.back() != i) having.push_back(i);  // a word that stands twice counts once
     }
 }
 
 size_t Retriever::best(std::string_view query) const {
-  const auto asked = words_of(query);
+  const auto asked = terms_of(query);
   std::vector<double> scores(size_, -1);  // of a document that shares no word
   for (const std::string& word : std::set<std::string>(asked.begin(), asked.end()))  // in one order, so that sums are
     if (const auto found = having_.find(word); found != having_.end())

@@ -15,7 +15,7 @@
 namespace isentrope::data {
 
 // The words of a text, told apart by blanks.
-std::vector<std::string> words_of(std::string_view text);
+std::vector<std::string> terms_of(std::string_view text);
 
 // Holds of each word the documents that have it, so that a query looks at those alone that share a word with it.
 class Retriever {

@@ -142,9 +142,9 @@ std::shared_ptr<const Environment> Search::make() const { return std::make_share
 std::string perturbed(const std::string& query, const std::string& operation, const std::vector<std::string>& documents,
                       uint64_t seed, uint64_t search) {
   data::Stream stream(seed, data::Purpose::noise, search, /*b=*/1);
-  std::vector<std::string> words = data::words_of(query), corpus;
+  std::vector<std::string> words = data::terms_of(query), corpus;
   for (const std::string& document : documents)
-    for (const std::string& word : data::words_of(document)) corpus.push_back(word);
+    for (const std::string& word : data::terms_of(document)) corpus.push_back(word);
   const auto place = [&](size_t n) { return stream.below(static_cast<uint32_t>(n)); };
   if (corpus.empty() || (words.empty() && operation != "add")) return query;
   if (operation == "add") {

@@ -174,9 +174,9 @@ TEST(Search, TheIndexFindsWhatALookAtAllDocumentsFinds) {
     for (uint32_t i = stream.below(12); i > 0; --i) documents.push_back(word() + " " + word() + " " + word());
     const std::string query = word() + " " + word() + " " + word();
     std::set<std::string> asked;
-    for (const std::string& one : data::words_of(query)) asked.insert(one);
+    for (const std::string& one : data::terms_of(query)) asked.insert(one);
     const auto has = [](const std::string& document, const std::string& one) {
-      const auto words = data::words_of(document);
+      const auto words = data::terms_of(document);
       return std::find(words.begin(), words.end(), one) != words.end();
     };
     size_t best = documents.size();
@@ -262,9 +262,9 @@ TEST(Search, ErrorsAndEmptyResults) {
 TEST(Search, PerturbsWhatTheEngineGets) {
   const std::vector<std::string> facts{"ba c do", "do k ru"};
   for (uint64_t seed = 0; seed < 50; ++seed) {
-    EXPECT_EQ(data::words_of(perturbed("ba c", "delete", facts, seed, 1)).size(), 1u);
-    EXPECT_EQ(data::words_of(perturbed("ba c", "add", facts, seed, 1)).size(), 3u);
-    EXPECT_EQ(data::words_of(perturbed("ba c", "replace", facts, seed, 1)).size(), 2u);
+    EXPECT_EQ(data::terms_of(perturbed("ba c", "delete", facts, seed, 1)).size(), 1u);
+    EXPECT_EQ(data::terms_of(perturbed("ba c", "add", facts, seed, 1)).size(), 3u);
+    EXPECT_EQ(data::terms_of(perturbed("ba c", "replace", facts, seed, 1)).size(), 2u);
     EXPECT_EQ(perturbed("ba c", "add", facts, seed, 1), perturbed("ba c", "add", facts, seed, 1));
   }
   EXPECT_EQ(perturbed("", "delete", facts, 1, 1), "");
