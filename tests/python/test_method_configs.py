@@ -32,6 +32,7 @@ METHODS = {
     "pear": (GRPO + "reward.2.coef=0", ["pear/tagged", "pear/penalty"]),
     "perplexity": (GRPO + "advantage.1.alpha=0", []),
     "position": (GRPO + "advantage.1.gamma=0", []),
+    "quantile": (None, []),
     "repo": (GRPO + "advantage.1.beta=0", []),
     "repo_adaptive": (GRPO + "advantage.1={kind: repo, beta: 0}", ["repo/beta"]),
     "siren": (GRPO + "objective.entropy.coef=0", ["entropy_coef"]),
