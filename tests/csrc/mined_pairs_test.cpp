@@ -222,7 +222,7 @@ RewardSum odd_lengths() {
 TEST(MinedPairs, PairsAreThoseOfTheSeedWhateverTheThreads) {
   const Room room({.turns = 5, .at_limit = "end"});
   PairsConfig config;
-  config.samples = 3, config.steps = 2, config.branches = 2, config.per_prompt = 4;
+  config.samples = 6, config.steps = 2, config.branches = 2, config.per_prompt = 4, config.rule = "difficulty";
   config.sampling = room.sampling;
   const auto mine = [&](int threads, uint64_t seed, int64_t pages = 0) {
     at::set_num_threads(threads);
@@ -233,7 +233,7 @@ TEST(MinedPairs, PairsAreThoseOfTheSeedWhateverTheThreads) {
   const MinedPairs one = mine(1, 3), other = mine(1, 4);
   ASSERT_GT(one.pairs.size(), 3u);
   EXPECT_EQ(one.stats.at("pairs/found"), static_cast<double>(one.pairs.size()));
-  EXPECT_GT(one.stats.at("pairs/completions"), 3.0 * static_cast<double>(room.prompts.size())) << "branches count";
+  EXPECT_GT(one.stats.at("pairs/completions"), 6.0 * static_cast<double>(room.prompts.size())) << "branches count";
   for (const auto& [threads, pages] : {std::pair{2, 0}, {3, 9}}) {
     const MinedPairs again = mine(threads, 3, pages);
     ASSERT_EQ(again.pairs.size(), one.pairs.size());
