@@ -13,14 +13,14 @@ namespace {
 
 // What is added up over the targets of an update.
 enum DistillSum {
-  kLoss,
-  kDivergence,
-  kAgreement,
-  kCross,
-  kEntropy,
-  kEntropySquare,
-  kLayers,
-  kSums = kLayers + model::kLosses
+  kDistillLoss,
+  kDistillDivergence,
+  kDistillAgreement,
+  kDistillCross,
+  kDistillEntropy,
+  kDistillEntropySquare,
+  kDistillLayers,
+  kDistillSums = kDistillLayers + model::kLosses
 };
 
 const char* const kNames[model::kLosses]{"distill/estimate/kl", "distill/estimate/square", "distill/attention/kl",
@@ -75,7 +75,7 @@ std::map<std::string, double> DistillObjective::backward(model::Decoder& model, 
   const bool together = batch_.micro_tokens == 0;
   const Sent sent{gradients};
   const double tau = config_.temperature;
-  std::vector<double> sums(kSums);
+  std::vector<double> sums(kDistillSums);
   for (const Batch& micro : micros) {
     const Tensor there = (micro.target != data::kIgnore).flatten().nonzero().squeeze(1);  // of the targets
     const auto wide = [&](const Tensor& x) {
@@ -102,28 +102,29 @@ std::map<std::string, double> DistillObjective::backward(model::Decoder& model, 
         const Tensor each = layer.flatten(0, 1).index_select(0, there).sum(0);  // [kLosses]
         const Tensor weight = torch::tensor({config_.kl, 1.0, config_.kl, 1.0, 1.0}, each.options());
         loss = loss + layers_ / N * (each * weight).sum();
-        for (int64_t i = 0; i < model::kLosses; ++i) add(kLayers + i, each[i]);
+        for (int64_t i = 0; i < model::kLosses; ++i) add(kDistillLayers + i, each[i]);
       }
-    sums[kLoss] += pass.backward(loss, together ? 1.0 : share_of(micro, update), gradients, &micro == &micros.back());
-    add(kDivergence, divergence);
-    add(kAgreement, taught.argmax(1).eq(own.argmax(1)));
-    add(kCross, cross);
+    sums[kDistillLoss] +=
+        pass.backward(loss, together ? 1.0 : share_of(micro, update), gradients, &micro == &micros.back());
+    add(kDistillDivergence, divergence);
+    add(kDistillAgreement, taught.argmax(1).eq(own.argmax(1)));
+    add(kDistillCross, cross);
     const Tensor entropy = -(log * log.exp()).detach().sum(1).to(torch::kFloat64);
-    add(kEntropy, entropy);
-    add(kEntropySquare, entropy.square());
+    add(kDistillEntropy, entropy);
+    add(kDistillEntropySquare, entropy.square());
   }
   ranks_->sum(sums);
   if (watch) watch->over(*ranks_);
-  std::map<std::string, double> values{{"loss", sums[kLoss]}, {"tokens", tokens}};
+  std::map<std::string, double> values{{"loss", sums[kDistillLoss]}, {"tokens", tokens}};
   if (tokens == 0) return values;
-  const double H = sums[kEntropy] / N;
+  const double H = sums[kDistillEntropy] / N;
   values["entropy/mean"] = H;
-  values["entropy/std"] = std::sqrt(std::max(sums[kEntropySquare] / N - H * H, 0.0));
-  values["distill/kl"] = sums[kDivergence] / N;
-  values["distill/agreement"] = sums[kAgreement] / N;
-  values["distill/cross_entropy"] = sums[kCross] / N;
+  values["entropy/std"] = std::sqrt(std::max(sums[kDistillEntropySquare] / N - H * H, 0.0));
+  values["distill/kl"] = sums[kDistillDivergence] / N;
+  values["distill/agreement"] = sums[kDistillAgreement] / N;
+  values["distill/cross_entropy"] = sums[kDistillCross] / N;
   if (layers_ > 0)
-    for (int64_t i = 0; i < model::kLosses; ++i) values[kNames[i]] = sums[kLayers + i] / N;
+    for (int64_t i = 0; i < model::kLosses; ++i) values[kNames[i]] = sums[kDistillLayers + i] / N;
   return values;
 }
 

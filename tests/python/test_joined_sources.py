@@ -25,14 +25,16 @@ def names(text):
         for line in re.findall(r"^(?:inline )?const(?:expr|init)? [^;(]*", body, re.M):
             found += re.findall(r"\b(k[A-Z]\w*)(?=\s*(?:=|\[|\{))", line)
         found += re.findall(r"^(?:struct|class|enum class|enum) (\w+)", body, re.M)
+        for values in re.findall(r"^enum (?!class)[^{]*\{(.*?)\}", re.sub(r"//.*", "", body), re.M | re.S):  # of an enum without a scope
+            found += re.findall(r"(?:^|,)\s*(k[A-Z]\w*)", values)
         for name, given in re.findall(r"^[A-Za-z][\w:<>&*, ]*?[ &*](\w+)\(([^()]*(?:\([^()]*\)[^()]*)*)\)[^;{]*\{", body, re.M):
             found.append(f"{name}({parameters(given)})")
     return found
 
 
 def test_it_finds_names():
-    text = "namespace {\nconstexpr int kA = 1, kB = 2;\nstruct Held {\n  int x;\n};\nbool is(const std::string& file, int n = 3) {\n  return kC;\n}\n}  // namespace\nint kD = 4;\n"
-    assert names(text) == ["kA", "kB", "Held", "is(const std::string&, int)"]
+    text = "namespace {\nconstexpr int kA = 1, kB = 2;\nenum Sum { kFirst, kLast = kFirst + n::kMany };\nstruct Held {\n  int x;\n};\nbool is(const std::string& file, int n = 3) {\n  return kC;\n}\n}  // namespace\nint kD = 4;\n"
+    assert names(text) == ["kA", "kB", "Sum", "Held", "kFirst", "kLast", "is(const std::string&, int)"]
 
 
 @pytest.mark.parametrize("room", ROOMS)
