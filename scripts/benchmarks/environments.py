@@ -6,7 +6,8 @@ length. Both draw for themselves, from the same weights in each round; times are
 Values first: under the weights by hand, what ours drew has the log-probabilities that ours saved, and the environment by hand gives the answers that ours gave.
 
 Then how much of the rollouts' time an environment in Python takes whose calls (`step_many`) last 1 ms each. The rows of the program `model_bench` tell the same of
-the environment in C++, the tokens that conversations compute twice (there are none), and what a query of the retriever takes."""
+the environment in C++, the tokens that conversations compute twice (there are none), and what a query of the retriever takes.
+Of shares and of the query the ratio is the most that is wanted by what was found: at most 25 % of the time for Python, 5 % for C++, 1 ms a query."""
 
 import json
 import random
